@@ -1,0 +1,129 @@
+"""What the operators accept, and the message for everything else."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from autoselect.config import ConfigError
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MAX_FACTOR_RANK = 64
+
+
+def values_are_checkable(tensor: Tensor) -> bool:
+    """Whether reading values costs nothing: on a CPU, outside of tracing.
+
+    On a GPU it would wait for the device and break CUDA graphs; there the kernels stay in bounds
+    and let NaN through to the loss.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_float(field: str, tensor: Tensor, dims: str, ndim: int) -> None:
+    """Refuse a tensor of another rank or of no floating-point type."""
+    if tensor.ndim != ndim:
+        raise ConfigError(
+            f"{field} has shape {tuple(tensor.shape)}, but must be {dims} ({ndim} dimensions); "
+            "reshape it"
+        )
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise ConfigError(
+            f"{field} has dtype {tensor.dtype}, but must be float32, float64, bfloat16 or float16; "
+            "convert it"
+        )
+
+
+def check_shape(field: str, tensor: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    """Refuse a tensor of another shape or on another device."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ConfigError(
+            f"{field} has shape {tuple(tensor.shape)}, but must be {tuple(shape)} to fit the other "
+            "arguments"
+        )
+    if tensor.device != device:
+        raise ConfigError(
+            f"{field} is on {tensor.device}, but the other arguments are on {device}; move it"
+        )
+
+
+def check_scores(scores: Tensor, mask: Tensor | None) -> None:
+    """Scores are [B, N] without NaN; a mask is boolean, [B, N], true at valid tokens."""
+    check_float("scores", scores, "[batch, tokens]", 2)
+    if mask is not None:
+        check_shape("mask", mask, scores.shape, scores.device)
+        if mask.dtype != torch.bool:
+            raise ConfigError(
+                f"mask has dtype {mask.dtype}, but must be torch.bool (true at valid tokens); "
+                "convert it"
+            )
+    if values_are_checkable(scores):
+        nan = torch.isnan(scores.detach())
+        if mask is not None:
+            nan = nan & mask
+        if nan.any():
+            row = int(nan.any(-1).nonzero()[0])
+            raise ConfigError(
+                f"scores contain {int(nan.sum())} NaN, the first in row {row}; scores of valid "
+                "tokens must be numbers: look for a diverged Scorer or a NaN feature"
+            )
+
+
+def check_budget(k: int | Tensor, scores: Tensor) -> int | Tensor:
+    """The budget is in 1..N: one integer, or an integer tensor [B]."""
+    batch, num_tokens = scores.shape
+    if isinstance(k, Tensor):
+        check_shape("k", k, (batch,), scores.device)
+        if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+            raise ConfigError(f"k has dtype {k.dtype}, but must hold integers; convert it to int64")
+        if values_are_checkable(k) and bool(((k < 1) | (k > num_tokens)).any()):
+            raise ConfigError(
+                f"k={k.tolist()} leaves the range of the {num_tokens} tokens of a row; "
+                f"choose 1..{num_tokens}"
+            )
+        return k.to(torch.int64)
+    return check_count(k, num_tokens)
+
+
+def check_count(k: int, num_tokens: int) -> int:
+    """The budget as one integer in 1..N."""
+    if isinstance(k, (bool, float)):
+        raise ConfigError(f"k={k!r} must be an integer number of tokens; choose 1..{num_tokens}")
+    k = operator.index(k)
+    if k < 1:
+        raise ConfigError(f"k={k} keeps no token; choose 1..{num_tokens}")
+    if k > num_tokens:
+        raise ConfigError(
+            f"k={k} exceeds the {num_tokens} tokens of a row; choose 1..{num_tokens}"
+        )
+    return k
+
+
+def check_temperature(temperature: float) -> None:
+    """The temperature is a positive, finite number."""
+    if not temperature > 0 or math.isinf(temperature):
+        raise ConfigError(f"temperature={temperature} must be a positive, finite number")
+
+
+def check_statistics(tokens: Tensor, mean: Tensor, std: Tensor, factor: Tensor | None) -> None:
+    """Channel statistics fit the tokens: mean and std [D], factor [r, D]."""
+    check_float("tokens", tokens, "[batch, tokens, channels]", 3)
+    width = tokens.shape[2]
+    for field, value in (("mean", mean), ("std", std)):
+        check_float(field, value, "[channels]", 1)
+        check_shape(field, value, (width,), tokens.device)
+    if values_are_checkable(std) and bool((~(std.detach() >= 0)).any()):
+        raise ConfigError("std must be non-negative in every channel; calibrate it again")
+    if factor is not None:
+        check_float("factor", factor, "[rank, channels]", 2)
+        rank = factor.shape[0]
+        if not 1 <= rank <= MAX_FACTOR_RANK:
+            raise ConfigError(
+                f"factor has rank {rank}, but must have 1..{MAX_FACTOR_RANK} rows; keep the "
+                "leading directions"
+            )
+        check_shape("factor", factor, (rank, width), tokens.device)

@@ -1,0 +1,76 @@
+"""Hard top-K: the positions of the K largest scores, in image order.
+
+Source: AutoSelect (arXiv 2603.07135), inference. Ours: ties go to the lowest position, so that the
+result does not depend on the device or on the algorithm.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoselect.ops.checks import check_count, check_float, check_scores, check_shape
+
+
+def hard_top_k_reference(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+    """`hard_top_k` in plain PyTorch: a stable descending sort, cut at k, sorted by position."""
+    check_scores(scores, mask)
+    k = check_count(k, scores.shape[1])
+    num_tokens = scores.shape[1]
+    order = torch.argsort(scores.detach(), dim=-1, descending=True, stable=True)
+    if mask is None:
+        return order[:, :k].sort(dim=-1).values
+    valid_first = torch.argsort((~mask).gather(1, order).to(torch.uint8), dim=-1, stable=True)
+    kept = order.gather(1, valid_first)[:, :k]
+    is_valid = mask.gather(1, kept)
+    positions = kept.masked_fill(~is_valid, num_tokens).sort(dim=-1).values
+    return positions.masked_fill(positions == num_tokens, -1)
+
+
+def select_tokens_reference(
+    tokens: Tensor, scores: Tensor, k: int, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`select_tokens` in plain PyTorch."""
+    check_float("tokens", tokens, "[batch, tokens, channels]", 3)
+    check_shape("scores", scores, tokens.shape[:2], tokens.device)
+    indices = hard_top_k_reference(scores, k, mask)
+    absent = (indices < 0)[..., None]
+    where = indices.clamp(min=0)[..., None].expand(-1, -1, tokens.shape[2])
+    return tokens.gather(1, where).masked_fill(absent, 0.0), indices
+
+
+def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+    """Positions of the `k` largest scores of each row, int64, [B, K], ascending.
+
+    Ties go to the lowest position. A row with fewer than `k` valid tokens lists all of them and
+    then -1; without a mask there is never a -1. No gradient.
+
+    Args:
+        scores: importance logits, [B, N].
+        k: token budget in 1..N.
+        mask: true at valid tokens, bool, [B, N]; all valid when None.
+
+    Raises:
+        ConfigError: a wrong shape, dtype or device, `k` outside 1..N, or (on a CPU) a NaN score.
+            On a GPU a NaN ranks below every number.
+    """
+    return hard_top_k_reference(scores, k, mask)
+
+
+def select_tokens(
+    tokens: Tensor, scores: Tensor, k: int, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The tokens with the `k` largest scores: (kept [B, K, D], positions [B, K]).
+
+    Differentiable in the tokens. Where a position is -1 (see `hard_top_k`) the kept row is zero.
+
+    Args:
+        tokens: [B, N, D].
+        scores: importance logits, [B, N].
+        k: token budget in 1..N.
+        mask: true at valid tokens, bool, [B, N]; all valid when None.
+
+    Raises:
+        ConfigError: as `hard_top_k`.
+    """
+    return select_tokens_reference(tokens, scores, k, mask)

@@ -1,0 +1,139 @@
+"""Soft top-K: scores to gates in (0, 1) that sum to the token budget.
+
+    u_i = (r_i - theta) / tau,   s_i = sigmoid(u_i),   theta such that  sum_i s_i = K
+
+Source: AutoSelect (arXiv 2603.07135), soft top-K. The solver, the mask and the log-space weights of
+the gradient are ours:
+
+    du_i / dr_j = (delta_ij - w_j) / tau,   w = softmax(logsigmoid(u) + logsigmoid(-u))
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from autoselect.ops.checks import check_budget, check_scores, check_temperature
+
+MAX_ITERATIONS = 600
+LARGEST_SCORE = {torch.float64: 1e60, torch.float32: 8e37, torch.bfloat16: 8e37, torch.float16: 6e4}
+
+
+def _offset(logits: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
+    """The number to subtract from each row's logits so that its gates sum to the budget.
+
+    Newton's method inside a bracket; a step that is not half of the step before last is replaced by
+    bisection, so that every row ends. Each gate is within
+    sigmoid(-|u|) of 0 or 1, so the excess is a whole number plus small terms and keeps its
+    precision when every gate is saturated.
+
+    Args:
+        logits: [B, N], float64; rows with `budget < valid.sum(-1)` only matter.
+        budget: K, [B, 1], float64.
+        valid: true at tokens that count, [B, N].
+    """
+    count = valid.sum(-1, keepdim=True)
+    fraction = (budget / count.clamp(min=1)).clamp(1e-9, 1 - 1e-9)
+    shift = torch.logit(fraction)
+    low = logits.masked_fill(~valid, torch.inf).amin(-1, keepdim=True) - shift
+    high = logits.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True) - shift
+    offset = (low + high) / 2
+    step = before = high - low
+
+    for _ in range(MAX_ITERATIONS):
+        u = logits - offset
+        small = torch.sigmoid(-u.abs()) * valid
+        above = (u > 0) & valid
+        signed = torch.where(above, -small, small)
+        excess = above.sum(-1, keepdim=True) - budget + signed.sum(-1, keepdim=True)
+        slope = (small * (1 - small)).sum(-1, keepdim=True)
+
+        low = torch.where(excess > 0, offset, low)
+        high = torch.where(excess > 0, high, offset)
+        newton = offset + excess / slope
+        middle = low + (high - low) / 2
+        quick = (newton > low) & (newton < high) & (2 * (newton - offset).abs() < before.abs())
+        before, step = step, torch.where(quick, newton, middle) - offset
+        done = (excess.abs() <= 1e-14 * slope) | (step == 0) | (high <= low)
+        if bool((done | (count <= budget)).all()):
+            break
+        offset = torch.where(done, offset, offset + step)
+    return offset
+
+
+def _solve_logits(scores: Tensor, budget: Tensor, temperature: float, valid: Tensor) -> Tensor:
+    """Gate logits u, [B, N], float64, without gradient.
+
+    Measured from the K-th largest score: either the threshold is within a few temperatures of it,
+    or every gate is saturated. So the offset never swallows the digits that matter.
+    """
+    limit = LARGEST_SCORE[scores.dtype]
+    clamped = scores.detach().double().clamp(-limit, limit).masked_fill(~valid, -limit)
+    base = clamped.sort(dim=-1, descending=True).values.gather(-1, budget.long() - 1)
+    logits = (clamped - base) / temperature
+    return logits - _offset(logits, budget, valid)
+
+
+def soft_top_k_logits_reference(
+    scores: Tensor, k: int | Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """Gate logits u, [B, N], float64, differentiable in the scores.
+
+    Padded tokens have logit -inf; rows with `k` or fewer valid tokens have logit +inf.
+    """
+    check_scores(scores, mask)
+    k = check_budget(k, scores)
+    check_temperature(temperature)
+    valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    if scores.numel() == 0:
+        return scores.double()
+    budget = torch.as_tensor(k, dtype=torch.float64, device=scores.device).expand(scores.shape[0])
+    budget = budget[:, None]
+
+    u = _solve_logits(scores, budget, temperature, valid)
+    log_slope = (logsigmoid(u) + logsigmoid(-u)).masked_fill(~valid, -torch.inf)
+    weights = torch.softmax(log_slope, dim=-1).nan_to_num(0.0)
+
+    # The implicit gradient: a threshold of unchanged value whose derivative by score j is w_j.
+    change = (scores - scores.detach()).double().nan_to_num(0.0) / temperature
+    logits = u + change - (weights * change).sum(-1, keepdim=True)
+
+    all_kept = valid.sum(-1, keepdim=True) <= budget
+    return logits.masked_fill(all_kept, torch.inf).masked_fill(~valid, -torch.inf)
+
+
+def soft_top_k_reference(
+    scores: Tensor, k: int | Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """`soft_top_k` in plain PyTorch, solved in float64."""
+    logits = soft_top_k_logits_reference(scores, k, temperature, mask)
+    return torch.sigmoid(logits).to(gate_dtype(scores))
+
+
+def gate_dtype(scores: Tensor) -> torch.dtype:
+    """Gates are float64 for float64 scores and float32 otherwise: a bfloat16 sum is too coarse."""
+    return torch.float64 if scores.dtype == torch.float64 else torch.float32
+
+
+def soft_top_k(
+    scores: Tensor, k: int | Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """Gates of a soft top-K, [B, N], float32 (float64 for float64 scores).
+
+    Each row's gates sum to its `k`. Padded tokens get gate 0 and no gradient; a row with `k` or
+    fewer valid tokens gets gates of exactly 1 and no gradient. Scores beyond
+    `LARGEST_SCORE` count as that.
+
+    Args:
+        scores: importance logits, [B, N]; standardised by the caller.
+        k: token budget in 1..N, one for all rows or int64 [B].
+        temperature: width of the transition between 0 and 1, in units of the scores.
+        mask: true at valid tokens, bool, [B, N]; all valid when None.
+
+    Raises:
+        ConfigError: a wrong shape, dtype or device, `k` outside 1..N, a temperature that is not
+            positive and finite, or (on a CPU) a NaN score. Values on a GPU are not looked at: there a
+            NaN score makes its row's gates NaN.
+    """
+    return soft_top_k_reference(scores, k, temperature, mask)
