@@ -1,0 +1,258 @@
+"""Processes of a run: who am I, how do the ranks meet, where do log lines and signals go.
+
+A rank can be started by the `deepspeed` launcher, by `torchrun`, by `srun` (one task per rank)
+or by plain `python`; `RankInfo.from_environment` reads all four and `init_distributed` joins the
+ranks through DeepSpeed. DeepSpeed is imported inside functions: importing it takes seconds, and
+`DS_ACCELERATOR` has to be set before.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from autoselect.config import ConfigError
+
+EXIT_PREEMPTED = 75
+"""Exit code after a signal and a complete checkpoint (EX_TEMPFAIL): the same command goes on."""
+
+DEFAULT_PORT = 29500
+COLLECTIVE_TIMEOUT_S = 90.0
+"""Longest wait of a rank for the others, in seconds; a stalled rank ends the run after it."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Place of this process among all processes of the run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    source: str
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
+        """Reads the variables of the deepspeed launcher, torchrun or srun.
+
+        RANK and WORLD_SIZE (deepspeed, torchrun) win over SLURM_PROCID and SLURM_NTASKS (srun);
+        with neither the run is a single process. Slurm's variables count only inside a step
+        (SLURM_STEP_ID is set): the batch shell has them too and is no rank.
+
+        Raises:
+            ConfigError: half of a pair is set, a value is no integer, or a rank is out of range.
+        """
+        if "RANK" in environment or "WORLD_SIZE" in environment:
+            names, source = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "launcher"
+        elif "SLURM_PROCID" in environment and _in_slurm_step(environment):
+            names, source = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "slurm"
+        else:
+            return cls(rank=0, world_size=1, local_rank=0, source="single")
+        rank, world_size, local_rank = (_integer(environment, name) for name in names)
+        if not 0 <= rank < world_size:
+            raise ConfigError(
+                f"{names[0]}={rank} is outside 0..{world_size - 1} ({names[1]}={world_size}); "
+                "start every rank through one launcher"
+            )
+        return cls(rank, world_size, local_rank, source)
+
+
+def _in_slurm_step(environment: Mapping[str, str]) -> bool:
+    step = environment.get("SLURM_STEP_ID", "")
+    return step.isdigit() and environment.get("SLURM_STEP_NUM_TASKS", "1").isdigit()
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name)
+    if value is None:
+        raise ConfigError(
+            f"{name} is not set although another variable of its launcher is; use the deepspeed "
+            "launcher, torchrun or srun, or unset RANK and WORLD_SIZE for a single process"
+        )
+    if not value.isdigit():
+        raise ConfigError(f"{name}={value!r} is no non-negative integer; let the launcher set it")
+    return int(value)
+
+
+def set_accelerator_default() -> None:
+    """Tells DeepSpeed to use the CPU when no CUDA device is visible, unless the user chose."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def choose_device(info: RankInfo) -> torch.device:
+    """Device of this rank: its own GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: more ranks on this machine than visible GPUs.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    # srun with --gpus-per-task=1 shows every task one GPU, as device 0.
+    index = 0 if count == 1 and info.source == "slurm" else info.local_rank
+    if index >= count:
+        raise ConfigError(
+            f"local rank {info.local_rank} has no GPU: {count} visible on {socket.gethostname()}; "
+            "start one rank per GPU (deepspeed --num_gpus, srun --ntasks-per-node)"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def init_distributed(
+    info: RankInfo, device: torch.device, timeout_s: float = COLLECTIVE_TIMEOUT_S
+) -> None:
+    """Joins the ranks: gloo between CPUs, NCCL between GPUs.
+
+    Args:
+        info: this rank.
+        device: its device; decides the backend.
+        timeout_s: longest wait for other ranks, in seconds, in the rendezvous and in collectives.
+
+    Raises:
+        ConfigError: the rendezvous port is in use, or the other ranks did not come in time.
+    """
+    set_accelerator_default()
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    environment = _rendezvous(info)
+    os.environ.update(environment)
+    import deepspeed
+
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise ConfigError(_rendezvous_message(error, environment, info, timeout_s)) from error
+
+
+def _rendezvous(info: RankInfo) -> dict[str, str]:
+    """The five variables that torch.distributed reads, whoever started this rank."""
+    if info.source == "slurm" and "MASTER_ADDR" not in os.environ and info.world_size > 1:
+        raise ConfigError(
+            "MASTER_ADDR is not set in this Slurm step; export the address of the first node "
+            "before srun, as slurm/train.sh does"
+        )
+    alone = info.source == "single"
+    port = str(_free_port()) if alone else str(DEFAULT_PORT)
+    return {
+        "RANK": str(info.rank),
+        "WORLD_SIZE": str(info.world_size),
+        "LOCAL_RANK": str(info.local_rank),
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": port if alone else os.environ.get("MASTER_PORT", port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rendezvous_message(
+    error: Exception, environment: dict[str, str], info: RankInfo, timeout_s: float
+) -> str:
+    port, address = environment["MASTER_PORT"], environment["MASTER_ADDR"]
+    if "EADDRINUSE" in str(error) or os.strerror(errno.EADDRINUSE) in str(error):
+        return (
+            f"MASTER_PORT={port} is already in use on {socket.gethostname()}, probably by another "
+            "run; choose a free one with deepspeed --master_port PORT or MASTER_PORT=PORT"
+        )
+    return (
+        f"rank {info.rank} of {info.world_size} could not meet the others at {address}:{port} "
+        f"within {timeout_s:.0f} s; check that every rank was started and that MASTER_ADDR and "
+        f"MASTER_PORT are reachable from {socket.gethostname()} ({error})"
+    )
+
+
+def setup_logging(info: RankInfo, level: int = logging.INFO) -> None:
+    """Sends log lines to standard error: rank 0 from `level`, the other ranks from WARNING.
+
+    Every line starts with time and level; lines of ranks other than 0 name their rank and host.
+    """
+    who = "" if info.is_main else f"[rank {info.rank} {socket.gethostname()}] "
+    logging.basicConfig(
+        level=level if info.is_main else logging.WARNING,
+        format=f"%(asctime)s %(levelname)s {who}%(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    for noisy in ("DeepSpeed", "torch.distributed", "urllib3", "matplotlib", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch the same on every rank.
+
+    What must differ between samples is keyed by sample id (order, noise), never by rank.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def all_agree_true(flag: bool, device: torch.device) -> bool:
+    """True when `flag` is true on every rank (a collective: all ranks call it)."""
+    return not any_true(not flag, device)
+
+
+def any_true(flag: bool, device: torch.device) -> bool:
+    """True when `flag` is true on at least one rank (a collective: all ranks call it)."""
+    value = torch.tensor([float(flag)], device=device)
+    if dist.is_initialized():
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def broadcast_object(value: Any) -> Any:
+    """The object of rank 0, on every rank (a collective); other ranks' values are ignored."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class SignalFlag:
+    """Remembers SIGTERM and SIGUSR1 so that the run ends after the step it is in.
+
+    `raised_anywhere` is asked once per step by all ranks: a signal on one rank stops all of them
+    at the same step, with one checkpoint.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        for number in self.SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+
+    def raised_anywhere(self, device: torch.device) -> bool:
+        return any_true(self.received is not None, device)
