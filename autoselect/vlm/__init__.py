@@ -1,0 +1,6 @@
+"""Frozen vision-language models on stock transformers: encode, prune, answer, lose. No selection."""
+
+from autoselect.vlm.backbone import FrozenVLM, VisualTokens
+from autoselect.vlm.batch import Collator, TrainBatch
+
+__all__ = ["Collator", "FrozenVLM", "TrainBatch", "VisualTokens"]

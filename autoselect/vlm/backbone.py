@@ -1,0 +1,298 @@
+"""A frozen VLM on stock transformers: visual tokens out, any subset of them back in.
+
+The visual tokens are the ones the language model sees, after the projector. A pruned prompt keeps the
+original position ids of what is left; the placeholders of removed tokens are dropped from the
+sequence, so the language model really computes less.
+
+Dimension letters: B prompts, N visual tokens, K kept ones, D width, T prompt tokens.
+"""
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from autoselect.config import ConfigError
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Visual tokens of some images, as the language model would see them.
+
+    Attributes:
+        tokens: [B, N, D].
+        mask: true at real tokens, [B, N]; None when every token is real.
+        grid: rows and columns of the tokens' raster; None when they form none.
+        class_attention: attention of the vision tower's class token to each patch in the last used
+            layer, mean over heads, [B, N]; only on request.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    class_attention: Tensor | None = None
+
+
+def square_grid(num_tokens: int) -> tuple[int, int] | None:
+    """The square raster of `num_tokens`, or None."""
+    side = round(num_tokens**0.5)
+    return (side, side) if side * side == num_tokens else None
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on accelerators, float32 on CPUs."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+class FrozenVLM:
+    """An unmodified transformers model in eval mode, no parameter of which requires a gradient.
+
+    Args:
+        model: a `...ForConditionalGeneration` with an image token.
+        processor: its processor, with a chat template.
+        name: how reports call it.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.name = name
+        image_token = getattr(model.config, "image_token_id", None)
+        if image_token is None:
+            image_token = getattr(model.config, "image_token_index", None)
+        if image_token is None:
+            raise ConfigError(
+                f"model={name} ({model.config.model_type}) has no image token in its prompt; "
+                "choose a model that puts image features into the language model's sequence"
+            )
+        self.image_token_id = int(image_token)
+        self.num_tokens: int | None = getattr(model.config, "image_seq_length", None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "FrozenVLM":
+        """Load a folder or a hub name through transformers' own path.
+
+        Args:
+            path: folder or hub name of an image-text-to-text model.
+            dtype: of the weights; bfloat16 on accelerators and float32 on CPUs by default.
+            device: where it runs.
+
+        Raises:
+            ConfigError: there is no model, it is no VLM, or its processor is missing.
+        """
+        device = torch.device(device)
+        name = Path(path).name or str(path)
+        try:
+            AutoConfig.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model={path} cannot be loaded: {str(error).splitlines()[0]} "
+                "Give the folder of a transformers model (with config.json) or a hub name"
+            ) from error
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype or default_dtype(device)
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"model={path} is no vision-language model: {str(error).splitlines()[0]} "
+                "Give a model that AutoModelForImageTextToText can load"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"model={path} is incomplete: {str(error).splitlines()[0]} "
+                "Copy or download the weights again"
+            ) from error
+        try:
+            processor = AutoProcessor.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model={path} has no processor: {str(error).splitlines()[0]} "
+                "Copy processor_config.json and the tokenizer files into it"
+            ) from error
+        return cls(model.to(device), processor, name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def width(self) -> int:
+        """D, channels of a visual token after the projector."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def fingerprint(self) -> str:
+        """sha256 over all weights by name, to show that training left them alone."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def pixel_inputs(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """What the vision tower reads, from the model's own image processor."""
+        inputs = self.processor.image_processor(images=images, return_tensors="pt")
+        return {name: self._to_device(value) for name, value in inputs.items()}
+
+    def _to_device(self, value: Tensor) -> Tensor:
+        value = value.to(self.device)
+        return value.to(self.dtype) if value.is_floating_point() else value
+
+    @torch.no_grad()
+    def encode(self, inputs: dict[str, Tensor], class_attention: bool = False) -> VisualTokens:
+        """Visual tokens of a batch of images.
+
+        Args:
+            inputs: of `pixel_inputs`.
+            class_attention: also return the vision tower's class-token attention.
+        """
+        features = self.model.model.get_image_features(**inputs, return_dict=True).pooler_output
+        counts = [len(feature) for feature in features]
+        longest = max(counts)
+        tokens = torch.stack(
+            [torch.nn.functional.pad(f, (0, 0, 0, longest - len(f))) for f in features]
+        )
+        mask = None
+        if min(counts) != longest:
+            places = torch.arange(longest, device=tokens.device)
+            mask = places < torch.tensor(counts, device=tokens.device)[:, None]
+        attention = self._class_attention(inputs["pixel_values"]) if class_attention else None
+        return VisualTokens(tokens, mask, square_grid(longest), attention)
+
+    def encode_images(
+        self, images: list[Image.Image], class_attention: bool = False
+    ) -> VisualTokens:
+        """`encode` of PIL images."""
+        return self.encode(self.pixel_inputs(images), class_attention)
+
+    def _class_attention(self, pixel_values: Tensor) -> Tensor:
+        tower = getattr(self.model.model, "vision_tower", None)
+        layer = getattr(self.model.config, "vision_feature_layer", -1)
+        if tower is None or not isinstance(layer, int):
+            raise ConfigError(
+                f"model={self.name} has no vision tower with a class token; "
+                "leave out the method class_attention"
+            )
+        with eager_attention(tower):
+            attentions = tower(pixel_values, output_attentions=True).attentions
+        last = attentions[layer if layer < 0 else layer - 1]
+        return last[:, :, 0, 1:].mean(dim=1)
+
+    def chat(self, messages: list[dict[str, Any]], generation: bool) -> str:
+        """Text of a conversation in the model's chat template."""
+        return self.processor.apply_chat_template(
+            messages, add_generation_prompt=generation, tokenize=False
+        )
+
+    def prompt(self, questions: list[str], num_tokens: int | None = None) -> dict[str, Tensor]:
+        """Prompts of one image and one question each, with all N placeholders, padded on the left.
+
+        Args:
+            questions: plain text.
+            num_tokens: N; that of the model by default.
+
+        Returns:
+            `input_ids` and `attention_mask`, [B, T].
+        """
+        count = num_tokens or self.num_tokens
+        assert count is not None, "num_tokens is needed for a model of varying image size"
+        tokenizer = self.processor.tokenizer
+        placeholder = tokenizer.convert_ids_to_tokens(self.image_token_id)
+        texts = []
+        for question in questions:
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            text = self.chat([{"role": "user", "content": content}], generation=True)
+            texts.append(text.replace(placeholder, placeholder * count))
+        encoded = tokenizer(
+            texts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=not texts[0].startswith(tokenizer.bos_token or "\0"),
+        )
+        return {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def prepare(self, images: list[Image.Image], questions: list[str]) -> dict[str, Tensor]:
+        """Everything the untouched model needs: `model(**prepare(images, questions))`."""
+        pixels = self.pixel_inputs(images)
+        return {**self.prompt(questions), **pixels}
+
+    @torch.no_grad()
+    def prefix(
+        self, prompt: dict[str, Tensor], tokens: Tensor, positions: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Inputs of the language model with only the given visual tokens in the sequence.
+
+        Args:
+            prompt: of `prompt`: N placeholders in every row, [B, T].
+            tokens: the visual tokens that stay, [B, K, D]; K may be 0.
+            positions: which of the N they are, ascending, [B, K]; None for all N.
+
+        Returns:
+            `inputs_embeds` [B, T-N+K, D], `attention_mask` and `position_ids` [B, T-N+K], where
+            every token keeps the position that it has in the full prompt.
+        """
+        input_ids, attention_mask = prompt["input_ids"], prompt["attention_mask"]
+        is_image = input_ids == self.image_token_id
+        counts = is_image.sum(dim=1)
+        assert bool((counts == counts[0]).all()), "rows of one batch hold equally many placeholders"
+        kept = ~is_image
+        if positions is None:
+            kept = torch.ones_like(is_image)
+        else:
+            first = is_image.int().argmax(dim=1, keepdim=True)
+            kept = kept.scatter(1, first + positions, True) if positions.shape[1] else kept
+        columns = kept.nonzero()[:, 1].view(len(kept), -1)
+        embeds = self.model.get_input_embeddings()(input_ids.gather(1, columns))
+        now_image = is_image.gather(1, columns)
+        embeds = embeds.masked_scatter(now_image[..., None], tokens.to(embeds.dtype))
+        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        return {
+            "inputs_embeds": embeds,
+            "attention_mask": attention_mask.gather(1, columns),
+            "position_ids": position_ids.gather(1, columns),
+        }
+
+    @torch.no_grad()
+    def prefill(self, prefix: dict[str, Tensor]) -> Tensor:
+        """Logits of the first answer token, [B, V]: one pass over the prompt."""
+        hidden = self.model.model(**prefix, use_cache=True).last_hidden_state[:, -1]
+        return self.model.get_output_embeddings()(hidden)
+
+    @torch.no_grad()
+    def generate(self, prefix: dict[str, Tensor], max_new_tokens: int = 16) -> list[str]:
+        """Greedy answers as text, one per row."""
+        tokenizer = self.processor.tokenizer
+        produced = self.model.generate(
+            **prefix,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
+
+
+@contextmanager
+def eager_attention(module: Any):
+    """Attention maps are only given by the eager implementation; the former one is put back."""
+    before = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        module.set_attn_implementation(before)

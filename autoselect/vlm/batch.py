@@ -1,0 +1,228 @@
+"""Conversations in LLaVA form to training batches: text ids, answer labels, positions, pixels.
+
+Two ways to read several rounds about one image. `conversation`: one sequence, each round sees the
+ones before it. `independent`: each round sees the image and itself only, and its positions start
+where the image ends, so that one image prefix serves all its questions; this is a block-diagonal
+attention mask on the stock model.
+
+Dimension letters: B rows, T text tokens, I images of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from autoselect.config import ConfigError
+from autoselect.vlm.backbone import FrozenVLM
+
+IGNORED_LABEL = -100
+IMAGE_MARK = "<image>"
+Rounds = Literal["independent", "conversation"]
+
+
+class ShardSample(Protocol):
+    """What the collator reads of a sample of the shards."""
+
+    key: str
+    sample_id: int
+    record: dict[str, Any]
+    images: tuple[bytes, ...]
+
+
+@dataclass
+class TrainBatch:
+    """One micro-batch.
+
+    Attributes:
+        input_ids: text with all N placeholders of every image, padded on the right, [B, T].
+        labels: the next token where it is part of an answer, else -100, [B, T].
+        position_ids: [B, T].
+        segments: round that a token belongs to: -1 prefix, -2 padding, [B, T].
+        pixels: of the image processor, for I images, in order of appearance.
+        sample_ids: data-set index of each image's sample, int64, [I]; noise is keyed by it.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    pixels: dict[str, Tensor]
+    sample_ids: Tensor
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return int((self.labels != IGNORED_LABEL).sum())
+
+    @property
+    def num_images(self) -> int:
+        return len(self.sample_ids)
+
+    def to(self, device: torch.device) -> "TrainBatch":
+        """The same batch on another device."""
+        return TrainBatch(
+            self.input_ids.to(device),
+            self.labels.to(device),
+            self.position_ids.to(device),
+            self.segments.to(device),
+            {name: value.to(device) for name, value in self.pixels.items()},
+            self.sample_ids.to(device),
+        )
+
+
+class Collator:
+    """Turns shard samples into a `TrainBatch`.
+
+    Args:
+        vlm: whose tokenizer, chat template and image processor are used.
+        decode: image bytes to a PIL image.
+        rounds: how several rounds of one sample are read.
+        max_text_tokens: longest row, placeholders included; later rounds are cut off.
+    """
+
+    def __init__(
+        self,
+        vlm: FrozenVLM,
+        decode: Callable[[bytes], Image.Image],
+        rounds: Rounds = "independent",
+        max_text_tokens: int = 2048,
+    ) -> None:
+        self.vlm = vlm
+        self.decode = decode
+        self.rounds = rounds
+        self.max_text_tokens = max_text_tokens
+        tokenizer = vlm.processor.tokenizer
+        self.placeholder = tokenizer.convert_ids_to_tokens(vlm.image_token_id)
+        self.pad_id = tokenizer.pad_token_id or 0
+
+    def __call__(self, samples: Sequence[ShardSample]) -> TrainBatch:
+        rows = [self._row(sample) for sample in samples]
+        longest = max(len(ids) for ids, _, _, _ in rows)
+        columns: list[Tensor] = []
+        for column, padding in enumerate((self.pad_id, IGNORED_LABEL, 0, -2)):
+            padded = [row[column] + [padding] * (longest - len(row[column])) for row in rows]
+            columns.append(torch.tensor(padded, dtype=torch.long))
+        images = [self.decode(data) for sample in samples for data in sample.images]
+        ids = [sample.sample_id for sample in samples for _ in sample.images]
+        pixels = self.vlm.processor.image_processor(images=images, return_tensors="pt")
+        return TrainBatch(
+            *columns, pixels=dict(pixels) if images else {}, sample_ids=torch.tensor(ids)
+        )
+
+    def _row(self, sample: ShardSample) -> tuple[list[int], list[int], list[int], list[int]]:
+        rounds = conversation_rounds(sample)
+        if self.rounds == "independent" and sample.images:
+            texts = [self._texts(sample, [pair]) for pair in rounds]
+            prefix, pieces = split_prefix([parts for parts in texts], self.placeholder)
+        else:
+            prefix, pieces = "", [self._texts(sample, rounds)]
+        ids = self._encode(prefix, len(sample.images) > 0)
+        labels = [IGNORED_LABEL] * len(ids)
+        segments = [-1] * len(ids)
+        positions = list(range(len(ids)))
+        prefix_length = len(ids)
+        for number, parts in enumerate(pieces):
+            piece_ids, piece_labels = self._encode_parts(parts, bool(prefix) or number > 0)
+            if len(ids) + len(piece_ids) > self.max_text_tokens:
+                break
+            start = prefix_length if prefix else len(ids)
+            positions += range(start, start + len(piece_ids))
+            segments += [number] * len(piece_ids)
+            ids += piece_ids
+            labels += piece_labels
+        shifted = labels[1:] + [IGNORED_LABEL]
+        if prefix:
+            _cut_at_segment_ends(shifted, segments)
+        return ids, shifted, positions, segments
+
+    def _texts(self, sample: ShardSample, rounds: list[tuple[str, str]]) -> list[tuple[str, bool]]:
+        """Alternating prompt and answer texts of a conversation: (text, is_answer)."""
+        messages: list[dict[str, Any]] = []
+        parts: list[tuple[str, bool]] = []
+        written = ""
+        for number, (question, answer) in enumerate(rounds):
+            content: list[dict[str, Any]] = []
+            if number == 0:
+                content += [{"type": "image"}] * len(sample.images)
+            content.append({"type": "text", "text": question.replace(IMAGE_MARK, "").strip()})
+            messages.append({"role": "user", "content": content})
+            asked = self.vlm.chat(messages, generation=True)
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            told = self.vlm.chat(messages, generation=False)
+            if not (asked.startswith(written) and told.startswith(asked)):
+                raise ConfigError(
+                    f"model={self.vlm.name}: its chat template rewrites earlier turns, so answers "
+                    "cannot be located; train on single-round samples"
+                )
+            parts += [(asked[len(written) :], False), (told[len(asked) :], True)]
+            written = told
+        return parts
+
+    def _encode(self, text: str, has_image: bool) -> list[int]:
+        if has_image and self.vlm.num_tokens:
+            text = text.replace(self.placeholder, self.placeholder * self.vlm.num_tokens)
+        return list(self.vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_parts(
+        self, parts: list[tuple[str, bool]], continued: bool
+    ) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, is_answer in parts:
+            piece = self._encode(text, has_image=not continued)
+            ids += piece
+            labels += piece if is_answer else [IGNORED_LABEL] * len(piece)
+        return ids, labels
+
+
+def conversation_rounds(sample: ShardSample) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a LLaVA-style record.
+
+    Raises:
+        ConfigError: turns do not alternate human, gpt.
+    """
+    turns = sample.record.get("conversations", [])
+    speakers = [turn.get("from") for turn in turns]
+    if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
+        raise ConfigError(
+            f"sample {sample.key}: conversations={speakers} must alternate human, gpt; "
+            "mend the record or leave it out"
+        )
+    return [(turns[i]["value"], turns[i + 1]["value"]) for i in range(0, len(turns), 2)]
+
+
+def split_prefix(
+    texts: list[list[tuple[str, bool]]], placeholder: str
+) -> tuple[str, list[list[tuple[str, bool]]]]:
+    """The common text up to the last image, and what follows it in each round."""
+    end = texts[0][0][0].rindex(placeholder) + len(placeholder)
+    prefix = texts[0][0][0][:end]
+    assert all(parts[0][0].startswith(prefix) for parts in texts)
+    return prefix, [[(parts[0][0][end:], False), *parts[1:]] for parts in texts]
+
+
+def _cut_at_segment_ends(labels: list[int], segments: list[int]) -> None:
+    """The last token of a round predicts nothing: what follows belongs to another round."""
+    for i in range(len(labels) - 1):
+        if segments[i] != segments[i + 1]:
+            labels[i] = IGNORED_LABEL
+
+
+def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask `[B, 1, T, T]` of independent rounds behind a shared prefix.
+
+    Args:
+        segments: -1 prefix, -2 padding, else the round, [B, T].
+        dtype: of the mask.
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    shared = (segments == -1)[:, None, :]
+    itself = torch.eye(length, dtype=torch.bool, device=segments.device)
+    seen = (causal & (same | shared) & (segments != -2)[:, None, :]) | itself
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
