@@ -1,0 +1,89 @@
+"""Image bytes to RGB pixels, under caps, with a reason whenever that fails."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps that keep one bad file from exhausting the memory.
+
+    Attributes:
+        member_bytes: largest member of a shard, in bytes.
+        pixels: largest image, in pixels (width times height).
+    """
+
+    member_bytes: int = 64 * 2**20
+    pixels: int = 50_000_000
+
+
+class ImageError(ValueError):
+    """The bytes are no image that can be decoded."""
+
+
+class ImageTooLarge(ImageError):
+    """The image breaks a cap of `Limits`."""
+
+
+def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
+    """Decodes one image completely.
+
+    Args:
+        data: an encoded image in one of the formats of `IMAGE_SUFFIXES`.
+        limits: caps on bytes and pixels; the defaults when None.
+
+    Returns:
+        The picture in mode RGB, all pixels loaded.
+
+    Raises:
+        ImageTooLarge: more bytes or pixels than the limits allow; decided before decoding.
+        ImageError: not an image, an unsupported format, or damaged or truncated data.
+    """
+    limits = limits or Limits()
+    if len(data) > limits.member_bytes:
+        raise ImageTooLarge(f"{len(data)} bytes exceed the cap of {limits.member_bytes} bytes")
+    with warnings.catch_warnings():
+        # Pillow's own pixel warning has a fixed threshold; the cap below replaces it.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data), formats=tuple(IMAGE_SUFFIXES))
+            width, height = image.size
+            if width * height > limits.pixels:
+                raise ImageTooLarge(
+                    f"{width} x {height} pixels exceed the cap of {limits.pixels} pixels"
+                )
+            return image.convert("RGB")
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{len(data)} bytes are no image of a known format") from error
+        except Image.DecompressionBombError as error:
+            raise ImageTooLarge(str(error)) from error
+        except ImageError:
+            raise
+        # Pillow's decoders report damaged data with any of these.
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
+            raise ImageError(f"decoding failed: {error}") from error
+
+
+def image_suffix(data: bytes) -> str:
+    """The file suffix, without a dot, that belongs to the image's format.
+
+    Raises:
+        ImageError: the bytes are no image of a known format.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=tuple(IMAGE_SUFFIXES)) as image:
+            return IMAGE_SUFFIXES[str(image.format)]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{len(data)} bytes are no image of a known format") from error

@@ -1,0 +1,246 @@
+"""The index beside every shard: what it holds, where, and what is wrong with it.
+
+`name.tar.index.jsonl` has three lines of JSON: a header (counts, sizes, hashes, faults), the keys,
+and per key its members `[suffix, start, data, size, crc]`. Opening a data set reads headers only;
+the other lines are read when a sample of that shard is due.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from autoselect.config import ConfigError
+from autoselect.data import storage
+from autoselect.data.decode import Limits
+from autoselect.data.faults import Fault, FaultKind
+from autoselect.data.record import RecordError, image_order, parse_record
+from autoselect.data.tar_scan import Member, TarScan, split_name
+
+FORMAT = "autoselect-shard-index"
+VERSION = 1
+
+
+class Entry(NamedTuple):
+    """Where one member of a sample lies; offsets and sizes in bytes, see `tar_scan.Member`."""
+
+    suffix: str
+    start: int
+    data: int
+    size: int
+    crc: int
+
+    @property
+    def end(self) -> int:
+        return self.data + self.size
+
+
+@dataclass(frozen=True)
+class IndexHeader:
+    """First line of an index.
+
+    Attributes:
+        samples: usable samples.
+        bytes: size of the shard.
+        sha256: of the whole shard.
+        table_sha256: of the index's other lines.
+        faults: what was found wrong; those samples are not among the usable ones.
+        truncated: the shard ends early, so an unknown number of samples is missing.
+    """
+
+    samples: int
+    bytes: int
+    sha256: str
+    table_sha256: str
+    faults: tuple[Fault, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class IndexTable:
+    """The other lines of an index: keys and members, in the order of the shard."""
+
+    keys: list[str]
+    members: list[list[Entry]]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    header: IndexHeader
+    table: IndexTable
+
+
+class _Samples:
+    """Groups members into samples and sets faulty ones aside."""
+
+    def __init__(self, shard: str, limits: Limits) -> None:
+        self.table = IndexTable([], [])
+        self.faults: list[Fault] = []
+        self._shard = shard
+        self._limits = limits
+        self._seen: set[str] = set()
+        self._key: str | None = None
+        self._members: list[tuple[str, Member]] = []
+
+    def add(self, member: Member) -> None:
+        split = split_name(member.name)
+        if split is None:
+            return
+        key, suffix = split
+        if key != self._key:
+            self.finish()
+            self._key = key
+        self._members.append((suffix, member))
+
+    def finish(self, broken: str | None = None) -> None:
+        """Ends the current sample; nothing more is said about the key `broken`."""
+        key, members = self._key, self._members
+        self._key, self._members = None, []
+        if key is None or key == broken:
+            return
+        try:
+            self._check(key, members)
+        except RecordError as error:
+            self.faults.append(Fault(error.kind, self._shard, key, members[0][1].start, str(error)))
+            return
+        finally:
+            self._seen.add(key)
+        self.table.keys.append(key)
+        self.table.members.append(
+            [Entry(suffix, m.start, m.data, m.size, m.crc) for suffix, m in members]
+        )
+
+    def _check(self, key: str, members: list[tuple[str, Member]]) -> None:
+        by_suffix = dict(members)
+        if key in self._seen or len(by_suffix) < len(members):
+            raise RecordError("duplicate_key", "the key or a member of it comes twice")
+        for suffix, member in members:
+            if member.size > self._limits.member_bytes:
+                raise RecordError(
+                    "too_large",
+                    f"{suffix} has {member.size} bytes, the cap is {self._limits.member_bytes}",
+                )
+        if "json" not in by_suffix:
+            raise RecordError("missing_member", f"no json among {sorted(by_suffix)}")
+        image_order(parse_record(by_suffix["json"].payload), key, list(by_suffix))
+
+
+def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
+    """Streams a shard once.
+
+    Args:
+        shard: path or URL of a tar file in the WebDataset layout.
+        limits: members larger than the cap make their sample unusable.
+
+    Returns:
+        The index; everything wrong with the shard is in its header's `faults`.
+
+    Raises:
+        ConfigError: the shard is compressed or holds no sample at all.
+        OSError: it cannot be read.
+    """
+    limits = limits or Limits()
+    samples = _Samples(shard, limits)
+    with storage.open_stream(shard) as stream:
+        scan = TarScan(stream, shard, "json", limits.member_bytes)
+        for member in scan:
+            samples.add(member)
+    samples.finish(broken=scan.faults[-1].key if scan.truncated else None)
+    faults = sorted(scan.faults + samples.faults, key=lambda fault: fault.offset)
+    if not samples.table.keys and not faults:
+        raise ConfigError(f"shard={shard} holds no samples; is it a WebDataset tar file?")
+    header = IndexHeader(
+        samples=len(samples.table.keys),
+        bytes=scan.bytes,
+        sha256=scan.sha256,
+        table_sha256=hashlib.sha256(_table_lines(samples.table)).hexdigest(),
+        faults=tuple(faults),
+        truncated=scan.truncated,
+    )
+    return ShardIndex(header, samples.table)
+
+
+def sidecar(shard: str, folder: str | None = None) -> str:
+    """Where the shard's index lies: beside it, or in `folder`.
+
+    In a folder of their own, indexes of shards with the same file name in different places are
+    told apart by a hash of the shard's path.
+    """
+    if folder is None:
+        return f"{shard}.index.jsonl"
+    mark = hashlib.sha256(shard.encode()).hexdigest()[:12]
+    return f"{folder.rstrip('/')}/{shard.rpartition('/')[2]}.{mark}.index.jsonl"
+
+
+def write_index(index: ShardIndex, path: str) -> None:
+    """Writes the three lines atomically."""
+    storage.write_atomically(path, _header_line(index.header) + _table_lines(index.table))
+
+
+def read_header(path: str, shard: str) -> IndexHeader:
+    """Reads the first line of the index of `shard`.
+
+    Raises:
+        ConfigError: not an index of this version, or damaged.
+        OSError: it cannot be read.
+    """
+    return _parse_header(storage.read_first_line(path), path, shard)
+
+
+def read_table(path: str, header: IndexHeader) -> IndexTable:
+    """Reads and checks the other lines.
+
+    Raises:
+        ConfigError: they do not belong to the header, or are damaged.
+    """
+    keys, members = _rest(path, header).splitlines()
+    return IndexTable(
+        json.loads(keys), [[Entry(*entry) for entry in sample] for sample in json.loads(members)]
+    )
+
+
+def read_keys(path: str, header: IndexHeader) -> list[str]:
+    """Reads the keys only, which is quicker."""
+    return json.loads(_rest(path, header).partition(b"\n")[0])
+
+
+def _rest(path: str, header: IndexHeader) -> bytes:
+    rest = storage.read_bytes(path).partition(b"\n")[2]
+    if hashlib.sha256(rest).hexdigest() != header.table_sha256:
+        raise ConfigError(
+            f"index={path} is damaged: its table does not match its header; delete it and run "
+            "`autoselect shards index` again"
+        )
+    return rest
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+def _table_lines(table: IndexTable) -> bytes:
+    return _dump(table.keys) + _dump(table.members)
+
+
+def _header_line(header: IndexHeader) -> bytes:
+    faults = [[f.kind, f.key, f.offset, f.detail] for f in header.faults]
+    return _dump({"format": FORMAT, "version": VERSION} | vars(header) | {"faults": faults})
+
+
+def _parse_header(line: bytes, path: str, shard: str) -> IndexHeader:
+    try:
+        fields = json.loads(line)
+        if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
+            raise ValueError("another format or version")
+        faults: list[tuple[FaultKind, str, int, str]] = fields.pop("faults")
+        return IndexHeader(
+            faults=tuple(
+                Fault(kind, shard, key, offset, detail) for kind, key, offset, detail in faults
+            ),
+            **fields,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"index={path} is not a version-{VERSION} shard index ({error}); delete it and run "
+            "`autoselect shards index` again"
+        ) from error

@@ -1,0 +1,91 @@
+"""From what users write (folders, patterns, URLs, commands) to a list of shards."""
+
+import glob
+import os
+import shutil
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from autoselect.config import ConfigError
+from autoselect.data import storage
+
+_PIPE = "pipe:"
+
+
+def expand(
+    paths: str | Sequence[str], *, allow_pipe: bool = False, pipe_folder: str | None = None
+) -> list[str]:
+    """Lists the shards that the given paths mean, in order.
+
+    Args:
+        paths: a folder (its `*.tar`), a tar file, a pattern with `{000..012}` or `*`, a URL, a
+            `pipe:` command, or a list of such.
+        allow_pipe: run `pipe:` commands.
+        pipe_folder: where the output of commands is kept.
+
+    Raises:
+        ConfigError: something matches no shard, a shard is listed twice, or a command is given
+            without permission.
+    """
+    shards: list[str] = []
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        text = os.fspath(path)
+        if text.startswith(_PIPE):
+            shards.append(_run_pipe(text, allow_pipe, pipe_folder))
+            continue
+        for one in braceexpand(text) if "{" in text else [text]:
+            shards += _expand_one(one)
+    if not shards:
+        raise ConfigError(f"paths={paths!r} name no shards; give a folder, tar files or URLs")
+    if len(set(shards)) < len(shards):
+        twice = next(shard for shard in shards if shards.count(shard) > 1)
+        raise ConfigError(f"paths={paths!r} name {twice} twice; list every shard once")
+    return shards
+
+
+def _expand_one(path: str) -> list[str]:
+    if storage.is_remote(path):
+        if "*" not in path:
+            return [path]
+        system, inner = storage.file_system(path)
+        found = sorted(system.unstrip_protocol(name) for name in system.glob(inner))
+    elif os.path.isdir(path):
+        found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+    elif os.path.isfile(path):
+        return [path]
+    else:
+        found = sorted(glob.glob(path))
+    if not found:
+        raise ConfigError(f"path={path} matches no shard; check the folder and the pattern")
+    return found
+
+
+def _run_pipe(url: str, allowed: bool, folder: str | None) -> str:
+    """Runs a command once and keeps its output as a local shard, because pipes cannot be seeked."""
+    if not allowed:
+        raise ConfigError(
+            f"path={url!r} would run a shell command; allow pipes explicitly if you trust it"
+        )
+    if folder is None:
+        raise ConfigError(f"path={url!r} needs an index folder to keep the command's output in")
+    target = Path(folder) / f"pipe-{sha256(url.encode()).hexdigest()[:16]}.tar"
+    if target.exists():
+        return str(target)
+    import webdataset
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with webdataset.gopen(url, "rb") as source, partial.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+        os.replace(partial, target)
+    except OSError as error:
+        raise ConfigError(f"path={url!r} failed: {error}; run the command by hand") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return str(target)

@@ -1,0 +1,290 @@
+"""Shards on disk or elsewhere: `ShardWriter` makes them, `ShardSet` reads samples by number."""
+
+import functools
+import hashlib
+import logging
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from autoselect.config import ConfigError
+from autoselect.data import storage
+from autoselect.data.decode import ImageError, ImageTooLarge, Limits, decode_image
+from autoselect.data.faults import BadSample, Fault, FaultKind
+from autoselect.data.index import (
+    Entry,
+    IndexHeader,
+    IndexTable,
+    build_index,
+    read_header,
+    read_keys,
+    read_table,
+    sidecar,
+    write_index,
+)
+from autoselect.data.paths import expand
+from autoselect.data.record import RecordError, image_order, parse_record
+from autoselect.data.writer import ShardWriter
+
+__all__ = ["Sample", "ShardSet", "ShardWriter", "blank_sample"]
+
+logger = logging.getLogger(__name__)
+
+_CACHED_TABLES = 128
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as stored.
+
+    Attributes:
+        key: WebDataset key.
+        sample_id: number in the data set, 0..N-1; the noise of training is keyed by it.
+        record: the parsed JSON member.
+        images: encoded images, in the order in which the record refers to them.
+        shard: where it was read.
+        offset: where it starts there, in bytes.
+        limits: caps for decoding.
+        quarantined: the sample is unusable and this is its stand-in; see `blank_sample`.
+    """
+
+    key: str
+    sample_id: int
+    record: dict[str, Any]
+    images: tuple[bytes, ...]
+    shard: str = ""
+    offset: int = 0
+    limits: Limits = field(default=Limits(), repr=False)
+    quarantined: bool = False
+
+    @functools.cached_property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """The decoded images, RGB; decoded at first use and kept.
+
+        Raises:
+            BadSample: an image is damaged or breaks a cap.
+        """
+        pictures = []
+        for number, data in enumerate(self.images):
+            try:
+                pictures.append(decode_image(data, self.limits))
+            except ImageError as error:
+                kind: FaultKind = "too_large" if isinstance(error, ImageTooLarge) else "undecodable"
+                detail = f"image {number}: {error}"
+                fault = Fault(kind, self.shard, self.key, self.offset, detail)
+                raise BadSample(fault) from error
+        return tuple(pictures)
+
+
+def blank_sample(sample_id: int, fault: Fault) -> Sample:
+    """What stands for an unusable sample: no image, no answer, so no weight in any loss.
+
+    Micro-batches keep their size this way, and a global batch its layout.
+    """
+    record = {"id": fault.key, "conversations": [{"from": "human", "value": ""}]}
+    return Sample(fault.key, sample_id, record, (), fault.shard, fault.offset, quarantined=True)
+
+
+class ShardSet:
+    """The samples of a list of shards, numbered in the order of the list.
+
+    Create it with `ShardSet.open`. Instances can be pickled and used after a fork.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        indexes: Sequence[str],
+        headers: Sequence[IndexHeader],
+        limits: Limits,
+    ) -> None:
+        self.shards = list(shards)
+        self.limits = limits
+        self.headers = list(headers)
+        self._indexes = list(indexes)
+        self._ends = list(accumulate(header.samples for header in headers))
+        self._reader = storage.RangeReader()
+        self._table = functools.lru_cache(_CACHED_TABLES)(self._load_table)
+
+    @classmethod
+    def open(
+        cls,
+        paths: str | Sequence[str],
+        *,
+        limits: Limits | None = None,
+        index_folder: str | None = None,
+        allow_pipe: bool = False,
+        accept_truncated: bool = False,
+    ) -> "ShardSet":
+        """Opens shards and builds the indexes that are missing.
+
+        Args:
+            paths: a folder, a tar file, a pattern with `{000..012}` or `*`, a URL, or a list of
+                such.
+            limits: caps on members and images.
+            index_folder: where indexes lie when not beside the shards (read-only places).
+            allow_pipe: run `pipe:` commands; their output is kept in `index_folder`.
+            accept_truncated: take shards that were already cut when they were indexed.
+
+        Raises:
+            ConfigError: no shards, not shards, or an index does not belong to its shard.
+        """
+        limits = limits or Limits()
+        shards = expand(paths, allow_pipe=allow_pipe, pipe_folder=index_folder)
+        indexes = [sidecar(shard, index_folder) for shard in shards]
+        missing = {
+            shard for shard, path in zip(shards, indexes, strict=True) if not storage.exists(path)
+        }
+        progress = tqdm(total=len(missing), desc="indexing shards", unit="shard", disable=None)
+        headers = []
+        for shard, path in zip(shards, indexes, strict=True):
+            if shard in missing:
+                _make_index(shard, path, limits)
+                progress.update()
+            header = read_header(path, shard)
+            _check_shard(shard, path, header, accept_truncated)
+            headers.append(header)
+        progress.close()
+        if not any(header.samples for header in headers):
+            raise ConfigError(f"paths={paths!r} hold no usable samples in {len(shards)} shards")
+        return cls(shards, indexes, headers, limits)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the indexes: equal exactly when the samples and their order are."""
+        parts = (f"{h.samples} {h.bytes} {h.sha256} {h.table_sha256}\n" for h in self.headers)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What indexing found wrong; those samples have no number here."""
+        return [fault for header in self.headers for fault in header.faults]
+
+    def check_keys(self) -> None:
+        """Checks that no key comes twice, across shards too.
+
+        Raises:
+            ConfigError: one does; names both shards.
+        """
+        seen: dict[str, int] = {}
+        for number, (path, header) in enumerate(zip(self._indexes, self.headers, strict=True)):
+            for key in read_keys(path, header):
+                if (first := seen.setdefault(key, number)) != number:
+                    raise ConfigError(
+                        f"shards={self.shards[first]} and {self.shards[number]} both hold the key "
+                        f"{key!r}; write the shards again with distinct keys"
+                    )
+
+    def locate(self, sample_id: int) -> tuple[int, str, list[Entry]]:
+        """Shard number, key and members of a sample; reads the shard's index if need be."""
+        if not 0 <= sample_id < len(self):
+            raise IndexError(f"sample_id={sample_id} is not in 0..{len(self) - 1}")
+        number = bisect_right(self._ends, sample_id)
+        table = self._table(number)
+        row = sample_id - self._ends[number] + self.headers[number].samples
+        return number, table.keys[row], table.members[row]
+
+    def __getitem__(self, sample_id: int) -> Sample:
+        """Reads one sample with one range request and checks every byte of it.
+
+        Raises:
+            BadSample: the shard is cut or damaged there, or the record is wrong.
+            IndexError: no such sample.
+            OSError: the shard cannot be reached.
+        """
+        number, key, entries = self.locate(sample_id)
+        shard, start = self.shards[number], entries[0].start
+        try:
+            members = self._read_members(shard, entries)
+            record = parse_record(members["json"])
+            suffixes = image_order(record, key, list(members))
+        except RecordError as error:
+            raise BadSample(Fault(error.kind, shard, key, start, str(error))) from error
+        images = tuple(members[suffix] for suffix in suffixes)
+        return Sample(key, sample_id, record, images, shard, start, self.limits)
+
+    def _read_members(self, shard: str, entries: list[Entry]) -> dict[str, bytes]:
+        start, end = entries[0].start, entries[-1].end
+        for entry in entries:
+            if entry.size > self.limits.member_bytes:
+                raise RecordError(
+                    "too_large",
+                    f"{entry.suffix} has {entry.size} bytes, the cap is {self.limits.member_bytes}",
+                )
+        data = self._reader.read(shard, start, end - start)
+        members = {}
+        for entry in entries:
+            piece = data[entry.start - start : entry.end - start]
+            if len(piece) < entry.end - entry.start:
+                raise RecordError(
+                    "truncated",
+                    f"{entry.suffix} at byte {entry.start} ends at byte {entry.end}, "
+                    f"the shard at byte {start + len(data)}",
+                )
+            if zlib.crc32(piece) != entry.crc:
+                raise RecordError(*_damage(piece, entry))
+            members[entry.suffix] = piece[entry.data - entry.start :]
+        return members
+
+    def _load_table(self, number: int) -> IndexTable:
+        return read_table(self._indexes[number], self.headers[number])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet, (self.shards, self._indexes, self.headers, self.limits)
+
+
+def _damage(piece: bytes, entry: Entry) -> tuple[FaultKind, str]:
+    """Whether the header or the payload of a member is what changed."""
+    from tarfile import HeaderError, TarInfo
+
+    try:
+        TarInfo.frombuf(piece[:512], "utf-8", "surrogateescape")
+    except HeaderError as error:
+        return "header", f"{entry.suffix}: damaged tar header at byte {entry.start}: {error}"
+    return "payload", f"{entry.suffix}: payload at byte {entry.data} differs from its checksum"
+
+
+def _make_index(shard: str, path: str, limits: Limits) -> None:
+    try:
+        index = build_index(shard, limits)
+    except OSError as error:
+        raise ConfigError(f"shard={shard} cannot be read: {error}; check the path") from error
+    try:
+        write_index(index, path)
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"index={path} cannot be written: {error}; give an index folder that can be written"
+        ) from error
+
+
+def _check_shard(shard: str, path: str, header: IndexHeader, accept_truncated: bool) -> None:
+    """Compares a shard's size with its index, and refuses one of unknown length.
+
+    A shard that lost its end after it was indexed is usable: every lost sample is known and
+    counted when it is due.
+    """
+    if header.truncated and not accept_truncated:
+        raise ConfigError(
+            f"shard={shard} was cut before it was indexed ({header.faults[-1].detail}), so nobody "
+            "knows how many samples are lost; restore it, or accept truncated shards"
+        )
+    try:
+        size = storage.file_size(shard)
+    except OSError as error:
+        raise ConfigError(f"shard={shard} cannot be read: {error}; check the path") from error
+    if size > header.bytes:
+        raise ConfigError(
+            f"shard={shard} has {size} bytes, its index {path} says {header.bytes}: the index "
+            "belongs to another file; delete it and run `autoselect shards index` again"
+        )
+    if size < header.bytes:
+        logger.warning("%s is cut: %d of %d bytes are left", shard, size, header.bytes)

@@ -1,0 +1,193 @@
+"""One pass over a tar stream that loses nothing silently.
+
+Python's `tarfile` and WebDataset stop without a word at a damaged header. Here a damaged header is
+reported, the scan goes on at the next valid one, and a missing end marker is reported too.
+"""
+
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from autoselect.config import ConfigError
+from autoselect.data.faults import Fault, FaultKind
+
+BLOCK = 512
+_PIECE = 2**20
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file in the archive.
+
+    Attributes:
+        name: path inside the archive.
+        start: offset of its first header block, in bytes.
+        data: offset of its payload, in bytes.
+        size: payload length, in bytes.
+        crc: CRC-32 of everything from `start` to the payload's end, so headers are covered too.
+        payload: the bytes, kept only where asked for; empty otherwise.
+    """
+
+    name: str
+    start: int
+    data: int
+    size: int
+    crc: int
+    payload: bytes
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and suffix by WebDataset's rule: cut at the first dot of the last path component."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if not stem or not dot or stem.startswith("__"):
+        return None
+    return folder + slash + stem, suffix.lower()
+
+
+class TarScan:
+    """Iterates over the members of a tar stream; `faults`, `bytes` and `sha256` grow meanwhile.
+
+    Args:
+        stream: the archive, read once from front to back.
+        shard: its name for messages.
+        keep_suffix: members whose last suffix is this keep their payload.
+        member_bytes: larger payloads are never kept, in bytes.
+
+    Raises:
+        ConfigError: on iteration, when the stream is gzip-compressed.
+    """
+
+    def __init__(self, stream: BinaryIO, shard: str, keep_suffix: str, member_bytes: int) -> None:
+        self.faults: list[Fault] = []
+        self.truncated = False
+        self.bytes = 0
+        self._stream = stream
+        self._shard = shard
+        self._keep_suffix = keep_suffix
+        self._member_bytes = member_bytes
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[Member]:
+        start, crc, overrides = 0, 0, dict[str, str]()
+        while (info := self._next_header()) is not None:
+            block, header = info
+            if not overrides:
+                start = self.bytes - BLOCK
+            crc = zlib.crc32(block, crc if overrides else 0)
+            name = overrides.get("path", header.name)
+            size = int(overrides.get("size", header.size))
+            data = self.bytes
+            extended = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+            keep = extended or name.endswith("." + self._keep_suffix)
+            read = self._payload(size, keep and size <= self._member_bytes, extended, crc)
+            if read is None:
+                key = (split_name(name) or (name, ""))[0]
+                self._truncate(key, start, f"{name} has {self.bytes - data} of {size} bytes")
+                return
+            payload, crc = read
+            if extended:
+                try:
+                    overrides |= _overrides(header.type, payload)
+                except ValueError as error:
+                    self._fault("header", "", start, f"damaged extended header: {error}")
+                continue
+            overrides = {}
+            if header.isreg():
+                yield Member(name, start, data, size, crc, payload)
+
+    def _read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        while len(data) < size and (more := self._stream.read(size - len(data))):
+            data += more
+        self._hash.update(data)
+        self.bytes += len(data)
+        return data
+
+    def _next_header(self) -> tuple[bytes, tarfile.TarInfo] | None:
+        """The next valid header block, or None at the end; damage on the way is reported."""
+        lost, zeros = False, 0
+        while len(block := self._read(BLOCK)) == BLOCK:
+            if self.bytes == BLOCK and block.startswith(_GZIP):
+                raise ConfigError(
+                    f"shard={self._shard} is gzip-compressed; samples are read by their offset, "
+                    "so decompress it first"
+                )
+            zeros = 0 if block.strip(b"\0") else zeros + 1
+            if zeros and not lost:
+                self._end_marker()
+                return None
+            try:
+                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError as error:
+                if not lost:
+                    self._fault("header", "", self.bytes - BLOCK, f"damaged tar header: {error}")
+                lost = True
+                continue
+            if info.size >= 0:
+                return block, info
+        if len(block) or zeros < 2:
+            self._truncate("", self.bytes, "the archive ends without its end marker")
+        return None
+
+    def _end_marker(self) -> None:
+        """Reads what follows the first zero block; anything but zeros would be lost data."""
+        end, clean = self.bytes, True
+        while piece := self._read(_PIECE):
+            clean = clean and not piece.strip(b"\0")
+        if not clean:
+            self._fault("header", "", end, "data follows the end marker of the archive")
+        if self.bytes == end:
+            self._truncate("", end, "the end marker is cut")
+
+    def _payload(self, size: int, keep: bool, extended: bool, crc: int) -> tuple[bytes, int] | None:
+        """Payload (if kept) and continued CRC; None when the stream ends early.
+
+        The padding of an extended header lies inside the member, so the CRC covers it.
+        """
+        kept, left = [], size
+        while left:
+            piece = self._read(min(left, _PIECE))
+            if not piece:
+                return None
+            crc = zlib.crc32(piece, crc)
+            left -= len(piece)
+            if keep:
+                kept.append(piece)
+        padding = self._read(-size % BLOCK)
+        if len(padding) < -size % BLOCK:
+            return None
+        return b"".join(kept), zlib.crc32(padding, crc) if extended else crc
+
+    def _fault(self, kind: FaultKind, key: str, offset: int, detail: str) -> None:
+        self.faults.append(Fault(kind, self._shard, key, offset, detail))
+
+    def _truncate(self, key: str, offset: int, detail: str) -> None:
+        self.truncated = True
+        self._fault("truncated", key, offset, detail)
+
+
+def _overrides(kind: bytes, payload: bytes) -> dict[str, str]:
+    """Name and size of the next member, from a pax or GNU long-name block."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": payload.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    found = {}
+    while payload:
+        digits, _, rest = payload.partition(b" ")
+        length = int(digits)
+        if not len(digits) < length <= len(payload):
+            raise ValueError(f"a record of {length} bytes in a block of {len(payload)}")
+        name, _, value = rest[: length - len(digits) - 1].rstrip(b"\n").partition(b"=")
+        if name in (b"path", b"size"):
+            found[name.decode()] = value.decode("utf-8", "surrogateescape")
+        payload = payload[length:]
+    int(found.get("size", 0))
+    return found

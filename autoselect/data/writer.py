@@ -1,0 +1,148 @@
+"""Writing shards in the WebDataset layout: `key.jpg` (or `key.0.jpg`, ...) and `key.json`."""
+
+import json
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import webdataset
+
+from autoselect.config import ConfigError
+from autoselect.data.decode import image_suffix
+from autoselect.data.index import build_index, sidecar, write_index
+from autoselect.data.record import check_conversation, check_placeholders
+from autoselect.data.storage import sync_folder
+
+# No dot, because WebDataset cuts names at the first one; no hidden or metadata names.
+_KEY = re.compile(r"(?!(.*/)?__)[A-Za-z0-9_-][A-Za-z0-9_/-]*")
+
+
+class ShardWriter:
+    """Writes samples into `prefix-000000.tar`, `prefix-000001.tar`, ... with their indexes.
+
+    A shard is written under a temporary name and renamed when complete, then indexed, so a file
+    with an index is whole whatever happened. The same calls give the same bytes.
+
+    Args:
+        folder: where the shards go; created if missing.
+        prefix: first part of the file names.
+        samples_per_shard: samples in every shard but the last.
+        first_shard: number of the first shard.
+
+    Raises:
+        ConfigError: `samples_per_shard` is not positive.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prefix: str = "shard",
+        samples_per_shard: int = 1000,
+        first_shard: int = 0,
+    ) -> None:
+        if samples_per_shard < 1:
+            raise ConfigError(f"samples_per_shard={samples_per_shard} must be at least 1")
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._prefix = prefix
+        self._samples_per_shard = samples_per_shard
+        self._number = first_shard
+        self._in_shard = 0
+        self._keys: set[str] = set()
+        self._stream: BinaryIO | None = None
+        self._tar: webdataset.TarWriter | None = None
+        self.shards: list[Path] = []
+
+    def write(self, key: str, record: dict[str, Any], images: list[bytes]) -> None:
+        """Adds one sample.
+
+        Args:
+            key: distinct; letters, digits, `_`, `-` and `/`.
+            record: stored as JSON, with `id` set to the key and `image` to the member names (one
+                name, a list of several, or absent).
+            images: encoded images, stored as they are.
+
+        Raises:
+            ConfigError: the key cannot be used or came before.
+            RecordError: the record has no well-formed conversation, or its placeholders do not
+                match the images.
+            ImageError: an image has no known format.
+        """
+        if not _KEY.fullmatch(key):
+            raise ConfigError(f"key={key!r} must match {_KEY.pattern}; rename the sample")
+        if key in self._keys:
+            raise ConfigError(f"key={key!r} was written before; give every sample its own key")
+        check_conversation(record)
+        check_placeholders(record, len(images))
+        suffixes = [image_suffix(data) for data in images]
+        if len(images) > 1:
+            suffixes = [f"{number}.{suffix}" for number, suffix in enumerate(suffixes)]
+        names = [f"{key}.{suffix}" for suffix in suffixes]
+        stored = {name: value for name, value in record.items() if name != "image"} | {"id": key}
+        if names:
+            stored["image"] = names if len(names) > 1 else names[0]
+        members: dict[str, Any] = dict(zip(suffixes, images, strict=True))
+        members["json"] = json.dumps(stored, ensure_ascii=False, sort_keys=True).encode()
+        self._open().write({"__key__": key} | members)
+        self._keys.add(key)
+        self._in_shard += 1
+        if self._in_shard == self._samples_per_shard:
+            self._finish_shard()
+
+    def close(self) -> None:
+        """Completes the last shard."""
+        if self._tar is not None:
+            self._finish_shard()
+
+    def _path(self) -> Path:
+        return self.folder / f"{self._prefix}-{self._number:06d}.tar"
+
+    def _partial(self) -> Path:
+        return self._path().with_suffix(".tar.partial")
+
+    def _open(self) -> webdataset.TarWriter:
+        if self._tar is None:
+            self._stream = self._partial().open("wb")
+            self._tar = webdataset.TarWriter(
+                self._stream, encoder=False, user="", group="", mtime=0.0
+            )
+        return self._tar
+
+    def _finish_shard(self) -> None:
+        assert self._tar is not None and self._stream is not None
+        self._tar.close()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        target = self._path()
+        Path(sidecar(str(target))).unlink(missing_ok=True)
+        os.replace(self._partial(), target)
+        sync_folder(self.folder)
+        write_index(build_index(str(target)), sidecar(str(target)))
+        self.shards.append(target)
+        self._tar = self._stream = None
+        self._in_shard = 0
+        self._number += 1
+
+    def _discard(self) -> None:
+        if self._tar is not None and self._stream is not None:
+            self._tar.close()
+            self._stream.close()
+            self._partial().unlink(missing_ok=True)
+            self._tar = self._stream = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._discard()
