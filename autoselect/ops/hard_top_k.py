@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autoselect.ops._native import EXTENSION, is_native
 from autoselect.ops.checks import check_count, check_float, check_scores, check_shape
 
 
@@ -39,6 +40,37 @@ def select_tokens_reference(
     return tokens.gather(1, where).masked_fill(absent, 0.0), indices
 
 
+if EXTENSION is not None:
+
+    @torch.library.register_fake("autoselect::hard_top_k")
+    def _fake(scores, k, mask):
+        return scores.new_empty((scores.shape[0], k), dtype=torch.int64)
+
+    @torch.library.register_fake("autoselect::select_tokens")
+    def _fake_select(tokens, scores, k, mask):
+        kept = tokens.new_empty((tokens.shape[0], k, tokens.shape[2]))
+        return kept, tokens.new_empty((tokens.shape[0], k), dtype=torch.int64)
+
+    @torch.library.register_fake("autoselect::select_tokens_backward")
+    def _fake_select_backward(grad, indices, num_tokens):
+        return grad.new_empty((grad.shape[0], num_tokens, grad.shape[2]))
+
+    def _setup_select(ctx, inputs, output):
+        indices = output[1]
+        ctx.mark_non_differentiable(indices)
+        ctx.save_for_backward(indices)
+        ctx.num_tokens = inputs[0].shape[1]
+
+    def _select_backward(ctx, grad, _grad_indices):
+        (indices,) = ctx.saved_tensors
+        backward = torch.ops.autoselect.select_tokens_backward
+        return backward(grad, indices, ctx.num_tokens), None, None, None
+
+    torch.library.register_autograd(
+        "autoselect::select_tokens", _select_backward, setup_context=_setup_select
+    )
+
+
 def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
     """Positions of the `k` largest scores of each row, int64, [B, K], ascending.
 
@@ -54,7 +86,11 @@ def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
         ConfigError: a wrong shape, dtype or device, `k` outside 1..N, or (on a CPU) a NaN score.
             On a GPU a NaN ranks below every number.
     """
-    return hard_top_k_reference(scores, k, mask)
+    if not is_native(scores.device):
+        return hard_top_k_reference(scores, k, mask)
+    check_scores(scores, mask)
+    k = check_count(k, scores.shape[1])
+    return torch.ops.autoselect.hard_top_k(scores.detach(), k, mask)
 
 
 def select_tokens(
@@ -73,4 +109,10 @@ def select_tokens(
     Raises:
         ConfigError: as `hard_top_k`.
     """
-    return select_tokens_reference(tokens, scores, k, mask)
+    if not is_native(tokens.device):
+        return select_tokens_reference(tokens, scores, k, mask)
+    check_float("tokens", tokens, "[batch, tokens, channels]", 3)
+    check_shape("scores", scores, tokens.shape[:2], tokens.device)
+    check_scores(scores, mask)
+    k = check_count(k, scores.shape[1])
+    return torch.ops.autoselect.select_tokens(tokens, scores.detach(), k, mask)

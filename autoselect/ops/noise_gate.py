@@ -21,9 +21,18 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from autoselect.config import ConfigError
-from autoselect.ops.checks import check_float, check_shape, check_statistics, values_are_checkable
+from autoselect.ops._native import EXTENSION, is_native
+from autoselect.ops.checks import (
+    check_budget,
+    check_float,
+    check_scores,
+    check_shape,
+    check_statistics,
+    check_temperature,
+    values_are_checkable,
+)
 from autoselect.ops.philox import standard_normals
-from autoselect.ops.soft_top_k import gate_dtype, soft_top_k_logits_reference
+from autoselect.ops.soft_top_k import budget_arguments, gate_dtype, soft_top_k_logits_reference
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,70 @@ def check_gates(
             )
 
 
+if EXTENSION is not None:
+
+    @torch.library.register_fake("autoselect::noise_gate")
+    def _fake_gate(tokens, gates, mean, std, factor, seed, step, sample_ids):
+        return torch.empty_like(tokens, memory_format=torch.contiguous_format)
+
+    @torch.library.register_fake("autoselect::noise_gate_backward")
+    def _fake_gate_backward(grad, tokens, gates, mean, std, factor, seed, step, sample_ids):
+        contiguous = torch.contiguous_format
+        return (
+            torch.empty_like(tokens, memory_format=contiguous),
+            torch.empty_like(gates, memory_format=contiguous),
+        )
+
+    def _setup_gate(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    def _gate_backward(ctx, grad):
+        grads = torch.ops.autoselect.noise_gate_backward(grad, *ctx.saved_tensors)
+        return *grads, None, None, None, None, None, None
+
+    torch.library.register_autograd(
+        "autoselect::noise_gate", _gate_backward, setup_context=_setup_gate
+    )
+
+    @torch.library.register_fake("autoselect::soft_top_k_noise_gate")
+    def _fake_fused(
+        tokens, scores, k_rows, k, temperature, mean, std, factor, seed, step, sample_ids, mask
+    ):
+        gates = torch.empty_like(
+            scores, dtype=gate_dtype(scores), memory_format=torch.contiguous_format
+        )
+        gated = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+        return gated, gates, torch.empty_like(gates)
+
+    @torch.library.register_fake("autoselect::soft_top_k_noise_gate_backward")
+    def _fake_fused_backward(
+        grad, grad_gates, tokens, logits, temperature, mean, std, factor, seed, step, sample_ids
+    ):
+        contiguous = torch.contiguous_format
+        return (
+            torch.empty_like(tokens, memory_format=contiguous),
+            torch.empty_like(logits, memory_format=contiguous),
+        )
+
+    def _setup_fused(ctx, inputs, output):
+        tokens, scores, _, _, temperature, *noise, _ = inputs
+        logits = output[2]
+        ctx.mark_non_differentiable(logits)
+        ctx.save_for_backward(tokens, logits, *noise)
+        ctx.temperature, ctx.dtype = temperature, scores.dtype
+
+    def _fused_backward(ctx, grad, grad_gates, _grad_logits):
+        tokens, logits, *noise = ctx.saved_tensors
+        grad_tokens, grad_scores = torch.ops.autoselect.soft_top_k_noise_gate_backward(
+            grad, grad_gates, tokens, logits, ctx.temperature, *noise
+        )
+        return grad_tokens, grad_scores.to(ctx.dtype), *(None,) * 10
+
+    torch.library.register_autograd(
+        "autoselect::soft_top_k_noise_gate", _fused_backward, setup_context=_setup_fused
+    )
+
+
 def noise_gate(
     tokens: Tensor,
     gates: Tensor,
@@ -179,7 +252,11 @@ def noise_gate(
         ConfigError: a wrong shape, dtype or device, or (on a CPU) a gate outside 0..1, a negative
             std or a negative key.
     """
-    return noise_gate_reference(tokens, gates, mean, std, noise_key, factor)
+    if not is_native(tokens.device):
+        return noise_gate_reference(tokens, gates, mean, std, noise_key, factor)
+    check_gates(tokens, gates, mean, std, factor)
+    key = noise_key.tensors(tokens)
+    return torch.ops.autoselect.noise_gate(tokens, gates, mean, std, factor, *key)
 
 
 def soft_top_k_noise_gate(
@@ -213,6 +290,17 @@ def soft_top_k_noise_gate(
     Raises:
         ConfigError: as `soft_top_k` and `noise_gate`.
     """
-    return soft_top_k_noise_gate_reference(
-        tokens, scores, k, temperature, mean, std, noise_key, mask, factor
+    if not is_native(tokens.device):
+        return soft_top_k_noise_gate_reference(
+            tokens, scores, k, temperature, mean, std, noise_key, mask, factor
+        )
+    check_statistics(tokens, mean, std, factor)
+    check_shape("scores", scores, tokens.shape[:2], tokens.device)
+    check_scores(scores, mask)
+    check_temperature(temperature)
+    budget = budget_arguments(check_budget(k, scores))
+    key = noise_key.tensors(tokens)
+    gated, gates, _ = torch.ops.autoselect.soft_top_k_noise_gate(
+        tokens, scores, *budget, temperature, mean, std, factor, *key, mask
     )
+    return gated, gates

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from autoselect.ops._native import EXTENSION, is_native
 from autoselect.ops.checks import check_budget, check_scores, check_temperature
 
 MAX_ITERATIONS = 600
@@ -116,6 +117,39 @@ def gate_dtype(scores: Tensor) -> torch.dtype:
     return torch.float64 if scores.dtype == torch.float64 else torch.float32
 
 
+def budget_arguments(k: int | Tensor) -> tuple[Tensor | None, int]:
+    """The budget as the kernels take it: one per row, or else one for all."""
+    return (k, 0) if isinstance(k, Tensor) else (None, k)
+
+
+if EXTENSION is not None:
+
+    @torch.library.register_fake("autoselect::soft_top_k")
+    def _fake(scores, k_rows, k, temperature, mask):
+        gates = torch.empty_like(scores, dtype=gate_dtype(scores)).contiguous()
+        return gates, torch.empty_like(gates)
+
+    @torch.library.register_fake("autoselect::soft_top_k_backward")
+    def _fake_backward(grad_gates, logits, temperature):
+        return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+    def _setup_context(ctx, inputs, output):
+        scores, _, _, temperature, _ = inputs
+        _, logits = output
+        ctx.mark_non_differentiable(logits)
+        ctx.save_for_backward(logits)
+        ctx.temperature, ctx.dtype = temperature, scores.dtype
+
+    def _backward(ctx, grad_gates, _grad_logits):
+        (logits,) = ctx.saved_tensors
+        grad = torch.ops.autoselect.soft_top_k_backward(grad_gates, logits, ctx.temperature)
+        return grad.to(ctx.dtype), None, None, None, None
+
+    torch.library.register_autograd(
+        "autoselect::soft_top_k", _backward, setup_context=_setup_context
+    )
+
+
 def soft_top_k(
     scores: Tensor, k: int | Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
@@ -136,4 +170,9 @@ def soft_top_k(
             positive and finite, or (on a CPU) a NaN score. Values on a GPU are not looked at: there a
             NaN score makes its row's gates NaN.
     """
-    return soft_top_k_reference(scores, k, temperature, mask)
+    if not is_native(scores.device):
+        return soft_top_k_reference(scores, k, temperature, mask)
+    check_scores(scores, mask)
+    check_temperature(temperature)
+    budget = budget_arguments(check_budget(k, scores))
+    return torch.ops.autoselect.soft_top_k(scores, *budget, temperature, mask)[0]

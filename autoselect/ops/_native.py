@@ -1,0 +1,76 @@
+"""Loads the native extension `autoselect._C`, or says once that it is missing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from types import ModuleType
+
+import torch
+
+from autoselect import __version__
+
+log = logging.getLogger(__name__)
+
+OPERATORS = (
+    "soft_top_k",
+    "soft_top_k_backward",
+    "noise_gate",
+    "noise_gate_backward",
+    "soft_top_k_noise_gate",
+    "soft_top_k_noise_gate_backward",
+    "hard_top_k",
+    "select_tokens",
+    "select_tokens_backward",
+)
+
+
+def _load() -> ModuleType | None:
+    """The extension; None when it was never built.
+
+    Raises:
+        ImportError: the extension is there but does not load, or it is missing although
+            `AUTOSELECT_REQUIRE_NATIVE=1`.
+    """
+    if importlib.util.find_spec("autoselect._C") is None:
+        message = (
+            "the native operators are not built (no autoselect._C); build them with "
+            "`pip install --no-build-isolation -e .`"
+        )
+        if os.environ.get("AUTOSELECT_REQUIRE_NATIVE", "0") not in ("", "0"):
+            raise ImportError(f"AUTOSELECT_REQUIRE_NATIVE=1, but {message}")
+        log.warning("%s; the slower PyTorch references run instead", message)
+        return None
+    return importlib.import_module("autoselect._C")
+
+
+EXTENSION = _load()
+
+
+def is_native(device: torch.device) -> bool:
+    """Whether the operators have kernels for tensors on this device."""
+    if EXTENSION is None:
+        return False
+    if device.type == "cuda":
+        return bool(EXTENSION.build_info()["cuda_architectures"])
+    return device.type in ("cpu", "meta")
+
+
+def build_info() -> dict[str, object]:
+    """Versions, compiler and architectures of the extension, and the path each operator takes.
+
+    Returns:
+        `{"native": bool, "version": str, "torch": str, "paths": {operator: {device: path}}}`, and
+        for a native build `compiler`, `cuda_architectures` and `cpu_instruction_set`. A path is
+        "native" or "reference".
+    """
+    info: dict[str, object] = {"version": __version__, "torch": torch.__version__}
+    if EXTENSION is not None:
+        info.update(EXTENSION.build_info())
+    paths = {
+        device: "native" if is_native(torch.device(device)) else "reference"
+        for device in ("cpu", "cuda")
+    }
+    return {"native": EXTENSION is not None, **info, "paths": {op: paths for op in OPERATORS}}

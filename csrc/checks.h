@@ -1,0 +1,127 @@
+// What every operator checks before it touches memory; the messages give expected and actual.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <optional>
+
+namespace autoselect {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+constexpr int64_t kLargestRank = 64;
+
+inline bool is_float_type(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
+}
+
+inline at::ScalarType work_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                        const at::Tensor& beside) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", shape, ", but has ",
+                    tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.device() == beside.device(), name, " must be on ", beside.device(),
+                    ", but is on ", tensor.device());
+}
+
+inline void check_float(const char* name, const at::Tensor& tensor, int64_t dims) {
+  TORCH_CHECK_VALUE(tensor.dim() == dims, name, " must have ", dims, " dimensions, but has shape ",
+                    tensor.sizes());
+  TORCH_CHECK_TYPE(is_float_type(tensor.scalar_type()), name,
+                   " must be float32, float64, bfloat16 or float16, but is ",
+                   tensor.scalar_type());
+}
+
+inline void check_scores(const at::Tensor& scores, const OptionalTensor& mask) {
+  check_float("scores", scores, 2);
+  if (mask.has_value()) {
+    check_shape("mask", *mask, scores.sizes(), scores);
+    TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool, "mask must be bool, but is ",
+                     mask->scalar_type());
+  }
+}
+
+inline void check_budget(int64_t k, int64_t num_tokens) {
+  TORCH_CHECK_VALUE(k >= 1 && k <= num_tokens, "k must be in 1..", num_tokens, ", but is ", k);
+}
+
+inline void check_temperature(double temperature) {
+  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature),
+                    "temperature must be positive and finite, but is ", temperature);
+}
+
+// `k_rows` holds one budget per row; without it every row has budget k.
+inline void check_soft_top_k(const at::Tensor& scores, const OptionalTensor& k_rows, int64_t k,
+                             double temperature, const OptionalTensor& mask) {
+  check_scores(scores, mask);
+  check_temperature(temperature);
+  if (k_rows.has_value()) {
+    check_shape("k_rows", *k_rows, {scores.size(0)}, scores);
+    TORCH_CHECK_TYPE(k_rows->scalar_type() == at::kLong, "k_rows must be int64, but is ",
+                     k_rows->scalar_type());
+  } else {
+    check_budget(k, scores.size(1));
+  }
+}
+
+inline void check_statistics(const at::Tensor& tokens, const at::Tensor& mean,
+                             const at::Tensor& std, const OptionalTensor& factor) {
+  check_float("tokens", tokens, 3);
+  check_float("mean", mean, 1);
+  check_shape("mean", mean, {tokens.size(2)}, tokens);
+  check_float("std", std, 1);
+  check_shape("std", std, {tokens.size(2)}, tokens);
+  TORCH_CHECK_VALUE(tokens.size(1) < (int64_t(1) << 32), "tokens has ", tokens.size(1),
+                    " tokens in a row, but at most 2^32 - 1 can be numbered");
+  if (factor.has_value()) {
+    check_float("factor", *factor, 2);
+    const int64_t rank = factor->size(0);
+    TORCH_CHECK_VALUE(rank >= 1 && rank <= kLargestRank, "factor must have 1..", kLargestRank,
+                      " rows, but has ", rank);
+    check_shape("factor", *factor, {rank, tokens.size(2)}, tokens);
+  }
+}
+
+inline void check_noise_key(const at::Tensor& tokens, const at::Tensor& seed,
+                            const at::Tensor& step, const at::Tensor& sample_ids) {
+  check_shape("seed", seed, {}, tokens);
+  check_shape("step", step, {}, tokens);
+  check_shape("sample_ids", sample_ids, {tokens.size(0)}, tokens);
+  for (const at::Tensor* part : {&seed, &step, &sample_ids}) {
+    TORCH_CHECK_TYPE(part->scalar_type() == at::kLong,
+                     "seed, step and sample_ids must be int64, but one is ", part->scalar_type());
+  }
+}
+
+// The tensor in the type of the arithmetic, contiguous; a null tensor stays null.
+inline at::Tensor in_type(const at::Tensor& tensor, at::ScalarType type) {
+  return tensor.to(type).contiguous();
+}
+inline at::Tensor in_type(const OptionalTensor& tensor, at::ScalarType type) {
+  return tensor.has_value() ? in_type(*tensor, type) : at::Tensor();
+}
+
+// Runs `body.template operator()<T>()` with the storage type of tokens of this dtype.
+#define AS_DISPATCH_TOKENS(dtype, ...)                                                   \
+  [&] {                                                                                  \
+    switch (dtype) {                                                                     \
+      case at::kFloat: { using T = float; return __VA_ARGS__(); }                        \
+      case at::kDouble: { using T = double; return __VA_ARGS__(); }                      \
+      case at::kBFloat16: { using T = ::autoselect::BFloat16; return __VA_ARGS__(); }    \
+      case at::kHalf: { using T = ::autoselect::Half16; return __VA_ARGS__(); }          \
+      default: TORCH_CHECK_TYPE(false, "unsupported dtype ", dtype);                     \
+    }                                                                                    \
+  }()
+
+#define AS_DISPATCH_WORK(dtype, ...)                                                     \
+  [&] {                                                                                  \
+    if ((dtype) == at::kDouble) { using W = double; return __VA_ARGS__(); }              \
+    using W = float;                                                                     \
+    return __VA_ARGS__();                                                                \
+  }()
+
+}  // namespace autoselect

@@ -1,0 +1,97 @@
+// The CPU kernels: plain loops over one row or one token, compiled once per instruction set.
+//
+// The compiler vectorises them; every build computes the same bits, because products and sums are
+// never contracted or reordered.
+#pragma once
+
+#include "philox.h"
+
+namespace autoselect {
+
+// Soft top-K of one row of `count` valid scores, 1 <= budget < count; writes logits and gates.
+template <typename W>
+using SolveRow = void (*)(const W* scores, int64_t count, W budget, W temperature, W* logits,
+                          W* gates);
+
+// dL/dr_j = (h_j - w_j sum h) / tau with h = grad_logits + s (1 - s) grad_gates; either may be null.
+template <typename W>
+using ScoreGradient = void (*)(const W* logits, const W* grad_gates, const W* grad_logits,
+                               int64_t count, W temperature, W* grad_scores);
+
+template <typename W>
+struct NoiseSource {
+  const W* mean;    // [width]
+  const W* std;     // [width]
+  const W* factor;  // [rank, width], or null
+  int64_t rank;
+  int64_t width;
+  PhiloxKey stream;
+};
+
+struct TokenPlace {
+  uint32_t token;
+  int64_t sample;
+};
+
+// out = a x + (1 - a) mu + b L eps
+template <typename T>
+using GateForward = void (*)(const T* x, T* out, const NoiseSource<Work<T>>& source,
+                             TokenPlace place, Work<T> a, Work<T> b);
+
+// grad_x = a G; dots = { <G, x - mu>, <G, L eps> }
+template <typename T>
+using GateBackward = void (*)(const T* grad, const T* x, T* grad_x,
+                              const NoiseSource<Work<T>>& source, TokenPlace place, Work<T> a,
+                              bool noise_matters, Work<T>* dots);
+
+template <typename T>
+struct TokenKernels {
+  GateForward<T> forward;
+  GateBackward<T> backward;
+};
+
+struct CpuRows {
+  const char* instruction_set;
+  SolveRow<float> solve_float;
+  SolveRow<double> solve_double;
+  ScoreGradient<float> score_gradient_float;
+  ScoreGradient<double> score_gradient_double;
+  TokenKernels<float> tokens_float;
+  TokenKernels<double> tokens_double;
+  TokenKernels<BFloat16> tokens_bfloat16;
+  TokenKernels<Half16> tokens_half;
+};
+
+CpuRows cpu_rows_baseline();
+CpuRows cpu_rows_avx2();
+CpuRows cpu_rows_avx512();
+
+// The kernels for this processor; AUTOSELECT_CPU_ISA=baseline|avx2|avx512 asks for lesser ones.
+const CpuRows& cpu_rows();
+
+template <typename W>
+SolveRow<W> solve_row_kernel();
+template <>
+inline SolveRow<float> solve_row_kernel() { return cpu_rows().solve_float; }
+template <>
+inline SolveRow<double> solve_row_kernel() { return cpu_rows().solve_double; }
+
+template <typename W>
+ScoreGradient<W> score_gradient_kernel();
+template <>
+inline ScoreGradient<float> score_gradient_kernel() { return cpu_rows().score_gradient_float; }
+template <>
+inline ScoreGradient<double> score_gradient_kernel() { return cpu_rows().score_gradient_double; }
+
+template <typename T>
+const TokenKernels<T>& token_kernels();
+template <>
+inline const TokenKernels<float>& token_kernels() { return cpu_rows().tokens_float; }
+template <>
+inline const TokenKernels<double>& token_kernels() { return cpu_rows().tokens_double; }
+template <>
+inline const TokenKernels<BFloat16>& token_kernels() { return cpu_rows().tokens_bfloat16; }
+template <>
+inline const TokenKernels<Half16>& token_kernels() { return cpu_rows().tokens_half; }
+
+}  // namespace autoselect

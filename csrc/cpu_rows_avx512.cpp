@@ -1,0 +1,22 @@
+// The CPU kernels for processors with AVX-512.
+#include "cpu_rows.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512cd,avx2,fma,bmi2,prefer-vector-width=512")
+#include "threshold.h"
+
+namespace autoselect {
+namespace {
+#include "cpu_rows.inl"
+}  // namespace
+#pragma GCC pop_options
+
+CpuRows cpu_rows_avx512() { return rows_here("avx512"); }
+
+}  // namespace autoselect
+#else
+namespace autoselect {
+CpuRows cpu_rows_avx512() { return cpu_rows_baseline(); }
+}  // namespace autoselect
+#endif
