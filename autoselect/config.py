@@ -1,5 +1,326 @@
-"""Configuration: frozen dataclasses, their checks, and the one error users see for bad input."""
+"""Configuration: frozen dataclasses, their checks, and the one error users see for bad input.
+
+The defaults are the reference run, so that the documented command needs no other flag. A YAML file
+and dotted flags (`--gate.token_budget 16`) change anything; unknown keys are refused. Batch sizes,
+precision, ZeRO and clipping belong to the DeepSpeed JSON alone.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
 
 
 class ConfigError(ValueError):
     """A value given by the user breaks a rule; the message names field, value, rule and fix."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """Size of the Scorer.
+
+    Attributes:
+        hidden_size: channels inside the Scorer.
+        num_layers: bidirectional transformer blocks.
+        num_heads: attention heads; divides `hidden_size`.
+    """
+
+    hidden_size: int = 64
+    num_layers: int = 1
+    num_heads: int = 4
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_heads >= 1 and self.hidden_size % self.num_heads == 0,
+            f"scorer.hidden_size={self.hidden_size} is not divisible by "
+            f"scorer.num_heads={self.num_heads}; choose a multiple",
+        )
+        require(
+            self.num_layers >= 0,
+            f"scorer.num_layers={self.num_layers} must not be negative; choose 0 or more",
+        )
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Size of the Denoiser.
+
+    Attributes:
+        num_layers: blocks of diagonal attention and MLP; 0 trains without a Denoiser.
+        hidden_size: channels of each block's two bottlenecks (values and MLP).
+    """
+
+    num_layers: int = 2
+    hidden_size: int = 256
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_layers >= 0 and self.hidden_size >= 1,
+            f"denoiser.num_layers={self.num_layers}, denoiser.hidden_size={self.hidden_size}: "
+            "layers must be 0 or more and channels 1 or more",
+        )
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Soft top-K and the noise gate.
+
+    Attributes:
+        token_budget: K, tokens kept per image; also the upper end when a range is drawn.
+        min_token_budget: lower end of the range from which K is drawn per step; None fixes K.
+        temperature_start: of the sigmoid, in standardised scores.
+        temperature_end: reached after `anneal_fraction` of the steps, geometrically.
+        anneal_fraction: of all steps.
+        standardise: scores have mean 0 and variance 1 per image before soft top-K.
+        noise: `covariance` matches the tokens' covariance, `channel` each channel's variance.
+        noise_rank: rank of the covariance factor.
+        calibration_images: images whose tokens give mean, deviation and factor.
+    """
+
+    token_budget: int = 16
+    min_token_budget: int | None = 6
+    temperature_start: float = 0.5
+    temperature_end: float = 0.02
+    anneal_fraction: float = 0.4
+    standardise: bool = True
+    noise: Literal["covariance", "channel"] = "covariance"
+    noise_rank: int = 64
+    calibration_images: int = 256
+
+    def __post_init__(self) -> None:
+        require(
+            self.token_budget >= 1,
+            f"gate.token_budget={self.token_budget} is below 1; choose 1 or more tokens",
+        )
+        low = self.min_token_budget
+        require(
+            low is None or 1 <= low <= self.token_budget,
+            f"gate.min_token_budget={low} must lie in 1..gate.token_budget={self.token_budget}",
+        )
+        require(
+            0 < self.temperature_end <= self.temperature_start,
+            f"gate.temperature_end={self.temperature_end} must be above 0 and at most "
+            f"gate.temperature_start={self.temperature_start}",
+        )
+        require(
+            0 <= self.anneal_fraction <= 1,
+            f"gate.anneal_fraction={self.anneal_fraction} must lie in 0..1",
+        )
+        require(
+            1 <= self.noise_rank <= 64,
+            f"gate.noise_rank={self.noise_rank} must lie in 1..64",
+        )
+        require(
+            self.calibration_images >= 2,
+            f"gate.calibration_images={self.calibration_images} is too few; choose 2 or more",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read.
+
+    Attributes:
+        train_shards: glob of WebDataset shards; `reference` renders the reference data on first use.
+        rounds: `independent` questions on one image, or one `conversation`.
+        max_text_tokens: longest row, image placeholders included.
+        workers: decoding worker processes per rank; 0 decodes in the training process.
+    """
+
+    train_shards: str = "reference"
+    rounds: Literal["independent", "conversation"] = "independent"
+    max_text_tokens: int = 2048
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_text_tokens >= 1 and self.workers >= 0,
+            f"data.max_text_tokens={self.max_text_tokens} must be 1 or more and "
+            f"data.workers={self.workers} 0 or more",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine to a floor.
+
+    Attributes:
+        learning_rate: peak.
+        weight_decay: of matrices.
+        warmup_fraction: of all steps.
+        floor_fraction: final learning rate over the peak.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.05
+    floor_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        require(
+            self.learning_rate > 0,
+            f"optimizer.learning_rate={self.learning_rate} must be above 0",
+        )
+        require(
+            0 <= self.warmup_fraction < 1 and 0 <= self.floor_fraction <= 1,
+            f"optimizer.warmup_fraction={self.warmup_fraction} and "
+            f"optimizer.floor_fraction={self.floor_fraction} must lie in 0..1",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run; the defaults are the reference run.
+
+    Attributes:
+        model: folder or hub name of the frozen VLM; `reference` is the one that ships here.
+        output: run folder: resolved configuration, checkpoints, exported selector.
+        steps: optimiser updates.
+        seed: of weights, data order and noise.
+        save_every: updates between checkpoints.
+        keep_checkpoints: how many stay.
+        log_every: updates between logged metrics.
+        max_skipped_steps: consecutive steps with a non-finite loss or gradient before the run ends.
+        activation_checkpointing: recompute the frozen language model in the backward pass.
+        experiment: MLflow experiment.
+        tracking: log to MLflow.
+    """
+
+    model: str = "reference"
+    output: str = "runs/reference/train"
+    steps: int = 300
+    seed: int = 0
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    max_skipped_steps: int = 20
+    activation_checkpointing: bool = False
+    experiment: str = "autoselect"
+    tracking: bool = True
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every", "keep_checkpoints", "log_every", "max_skipped_steps"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+
+
+Config = TypeVar("Config")
+
+
+def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Config:
+    """Build a configuration dataclass from nested mappings.
+
+    Raises:
+        ConfigError: an unknown key (the closest known one is named) or a value of a wrong type.
+    """
+    require(isinstance(values, dict), f"{prefix or 'configuration'} must be a mapping of keys")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown configuration key {prefix}{key}={value!r}; {hint}")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """Check `value` against a type hint; text from flags is parsed as YAML first."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, f"{name}.")
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        require(value in choices, f"{name}={value!r} must be one of {', '.join(map(str, choices))}")
+        return value
+    if get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        hint = next(h for h in get_args(hint) if h is not types.NoneType)
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"{name}={value!r} must be a number") from None
+    matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    require(matches, f"{name}={value!r} must be of type {hint.__name__}")
+    return value
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with nested `changes` written over it; neither argument is modified."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = merge(typing.cast(dict, old), value) if both else value
+    return merged
+
+
+def parse_flags(flags: list[str]) -> dict[str, Any]:
+    """`["--gate.token_budget", "16", "--seed=3"]` as nested mappings, values read as YAML."""
+    nested: dict[str, Any] = {}
+    remaining = list(flags)
+    while remaining:
+        flag = remaining.pop(0)
+        require(flag.startswith("--"), f"unexpected argument {flag!r}; settings look like --name value")
+        name, equals, text = flag[2:].partition("=")
+        if not equals:
+            require(bool(remaining), f"flag --{name} has no value; write --{name} VALUE")
+            text = remaining.pop(0)
+        *parents, last = name.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.safe_load(text)
+    return nested
+
+
+def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config:
+    """Defaults, then the YAML file, then the flags.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping; an unknown key; a value out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        file = Path(path)
+        require(file.is_file(), f"config={path} does not exist; give a YAML file")
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config={path} is no valid YAML: {error}") from error
+        require(isinstance(values, dict), f"config={path} must be a mapping of keys to values")
+    return from_dict(cls, merge(values, parse_flags(flags)))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values, for YAML, JSON and MLflow."""
+    return dataclasses.asdict(config)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"gate": {"token_budget": 16}}` as `{"gate.token_budget": 16}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat

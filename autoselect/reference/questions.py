@@ -126,7 +126,7 @@ def relation(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 def text(rng: np.random.Generator, scene: Scene) -> Question:
     """What the plate says."""
-    return Question("text", "what does the sign say ?", scene.plate.text, (scene.plate.box,))
+    return Question("text", "what does the sign say ?", scene.plate.text, scene.plate.character_boxes)
 
 
 MAKERS = {

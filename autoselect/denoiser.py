@@ -1,0 +1,72 @@
+"""The Denoiser: repairs gated tokens, each by itself, during training only.
+
+Pre-norm transformer blocks with attention restricted to the diagonal: token i sees itself alone. With
+one visible key the softmax is 1, so the attention is exactly `output(value(x))`, no query or key, and
+the cost is O(N). Could a token see its neighbours, a clean one would repair a noisy one and the budget
+would mean nothing. Source: AutoSelect (arXiv 2603.07135), diagonal attention; sizes are ours.
+
+Dimension letters: B images, N tokens, D token width, H hidden channels.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoselect.config import DenoiserConfig
+
+
+class DiagonalAttention(nn.Module):
+    """Attention in which every token attends to itself only: `output(value(x))`."""
+
+    def __init__(self, width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(width, hidden_size)
+        self.output = nn.Linear(hidden_size, width)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`tokens` [B, N, D]."""
+        return self.output(self.value(tokens))
+
+
+class DenoiserBlock(nn.Module):
+    """Diagonal attention, then an MLP; both branches start at zero."""
+
+    def __init__(self, width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = DiagonalAttention(width, hidden_size)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, hidden_size)
+        self.mlp_out = nn.Linear(hidden_size, width)
+        nn.init.zeros_(self.mlp_out.weight)
+        nn.init.zeros_(self.mlp_out.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attention(self.attention_norm(tokens))
+        return tokens + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(tokens))))
+
+
+class Denoiser(nn.Module):
+    """Gated tokens `[B, N, D]` to tokens that the language model accepts; starts as the identity.
+
+    Args:
+        width: D, channels of a visual token.
+        config: sizes.
+    """
+
+    def __init__(self, width: int, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(
+            DenoiserBlock(width, config.hidden_size) for _ in range(config.num_layers)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`tokens` [B, N, D]; computed in the parameters' dtype, returned in the tokens'."""
+        if not self.blocks:
+            return tokens
+        repaired = tokens.to(self.blocks[0].mlp_in.weight.dtype)
+        for block in self.blocks:
+            repaired = block(repaired)
+        return repaired.to(tokens.dtype)

@@ -1,0 +1,146 @@
+"""AutoSelect = frozen VLM + Scorer + Denoiser: one training step from pixels to loss.
+
+    features = vlm.encode(images)                       no gradient
+    scores   = scorer(features)
+    gated    = soft_top_k_noise_gate(features, scores, K, tau, noise key)
+    inputs   = denoiser(gated)
+    loss     = next-token loss on the answers           gradient flows through the frozen LLM
+
+Dimension letters: I images, N visual tokens, D width, B rows, T text tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoselect.calibration import TokenStatistics
+from autoselect.config import TrainConfig
+from autoselect.denoiser import Denoiser
+from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+from autoselect.scorer import Scorer, standardise
+from autoselect.vlm.backbone import FrozenVLM, VisualTokens
+from autoselect.vlm.batch import TrainBatch
+from autoselect.vlm.forward import answer_loss
+
+
+@dataclass(frozen=True)
+class GateSetting:
+    """What the gates of one step are made with.
+
+    Attributes:
+        token_budget: K.
+        temperature: tau.
+        seed: of the run.
+        step: optimiser step; both key the noise.
+    """
+
+    token_budget: int
+    temperature: float
+    seed: int
+    step: int
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Sums over one micro-batch; the caller divides by counts of the whole global batch.
+
+    Attributes:
+        loss_sum: next-token loss summed over answer tokens, with gradient, 0-d.
+        answer_tokens: how many there are.
+        gate_sum: sum of all gates; the budget is met when it equals images * K.
+        top_gate_sum: sum of the K largest gates of every image, for the polarisation.
+        images: images of the micro-batch.
+    """
+
+    loss_sum: Tensor
+    answer_tokens: int
+    gate_sum: Tensor
+    top_gate_sum: Tensor
+    images: int
+
+
+class AutoSelect(nn.Module):
+    """The trained Scorer and Denoiser around a frozen VLM.
+
+    Args:
+        vlm: the frozen backbone; none of its parameters gets a gradient.
+        config: of the run.
+        statistics: of the visual tokens over the data set.
+    """
+
+    def __init__(self, vlm: FrozenVLM, config: TrainConfig, statistics: TokenStatistics) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.frozen = vlm.model
+        self.standardise = config.gate.standardise
+        self.activation_checkpointing = config.activation_checkpointing
+        self.scorer = Scorer(vlm.width, config.scorer)
+        self.denoiser = Denoiser(vlm.width, config.denoiser)
+        self.statistics = statistics
+
+    def train(self, mode: bool = True) -> "AutoSelect":
+        """Only Scorer and Denoiser change mode; the frozen VLM stays in eval mode."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def gate(
+        self, visual: VisualTokens, setting: GateSetting, sample_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gated tokens [I, N, D] and gates [I, N] of visual tokens."""
+        scores = self.scorer(visual.tokens, visual.mask)
+        if self.standardise:
+            scores = standardise(scores, visual.mask)
+        key = NoiseKey(setting.seed, setting.step, sample_ids)
+        statistics = self.statistics
+        return soft_top_k_noise_gate(
+            visual.tokens,
+            scores.float(),
+            setting.token_budget,
+            setting.temperature,
+            statistics.mean,
+            statistics.std,
+            key,
+            mask=visual.mask,
+            factor=statistics.factor,
+        )
+
+    def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
+        """Loss and gate statistics of one micro-batch."""
+        if batch.num_images == 0:
+            return self._without_images(batch)
+        visual = self.vlm.encode(batch.pixels)
+        gated, gates = self.gate(visual, setting, image_keys(batch.sample_ids))
+        repaired = self.denoiser(gated)
+        real = repaired if visual.mask is None else repaired[visual.mask]
+        loss_sum = answer_loss(
+            self.vlm, batch, real.flatten(0, -2), self.activation_checkpointing
+        )
+        count = min(setting.token_budget, gates.shape[1])
+        return StepOutput(
+            loss_sum,
+            batch.num_answer_tokens,
+            gates.detach().sum(),
+            gates.detach().topk(count, dim=-1).values.sum(),
+            batch.num_images,
+        )
+
+    def _without_images(self, batch: TrainBatch) -> StepOutput:
+        """Text-only rows: nothing to select, but every rank takes part in the step."""
+        nothing = sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+        assert isinstance(nothing, Tensor)
+        zero = torch.zeros((), device=nothing.device)
+        return StepOutput(nothing, batch.num_answer_tokens, zero, zero, 0)
+
+
+def image_keys(sample_ids: Tensor) -> Tensor:
+    """A noise key per image, [I]: images of one sample differ, whatever batch they sit in.
+
+    Args:
+        sample_ids: sample of each image, images of one sample side by side, int64, [I].
+    """
+    same = F.one_hot(torch.unique_consecutive(sample_ids, return_inverse=True)[1])
+    number = (same.cumsum(dim=0) * same).sum(dim=1) - 1
+    return sample_ids * 4096 + number

@@ -1,0 +1,34 @@
+"""The names `reference` for the model and the data that need no download."""
+
+from pathlib import Path
+
+from autoselect.config import ConfigError
+from autoselect.reference.shards import ReferenceData, render_shards
+
+MODEL_FOLDER = Path(__file__).parent / "model"
+SHARDS_FOLDER = Path("runs/reference/shards")
+REFERENCE = "reference"
+
+
+def resolve_model(name: str) -> str:
+    """The folder of the reference VLM for `reference`; any other name is returned as it is.
+
+    Raises:
+        ConfigError: the weights are not in the installation.
+    """
+    if name != REFERENCE:
+        return name
+    if not (MODEL_FOLDER / "model.safetensors").is_file():
+        raise ConfigError(
+            f"model=reference: {MODEL_FOLDER} has no weights; install from a full checkout, or make "
+            "them with `autoselect reference train`"
+        )
+    return str(MODEL_FOLDER)
+
+
+def resolve_shards(name: str, split: str = "train", folder: Path = SHARDS_FOLDER) -> str:
+    """A glob of the reference shards for `reference`, rendered first if they are missing."""
+    if name != REFERENCE:
+        return name
+    render_shards(folder, ReferenceData())
+    return str(folder / f"{split}-*.tar")

@@ -1,0 +1,131 @@
+"""The reference data as WebDataset shards: `autoselect reference shards`.
+
+Deterministic by seed. Training samples hold up to eight rounds about one image; samples of the
+validation and test splits hold one round of each of the five families, to be asked independently.
+"""
+
+import json
+import logging
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from autoselect.config import ConfigError, require
+from autoselect.data.shards import ShardWriter
+from autoselect.reference.clutter import Split
+from autoselect.reference.corpus import FAMILY_MIX, QUESTIONS_PER_IMAGE, to_jpeg
+from autoselect.reference.questions import FAMILIES, Question, ask
+from autoselect.reference.scenes import make_scene, scene_rng
+
+logger = logging.getLogger(__name__)
+SAMPLES_PER_SHARD = 500
+
+
+@dataclass(frozen=True)
+class ReferenceData:
+    """Sizes of the reference data.
+
+    Attributes:
+        train: images for the selector's training; none of them trained the VLM.
+        val: images of the validation split.
+        test: images of the test split, on photographs that training never shows.
+        seed: of scenes and questions.
+    """
+
+    train: int = 10_000
+    val: int = 400
+    test: int = 1000
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value} images is below 1; choose 1 or more")
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+
+
+def record_of(key: str, questions: list[Question]) -> dict[str, Any]:
+    """A LLaVA-style record: conversations, and for each round its task and boxes in pixels."""
+    turns: list[dict[str, str]] = []
+    for number, question in enumerate(questions):
+        mark = "<image>\n" if number == 0 else ""
+        turns.append({"from": "human", "value": f"{mark}{question.question}"})
+        turns.append({"from": "gpt", "value": question.answer})
+    return {
+        "id": key,
+        "conversations": turns,
+        "tasks": [question.family for question in questions],
+        "boxes": [[list(box) for box in question.boxes] for question in questions],
+    }
+
+
+def render_sample(seed: int, split: Split, index: int) -> tuple[str, dict[str, Any], bytes]:
+    """Key, record and JPEG bytes of one sample."""
+    scene = make_scene(seed, split, index)
+    rng = scene_rng(seed + 1, split, index)
+    families = FAMILIES
+    if split == "train":
+        families = tuple(str(name) for name in rng.permutation(np.array(FAMILY_MIX)))
+    questions = ask(rng, scene, families)[:QUESTIONS_PER_IMAGE]
+    key = f"{split}-{index:07d}"
+    record = record_of(key, questions)
+    record["objects"] = [
+        {"shape": item.shape, "colour": item.colour, "box": list(item.box)}
+        for item in scene.objects
+    ]
+    return key, record, to_jpeg(scene.image)
+
+
+def _write_shard(task: tuple[str, int, Split, int, int]) -> int:
+    folder, seed, split, number, stop = task
+    start = number * SAMPLES_PER_SHARD
+    with ShardWriter(folder, split, SAMPLES_PER_SHARD, first_shard=number) as writer:
+        for index in range(start, stop):
+            key, record, jpeg = render_sample(seed, split, index)
+            writer.write(key, record, [jpeg])
+    return number
+
+
+def render_shards(folder: Path, sizes: ReferenceData, workers: int | None = None) -> None:
+    """Write the three splits into `folder`; finished shards are kept, so it can be repeated.
+
+    Raises:
+        ConfigError: the folder holds reference data of other sizes or another seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "reference.json"
+    wanted = asdict(sizes)
+    if note.exists() and json.loads(note.read_text()) != wanted:
+        raise ConfigError(
+            f"shards={folder} holds reference data of other sizes ({note.read_text().strip()}); "
+            "choose another folder or remove this one"
+        )
+    note.write_text(json.dumps(wanted) + "\n")
+    tasks: list[tuple[str, int, Split, int, int]] = []
+    splits: tuple[tuple[Split, int], ...] = (
+        ("train", sizes.train),
+        ("val", sizes.val),
+        ("test", sizes.test),
+    )
+    for split, count in splits:
+        for number in range(-(-count // SAMPLES_PER_SHARD)):
+            name = folder / f"{split}-{number:06d}.tar"
+            if not (name.exists() and _has_index(name)):
+                stop = min(count, (number + 1) * SAMPLES_PER_SHARD)
+                tasks.append((str(folder), sizes.seed, split, number, stop))
+    if not tasks:
+        logger.info("reference shards in %s are complete", folder)
+        return
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        done = pool.map(_write_shard, tasks)
+        list(tqdm(done, total=len(tasks), desc="rendering reference shards", disable=None))
+    logger.info("reference shards written to %s", folder)
+
+
+def _has_index(shard: Path) -> bool:
+    return any(p.name.startswith(shard.name) and p != shard for p in shard.parent.iterdir())

@@ -1,0 +1,43 @@
+"""What changes from step to step: learning rate, temperature, token budget. All are pure functions."""
+
+import math
+
+import numpy as np
+
+from autoselect.config import GateConfig, OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine from the peak to its floor.
+
+    Args:
+        config: peak, warm-up and floor.
+        step: update about to be made, from 0.
+        steps: of the whole run.
+    """
+    warmup = math.ceil(config.warmup_fraction * steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * (config.floor_fraction + (1 - config.floor_fraction) * cosine)
+
+
+def temperature(config: GateConfig, step: int, steps: int) -> float:
+    """Geometric from start to end over the first `anneal_fraction` of the steps, then constant.
+
+    Early, so that gates polarise while the learning rate can still correct them.
+    """
+    length = config.anneal_fraction * steps
+    progress = 1.0 if length <= 0 else min(1.0, step / length)
+    ratio = config.temperature_end / config.temperature_start
+    return config.temperature_start * ratio**progress
+
+
+def token_budget(config: GateConfig, seed: int, step: int) -> int:
+    """K of a step: fixed, or log-uniform between both ends, the same on every rank."""
+    if config.min_token_budget is None:
+        return config.token_budget
+    draw = np.random.default_rng([seed, 0x6B, step]).random()
+    low, high = math.log(config.min_token_budget), math.log(config.token_budget + 1)
+    return min(config.token_budget, int(math.exp(low + draw * (high - low))))

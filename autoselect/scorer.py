@@ -1,0 +1,83 @@
+"""The Scorer: how much each visual token matters, seen beside all others of its image.
+
+LayerNorm, a projection to a few channels, bidirectional transformer blocks, one score per token.
+Source: AutoSelect (arXiv 2603.07135), Scorer; its sizes are ours.
+
+Dimension letters: B images, N tokens, D token width, H hidden channels.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoselect.config import ScorerConfig
+
+
+class ScorerBlock(nn.Module):
+    """Pre-norm block: attention over all tokens of the image, then an MLP."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.attention_output = nn.Linear(hidden_size, hidden_size)
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp_in = nn.Linear(hidden_size, 2 * hidden_size)
+        self.mlp_out = nn.Linear(2 * hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """`hidden` [B, N, H]; `mask` true at real tokens, [B, N]."""
+        batch, count, width = hidden.shape
+        heads = self.query_key_value(self.attention_norm(hidden))
+        query, key, value = heads.view(
+            batch, count, 3, self.num_heads, width // self.num_heads
+        ).permute(2, 0, 3, 1, 4)
+        visible = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        hidden = hidden + self.attention_output(mixed.transpose(1, 2).reshape(batch, count, width))
+        return hidden + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden))))
+
+
+class Scorer(nn.Module):
+    """Visual tokens `[B, N, D]` to importance logits `[B, N]`.
+
+    Args:
+        width: D, channels of a visual token.
+        config: sizes.
+    """
+
+    def __init__(self, width: int, config: ScorerConfig) -> None:
+        super().__init__()
+        self.width = width
+        self.config = config
+        self.token_norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, config.hidden_size)
+        self.blocks = nn.ModuleList(
+            ScorerBlock(config.hidden_size, config.num_heads) for _ in range(config.num_layers)
+        )
+        self.score_norm = nn.LayerNorm(config.hidden_size)
+        self.score = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Scores of `tokens` [B, N, D]; `mask` true at real tokens, [B, N]."""
+        hidden = self.projection(self.token_norm(tokens.to(self.projection.weight.dtype)))
+        for block in self.blocks:
+            hidden = block(hidden, mask)
+        return self.score(self.score_norm(hidden)).squeeze(-1)
+
+
+def standardise(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scores with mean 0 and variance 1 per image over real tokens, so that the temperature counts.
+
+    Without it the Scorer shrinks its scores and undoes the annealing.
+
+    Args:
+        scores: importance logits, [B, N].
+        mask: true at real tokens, [B, N].
+    """
+    scores = scores.float()
+    weight = scores.new_ones(scores.shape) if mask is None else mask.to(scores.dtype)
+    count = weight.sum(-1, keepdim=True).clamp(min=1)
+    centred = scores - (scores * weight).sum(-1, keepdim=True) / count
+    variance = (centred.square() * weight).sum(-1, keepdim=True) / count
+    return centred * (variance + 1e-6).rsqrt()
