@@ -149,6 +149,17 @@ def init_distributed(
         raise ConfigError(_rendezvous_message(error, environment, info, timeout_s)) from error
 
 
+def shutdown_distributed() -> None:
+    """Leaves the group together (a collective); call it at the end of a run that went well.
+
+    A rank that exits while others still talk to it makes them die in native code, and a run
+    that was complete would end with their exit code.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def _rendezvous(info: RankInfo) -> dict[str, str]:
     """The five variables that torch.distributed reads, whoever started this rank."""
     if info.source == "slurm" and "MASTER_ADDR" not in os.environ and info.world_size > 1:

@@ -1,0 +1,201 @@
+"""The trained state inside a DeepSpeed engine, whole, at every ZeRO stage.
+
+Stage 0 keeps ordinary optimiser state, stages 1 and 2 flat float32 partitions beside the model,
+stage 3 partitions of the parameters themselves. `capture` gathers float32 weights and both Adam
+moments from any of them and `restore` puts them back bit for bit, on any number of ranks. All
+functions are collectives: every rank calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.config import ConfigError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainedState:
+    """Everything an Adam step reads and writes, keyed by the parameter's name in the model.
+
+    The tensors are float32 on the CPU and have the shape of their parameter.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    first_moments: dict[str, Tensor] = field(default_factory=dict)
+    second_moments: dict[str, Tensor] = field(default_factory=dict)
+    adam_step: int = 0
+
+
+def trained_parameters(engine: Any) -> dict[str, torch.nn.Parameter]:
+    """Names and parameters that the engine trains, in the order of the model."""
+    return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+
+
+def prepare_moments(engine: Any) -> None:
+    """Creates zero moments where Adam has made none yet, as its first step would.
+
+    Without this a state cannot be read or restored before the first step.
+
+    Raises:
+        ConfigError: the engine's optimiser is not torch's Adam or AdamW.
+    """
+    optimizer = engine.basic_optimizer
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is a subclass of Adam
+        raise ConfigError(
+            f"optimizer {type(optimizer).__name__} is not supported: checkpoints hold the state of "
+            'torch Adam; set "optimizer": {"type": "AdamW", "params": {"torch_adam": true}}'
+        )
+    for flat in _optimised_tensors(engine):
+        if not optimizer.state[flat]:
+            optimizer.state[flat] = {"step": torch.tensor(0.0)} | {
+                moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS
+            }
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _optimised_tensors(engine: Any) -> list[Tensor]:
+    """The tensors that Adam updates on this rank: parameters, or flat partitions of them."""
+    if engine.zero_optimization_stage() == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [tensor for group in engine.basic_optimizer.param_groups for tensor in group["params"]]
+
+
+def capture(engine: Any) -> TrainedState:
+    """Gathers weights and moments; rank 0 gets all of them, the others an empty state.
+
+    Raises:
+        ConfigError: as `prepare_moments`.
+    """
+    prepare_moments(engine)
+    state = TrainedState(adam_step=_adam_step(engine))
+    is_main = engine.global_rank == 0
+    for name, parameter in trained_parameters(engine).items():
+        for key, target in (
+            (None, state.weights),
+            ("exp_avg", state.first_moments),
+            ("exp_avg_sq", state.second_moments),
+        ):
+            value = _full(engine, parameter, key)
+            if is_main:
+                target[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+    return state
+
+
+def _adam_step(engine: Any) -> int:
+    steps = {int(engine.basic_optimizer.state[flat]["step"]) for flat in _optimised_tensors(engine)}
+    assert len(steps) == 1, f"the optimiser's partitions disagree on the step: {sorted(steps)}"
+    return steps.pop()
+
+
+def _full(engine: Any, parameter: torch.nn.Parameter, key: str | None) -> Tensor:
+    """The whole weight (`key` None) or moment of a parameter, in its shape."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0:
+        return parameter if key is None else engine.basic_optimizer.state[parameter][key]
+    if key is None:
+        return safe_get_full_fp32_param(parameter)
+    return safe_get_full_optimizer_state(parameter, key)
+
+
+def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    """Compares two sets of named tensors, name by name and shape by shape.
+
+    For a ZeRO-3 parameter the shape is that of the whole parameter.
+
+    Raises:
+        ConfigError: a name is missing or unexpected, or a shape differs; all of them are listed.
+    """
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    for name, tensor in expected.items():
+        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+        if name in found and tuple(found[name].shape) != shape:
+            problems.append(f"{name} has shape {tuple(found[name].shape)}, the model {shape}")
+    if problems:
+        raise ConfigError(
+            f"{source} does not fit the model: {'; '.join(problems)}; resume with the model and "
+            "scorer/denoiser sizes it was written with, or start in a new folder"
+        )
+
+
+def restore(engine: Any, state: TrainedState, source: str = "checkpoint") -> None:
+    """Puts a whole state, present on every rank, into the engine.
+
+    Args:
+        engine: a DeepSpeed engine, fresh or used.
+        state: as captured on rank 0, sent to every rank.
+        source: what to call the state in error messages.
+
+    Raises:
+        ConfigError: names or shapes differ from the model's.
+    """
+    parameters = trained_parameters(engine)
+    for tensors in (state.weights, state.first_moments, state.second_moments):
+        check_keys(parameters, tensors, source)
+    prepare_moments(engine)
+    for flat in _optimised_tensors(engine):
+        engine.basic_optimizer.state[flat]["step"].fill_(float(state.adam_step))
+    for name, parameter in parameters.items():
+        _set_weight(engine, parameter, state.weights[name])
+        _set_optimised(engine, parameter, state.first_moments[name], "exp_avg")
+        _set_optimised(engine, parameter, state.second_moments[name], "exp_avg_sq")
+
+
+def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: Tensor) -> None:
+    """Writes the weight the model computes with, and the float32 copy the optimiser keeps."""
+    import deepspeed
+
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(value)
+    else:
+        parameter.data.copy_(value)
+    if stage > 0:
+        _set_optimised(engine, parameter, value, None)
+
+
+def _set_optimised(
+    engine: Any, parameter: torch.nn.Parameter, value: Tensor, key: str | None
+) -> None:
+    """Writes this rank's part of the optimiser's weight (`key` None) or moment."""
+    from deepspeed import utils
+
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        engine.basic_optimizer.state[parameter][key].copy_(value)
+    elif stage == 3:
+        part = _zero3_part(parameter, value)
+        if key is None:
+            utils.safe_set_local_fp32_param(parameter, part)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, part, key)
+    elif key is None:
+        utils.safe_set_full_fp32_param(parameter, value)
+    else:
+        utils.safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _zero3_part(parameter: torch.nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's slice of a whole tensor, padded with zeros as ZeRO-3 pads its last slice.
+
+    DeepSpeed's own setter for whole tensors fails where the size is no multiple of the ranks.
+    """
+    from deepspeed import comm
+
+    size = parameter.ds_tensor.numel()
+    rank = comm.get_rank(group=parameter.ds_process_group)
+    flat = value.flatten()
+    part = flat.new_zeros(size)
+    own = flat[rank * size : (rank + 1) * size]
+    part[: own.numel()] = own
+    return part
