@@ -185,7 +185,7 @@ def _set_optimised(
         utils.safe_set_full_optimizer_state(parameter, value, key)
 
 
-def _zero3_part(parameter: torch.nn.Parameter, value: Tensor) -> Tensor:
+def _zero3_part(parameter: Any, value: Tensor) -> Tensor:
     """This rank's slice of a whole tensor, padded with zeros as ZeRO-3 pads its last slice.
 
     DeepSpeed's own setter for whole tensors fails where the size is no multiple of the ranks.
