@@ -160,6 +160,38 @@ def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
     return ShardIndex(header, samples.table)
 
 
+@dataclass(frozen=True)
+class IndexJob:
+    """A shard to index: its path, the folder for the index, caps, and whether to replace one."""
+
+    shard: str
+    index_folder: str | None = None
+    limits: Limits = Limits()
+    rebuild: bool = False
+
+
+def index_shard(job: IndexJob) -> IndexHeader:
+    """Writes the shard's index unless there is one, and returns its header.
+
+    Raises:
+        ConfigError: the shard cannot be read or indexed, or the index cannot be written.
+    """
+    path = sidecar(job.shard, job.index_folder)
+    if not job.rebuild and storage.exists(path):
+        return read_header(path, job.shard)
+    try:
+        index = build_index(job.shard, job.limits)
+    except OSError as error:
+        raise ConfigError(f"shard={job.shard} cannot be read: {error}; check the path") from error
+    try:
+        write_index(index, path)
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"index={path} cannot be written: {error}; give an index folder that can be written"
+        ) from error
+    return index.header
+
+
 def sidecar(shard: str, folder: str | None = None) -> str:
     """Where the shard's index lies: beside it, or in `folder`.
 
@@ -224,12 +256,20 @@ def _table_lines(table: IndexTable) -> bytes:
 
 def _header_line(header: IndexHeader) -> bytes:
     faults = [[f.kind, f.key, f.offset, f.detail] for f in header.faults]
-    return _dump({"format": FORMAT, "version": VERSION} | vars(header) | {"faults": faults})
+    fields = {"format": FORMAT, "version": VERSION} | vars(header) | {"faults": faults}
+    return _dump(fields | {"check": _check_sum(fields)})
+
+
+def _check_sum(fields: dict[str, Any]) -> str:
+    """What tells a damaged header from a whole one."""
+    return hashlib.sha256(_dump(fields)).hexdigest()[:16]
 
 
 def _parse_header(line: bytes, path: str, shard: str) -> IndexHeader:
     try:
         fields = json.loads(line)
+        if fields.pop("check") != _check_sum(fields):
+            raise ValueError("the header differs from its checksum")
         if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
             raise ValueError("another format or version")
         faults: list[tuple[FaultKind, str, int, str]] = fields.pop("faults")

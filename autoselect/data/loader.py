@@ -137,12 +137,18 @@ class Loader:
             batch_size=None,
             sampler=range(self.step, stop),
             num_workers=self._workers,
+            collate_fn=_as_is,
             worker_init_fn=_shield_worker if self._workers else None,
         )
         for micro_batches, faults in prepared:
             self.quarantine.add(faults)
             self.step += 1
             yield micro_batches
+
+
+def _as_is(step: Any) -> Any:
+    """Keeps torch from turning tuples into lists and arrays into tensors."""
+    return step
 
 
 def _shield_worker(worker: int) -> None:

@@ -20,13 +20,12 @@ from autoselect.data.faults import BadSample, Fault, FaultKind
 from autoselect.data.index import (
     Entry,
     IndexHeader,
+    IndexJob,
     IndexTable,
-    build_index,
-    read_header,
+    index_shard,
     read_keys,
     read_table,
     sidecar,
-    write_index,
 )
 from autoselect.data.paths import expand
 from autoselect.data.record import RecordError, image_order, parse_record
@@ -144,10 +143,8 @@ class ShardSet:
         progress = tqdm(total=len(missing), desc="indexing shards", unit="shard", disable=None)
         headers = []
         for shard, path in zip(shards, indexes, strict=True):
-            if shard in missing:
-                _make_index(shard, path, limits)
-                progress.update()
-            header = read_header(path, shard)
+            header = index_shard(IndexJob(shard, index_folder, limits))
+            progress.update(shard in missing)
             _check_shard(shard, path, header, accept_truncated)
             headers.append(header)
         progress.close()
@@ -173,15 +170,18 @@ class ShardSet:
         """Checks that no key comes twice, across shards too.
 
         Raises:
-            ConfigError: one does; names both shards.
+            ConfigError: one does; names the shards and where the second sample starts.
         """
         seen: dict[str, int] = {}
         for number, (path, header) in enumerate(zip(self._indexes, self.headers, strict=True)):
             for key in read_keys(path, header):
                 if (first := seen.setdefault(key, number)) != number:
+                    table = self._table(number)
+                    offset = table.members[table.keys.index(key)][0].start
                     raise ConfigError(
-                        f"shards={self.shards[first]} and {self.shards[number]} both hold the key "
-                        f"{key!r}; write the shards again with distinct keys"
+                        f"key={key!r} is in {self.shards[first]} and again in "
+                        f"{self.shards[number]} at byte {offset}; write the shards again with "
+                        "distinct keys"
                     )
 
     def locate(self, sample_id: int) -> tuple[int, str, list[Entry]]:
@@ -251,19 +251,6 @@ def _damage(piece: bytes, entry: Entry) -> tuple[FaultKind, str]:
     except HeaderError as error:
         return "header", f"{entry.suffix}: damaged tar header at byte {entry.start}: {error}"
     return "payload", f"{entry.suffix}: payload at byte {entry.data} differs from its checksum"
-
-
-def _make_index(shard: str, path: str, limits: Limits) -> None:
-    try:
-        index = build_index(shard, limits)
-    except OSError as error:
-        raise ConfigError(f"shard={shard} cannot be read: {error}; check the path") from error
-    try:
-        write_index(index, path)
-    except (OSError, NotImplementedError) as error:
-        raise ConfigError(
-            f"index={path} cannot be written: {error}; give an index folder that can be written"
-        ) from error
 
 
 def _check_shard(shard: str, path: str, header: IndexHeader, accept_truncated: bool) -> None:

@@ -93,6 +93,7 @@ def write_atomically(path: str, data: bytes) -> None:
         system.pipe_file(inner, data)
         return
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -163,8 +163,6 @@ class TarScan:
             if keep:
                 kept.append(piece)
         padding = self._read(-size % BLOCK)
-        if len(padding) < -size % BLOCK:
-            return None
         return b"".join(kept), zlib.crc32(padding, crc) if extended else crc
 
     def _fault(self, kind: FaultKind, key: str, offset: int, detail: str) -> None:

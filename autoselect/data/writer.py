@@ -106,7 +106,7 @@ class ShardWriter:
         if self._tar is None:
             self._stream = self._partial().open("wb")
             self._tar = webdataset.TarWriter(
-                self._stream, encoder=False, user="", group="", mtime=0.0
+                self._stream, encoder=False, user="", group="", mtime=0
             )
         return self._tar
 

@@ -1,0 +1,153 @@
+"""The sub-commands `autoselect shards index | verify | convert-llava`."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from autoselect.data.convert import REJECTED, convert_llava
+from autoselect.data.decode import Limits
+from autoselect.data.index import IndexJob, index_shard, sidecar
+from autoselect.data.parallel import map_processes
+from autoselect.data.paths import expand
+from autoselect.data.quarantine import DEFAULT_BUDGET
+from autoselect.data.shards import ShardSet
+from autoselect.data.verify import VerifyJob, verify_shard
+
+
+def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `shards` and its sub-commands; each sets `run`, which takes the parsed arguments.
+
+    `run` returns the exit code: 0, or 1 when something is wrong with the data.
+    """
+    shards = subparsers.add_parser("shards", help="make, index and verify WebDataset shards")
+    commands = shards.add_subparsers(dest="shards_command", required=True)
+
+    index = _add(commands, "index", run_index, "write the index of existing shards")
+    _add_paths(index)
+    index.add_argument("--rebuild", action="store_true", help="replace indexes that exist")
+
+    verify = _add(commands, "verify", run_verify, "compare shards with their indexes")
+    _add_paths(verify)
+    verify.add_argument("--decode", action="store_true", help="decode every image too")
+
+    convert = _add(commands, "convert-llava", run_convert, "LLaVA-style JSON and images to shards")
+    convert.add_argument("source", type=Path, help="JSON list or JSON lines")
+    convert.add_argument(
+        "--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="image folders"
+    )
+    convert.add_argument("--output", type=Path, required=True, help="folder for the shards")
+    convert.add_argument("--samples-per-shard", type=int, default=1000, metavar="N")
+    convert.add_argument(
+        "--max-rejected",
+        type=float,
+        default=DEFAULT_BUDGET,
+        metavar="FRACTION",
+        help="exit with 1 when more rows than this are unusable (default: %(default)s)",
+    )
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    limits = Limits()
+    parser.set_defaults(run=run)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument(
+        "--max-member-bytes", type=int, default=limits.member_bytes, help="cap on a stored file"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=limits.pixels, help="cap on width times height"
+    )
+    return parser
+
+
+def _add_paths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        help="folders, tar files, patterns like shard-{000000..000012}.tar, URLs",
+    )
+    parser.add_argument("--index-folder", help="where indexes lie when not beside the shards")
+    parser.add_argument(
+        "--allow-pipe", action="store_true", help="run 'pipe:' paths as shell commands"
+    )
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    return Limits(arguments.max_member_bytes, arguments.max_pixels)
+
+
+def _shards(arguments: argparse.Namespace) -> list[str]:
+    return expand(
+        arguments.paths, allow_pipe=arguments.allow_pipe, pipe_folder=arguments.index_folder
+    )
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    """Indexes shards and prints what is wrong with them."""
+    shards = _shards(arguments)
+    jobs = [
+        IndexJob(shard, arguments.index_folder, _limits(arguments), arguments.rebuild)
+        for shard in shards
+    ]
+    headers = list(
+        map_processes(index_shard, jobs, arguments.workers, len(jobs), "indexing", "shard")
+    )
+    for header in headers:
+        for fault in header.faults:
+            print(fault)
+    faults = sum(len(header.faults) for header in headers)
+    samples = sum(header.samples for header in headers)
+    size = sum(header.bytes for header in headers)
+    print(f"{len(headers)} shards, {samples} samples, {size} bytes, {faults} faults")
+    indexes = [sidecar(shard, arguments.index_folder) for shard in shards]
+    ShardSet(shards, indexes, headers, _limits(arguments)).check_keys()
+    return 1 if faults else 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Verifies shards and prints every difference."""
+    shards = _shards(arguments)
+    jobs = [
+        VerifyJob(shard, arguments.index_folder, _limits(arguments), arguments.decode)
+        for shard in shards
+    ]
+    reports = list(
+        map_processes(verify_shard, jobs, arguments.workers, len(jobs), "verifying", "shard")
+    )
+    for report in reports:
+        for fault in report.faults:
+            print(fault)
+    faults = sum(len(report.faults) for report in reports)
+    samples = sum(report.samples for report in reports)
+    print(f"{len(reports)} shards, {samples} samples, {faults} faults")
+    if faults:
+        return 1
+    ShardSet.open(shards, index_folder=arguments.index_folder).check_keys()
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Converts a LLaVA-style file and says what became of every row."""
+    report = convert_llava(
+        arguments.source,
+        arguments.images,
+        arguments.output,
+        samples_per_shard=arguments.samples_per_shard,
+        workers=arguments.workers,
+        limits=_limits(arguments),
+    )
+    print(
+        f"{report.rows} rows, {report.samples} samples in {report.shards} shards, "
+        f"{len(report.rejected)} rejected"
+    )
+    if report.rejected:
+        print(f"rejected rows are listed in {arguments.output / REJECTED}")
+    return 1 if len(report.rejected) > arguments.max_rejected * report.rows else 0

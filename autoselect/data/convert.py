@@ -1,0 +1,229 @@
+"""LLaVA-style JSON and image folders to shards: parallel, restartable, deterministic.
+
+Rows [n * S, (n + 1) * S) of the input become shard n, whoever writes it, so the result does not
+depend on the number of workers or on interruptions. A finished shard leaves a note in `.convert/`;
+a restart skips shards that have one. Rows that cannot be used are listed in `rejected.jsonl`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autoselect.config import ConfigError
+from autoselect.data.decode import ImageError, ImageTooLarge, Limits, decode_image
+from autoselect.data.faults import FaultKind
+from autoselect.data.index import sidecar
+from autoselect.data.parallel import map_processes
+from autoselect.data.record import RecordError, check_conversation, named_images
+from autoselect.data.storage import write_atomically
+from autoselect.data.writer import ShardWriter
+
+REJECTED = "rejected.jsonl"
+_NOTES = ".convert"
+_PREFIX = "shard"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not in the shards.
+
+    Attributes:
+        row: its number in the input, from 0.
+        id: its `id` there, as text.
+        kind: what rule it breaks.
+        detail: what was found.
+    """
+
+    row: int
+    id: str
+    kind: FaultKind
+    detail: str
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What became of the rows.
+
+    Attributes:
+        rows: in the input.
+        samples: written to shards.
+        shards: number of shard files.
+        rejected: the other rows.
+    """
+
+    rows: int
+    samples: int
+    shards: int
+    rejected: list[Rejected]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The rows of one shard."""
+
+    number: int
+    first_row: int
+    rows: list[Any]
+    image_folders: tuple[str, ...]
+    output: str
+    limits: Limits
+
+
+def convert_llava(
+    source: str | Path,
+    image_folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    samples_per_shard: int = 1000,
+    workers: int = 1,
+    limits: Limits | None = None,
+) -> ConvertReport:
+    """Converts a LLaVA-style file.
+
+    Args:
+        source: a JSON list, or JSON lines, of rows with `id`, `conversations`, and `image`: a
+            path, a list of paths, or absent for text only. Other fields are kept.
+        image_folders: where the paths start; the first folder that holds the file wins.
+        output: folder for the shards; one that an interrupted conversion left is completed.
+        samples_per_shard: rows per shard.
+        workers: processes.
+        limits: caps on image bytes and pixels.
+
+    Raises:
+        ConfigError: the input or a folder cannot be read, a number is out of range, or the output
+            folder belongs to another conversion.
+    """
+    for name, value in (("samples_per_shard", samples_per_shard), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1")
+    folders = tuple(str(Path(folder).resolve()) for folder in image_folders)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"image_folder={folder} is not a folder; check the path")
+    limits = limits or Limits()
+    rows, sha256 = _read_rows(Path(source))
+    target = Path(output)
+    plan = {
+        "source_sha256": sha256,
+        "image_folders": folders,
+        "samples_per_shard": samples_per_shard,
+        "limits": asdict(limits),
+    }
+    _claim(target, json.dumps(plan, indent=2, sort_keys=True) + "\n")
+    jobs = list(_jobs(rows, samples_per_shard, folders, target, limits))
+    done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
+    rejected = [one for part in done for one in part]
+    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected)
+    write_atomically(str(target / REJECTED), lines.encode())
+    shards = len(list(target.glob(f"{_PREFIX}-*.tar")))
+    return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected)
+
+
+def _read_rows(source: Path) -> tuple[list[Any], str]:
+    """All rows, and the SHA-256 of the file."""
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"source={source} cannot be read: {error}; check the path") from error
+    try:
+        if data.lstrip()[:1] == b"[":
+            rows = json.loads(data)
+        else:
+            rows = [json.loads(line) for line in data.splitlines() if line.strip()]
+    except ValueError as error:
+        raise ConfigError(
+            f"source={source} must hold a JSON list or JSON lines, but: {error}"
+        ) from error
+    if not rows:
+        raise ConfigError(f"source={source} holds no rows")
+    return rows, hashlib.sha256(data).hexdigest()
+
+
+def _claim(target: Path, plan: str) -> None:
+    """Makes the output folder ours, or checks that it is, and removes what a kill cut short."""
+    note = target / _NOTES / "plan.json"
+    if note.exists():
+        if note.read_text() != plan:
+            raise ConfigError(
+                f"output={target} holds a conversion with other settings ({note}); choose an empty "
+                "folder, or delete this one"
+            )
+        for folder in (target, note.parent):
+            for leftover in folder.glob("*.partial"):
+                leftover.unlink()
+        return
+    if any(target.glob("*.tar")):
+        raise ConfigError(f"output={target} holds shards already; choose an empty folder")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(str(note), plan.encode())
+
+
+def _jobs(
+    rows: list[Any], size: int, folders: tuple[str, ...], target: Path, limits: Limits
+) -> Iterator[_Job]:
+    for number, first in enumerate(range(0, len(rows), size)):
+        yield _Job(number, first, rows[first : first + size], folders, str(target), limits)
+
+
+def _convert_shard(job: _Job) -> list[Rejected]:
+    """Writes one shard unless it is there, and returns the rows it leaves out."""
+    target = Path(job.output)
+    note = target / _NOTES / f"{job.number:06d}.json"
+    shard = target / f"{_PREFIX}-{job.number:06d}.tar"
+    if note.exists():
+        rejected = [Rejected(**fields) for fields in json.loads(note.read_text())]
+        empty = len(rejected) == len(job.rows)
+        if empty or (shard.exists() and Path(sidecar(str(shard))).exists()):
+            return rejected
+    rejected = []
+    with ShardWriter(target, _PREFIX, len(job.rows), job.number) as writer:
+        for row, fields in enumerate(job.rows, job.first_row):
+            try:
+                record, images = _read_row(fields, job.image_folders, job.limits)
+                writer.write(f"{row:09d}", record, images)
+            except RecordError as error:
+                name = str(fields.get("id", "")) if isinstance(fields, dict) else ""
+                rejected.append(Rejected(row, name, error.kind, str(error)))
+    content = json.dumps([asdict(one) for one in rejected], ensure_ascii=False)
+    write_atomically(str(note), content.encode())
+    return rejected
+
+
+def _read_row(
+    fields: Any, folders: tuple[str, ...], limits: Limits
+) -> tuple[dict[str, Any], list[bytes]]:
+    """The record to store, and the encoded images, each decoded once to be sure.
+
+    Raises:
+        RecordError: the row or one of its images cannot be used.
+    """
+    check_conversation(fields)
+    names = named_images(fields)
+    images = [_read_image(name, folders, limits) for name in names]
+    record = {name: value for name, value in fields.items() if name not in ("id", "image")}
+    record["source_id"] = fields.get("id")
+    if names:
+        record["source_image"] = fields["image"]
+    return record, images
+
+
+def _read_image(name: str, folders: tuple[str, ...], limits: Limits) -> bytes:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise RecordError("unreadable", f"image {name!r} lies outside of the image folders")
+    path = next((path for folder in folders if (path := Path(folder, name)).is_file()), None)
+    if path is None:
+        raise RecordError("unreadable", f"image {name!r} is in none of {len(folders)} folders")
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limits.member_bytes + 1)
+        decode_image(data, limits)
+    except OSError as error:
+        raise RecordError("unreadable", f"image {name!r}: {error}") from error
+    except ImageTooLarge as error:
+        raise RecordError("too_large", f"image {name!r}: {error}") from error
+    except ImageError as error:
+        raise RecordError("undecodable", f"image {name!r}: {error}") from error
+    return data

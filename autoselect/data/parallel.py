@@ -1,0 +1,52 @@
+"""Work spread over processes, with a progress bar, results in order, and bounded memory."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_QUEUED_PER_WORKER = 2
+
+
+def map_processes(
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int,
+    total: int,
+    description: str,
+    unit: str,
+) -> Iterator[Result]:
+    """Yields `work(job)` for every job, in order.
+
+    Args:
+        work: a function of a module, so that it can be sent to another process.
+        jobs: taken only a little ahead of the results.
+        workers: processes; 1 works in this one.
+        total: number of jobs, for the progress bar, which is silent when not on a terminal.
+        description: what the bar says.
+        unit: what a job is.
+    """
+    with tqdm(total=total, desc=description, unit=unit, disable=None) as progress:
+        if workers <= 1:
+            for job in jobs:
+                yield work(job)
+                progress.update()
+            return
+        # A fresh interpreter per worker: forking one that has threads can deadlock.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            waiting: deque[Future[Result]] = deque()
+            for job in jobs:
+                waiting.append(pool.submit(work, job))
+                if len(waiting) >= workers * _QUEUED_PER_WORKER:
+                    yield waiting.popleft().result()
+                    progress.update()
+            while waiting:
+                yield waiting.popleft().result()
+                progress.update()

@@ -1,0 +1,88 @@
+"""Compares shards with their indexes, byte for byte, and names everything that differs."""
+
+import hashlib
+from dataclasses import dataclass
+
+from autoselect.config import ConfigError
+from autoselect.data import storage
+from autoselect.data.decode import Limits
+from autoselect.data.faults import BadSample, Fault
+from autoselect.data.index import read_header, read_keys, sidecar
+from autoselect.data.shards import ShardSet
+
+_PIECE = 2**22
+
+
+@dataclass(frozen=True)
+class VerifyJob:
+    """What to verify.
+
+    Attributes:
+        shard: path or URL.
+        index_folder: where the index lies; beside the shard when None.
+        limits: caps on members and images.
+        decode: decode every image too.
+    """
+
+    shard: str
+    index_folder: str | None = None
+    limits: Limits = Limits()
+    decode: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was found: usable samples according to the index, and every fault."""
+
+    shard: str
+    samples: int
+    faults: list[Fault]
+
+
+def verify_shard(job: VerifyJob) -> VerifyReport:
+    """Reads a shard completely and compares it with its index.
+
+    Faults noted when the shard was indexed are reported again. A shard that differs from its index
+    is searched sample by sample for the place.
+    """
+    path = sidecar(job.shard, job.index_folder)
+    try:
+        if not storage.exists(path):
+            raise ConfigError(f"index={path} is missing; run `autoselect shards index`")
+        header = read_header(path, job.shard)
+        shards = ShardSet([job.shard], [path], [header], job.limits)
+        read_keys(path, header)
+        size, sha256 = _hash(job.shard)
+        same = (size, sha256) == (header.bytes, header.sha256)
+        found = [] if same and not job.decode else _bad_samples(shards, job.decode)
+    except (ConfigError, OSError) as error:
+        return VerifyReport(job.shard, 0, [Fault("unreadable", job.shard, "", 0, str(error))])
+    if size < header.bytes:
+        detail = f"{size} of {header.bytes} bytes are left"
+        found.append(Fault("truncated", job.shard, "", size, detail))
+    elif not same and not found:
+        detail = f"the shard ({size} bytes) differs from its index outside of every sample"
+        found.append(Fault("payload", job.shard, "", 0, detail))
+    return VerifyReport(job.shard, header.samples, [*header.faults, *found])
+
+
+def _hash(path: str) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with storage.open_stream(path) as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
+
+
+def _bad_samples(shards: ShardSet, decode: bool) -> list[Fault]:
+    faults = []
+    for sample_id in range(len(shards)):
+        try:
+            sample = shards[sample_id]
+            if decode:
+                _ = sample.pictures
+        except BadSample as error:
+            faults.append(error.fault)
+    return faults

@@ -1,0 +1,184 @@
+"""LLaVA-style input becomes the same shards however the work is split or interrupted."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from shard_samples import make_image, make_record
+
+from autoselect.config import ConfigError
+from autoselect.data.convert import REJECTED, convert_llava
+from autoselect.data.decode import Limits
+from autoselect.data.shards import ShardSet
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """60 good rows: one image, two images, or text only; ids as LLaVA has them."""
+    images = tmp_path / "images"
+    (images / "coco").mkdir(parents=True)
+    rows = []
+    for number in range(60):
+        row = {"id": f"id/{number % 50}.x"} | make_record(number, number % 3)
+        names = [f"coco/{number}-{part}.jpg" for part in range(number % 3)]
+        for part, name in enumerate(names):
+            (images / name).write_bytes(make_image(number + part))
+        if names:
+            row["image"] = names[0] if len(names) == 1 else names
+        rows.append(row | {"tasks": ["count"]})
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_every_row_becomes_a_sample(source: Path, tmp_path: Path) -> None:
+    rows = json.loads(source.read_text())
+    report = convert_llava(source, [tmp_path / "images"], tmp_path / "out", samples_per_shard=25)
+    assert (report.rows, report.samples, report.shards, report.rejected) == (60, 60, 3, [])
+    assert (tmp_path / "out" / REJECTED).read_text() == ""
+    shards = ShardSet.open(str(tmp_path / "out"))
+    shards.check_keys()
+    for number, row in enumerate(rows):
+        sample = shards[number]
+        assert sample.images == tuple(make_image(number + part) for part in range(number % 3))
+        assert sample.record["conversations"] == row["conversations"]
+        assert sample.record["tasks"] == ["count"]
+        assert sample.record["source_id"] == row["id"]
+        assert sample.record.get("source_image") == row.get("image")
+
+
+def test_json_lines_give_the_same_samples(source: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("\n".join(json.dumps(row) for row in json.loads(source.read_text())) + "\n")
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for path, output in zip((source, lines), outputs, strict=True):
+        convert_llava(path, [tmp_path / "images"], output)
+    sets = [ShardSet.open(str(output)) for output in outputs]
+    assert sets[0].digest == sets[1].digest
+
+
+def test_workers_do_not_change_the_bytes(source: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        convert_llava(
+            source,
+            [tmp_path / "images"],
+            tmp_path / f"out{workers}",
+            samples_per_shard=7,
+            workers=workers,
+        )
+    assert content(tmp_path / "out1") == content(tmp_path / "out2")
+
+
+def test_a_killed_conversion_is_completed_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    images, whole, killed = tmp_path / "images", tmp_path / "whole", tmp_path / "killed"
+    convert_llava(source, [images], whole, samples_per_shard=4)
+    # Every read of an image takes 20 ms longer, so that the kill comes in the middle.
+    script = (
+        "import sys, time; from autoselect.data import convert; decode = convert.decode_image;"
+        "convert.decode_image = lambda *a: (time.sleep(0.02), decode(*a))[1];"
+        "convert.convert_llava(sys.argv[1], [sys.argv[2]], sys.argv[3], samples_per_shard=4)"
+    )
+    command = [sys.executable, "-c", script, str(source), str(images), str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while len(list(killed.glob("*.tar"))) < 5 and process.poll() is None:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the conversion ended before it was killed"
+    assert len(list(killed.glob("*.tar"))) < 15
+    convert_llava(source, [images], killed, samples_per_shard=4)
+    assert content(killed) == content(whole)
+
+
+def test_finished_shards_are_not_written_again(source: Path, tmp_path: Path) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    convert_llava(source, [images], output, samples_per_shard=20)
+    (output / "shard-000001.tar").unlink()
+    before = {path: path.stat().st_ino for path in output.glob("*.tar")}
+    convert_llava(source, [images], output, samples_per_shard=20)
+    after = {path: path.stat().st_ino for path in output.glob("*.tar")}
+    assert len(before) == 2 and len(after) == 3
+    assert all(after[path] == before[path] for path in before)
+
+
+def test_unusable_rows_are_listed_and_counted(source: Path, tmp_path: Path) -> None:
+    rows, images = json.loads(source.read_text()), tmp_path / "images"
+    (images / "coco" / "4-0.jpg").unlink()
+    (images / "coco" / "8-1.jpg").write_bytes(make_image(0)[:300])
+    (images / "coco" / "10-0.jpg").write_bytes(b"<html>not found</html>")
+    (images / "coco" / "11-0.jpg").write_bytes(make_image(0, size=(200, 200)))
+    rows[12] = "no row"
+    rows[15]["conversations"] = []
+    rows[16]["image"] = "../rows.json"
+    rows[18]["conversations"][0]["value"] = "<image> without an image"
+    source.write_text(json.dumps(rows))
+    report = convert_llava(
+        source, [images], tmp_path / "out", samples_per_shard=9, limits=Limits(pixels=10_000)
+    )
+    assert [(one.row, one.kind) for one in report.rejected] == [
+        (4, "unreadable"),
+        (8, "undecodable"),
+        (10, "undecodable"),
+        (11, "too_large"),
+        (12, "wrong_json"),
+        (15, "wrong_json"),
+        (16, "unreadable"),
+        (18, "wrong_json"),
+    ]
+    assert "'coco/4-0.jpg' is in none of 1 folders" in report.rejected[0].detail
+    lines = (tmp_path / "out" / REJECTED).read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [4, 8, 10, 11, 12, 15, 16, 18]
+    shards = ShardSet.open(str(tmp_path / "out"))
+    assert report.samples == len(shards) == 52
+    again = convert_llava(
+        source, [images], tmp_path / "out", samples_per_shard=9, limits=Limits(pixels=10_000)
+    )
+    assert again == report
+
+
+def test_a_shard_of_unusable_rows_only_is_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps([{"id": 0}, {"id": 1}, make_record(0, 0)]))
+    for _ in range(2):
+        report = convert_llava(source, [tmp_path], tmp_path / "out", samples_per_shard=2)
+        assert (report.samples, report.shards, len(report.rejected)) == (1, 1, 2)
+
+
+def test_the_first_folder_with_the_image_wins(tmp_path: Path) -> None:
+    for name, number in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(make_image(number))
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps([make_record(0) | {"id": 7, "image": "x.jpg"}]))
+    convert_llava(source, [tmp_path / "b", tmp_path / "a"], tmp_path / "out")
+    sample = ShardSet.open(str(tmp_path / "out"))[0]
+    assert sample.images == (make_image(2),) and sample.record["source_id"] == 7
+
+
+def test_wrong_arguments_are_refused(source: Path, tmp_path: Path) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    with pytest.raises(ConfigError, match="samples_per_shard=0"):
+        convert_llava(source, [images], output, samples_per_shard=0)
+    with pytest.raises(ConfigError, match="image_folder="):
+        convert_llava(source, [tmp_path / "none"], output)
+    with pytest.raises(ConfigError, match="source="):
+        convert_llava(tmp_path / "none.json", [images], output)
+    (tmp_path / "bad.json").write_text("[{]")
+    with pytest.raises(ConfigError, match="JSON list or JSON lines"):
+        convert_llava(tmp_path / "bad.json", [images], output)
+    convert_llava(source, [images], output, samples_per_shard=30)
+    with pytest.raises(ConfigError, match="other settings"):
+        convert_llava(source, [images], output, samples_per_shard=31)

@@ -1,0 +1,321 @@
+"""Every kind of damage is found and named, and never changes what a sample says."""
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+from shard_samples import make_image, make_record, write_shards
+
+from autoselect.config import ConfigError
+from autoselect.data.decode import Limits
+from autoselect.data.faults import BadSample
+from autoselect.data.index import build_index, sidecar
+from autoselect.data.loader import Loader
+from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
+from autoselect.data.shards import Sample, ShardSet
+from autoselect.data.verify import VerifyJob, verify_shard
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """One shard of ten samples, `000000` .. `000009`, with its index."""
+    return write_shards(tmp_path / "one", samples=10) / "shard-000000.tar"
+
+
+def flip(path: Path, offset: int, mask: int = 1) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([byte ^ mask]))
+
+
+def forget_index(shard: Path) -> None:
+    Path(sidecar(str(shard))).unlink()
+
+
+def raw_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def record_bytes(number: int, **fields: object) -> bytes:
+    return json.dumps(make_record(number) | fields).encode()
+
+
+def found(shard: Path, **options: bool) -> list[tuple[str, str, int]]:
+    report = verify_shard(VerifyJob(str(shard), **options))
+    return [(fault.kind, fault.key, fault.offset) for fault in report.faults]
+
+
+def test_an_intact_shard_has_no_faults(shard: Path) -> None:
+    assert found(shard) == []
+    assert found(shard, decode=True) == []
+
+
+def test_any_flipped_bit_is_found_and_no_sample_changes(shard: Path) -> None:
+    original = shard.read_bytes()
+    shards = ShardSet.open(str(shard))
+    whole = [shards[number] for number in range(10)]
+    starts = [sample.offset for sample in whole]
+    choose = random.Random(0)
+    for _ in range(150):
+        offset, mask = choose.randrange(len(original)), 1 << choose.randrange(8)
+        flip(shard, offset, mask)
+        faults = found(shard)
+        assert faults, f"flip of {mask} at {offset} was not noticed"
+        bad = []
+        for number in range(10):
+            try:
+                assert shards[number] == whole[number]
+            except BadSample as error:
+                bad.append((error.fault.kind, error.fault.key, error.fault.offset))
+        assert bad == [fault for fault in faults if fault[1]]
+        if bad:
+            owner = max(number for number in range(10) if starts[number] <= offset)
+            assert [key for _, key, _ in bad] == [f"{owner:06d}"]
+        flip(shard, offset, mask)
+    assert shard.read_bytes() == original
+
+
+def test_header_and_payload_damage_are_told_apart(shard: Path) -> None:
+    _, _, entries = ShardSet.open(str(shard)).locate(4)
+    flip(shard, entries[0].start + 3)
+    assert found(shard) == [("header", "000004", entries[0].start)]
+    flip(shard, entries[0].start + 3)
+    flip(shard, entries[1].data + 5)
+    assert found(shard) == [("payload", "000004", entries[0].start)]
+
+
+def test_any_flip_in_a_header_is_found_without_an_index(shard: Path) -> None:
+    entries = [ShardSet.open(str(shard)).locate(number)[2] for number in range(10)]
+    choose = random.Random(1)
+    for _ in range(60):
+        number = choose.randrange(10)
+        image, text = entries[number]
+        member = choose.choice([image, text])
+        offset = member.start + choose.randrange(500)
+        flip(shard, offset)
+        index = build_index(str(shard))
+        assert index.table.keys == [f"{n:06d}" for n in range(10) if n != number]
+        faults = [(fault.kind, fault.key, fault.offset) for fault in index.header.faults]
+        assert ("header", "", member.start) in faults
+        survivor = text if member is image else image
+        assert ("missing_member", f"{number:06d}", survivor.start) in faults
+        flip(shard, offset)
+
+
+def test_a_shard_cut_anywhere_is_found_without_an_index(shard: Path) -> None:
+    content = shard.read_bytes()
+    ends = [ShardSet.open(str(shard)).locate(number)[2][-1].end for number in range(10)]
+    archive_end = -(-ends[-1] // 512) * 512
+    choose = random.Random(2)
+    for length in [511, 512, 1024, archive_end, archive_end + 512] + [
+        choose.randrange(1, archive_end) for _ in range(60)
+    ]:
+        shard.write_bytes(content[:length])
+        header = build_index(str(shard)).header
+        assert header.truncated
+        assert [fault.kind for fault in header.faults].count("truncated") == 1
+        assert header.samples in (sum(end <= length for end in ends), sum(e < length for e in ends))
+        forget_index(shard)
+        with pytest.raises(ConfigError, match="was cut before it was indexed|no usable samples"):
+            ShardSet.open(str(shard))
+
+
+def test_a_cut_shard_is_usable_once_accepted(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[: ShardSet.open(str(shard)).locate(6)[2][0].start])
+    forget_index(shard)
+    shards = ShardSet.open(str(shard), accept_truncated=True)
+    assert len(shards) == 6
+    assert [fault.kind for fault in shards.faults] == ["truncated"]
+
+
+def test_a_shard_cut_after_indexing_names_every_lost_sample(shard: Path) -> None:
+    start = ShardSet.open(str(shard)).locate(7)[2][0].start
+    shard.write_bytes(shard.read_bytes()[: start + 100])
+    faults = found(shard)
+    assert [(kind, key) for kind, key, _ in faults] == [
+        ("truncated", "000007"),
+        ("truncated", "000008"),
+        ("truncated", "000009"),
+        ("truncated", ""),
+    ]
+    assert faults[0][2] == start
+
+
+def test_a_replaced_shard_is_refused(shard: Path, tmp_path: Path) -> None:
+    other = write_shards(tmp_path / "other", samples=20) / "shard-000000.tar"
+    shard.write_bytes(other.read_bytes())
+    with pytest.raises(ConfigError, match="the index belongs to another file"):
+        ShardSet.open(str(shard))
+
+
+def test_a_damaged_index_is_refused(shard: Path) -> None:
+    index = Path(sidecar(str(shard)))
+    content = index.read_bytes()
+    choose = random.Random(3)
+    for offset in [choose.randrange(len(content)) for _ in range(60)] + [0, len(content) - 1]:
+        index.write_bytes(content)
+        flip(index, offset, 1 << choose.randrange(8))
+        with pytest.raises(ConfigError, match="shards index"):
+            _ = ShardSet.open(str(shard))[0]
+        assert [kind for kind, _, _ in found(shard)] == ["unreadable"]
+
+
+def test_wrong_contents_are_named_with_key_and_offset(tmp_path: Path) -> None:
+    image = make_image(1)
+    shard = raw_shard(
+        tmp_path / "bad.tar",
+        [
+            ("good.jpg", image),
+            ("good.json", record_bytes(0)),
+            ("cut.jpg", image),
+            ("cut.json", b'{"conversations": ['),
+            ("list.json", b"[]"),
+            ("turns.json", b'{"conversations": [{"from": "human"}]}'),
+            ("noimage.json", record_bytes(0, image="noimage.jpg")),
+            ("nojson.jpg", image),
+            ("good.jpg", image),
+            ("good.json", record_bytes(1)),
+            ("twice.jpg", image),
+            ("twice.jpg", image),
+            ("twice.json", record_bytes(2)),
+            ("fine.jpg", image),
+            ("fine.json", record_bytes(3, image="elsewhere/3.jpg")),
+        ],
+    )
+    shards = ShardSet.open(str(shard))
+    assert [shards[number].key for number in range(len(shards))] == ["good", "fine"]
+    with tarfile.open(shard) as archive:
+        starts = {member.name: member.offset for member in reversed(archive.getmembers())}
+        second_good = archive.getmembers()[8].offset
+    assert [(fault.kind, fault.key, fault.offset) for fault in shards.faults] == [
+        ("wrong_json", "cut", starts["cut.jpg"]),
+        ("wrong_json", "list", starts["list.json"]),
+        ("wrong_json", "turns", starts["turns.json"]),
+        ("missing_member", "noimage", starts["noimage.json"]),
+        ("missing_member", "nojson", starts["nojson.jpg"]),
+        ("duplicate_key", "good", second_good),
+        ("duplicate_key", "twice", starts["twice.jpg"]),
+    ]
+    assert all(fault.shard == str(shard) for fault in shards.faults)
+
+
+def test_duplicate_keys_across_shards_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path / "a", samples=3)
+    write_shards(tmp_path / "b", samples=2)
+    shards = ShardSet.open([str(tmp_path / "a"), str(tmp_path / "b")])
+    with pytest.raises(ConfigError, match="'000000' is in .*a/.* and again in .*b/.* at byte 0"):
+        Loader(shards, list, seed=0, micro_batch=1)
+
+
+def test_oversized_members_and_images_are_named(tmp_path: Path) -> None:
+    big = make_image(0, size=(300, 300), kind="BMP")
+    shard = raw_shard(
+        tmp_path / "big.tar",
+        [
+            ("a.bmp", big),
+            ("a.json", record_bytes(0)),
+            ("b.jpg", make_image(1)),
+            ("b.json", record_bytes(1)),
+        ],
+    )
+    few_bytes = ShardSet.open(
+        str(shard), limits=Limits(member_bytes=10_000), index_folder=str(tmp_path / "small")
+    )
+    assert [(fault.kind, fault.key) for fault in few_bytes.faults] == [("too_large", "a")]
+    shards = ShardSet.open(str(shard), limits=Limits(pixels=89_999))
+    with pytest.raises(BadSample, match="300 x 300 pixels exceed the cap of 89999") as caught:
+        _ = shards[0].pictures
+    assert (caught.value.fault.kind, caught.value.fault.key) == ("too_large", "a")
+    assert shards[1].pictures[0].size == (24, 16)
+    strict = ShardSet.open(str(shard), limits=Limits(member_bytes=10_000))
+    with pytest.raises(BadSample, match="the cap is 10000"):
+        _ = strict[0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_undecodable_images_are_named(tmp_path: Path, kind: str) -> None:
+    picture = make_image(0, (200, 200), kind)
+    suffix = {"JPEG": "jpg", "PNG": "png"}[kind]
+    for number, data in enumerate([b"text", picture[: len(picture) // 2], b""]):
+        members = [(f"x.{suffix}", data), ("x.json", record_bytes(0))]
+        shard = raw_shard(tmp_path / f"{number}.tar", members)
+        with pytest.raises(BadSample) as caught:
+            _ = ShardSet.open(str(shard))[0].pictures
+        assert (caught.value.fault.kind, caught.value.fault.key) == ("undecodable", "x")
+        assert found(shard, decode=True) == [("undecodable", "x", 0)]
+
+
+def rows(samples: list[Sample]) -> list[tuple[int, bool, int, int]]:
+    return [
+        (s.sample_id, s.quarantined, len(s.pictures), len(s.record["conversations"]))
+        for s in samples
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_counted_once_and_replaced_by_blanks(
+    shard: Path, tmp_path: Path, workers: int
+) -> None:
+    shards = ShardSet.open(str(shard))
+    flip(shard, shards.locate(3)[2][0].data + 5)
+    listing = tmp_path / "quarantine.jsonl"
+    quarantine = Quarantine(10, budget=0.1, path=listing)
+    loader = Loader(
+        shards, rows, seed=0, micro_batch=5, quarantine=quarantine, stop_step=6, workers=workers
+    )
+    seen = [row for step in loader for micro_batch in step for row in micro_batch]
+    assert len(seen) == 30
+    assert [row for row in seen if row[1]] == [(3, True, 0, 1)] * 3
+    assert all(row[2:] == (1, 2) for row in seen if not row[1])
+    assert quarantine.count == 1
+    lines = [json.loads(line) for line in listing.read_text().splitlines()]
+    assert [(line["kind"], line["key"]) for line in lines] == [("payload", "000003")]
+    assert Quarantine(10, path=listing).faults == quarantine.faults
+
+
+def test_the_budget_ends_the_run(shard: Path) -> None:
+    shards = ShardSet.open(str(shard))
+    flip(shard, shards.locate(3)[2][0].data + 5)
+    with pytest.raises(QuarantineBudgetError, match="1 of 10 samples are unusable.*000003"):
+        list(Loader(shards, rows, seed=0, micro_batch=10, stop_step=1))
+
+
+def test_faults_of_the_index_count_against_the_budget(tmp_path: Path) -> None:
+    members = [("a.json", json.dumps(make_record(0, 0)).encode()), ("b.jpg", make_image(0))]
+    shards = ShardSet.open(str(raw_shard(tmp_path / "x.tar", members)))
+    with pytest.raises(QuarantineBudgetError, match="1 of 2 samples"):
+        Loader(shards, rows, seed=0, micro_batch=1)
+    loader = Loader(shards, rows, seed=0, micro_batch=1, quarantine=Quarantine(2, budget=0.5))
+    assert loader.quarantine.count == 1
+
+
+def test_the_default_budget_is_a_thousandth() -> None:
+    quarantine = Quarantine(3000)
+    quarantine.check(elsewhere=3)
+    with pytest.raises(QuarantineBudgetError, match="4 of 3000"):
+        quarantine.check(elsewhere=4)
+
+
+def test_a_cut_line_of_the_listing_is_dropped(shard: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.jsonl"
+    shards = ShardSet.open(str(shard))
+    flip(shard, shards.locate(0)[2][0].data)
+    flip(shard, shards.locate(1)[2][0].data)
+    faults = verify_shard(VerifyJob(str(shard))).faults
+    Quarantine(10, budget=1, path=listing).add(faults)
+    listing.write_text(listing.read_text()[:-9])
+    again = Quarantine(10, budget=1, path=listing)
+    assert again.count == 1
+    again.add(faults)
+    assert again.count == 2
+    assert len([json.loads(line) for line in listing.read_text().splitlines()]) == 2

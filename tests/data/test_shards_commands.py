@@ -1,0 +1,83 @@
+"""`autoselect shards ...`: exit codes and what is printed."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from shard_samples import make_image, make_record, write_shards
+
+from autoselect.config import ConfigError
+from autoselect.data.commands import add_shards_commands
+from autoselect.data.index import sidecar
+
+
+def call(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_shards_commands(parser.add_subparsers(required=True))
+    arguments = parser.parse_args(["shards", *map(str, words), "--workers", "1"])
+    return arguments.run(arguments)
+
+
+def damage(shard: Path, position: int) -> None:
+    content = bytearray(shard.read_bytes())
+    content[position] ^= 1
+    shard.write_bytes(content)
+
+
+def test_index_and_verify_an_intact_folder(shard_folder: Path, capsys) -> None:
+    for shard in shard_folder.glob("*.tar"):
+        Path(sidecar(str(shard))).unlink()
+    assert call("verify", shard_folder) == 1
+    assert "run `autoselect shards index`" in capsys.readouterr().out
+    assert call("index", shard_folder) == 0
+    size = sum(path.stat().st_size for path in shard_folder.glob("*.tar"))
+    assert capsys.readouterr().out == f"3 shards, 50 samples, {size} bytes, 0 faults\n"
+    assert call("verify", shard_folder, "--decode") == 0
+    assert capsys.readouterr().out == "3 shards, 50 samples, 0 faults\n"
+
+
+def test_verify_names_damage(shard_folder: Path, capsys) -> None:
+    shard = shard_folder / "shard-000001.tar"
+    damage(shard, 600)
+    assert call("verify", shard_folder) == 1
+    out = capsys.readouterr().out
+    assert f"{shard}: sample '000020' at byte 0: payload" in out
+    assert out.endswith("3 shards, 50 samples, 1 faults\n")
+
+
+def test_index_names_damage_and_can_be_rebuilt(shard_folder: Path, capsys) -> None:
+    shard = shard_folder / "shard-000002.tar"
+    damage(shard, 3)
+    assert call("index", shard_folder) == 0
+    assert call("index", shard_folder, "--rebuild") == 1
+    out = capsys.readouterr().out
+    assert f"{shard}: sample '' at byte 0: header" in out
+    assert f"{shard}: sample '000040'" in out
+
+
+def test_duplicate_keys_across_shards_are_refused(shard_folder: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path / "again", samples=2)
+    for command in ("index", "verify"):
+        with pytest.raises(ConfigError, match="key='000000' is in .* and again in"):
+            call(command, shard_folder, tmp_path / "again")
+
+
+def test_indexes_may_lie_elsewhere(shard_folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "indexes"
+    before = sorted(shard_folder.iterdir())
+    assert call("index", shard_folder, "--index-folder", elsewhere) == 0
+    assert call("verify", shard_folder, "--index-folder", elsewhere) == 0
+    assert len(list(elsewhere.iterdir())) == 3 and sorted(shard_folder.iterdir()) == before
+
+
+def test_convert_reports_rows_and_keeps_to_its_budget(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.jpg").write_bytes(make_image(0))
+    rows = [make_record(0) | {"image": name} for name in ("a.jpg", "missing.jpg")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    words = (tmp_path / "rows.json", "--images", tmp_path, "--output", tmp_path / "out")
+    assert call("convert-llava", *words) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("2 rows, 1 samples in 1 shards, 1 rejected\n")
+    assert str(tmp_path / "out" / "rejected.jsonl") in out
+    assert call("convert-llava", *words, "--max-rejected", "0.5") == 0
