@@ -118,6 +118,8 @@ class CheckpointStore:
         return state
 
     def _write(self, state: TrainingState, target: Path) -> None:
+        if self._is_current(target):
+            return  # the same step of the same run; replacing it would open a gap
         partial = target.with_name(target.name + PARTIAL)
         for leftover in (partial, target):
             if leftover.exists():
@@ -132,6 +134,16 @@ class CheckpointStore:
         _flush_folder(self.folder)
         self._move_pointer(target.name)
         self._prune(target.name)
+
+    def _is_current(self, target: Path) -> bool:
+        candidates = self._candidates()
+        if not candidates or candidates[0] != target:
+            return False
+        try:
+            _verify(target)
+        except CheckpointError:
+            return False
+        return True
 
     def _move_pointer(self, name: str) -> None:
         new = self.folder / f"{POINTER}{PARTIAL}"
