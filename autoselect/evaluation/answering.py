@@ -1,0 +1,177 @@
+"""Answers of one batch of images under every method and budget; each image is encoded once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.evaluation.context import Kept, SelectionContext
+from autoselect.evaluation.methods import Method
+from autoselect.evaluation.samples import EvaluationSample
+
+FULL, BLIND = "full", "blind"
+FASTV_LAYER = 2
+Answers = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One thing that is evaluated: a method at a budget with a seed; full, or blind."""
+
+    method: str
+    budget: int
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.method}@{self.budget}#{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated.
+
+    Attributes:
+        methods: ways to keep tokens.
+        budgets: tokens kept, each in 1..N.
+        images_per_part: images encoded together; also the unit of restart and of distribution.
+        rows_per_batch: questions answered together.
+        max_new_tokens: longest answer in tokens.
+    """
+
+    methods: tuple[Method, ...]
+    budgets: tuple[int, ...]
+    images_per_part: int = 32
+    rows_per_batch: int = 160
+    max_new_tokens: int = 4
+
+    def columns(self) -> list[Column]:
+        """Every column, full and blind first."""
+        return [Column(FULL, 0), Column(BLIND, 0)] + [
+            Column(method.name, budget, seed)
+            for method in self.methods
+            for budget in self.budgets
+            for seed in method.seeds
+        ]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows answered together: their prompt, and the image row that each belongs to, [R]."""
+
+    prompt: dict[str, Tensor]
+    owner: Tensor
+    places: list[tuple[int, int]]
+
+
+@torch.inference_mode()
+def answer_part(vlm: Any, samples: Sequence[EvaluationSample], plan: Plan) -> dict[str, Answers]:
+    """Answers to every question of some images: column name -> image -> round -> text.
+
+    Questions are batched in the order of their length, so that a batch needs little padding.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        samples: the images of one part.
+        plan: methods, budgets and sizes.
+    """
+    context = image_context(vlm, samples, plan.methods)
+    answers = {
+        str(column): [[""] * len(sample.questions) for sample in samples]
+        for column in plan.columns()
+    }
+    image_kept = dict(_image_choices(context, plan))
+    for batch in _batches(vlm, samples, plan.rows_per_batch, context.tokens.device):
+        question_kept = dict(_question_choices(vlm, context, batch, plan))
+        for column in plan.columns():
+            if column.method == FULL:
+                prefix = vlm.prefix(batch.prompt, context.tokens[batch.owner], None)
+            elif column.method == BLIND:
+                nothing = context.tokens[batch.owner, :0]
+                prefix = vlm.prefix(batch.prompt, nothing, batch.owner.new_zeros(len(nothing), 0))
+            else:
+                kept = question_kept.get(column)
+                if kept is None:
+                    chosen = image_kept[column]
+                    kept = Kept(chosen.tokens[batch.owner], chosen.positions[batch.owner])
+                prefix = vlm.prefix(batch.prompt, kept.tokens, kept.positions)
+            texts = vlm.generate(prefix, plan.max_new_tokens)
+            for (image, turn), text in zip(batch.places, texts, strict=True):
+                answers[str(column)][image][turn] = text
+    return answers
+
+
+def image_context(
+    vlm: Any, samples: Sequence[EvaluationSample], methods: Sequence[Method]
+) -> SelectionContext:
+    """Encode some images once, with everything about them that the methods need."""
+    wants_attention = any("class_attention" in method.needs for method in methods)
+    visual = vlm.encode_images([s.image for s in samples], class_attention=wants_attention)
+    boxes = tuple(
+        tuple(
+            (
+                left / s.image.width,
+                top / s.image.height,
+                right / s.image.width,
+                bottom / s.image.height,
+            )
+            for regions in s.boxes
+            for left, top, right, bottom in regions
+        )
+        for s in samples
+    )
+    return SelectionContext(
+        tokens=visual.tokens,
+        keys=tuple(s.key for s in samples),
+        mask=visual.mask,
+        grid=visual.grid,
+        class_attention=visual.class_attention,
+        boxes=boxes if all(boxes) and visual.grid is not None else None,
+    )
+
+
+def question_embedding(vlm: Any, prompt: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Mean input embedding of each prompt's text, [R, D]; padding does not count."""
+    prefix = vlm.prefix(prompt, tokens[:, :0], torch.zeros_like(tokens[:, :0, 0], dtype=torch.long))
+    weights = prefix["attention_mask"][..., None].to(tokens.dtype)
+    return (prefix["inputs_embeds"] * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _image_choices(context: SelectionContext, plan: Plan) -> Iterator[tuple[Column, Kept]]:
+    for method in plan.methods:
+        if method.per_question:
+            continue
+        for seed in method.seeds:
+            seeded = replace(context, seed=seed)
+            for budget in plan.budgets:
+                yield Column(method.name, budget, seed), method.keep(seeded, budget)
+
+
+def _question_choices(
+    vlm: Any, context: SelectionContext, batch: _Batch, plan: Plan
+) -> Iterator[tuple[Column, Kept]]:
+    methods = [method for method in plan.methods if method.per_question]
+    if not methods:
+        return
+    rows = context.rows(batch.owner)
+    if any("question" in method.needs for method in methods):
+        rows = replace(rows, question=question_embedding(vlm, batch.prompt, rows.tokens))
+    if any("llm_attention" in method.needs for method in methods):
+        attention = vlm.visual_attention(batch.prompt, rows.tokens, FASTV_LAYER)
+        rows = replace(rows, llm_attention=attention)
+    for method in methods:
+        for budget in plan.budgets:
+            yield Column(method.name, budget, 0), method.keep(rows, budget)
+
+
+def _batches(
+    vlm: Any, samples: Sequence[EvaluationSample], rows_per_batch: int, device: torch.device
+) -> Iterator[_Batch]:
+    places = [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
+    places.sort(key=lambda place: len(samples[place[0]].questions[place[1]]))
+    for start in range(0, len(places), rows_per_batch):
+        chosen = places[start : start + rows_per_batch]
+        prompt = vlm.prompt([samples[i].questions[r] for i, r in chosen])
+        owner = torch.tensor([i for i, _ in chosen], device=device)
+        yield _Batch(prompt, owner, chosen)

@@ -1,0 +1,105 @@
+"""The commands `autoselect eval` and `autoselect bench prefill`."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from autoselect.evaluation.bench import bench_prefill
+from autoselect.evaluation.run import EvalSettings, evaluate
+
+HELP = {
+    "model": "folder or hub name of the vision-language model",
+    "selector": "folder of the trained selector",
+    "shards": "glob of the evaluation shards",
+    "budgets": "visual tokens kept: counts, ratios (0.11) or percentages (11%%), comma-separated",
+    "out": "folder for report.json, report.md, the figures and the predictions",
+    "methods": "baselines, comma-separated, or all",
+    "max_images": "evaluate only the first images",
+    "random_seeds": "seeds of the random baseline",
+    "images_per_part": "images encoded together; the unit of restart",
+    "rows_per_batch": "questions answered together",
+    "max_new_tokens": "longest answer in tokens",
+    "latency_batch": "batch size of the latency measurement",
+    "device": "cpu or cuda; a GPU where there is one by default",
+}
+
+
+def add_eval_command(subparsers: Any) -> None:
+    """Add `eval` to the `autoselect` command; `arguments.run(arguments)` executes it."""
+    parser = subparsers.add_parser(
+        "eval", help="accuracy retention and prefill speed of a selector beside baselines"
+    )
+    add_eval_arguments(parser)
+    parser.set_defaults(run=run_eval)
+
+
+def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag per field of `EvalSettings`; fields without a default are required."""
+    for field in dataclasses.fields(EvalSettings):
+        required = field.default is dataclasses.MISSING
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            required=required,
+            default=None if required else field.default,
+            type=int if "int" in str(field.type) else str,
+            help=HELP[field.name],
+        )
+
+
+def settings_of(arguments: argparse.Namespace) -> EvalSettings:
+    """The settings that the flags of `add_eval_arguments` name."""
+    names = [field.name for field in dataclasses.fields(EvalSettings)]
+    return EvalSettings(**{name: getattr(arguments, name) for name in names})
+
+
+def run_eval(arguments: argparse.Namespace) -> int:
+    """Evaluate, print the table and say where the report is."""
+    result = evaluate(settings_of(arguments))
+    if result is not None:
+        print((Path(arguments.out) / "report.md").read_text())
+        print(f"report: {Path(arguments.out) / 'report.json'}")
+    return 0
+
+
+def add_bench_command(subparsers: Any) -> None:
+    """Add `bench prefill` to the `autoselect` command."""
+    bench = subparsers.add_parser("bench", help="measure speed")
+    kinds = bench.add_subparsers(dest="kind", required=True)
+    parser = kinds.add_parser("prefill", help="prefill latency, full against pruned")
+    parser.add_argument("--model", required=True, help=HELP["model"])
+    parser.add_argument("--selector", required=True, help=HELP["selector"])
+    parser.add_argument("--budgets", default="5.5%,11%,22%,33%", help=HELP["budgets"])
+    parser.add_argument("--batches", default="1,8,32", help="batch sizes, comma-separated")
+    parser.add_argument("--repeats", type=int, default=None, help="measured rounds")
+    parser.add_argument("--warmup", type=int, default=None, help="rounds before, not measured")
+    parser.add_argument("--device", default=None, help=HELP["device"])
+    parser.add_argument("--json", required=True, help="file for the result")
+    parser.set_defaults(run=run_bench)
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """Measure, write the JSON and print one line per batch size and budget."""
+    result = bench_prefill(
+        arguments.model,
+        arguments.selector,
+        arguments.budgets,
+        [int(size) for size in arguments.batches.split(",")],
+        repeats=arguments.repeats,
+        warmup=arguments.warmup,
+        device=arguments.device,
+    )
+    path = Path(arguments.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1))
+    print(f"{'batch':>5} {'tokens':>6} {'prefill ms':>11} {'selector ms':>11} {'speedup':>8}")
+    for run in result["runs"]:
+        batch, full = run["batch_size"], run["full_prefill_ms"]
+        print(f"{batch:>5} {result['num_tokens']:>6} {full:>11.2f} {'-':>11} {1:>8.2f}")
+        for row in run["pruned"]:
+            print(
+                f"{batch:>5} {row['budget']:>6} {row['prefill_ms']:>11.2f} "
+                f"{row['selector_ms']:>11.2f} {row['speedup']:>8.2f}"
+            )
+    return 0

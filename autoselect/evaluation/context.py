@@ -1,0 +1,74 @@
+"""What a method may look at, and what it returns."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from autoselect.evaluation.samples import Box
+from autoselect.ops.hard_top_k import select_tokens
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The tokens the LLM sees, [B, K, D], and their positions in the full sequence, [B, K]."""
+
+    tokens: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class SelectionContext:
+    """One batch, one row per image or per question.
+
+    Attributes:
+        tokens: visual tokens as the LLM sees them, [B, N, D].
+        mask: true at valid tokens, [B, N]; all valid when None.
+        grid: rows and columns of the token grid, when there is one.
+        keys: name of each row, from which random choices are drawn.
+        seed: seed of random choices.
+        class_attention: attention of the vision tower's CLS token, [B, N].
+        question: mean embedding of the question's text, [B, D].
+        llm_attention: attention of the prompt's last token to each visual token, [B, N].
+        boxes: known regions of each row as fractions of the image (left, top, right, bottom).
+    """
+
+    tokens: Tensor
+    keys: tuple[str, ...]
+    mask: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    seed: int = 0
+    class_attention: Tensor | None = None
+    question: Tensor | None = None
+    llm_attention: Tensor | None = None
+    boxes: tuple[tuple[Box, ...], ...] | None = None
+
+    def take(self, scores: Tensor, budget: int) -> Kept:
+        """The `budget` tokens with the largest scores [B, N], in image order."""
+        return Kept(*select_tokens(self.tokens, scores.float(), budget, self.mask))
+
+    def at(self, positions: Tensor) -> Kept:
+        """The tokens at `positions` [B, K], in image order."""
+        ordered = positions.sort(dim=-1).values
+        where = ordered[..., None].expand(-1, -1, self.tokens.shape[2])
+        return Kept(self.tokens.gather(1, where), ordered)
+
+    def rows(self, owner: Tensor) -> "SelectionContext":
+        """The context with row `owner[i]` as its row i; `owner` int64."""
+        chosen = owner.tolist()
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[owner]
+
+        return replace(
+            self,
+            tokens=self.tokens[owner],
+            keys=tuple(self.keys[i] for i in chosen),
+            mask=pick(self.mask),
+            class_attention=pick(self.class_attention),
+            boxes=None if self.boxes is None else tuple(self.boxes[i] for i in chosen),
+        )
+
+    def unit_tokens(self) -> Tensor:
+        """Tokens scaled to length one, float32, [B, N, D]."""
+        return torch.nn.functional.normalize(self.tokens.float(), dim=-1)

@@ -1,0 +1,234 @@
+"""One evaluation from settings to report: load, check, answer, time, write."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoselect.config import ConfigError
+from autoselect.evaluation.answering import Answers, Plan
+from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.environment import environment
+from autoselect.evaluation.latency import LatencyPlan, latency_report
+from autoselect.evaluation.methods import Method, choose_methods, selector_method
+from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
+from autoselect.evaluation.report import build_report, check_report, markdown
+from autoselect.evaluation.samples import EvaluationSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Settings of an evaluation.
+
+    Attributes:
+        model: folder or hub name of the VLM.
+        selector: folder of the selector.
+        shards: glob of the evaluation shards.
+        budgets: tokens or ratios, comma-separated.
+        methods: baselines, comma-separated, or `all`.
+        out: folder of the report.
+        max_images: evaluate only the first images; None for all.
+        random_seeds: seeds of the random method.
+        images_per_part: images encoded together.
+        rows_per_batch: questions answered together.
+        max_new_tokens: longest answer in tokens.
+        latency_batch: batch size of the latency measurement.
+        device: where the VLM runs; None for a GPU where there is one.
+    """
+
+    model: str
+    selector: str
+    shards: str
+    budgets: str
+    out: str
+    methods: str = "all"
+    max_images: int | None = None
+    random_seeds: int = 3
+    images_per_part: int = 32
+    rows_per_batch: int = 160
+    max_new_tokens: int = 4
+    latency_batch: int = 1
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation computed, for figures and tracking.
+
+    Attributes:
+        report: the report's JSON value.
+        answers: column name -> image -> round -> text.
+        samples: what was asked.
+        plan: methods, budgets and sizes.
+        vlm: the model.
+        selector: the selector.
+    """
+
+    report: dict[str, Any]
+    answers: dict[str, Answers]
+    samples: EvaluationSet
+    plan: Plan
+    vlm: Any
+    selector: Any
+
+
+def evaluate(
+    settings: EvalSettings,
+    extra: dict[str, Any] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], None] | None = None,
+) -> Evaluation | None:
+    """Run an evaluation and write `report.json`, `report.md` and the predictions into `out`.
+
+    Args:
+        settings: what to evaluate.
+        extra: further keys for the report, for example the polarisation at the end of training.
+        rank: this process; only rank 0 times, writes and returns something.
+        world_size: number of processes.
+        barrier: waits for all ranks.
+
+    Raises:
+        ConfigError: any setting that does not fit, before anything is computed.
+    """
+    from autoselect.selector import Selector
+    from autoselect.vlm import FrozenVLM
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    samples = EvaluationSet.open(settings.shards, settings.max_images)
+    vlm = FrozenVLM.from_pretrained(settings.model, device=device)
+    selector = Selector.from_pretrained(settings.selector, device=device)
+    check_width(vlm, selector, settings.selector)
+    methods = (selector_method(selector), *choose_methods(settings.methods, settings.random_seeds))
+    num_tokens = vlm.num_tokens or vlm.encode_images([samples[0].image]).tokens.shape[1]
+    plan = Plan(
+        methods=usable_methods(vlm, samples, methods, strict=settings.methods.strip() != "all"),
+        budgets=parse_budgets(settings.budgets, num_tokens),
+        images_per_part=settings.images_per_part,
+        rows_per_batch=settings.rows_per_batch,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    digests = {
+        "model": _path_digest(settings.model),
+        "selector": folder_digest(settings.selector),
+        "data": samples.digest,
+    }
+    out = Path(settings.out)
+    store = PartStore(out / "parts", {**digests, **_plan_identity(plan), "dtype": str(vlm.dtype)})
+    answers = answer_all(vlm, samples, plan, store, rank, world_size, barrier)
+    if rank != 0:
+        return None
+    latency = latency_report(
+        vlm,
+        selector,
+        samples[0].image,
+        samples[0].questions[0],
+        LatencyPlan(plan.budgets, settings.latency_batch),
+    )
+    more = {"environment": environment(), "digests": digests, **(extra or {})}
+    report = build_report(samples, answers, plan, vlm.name, num_tokens, latency, more)
+    check_report(report)
+    write_report(out, report)
+    write_predictions(out / "predictions.jsonl", samples, answers, plan)
+    return Evaluation(report, answers, samples, plan, vlm, selector)
+
+
+def check_width(vlm: Any, selector: Any, path: str) -> None:
+    """Raise ConfigError when the selector was trained for tokens of another width."""
+    width = selector.width
+    if width != vlm.width:
+        raise ConfigError(
+            f"selector={path} scores tokens of width {width}, but those of {vlm.name} have width "
+            f"{vlm.width}; choose the selector that was trained for this model"
+        )
+
+
+def usable_methods(
+    vlm: Any, samples: EvaluationSet, methods: tuple[Method, ...], strict: bool
+) -> tuple[Method, ...]:
+    """The methods that this model and data allow.
+
+    Args:
+        vlm: the model.
+        samples: the data; boxes must be known for every sample when a method needs them.
+        methods: the wanted ones.
+        strict: refuse what cannot run instead of leaving it out with a log line.
+
+    Raises:
+        ConfigError: `strict`, and a method cannot run.
+    """
+    lacking = {
+        "class_attention": not _has_class_attention(vlm, samples),
+        "llm_attention": not hasattr(vlm, "visual_attention"),
+        "boxes": not all(all(sample.boxes) for sample in samples),
+        "question": False,
+    }
+    usable = []
+    for method in methods:
+        missing = [need for need in method.needs if lacking[need]]
+        if not missing:
+            usable.append(method)
+        elif strict:
+            raise ConfigError(
+                f"methods={method.name} needs {missing[0]}, which this model or data does not "
+                "give; leave it out"
+            )
+        else:
+            logger.warning("method %s left out: there is no %s", method.name, missing[0])
+    return tuple(usable)
+
+
+def _has_class_attention(vlm: Any, samples: EvaluationSet) -> bool:
+    try:
+        visual = vlm.encode_images([samples[0].image], class_attention=True)
+    except ConfigError:
+        return False
+    attention = visual.class_attention
+    return attention is not None and attention.shape == visual.tokens.shape[:2]
+
+
+def _path_digest(model: str) -> str:
+    return folder_digest(model) if Path(model).is_dir() else model
+
+
+def _plan_identity(plan: Plan) -> dict[str, Any]:
+    return {
+        "columns": [str(column) for column in plan.columns()],
+        "images_per_part": plan.images_per_part,
+        "rows_per_batch": plan.rows_per_batch,
+        "max_new_tokens": plan.max_new_tokens,
+    }
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """Write `report.json` and `report.md`; the JSON last, complete or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(markdown(report))
+    partial = out / "report.json.partial"
+    partial.write_text(json.dumps(report, indent=1))
+    partial.replace(out / "report.json")
+
+
+def write_predictions(
+    path: Path, samples: EvaluationSet, answers: dict[str, Answers], plan: Plan
+) -> None:
+    """One JSON line per question: what was asked, accepted and answered in every column."""
+    columns = [str(column) for column in plan.columns()]
+    with path.open("w") as file:
+        for i, sample in enumerate(samples):
+            for r, question in enumerate(sample.questions):
+                row = {
+                    "key": sample.key,
+                    "round": r,
+                    "task": sample.tasks[r],
+                    "question": question,
+                    "answers": sample.answers[r],
+                    "predictions": {column: answers[column][i][r] for column in columns},
+                }
+                file.write(json.dumps(row) + "\n")

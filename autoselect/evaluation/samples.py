@@ -1,0 +1,149 @@
+"""What is evaluated: one image with its independent questions, read from evaluation shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from PIL import Image
+
+from autoselect.config import ConfigError
+from autoselect.data.faults import BadSample
+from autoselect.data.shards import Sample, ShardSet
+
+Box = tuple[float, float, float, float]
+DEFAULT_TASK = "vqa"
+
+
+@dataclass(frozen=True)
+class EvaluationSample:
+    """One image and its questions; every question is asked on its own, without the others.
+
+    Attributes:
+        key: name of the sample in its shard.
+        image: RGB.
+        questions: one text per round.
+        answers: accepted answers of each round; ten of them for VQA soft accuracy.
+        tasks: name of each round's task.
+        boxes: known regions of each round, (left, top, right, bottom) in pixels.
+    """
+
+    key: str
+    image: Image.Image
+    questions: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+    tasks: tuple[str, ...]
+    boxes: tuple[tuple[Box, ...], ...]
+
+
+def parse_record(
+    record: dict[str, Any], key: str
+) -> tuple[
+    tuple[str, ...], tuple[tuple[str, ...], ...], tuple[str, ...], tuple[tuple[Box, ...], ...]
+]:
+    """Questions, answers, tasks and boxes of a LLaVA record.
+
+    Raises:
+        ConfigError: rounds that are no question and answer, an empty answer, or lists (`tasks`,
+            `boxes`, `answers`) of another length than the rounds.
+    """
+    turns = record.get("conversations") or []
+    asked = [t["value"] for t in turns if t.get("from") == "human"]
+    given = [t["value"] for t in turns if t.get("from") == "gpt"]
+    if not asked or len(asked) != len(given):
+        raise ConfigError(
+            f"conversations of sample {key!r} have {len(asked)} questions, {len(given)} answers; "
+            "evaluation needs one answer to every question"
+        )
+    questions = tuple(q.replace("<image>", "").strip() for q in asked)
+    answers = record.get("answers") or [[answer] for answer in given]
+    tasks = record.get("tasks") or [DEFAULT_TASK] * len(questions)
+    boxes = record.get("boxes") or [[] for _ in questions]
+    for field, values in (("answers", answers), ("tasks", tasks), ("boxes", boxes)):
+        if len(values) != len(questions):
+            raise ConfigError(
+                f"{field} of sample {key!r} has {len(values)} entries for {len(questions)} rounds; "
+                "give one entry per round"
+            )
+    if any(not accepted or not str(accepted[0]).strip() for accepted in answers):
+        raise ConfigError(
+            f"answers of sample {key!r} are empty in a round; without them nothing can be scored"
+        )
+    return (
+        questions,
+        tuple(tuple(str(a) for a in accepted) for accepted in answers),
+        tuple(str(task) for task in tasks),
+        tuple(tuple((b[0], b[1], b[2], b[3]) for b in regions) for regions in boxes),
+    )
+
+
+class EvaluationSet(Sequence[EvaluationSample]):
+    """Evaluation shards as a sequence; images are decoded when a sample is asked for.
+
+    Args:
+        shards: a `ShardSet`.
+        max_images: use only the first ones; None for all.
+
+    Attributes:
+        digest: identifies the shards and how many of their samples are used.
+    """
+
+    def __init__(self, shards: ShardSet, max_images: int | None = None) -> None:
+        if max_images is not None and max_images < 1:
+            raise ConfigError(
+                f"max_images={max_images} leaves nothing to evaluate; choose 1 or more"
+            )
+        self._shards = shards
+        self._length = len(shards) if max_images is None else min(max_images, len(shards))
+        self.digest = f"{shards.digest}:{self._length}"
+
+    @classmethod
+    def open(cls, pattern: str, max_images: int | None = None) -> "EvaluationSet":
+        """Open the shards that match a glob, and check every record before anything is computed.
+
+        Raises:
+            ConfigError: no shards, a damaged sample, a sample without exactly one image, or a
+                record that `parse_record` refuses.
+        """
+        samples = cls(ShardSet.open(pattern), max_images)
+        for index in range(len(samples)):
+            samples.read(index)
+        return samples
+
+    def read(self, index: int) -> Sample:
+        """The stored sample, checked.
+
+        Raises:
+            ConfigError: it is damaged, or cannot be evaluated.
+        """
+        try:
+            sample = self._shards[index]
+        except BadSample as error:
+            raise ConfigError(f"shards: {error}; write the shard again") from error
+        parse_record(sample.record, sample.key)
+        if len(sample.images) != 1:
+            raise ConfigError(
+                f"image of sample {sample.key!r}: there are {len(sample.images)}; evaluation needs "
+                "exactly one image per sample"
+            )
+        return sample
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> EvaluationSample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[EvaluationSample]: ...
+
+    def __getitem__(self, index: int | slice) -> EvaluationSample | list[EvaluationSample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        if not 0 <= index < self._length:
+            raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
+        sample = self.read(index)
+        try:
+            image = sample.pictures[0]
+        except BadSample as error:
+            raise ConfigError(f"shards: {error}; replace the image") from error
+        return EvaluationSample(sample.key, image, *parse_record(sample.record, sample.key))

@@ -1,0 +1,73 @@
+"""Interleaved timing: every call once per round, so that a drift of the machine hits all alike."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call over all rounds."""
+
+    samples: tuple[float, ...]
+
+    def summary(self) -> dict[str, float]:
+        """Median, 5th and 95th percentile, in milliseconds."""
+        p5, median, p95 = np.quantile(self.samples, [0.05, 0.5, 0.95])
+        return {"median_ms": float(median), "p5_ms": float(p5), "p95_ms": float(p95)}
+
+    @property
+    def median(self) -> float:
+        """Median in milliseconds."""
+        return float(np.median(self.samples))
+
+
+def measure(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int,
+    device: torch.device | str = "cpu",
+    clock: Clock = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time each call `repeats` times, interleaved; the order turns by one from round to round.
+
+    On a GPU the time is taken between CUDA events with a synchronisation after every call.
+
+    Args:
+        calls: what is timed, by name.
+        repeats: measured rounds.
+        warmup: rounds before, not measured.
+        device: where the calls run.
+        clock: seconds; only tests replace it.
+    """
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    on_gpu = torch.device(device).type == "cuda"
+    for round_ in range(warmup + repeats):
+        turn = round_ % len(names)
+        for name in names[turn:] + names[:turn]:
+            elapsed = _on_gpu(calls[name]) if on_gpu else _on_cpu(calls[name], clock)
+            if round_ >= warmup:
+                samples[name].append(elapsed)
+    return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def _on_cpu(call: Callable[[], object], clock: Clock) -> float:
+    start = clock()
+    call()
+    return 1000 * (clock() - start)
+
+
+def _on_gpu(call: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()  # type: ignore[no-untyped-call]
+    call()
+    end.record()  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end))

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from fakes import GRID, FakeSelector, FakeVLM, make_samples
+
+from autoselect.evaluation.answering import BLIND, FULL, Column, Plan, answer_part
+from autoselect.evaluation.methods import choose_methods, selector_method
+from autoselect.evaluation.parts import PartStore, answer_all
+from autoselect.evaluation.report import build_report, check_report, markdown
+
+LATENCY = {
+    "full_prefill_ms": 4.0,
+    "pruned": [{"budget": 2, "prefill_ms": 1.0, "selector_ms": 1.0, "speedup": 2.0}],
+}
+
+
+def plan(budgets=(2, 6), names="random,grid,norm,cls_attention,divprune,cdpruner,oracle"):
+    methods = (selector_method(FakeSelector()), *choose_methods(names, 2))
+    return Plan(methods, budgets, images_per_part=4, rows_per_batch=5)
+
+
+def report_of(samples, answers, chosen):
+    return build_report(samples, answers, chosen, "fake", GRID * GRID, LATENCY)
+
+
+def test_each_image_is_encoded_once_and_tokens_are_really_removed():
+    vlm, samples = FakeVLM(), make_samples(4)
+    answer_part(vlm, samples, plan())
+    assert vlm.encoded == 4
+    assert set(vlm.lengths) == {0, 2, 6, GRID * GRID}
+
+
+def test_answers_do_not_depend_on_batch_sizes():
+    samples = make_samples(6)
+    chosen = plan()
+    whole = answer_part(FakeVLM(), samples, chosen)
+    parts = [answer_part(FakeVLM(), samples[i : i + 2], chosen) for i in (0, 2, 4)]
+    for column, answers in whole.items():
+        assert answers == [texts for part in parts for texts in part[column]]
+
+
+def test_keeping_every_token_gives_the_predictions_of_the_full_model():
+    samples = make_samples(5)
+    chosen = plan(budgets=(GRID * GRID,))
+    answers = answer_part(FakeVLM(), samples, chosen)
+    for column in chosen.columns():
+        if column.method not in (FULL, BLIND):
+            assert answers[str(column)] == answers[str(Column(FULL, 0))]
+    for row in report_of(samples, answers, chosen)["rows"]:
+        assert row["retention"] == 1.0
+        assert row["retention_ci95"] == [1.0, 1.0]
+
+
+def test_oracle_is_above_random_and_blind():
+    samples = make_samples(40)
+    chosen = plan(budgets=(2,))
+    report = report_of(samples, answer_part(FakeVLM(), samples, chosen), chosen)
+    check_report(report)
+    by_name = {row["method"]: row for row in report["rows"]}
+    assert report["full"]["mean"] == 1.0
+    assert by_name["oracle"]["retention"] == by_name["autoselect"]["retention"] == 1.0
+    assert by_name["random"]["retention"] < 0.5
+    gap = next(r for r in report["intervals"] if r["against"] == "random")
+    assert gap["better"] and gap["ci95"][0] > 0
+    text = markdown(report)
+    assert "| upper bound | 36 |" in text and "**autoselect**" in text and "2.00" in text
+
+
+class KilledError(Exception):
+    pass
+
+
+class DyingVLM(FakeVLM):
+    """Dies at its second batch of images."""
+
+    def encode(self, inputs, class_attention=False):
+        if self.encoded >= 4:
+            raise KilledError
+        return super().encode(inputs, class_attention)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_answers(tmp_path):
+    samples, chosen = make_samples(10), plan()
+    expected = answer_all(FakeVLM(), samples, chosen, PartStore(tmp_path / "a", {}))
+    store = PartStore(tmp_path / "b", {})
+    with pytest.raises(KilledError):
+        answer_all(DyingVLM(), samples, chosen, store)
+    again = FakeVLM()
+    assert answer_all(again, samples, chosen, store) == expected
+    assert again.encoded == 6
+
+
+def test_one_and_two_ranks_give_the_same_answers(tmp_path):
+    samples, chosen = make_samples(10), plan()
+    alone = answer_all(FakeVLM(), samples, chosen, PartStore(tmp_path / "a", {}))
+    store = PartStore(tmp_path / "b", {})
+    second = FakeVLM()
+
+    def other_rank_works():
+        """The first rank waits while the second one answers its parts."""
+        answer_all(second, samples, chosen, store, rank=1, world_size=2, barrier=lambda: None)
+
+    first = FakeVLM()
+    both = answer_all(first, samples, chosen, store, 0, 2, barrier=other_rank_works)
+    assert both == alone
+    assert (first.encoded, second.encoded) == (6, 4)
+
+
+def test_other_settings_do_not_reuse_stored_parts(tmp_path):
+    first, second = PartStore(tmp_path, {"selector": "a"}), PartStore(tmp_path, {"selector": "b"})
+    first.write(0, {"full@0#0": [["red"]]})
+    assert not second.path(0).exists()
+
+
+def test_a_report_without_its_promised_keys_is_refused():
+    samples, chosen = make_samples(3), plan(names="grid")
+    report = report_of(samples, answer_part(FakeVLM(), samples, chosen), chosen)
+    check_report(report)
+    for key in ("full", "rows", "latency"):
+        with pytest.raises(ValueError, match=key):
+            check_report({name: value for name, value in report.items() if name != key})
+    row = {name: value for name, value in report["rows"][0].items() if name != "tasks"}
+    with pytest.raises(ValueError, match="tasks"):
+        check_report({**report, "rows": [row]})
+
+
+def test_no_gradient_is_kept():
+    samples = make_samples(2)
+    answer_part(FakeVLM(), samples, plan())
+    assert torch.is_grad_enabled()
