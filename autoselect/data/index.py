@@ -5,6 +5,7 @@ and per key its members `[suffix, start, data, size, crc]`. Opening a data set r
 the other lines are read when a sample of that shard is due.
 """
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -177,8 +178,9 @@ def index_shard(job: IndexJob) -> IndexHeader:
         ConfigError: the shard cannot be read or indexed, or the index cannot be written.
     """
     path = sidecar(job.shard, job.index_folder)
-    if not job.rebuild and storage.exists(path):
-        return read_header(path, job.shard)
+    if not job.rebuild:
+        with contextlib.suppress(FileNotFoundError):
+            return read_header(path, job.shard)
     try:
         index = build_index(job.shard, job.limits)
     except OSError as error:

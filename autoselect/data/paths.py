@@ -21,8 +21,8 @@ def expand(
     """Lists the shards that the given paths mean, in order.
 
     Args:
-        paths: a folder (its `*.tar`), a tar file, a pattern with `{000..012}` or `*`, a URL, a
-            `pipe:` command, or a list of such.
+        paths: a folder (its `*.tar`; a remote one ends in `/`), a tar file, a pattern with
+            `{000..012}` or `*`, a URL, a `pipe:` command, or a list of such.
         allow_pipe: run `pipe:` commands.
         pipe_folder: where the output of commands is kept.
 
@@ -48,6 +48,8 @@ def expand(
 
 def _expand_one(path: str) -> list[str]:
     if storage.is_remote(path):
+        if path.endswith("/"):
+            path += "*.tar"
         if "*" not in path:
             return [path]
         system, inner = storage.file_system(path)

@@ -6,6 +6,7 @@ import logging
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = ["Sample", "ShardSet", "ShardWriter", "blank_sample"]
 logger = logging.getLogger(__name__)
 
 _CACHED_TABLES = 128
+_OPENING_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -137,17 +139,13 @@ class ShardSet:
         limits = limits or Limits()
         shards = expand(paths, allow_pipe=allow_pipe, pipe_folder=index_folder)
         indexes = [sidecar(shard, index_folder) for shard in shards]
-        missing = {
-            shard for shard, path in zip(shards, indexes, strict=True) if not storage.exists(path)
-        }
-        progress = tqdm(total=len(missing), desc="indexing shards", unit="shard", disable=None)
-        headers = []
-        for shard, path in zip(shards, indexes, strict=True):
-            header = index_shard(IndexJob(shard, index_folder, limits))
-            progress.update(shard in missing)
-            _check_shard(shard, path, header, accept_truncated)
-            headers.append(header)
-        progress.close()
+        jobs = [IndexJob(shard, index_folder, limits) for shard in shards]
+        # Threads, because opening remote shards is waiting for answers.
+        with ThreadPoolExecutor(_OPENING_THREADS) as pool:
+            opened = pool.map(functools.partial(_open_shard, accept_truncated), jobs)
+            headers = list(
+                tqdm(opened, "opening shards", len(jobs), unit="shard", disable=None, delay=2)
+            )
         if not any(header.samples for header in headers):
             raise ConfigError(f"paths={paths!r} hold no usable samples in {len(shards)} shards")
         return cls(shards, indexes, headers, limits)
@@ -253,21 +251,23 @@ def _damage(piece: bytes, entry: Entry) -> tuple[FaultKind, str]:
     return "payload", f"{entry.suffix}: payload at byte {entry.data} differs from its checksum"
 
 
-def _check_shard(shard: str, path: str, header: IndexHeader, accept_truncated: bool) -> None:
-    """Compares a shard's size with its index, and refuses one of unknown length.
+def _open_shard(accept_truncated: bool, job: IndexJob) -> IndexHeader:
+    """Reads or builds a shard's index and compares their sizes.
 
     A shard that lost its end after it was indexed is usable: every lost sample is known and
-    counted when it is due.
+    counted when it is due. One that was cut before is of unknown length and refused.
     """
+    shard, path = job.shard, sidecar(job.shard, job.index_folder)
+    try:
+        header = index_shard(job)
+        size = storage.file_size(shard)
+    except OSError as error:
+        raise ConfigError(f"shard={shard} cannot be read: {error}; check the path") from error
     if header.truncated and not accept_truncated:
         raise ConfigError(
             f"shard={shard} was cut before it was indexed ({header.faults[-1].detail}), so nobody "
             "knows how many samples are lost; restore it, or accept truncated shards"
         )
-    try:
-        size = storage.file_size(shard)
-    except OSError as error:
-        raise ConfigError(f"shard={shard} cannot be read: {error}; check the path") from error
     if size > header.bytes:
         raise ConfigError(
             f"shard={shard} has {size} bytes, its index {path} says {header.bytes}: the index "
@@ -275,3 +275,4 @@ def _check_shard(shard: str, path: str, header: IndexHeader, accept_truncated: b
         )
     if size < header.bytes:
         logger.warning("%s is cut: %d of %d bytes are left", shard, size, header.bytes)
+    return header

@@ -6,7 +6,9 @@ protocols of fsspec are opened with the library that fsspec names for them.
 
 import contextlib
 import os
+import sys
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ import fsspec
 from autoselect.config import ConfigError
 
 _OPEN_FILES = 64
+_HEAD_BYTES = 2**16
+_RETRY_SECONDS = (0.2, 1.0, 5.0)
 # What file systems raise when they cannot serve a path, beside OSError.
 _MISSING_LIBRARY = (ImportError, ValueError)
 
@@ -50,14 +54,6 @@ def file_size(path: str) -> int:
     return int(system.info(inner)["size"])
 
 
-def exists(path: str) -> bool:
-    """Whether the file is there."""
-    if not is_remote(path):
-        return os.path.exists(path)
-    system, inner = file_system(path)
-    return bool(system.exists(inner))
-
-
 @contextlib.contextmanager
 def open_stream(path: str) -> Iterator[BinaryIO]:
     """Opens a file for one pass from front to back."""
@@ -71,15 +67,83 @@ def open_stream(path: str) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole content of a small file."""
-    with open_stream(path) as stream:
+    """The whole content of a small file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+    """
+    if is_remote(path):
+        return _request(path, None, None)
+    with open(path, "rb") as stream:
         return stream.read()
 
 
 def read_first_line(path: str) -> bytes:
-    """The first line, with its newline; the rest is not transferred where that can be avoided."""
-    with open_stream(path) as stream:
-        return stream.readline()
+    """The first line, with its newline; of a remote file no more than needed is transferred.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+    """
+    if not is_remote(path):
+        with open(path, "rb") as stream:
+            return stream.readline()
+    head = b""
+    while b"\n" not in head:
+        more = read_range(path, len(head), max(_HEAD_BYTES, len(head)))
+        if not more:
+            break
+        head += more
+    line, newline, _ = head.partition(b"\n")
+    return line + newline
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """Bytes [start, start + size) of a remote file; fewer when it ends before.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ConfigError: the server ignores range requests.
+    """
+    try:
+        data = _request(url, start, start + size)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # Asking beyond the end is an error in some protocols.
+        left = file_size(url) - start
+        if left >= size:
+            raise
+        return _request(url, start, start + left) if left > 0 else b""
+    if len(data) > size:
+        raise ConfigError(
+            f"path={url}: the server ignores range requests; serve the shards from one that "
+            "supports them, or copy them"
+        )
+    return data
+
+
+def _request(url: str, start: int | None, end: int | None) -> bytes:
+    """Reads from a remote file; passing failures are tried again after 0.2, 1 and 5 seconds."""
+    system, inner = file_system(url)
+    for pause in (*_RETRY_SECONDS, None):
+        try:
+            return system.cat_file(inner, start=start, end=end)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except _network_errors() as error:
+            if pause is None:
+                raise OSError(f"{url}: bytes {start}..{end}: {error}") from error
+            time.sleep(pause)
+    raise AssertionError("unreachable: the last failure is raised")
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What a file system raises for a failed request; the HTTP client's errors are no OSError."""
+    client = sys.modules.get("aiohttp")
+    return (OSError, client.ClientError) if client else (OSError,)
 
 
 def write_atomically(path: str, data: bytes) -> None:
@@ -90,7 +154,12 @@ def write_atomically(path: str, data: bytes) -> None:
     """
     if is_remote(path):
         system, inner = file_system(path)
-        system.pipe_file(inner, data)
+        if path.startswith(("http://", "https://")):
+            raise PermissionError("web servers are only read from")
+        try:
+            system.pipe_file(inner, data)
+        except _network_errors() as error:
+            raise OSError(f"{path}: {error}") from error
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,16 +199,12 @@ class RangeReader:
             OSError: the file cannot be read.
         """
         if is_remote(path):
-            return self._read_remote(path, start, size)
+            return read_range(path, start, size)
         handle = self._handle(path)
         data = os.pread(handle, size, start)
         while len(data) < size and (more := os.pread(handle, size - len(data), start + len(data))):
             data += more
         return data
-
-    def _read_remote(self, path: str, start: int, size: int) -> bytes:
-        system, inner = file_system(path)
-        return system.cat_file(inner, start=start, end=start + size)
 
     def _handle(self, path: str) -> int:
         handle = self._files.pop(path, None)

@@ -47,14 +47,15 @@ def verify_shard(job: VerifyJob) -> VerifyReport:
     """
     path = sidecar(job.shard, job.index_folder)
     try:
-        if not storage.exists(path):
-            raise ConfigError(f"index={path} is missing; run `autoselect shards index`")
         header = read_header(path, job.shard)
         shards = ShardSet([job.shard], [path], [header], job.limits)
         read_keys(path, header)
         size, sha256 = _hash(job.shard)
         same = (size, sha256) == (header.bytes, header.sha256)
         found = [] if same and not job.decode else _bad_samples(shards, job.decode)
+    except FileNotFoundError as error:
+        detail = f"{error}; if the index is missing, run `autoselect shards index`"
+        return VerifyReport(job.shard, 0, [Fault("unreadable", job.shard, "", 0, detail)])
     except (ConfigError, OSError) as error:
         return VerifyReport(job.shard, 0, [Fault("unreadable", job.shard, "", 0, str(error))])
     if size < header.bytes:
