@@ -97,6 +97,12 @@ def check_deepspeed_config(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"missing key {', '.join(missing)}; add it as a positive integer")
     for key in sorted(REQUIRED_KEYS):
         _check_positive_integer(key, config[key])
+    for key in ("zero_optimization", "data_types", "optimizer"):
+        if not isinstance(config.get(key, {}), Mapping):
+            raise ConfigError(f"{key}={config[key]!r} is no JSON object; give settings in braces")
+    clipping = config.get("gradient_clipping", 0.0)
+    if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
+        raise ConfigError(f"gradient_clipping={clipping!r} must be 0 (off) or a norm above 0")
     _check_float32(config)
     zero_stage(config)
 

@@ -14,7 +14,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -246,6 +246,24 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """Runs `action` on rank 0 and gives its result to every rank (a collective).
+
+    Raises:
+        ConfigError: `action` raised one; raised on every rank.
+    """
+    result, failure = None, None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            result = action()
+        except ConfigError as error:
+            failure = str(error)
+    result, failure = broadcast_object((result, failure))
+    if failure is not None:
+        raise ConfigError(failure)
+    return result
 
 
 class SignalFlag:

@@ -1,0 +1,130 @@
+"""A dead, failed or stalled rank is named, and every other rank ends by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoselect.heartbeat import EXIT_RANK_LOST, Beat, Times, _Judge
+from autoselect.runtime import _free_port
+
+WORKERS = Path(__file__).parent / "workers"
+
+
+def run_ranks(what: str, victim: int, ranks: int) -> list[tuple[int, str]]:
+    """Starts every rank by hand, so that no launcher ends them; exit code and log of each."""
+    sys.path.insert(0, str(WORKERS))
+    from toy import environment
+
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    meeting["WORLD_SIZE"] = str(ranks)
+    processes = []
+    for rank in range(ranks):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(WORKERS / "heartbeat_worker.py"), what, str(victim)],
+                env=environment() | meeting | place,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    results: list[tuple[int, str]] = [(0, "")] * ranks
+    for rank in sorted(range(ranks), key=lambda rank: rank == victim):
+        process = processes[rank]
+        if rank == victim and what in ("stop", "stall", "apart") and process.poll() is None:
+            os.kill(process.pid, signal.SIGCONT)
+        try:
+            log, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        results[rank] = (process.returncode, log)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("what", "victim", "ranks", "words"),
+    [
+        ("kill", 1, 2, "is dead"),
+        ("raise", 1, 2, "failed: ValueError: shard train-000003.tar is broken"),
+        ("stall", 0, 2, "is stalled"),
+        pytest.param("kill", 0, 3, "rank 0", marks=pytest.mark.slow),
+        pytest.param("stop", 2, 3, "is dead", marks=pytest.mark.slow),
+        pytest.param("stall", 1, 3, "is stalled", marks=pytest.mark.slow),
+        pytest.param("apart", 1, 3, "is stalled", marks=pytest.mark.slow),
+    ],
+)
+def test_the_culprit_is_named_and_nobody_hangs(
+    what: str, victim: int, ranks: int, words: str
+) -> None:
+    results = run_ranks(what, victim, ranks)
+    for rank, (code, log) in enumerate(results):
+        assert code != 0, (rank, log)
+        if rank != victim:
+            assert f"rank {victim} " in log and words in log, (rank, log)
+            for other in set(range(ranks)) - {victim}:
+                assert f"rank {other} ({os.uname().nodename}) is" not in log
+    if what == "stall":
+        assert results[victim][0] == EXIT_RANK_LOST
+        assert "update 3: begun" in results[(victim + 1) % ranks][1]
+
+
+def test_a_good_run_ends_with_zero() -> None:
+    for code, log in run_ranks("nothing", 0, 2):
+        assert code == 0, log
+        assert "dead" not in log and "stalled" not in log
+
+
+TIMES = Times(beat=1, dead=10, stalled=30, leave=1)
+
+
+def test_judge_waits_for_its_patience_and_then_names_the_rank() -> None:
+    judge = _Judge(TIMES, 2)
+    for now in range(0, 100):
+        beats = [Beat("a", count=now, progress=now), Beat("b", count=min(now, 50), progress=now)]
+        verdict = judge.look(beats, float(now))
+        assert (verdict is not None) == (now > 60)
+        if verdict is not None:
+            assert verdict.startswith("rank 1 (b) is dead")
+            break
+
+
+def test_judge_takes_equal_slowness_for_work() -> None:
+    judge = _Judge(TIMES, 2)
+    for now in range(0, 500):
+        beats = [Beat("a", count=now, progress=7), Beat("b", count=now, progress=7)]
+        assert judge.look(beats, float(now)) is None
+
+
+def test_judge_counts_the_time_at_one_place_only() -> None:
+    """A rank that is always one place behind but moves is slow, not stalled."""
+    judge = _Judge(TIMES, 2)
+    for now in range(0, 500):
+        place = now // 20
+        beats = [
+            Beat("a", count=now, progress=place + 1),
+            Beat("b", count=now, progress=place, doing="reading"),
+        ]
+        assert judge.look(beats, float(now)) is None
+    for now in range(500, 600):
+        beats = [
+            Beat("a", count=now, progress=26),
+            Beat("b", count=now, progress=25, doing="reading"),
+        ]
+        verdict = judge.look(beats, float(now))
+        if verdict is not None:
+            break
+    assert verdict is not None and "rank 1 (b) is stalled" in verdict and "reading" in verdict
+
+
+def test_judge_lets_finished_ranks_go() -> None:
+    judge = _Judge(TIMES, 2)
+    for now in range(0, 100):
+        beats = [Beat("a", count=now, progress=9), Beat("b", count=3, progress=5, done=True)]
+        assert judge.look(beats, float(now)) is None

@@ -1,0 +1,195 @@
+"""Ranks from every launcher, the port in use, logging, signals, agreement of the ranks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoselect import runtime
+from autoselect.config import ConfigError
+from autoselect.runtime import RankInfo, SignalFlag, setup_logging
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, RankInfo(0, 1, 0, "single")),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
+            RankInfo(3, 4, 1, "launcher"),
+        ),
+        (
+            {
+                "SLURM_PROCID": "5",
+                "SLURM_NTASKS": "8",
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_ID": "0",
+            },
+            RankInfo(5, 8, 1, "slurm"),
+        ),
+        # The launcher started by the batch shell of a Slurm job: its own variables win.
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "1",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_ID": "0",
+            },
+            RankInfo(1, 2, 1, "launcher"),
+        ),
+        # Plain python in the batch shell, outside any step: a single process.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, RankInfo(0, 1, 0, "single")),
+    ],
+)
+def test_ranks_are_read_from_every_launcher(
+    environment: dict[str, str], expected: RankInfo
+) -> None:
+    assert RankInfo.from_environment(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE is not set"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 is outside 0..1"),
+        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK='-1' is no non-negative"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_NTASKS is not set"),
+    ],
+)
+def test_incomplete_environments_are_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RankInfo.from_environment(environment)
+
+
+def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="MASTER_ADDR is not set.*slurm/train.sh"):
+        runtime._rendezvous(RankInfo(1, 2, 0, "slurm"))
+
+
+def worker(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+JOIN = """
+from autoselect import runtime
+info = runtime.RankInfo.from_environment()
+device = runtime.choose_device(info)
+try:
+    runtime.init_distributed(info, device, timeout_s={timeout})
+except runtime.ConfigError as error:
+    print("ConfigError:", error)
+else:
+    print("joined", runtime.any_true(True, device), runtime.any_true(False, device))
+    runtime.shutdown_distributed()
+"""
+
+
+def test_a_port_in_use_is_named_with_the_fix() -> None:
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        done = worker(
+            JOIN.format(timeout=20),
+            RANK="0",
+            WORLD_SIZE="2",
+            LOCAL_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+    assert f"ConfigError: MASTER_PORT={port} is already in use" in done.stdout, done.stderr
+    assert "--master_port" in done.stdout
+
+
+def test_ranks_that_never_come_are_reported() -> None:
+    done = worker(
+        JOIN.format(timeout=3),
+        RANK="1",
+        WORLD_SIZE="2",
+        LOCAL_RANK="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(runtime._free_port()),
+    )
+    assert "ConfigError: rank 1 of 2 could not meet the others" in done.stdout, done.stderr
+
+
+def test_a_single_process_needs_no_launcher_and_no_fixed_port() -> None:
+    environment = {"MASTER_PORT": "1"}  # left over from another run; a single process ignores it
+    done = worker(JOIN.format(timeout=20), **environment)
+    assert "joined True False" in done.stdout, done.stderr
+
+
+def test_only_rank_0_logs_at_info(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        setup_logging(RankInfo(0, 2, 0, "launcher"))
+        logging.getLogger("autoselect.x").info("from the first")
+        setup_logging(RankInfo(1, 2, 1, "launcher"))
+        logging.getLogger("autoselect.x").info("from the second")
+        logging.getLogger("autoselect.x").warning("trouble")
+    finally:
+        root.handlers[:], root.level = before, level
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("INFO from the first")
+    assert "WARNING [rank 1" in lines[1] and lines[1].endswith("trouble")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_remembered_and_kill_nothing(number: signal.Signals) -> None:
+    before = {n: signal.getsignal(n) for n in SignalFlag.SIGNALS}
+    try:
+        flag = SignalFlag()
+        assert not flag.raised_anywhere(torch.device("cpu"))
+        os.kill(os.getpid(), number)
+        assert flag.received == number
+        assert flag.raised_anywhere(torch.device("cpu"))
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def test_seeding_repeats_all_three_generators() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    runtime.seed_everything(2**40 + 5)
+    first = draw()
+    assert draw() != first
+    runtime.seed_everything(2**40 + 5)
+    assert draw() == first
+
+
+def test_errors_of_rank_0_reach_the_caller() -> None:
+    def fail() -> None:
+        raise ConfigError("budget=0 is below 1")
+
+    assert runtime.on_main(lambda: 5) == 5
+    with pytest.raises(ConfigError, match="budget=0"):
+        runtime.on_main(fail)

@@ -1,0 +1,52 @@
+"""One rank of `tests/test_heartbeat.py`: steps with a collective each; one rank misbehaves.
+
+Usage: heartbeat_worker.py WHAT VICTIM   (ranks come from the environment)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from autoselect.heartbeat import Heartbeat, Times
+from autoselect.runtime import RankInfo, setup_logging, shutdown_distributed
+
+TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, leave=1.0)
+
+
+def misbehave(what: str) -> None:
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "stall":
+        time.sleep(60)
+    elif what == "raise":
+        raise ValueError("shard train-000003.tar is broken")
+
+
+def main(what: str, victim: int) -> None:
+    info = RankInfo.from_environment()
+    setup_logging(info)
+    timeout = timedelta(seconds=5 if what == "apart" else 30)
+    dist.init_process_group("gloo", timeout=timeout)  # without DeepSpeed: starts in half the time
+    with Heartbeat(info, TIMES) as heartbeat:
+        for step in range(6):
+            heartbeat.progress(f"update {step}: begun")
+            if step == 3 and info.rank == victim:
+                misbehave(what)
+            heartbeat.progress(f"update {step}: batch read")
+            if what == "apart" and step == 3 and info.rank == victim:
+                time.sleep(60)
+            dist.all_reduce(torch.ones(1))
+    shutdown_distributed()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
