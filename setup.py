@@ -78,7 +78,10 @@ def extension():
         sources = [path for path in sources if not path.stem.endswith("_cuda")]
         names = [str(path) for path in sources]
         return cpp_extension.CppExtension(
-            "autoselect._C", names, define_macros=define, extra_compile_args={"cxx": cxx},
+            "autoselect._C",
+            names,
+            define_macros=define,
+            extra_compile_args={"cxx": cxx},
             extra_link_args=link,
         )
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
@@ -86,8 +89,11 @@ def extension():
     names = [str(path) for path in sources + sorted(Path("csrc").glob("*.cu"))]
     nvcc = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
     return cpp_extension.CUDAExtension(
-        "autoselect._C", names, define_macros=define,
-        extra_compile_args={"cxx": cxx, "nvcc": nvcc}, extra_link_args=link,
+        "autoselect._C",
+        names,
+        define_macros=define,
+        extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+        extra_link_args=link,
     )
 
 

@@ -22,9 +22,9 @@ namespace autoselect {
 
 TORCH_LIBRARY(autoselect, m) {
   m.def(
-      "soft_top_k(Tensor scores, Tensor? k_rows, SymInt k, float temperature, Tensor? mask)"
+      "soft_top_k(Tensor scores, Tensor? k_rows, SymInt k, Tensor temperature, Tensor? mask)"
       " -> (Tensor gates, Tensor logits)");
-  m.def("soft_top_k_backward(Tensor grad_gates, Tensor logits, float temperature) -> Tensor");
+  m.def("soft_top_k_backward(Tensor grad_gates, Tensor logits, Tensor temperature) -> Tensor");
   m.def(
       "noise_gate(Tensor tokens, Tensor gates, Tensor mean, Tensor std, Tensor? factor,"
       " Tensor seed, Tensor step, Tensor sample_ids) -> Tensor");
@@ -34,11 +34,11 @@ TORCH_LIBRARY(autoselect, m) {
       " -> (Tensor grad_tokens, Tensor grad_gates)");
   m.def(
       "soft_top_k_noise_gate(Tensor tokens, Tensor scores, Tensor? k_rows, SymInt k,"
-      " float temperature, Tensor mean, Tensor std, Tensor? factor, Tensor seed, Tensor step,"
+      " Tensor temperature, Tensor mean, Tensor std, Tensor? factor, Tensor seed, Tensor step,"
       " Tensor sample_ids, Tensor? mask) -> (Tensor gated, Tensor gates, Tensor logits)");
   m.def(
       "soft_top_k_noise_gate_backward(Tensor grad, Tensor? grad_gates, Tensor tokens,"
-      " Tensor logits, float temperature, Tensor mean, Tensor std, Tensor? factor, Tensor seed,"
+      " Tensor logits, Tensor temperature, Tensor mean, Tensor std, Tensor? factor, Tensor seed,"
       " Tensor step, Tensor sample_ids) -> (Tensor grad_tokens, Tensor grad_scores)");
   m.def("hard_top_k(Tensor scores, SymInt k, Tensor? mask) -> Tensor");
   m.def(

@@ -32,8 +32,7 @@ inline void check_float(const char* name, const at::Tensor& tensor, int64_t dims
   TORCH_CHECK_VALUE(tensor.dim() == dims, name, " must have ", dims, " dimensions, but has shape ",
                     tensor.sizes());
   TORCH_CHECK_TYPE(is_float_type(tensor.scalar_type()), name,
-                   " must be float32, float64, bfloat16 or float16, but is ",
-                   tensor.scalar_type());
+                   " must be float32, float64, bfloat16 or float16, but is ", tensor.scalar_type());
 }
 
 inline void check_scores(const at::Tensor& scores, const OptionalTensor& mask) {
@@ -49,16 +48,26 @@ inline void check_budget(int64_t k, int64_t num_tokens) {
   TORCH_CHECK_VALUE(k >= 1 && k <= num_tokens, "k must be in 1..", num_tokens, ", but is ", k);
 }
 
-inline void check_temperature(double temperature) {
-  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature),
-                    "temperature must be positive and finite, but is ", temperature);
+// The temperature is a number, float64, on the CPU or beside the scores.
+inline void check_temperature(const at::Tensor& temperature, const at::Tensor& beside) {
+  TORCH_CHECK_VALUE(temperature.dim() == 0, "temperature must be one number, but has shape ",
+                    temperature.sizes());
+  TORCH_CHECK_TYPE(temperature.scalar_type() == at::kDouble, "temperature must be float64, but is ",
+                   temperature.scalar_type());
+  TORCH_CHECK_VALUE(temperature.is_cpu() || temperature.device() == beside.device(),
+                    "temperature must be on the CPU or on ", beside.device(), ", but is on ",
+                    temperature.device());
+  if (!temperature.is_cpu()) return;
+  const double value = *temperature.const_data_ptr<double>();
+  TORCH_CHECK_VALUE(value > 0 && std::isfinite(value),
+                    "temperature must be positive and finite, but is ", value);
 }
 
 // `k_rows` holds one budget per row; without it every row has budget k.
 inline void check_soft_top_k(const at::Tensor& scores, const OptionalTensor& k_rows, int64_t k,
-                             double temperature, const OptionalTensor& mask) {
+                             const at::Tensor& temperature, const OptionalTensor& mask) {
   check_scores(scores, mask);
-  check_temperature(temperature);
+  check_temperature(temperature, scores);
   if (k_rows.has_value()) {
     check_shape("k_rows", *k_rows, {scores.size(0)}, scores);
     TORCH_CHECK_TYPE(k_rows->scalar_type() == at::kLong, "k_rows must be int64, but is ",
@@ -106,22 +115,38 @@ inline at::Tensor in_type(const OptionalTensor& tensor, at::ScalarType type) {
 }
 
 // Runs `body.template operator()<T>()` with the storage type of tokens of this dtype.
-#define AS_DISPATCH_TOKENS(dtype, ...)                                                   \
-  [&] {                                                                                  \
-    switch (dtype) {                                                                     \
-      case at::kFloat: { using T = float; return __VA_ARGS__(); }                        \
-      case at::kDouble: { using T = double; return __VA_ARGS__(); }                      \
-      case at::kBFloat16: { using T = ::autoselect::BFloat16; return __VA_ARGS__(); }    \
-      case at::kHalf: { using T = ::autoselect::Half16; return __VA_ARGS__(); }          \
-      default: TORCH_CHECK_TYPE(false, "unsupported dtype ", dtype);                     \
-    }                                                                                    \
+#define AS_DISPATCH_TOKENS(dtype, ...)                        \
+  [&] {                                                       \
+    switch (dtype) {                                          \
+      case at::kFloat: {                                      \
+        using T = float;                                      \
+        return __VA_ARGS__();                                 \
+      }                                                       \
+      case at::kDouble: {                                     \
+        using T = double;                                     \
+        return __VA_ARGS__();                                 \
+      }                                                       \
+      case at::kBFloat16: {                                   \
+        using T = ::autoselect::BFloat16;                     \
+        return __VA_ARGS__();                                 \
+      }                                                       \
+      case at::kHalf: {                                       \
+        using T = ::autoselect::Half16;                       \
+        return __VA_ARGS__();                                 \
+      }                                                       \
+      default:                                                \
+        TORCH_CHECK_TYPE(false, "unsupported dtype ", dtype); \
+    }                                                         \
   }()
 
-#define AS_DISPATCH_WORK(dtype, ...)                                                     \
-  [&] {                                                                                  \
-    if ((dtype) == at::kDouble) { using W = double; return __VA_ARGS__(); }              \
-    using W = float;                                                                     \
-    return __VA_ARGS__();                                                                \
+#define AS_DISPATCH_WORK(dtype, ...) \
+  [&] {                              \
+    if ((dtype) == at::kDouble) {    \
+      using W = double;              \
+      return __VA_ARGS__();          \
+    }                                \
+    using W = float;                 \
+    return __VA_ARGS__();            \
   }()
 
 }  // namespace autoselect

@@ -13,7 +13,8 @@ template <typename W>
 using SolveRow = void (*)(const W* scores, int64_t count, W budget, W temperature, W* logits,
                           W* gates);
 
-// dL/dr_j = (h_j - w_j sum h) / tau with h = grad_logits + s (1 - s) grad_gates; either may be null.
+// dL/dr_j = (h_j - w_j sum h) / tau with h = grad_logits + s (1 - s) grad_gates; either may be
+// null.
 template <typename W>
 using ScoreGradient = void (*)(const W* logits, const W* grad_gates, const W* grad_logits,
                                int64_t count, W temperature, W* grad_scores);
@@ -72,26 +73,42 @@ const CpuRows& cpu_rows();
 template <typename W>
 SolveRow<W> solve_row_kernel();
 template <>
-inline SolveRow<float> solve_row_kernel() { return cpu_rows().solve_float; }
+inline SolveRow<float> solve_row_kernel() {
+  return cpu_rows().solve_float;
+}
 template <>
-inline SolveRow<double> solve_row_kernel() { return cpu_rows().solve_double; }
+inline SolveRow<double> solve_row_kernel() {
+  return cpu_rows().solve_double;
+}
 
 template <typename W>
 ScoreGradient<W> score_gradient_kernel();
 template <>
-inline ScoreGradient<float> score_gradient_kernel() { return cpu_rows().score_gradient_float; }
+inline ScoreGradient<float> score_gradient_kernel() {
+  return cpu_rows().score_gradient_float;
+}
 template <>
-inline ScoreGradient<double> score_gradient_kernel() { return cpu_rows().score_gradient_double; }
+inline ScoreGradient<double> score_gradient_kernel() {
+  return cpu_rows().score_gradient_double;
+}
 
 template <typename T>
 const TokenKernels<T>& token_kernels();
 template <>
-inline const TokenKernels<float>& token_kernels() { return cpu_rows().tokens_float; }
+inline const TokenKernels<float>& token_kernels() {
+  return cpu_rows().tokens_float;
+}
 template <>
-inline const TokenKernels<double>& token_kernels() { return cpu_rows().tokens_double; }
+inline const TokenKernels<double>& token_kernels() {
+  return cpu_rows().tokens_double;
+}
 template <>
-inline const TokenKernels<BFloat16>& token_kernels() { return cpu_rows().tokens_bfloat16; }
+inline const TokenKernels<BFloat16>& token_kernels() {
+  return cpu_rows().tokens_bfloat16;
+}
 template <>
-inline const TokenKernels<Half16>& token_kernels() { return cpu_rows().tokens_half; }
+inline const TokenKernels<Half16>& token_kernels() {
+  return cpu_rows().tokens_half;
+}
 
 }  // namespace autoselect

@@ -3,8 +3,8 @@
 // Sums run over kLanes partial sums, so that the compiler can vectorise them without reordering.
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kChunk = 512;        // elements summed in work precision before going to double
-constexpr int64_t kTileBlocks = 64;    // Philox blocks drawn at a time
+constexpr int64_t kChunk = 512;      // elements summed in work precision before going to double
+constexpr int64_t kTileBlocks = 64;  // Philox blocks drawn at a time
 constexpr int64_t kTile = 4 * kTileBlocks;
 
 template <typename W>

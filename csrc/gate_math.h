@@ -1,7 +1,7 @@
 // Gate and amplitudes from the gate logit u, never forming 1 / sqrt(s).
 //
-//   s = sigmoid(u),  a = sqrt(s) = exp(logsigmoid(u) / 2),  b = sqrt(1 - s) = exp(logsigmoid(-u) / 2)
-//   da/du = a b^2 / 2,  db/du = -b a^2 / 2
+//   s = sigmoid(u),  a = sqrt(s) = exp(logsigmoid(u) / 2),  b = sqrt(1 - s) = exp(logsigmoid(-u) /
+//   2) da/du = a b^2 / 2,  db/du = -b a^2 / 2
 #pragma once
 
 #include "platform.h"

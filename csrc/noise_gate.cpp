@@ -22,8 +22,8 @@ class PreparedNoise {
         sample_ids_(noise.sample_ids.contiguous()) {
     const int64_t seed = *noise.seed.const_data_ptr<int64_t>();
     const int64_t step = *noise.step.const_data_ptr<int64_t>();
-    TORCH_CHECK_VALUE(seed >= 0 && step >= 0, "seed and step must not be negative, but are ",
-                      seed, " and ", step);
+    TORCH_CHECK_VALUE(seed >= 0 && step >= 0, "seed and step must not be negative, but are ", seed,
+                      " and ", step);
     source_ = {mean_.const_data_ptr<W>(),
                std_.const_data_ptr<W>(),
                factor_.defined() ? factor_.const_data_ptr<W>() : nullptr,
@@ -69,8 +69,8 @@ at::Tensor run_forward(const at::Tensor& tokens, const NoiseTensors& noise,
         for (int64_t i = begin; i < end; ++i) {
           const TokenPlace place = {uint32_t(i % num_tokens), prepared.sample(i / num_tokens)};
           const Amplitudes<W> amp = amplitudes_of(i);
-          kernels.forward(x_data + i * width, out_data + i * width, prepared.source(), place,
-                          amp.a, amp.b);
+          kernels.forward(x_data + i * width, out_data + i * width, prepared.source(), place, amp.a,
+                          amp.b);
         }
       });
   return out;
@@ -78,9 +78,8 @@ at::Tensor run_forward(const at::Tensor& tokens, const NoiseTensors& noise,
 
 // Returns dL/dtokens; `receive(i, amplitudes, dot_signal, dot_noise)` takes each token's products.
 template <typename T, typename AmplitudesOf, typename Receive>
-at::Tensor run_backward(const at::Tensor& grad, const at::Tensor& tokens,
-                        const NoiseTensors& noise, const AmplitudesOf& amplitudes_of,
-                        const Receive& receive) {
+at::Tensor run_backward(const at::Tensor& grad, const at::Tensor& tokens, const NoiseTensors& noise,
+                        const AmplitudesOf& amplitudes_of, const Receive& receive) {
   using W = Work<T>;
   const at::Tensor x = tokens.contiguous();
   const at::Tensor g = grad.contiguous();
@@ -122,10 +121,10 @@ void check_gates(const at::Tensor& gates, const at::Tensor& tokens) {
 
 }  // namespace
 
-at::Tensor noise_gate_cpu(const at::Tensor& tokens, const at::Tensor& gates,
-                          const at::Tensor& mean, const at::Tensor& std,
-                          const OptionalTensor& factor, const at::Tensor& seed,
-                          const at::Tensor& step, const at::Tensor& sample_ids) {
+at::Tensor noise_gate_cpu(const at::Tensor& tokens, const at::Tensor& gates, const at::Tensor& mean,
+                          const at::Tensor& std, const OptionalTensor& factor,
+                          const at::Tensor& seed, const at::Tensor& step,
+                          const at::Tensor& sample_ids) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
   check_gates(gates, tokens);
@@ -133,8 +132,7 @@ at::Tensor noise_gate_cpu(const at::Tensor& tokens, const at::Tensor& gates,
   const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
   return AS_DISPATCH_TOKENS(tokens.scalar_type(), [&] {
     const Work<T>* s_data = read<Work<T>>(s);
-    return run_forward<T>(tokens, noise,
-                          [&](int64_t i) { return amplitudes_of_gate(s_data[i]); });
+    return run_forward<T>(tokens, noise, [&](int64_t i) { return amplitudes_of_gate(s_data[i]); });
   });
 }
 
@@ -164,7 +162,7 @@ std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cpu(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_top_k_noise_gate_cpu(
     const at::Tensor& tokens, const at::Tensor& scores, const OptionalTensor& k_rows, int64_t k,
-    double temperature, const at::Tensor& mean, const at::Tensor& std,
+    const at::Tensor& temperature, const at::Tensor& mean, const at::Tensor& std,
     const OptionalTensor& factor, const at::Tensor& seed, const at::Tensor& step,
     const at::Tensor& sample_ids, const OptionalTensor& mask) {
   check_statistics(tokens, mean, std, factor);
@@ -182,12 +180,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_top_k_noise_gate_cpu(
 
 std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
     const at::Tensor& grad, const OptionalTensor& grad_gates, const at::Tensor& tokens,
-    const at::Tensor& logits, double temperature, const at::Tensor& mean, const at::Tensor& std,
-    const OptionalTensor& factor, const at::Tensor& seed, const at::Tensor& step,
-    const at::Tensor& sample_ids) {
+    const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& mean,
+    const at::Tensor& std, const OptionalTensor& factor, const at::Tensor& seed,
+    const at::Tensor& step, const at::Tensor& sample_ids) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
-  check_temperature(temperature);
   check_grad(grad, tokens);
   check_float("logits", logits, 2);
   check_shape("logits", logits, tokens.sizes().slice(0, 2), tokens);

@@ -15,10 +15,10 @@ struct NoiseTensors {
   const at::Tensor& sample_ids;  // int64, [B]
 };
 
-at::Tensor noise_gate_cpu(const at::Tensor& tokens, const at::Tensor& gates,
-                          const at::Tensor& mean, const at::Tensor& std,
-                          const OptionalTensor& factor, const at::Tensor& seed,
-                          const at::Tensor& step, const at::Tensor& sample_ids);
+at::Tensor noise_gate_cpu(const at::Tensor& tokens, const at::Tensor& gates, const at::Tensor& mean,
+                          const at::Tensor& std, const OptionalTensor& factor,
+                          const at::Tensor& seed, const at::Tensor& step,
+                          const at::Tensor& sample_ids);
 
 // (dL/dtokens, dL/dgates)
 std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cpu(
@@ -29,15 +29,15 @@ std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cpu(
 // (gated tokens, gates, logits)
 std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_top_k_noise_gate_cpu(
     const at::Tensor& tokens, const at::Tensor& scores, const OptionalTensor& k_rows, int64_t k,
-    double temperature, const at::Tensor& mean, const at::Tensor& std,
+    const at::Tensor& temperature, const at::Tensor& mean, const at::Tensor& std,
     const OptionalTensor& factor, const at::Tensor& seed, const at::Tensor& step,
     const at::Tensor& sample_ids, const OptionalTensor& mask);
 
 // (dL/dtokens, dL/dscores)
 std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
     const at::Tensor& grad, const OptionalTensor& grad_gates, const at::Tensor& tokens,
-    const at::Tensor& logits, double temperature, const at::Tensor& mean, const at::Tensor& std,
-    const OptionalTensor& factor, const at::Tensor& seed, const at::Tensor& step,
-    const at::Tensor& sample_ids);
+    const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& mean,
+    const at::Tensor& std, const OptionalTensor& factor, const at::Tensor& seed,
+    const at::Tensor& step, const at::Tensor& sample_ids);
 
 }  // namespace autoselect

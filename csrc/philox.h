@@ -39,8 +39,7 @@ AS_INLINE PhiloxWords philox4x32(PhiloxWords c, PhiloxKey key) {
 // The key of all noise of one step of one run.
 AS_INLINE PhiloxKey stream_key(int64_t seed, int64_t step) {
   const PhiloxWords counter = {uint32_t(step), uint32_t(uint64_t(step) >> 32), 0u, kStreamTag};
-  const PhiloxWords words =
-      philox4x32(counter, {uint32_t(seed), uint32_t(uint64_t(seed) >> 32)});
+  const PhiloxWords words = philox4x32(counter, {uint32_t(seed), uint32_t(uint64_t(seed) >> 32)});
   return {words.x0, words.x1};
 }
 
@@ -74,14 +73,13 @@ AS_INLINE void cos_sin_turn(uint32_t word, float& cosine, float& sine) {
   const uint32_t quarter = (word + 0x20000000u) >> 30;
   const float angle = float(int32_t(word - (quarter << 30))) * 1.4629180792671596e-9f;
   const float square = angle * angle;
-  const float s =
-      ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f) * square *
-          angle +
-      angle;
-  const float c = ((2.443315711809948e-5f * square - 1.388731625493765e-3f) * square +
-                   4.166664568298827e-2f) *
-                      square * square -
-                  0.5f * square + 1.0f;
+  const float s = ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f) *
+                      square * angle +
+                  angle;
+  const float c =
+      ((2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f) *
+          square * square -
+      0.5f * square + 1.0f;
   const bool swap = quarter & 1u;
   cosine = bits_float(float_bits(swap ? s : c) ^ (((quarter + 1u) & 2u) << 30));
   sine = bits_float(float_bits(swap ? c : s) ^ ((quarter & 2u) << 30));

@@ -61,8 +61,10 @@ void solve_collected(const std::vector<W>& scores, const std::vector<int64_t>& p
 
 std::tuple<at::Tensor, at::Tensor> soft_top_k_cpu(const at::Tensor& scores,
                                                   const OptionalTensor& k_rows, int64_t k,
-                                                  double temperature, const OptionalTensor& mask) {
+                                                  const at::Tensor& temperature,
+                                                  const OptionalTensor& mask) {
   check_soft_top_k(scores, k_rows, k, temperature, mask);
+  const double tau = *temperature.const_data_ptr<double>();
   const int64_t batch = scores.size(0);
   const int64_t num_tokens = scores.size(1);
   const at::Tensor input = in_type(scores, work_type(scores));
@@ -86,14 +88,13 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_cpu(const at::Tensor& scores,
       std::vector<int64_t> positions;
       for (int64_t row = begin; row < end; ++row) {
         const int64_t at = row * num_tokens;
-        const Row<W> tokens = {score_data + at, valid_data ? valid_data + at : nullptr,
-                               num_tokens};
+        const Row<W> tokens = {score_data + at, valid_data ? valid_data + at : nullptr, num_tokens};
         if (!collect(tokens, row_scores, positions)) {
           nan_row = row;
           continue;
         }
-        solve_collected(row_scores, positions, budget_data ? budget_data[row] : k,
-                        W(temperature), gate_data + at, logit_data + at);
+        solve_collected(row_scores, positions, budget_data ? budget_data[row] : k, W(tau),
+                        gate_data + at, logit_data + at);
       }
     });
   });
@@ -103,7 +104,9 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_cpu(const at::Tensor& scores,
 }
 
 at::Tensor score_gradient_cpu(const at::Tensor& logits, const OptionalTensor& grad_gates,
-                              const OptionalTensor& grad_logits, double temperature) {
+                              const OptionalTensor& grad_logits, const at::Tensor& temperature) {
+  check_temperature(temperature, logits);
+  const double tau = *temperature.const_data_ptr<double>();
   const int64_t batch = logits.size(0);
   const int64_t num_tokens = logits.size(1);
   const at::Tensor u = logits.contiguous();
@@ -119,8 +122,8 @@ at::Tensor score_gradient_cpu(const at::Tensor& logits, const OptionalTensor& gr
       for (int64_t row = begin; row < end; ++row) {
         const int64_t at = row * num_tokens;
         score_gradient_kernel<W>()(u_data + at, gate_data ? gate_data + at : nullptr,
-                                   logit_data ? logit_data + at : nullptr, num_tokens,
-                                   W(temperature), out + at);
+                                   logit_data ? logit_data + at : nullptr, num_tokens, W(tau),
+                                   out + at);
       }
     });
   });
@@ -128,10 +131,9 @@ at::Tensor score_gradient_cpu(const at::Tensor& logits, const OptionalTensor& gr
 }
 
 at::Tensor soft_top_k_backward_cpu(const at::Tensor& grad_gates, const at::Tensor& logits,
-                                   double temperature) {
+                                   const at::Tensor& temperature) {
   check_float("logits", logits, 2);
   check_shape("grad_gates", grad_gates, logits.sizes(), logits);
-  check_temperature(temperature);
   return score_gradient_cpu(in_type(logits, work_type(logits)), grad_gates, std::nullopt,
                             temperature);
 }

@@ -8,13 +8,14 @@ namespace autoselect {
 // (gates, logits): logits are -inf at padded tokens and +inf where every token is kept.
 std::tuple<at::Tensor, at::Tensor> soft_top_k_cpu(const at::Tensor& scores,
                                                   const OptionalTensor& k_rows, int64_t k,
-                                                  double temperature, const OptionalTensor& mask);
+                                                  const at::Tensor& temperature,
+                                                  const OptionalTensor& mask);
 
 // dL/dscores from dL/dgates and, or, dL/dlogits.
 at::Tensor score_gradient_cpu(const at::Tensor& logits, const OptionalTensor& grad_gates,
-                              const OptionalTensor& grad_logits, double temperature);
+                              const OptionalTensor& grad_logits, const at::Tensor& temperature);
 
 at::Tensor soft_top_k_backward_cpu(const at::Tensor& grad_gates, const at::Tensor& logits,
-                                   double temperature);
+                                   const at::Tensor& temperature);
 
 }  // namespace autoselect

@@ -50,8 +50,14 @@ EXTENSION = _load()
 
 
 def is_native(device: torch.device) -> bool:
-    """Whether the operators have kernels for tensors on this device."""
+    """Whether the operators run their kernels for tensors on this device.
+
+    Inside `torch.func` transforms the references run: `torch.library` does not differentiate
+    registered operators there.
+    """
     if EXTENSION is None:
+        return False
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False
     if device.type == "cuda":
         return bool(EXTENSION.build_info()["cuda_architectures"])

@@ -97,16 +97,32 @@ def check_count(k: int, num_tokens: int) -> int:
     if k < 1:
         raise ConfigError(f"k={k} keeps no token; choose 1..{num_tokens}")
     if k > num_tokens:
-        raise ConfigError(
-            f"k={k} exceeds the {num_tokens} tokens of a row; choose 1..{num_tokens}"
-        )
+        raise ConfigError(f"k={k} exceeds the {num_tokens} tokens of a row; choose 1..{num_tokens}")
     return k
 
 
-def check_temperature(temperature: float) -> None:
-    """The temperature is a positive, finite number."""
-    if not temperature > 0 or math.isinf(temperature):
-        raise ConfigError(f"temperature={temperature} must be a positive, finite number")
+def check_temperature(temperature: float | Tensor) -> Tensor:
+    """The temperature, positive and finite, as a float64 tensor, 0-d.
+
+    A graph that is compiled with a number keeps that number, and would be compiled again for every
+    step of an annealed temperature; a tensor it takes as an input. A number stays on the CPU, from
+    where kernels get it as a launch argument.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.ndim != 0 or not temperature.is_floating_point():
+            raise ConfigError(
+                f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}, "
+                "but must be one floating-point number; use a float or a 0-d tensor"
+            )
+        value = temperature.detach().double()
+    else:
+        value = torch.full((), temperature, dtype=torch.float64)
+    if values_are_checkable(value) and not 0 < value.item() < math.inf:
+        raise ConfigError(
+            f"temperature={value.item()} must be a positive, finite number; the usual range is "
+            "0.01..10"
+        )
+    return value
 
 
 def check_statistics(tokens: Tensor, mean: Tensor, std: Tensor, factor: Tensor | None) -> None:

@@ -96,7 +96,9 @@ def _noise(
 def _mix(tokens: Tensor, a: Tensor, b: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
     """a x + (1 - a) mu + b noise: the token itself, bit for bit, where a = 1 and b = 0."""
     a, b = a[..., None].to(noise.dtype), b[..., None].to(noise.dtype)
-    return (a * tokens.to(noise.dtype) + (1 - a) * mean.to(noise.dtype) + b * noise).to(tokens.dtype)
+    return (a * tokens.to(noise.dtype) + (1 - a) * mean.to(noise.dtype) + b * noise).to(
+        tokens.dtype
+    )
 
 
 def work_dtype(tokens: Tensor) -> torch.dtype:
@@ -127,7 +129,7 @@ def soft_top_k_noise_gate_reference(
     tokens: Tensor,
     scores: Tensor,
     k: int | Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     mean: Tensor,
     std: Tensor,
     noise_key: NoiseKey,
@@ -210,13 +212,12 @@ if EXTENSION is not None:
         tokens, scores, _, _, temperature, *noise, _ = inputs
         logits = output[2]
         ctx.mark_non_differentiable(logits)
-        ctx.save_for_backward(tokens, logits, *noise)
-        ctx.temperature, ctx.dtype = temperature, scores.dtype
+        ctx.save_for_backward(tokens, logits, temperature, *noise)
+        ctx.dtype = scores.dtype
 
     def _fused_backward(ctx, grad, grad_gates, _grad_logits):
-        tokens, logits, *noise = ctx.saved_tensors
         grad_tokens, grad_scores = torch.ops.autoselect.soft_top_k_noise_gate_backward(
-            grad, grad_gates, tokens, logits, ctx.temperature, *noise
+            grad, grad_gates, *ctx.saved_tensors
         )
         return grad_tokens, grad_scores.to(ctx.dtype), *(None,) * 10
 
@@ -263,7 +264,7 @@ def soft_top_k_noise_gate(
     tokens: Tensor,
     scores: Tensor,
     k: int | Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     mean: Tensor,
     std: Tensor,
     noise_key: NoiseKey,
@@ -280,7 +281,8 @@ def soft_top_k_noise_gate(
         tokens: x, [B, N, D]; float32, float64, bfloat16 or float16.
         scores: importance logits, [B, N].
         k: token budget in 1..N, one for all rows or int64 [B].
-        temperature: width of the transition between 0 and 1, in units of the scores.
+        temperature: width of the transition between 0 and 1, in units of the scores; a number or
+            a tensor, 0-d.
         mean: mu, per-channel mean of the data set's tokens, [D].
         std: per-channel standard deviation, [D]; beside a factor, what the factor leaves over.
         noise_key: what the noise depends on.
@@ -297,7 +299,7 @@ def soft_top_k_noise_gate(
     check_statistics(tokens, mean, std, factor)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
     check_scores(scores, mask)
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     budget = budget_arguments(check_budget(k, scores))
     key = noise_key.tensors(tokens)
     gated, gates, _ = torch.ops.autoselect.soft_top_k_noise_gate(

@@ -63,7 +63,7 @@ def _offset(logits: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
     return offset
 
 
-def _solve_logits(scores: Tensor, budget: Tensor, temperature: float, valid: Tensor) -> Tensor:
+def _solve_logits(scores: Tensor, budget: Tensor, temperature: Tensor, valid: Tensor) -> Tensor:
     """Gate logits u, [B, N], float64, without gradient.
 
     Measured from the K-th largest score: either the threshold is within a few temperatures of it,
@@ -77,7 +77,7 @@ def _solve_logits(scores: Tensor, budget: Tensor, temperature: float, valid: Ten
 
 
 def soft_top_k_logits_reference(
-    scores: Tensor, k: int | Tensor, temperature: float, mask: Tensor | None = None
+    scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """Gate logits u, [B, N], float64, differentiable in the scores.
 
@@ -85,7 +85,7 @@ def soft_top_k_logits_reference(
     """
     check_scores(scores, mask)
     k = check_budget(k, scores)
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     if scores.numel() == 0:
         return scores.double()
@@ -105,7 +105,7 @@ def soft_top_k_logits_reference(
 
 
 def soft_top_k_reference(
-    scores: Tensor, k: int | Tensor, temperature: float, mask: Tensor | None = None
+    scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """`soft_top_k` in plain PyTorch, solved in float64."""
     logits = soft_top_k_logits_reference(scores, k, temperature, mask)
@@ -137,12 +137,11 @@ if EXTENSION is not None:
         scores, _, _, temperature, _ = inputs
         _, logits = output
         ctx.mark_non_differentiable(logits)
-        ctx.save_for_backward(logits)
-        ctx.temperature, ctx.dtype = temperature, scores.dtype
+        ctx.save_for_backward(logits, temperature)
+        ctx.dtype = scores.dtype
 
     def _backward(ctx, grad_gates, _grad_logits):
-        (logits,) = ctx.saved_tensors
-        grad = torch.ops.autoselect.soft_top_k_backward(grad_gates, logits, ctx.temperature)
+        grad = torch.ops.autoselect.soft_top_k_backward(grad_gates, *ctx.saved_tensors)
         return grad.to(ctx.dtype), None, None, None, None
 
     torch.library.register_autograd(
@@ -151,7 +150,7 @@ if EXTENSION is not None:
 
 
 def soft_top_k(
-    scores: Tensor, k: int | Tensor, temperature: float, mask: Tensor | None = None
+    scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """Gates of a soft top-K, [B, N], float32 (float64 for float64 scores).
 
@@ -162,7 +161,8 @@ def soft_top_k(
     Args:
         scores: importance logits, [B, N]; standardised by the caller.
         k: token budget in 1..N, one for all rows or int64 [B].
-        temperature: width of the transition between 0 and 1, in units of the scores.
+        temperature: width of the transition between 0 and 1, in units of the scores; a number or
+            a tensor, 0-d (on the GPU for a captured graph whose temperature changes).
         mask: true at valid tokens, bool, [B, N]; all valid when None.
 
     Raises:
@@ -173,6 +173,6 @@ def soft_top_k(
     if not is_native(scores.device):
         return soft_top_k_reference(scores, k, temperature, mask)
     check_scores(scores, mask)
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     budget = budget_arguments(check_budget(k, scores))
     return torch.ops.autoselect.soft_top_k(scores, *budget, temperature, mask)[0]

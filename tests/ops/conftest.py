@@ -1,0 +1,36 @@
+"""Shared pieces of the operator tests: devices, and noise keys."""
+
+import pytest
+import torch
+
+from autoselect.ops._native import EXTENSION
+from autoselect.ops.noise_gate import NoiseKey
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Each device in turn; the CUDA case needs a GPU and a CUDA build."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU on this machine")
+        if EXTENSION is None or not EXTENSION.build_info()["cuda_architectures"]:
+            pytest.skip("autoselect._C is built without CUDA")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def native():
+    """The extension; tests of it are skipped where it is not built."""
+    if EXTENSION is None:
+        pytest.skip("autoselect._C is not built")
+    return EXTENSION
+
+
+@pytest.fixture
+def make_key():
+    """A noise key for a batch of this size on this device."""
+
+    def make(batch, device="cpu", seed=1234, step=7, first=0):
+        return NoiseKey(seed, step, torch.arange(first, first + batch, device=device))
+
+    return make

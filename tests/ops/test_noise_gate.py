@@ -1,0 +1,268 @@
+"""The noise gate agrees with its reference, is bounded everywhere, and gradients are exact."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoselect.ops.noise_gate import (
+    noise_gate,
+    noise_gate_reference,
+    soft_top_k_noise_gate,
+    soft_top_k_noise_gate_reference,
+)
+
+# Relative to the largest value of the float64 reference. Normals are float32 for every dtype, and
+# differ between implementations by rounding; so float64 tokens agree to float32 rounding.
+TOLERANCE = {
+    torch.float64: 1e-5,
+    torch.float32: 1e-5,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+}
+
+
+def _statistics(width, rank=0):
+    factor = torch.randn(rank, width) * 0.3 if rank else None
+    return torch.randn(width), torch.rand(width) + 0.5, factor
+
+
+def _close(actual, expected, tolerance):
+    scale = expected.abs().max().clamp(min=1e-6)
+    difference = (actual.cpu().double() - expected.cpu().double()).abs().max()
+    assert difference <= tolerance * scale, f"{difference / scale} of the largest value"
+
+
+def _run_fused(op, tokens, scores, upstream, arguments):
+    tokens, scores = tokens.clone().requires_grad_(), scores.clone().requires_grad_()
+    gated, gates = op(tokens, scores, **arguments)
+    gated.backward(upstream)
+    return gated.detach(), gates.detach(), tokens.grad, scores.grad
+
+
+def _check_fused(
+    shape, k, dtype, device, make_key, *, temperature=0.3, scale=1.0, rank=0, mask=None
+):
+    batch, n, width = shape
+    mean, std, factor = _statistics(width, rank)
+    tokens, scores = torch.randn(shape).to(dtype), torch.randn(batch, n) * scale
+    upstream = torch.randn(shape).to(dtype)
+
+    def arguments(where, kind):
+        return {
+            "k": k,
+            "temperature": temperature,
+            "mean": mean.to(where, kind),
+            "std": std.to(where, kind),
+            "noise_key": make_key(batch, where),
+            "mask": None if mask is None else mask.to(where),
+            "factor": None if factor is None else factor.to(where, kind),
+        }
+
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    native = _run_fused(
+        soft_top_k_noise_gate,
+        tokens.to(device),
+        scores.to(device, work),
+        upstream.to(device),
+        arguments(device, work),
+    )
+    reference = _run_fused(
+        soft_top_k_noise_gate_reference,
+        tokens.double(),
+        scores.double(),
+        upstream.double(),
+        arguments("cpu", torch.float64),
+    )
+    for actual, expected in zip(native, reference, strict=True):
+        assert actual.isfinite().all()
+        _close(actual, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 1024])
+@pytest.mark.parametrize("n", [1, 2, 63])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_fused_agrees_with_the_float64_reference(n, width, dtype, device, make_key):
+    torch.manual_seed(n * width)
+    mask = torch.rand(2, n) > 0.4
+    for k in sorted({1, max(1, n // 9), max(1, n - 1), n}):
+        _check_fused((2, n, width), k, dtype, device, make_key, mask=mask)
+        _check_fused((2, n, width), k, dtype, device, make_key, rank=min(5, width))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_fused_agrees_at_the_sizes_of_a_vlm(dtype, device, make_key):
+    torch.manual_seed(0)
+    _check_fused((1, 576, 512), 64, dtype, device, make_key, rank=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 576, 4096), (1, 2880, 1024), (1, 16384, 64)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_fused_agrees_at_large_sizes(shape, dtype, device, make_key):
+    torch.manual_seed(0)
+    _check_fused(shape, shape[1] // 9, dtype, device, make_key)
+
+
+@pytest.mark.parametrize(
+    "temperature, scale", list(itertools.product((1e-3, 1.0, 10.0), (0.0, 1.0, 1e4)))
+)
+def test_fused_is_bounded_for_polarised_and_for_equal_scores(temperature, scale, device, make_key):
+    torch.manual_seed(0)
+    options = {"temperature": temperature, "scale": scale}
+    _check_fused((2, 63, 16), 7, torch.float32, device, make_key, **options)
+
+
+def _run_gate(op, tokens, gates, upstream, arguments):
+    tokens, gates = tokens.clone().requires_grad_(), gates.clone().requires_grad_()
+    out = op(tokens, gates, *arguments)
+    out.backward(upstream)
+    return out.detach(), tokens.grad, gates.grad
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_separate_gate_agrees_with_the_reference(rank, device, make_key):
+    torch.manual_seed(0)
+    mean, std, factor = _statistics(33, rank)
+    tokens, gates = torch.randn(2, 9, 33), torch.rand(2, 9)
+    gates[:, 0], gates[:, 1] = 0.0, 1.0
+    upstream = torch.randn(2, 9, 33)
+
+    for where, kind in ((device, torch.float32), (device, torch.float64)):
+        arguments = (
+            mean.to(where, kind),
+            std.to(where, kind),
+            make_key(2, where),
+            None if factor is None else factor.to(where, kind),
+        )
+        moved = (tokens.to(where, kind), gates.to(where, kind), upstream.to(where, kind))
+        native = _run_gate(noise_gate, *moved, arguments)
+        reference = _run_gate(noise_gate_reference, *moved, arguments)
+        for actual, expected in zip(native, reference, strict=True):
+            assert actual.isfinite().all()
+            _close(actual, expected, 1e-5)
+
+
+def test_fused_equals_the_separate_operators(device, make_key):
+    from autoselect.ops.soft_top_k import soft_top_k
+
+    torch.manual_seed(0)
+    mean, std, _ = _statistics(24)
+    tokens, scores = torch.randn(2, 30, 24), torch.randn(2, 30, dtype=torch.float64)
+    mean, std, tokens = mean.double(), std.double(), tokens.double()
+    upstream = torch.randn(2, 30, 24).double()
+    key = make_key(2)
+
+    def separate(x, r, k, temperature, mean, std, noise_key):
+        gates = soft_top_k(r, k, temperature)
+        return noise_gate(x, gates, mean, std, noise_key), gates
+
+    arguments = {"k": 4, "temperature": 0.5, "mean": mean, "std": std, "noise_key": key}
+    one = _run_fused(soft_top_k_noise_gate, tokens, scores, upstream, arguments)
+    two = _run_fused(separate, tokens, scores, upstream, arguments)
+    for fused, apart in zip(one, two, strict=True):
+        torch.testing.assert_close(fused, apart, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_gradcheck(rank, device, make_key):
+    torch.manual_seed(0)
+    mean, std, factor = _statistics(6, rank)
+    mean, std = mean.to(device).double(), std.to(device).double()
+    factor = None if factor is None else factor.to(device).double()
+    tokens = torch.randn(2, 7, 6, dtype=torch.float64, device=device, requires_grad=True)
+    scores = torch.randn(2, 7, dtype=torch.float64, device=device, requires_grad=True)
+    gates = torch.rand(2, 7, dtype=torch.float64, device=device) * 0.8 + 0.1
+    mask = torch.tensor([[1] * 7, [1, 0, 1, 1, 0, 1, 1]], dtype=torch.bool, device=device)
+    key = make_key(2, device)
+    for op in (soft_top_k_noise_gate, soft_top_k_noise_gate_reference):
+        fused = lambda x, r, op=op: op(x, r, 2, 0.5, mean, std, key, mask, factor)  # noqa: E731
+        assert torch.autograd.gradcheck(fused, (tokens, scores))
+    for op in (noise_gate, noise_gate_reference):
+        separate = lambda x, s, op=op: op(x, s, mean, std, key, factor)  # noqa: E731
+        assert torch.autograd.gradcheck(separate, (tokens, gates.clone().requires_grad_()))
+
+
+def test_strided_inputs(device, make_key):
+    torch.manual_seed(0)
+    tokens = torch.randn(10, 2, 18, device=device).transpose(0, 1)[..., ::2]
+    scores = torch.randn(10, 2, device=device).t()
+    mean, std = torch.randn(18, device=device)[::2], torch.rand(18, device=device)[::2]
+    upstream = torch.randn(9, 10, 2, device=device).permute(2, 1, 0)
+    arguments = {"k": 3, "temperature": 0.5, "mean": mean, "std": std}
+    arguments["noise_key"] = make_key(2, device)
+    strided = _run_fused(soft_top_k_noise_gate, tokens, scores, upstream, arguments)
+    dense = {**arguments, "mean": mean.contiguous(), "std": std.contiguous()}
+    inputs = (tokens.contiguous(), scores.contiguous(), upstream.contiguous())
+    for one, two in zip(strided, _run_fused(soft_top_k_noise_gate, *inputs, dense), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 5, 0)])
+def test_empty_tensors(shape, device, make_key):
+    mean, std, _ = _statistics(shape[2])
+    tokens = torch.randn(shape, device=device, requires_grad=True)
+    scores = torch.randn(shape[:2], device=device, requires_grad=True)
+    key = make_key(shape[0], device)
+    gated, _ = soft_top_k_noise_gate(tokens, scores, 2, 0.5, mean.to(device), std.to(device), key)
+    gated.sum().backward()
+    assert gated.shape == shape and tokens.grad.shape == shape
+    assert (scores.grad == 0).all()
+
+
+def test_gate_of_zero_tokens(device, make_key):
+    out = noise_gate(
+        torch.zeros(2, 0, 4, device=device),
+        torch.zeros(2, 0, device=device),
+        torch.zeros(4, device=device),
+        torch.ones(4, device=device),
+        make_key(2, device),
+    )
+    assert out.shape == (2, 0, 4)
+
+
+def test_backward_keeps_the_tokens_and_not_the_noise(native, make_key):
+    """Saved for backward: the tokens themselves and less than a tenth of their size beside them."""
+    tokens = torch.randn(2, 50, 256, requires_grad=True)
+    scores = torch.randn(2, 50, requires_grad=True)
+    saved = {}
+
+    def remember(tensor):
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        soft_top_k_noise_gate(
+            tokens, scores, 5, 0.5, torch.zeros(256), torch.ones(256), make_key(2)
+        )
+    assert tokens.data_ptr() in saved
+    assert sum(saved.values()) < 1.1 * tokens.numel() * tokens.element_size()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_shape_and_scale_stays_finite(data):
+    from autoselect.ops.noise_gate import NoiseKey
+
+    batch, n, width = (data.draw(st.integers(1, top)) for top in (3, 20, 40))
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    dtype = data.draw(st.sampled_from(list(TOLERANCE)))
+    tokens = torch.randn(batch, n, width).to(dtype).requires_grad_()
+    scores = torch.randn(batch, n) * data.draw(st.sampled_from([0.0, 1.0, 1e4, 1e30]))
+    scores.requires_grad_()
+    k = torch.tensor(data.draw(st.lists(st.integers(1, n), min_size=batch, max_size=batch)))
+    mask = torch.rand(batch, n) > data.draw(st.sampled_from([0.0, 0.5, 0.95]))
+    rank = data.draw(st.integers(0, 6))
+    mean, std, factor = _statistics(width, rank)
+    key = NoiseKey(data.draw(st.integers(0, 2**63 - 1)), 3, torch.arange(batch))
+    temperature = data.draw(st.sampled_from([1e-3, 0.5, 10.0]))
+    gated, gates = soft_top_k_noise_gate(
+        tokens, scores, k, temperature, mean, std, key, mask, factor
+    )
+    (gated.float().square().sum() + gates.square().sum()).backward()
+    for tensor in (gated, gates, tokens.grad, scores.grad):
+        assert tensor.isfinite().all()
+    kept = mask.sum(-1).clamp(max=k)
+    torch.testing.assert_close(gates.sum(-1), kept.float(), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,159 @@
+"""What the noise is: standard normal, uncorrelated, reproducible, and free of the image."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+
+
+def _normals(batch, n, width, device="cpu", seed=0, step=0, first=0):
+    """Pure noise: gate 0, mean 0, std 1."""
+    key = NoiseKey(seed, step, torch.arange(first, first + batch, device=device))
+    zeros = torch.zeros(batch, n, width, device=device)
+    gates = torch.zeros(batch, n, device=device)
+    one_channel = torch.zeros(width, device=device)
+    return noise_gate(zeros, gates, one_channel, one_channel + 1, key).cpu().double()
+
+
+def _correlation(one, two):
+    return float((one * two).mean() / (one.square().mean() * two.square().mean()).sqrt())
+
+
+def test_moments_are_those_of_a_standard_normal(device):
+    """Bounds are five standard errors of each moment."""
+    normals = _normals(4, 256, 512, device)
+    count = normals.numel()
+    assert abs(normals.mean()) < 5 / math.sqrt(count)
+    assert abs(normals.square().mean() - 1) < 5 * math.sqrt(2 / count)
+    assert abs(normals.pow(3).mean()) < 5 * math.sqrt(15 / count)
+    assert abs(normals.pow(4).mean() - 3) < 5 * math.sqrt(96 / count)
+    assert 4.3 < normals.abs().max() < 6.8
+    within = (normals.abs() < 1).double().mean()
+    assert abs(within - 0.682689) < 5 * math.sqrt(0.2166 / count)
+
+
+def test_no_correlation_along_any_axis(device):
+    base = _normals(4, 128, 256, device)
+    bound = 5 / math.sqrt(base.numel() / 4)
+    for lag in (1, 2, 3, 4):
+        assert abs(_correlation(base[..., :-lag], base[..., lag:])) < bound
+    assert abs(_correlation(base[:, :-1], base[:, 1:])) < bound
+    assert abs(_correlation(base[:-1], base[1:])) < bound
+    assert abs(_correlation(base[..., :-1].square() - 1, base[..., 1:].square() - 1)) < bound
+    assert abs(_correlation(base, _normals(4, 128, 256, device, step=1))) < bound
+    assert abs(_correlation(base, _normals(4, 128, 256, device, seed=1))) < bound
+    assert abs(_correlation(base, _normals(4, 128, 256, device, first=2**32))) < bound
+
+
+def test_noise_depends_on_the_sample_and_not_on_its_batch(device):
+    whole = _normals(6, 10, 33, device)
+    for size in (1, 2, 3):
+        parts = [_normals(size, 10, 33, device, first=start) for start in range(0, 6, size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(_normals(6, 4, 16, device), whole[:, :4, :16])
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_gate_preserves_mean_and_variance(gate, device):
+    generator = torch.Generator().manual_seed(1)
+    mean, std = torch.tensor([3.0, -1.0, 0.0]), torch.tensor([0.5, 2.0, 1.0])
+    tokens = mean + std * torch.randn(1, 60000, 3, generator=generator)
+    key = NoiseKey(5, 0, torch.zeros(1, dtype=torch.int64, device=device))
+    arguments = (torch.full((1, 60000), gate), mean, std)
+    out = noise_gate(tokens.to(device), *(value.to(device) for value in arguments), key)[0].cpu()
+    assert ((out.mean(0) - mean).abs() < 5 * std / math.sqrt(60000)).all()
+    assert ((out.var(0) / std.square() - 1).abs() < 5 * math.sqrt(2 / 60000)).all()
+
+
+def test_a_factor_gives_the_calibrated_covariance(device):
+    generator = torch.Generator().manual_seed(1)
+    std = torch.tensor([0.5, 0.3, 0.7, 0.2, 1.0])
+    factor = torch.randn(2, 5, generator=generator)
+    key = NoiseKey(5, 0, torch.zeros(1, dtype=torch.int64, device=device))
+    n = 100000
+    noise = noise_gate(
+        torch.zeros(1, n, 5, device=device),
+        torch.zeros(1, n, device=device),
+        torch.zeros(5, device=device),
+        std.to(device),
+        key,
+        factor.to(device),
+    )[0].cpu()
+    expected = torch.diag(std.square()) + factor.t() @ factor
+    scale = torch.outer(expected.diag(), expected.diag()).sqrt()
+    error = (noise.t() @ noise / n - expected).abs() / scale
+    assert error.max() < 5 * math.sqrt(2 / n)
+
+
+def test_a_gate_of_one_returns_the_token_bit_for_bit(device):
+    tokens = torch.randn(2, 9, 130, device=device) * 100
+    mean, std = torch.randn(130, device=device), torch.rand(130, device=device)
+    key = NoiseKey(0, 0, torch.arange(2, device=device))
+    assert torch.equal(noise_gate(tokens, torch.ones(2, 9, device=device), mean, std, key), tokens)
+    scores = torch.randn(2, 9, device=device)
+    assert torch.equal(soft_top_k_noise_gate(tokens, scores, 9, 0.1, mean, std, key)[0], tokens)
+
+
+def test_a_gate_of_zero_carries_nothing_of_the_token(device):
+    mean, std = torch.randn(40, device=device), torch.rand(40, device=device)
+    key = NoiseKey(0, 0, torch.arange(2, device=device))
+    shut = torch.zeros(2, 5, device=device)
+    first, second = (
+        noise_gate(torch.randn(2, 5, 40, device=device), shut, mean, std, key) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+def test_seed_and_step_may_be_tensors(device):
+    ids = torch.arange(3, device=device)
+    tokens, gates = torch.zeros(3, 4, 8, device=device), torch.zeros(3, 4, device=device)
+    channels = (torch.zeros(8, device=device), torch.ones(8, device=device))
+    numbers = noise_gate(tokens, gates, *channels, NoiseKey(9, 2**40, ids))
+    seed, step = (torch.tensor(value, device=device) for value in (9, 2**40))
+    assert torch.equal(noise_gate(tokens, gates, *channels, NoiseKey(seed, step, ids)), numbers)
+
+
+DIGEST = """
+import hashlib, torch
+from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+torch.manual_seed(0)
+digest = hashlib.sha256()
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    x = torch.randn(2, 63, 137).to(dtype).requires_grad_()
+    r = torch.randn(2, 63).requires_grad_()
+    factor = torch.randn(5, 137)
+    key = NoiseKey(1, 2, torch.arange(2))
+    gated, gates = soft_top_k_noise_gate(
+        x, r, 9, 0.2, torch.randn(137), torch.rand(137), key, None, factor
+    )
+    gated.backward(torch.randn(2, 63, 137).to(dtype))
+    for tensor in (gated, gates, x.grad, r.grad):
+        digest.update(tensor.detach().float().numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def _digest(**environment):
+    run = subprocess.run(
+        [sys.executable, "-c", DIGEST],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout.strip()
+
+
+def test_instruction_sets_and_thread_counts_give_the_same_bits(native):
+    levels = ["baseline", "avx2", "avx512"]
+    best = levels.index(native.build_info()["cpu_instruction_set"])
+    digests = {
+        _digest(AUTOSELECT_CPU_ISA=level, OMP_NUM_THREADS="1") for level in levels[: best + 1]
+    }
+    digests.add(_digest(OMP_NUM_THREADS="2"))
+    assert len(digests) == 1

@@ -1,0 +1,174 @@
+"""The native operators under opcheck, torch.compile, checkpointing, torch.func, and their loading."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from autoselect.ops import build_info
+from autoselect.ops._native import OPERATORS
+from autoselect.ops.hard_top_k import select_tokens
+from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+from autoselect.ops.soft_top_k import soft_top_k
+
+B, N, D, K = 2, 9, 6, 3
+TAU = torch.tensor(0.5, dtype=torch.float64)
+
+
+def _noise(device, rank):
+    factor = torch.randn(rank, D, device=device) if rank else None
+    seed, step = torch.tensor(3, device=device), torch.tensor(4, device=device)
+    channels = (torch.randn(D, device=device), torch.rand(D, device=device))
+    return *channels, factor, seed, step, torch.arange(B, device=device)
+
+
+def _samples(device):
+    """(operator, arguments) pairs that reach every kernel with every optional argument."""
+    x = torch.randn(B, N, D, device=device)
+    r = torch.randn(B, N, device=device)
+    half = torch.randn(B, N, D, device=device, dtype=torch.bfloat16)
+    rows = torch.tensor([2, 9], device=device)
+    mask = torch.rand(B, N, device=device) > 0.2
+    gates = torch.rand(B, N, device=device)
+    for budget, valid in (((None, K), None), ((rows, 0), mask)):
+        yield "soft_top_k", (r.clone().requires_grad_(), *budget, TAU, valid)
+    yield "soft_top_k_backward", (torch.randn(B, N, device=device), r, TAU)
+    for tokens, noise in ((x, _noise(device, 0)), (half, _noise(device, 2))):
+        leaf, scores = tokens.clone().requires_grad_(), r.clone().requires_grad_()
+        yield "noise_gate", (leaf, gates.clone().requires_grad_(), *noise)
+        yield "noise_gate_backward", (torch.randn_like(tokens), tokens, gates, *noise)
+        yield "soft_top_k_noise_gate", (leaf, scores, None, K, TAU, *noise, None)
+        yield "soft_top_k_noise_gate", (leaf, scores, rows, 0, TAU, *noise, mask)
+        grads = (torch.randn_like(tokens), torch.randn(B, N, device=device))
+        yield "soft_top_k_noise_gate_backward", (*grads, tokens, r, TAU, *noise)
+        yield "soft_top_k_noise_gate_backward", (grads[0], None, tokens, r, TAU, *noise)
+    yield "hard_top_k", (r, K, mask)
+    yield "select_tokens", (x.clone().requires_grad_(), r, K, None)
+    yield "select_tokens_backward", (x[:, :K].clone(), torch.tensor([[0, 4, -1]] * B).to(device), N)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_opcheck(operator, native, device):
+    torch.manual_seed(0)
+    checked = 0
+    for name, arguments in _samples(device):
+        if name == operator:
+            torch.library.opcheck(getattr(torch.ops.autoselect, name).default, arguments)
+            checked += 1
+    assert checked
+
+
+def _gate_and_select(x, r, seed, step, ids):
+    """A function that passes through every public operator."""
+    mean, std = torch.zeros(D, device=x.device), torch.ones(D, device=x.device)
+    gated, gates = soft_top_k_noise_gate(x, r, K, TAU, mean, std, NoiseKey(seed, step, ids))
+    kept, _ = select_tokens(gated, r, K)
+    return kept.square().sum() + (gates * soft_top_k(r, K, TAU)).sum()
+
+
+def _arguments(device):
+    torch.manual_seed(0)
+    x = torch.randn(B, N, D, device=device, requires_grad=True)
+    r = torch.randn(B, N, device=device, requires_grad=True)
+    return (
+        x,
+        r,
+        torch.tensor(1, device=device),
+        torch.tensor(2, device=device),
+        torch.arange(B, device=device),
+    )
+
+
+def _value_and_gradients(function, arguments):
+    value = function(*arguments)
+    return value.detach(), *torch.autograd.grad(value, arguments[:2])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_as_one_graph(backend, native, device):
+    arguments = _arguments(device)
+    compiled = torch.compile(_gate_and_select, fullgraph=True, backend=backend)
+    expected = _value_and_gradients(_gate_and_select, arguments)
+    for actual, value in zip(_value_and_gradients(compiled, arguments), expected, strict=True):
+        torch.testing.assert_close(actual, value)
+
+
+def test_one_compiled_graph_serves_every_step_and_temperature(native, device):
+    x, r, seed, step, ids = _arguments(device)
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def gate(x, r, temperature, step):
+        mean, std = torch.zeros(D, device=device), torch.ones(D, device=device)
+        return soft_top_k_noise_gate(x, r, K, temperature, mean, std, NoiseKey(seed, step, ids))[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(gate, fullgraph=True, backend=count)
+    for number, temperature in enumerate((0.9, 0.7, 0.5, 0.3)):
+        expected = gate(x, r, temperature, step + number)
+        torch.testing.assert_close(compiled(x, r, temperature, step + number), expected)
+    assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_draws_the_same_noise_again(reentrant, device):
+    arguments = _arguments(device)
+    expected = _value_and_gradients(_gate_and_select, arguments)
+    value = checkpoint(_gate_and_select, *arguments, use_reentrant=reentrant)
+    value.backward()
+    assert torch.equal(value.detach(), expected[0])
+    assert torch.equal(arguments[0].grad, expected[1])
+    assert torch.equal(arguments[1].grad, expected[2])
+
+
+def test_functional_gradient(native, device):
+    x, r, *key = _arguments(device)
+    expected = _value_and_gradients(_gate_and_select, (x, r, *key))
+    grads = torch.func.grad(lambda x, r: _gate_and_select(x, r, *key), argnums=(0, 1))(
+        x.detach(), r.detach()
+    )
+    for actual, value in zip(grads, expected[1:], strict=True):
+        torch.testing.assert_close(actual, value)
+
+
+def test_build_information_is_complete():
+    info = build_info()
+    assert set(info["paths"]) == set(OPERATORS)
+    assert all(set(path) == {"cpu", "cuda"} for path in info["paths"].values())
+    if info["native"]:
+        for field in ("version", "torch", "compiler", "cuda_architectures", "cpu_instruction_set"):
+            assert field in info
+        assert info["paths"]["soft_top_k"]["cpu"] == "native"
+
+
+HIDE_EXTENSION = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "autoselect._C" else find(name, *rest)
+import torch
+from autoselect.ops import build_info
+from autoselect.ops.soft_top_k import soft_top_k
+gates = soft_top_k(torch.randn(2, 9), 3, 0.5)
+assert abs(float(gates.sum()) - 6) < 1e-4 and not build_info()["native"]
+"""
+
+
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_a_missing_extension_is_one_warning_or_an_error_when_required(required):
+    run = subprocess.run(
+        [sys.executable, "-c", HIDE_EXTENSION],
+        env={**os.environ, "AUTOSELECT_REQUIRE_NATIVE": required},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stderr.count("the native operators are not built") == 1
+    if required == "1":
+        assert run.returncode != 0 and "ImportError: AUTOSELECT_REQUIRE_NATIVE=1" in run.stderr
+    else:
+        assert run.returncode == 0, run.stderr
