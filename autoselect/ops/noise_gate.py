@@ -1,6 +1,6 @@
 """The variance-preserving noise gate: a gate decides how much of a token is replaced by noise.
 
-    z_i = mu + a_i (x_i - mu) + b_i L eps_i,   a_i = sqrt(s_i),  b_i = sqrt(1 - s_i),  eps_i ~ N(0, I)
+    z_i = mu + a_i (x_i - mu) + b_i L eps_i,  a_i = sqrt(s_i),  b_i = sqrt(1 - s_i),  eps ~ N(0, I)
 
 Source: AutoSelect (arXiv 2603.07135), VP noise gating. Ours: mu and L are statistics of the data
 set; the noise is a pure function of (run seed, step, sample, token, channel); and the fused form
@@ -62,7 +62,7 @@ class NoiseKey:
         for field, value in (("seed", seed), ("step", step), ("sample_ids", self.sample_ids)):
             if value.dtype != torch.int64:
                 raise ConfigError(
-                    f"noise_key.{field} has dtype {value.dtype}, but must be torch.int64; convert it"
+                    f"noise_key.{field} has dtype {value.dtype}, but must be torch.int64"
                 )
             if values_are_checkable(value) and bool((value < 0).any()):
                 raise ConfigError(
@@ -95,10 +95,8 @@ def _noise(
 
 def _mix(tokens: Tensor, a: Tensor, b: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
     """a x + (1 - a) mu + b noise: the token itself, bit for bit, where a = 1 and b = 0."""
-    a, b = a[..., None].to(noise.dtype), b[..., None].to(noise.dtype)
-    return (a * tokens.to(noise.dtype) + (1 - a) * mean.to(noise.dtype) + b * noise).to(
-        tokens.dtype
-    )
+    a, b, x, mean = (value.to(noise.dtype) for value in (a[..., None], b[..., None], tokens, mean))
+    return (a * x + (1 - a) * mean + b * noise).to(tokens.dtype)
 
 
 def work_dtype(tokens: Tensor) -> torch.dtype:

@@ -167,8 +167,8 @@ def soft_top_k(
 
     Raises:
         ConfigError: a wrong shape, dtype or device, `k` outside 1..N, a temperature that is not
-            positive and finite, or (on a CPU) a NaN score. Values on a GPU are not looked at: there a
-            NaN score makes its row's gates NaN.
+            positive and finite, or (on a CPU) a NaN score. Values on a GPU are not looked at:
+            there a NaN score makes its row's gates NaN.
     """
     if not is_native(scores.device):
         return soft_top_k_reference(scores, k, temperature, mask)

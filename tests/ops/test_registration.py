@@ -1,4 +1,4 @@
-"""The native operators under opcheck, torch.compile, checkpointing, torch.func, and their loading."""
+"""The operators under opcheck, torch.compile, checkpointing, torch.func; how they load."""
 
 import os
 import subprocess
@@ -150,7 +150,7 @@ def test_build_information_is_complete():
 HIDE_EXTENSION = """
 import importlib.util, sys
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "autoselect._C" else find(name, *rest)
+importlib.util.find_spec = lambda name: None if name == "autoselect._C" else find(name)
 import torch
 from autoselect.ops import build_info
 from autoselect.ops.soft_top_k import soft_top_k
