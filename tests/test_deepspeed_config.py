@@ -1,4 +1,4 @@
-"""The shipped DeepSpeed files are valid and every mistake in one has a message that says the fix."""
+"""The shipped DeepSpeed files are valid; every mistake in one has a message with the fix."""
 
 from __future__ import annotations
 

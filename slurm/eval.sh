@@ -1,0 +1,30 @@
+#!/bin/bash
+# Evaluates a selector under Slurm, one task:
+#
+#   sbatch --gpus=1 slurm/eval.sh --selector runs/reference/train/selector
+#
+# Submit from the project folder; everything after the script's name goes to `autoselect eval`.
+
+#SBATCH --job-name=autoselect-eval
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+
+# Every variable may be set in the environment of sbatch.
+PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
+PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
+
+set -u
+cd "$PROJECT" || exit 1
+command -v "$PYTHON" >/dev/null || {
+    echo "PYTHON=$PYTHON is not there; run 'make setup' in $PROJECT or set PYTHON" >&2
+    exit 1
+}
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun no longer inherits it
+fi
+
+exec srun --ntasks=1 "$PYTHON" -u -m autoselect.cli eval "$@"

@@ -1,0 +1,36 @@
+#!/bin/bash
+# Trains one selector per value of one setting, as a job array:
+#
+#   SWEEP_KEY=gate.token_budget SWEEP_VALUES="8 16 32 64" sbatch --array=0-3 slurm/sweep.sh
+#   SWEEP_KEY=seed SWEEP_VALUES="0 1 2" sbatch --array=0-2 --nodes=2 slurm/sweep.sh --steps 500
+#
+# Submit from the project folder. Every task of the array is a job of its own with its own output
+# folder and log, and behaves as slurm/train.sh: checkpoint before the time limit, requeue, go on.
+
+#SBATCH --job-name=autoselect-sweep
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --output=%x-%A-%a.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --array=0-3
+
+# Every variable may be set in the environment of sbatch.
+PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
+SWEEP_KEY="${SWEEP_KEY:-gate.token_budget}"
+SWEEP_VALUES="${SWEEP_VALUES:-8 16 32 64}"
+SWEEP_OUTPUT="${SWEEP_OUTPUT:-runs/sweep-${SLURM_ARRAY_JOB_ID:?submit this script with --array}}"
+
+set -u
+cd "$PROJECT" || exit 1
+read -r -a values <<<"$SWEEP_VALUES"
+if [ "$SLURM_ARRAY_TASK_ID" -ge "${#values[@]}" ]; then
+    echo "array index $SLURM_ARRAY_TASK_ID has no value: SWEEP_VALUES='$SWEEP_VALUES' has" \
+        "${#values[@]}; submit with --array=0-$((${#values[@]} - 1))" >&2
+    exit 1
+fi
+value="${values[$SLURM_ARRAY_TASK_ID]}"
+
+export PROJECT
+exec bash slurm/train.sh "--$SWEEP_KEY" "$value" --output "$SWEEP_OUTPUT/$SWEEP_KEY-$value" "$@"

@@ -1,0 +1,71 @@
+#!/bin/bash
+# Trains a selector under Slurm, one task per GPU (or per CPU rank), on any number of nodes:
+#
+#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 slurm/train.sh --config FILE.yaml
+#
+# Submit from the project folder; everything after the script's name goes to autoselect/train.py.
+# 120 s before the time limit, and on preemption, the run saves a checkpoint and the job goes back
+# to the queue; it then goes on from there, in the same log and the same MLflow run.
+
+#SBATCH --job-name=autoselect
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+
+# Every variable may be set in the environment of sbatch.
+PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
+PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
+DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-configs/deepspeed/zero2.json}"
+MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
+PREEMPTED=75 # exit code of autoselect/train.py after a signal and a complete checkpoint
+
+set -u
+cd "$PROJECT" || exit 1
+command -v "$PYTHON" >/dev/null || {
+    echo "PYTHON=$PYTHON is not there; run 'make setup' in $PROJECT or set PYTHON" >&2
+    exit 1
+}
+
+# The address rather than the name of the first node: names need not resolve.
+first_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+first_address="$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+export MASTER_ADDR="${MASTER_ADDR:-${first_address:-$first_node}}"
+export MASTER_PORT
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun no longer inherits it
+fi
+
+# Only this shell gets the signal: pass it on to all tasks, and keep waiting for them.
+requeue=no
+step=""
+pass_on() {
+    if [ -n "$step" ]; then
+        kill -s "$1" "$step"
+    fi
+}
+trap 'requeue=yes; pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS tasks on" \
+    "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT"
+srun --kill-on-bad-exit=1 "$PYTHON" -u autoselect/train.py --deepspeed "$DEEPSPEED_CONFIG" "$@" &
+step=$!
+
+# A trapped signal ends 'wait' early, with a code above 128 although the step goes on.
+wait "$step"
+code=$?
+while kill -0 "$step" 2>/dev/null; do
+    wait "$step"
+    code=$?
+done
+
+if [ "$code" -eq "$PREEMPTED" ] && [ "$requeue" = yes ]; then
+    echo "job $SLURM_JOB_ID saved a checkpoint and goes back to the queue"
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
+    echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on" >&2
+fi
+exit "$code"
