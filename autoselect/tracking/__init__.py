@@ -1,0 +1,5 @@
+"""Experiment tracking on MLflow, which nothing outside this package imports."""
+
+from autoselect.tracking.tracker import Tracker
+
+__all__ = ["Tracker"]

@@ -1,0 +1,210 @@
+"""What the tracker asks of an MLflow server or database."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from autoselect.tracking.processes import is_gone
+from autoselect.tracking.spool import Event
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
+PARENT_TAG = "mlflow.parentRunId"
+PARAMS_PER_CALL = 100
+METRICS_PER_CALL = 1000
+LONGEST_VALUE = 6000
+UNREACHABLE_CODES = {
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "SERVICE_UNDER_MAINTENANCE",
+    "DEADLINE_EXCEEDED",
+    "REQUEST_LIMIT_EXCEEDED",
+}
+
+
+class ServerUnreachableError(Exception):
+    """The tracking server does not answer now; trying again later may help."""
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in UNREACHABLE_CODES:
+            raise ServerUnreachableError(str(error).splitlines()[0]) from error
+        raise
+    except ConnectionError as error:
+        raise ServerUnreachableError(str(error)) from error
+
+
+class Store:
+    """A connection to MLflow, opened at the first use.
+
+    Args:
+        uri: as MLFLOW_TRACKING_URI.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._client: MlflowClient | None = None
+        self._steps: dict[tuple[str, str], set[int]] = {}
+
+    @classmethod
+    def open(cls) -> "Store":
+        """The store that MLFLOW_TRACKING_URI names, else SQLite in the current folder.
+
+        A server that is down is noticed in seconds instead of MLflow's minutes of retries, unless
+        the environment says otherwise.
+        """
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        return cls(os.environ.get("MLFLOW_TRACKING_URI") or default_uri())
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's client; the tables of an SQLite file are made by one process at a time."""
+        if self._client is None:
+            with _alone(self.uri):
+                mlflow.set_tracking_uri(self.uri)
+                self._client = MlflowClient(self.uri)
+                if self.uri.startswith("sqlite:"):
+                    self._client.search_experiments(max_results=1)
+        return self._client
+
+    def create(self, event: Event) -> str:
+        """Create the run that a `start` event describes; returns its id."""
+        with _reachable():
+            run = self.client.create_run(
+                self._experiment(event["experiment"]), event["time_ms"], run_name=event["run_name"]
+            )
+            self._steps[run.info.run_id, "*"] = set()
+            return run.info.run_id
+
+    def log_params(self, run_id: str, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        """Log parameters; those that the run has with another value are returned (before, now)."""
+        with _reachable():
+            known = self.client.get_run(run_id).data.params
+            short = {name: value[:LONGEST_VALUE] for name, value in values.items()}
+            changed = {n: (known[n], v) for n, v in short.items() if known.get(n, v) != v}
+            new = [Param(n, v) for n, v in short.items() if n not in known]
+            for start in range(0, len(new), PARAMS_PER_CALL):
+                self.client.log_batch(run_id, params=new[start : start + PARAMS_PER_CALL])
+            tags = [RunTag(f"changed.{n}", f"{b} -> {v}") for n, (b, v) in changed.items()]
+            if tags:
+                self.client.log_batch(run_id, tags=tags)
+            return changed
+
+    def apply(self, run_id: str, event: Event) -> None:
+        """Carry out one event of `Tracker`.
+
+        Raises:
+            ServerUnreachableError: it may be tried again later.
+        """
+        with _reachable():
+            getattr(self, f"_apply_{event['kind']}")(run_id, event)
+
+    def _apply_resume(self, run_id: str, event: Event) -> None:
+        """A run at work, with this process's tags; dead runs of the experiment end."""
+        self.client.update_run(run_id, status="RUNNING")
+        self._apply_tags(run_id, {"values": event["tags"]})
+        experiment = self._experiment(event["experiment"])
+        for run in self.client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+            if run.info.run_id != run_id and is_gone(run.data.tags):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _apply_tags(self, run_id: str, event: Event) -> None:
+        tags = [RunTag(name, value[:LONGEST_VALUE]) for name, value in event["values"].items()]
+        for start in range(0, len(tags), PARAMS_PER_CALL):
+            self.client.log_batch(run_id, tags=tags[start : start + PARAMS_PER_CALL])
+
+    def _apply_metrics(self, run_id: str, event: Event) -> None:
+        step = event["step"]
+        values = event["values"]
+        if step is not None:
+            values = {n: v for n, v in values.items() if step not in self._logged(run_id, n)}
+        metrics = [Metric(n, v, event["time_ms"], step or 0) for n, v in values.items()]
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+        if step is not None:
+            for name in values:
+                self._logged(run_id, name).add(step)
+
+    def _logged(self, run_id: str, name: str) -> set[int]:
+        """Steps at which the run has the metric; asked of the server once, at the first use."""
+        if (run_id, name) not in self._steps:
+            fresh = (run_id, "*") in self._steps
+            history = [] if fresh else self.client.get_metric_history(run_id, name)
+            self._steps[run_id, name] = {metric.step for metric in history}
+        return self._steps[run_id, name]
+
+    def _apply_artifact(self, run_id: str, event: Event) -> None:
+        path, folder = Path(event["path"]), event["folder"]
+        if path.is_dir():
+            self.client.log_artifacts(run_id, str(path), f"{folder}/{path.name}".lstrip("/"))
+        else:
+            self.client.log_artifact(run_id, str(path), folder or None)
+
+    def _apply_table(self, run_id: str, event: Event) -> None:
+        self.client.log_table(run_id, event["columns"], event["name"])
+
+    def _apply_model(self, run_id: str, event: Event) -> None:
+        run = self.client.get_run(run_id)
+        model = self.client.create_logged_model(
+            run.info.experiment_id,
+            name=event["name"],
+            source_run_id=run_id,
+            params=event["params"],
+            model_type="token-selector",
+        )
+        self.client.log_model_artifacts(model.model_id, event["path"])
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.set_tag(run_id, f"model.{event['name']}", model.model_id)
+
+    def _apply_status(self, run_id: str, event: Event) -> None:
+        self.client.set_terminated(run_id, event["status"], event["time_ms"])
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        try:
+            return self.client.create_experiment(name, _artifact_location(self.uri))
+        except MlflowException as error:
+            # Another process was faster.
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+            return found.experiment_id
+
+
+def default_uri() -> str:
+    """SQLite in the current folder, by its whole path: MLflow remembers stores by their address."""
+    return f"sqlite:///{Path.cwd() / DATABASE}"
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside an SQLite file, whatever the current folder is; the server decides otherwise."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return str(Path(uri.removeprefix("sqlite:///")).resolve().parent / ARTIFACTS)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keep other processes out while an SQLite file gets its tables."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    folder = path.parent / ARTIFACTS
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

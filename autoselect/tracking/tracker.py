@@ -1,0 +1,232 @@
+"""`Tracker`: what a run logs, delivered now or kept for later.
+
+Runs go to `sqlite:///mlflow.db` in the current folder, or where MLFLOW_TRACKING_URI points. A run
+can be resumed by its id: a parameter that changed is reported instead of crashing, a step that was
+logged before is not logged again, and the final status is what happened. While the server does not
+answer, everything is kept in `mlruns/spool/` and delivered later (`Tracker.synchronise`).
+"""
+
+import atexit
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoselect.tracking.processes import is_gone, own_process
+from autoselect.tracking.spool import OFFLINE, Event, Spool
+from autoselect.tracking.store import PARENT_TAG, ServerUnreachableError, Store
+
+SPOOL_FOLDER = "mlruns/spool"
+RETRY_SECONDS = 30.0
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """One run. Create it with `Tracker.start` or `Tracker.disabled`.
+
+    Attributes:
+        changed_parameters: of a resumed run: name -> (logged before, now).
+    """
+
+    def __init__(self, store: Store | None, spool: Spool | None, run_id: str | None) -> None:
+        self._store, self._spool, self._run_id = store, spool, run_id
+        self._retry_at = 0.0
+        self._finished = False
+        self.changed_parameters: dict[str, tuple[str, str]] = {}
+
+    @classmethod
+    def disabled(cls) -> "Tracker":
+        """A tracker that does nothing, for other ranks and for runs without tracking."""
+        return cls(None, None, None)
+
+    @classmethod
+    def start(
+        cls,
+        experiment: str,
+        run_name: str,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+    ) -> "Tracker":
+        """Begin a run, or go on with one.
+
+        Runs of this machine whose process is gone are closed as KILLED, and what earlier runs could
+        not deliver is delivered.
+
+        Args:
+            experiment: created when it does not exist.
+            run_name: shown in the list of runs.
+            params: settings; those of a resumed run are compared.
+            tags: facts to search by.
+            run_id: the run to resume, from `run_id` of an earlier tracker.
+            parent_run_id: makes this a nested run.
+        """
+        spool_folder = Path(SPOOL_FOLDER)
+        name = run_id if run_id and run_id.startswith(OFFLINE) else None
+        if name is not None:
+            run_id = Spool(spool_folder, name).run_id
+        store = Store.open()
+        everything = {k: str(v) for k, v in {**(tags or {}), **own_process()}.items()}
+        if parent_run_id is not None:
+            everything[PARENT_TAG] = parent_run_id
+        spool = Spool(spool_folder, run_id or name or Spool.offline_name())
+        tracker = cls(store, spool, run_id)
+        begin = {"experiment": experiment, "run_name": run_name, "time_ms": _now_ms()}
+        if run_id is None and name is None:
+            tracker._send({"kind": "start", **begin})
+        tracker._send({"kind": "resume", "tags": everything, "experiment": experiment})
+        tracker._send({"kind": "params", "values": {k: str(v) for k, v in (params or {}).items()}})
+        atexit.register(tracker._close_unfinished)
+        if not spool:
+            cls.synchronise()
+        return tracker
+
+    @property
+    def run_id(self) -> str | None:
+        """Id for a later resume, None when disabled; provisional until the server has answered."""
+        if self._spool is None:
+            return None
+        return self._run_id or self._spool.run_id or self._spool.name
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers; a (metric, step) that the run has already is left out.
+
+        Args:
+            metrics: values by name, with the unit in the name.
+            step: update count; None for values that have no course, which overwrite earlier ones.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        self._send({"kind": "metrics", "values": values, "step": step, "time_ms": _now_ms()})
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Add or replace tags."""
+        self._send({"kind": "tags", "values": {k: str(v) for k, v in tags.items()}})
+
+    def log_figure(self, figure: Any, name: str) -> None:
+        """Log a matplotlib figure as the image file `name` (its suffix is the format)."""
+        if self._store is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            figure.savefig(path)
+            self.log_artifact(path, str(Path(name).parent))
+
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        """Log a file, or a folder with all its files, under `folder` of the run's artefacts."""
+        folder = "" if folder == "." else folder
+        self._send({"kind": "artifact", "path": str(path), "folder": folder})
+
+    def log_artifacts(self, paths: Sequence[str | Path], folder: str = "") -> None:
+        """Log several files or folders."""
+        for path in paths:
+            self.log_artifact(path, folder)
+
+    def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
+        """Log a table (column name -> values) that the dashboard shows, as `name`, a JSON file."""
+        values = {key: list(column) for key, column in columns.items()}
+        self._send({"kind": "table", "columns": values, "name": name})
+
+    def log_model(self, folder: str | Path, name: str, params: Mapping[str, object]) -> None:
+        """Log a model folder as a model of this run, which `download_model` loads back."""
+        settings = {key: str(value) for key, value in params.items()}
+        self._send({"kind": "model", "path": str(folder), "name": name, "params": settings})
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run with what happened: FINISHED, FAILED or KILLED. The first call counts."""
+        assert status in STATUSES, status
+        if self._store is None or self._finished:
+            return
+        self._finished = True
+        self._retry_at = 0.0
+        self._send({"kind": "status", "status": status, "time_ms": _now_ms()})
+        if self._spool:
+            logger.warning(
+                "tracking server %s does not answer; run kept in %s",
+                self._store.uri,
+                SPOOL_FOLDER,
+            )
+
+    @staticmethod
+    def synchronise() -> int:
+        """Deliver what ended runs could not; returns the number of spools that still wait."""
+        store = Store.open()
+        waiting = [spool for spool in Spool.waiting(Path(SPOOL_FOLDER)) if _has_ended(spool)]
+        for position, spool in enumerate(waiting):
+            known = None if spool.name.startswith(OFFLINE) else spool.name
+            tracker = Tracker(store, spool, known or spool.run_id)
+            if not tracker._flush():
+                return len(waiting) - position
+        return 0
+
+    def _close_unfinished(self) -> None:
+        if not self._finished:
+            self.finish("FAILED")
+
+    def _send(self, event: Event) -> None:
+        """Deliver an event now, after everything that waits, or keep it."""
+        if self._store is None or self._spool is None:
+            return
+        if self._spool and (time.monotonic() < self._retry_at or not self._flush()):
+            self._keep(event)
+            return
+        try:
+            self._apply(event)
+        except ServerUnreachableError as error:
+            logger.warning("tracking server %s does not answer: %s", self._store.uri, error)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._keep(event)
+
+    def _keep(self, event: Event) -> None:
+        assert self._spool is not None
+        if "path" in event:
+            event = {**event, "path": str(self._spool.keep_file(Path(event["path"])))}
+        self._spool.append(event)
+
+    def _flush(self) -> bool:
+        """Deliver the waiting events in order; False when the server stopped answering."""
+        assert self._spool is not None
+        events = self._spool.events()
+        for position, event in enumerate(events):
+            try:
+                self._apply(event)
+            except ServerUnreachableError:
+                self._spool.replace(events[position:])
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+                return False
+        self._spool.replace([])
+        return True
+
+    def _apply(self, event: Event) -> None:
+        assert self._store is not None and self._spool is not None
+        if event["kind"] == "start":
+            self._run_id = self._spool.run_id or self._store.create(event)
+            if self._spool:
+                self._spool.resolve(self._run_id)
+            else:
+                self._spool = Spool(self._spool.folder, self._run_id)
+            return
+        run_id = self._run_id or self._spool.run_id
+        assert run_id is not None, "the start of a run comes before everything else"
+        if event["kind"] == "params":
+            self.changed_parameters = self._store.log_params(run_id, event["values"])
+            for name, (before, now) in self.changed_parameters.items():
+                logger.warning("resumed run %s: %s was %s, is now %s", run_id, name, before, now)
+        else:
+            self._store.apply(run_id, event)
+
+
+def _has_ended(spool: Spool) -> bool:
+    """True when no living process will deliver the spool itself."""
+    events = spool.events()
+    owners = [event["tags"] for event in events if event["kind"] == "resume"]
+    ended = any(event["kind"] == "status" for event in events)
+    return ended or not owners or is_gone(owners[-1])
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

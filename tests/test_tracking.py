@@ -1,0 +1,249 @@
+"""The tracker against a temporary SQLite store, a dying process and a server that is down."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+
+from autoselect.tracking import Tracker
+from autoselect.tracking.store import ServerUnreachableError, Store, default_uri
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """An SQLite store with its tables, made once; they take seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
+    return (folder / "mlflow.db").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch, template):
+    """An empty project folder as current folder, with the default store."""
+    (tmp_path / "mlflow.db").write_bytes(template)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def client():
+    return MlflowClient(default_uri())
+
+
+def start(**more):
+    return Tracker.start(
+        "project", "a run", {"steps": 10, "gate.kind": "vp"}, {"kind": "t"}, **more
+    )
+
+
+def history(run_id, name):
+    return [(m.step, m.value) for m in client().get_metric_history(run_id, name)]
+
+
+def test_a_run_holds_what_was_logged(project):
+    tracker = start()
+    tracker.log_metrics({"train/loss": 2.0}, 1)
+    tracker.log_metrics({"train/loss": 1.0}, 2)
+    tracker.log_metrics({"retention": 0.9})
+    tracker.log_table({"method": ["a", "b"], "retention": [0.1, 0.2]}, "rows.json")
+    (project / "note.txt").write_text("hello")
+    tracker.log_artifacts([project / "note.txt"], "notes")
+    figure = Figure()
+    tracker.log_figure(figure, "figures/empty.png")
+    tracker.finish()
+    run = client().get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "a run"
+    assert run.data.params == {"steps": "10", "gate.kind": "vp"}
+    assert run.data.tags["kind"] == "t"
+    assert history(tracker.run_id, "train/loss") == [(1, 2.0), (2, 1.0)]
+    assert history(tracker.run_id, "retention") == [(0, 0.9)]
+    names = {f.path for f in client().list_artifacts(tracker.run_id)}
+    assert {"rows.json", "notes", "figures"} <= names
+    assert [f.path for f in client().list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
+
+
+def test_a_resumed_run_goes_on_without_repeats_and_reports_changes(caplog):
+    first = start()
+    for step in (1, 2, 3):
+        first.log_metrics({"train/loss": 1 / step}, step)
+    first.finish("KILLED")
+    second = Tracker.start("project", "a run", {"steps": 20, "extra": 1}, {}, run_id=first.run_id)
+    assert client().get_run(first.run_id).info.status == "RUNNING"
+    assert second.changed_parameters == {"steps": ("10", "20")}
+    assert "steps was 10, is now 20" in caplog.text
+    for step in (2, 3, 4):
+        second.log_metrics({"train/loss": 1 / step}, step)
+    second.finish()
+    assert second.run_id == first.run_id
+    assert history(first.run_id, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+    run = client().get_run(first.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["steps"] == "10" and run.data.params["extra"] == "1"
+    assert run.data.tags["changed.steps"] == "10 -> 20"
+
+
+def test_nested_runs_point_to_their_parent():
+    parent = start()
+    child = start(parent_run_id=parent.run_id)
+    child.finish()
+    parent.finish()
+    assert client().get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_the_first_final_status_counts():
+    tracker = start()
+    tracker.finish("FAILED")
+    tracker.finish("FINISHED")
+    assert client().get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_a_disabled_tracker_leaves_no_trace(project):
+    before = set(project.iterdir())
+    tracker = Tracker.disabled()
+    tracker.log_metrics({"a": 1.0}, 1)
+    tracker.log_artifact("missing")
+    tracker.log_figure(None, "x.png")
+    tracker.finish()
+    assert tracker.run_id is None
+    assert set(project.iterdir()) == before
+
+
+CHILD = """
+import os, sys
+from autoselect.tracking import Tracker
+tracker = Tracker.start("project", "child")
+print(tracker.run_id, flush=True)
+if sys.argv[1] == "exit":
+    sys.exit(3)
+os.kill(os.getpid(), 9)
+"""
+
+
+def run_child(how):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, how], capture_output=True, text=True, env=os.environ
+    )
+    assert done.stdout, done.stderr
+    return done.stdout.split()[-1]
+
+
+def test_a_process_that_ends_without_a_word_is_a_failed_run():
+    assert client().get_run(run_child("exit")).info.status == "FAILED"
+
+
+def test_a_run_that_sigkill_left_running_is_closed_by_the_next():
+    dead = run_child("kill")
+    assert client().get_run(dead).info.status == "RUNNING"
+    mine = start()
+    assert client().get_run(dead).info.status == "KILLED"
+    assert client().get_run(mine.run_id).info.status == "RUNNING"
+    mine.finish()
+
+
+class Outage:
+    """Makes every store fail while `down`."""
+
+    def __init__(self, monkeypatch):
+        self.down = False
+        for name in ("create", "log_params", "apply"):
+            monkeypatch.setattr(Store, name, self._failing(getattr(Store, name)))
+
+    def _failing(self, real):
+        def call(store, *arguments):
+            if self.down:
+                raise ServerUnreachableError("connection refused")
+            return real(store, *arguments)
+
+        return call
+
+
+@pytest.fixture
+def outage(monkeypatch):
+    monkeypatch.setattr("autoselect.tracking.tracker.RETRY_SECONDS", 0.0)
+    return Outage(monkeypatch)
+
+
+def test_what_an_outage_held_back_arrives_in_order_when_it_is_over(outage, project):
+    tracker = start()
+    tracker.log_metrics({"loss": 3.0}, 1)
+    outage.down = True
+    tracker.log_metrics({"loss": 2.0}, 2)
+    (project / "figure.txt").write_text("kept")
+    tracker.log_artifact(project / "figure.txt")
+    (project / "figure.txt").unlink()
+    outage.down = False
+    tracker.log_metrics({"loss": 1.0}, 3)
+    tracker.finish()
+    assert history(tracker.run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [f.path for f in client().list_artifacts(tracker.run_id)] == ["figure.txt"]
+    assert not list(Path("mlruns/spool").glob("*.jsonl"))
+
+
+def test_a_whole_run_without_a_server_is_delivered_later(outage):
+    outage.down = True
+    tracker = start()
+    tracker.log_metrics({"loss": 2.0}, 1)
+    tracker.finish("KILLED")
+    offline = tracker.run_id
+    assert offline.startswith("offline-")
+    assert Tracker.synchronise() == 1
+    outage.down = False
+    assert Tracker.synchronise() == 0
+    (run,) = client().search_runs([client().get_experiment_by_name("project").experiment_id])
+    assert run.info.status == "KILLED"
+    assert run.data.params["steps"] == "10"
+    resumed = start(run_id=offline)
+    assert resumed.run_id == run.info.run_id
+    resumed.log_metrics({"loss": 2.0}, 1)
+    resumed.log_metrics({"loss": 1.0}, 2)
+    resumed.finish()
+    assert history(run.info.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+
+
+def test_an_outage_in_the_middle_of_a_delivery_repeats_nothing(outage, monkeypatch):
+    outage.down = True
+    tracker = start()
+    for step in range(4):
+        tracker.log_metrics({"loss": float(step)}, step)
+    outage.down = False
+    real, calls = Store.apply, []
+
+    def failing_once(store, run_id, event):
+        calls.append(event)
+        if len(calls) == 4:
+            raise ServerUnreachableError("again")
+        real(store, run_id, event)
+
+    monkeypatch.setattr(Store, "apply", failing_once)
+    tracker.log_metrics({"loss": 4.0}, 4)
+    tracker.finish()
+    assert history(tracker.run_id, "loss") == [(step, float(step)) for step in range(5)]
+    assert client().get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_server_that_refuses_connections_is_an_outage(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = start()
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.finish()
+    assert tracker.run_id.startswith("offline-")
+    assert len(list(Path("mlruns/spool").glob("*.jsonl"))) == 1
+
+
+def test_a_model_can_be_loaded_back(project):
+    folder = project / "selector"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    tracker = start()
+    tracker.log_model(folder, "selector", {"width": 5})
+    tracker.finish()
+    model = client().get_logged_model(client().get_run(tracker.run_id).data.tags["model.selector"])
+    assert model.params == {"width": "5"}
+    location = Path(model.artifact_location.removeprefix("file://"))
+    assert (location / "config.json").read_text() == "{}"
