@@ -1,8 +1,9 @@
 """The index beside every shard: what it holds, where, and what is wrong with it.
 
-`name.tar.index.jsonl` has three lines of JSON: a header (counts, sizes, hashes, faults), the keys,
-and per key its members `[suffix, start, data, size, crc]`. Opening a data set reads headers only;
-the other lines are read when a sample of that shard is due.
+`name.tar.index.jsonl` holds lines of JSON: a header (counts, sizes, hashes, faults), the list of
+all keys, and one line per sample with its members as `[suffix, start, data, size, crc]`. Opening a
+data set reads headers only; the other lines are read when a sample of that shard is due, and a
+sample's line is parsed only then.
 """
 
 import contextlib
@@ -59,10 +60,14 @@ class IndexHeader:
 
 @dataclass(frozen=True)
 class IndexTable:
-    """The other lines of an index: keys and members, in the order of the shard."""
+    """The other lines of an index: keys, and per sample an unparsed line, as in the shard."""
 
     keys: list[str]
-    members: list[list[Entry]]
+    lines: list[bytes]
+
+    def members(self, row: int) -> list[Entry]:
+        """The members of a sample."""
+        return [Entry(*entry) for entry in json.loads(self.lines[row])]
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,8 @@ class _Samples:
         finally:
             self._seen.add(key)
         self.table.keys.append(key)
-        self.table.members.append(
-            [Entry(suffix, m.start, m.data, m.size, m.crc) for suffix, m in members]
+        self.table.lines.append(
+            _dump([Entry(suffix, m.start, m.data, m.size, m.crc) for suffix, m in members])
         )
 
     def _check(self, key: str, members: list[tuple[str, Member]]) -> None:
@@ -207,7 +212,7 @@ def sidecar(shard: str, folder: str | None = None) -> str:
 
 
 def write_index(index: ShardIndex, path: str) -> None:
-    """Writes the three lines atomically."""
+    """Writes the index atomically."""
     storage.write_atomically(path, _header_line(index.header) + _table_lines(index.table))
 
 
@@ -227,10 +232,8 @@ def read_table(path: str, header: IndexHeader) -> IndexTable:
     Raises:
         ConfigError: they do not belong to the header, or are damaged.
     """
-    keys, members = _rest(path, header).splitlines()
-    return IndexTable(
-        json.loads(keys), [[Entry(*entry) for entry in sample] for sample in json.loads(members)]
-    )
+    keys, *lines = _rest(path, header).splitlines(keepends=True)
+    return IndexTable(json.loads(keys), lines)
 
 
 def read_keys(path: str, header: IndexHeader) -> list[str]:
@@ -253,7 +256,7 @@ def _dump(value: Any) -> bytes:
 
 
 def _table_lines(table: IndexTable) -> bytes:
-    return _dump(table.keys) + _dump(table.members)
+    return _dump(table.keys) + b"".join(table.lines)
 
 
 def _header_line(header: IndexHeader) -> bytes:

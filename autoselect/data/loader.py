@@ -1,13 +1,15 @@
 """From shards to the micro-batches of one rank, step by step, at any starting step.
 
-What a step holds is decided by `order` alone. Worker processes each prepare whole steps ahead of
+What a step holds is decided by `order` alone. Worker processes prepare micro-batches ahead of
 time and deliver them in order, so their number changes nothing but the speed.
 """
 
+import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from autoselect.config import ConfigError
@@ -17,11 +19,12 @@ from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import Sample, ShardSet, blank_sample
 
 Collate = Callable[[list[Sample]], Any]
-_ENDLESS = 2**62
+_ENDLESS = 2**40
+_SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class _Steps(Dataset):
-    """Maps a step's number to this rank's micro-batches and the faults met on the way."""
+class _MicroBatches(Dataset):
+    """Maps step * accumulation + round to this rank's micro-batch and the faults in it."""
 
     def __init__(
         self,
@@ -38,18 +41,17 @@ class _Steps(Dataset):
         self.seed = seed
         self.shape = (micro_batch, accumulation, rank, world_size)
         self.batch_size = micro_batch * accumulation * world_size
+        self.accumulation = accumulation
 
     def sample_ids(self, step: int) -> list[list[int]]:
         batch = global_batch(len(self.shards), self.seed, step, self.batch_size)
         return rank_share(batch, *self.shape).tolist()
 
-    def __getitem__(self, step: int) -> tuple[list[Any], list[Fault]]:
+    def __getitem__(self, number: int) -> tuple[Any, list[Fault]]:
+        step, turn = divmod(number, self.accumulation)
         faults: list[Fault] = []
-        micro_batches = [
-            self.collate([self._sample(sample_id, faults) for sample_id in ids])
-            for ids in self.sample_ids(step)
-        ]
-        return micro_batches, faults
+        samples = [self._sample(one, faults) for one in self.sample_ids(step)[turn]]
+        return self.collate(samples), faults
 
     def _sample(self, sample_id: int, faults: list[Fault]) -> Sample:
         """Reads and decodes a sample; a bad one is noted and replaced by a blank."""
@@ -82,7 +84,7 @@ class Loader:
         world_size: processes that share every global batch.
         start_step: first step to yield; costs nothing however large.
         stop_step: step before which to end; None for never.
-        workers: processes that prepare steps ahead; 0 prepares them in this process.
+        workers: processes that prepare micro-batches ahead; 0 prepares them in this process.
         quarantine: counts unusable samples; one with the default budget when None.
 
     Raises:
@@ -113,42 +115,65 @@ class Loader:
         self.quarantine = quarantine or Quarantine(len(shards) + len(shards.faults))
         self.quarantine.add(shards.faults)
         self._workers = workers
-        self._steps = _Steps(shards, collate, seed, micro_batch, accumulation, rank, world_size)
+        self._data = _MicroBatches(
+            shards, collate, seed, micro_batch, accumulation, rank, world_size
+        )
 
     @property
     def batch_size(self) -> int:
         """B, samples in a global batch."""
-        return self._steps.batch_size
+        return self._data.batch_size
 
     @property
     def epoch(self) -> float:
         """Epochs completed before the next step, with its fraction."""
-        return self.step * self.batch_size / len(self._steps.shards)
+        return self.step * self.batch_size / len(self._data.shards)
 
     def sample_ids(self, step: int) -> list[list[int]]:
         """Ids of this rank's samples in a step, [accumulation][micro_batch]."""
-        return self._steps.sample_ids(step)
+        return self._data.sample_ids(step)
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Goes on at `self.step`, which counts the steps handed out."""
         stop = _ENDLESS if self.stop_step is None else self.stop_step
         prepared = DataLoader(
-            self._steps,
+            self._data,
             batch_size=None,
-            sampler=range(self.step, stop),
+            sampler=range(self.step * self._data.accumulation, stop * self._data.accumulation),
             num_workers=self._workers,
             collate_fn=_as_is,
             worker_init_fn=_shield_worker if self._workers else None,
+            # Otherwise torch would draw from the global generator, which belongs to the training.
+            generator=torch.Generator(),
         )
-        for micro_batches, faults in prepared:
+        with _held_signals():
+            deliveries = iter(prepared)
+        micro_batches = []
+        for micro_batch, faults in deliveries:
             self.quarantine.add(faults)
-            self.step += 1
-            yield micro_batches
+            micro_batches.append(micro_batch)
+            if len(micro_batches) == self._data.accumulation:
+                self.step += 1
+                yield micro_batches
+                micro_batches = []
 
 
 def _as_is(step: Any) -> Any:
     """Keeps torch from turning tuples into lists and arrays into tensors."""
     return step
+
+
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    """Holds signals back while workers start, so that none meets one without its shield.
+
+    The mask is inherited; signals for this process arrive when it is lifted again.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shield_worker(worker: int) -> None:
@@ -157,8 +182,9 @@ def _shield_worker(worker: int) -> None:
     Slurm and terminals signal whole process groups; a worker that died of it would take the step
     and the checkpoint with it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _SHIELDED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHIELDED)
 
 
 def _check_sizes(

@@ -28,6 +28,7 @@ from autoselect.data.index import (
     read_table,
     sidecar,
 )
+from autoselect.data.order import WINDOW_CHUNKS
 from autoselect.data.paths import expand
 from autoselect.data.record import RecordError, image_order, parse_record
 from autoselect.data.writer import ShardWriter
@@ -36,7 +37,8 @@ __all__ = ["Sample", "ShardSet", "ShardWriter", "blank_sample"]
 
 logger = logging.getLogger(__name__)
 
-_CACHED_TABLES = 128
+# Two windows of the order, each chunk of which may lie across two shards.
+_CACHED_TABLES = 4 * WINDOW_CHUNKS
 _OPENING_THREADS = 16
 
 
@@ -175,7 +177,7 @@ class ShardSet:
             for key in read_keys(path, header):
                 if (first := seen.setdefault(key, number)) != number:
                     table = self._table(number)
-                    offset = table.members[table.keys.index(key)][0].start
+                    offset = table.members(table.keys.index(key))[0].start
                     raise ConfigError(
                         f"key={key!r} is in {self.shards[first]} and again in "
                         f"{self.shards[number]} at byte {offset}; write the shards again with "
@@ -189,7 +191,7 @@ class ShardSet:
         number = bisect_right(self._ends, sample_id)
         table = self._table(number)
         row = sample_id - self._ends[number] + self.headers[number].samples
-        return number, table.keys[row], table.members[row]
+        return number, table.keys[row], table.members(row)
 
     def __getitem__(self, sample_id: int) -> Sample:
         """Reads one sample with one range request and checks every byte of it.

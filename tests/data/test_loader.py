@@ -1,12 +1,18 @@
 """Steps hold the same samples for every split, number of workers and starting step."""
 
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
 import pytest
-from shard_samples import make_record
+import torch
+from shard_samples import make_record, write_shards
 
 from autoselect.config import ConfigError
 from autoselect.data.loader import Loader
 from autoselect.data.order import global_batch
-from autoselect.data.shards import Sample
+from autoselect.data.shards import Sample, ShardSet
 
 
 def ids(samples: list[Sample]) -> list[int]:
@@ -55,7 +61,7 @@ def test_ranks_share_the_same_global_batches(open_set, split) -> None:
         assert flat == global_batch(50, 5, step, 12).tolist()
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(open_set, workers: int) -> None:
     expected = run(open_set(), 11, micro_batch=4, accumulation=2)
     assert run(open_set(), 11, micro_batch=4, accumulation=2, workers=workers) == expected
@@ -105,3 +111,55 @@ def test_images_and_answers_stay_together(open_set) -> None:
 def test_sizes_out_of_range_are_refused(open_set, wrong) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Loader(open_set(), ids, seed=0, **({"micro_batch": 1} | wrong))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_do_not_reach_the_workers(open_set, number: signal.Signals) -> None:
+    expected = run(open_set(), 12, micro_batch=4)
+    steps = iter(Loader(open_set(), ids, seed=5, micro_batch=4, stop_step=12, workers=2))
+    seen = [next(steps)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, number)
+    assert seen + list(steps) == expected
+
+
+def test_a_killed_worker_ends_the_run(open_set) -> None:
+    steps = iter(Loader(open_set(), ids, seed=5, micro_batch=4, workers=2))
+    next(steps)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(steps)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_state_is_left_alone(open_set, workers: int) -> None:
+    before = torch.get_rng_state()
+    run(open_set(), 3, micro_batch=4, workers=workers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_resuming_at_a_million_samples_reads_only_what_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand shards of a thousand samples, which are links to one."""
+    folder = write_shards(tmp_path / "one", samples=1000, per_shard=1000)
+    for number in range(1, 1000):
+        for suffix in (".tar", ".tar.index.jsonl"):
+            os.link(folder / f"shard-000000{suffix}", folder / f"shard-{number:06d}{suffix}")
+    shards = ShardSet.open(str(folder))
+    assert len(shards) == 1_000_000
+    reads: list[tuple[str, int]] = []
+    tables: list[int] = []
+    read, load = shards._reader.read, shards._load_table
+    monkeypatch.setattr(
+        shards._reader, "read", lambda path, *at: (reads.append((path, at[0])), read(path, *at))[1]
+    )
+    monkeypatch.setattr(shards, "_table", lambda number: (tables.append(number), load(number))[1])
+    loader = Loader(shards, ids, seed=5, micro_batch=8, start_step=125_000 + 31)
+    (batch,) = next(iter(loader))
+    assert batch == global_batch(1_000_000, 5, 125_031, 8).tolist()
+    assert reads == [(shards.shards[one // 1000], shards.locate(one)[2][0].start) for one in batch]
+    assert tables[:8] == [one // 1000 for one in batch]

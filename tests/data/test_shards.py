@@ -165,7 +165,7 @@ def test_compressed_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_index_is_readable_json(shard_folder: Path) -> None:
-    header, keys, members = (
+    header, keys, *members = (
         json.loads(line)
         for line in (shard_folder / "shard-000000.tar.index.jsonl").read_text().splitlines()
     )
