@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from autoselect.config import ConfigError
-from autoselect.reference.shards import ReferenceData, render_shards
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.shards import render_shards
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 SHARDS_FOLDER = Path("runs/reference/shards")

@@ -8,45 +8,23 @@ import json
 import logging
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from autoselect.config import ConfigError, require
+from autoselect.config import ConfigError
 from autoselect.data.shards import ShardWriter
 from autoselect.reference.clutter import Split
 from autoselect.reference.corpus import FAMILY_MIX, QUESTIONS_PER_IMAGE, to_jpeg
 from autoselect.reference.questions import FAMILIES, Question, ask
+from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
 
 logger = logging.getLogger(__name__)
 SAMPLES_PER_SHARD = 500
-
-
-@dataclass(frozen=True)
-class ReferenceData:
-    """Sizes of the reference data.
-
-    Attributes:
-        train: images for the selector's training; none of them trained the VLM.
-        val: images of the validation split.
-        test: images of the test split, on photographs that training never shows.
-        seed: of scenes and questions.
-    """
-
-    train: int = 10_000
-    val: int = 400
-    test: int = 1000
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("train", "val", "test"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} images is below 1; choose 1 or more")
-        require(self.seed >= 0, f"seed={self.seed} must not be negative")
 
 
 def record_of(key: str, questions: list[Question]) -> dict[str, Any]:

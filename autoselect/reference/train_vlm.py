@@ -11,8 +11,9 @@ positions start where the prefix ends, so it is the same function as eight separ
 """
 
 import logging
+import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
+from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 from autoselect.config import ConfigError
 from autoselect.reference.corpus import IGNORED, QUESTIONS_PER_IMAGE, SLOT_TOKENS, Corpus, build_corpus
+from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.scenes import COLOURS, PLATE_CHARACTERS, SHAPES
 from autoselect.reference.vlm import NUM_VISUAL_TOKENS, SPECIAL_TOKENS, build_model, save_vlm
 
@@ -32,31 +34,6 @@ logger = logging.getLogger(__name__)
 PREFIX = ("<s>", "<user>")
 KEPT_COUNTS = (NUM_VISUAL_TOKENS, NUM_VISUAL_TOKENS, 96, 64, 48, 32, 24, 16, 0)
 KEPT_WEIGHTS = (0.2, 0.15, 0.15, 0.15, 0.12, 0.1, 0.05, 0.05, 0.03)
-
-
-@dataclass(frozen=True)
-class ReferenceTraining:
-    """Recipe of the reference VLM. Steps count updates of `batch_size` images.
-
-    Attributes:
-        images: rendered training scenes.
-        tower_steps: updates of stage 1.
-        language_steps: updates of stage 2.
-        batch_size: images of one update.
-        tower_learning_rate: peak of stage 1.
-        language_learning_rate: peak of stage 2.
-        save_every: updates between two resumable states.
-        seed: of data, weights and order.
-    """
-
-    images: int = 60_000
-    tower_steps: int = 3000
-    language_steps: int = 4500
-    batch_size: int = 64
-    tower_learning_rate: float = 2e-3
-    language_learning_rate: float = 2e-3
-    save_every: int = 250
-    seed: int = 0
 
 
 class DenseHeads(nn.Module):
@@ -122,6 +99,30 @@ def pixels(corpus: Corpus, indices: np.ndarray) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
+def matmul_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention as two matrix products, all in the inputs' dtype.
+
+    On CPUs the stock implementations are slow in bfloat16, or go through float32. Heads are
+    `[B, H, L, D / H]`.
+    """
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        weights = weights + attention_mask.to(weights.dtype)
+    mixed = torch.matmul(torch.softmax(weights, dim=-1, dtype=weights.dtype), value)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("reference_matmul", matmul_attention)
+
+
 def packed_mask(prefix: int) -> Tensor:
     """Additive mask `[1, 1, L, L]`: a causal prefix, then independent causal question slots."""
     slots = QUESTIONS_PER_IMAGE * SLOT_TOKENS
@@ -129,7 +130,7 @@ def packed_mask(prefix: int) -> Tensor:
     order = torch.arange(prefix + slots)
     seen = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
     seen &= order[None, :] <= order[:, None]
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+    return torch.zeros(seen.shape).masked_fill(~seen, -1e4)[None, None]
 
 
 def answer_logits(
@@ -194,7 +195,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray:
@@ -367,7 +368,7 @@ def train_reference_vlm(output: Path, work: Path, recipe: ReferenceTraining) -> 
     recorded.write_text(described)
     corpus = build_corpus(work, recipe.images, recipe.seed)
     model = build_model(recipe.seed)
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation("reference_matmul")
     train_tower(model, corpus, recipe, work)
     train_language(model, corpus, recipe, work)
     save_vlm(model.eval(), output)

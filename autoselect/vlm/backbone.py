@@ -146,8 +146,7 @@ class FrozenVLM:
 
     def pixel_inputs(self, images: list[Image.Image]) -> dict[str, Tensor]:
         """What the vision tower reads, from the model's own image processor."""
-        inputs = self.processor.image_processor(images=images, return_tensors="pt")
-        return {name: self._to_device(value) for name, value in inputs.items()}
+        return dict(self.processor.image_processor(images=images, return_tensors="pt"))
 
     def _to_device(self, value: Tensor) -> Tensor:
         value = value.to(self.device)
@@ -161,6 +160,7 @@ class FrozenVLM:
             inputs: of `pixel_inputs`.
             class_attention: also return the vision tower's class-token attention.
         """
+        inputs = {name: self._to_device(value) for name, value in inputs.items()}
         features = self.model.model.get_image_features(**inputs, return_dict=True).pooler_output
         counts = [len(feature) for feature in features]
         longest = max(counts)
@@ -193,12 +193,6 @@ class FrozenVLM:
         last = attentions[layer if layer < 0 else layer - 1]
         return last[:, :, 0, 1:].mean(dim=1)
 
-    def chat(self, messages: list[dict[str, Any]], generation: bool) -> str:
-        """Text of a conversation in the model's chat template."""
-        return self.processor.apply_chat_template(
-            messages, add_generation_prompt=generation, tokenize=False
-        )
-
     def prompt(self, questions: list[str], num_tokens: int | None = None) -> dict[str, Tensor]:
         """Prompts of one image and one question each, with all N placeholders, padded on the left.
 
@@ -216,7 +210,7 @@ class FrozenVLM:
         texts = []
         for question in questions:
             content = [{"type": "image"}, {"type": "text", "text": question}]
-            text = self.chat([{"role": "user", "content": content}], generation=True)
+            text = chat(self.processor, [{"role": "user", "content": content}], generation=True)
             texts.append(text.replace(placeholder, placeholder * count))
         encoded = tokenizer(
             texts,
@@ -285,6 +279,13 @@ class FrozenVLM:
             pad_token_id=tokenizer.pad_token_id,
         )
         return [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
+
+
+def chat(processor: Any, messages: list[dict[str, Any]], generation: bool) -> str:
+    """Text of a conversation in the model's chat template."""
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=generation, tokenize=False
+    )
 
 
 @contextmanager

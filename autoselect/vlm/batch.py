@@ -8,7 +8,7 @@ attention mask on the stock model.
 Dimension letters: B rows, T text tokens, I images of the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.backbone import FrozenVLM, chat
 
 IGNORED_LABEL = -100
 IMAGE_MARK = "<image>"
 Rounds = Literal["independent", "conversation"]
+Round = tuple[str, str | None]
 
 
 class ShardSample(Protocol):
@@ -30,7 +31,7 @@ class ShardSample(Protocol):
     key: str
     sample_id: int
     record: dict[str, Any]
-    images: tuple[bytes, ...]
+    pictures: tuple[Image.Image, ...]
 
 
 @dataclass
@@ -74,24 +75,20 @@ class TrainBatch:
 
 
 class Collator:
-    """Turns shard samples into a `TrainBatch`.
+    """Turns shard samples into a `TrainBatch`. Holds no model, so that it travels to workers.
 
     Args:
-        vlm: whose tokenizer, chat template and image processor are used.
-        decode: image bytes to a PIL image.
+        vlm: whose processor is used.
         rounds: how several rounds of one sample are read.
         max_text_tokens: longest row, placeholders included; later rounds are cut off.
     """
 
     def __init__(
-        self,
-        vlm: FrozenVLM,
-        decode: Callable[[bytes], Image.Image],
-        rounds: Rounds = "independent",
-        max_text_tokens: int = 2048,
+        self, vlm: FrozenVLM, rounds: Rounds = "independent", max_text_tokens: int = 2048
     ) -> None:
-        self.vlm = vlm
-        self.decode = decode
+        self.processor = vlm.processor
+        self.model_name = vlm.name
+        self.num_tokens = vlm.num_tokens
         self.rounds = rounds
         self.max_text_tokens = max_text_tokens
         tokenizer = vlm.processor.tokenizer
@@ -105,21 +102,19 @@ class Collator:
         for column, padding in enumerate((self.pad_id, IGNORED_LABEL, 0, -2)):
             padded = [row[column] + [padding] * (longest - len(row[column])) for row in rows]
             columns.append(torch.tensor(padded, dtype=torch.long))
-        images = [self.decode(data) for sample in samples for data in sample.images]
-        ids = [sample.sample_id for sample in samples for _ in sample.images]
-        pixels = self.vlm.processor.image_processor(images=images, return_tensors="pt")
-        return TrainBatch(
-            *columns, pixels=dict(pixels) if images else {}, sample_ids=torch.tensor(ids)
-        )
+        images = [picture for sample in samples for picture in sample.pictures]
+        ids = [sample.sample_id for sample in samples for _ in sample.pictures]
+        pixels = self.processor.image_processor(images=images, return_tensors="pt") if images else {}
+        return TrainBatch(*columns, dict(pixels), torch.tensor(ids, dtype=torch.long))
 
     def _row(self, sample: ShardSample) -> tuple[list[int], list[int], list[int], list[int]]:
         rounds = conversation_rounds(sample)
-        if self.rounds == "independent" and sample.images:
+        if self.rounds == "independent" and sample.pictures:
             texts = [self._texts(sample, [pair]) for pair in rounds]
             prefix, pieces = split_prefix([parts for parts in texts], self.placeholder)
         else:
             prefix, pieces = "", [self._texts(sample, rounds)]
-        ids = self._encode(prefix, len(sample.images) > 0)
+        ids = self._encode(prefix, len(sample.pictures) > 0)
         labels = [IGNORED_LABEL] * len(ids)
         segments = [-1] * len(ids)
         positions = list(range(len(ids)))
@@ -138,7 +133,7 @@ class Collator:
             _cut_at_segment_ends(shifted, segments)
         return ids, shifted, positions, segments
 
-    def _texts(self, sample: ShardSample, rounds: list[tuple[str, str]]) -> list[tuple[str, bool]]:
+    def _texts(self, sample: ShardSample, rounds: list[Round]) -> list[tuple[str, bool]]:
         """Alternating prompt and answer texts of a conversation: (text, is_answer)."""
         messages: list[dict[str, Any]] = []
         parts: list[tuple[str, bool]] = []
@@ -146,15 +141,18 @@ class Collator:
         for number, (question, answer) in enumerate(rounds):
             content: list[dict[str, Any]] = []
             if number == 0:
-                content += [{"type": "image"}] * len(sample.images)
+                content += [{"type": "image"}] * len(sample.pictures)
             content.append({"type": "text", "text": question.replace(IMAGE_MARK, "").strip()})
             messages.append({"role": "user", "content": content})
-            asked = self.vlm.chat(messages, generation=True)
+            asked = chat(self.processor, messages, generation=True)
+            if answer is None:
+                parts.append((asked[len(written) :], False))
+                break
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-            told = self.vlm.chat(messages, generation=False)
+            told = chat(self.processor, messages, generation=False)
             if not (asked.startswith(written) and told.startswith(asked)):
                 raise ConfigError(
-                    f"model={self.vlm.name}: its chat template rewrites earlier turns, so answers "
+                    f"model={self.model_name}: its chat template rewrites earlier turns, so answers "
                     "cannot be located; train on single-round samples"
                 )
             parts += [(asked[len(written) :], False), (told[len(asked) :], True)]
@@ -162,9 +160,9 @@ class Collator:
         return parts
 
     def _encode(self, text: str, has_image: bool) -> list[int]:
-        if has_image and self.vlm.num_tokens:
-            text = text.replace(self.placeholder, self.placeholder * self.vlm.num_tokens)
-        return list(self.vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if has_image and self.num_tokens:
+            text = text.replace(self.placeholder, self.placeholder * self.num_tokens)
+        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _encode_parts(
         self, parts: list[tuple[str, bool]], continued: bool
@@ -178,20 +176,23 @@ class Collator:
         return ids, labels
 
 
-def conversation_rounds(sample: ShardSample) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a LLaVA-style record.
+def conversation_rounds(sample: ShardSample) -> list[Round]:
+    """(question, answer) pairs of a LLaVA-style record; a last question may have no answer.
 
     Raises:
         ConfigError: turns do not alternate human, gpt.
     """
-    turns = sample.record.get("conversations", [])
-    speakers = [turn.get("from") for turn in turns]
-    if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
+    turns = sample.record["conversations"]
+    speakers = [turn["from"] for turn in turns]
+    if speakers != (["human", "gpt"] * len(turns))[: len(turns)]:
         raise ConfigError(
             f"sample {sample.key}: conversations={speakers} must alternate human, gpt; "
             "mend the record or leave it out"
         )
-    return [(turns[i]["value"], turns[i + 1]["value"]) for i in range(0, len(turns), 2)]
+    texts: list[str | None] = [turn["value"] for turn in turns]
+    if len(texts) % 2:
+        texts.append(None)
+    return [(str(texts[i]), texts[i + 1]) for i in range(0, len(texts), 2)]
 
 
 def split_prefix(

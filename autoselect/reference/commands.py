@@ -1,0 +1,65 @@
+"""`autoselect reference shards|train|card`: the data and the VLM that need no download."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+
+def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
+    for field in dataclasses.fields(cls):
+        flag = f"--{field.name.replace('_', '-')}"
+        kind: Any = type(field.default)
+        parser.add_argument(flag, type=kind, default=field.default)
+
+
+def _read_fields(arguments: argparse.Namespace, cls: type) -> Any:
+    return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
+
+
+def add_reference_commands(subparsers: Any) -> None:
+    """Add `reference` with its sub-commands."""
+    from autoselect.reference.recipe import ReferenceData, ReferenceTraining
+
+    root = subparsers.add_parser("reference", help="the small VLM and data that ship with this")
+    kinds = root.add_subparsers(dest="kind", required=True)
+    shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
+    shards.add_argument("--out", type=Path, default=Path("runs/reference/shards"))
+    _add_fields(shards, ReferenceData)
+    shards.set_defaults(run=run_shards)
+    train = kinds.add_parser("train", help="train the reference VLM (hours on a CPU; resumable)")
+    train.add_argument("--out", type=Path, default=Path("runs/reference/model"))
+    train.add_argument("--work", type=Path, default=Path("runs/reference/work"))
+    _add_fields(train, ReferenceTraining)
+    train.set_defaults(run=run_train)
+    measure = kinds.add_parser("measure", help="accuracy and blind accuracy of a reference VLM")
+    measure.add_argument("--model", default="reference")
+    measure.add_argument("--images", type=int, default=1000)
+    measure.set_defaults(run=run_measure)
+
+
+def run_shards(arguments: argparse.Namespace) -> int:
+    """Render all three splits."""
+    from autoselect.reference.recipe import ReferenceData
+    from autoselect.reference.shards import render_shards
+
+    render_shards(arguments.out, _read_fields(arguments, ReferenceData))
+    return 0
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Train, or go on with, the reference VLM."""
+    from autoselect.reference.recipe import ReferenceTraining
+    from autoselect.reference.train_vlm import train_reference_vlm
+
+    train_reference_vlm(arguments.out, arguments.work, _read_fields(arguments, ReferenceTraining))
+    return 0
+
+
+def run_measure(arguments: argparse.Namespace) -> int:
+    """Print accuracy per family: full, blind, and with random tokens removed."""
+    from autoselect.reference.measure import measure_vlm, table
+    from autoselect.reference.resources import resolve_model
+
+    print(table(measure_vlm(resolve_model(arguments.model), arguments.images)))
+    return 0

@@ -1,0 +1,65 @@
+"""Entry point of training: `deepspeed autoselect/train.py --deepspeed configs/deepspeed/zero2.json`.
+
+Without other flags it trains the reference run. `--config FILE.yaml` and dotted settings such as
+`--gate.token_budget 32` change anything; `--help` lists them.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+from autoselect import runtime
+from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
+from autoselect.deepspeed_config import load_deepspeed_config
+
+logger = logging.getLogger(__name__)
+DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags of the launcher and of the run; settings are read from what remains."""
+    settings = "\n".join(f"  --{k} {v}" for k, v in flatten(to_dict(TrainConfig())).items())
+    parsed = argparse.ArgumentParser(
+        prog="autoselect/train.py",
+        description="Train a visual token selector around a frozen VLM.",
+        epilog=f"settings and their defaults:\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parsed.add_argument("--deepspeed", metavar="JSON", default=DEFAULT_DEEPSPEED)
+    parsed.add_argument("--config", metavar="YAML", default=None)
+    parsed.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
+    return parsed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the training; user errors are one line and exit code 2."""
+    options, flags = parser().parse_known_args(arguments)
+    info = runtime.RankInfo.from_environment()
+    runtime.setup_logging(info)
+    try:
+        config = load_config(TrainConfig, options.config, flags)
+        deepspeed = load_deepspeed_config(Path(options.deepspeed))
+        runtime.set_accelerator_default()
+        runtime.init_distributed(info, runtime.choose_device(info))
+        return _train(config, deepspeed, info)
+    except ConfigError as error:
+        logger.error("%s", error)
+        return 2
+
+
+def _train(config: TrainConfig, deepspeed: dict, info: runtime.RankInfo) -> int:
+    from autoselect.reference.resources import resolve_model, resolve_shards
+    from autoselect.trainer import train
+
+    model = resolve_model(config.model)
+    shards = runtime.on_main(lambda: resolve_shards(config.data.train_shards))
+    data = dataclasses.replace(config.data, train_shards=shards)
+    finished = train(dataclasses.replace(config, model=model, data=data), deepspeed, info)
+    return 0 if finished else runtime.EXIT_PREEMPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

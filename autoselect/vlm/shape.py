@@ -1,0 +1,142 @@
+"""Sizes of a VLM from its configuration alone: no weights are read or allocated.
+
+The stock transformers class is built on torch's meta device, so parameter counts are exact for
+every model family; widths and token counts come from the configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from autoselect.config import ConfigError
+
+
+@dataclass(frozen=True)
+class VLMShape:
+    """What memory and time depend on.
+
+    Attributes:
+        name: model type of the configuration.
+        vision_parameters: of vision tower and projector.
+        language_parameters: of the language model without its embeddings and head.
+        embedding_parameters: of input embeddings and head (once where they are tied).
+        largest_layer_parameters: of the largest module that ZeRO-3 gathers whole.
+        width: D, hidden channels of the language model.
+        mlp_width: channels inside its MLP.
+        key_value_width: channels of all key heads together.
+        layers: of the language model.
+        vocabulary: V.
+        vision_layers: of the vision tower.
+        vision_width: its channels.
+        visual_tokens: N, that the language model sees per image.
+        patches: that the vision tower computes per image; at least N.
+    """
+
+    name: str
+    vision_parameters: int
+    language_parameters: int
+    embedding_parameters: int
+    largest_layer_parameters: int
+    width: int
+    mlp_width: int
+    key_value_width: int
+    layers: int
+    vocabulary: int
+    vision_layers: int
+    vision_width: int
+    visual_tokens: int
+    patches: int
+
+    @property
+    def parameters(self) -> int:
+        """All of the frozen model."""
+        return self.vision_parameters + self.language_parameters + self.embedding_parameters
+
+
+def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
+    """Reads `config.json` of a folder or hub name.
+
+    Args:
+        path: folder or hub name.
+        visual_tokens: per image, for models whose number depends on the image.
+
+    Raises:
+        ConfigError: there is no configuration, it is no VLM, or N is needed and not given.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model={path} has no vision-language configuration: {str(error).splitlines()[0]} "
+            "Give a folder with config.json of an image-text-to-text model, or a hub name"
+        ) from error
+    text, vision = config.get_text_config(), config.vision_config
+    tokens = visual_tokens or getattr(config, "image_seq_length", None)
+    if tokens is None:
+        raise ConfigError(
+            f"model={path} ({config.model_type}) has a varying number of visual tokens; give the "
+            "typical number per image with --visual-tokens N"
+        )
+    heads = text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    embeddings = {
+        id(p): p.numel()
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+        for p in module.parameters()
+    }
+    language = _count(_language_model(model)) - model.get_input_embeddings().weight.numel()
+    embedding = sum(embeddings.values())
+    vision_width = _first(vision, "hidden_size", "embed_dim")
+    return VLMShape(
+        name=config.model_type,
+        vision_parameters=_count(model) - language - embedding,
+        language_parameters=language,
+        embedding_parameters=embedding,
+        largest_layer_parameters=max(
+            sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()
+        ),
+        width=text.hidden_size,
+        mlp_width=text.intermediate_size,
+        key_value_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
+        layers=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+        vision_layers=_first(vision, "num_hidden_layers", "depth"),
+        vision_width=vision_width,
+        visual_tokens=tokens,
+        patches=max(tokens, _patches(vision, tokens)),
+    )
+
+
+def _language_model(model: Any) -> Any:
+    return getattr(model.model, "language_model", model.model)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _first(config: Any, *names: str) -> int:
+    """The value of the first of several names that model families use for one thing."""
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    raise ConfigError(
+        f"the vision configuration {config.model_type} has none of {', '.join(names)}; "
+        "this model family is not supported by the plan"
+    )
+
+
+def _patches(vision: Any, tokens: int) -> int:
+    """Patches of a square image of the configured size; merged ones where there is no size."""
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if isinstance(size, int) and isinstance(patch, int):
+        return (size // patch) ** 2
+    return int(tokens * getattr(vision, "spatial_merge_size", 1) ** 2)

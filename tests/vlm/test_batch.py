@@ -1,0 +1,120 @@
+"""Training batches: answers are labelled, rounds are independent, text-only rows are possible."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError
+from autoselect.reference.scenes import make_scene
+from autoselect.reference.vlm import build_model, build_processor
+from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batch import IGNORED_LABEL, Collator, attention_mask
+from autoselect.vlm.forward import answer_loss, text_hidden
+
+
+@dataclass
+class FakeSample:
+    key: str
+    sample_id: int
+    record: dict
+    pictures: tuple
+
+
+def sample(number: int, rounds: list[tuple[str, str]], image: bool = True) -> FakeSample:
+    turns = []
+    for question, answer in rounds:
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    pictures = (make_scene(0, "train", number).image,) if image else ()
+    return FakeSample(f"s{number}", number, {"conversations": turns}, pictures)
+
+
+ROUNDS = [("is there a red star ?", "no"), ("what does the sign say ?", "K7")]
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return FrozenVLM(build_model(1), build_processor(), "tiny")
+
+
+def answers_of(batch, row: int, tokenizer) -> list[int]:
+    labels = batch.labels[row]
+    return labels[labels != IGNORED_LABEL].tolist()
+
+
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+def test_exactly_the_answers_are_labelled(vlm, rounds):
+    batch = Collator(vlm, rounds)([sample(0, ROUNDS)])
+    tokenizer = vlm.processor.tokenizer
+    expected = tokenizer("no</s>K7</s>")["input_ids"]
+    assert answers_of(batch, 0, tokenizer) == expected
+    assert int((batch.input_ids == vlm.image_token_id).sum()) == 144
+
+
+def test_independent_rounds_equal_separate_samples(vlm):
+    collate = Collator(vlm, "independent")
+    together = collate([sample(0, ROUNDS)])
+    visual = vlm.encode(together.pixels).tokens.flatten(0, 1)
+    packed = answer_loss(vlm, together, visual)
+    apart = sum(answer_loss(vlm, collate([sample(0, [pair])]), visual) for pair in ROUNDS)
+    torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_a_conversation_lets_later_rounds_see_earlier_ones(vlm):
+    collate = Collator(vlm, "conversation")
+    other = [("is there a blue star ?", "yes"), ROUNDS[1]]
+    first, second = collate([sample(0, ROUNDS)]), collate([sample(0, other)])
+    visual = vlm.encode(first.pixels).tokens.flatten(0, 1)
+    hidden = [text_hidden(vlm, batch, visual, False)[0, -2] for batch in (first, second)]
+    assert not torch.allclose(*hidden)
+
+
+def test_padding_changes_no_loss(vlm):
+    collate = Collator(vlm, "independent")
+    rows = [sample(0, ROUNDS), sample(1, ROUNDS[:1])]
+    both = collate(rows)
+    visual = vlm.encode(both.pixels).tokens
+    apart = sum(
+        answer_loss(vlm, collate([row]), visual[number]) for number, row in enumerate(rows)
+    )
+    torch.testing.assert_close(
+        answer_loss(vlm, both, visual.flatten(0, 1)), apart, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_rows_without_an_image_or_an_answer(vlm):
+    silent = FakeSample("q", 5, {"conversations": [{"from": "human", "value": ""}]}, ())
+    batch = Collator(vlm)([sample(0, ROUNDS), sample(1, ROUNDS, image=False), silent])
+    assert batch.num_images == 1
+    assert answers_of(batch, 2, None) == []
+    assert len(answers_of(batch, 1, None)) == len(answers_of(batch, 0, None))
+
+
+def test_recomputation_changes_no_gradient(vlm):
+    batch = Collator(vlm)([sample(0, ROUNDS)])
+    features = vlm.encode(batch.pixels).tokens.flatten(0, 1)
+    gradients = []
+    for recompute in (False, True):
+        visual = features.clone().requires_grad_()
+        answer_loss(vlm, batch, visual, recompute).backward()
+        gradients.append(visual.grad)
+    assert torch.equal(*gradients)
+
+
+def test_the_mask_of_independent_rounds_by_hand():
+    segments = torch.tensor([[-1, -1, 0, 0, 1, -2]])
+    seen = attention_mask(segments, torch.float32)[0, 0] == 0
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+
+
+def test_turns_that_do_not_alternate_are_named(vlm):
+    bad = FakeSample("bad", 0, {"conversations": [{"from": "gpt", "value": "x"}]}, ())
+    with pytest.raises(ConfigError, match="sample bad"):
+        Collator(vlm)([bad])
