@@ -4,8 +4,6 @@ What a step holds is decided by `order` alone. Worker processes prepare micro-ba
 time and deliver them in order, so their number changes nothing but the speed.
 """
 
-import contextlib
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,10 +15,10 @@ from autoselect.data.faults import BadSample, Fault
 from autoselect.data.order import global_batch, rank_share
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import Sample, ShardSet, blank_sample
+from autoselect.data.signal_shield import SignalShield, held_signals
 
 Collate = Callable[[list[Sample]], Any]
 _ENDLESS = 2**40
-_SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class _MicroBatches(Dataset):
@@ -142,11 +140,11 @@ class Loader:
             sampler=range(self.step * self._data.accumulation, stop * self._data.accumulation),
             num_workers=self._workers,
             collate_fn=_as_is,
-            worker_init_fn=_shield_worker if self._workers else None,
+            worker_init_fn=SignalShield() if self._workers else None,
             # Otherwise torch would draw from the global generator, which belongs to the training.
             generator=torch.Generator(),
         )
-        with _held_signals():
+        with held_signals():
             deliveries = iter(prepared)
         micro_batches = []
         for micro_batch, faults in deliveries:
@@ -161,30 +159,6 @@ class Loader:
 def _as_is(step: Any) -> Any:
     """Keeps torch from turning tuples into lists and arrays into tensors."""
     return step
-
-
-@contextlib.contextmanager
-def _held_signals() -> Iterator[None]:
-    """Holds signals back while workers start, so that none meets one without its shield.
-
-    The mask is inherited; signals for this process arrive when it is lifted again.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _shield_worker(worker: int) -> None:
-    """Leaves signals to the training process, which finishes its step and ends the workers.
-
-    Slurm and terminals signal whole process groups; a worker that died of it would take the step
-    and the checkpoint with it.
-    """
-    for number in _SHIELDED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHIELDED)
 
 
 def _check_sizes(

@@ -3,6 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +135,39 @@ def test_a_killed_worker_ends_the_run(open_set) -> None:
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(steps)
+
+
+LEAVE_EARLY = """
+import multiprocessing, sys
+from autoselect.data.loader import Loader
+from autoselect.data.shards import ShardSet
+
+steps = iter(Loader(ShardSet.open(sys.argv[1]), len, 0, 4, workers=2))
+next(steps)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+{ending}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("sys.exit(3)", 3), ("raise ValueError", 1), ("import os; os.kill(os.getpid(), 9)", -9)],
+)
+def test_workers_end_with_the_training_process(shard_folder: Path, ending: str, code: int) -> None:
+    script = LEAVE_EARLY.format(ending=ending)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(shard_folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    workers = [int(word) for word in done.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived the training process"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
