@@ -206,7 +206,7 @@ def test_the_command_prints_stage_time_and_assumptions(
     assert "7.06 B frozen" in text
     assert "smallest stage that fits" in text and "does not fit" in text
     assert "64 images = 32 x 2 devices x 1 accumulation" in text
-    assert "micro batch" not in text
+    assert "lower its micro batch" not in text
     assert "h for 1000 steps" in text and "assumed" in text and "35% of 989 TFLOP/s" in text
 
 
