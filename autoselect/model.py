@@ -12,7 +12,6 @@ Dimension letters: I images, N visual tokens, D width, B rows, T text tokens.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoselect.calibration import TokenStatistics
@@ -87,13 +86,13 @@ class AutoSelect(nn.Module):
         return self
 
     def gate(
-        self, visual: VisualTokens, setting: GateSetting, sample_ids: Tensor
+        self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gated tokens [I, N, D] and gates [I, N] of visual tokens."""
         scores = self.scorer(visual.tokens, visual.mask)
         if self.standardise:
             scores = standardise(scores, visual.mask)
-        key = NoiseKey(setting.seed, setting.step, sample_ids)
+        key = NoiseKey(setting.seed, setting.step, image_ids)
         statistics = self.statistics
         return soft_top_k_noise_gate(
             visual.tokens,
@@ -112,7 +111,7 @@ class AutoSelect(nn.Module):
         if batch.num_images == 0:
             return self._without_images(batch)
         visual = self.vlm.encode(batch.pixels)
-        gated, gates = self.gate(visual, setting, image_keys(batch.sample_ids))
+        gated, gates = self.gate(visual, setting, batch.image_ids)
         repaired = self.denoiser(gated)
         real = repaired if visual.mask is None else repaired[visual.mask]
         loss_sum = answer_loss(
@@ -133,14 +132,3 @@ class AutoSelect(nn.Module):
         assert isinstance(nothing, Tensor)
         zero = torch.zeros((), device=nothing.device)
         return StepOutput(nothing, batch.num_answer_tokens, zero, zero, 0)
-
-
-def image_keys(sample_ids: Tensor) -> Tensor:
-    """A noise key per image, [I]: images of one sample differ, whatever batch they sit in.
-
-    Args:
-        sample_ids: sample of each image, images of one sample side by side, int64, [I].
-    """
-    same = F.one_hot(torch.unique_consecutive(sample_ids, return_inverse=True)[1])
-    number = (same.cumsum(dim=0) * same).sum(dim=1) - 1
-    return sample_ids * 4096 + number

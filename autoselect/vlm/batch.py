@@ -21,6 +21,7 @@ from autoselect.vlm.backbone import FrozenVLM, chat
 
 IGNORED_LABEL = -100
 IMAGE_MARK = "<image>"
+MOST_IMAGES = 4096
 Rounds = Literal["independent", "conversation"]
 Round = tuple[str, str | None]
 
@@ -44,7 +45,7 @@ class TrainBatch:
         position_ids: [B, T].
         segments: round that a token belongs to: -1 prefix, -2 padding, [B, T].
         pixels: of the image processor, for I images, in order of appearance.
-        sample_ids: data-set index of each image's sample, int64, [I]; noise is keyed by it.
+        image_ids: sample_id * MOST_IMAGES + place in its sample, int64, [I]; noise is keyed by it.
     """
 
     input_ids: Tensor
@@ -52,7 +53,7 @@ class TrainBatch:
     position_ids: Tensor
     segments: Tensor
     pixels: dict[str, Tensor]
-    sample_ids: Tensor
+    image_ids: Tensor
 
     @property
     def num_answer_tokens(self) -> int:
@@ -60,7 +61,7 @@ class TrainBatch:
 
     @property
     def num_images(self) -> int:
-        return len(self.sample_ids)
+        return len(self.image_ids)
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The same batch on another device."""
@@ -70,7 +71,7 @@ class TrainBatch:
             self.position_ids.to(device),
             self.segments.to(device),
             {name: value.to(device) for name, value in self.pixels.items()},
-            self.sample_ids.to(device),
+            self.image_ids.to(device),
         )
 
 
@@ -103,7 +104,11 @@ class Collator:
             padded = [row[column] + [padding] * (longest - len(row[column])) for row in rows]
             columns.append(torch.tensor(padded, dtype=torch.long))
         images = [picture for sample in samples for picture in sample.pictures]
-        ids = [sample.sample_id for sample in samples for _ in sample.pictures]
+        ids = [
+            sample.sample_id * MOST_IMAGES + place
+            for sample in samples
+            for place in range(len(sample.pictures))
+        ]
         pixels = self.processor.image_processor(images=images, return_tensors="pt") if images else {}
         return TrainBatch(*columns, dict(pixels), torch.tensor(ids, dtype=torch.long))
 
