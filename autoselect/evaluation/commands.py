@@ -22,6 +22,8 @@ HELP = {
     "rows_per_batch": "questions answered together",
     "max_new_tokens": "longest answer in tokens",
     "latency_batch": "batch size of the latency measurement",
+    "experiment": "MLflow experiment",
+    "tracking": "log to MLflow",
     "device": "cpu or cuda; a GPU where there is one by default",
 }
 
@@ -39,6 +41,14 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per field of `EvalSettings`; fields without a default are required."""
     for field in dataclasses.fields(EvalSettings):
         required = field.default is dataclasses.MISSING
+        if isinstance(field.default, bool):
+            parser.add_argument(
+                f"--{field.name}",
+                action=argparse.BooleanOptionalAction,
+                default=field.default,
+                help=HELP[field.name],
+            )
+            continue
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             required=required,

@@ -13,9 +13,14 @@ from autoselect.config import ConfigError
 from autoselect.evaluation.answering import Answers, Plan
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.environment import environment
+from autoselect.evaluation.examples import overlay_rows
+from autoselect.evaluation.figures.curves import retention_curves
+from autoselect.evaluation.figures.overlays import patch_overlays
+from autoselect.evaluation.html import html_report
 from autoselect.evaluation.latency import LatencyPlan, latency_report
 from autoselect.evaluation.methods import Method, choose_methods, selector_method
 from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
+from autoselect.evaluation.record import record_evaluation
 from autoselect.evaluation.report import build_report, check_report, markdown
 from autoselect.evaluation.samples import EvaluationSet
 
@@ -40,6 +45,8 @@ class EvalSettings:
         max_new_tokens: longest answer in tokens.
         latency_batch: batch size of the latency measurement.
         device: where the VLM runs; None for a GPU where there is one.
+        experiment: MLflow experiment.
+        tracking: log to MLflow.
     """
 
     model: str
@@ -55,6 +62,8 @@ class EvalSettings:
     max_new_tokens: int = 4
     latency_batch: int = 1
     device: str | None = None
+    experiment: str = "autoselect"
+    tracking: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,9 +143,13 @@ def evaluate(
     more = {"environment": environment(), "digests": digests, **(extra or {})}
     report = build_report(samples, answers, plan, vlm.name, num_tokens, latency, more)
     check_report(report)
-    write_report(out, report)
+    result = Evaluation(report, answers, samples, plan, vlm, selector)
     write_predictions(out / "predictions.jsonl", samples, answers, plan)
-    return Evaluation(report, answers, samples, plan, vlm, selector)
+    figures = write_figures(out / "figures", result)
+    write_report(out, report, figures)
+    if settings.tracking:
+        record_evaluation(settings, report, figures, selector.metadata.get("tracking_run_id"))
+    return result
 
 
 def check_width(vlm: Any, selector: Any, path: str) -> None:
@@ -206,10 +219,25 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_report(out: Path, report: dict[str, Any]) -> None:
-    """Write `report.json` and `report.md`; the JSON last, complete or not at all."""
+def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
+    """Draw the figures that the model and the data allow, as PNG files by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {"retention": retention_curves(result.report)}
+    grid = result.vlm.encode_images([result.samples[0].image]).grid
+    rows = overlay_rows(result.vlm, result.selector, result.samples, result.answers, result.plan)
+    if grid is not None and rows:
+        drawn["overlays"] = patch_overlays(rows, grid)
+    paths = {name: folder / f"{name}.png" for name in drawn}
+    for name, figure in drawn.items():
+        figure.savefig(paths[name])
+    return paths
+
+
+def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) -> None:
+    """Write `report.md`, `report.html` and last `report.json`, complete or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(markdown(report))
+    (out / "report.html").write_text(html_report(report, figures))
     partial = out / "report.json.partial"
     partial.write_text(json.dumps(report, indent=1))
     partial.replace(out / "report.json")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from autoselect.tracking.processes import is_gone
 from autoselect.tracking.spool import Event
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
-PARENT_TAG = "mlflow.parentRunId"
+PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "mlflow.experimentKind"
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 LONGEST_VALUE = 6000
@@ -165,6 +165,7 @@ class Store:
         )
         self.client.log_model_artifacts(model.model_id, event["path"])
         self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         self.client.set_tag(run_id, f"model.{event['name']}", model.model_id)
 
     def _apply_status(self, run_id: str, event: Event) -> None:
@@ -175,7 +176,9 @@ class Store:
         if found is not None:
             return found.experiment_id
         try:
-            return self.client.create_experiment(name, _artifact_location(self.uri))
+            return self.client.create_experiment(
+                name, _artifact_location(self.uri), {KIND_TAG: "custom_model_development"}
+            )
         except MlflowException as error:
             # Another process was faster.
             found = self.client.get_experiment_by_name(name)

@@ -8,6 +8,7 @@ answer, everything is kept in `mlruns/spool/` and delivered later (`Tracker.sync
 
 import atexit
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from autoselect.tracking.store import PARENT_TAG, ServerUnreachableError, Store
 
 SPOOL_FOLDER = "mlruns/spool"
 RETRY_SECONDS = 30.0
+NOTE_TAG, SOURCE_TAG = "mlflow.note.content", "mlflow.source.name"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,8 @@ class Tracker:
         if name is not None:
             run_id = Spool(spool_folder, name).run_id
         store = Store.open()
-        everything = {k: str(v) for k, v in {**(tags or {}), **own_process()}.items()}
+        everything = {k: str(v) for k, v in {**own_process(), **(tags or {})}.items()}
+        everything.setdefault(SOURCE_TAG, Path(sys.argv[0]).name)
         if parent_run_id is not None:
             everything[PARENT_TAG] = parent_run_id
         spool = Spool(spool_folder, run_id or name or Spool.offline_name())
@@ -106,6 +109,10 @@ class Tracker:
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Add or replace tags."""
         self._send({"kind": "tags", "values": {k: str(v) for k, v in tags.items()}})
+
+    def describe(self, text: str) -> None:
+        """Set the description that the dashboard shows with the run, in Markdown."""
+        self.set_tags({NOTE_TAG: text})
 
     def log_figure(self, figure: Any, name: str) -> None:
         """Log a matplotlib figure as the image file `name` (its suffix is the format)."""

@@ -1,0 +1,49 @@
+"""Entry point of distributed evaluation, under the `deepspeed` launcher, `torchrun` or `srun`.
+
+    deepspeed --num_gpus 8 autoselect/eval.py --model DIR --selector DIR --shards GLOB ...
+
+The ranks share the images and give the report that one process would; flags as `autoselect eval`.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+
+import torch.distributed as dist
+
+from autoselect import runtime
+from autoselect.config import ConfigError
+from autoselect.evaluation.commands import add_eval_arguments, settings_of
+from autoselect.evaluation.run import EvalSettings, evaluate
+
+logger = logging.getLogger(__name__)
+WAIT_SECONDS = 24 * 3600.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the evaluation; user errors are one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="autoselect/eval.py", description=__doc__)
+    add_eval_arguments(parser)
+    parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
+    settings = settings_of(parser.parse_args(arguments))
+    info = runtime.RankInfo.from_environment()
+    runtime.setup_logging(info)
+    try:
+        return _evaluate(settings, info)
+    except ConfigError as error:
+        logger.error("%s", error)
+        return 2
+
+
+def _evaluate(settings: EvalSettings, info: runtime.RankInfo) -> int:
+    device = runtime.choose_device(info)
+    runtime.init_distributed(info, device, WAIT_SECONDS)
+    settings = dataclasses.replace(settings, device=settings.device or str(device))
+    evaluate(settings, rank=info.rank, world_size=info.world_size, barrier=dist.barrier)
+    runtime.shutdown_distributed()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

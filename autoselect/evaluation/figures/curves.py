@@ -1,0 +1,159 @@
+"""Retention and accuracy against the token budget."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from autoselect.evaluation.figures.style import (
+    INK,
+    MARKERS,
+    MUTED,
+    colour_of,
+    new_figure,
+    spread,
+    tidy,
+    title,
+)
+from autoselect.evaluation.methods import SELECTOR
+
+Row = dict[str, Any]
+
+
+def retention_curves(report: dict[str, Any]) -> Figure:
+    """Mean retention of every method over the budgets with 95 % bands, and accuracy per task.
+
+    Args:
+        report: as `build_report` gives it.
+    """
+    tasks = list(report["full"]["tasks"])
+    columns = -(-len(tasks) // 2)
+    figure = new_figure(7.4 + 2.0 * columns, 5.2)
+    grid = figure.add_gridspec(2, columns + 1, width_ratios=[6.2, *[2.0] * columns])
+    _mean_panel(figure.add_subplot(grid[:, 0]), report)
+    for i, task in enumerate(tasks):
+        axes = figure.add_subplot(grid[i // columns, 1 + i % columns])
+        _task_panel(axes, report, task)
+    return figure
+
+
+def by_method(report: dict[str, Any]) -> dict[str, list[Row]]:
+    """Rows of each method in the order of the budgets, the selector last (on top)."""
+    methods: dict[str, list[Row]] = {}
+    for row in sorted(report["rows"], key=lambda r: (r["method"] == SELECTOR, r["budget"])):
+        methods.setdefault(row["method"], []).append(row)
+    return methods
+
+
+def _mean_panel(axes: Axes, report: dict[str, Any]) -> None:
+    ends, labels = [], []
+    for method, rows in by_method(report).items():
+        rows = [row for row in rows if row["retention"] is not None]
+        if not rows:
+            continue
+        budgets = [row["budget"] for row in rows]
+        values = [100 * row["retention"] for row in rows]
+        low = [100 * row["retention_ci95"][0] for row in rows]
+        high = [100 * row["retention_ci95"][1] for row in rows]
+        is_selector = method == SELECTOR
+        axes.fill_between(
+            budgets, low, high, color=colour_of(method), alpha=0.18 if is_selector else 0.07, lw=0
+        )
+        _line(axes, method, budgets, values)
+        ends.append(values[-1])
+        labels.append(method)
+    axes.axhline(100, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"full model, {report['num_tokens']} tokens",
+        (0.0, 100),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 4),
+        textcoords="offset points",
+        fontsize=8,
+        color=MUTED,
+    )
+    _budget_axis(axes, report)
+    tidy(axes)
+    _end_labels(axes, ends, labels, max(row["budget"] for row in report["rows"]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    axes.set_xlabel("visual tokens kept", fontsize=9, color=INK)
+    title(axes, "Accuracy kept, mean over tasks (95 % bands)", 11)
+
+
+def _line(axes: Axes, method: str, budgets: list[int], values: list[float]) -> None:
+    is_selector = method == SELECTOR
+    axes.plot(
+        budgets,
+        values,
+        color=colour_of(method),
+        linewidth=2.6 if is_selector else 1.4,
+        linestyle=(0, (3, 2)) if method == "oracle" else "-",
+        marker=MARKERS.get(method, "."),
+        markersize=7 if is_selector else 4.5,
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+        zorder=5 if is_selector else 3,
+    )
+
+
+def _end_labels(axes: Axes, values: list[float], labels: list[str], budget: int) -> None:
+    bottom, top = axes.get_ylim()
+    heights = spread(values, (top - bottom) / 25)
+    for label, value, height in zip(labels, values, heights, strict=True):
+        axes.annotate(
+            label,
+            (budget, value),
+            xytext=(1.02, height),
+            textcoords=("axes fraction", "data"),
+            fontsize=9 if label == SELECTOR else 8,
+            fontweight="bold" if label == SELECTOR else "normal",
+            color=colour_of(label),
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour_of(label), "lw": 0.5, "alpha": 0.6},
+        )
+
+
+def _task_panel(axes: Axes, report: dict[str, Any], task: str) -> None:
+    for method, rows in by_method(report).items():
+        budgets = [row["budget"] for row in rows]
+        values = [100 * row["tasks"][task] for row in rows]
+        is_selector = method == SELECTOR
+        axes.plot(
+            budgets,
+            values,
+            color=colour_of(method),
+            linewidth=2.0 if is_selector else 0.9,
+            alpha=1.0 if is_selector else 0.75,
+            linestyle=(0, (3, 2)) if method == "oracle" else "-",
+            zorder=5 if is_selector else 3,
+        )
+    for name, style in (("full", (0, (4, 3))), ("blind", (0, (1, 2)))):
+        level = 100 * report[name]["tasks"][task]
+        axes.axhline(level, color=MUTED, linewidth=0.9, linestyle=style)
+        axes.annotate(
+            name,
+            (1.0, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 2),
+            textcoords="offset points",
+            fontsize=6.5,
+            ha="right",
+            color=MUTED,
+        )
+    _budget_axis(axes, report, share=False)
+    tidy(axes)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    title(axes, task, 9)
+
+
+def _budget_axis(axes: Axes, report: dict[str, Any], share: bool = True) -> None:
+    budgets = sorted({row["budget"] for row in report["rows"]})
+    axes.set_xscale("log")
+    axes.set_xticks(budgets)
+    axes.set_xticks([], minor=True)
+    count = report["num_tokens"]
+    axes.set_xticklabels([f"{b}\n{100 * b / count:.1f} %" if share else str(b) for b in budgets])
+    if len(budgets) > 1:
+        axes.set_xlim(budgets[0] * 0.94, budgets[-1] * 1.04)

@@ -1,0 +1,125 @@
+"""What the language model still sees: kept patches on sample images, with question and answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from autoselect.evaluation.figures.style import INK, MUTED, SELECTOR_COLOUR, new_figure
+
+RIGHT, WRONG = "#1c7c3c", "#c0392b"
+FADE = 0.22
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One panel: what was kept and what was answered.
+
+    Attributes:
+        label: method and budget.
+        positions: kept positions, ascending; None for all tokens.
+        answer: the generated text.
+        is_right: whether the metric counts it as right.
+    """
+
+    label: str
+    positions: Sequence[int] | None
+    answer: str
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class OverlayRow:
+    """One image and question; `panels` starts with the full model."""
+
+    image: Image.Image
+    question: str
+    truth: str
+    panels: tuple[Overlay, ...]
+
+
+def faded(image: Image.Image, grid: tuple[int, int], positions: Sequence[int]) -> np.ndarray:
+    """The image with all but the kept patches in pale grey, [height, width, 3] in 0..1."""
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    pale = 1 - FADE * (1 - grey)
+    kept = np.zeros(grid, dtype=bool)
+    kept.reshape(-1)[list(positions)] = True
+    rows = np.arange(pixels.shape[0]) * grid[0] // pixels.shape[0]
+    columns = np.arange(pixels.shape[1]) * grid[1] // pixels.shape[1]
+    return np.where(kept[rows][:, columns][..., None], pixels, pale)
+
+
+def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
+    """A table of images: the whole image first, then what each budget leaves of it.
+
+    Args:
+        rows: samples, all with the same labels.
+        grid: rows and columns of the token grid.
+    """
+    columns = len(rows[0].panels)
+    figure = new_figure(2.05 * columns + 0.3, 2.55 * len(rows) + 0.3)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for r, row in enumerate(rows):
+        for c, panel in enumerate(row.panels):
+            _panel(axes[r, c], row, panel, grid)
+            if r == 0:
+                axes[r, c].set_title(
+                    panel.label,
+                    fontsize=10,
+                    fontweight="bold",
+                    color=SELECTOR_COLOUR if c else INK,
+                    pad=18,
+                )
+        axes[r, 0].annotate(
+            row.question,
+            (0, 1),
+            xycoords="axes fraction",
+            xytext=(0, 4),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=INK,
+            annotation_clip=False,
+        )
+    return figure
+
+
+def _panel(axes: Axes, row: OverlayRow, panel: Overlay, grid: tuple[int, int]) -> None:
+    whole = panel.positions is None
+    axes.imshow(row.image if whole else faded(row.image, grid, panel.positions or ()))
+    if panel.positions is not None:
+        _outline(axes, row.image.size, grid, panel.positions)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(MUTED)
+        spine.set_linewidth(0.5)
+    mark = "✓" if panel.is_right else "✗"
+    text = f"{panel.answer or '(nothing)'} {mark}"
+    if whole and not panel.is_right:
+        text += f"   truth: {row.truth}"
+    axes.set_xlabel(text, fontsize=8.5, color=RIGHT if panel.is_right else WRONG, labelpad=3)
+
+
+def _outline(
+    axes: Axes, size: tuple[int, int], grid: tuple[int, int], positions: Sequence[int]
+) -> None:
+    """A thin line around the kept area, so that white patches stand out as well."""
+    height, width = size[1] / grid[0], size[0] / grid[1]
+    kept = {divmod(position, grid[1]) for position in positions}
+    lines = []
+    for row, column in kept:
+        left, top = column * width - 0.5, row * height - 0.5
+        right, bottom = left + width, top + height
+        edges = {
+            (row - 1, column): [(left, top), (right, top)],
+            (row + 1, column): [(left, bottom), (right, bottom)],
+            (row, column - 1): [(left, top), (left, bottom)],
+            (row, column + 1): [(right, top), (right, bottom)],
+        }
+        lines += [line for neighbour, line in edges.items() if neighbour not in kept]
+    axes.add_collection(LineCollection(lines, colors=SELECTOR_COLOUR, linewidths=1.0))

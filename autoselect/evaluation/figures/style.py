@@ -1,0 +1,69 @@
+"""One look for all figures: colours of the methods, fonts, axes without clutter."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, RULE = "#1f2430", "#6b7280", "#d9dce3"
+SELECTOR_COLOUR = "#d1352b"
+COLOURS = {
+    "autoselect": SELECTOR_COLOUR,
+    "oracle": "#1f2430",
+    "divprune": "#1f6fb4",
+    "cdpruner": "#2a9d8f",
+    "visionzip": "#8a5fbf",
+    "fastv": "#c2571a",
+    "cls_attention": "#b8860b",
+    "pooling": "#5b8c2a",
+    "grid": "#7a8699",
+    "norm": "#c96aa1",
+    "random": "#a0a6b1",
+}
+MARKERS = {"autoselect": "o", "oracle": "D", "divprune": "s", "cdpruner": "^", "visionzip": "v"}
+SPARE_COLOURS = ("#0e7490", "#9d174d", "#4d7c0f", "#7c2d12")
+DPI = 160
+
+
+def colour_of(method: str) -> str:
+    """The method's colour, the same in every figure."""
+    return COLOURS.get(method) or SPARE_COLOURS[sum(map(ord, method)) % len(SPARE_COLOURS)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, sides in inches."""
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+
+
+def tidy(axes: Axes, grid: str = "y") -> None:
+    """Thin grid lines, no box, readable ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    axes.grid(axis=grid, color=RULE, linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def title(axes: Axes, text: str, size: float = 10) -> None:
+    """A left-aligned title."""
+    axes.set_title(text, loc="left", fontsize=size, color=INK, fontweight="bold")
+
+
+def spread(values: list[float], gap: float) -> list[float]:
+    """Label heights as near as possible to `values`, in the same order, at least `gap` apart."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for index in order:
+        groups.append([index])
+        centres.append(values[index])
+        while (
+            len(groups) > 1
+            and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
+        ):
+            merged = groups[-2] + groups[-1]
+            groups[-2:] = [merged]
+            centres[-2:] = [sum(values[i] for i in merged) / len(merged)]
+    heights = [0.0] * len(values)
+    for members, centre in zip(groups, centres, strict=True):
+        for rank, index in enumerate(members):
+            heights[index] = centre + gap * (rank - (len(members) - 1) / 2)
+    return heights
