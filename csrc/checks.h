@@ -106,6 +106,18 @@ inline void check_noise_key(const at::Tensor& tokens, const at::Tensor& seed,
   }
 }
 
+// One number per token: gates, their logits, or scores.
+inline void check_gate_shape(const char* name, const at::Tensor& gate, const at::Tensor& tokens) {
+  check_float(name, gate, 2);
+  check_shape(name, gate, tokens.sizes().slice(0, 2), tokens);
+}
+
+inline void check_grad(const at::Tensor& grad, const at::Tensor& tokens) {
+  check_shape("grad", grad, tokens.sizes(), tokens);
+  TORCH_CHECK_TYPE(grad.scalar_type() == tokens.scalar_type(), "grad must be ",
+                   tokens.scalar_type(), " like the tokens, but is ", grad.scalar_type());
+}
+
 // The tensor in the type of the arithmetic, contiguous; a null tensor stays null.
 inline at::Tensor in_type(const at::Tensor& tensor, at::ScalarType type) {
   return tensor.to(type).contiguous();

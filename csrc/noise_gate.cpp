@@ -105,15 +105,8 @@ at::Tensor run_backward(const at::Tensor& grad, const at::Tensor& tokens, const 
   return grad_x;
 }
 
-void check_grad(const at::Tensor& grad, const at::Tensor& tokens) {
-  check_shape("grad", grad, tokens.sizes(), tokens);
-  TORCH_CHECK_TYPE(grad.scalar_type() == tokens.scalar_type(), "grad must be ",
-                   tokens.scalar_type(), " like the tokens, but is ", grad.scalar_type());
-}
-
 void check_gates(const at::Tensor& gates, const at::Tensor& tokens) {
-  check_float("gates", gates, 2);
-  check_shape("gates", gates, tokens.sizes().slice(0, 2), tokens);
+  check_gate_shape("gates", gates, tokens);
   const bool inside = gates.numel() == 0 || (gates.ge(0) & gates.le(1)).all().item<bool>();
   TORCH_CHECK_VALUE(inside, "gates must lie in 0..1, but reach from ", gates.min().item<double>(),
                     " to ", gates.max().item<double>());
@@ -167,7 +160,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_top_k_noise_gate_cpu(
     const at::Tensor& sample_ids, const OptionalTensor& mask) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
-  check_shape("scores", scores, tokens.sizes().slice(0, 2), tokens);
+  check_gate_shape("scores", scores, tokens);
   const auto [gates, logits] = soft_top_k_cpu(scores, k_rows, k, temperature, mask);
   const at::Tensor u = in_type(logits, work_type(tokens));
   const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
@@ -186,8 +179,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
   check_grad(grad, tokens);
-  check_float("logits", logits, 2);
-  check_shape("logits", logits, tokens.sizes().slice(0, 2), tokens);
+  check_gate_shape("logits", logits, tokens);
   if (grad_gates.has_value()) check_shape("grad_gates", *grad_gates, logits.sizes(), tokens);
   const at::Tensor u = in_type(logits, work_type(tokens));
   at::Tensor grad_u = at::empty_like(u);

@@ -20,7 +20,7 @@ struct PhiloxWords {
 constexpr uint32_t kStreamTag = 0x41535431u;
 
 AS_INLINE PhiloxWords philox4x32(PhiloxWords c, PhiloxKey key) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
 #pragma unroll
 #elif defined(__GNUC__)
 #pragma GCC unroll 10

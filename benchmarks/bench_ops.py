@@ -1,0 +1,291 @@
+"""How fast are the native operators, beside their references and a plain copy?
+
+    python benchmarks/bench_ops.py --device cpu --json FILE [--rounds N] [--no-compile]
+
+Every contender of a case is timed once per round, in turn, so that a disturbance meets all of them;
+the figures are medians. The floor is the time to copy the bytes that the operator must move: 1 copy
+of the tokens forward, 2.5 forward and backward (tokens in, gated out; gradient and tokens in,
+gradient out). `plain_ms` is what one would write without this package: torch.randn noise for the
+gate, torch.topk + sort + gather for the selection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from autoselect.ops import build_info
+from autoselect.ops.hard_top_k import select_tokens, select_tokens_reference
+from autoselect.ops.noise_gate import (
+    NoiseKey,
+    soft_top_k_noise_gate,
+    soft_top_k_noise_gate_reference,
+)
+from autoselect.ops.soft_top_k import (
+    soft_top_k,
+    soft_top_k_logits_reference,
+    soft_top_k_reference,
+)
+
+TEMPERATURE = 0.3
+COPIES = {"forward": 1.0, "forward+backward": 2.5}
+
+
+@dataclass
+class Case:
+    """One operator at one size; each contender is called without arguments."""
+
+    op: str
+    dtype: torch.dtype
+    shape: list[int]
+    direction: str
+    contenders: dict[str, Callable[[], object]]
+    floor_scale: float = 1.0
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+
+def forward_and_backward(function, leaves: list[Tensor], upstream: Tensor, direction: str):
+    """A call of the function, with its gradient or without."""
+
+    def forward():
+        with torch.no_grad():
+            return function()
+
+    def both():
+        output = function()
+        return torch.autograd.grad(output, leaves, upstream)
+
+    return forward if direction == "forward" else both
+
+
+def copy_of(source: Tensor) -> Callable[[], Tensor]:
+    """A copy into memory that is already there."""
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def soft_top_k_case(device, batch: int, n: int, direction: str, compiled: bool) -> Case:
+    """Soft top-K alone, float32 scores."""
+    scores = torch.randn(batch, n, device=device, requires_grad=True)
+    upstream = torch.randn(batch, n, device=device)
+    k = n // 9
+    functions = {"native": soft_top_k, "reference": soft_top_k_reference}
+    if compiled:
+        functions["compiled"] = torch.compile(soft_top_k_reference)
+    contenders = {
+        name: forward_and_backward(
+            lambda op=op: op(scores, k, TEMPERATURE), [scores], upstream, direction
+        )
+        for name, op in functions.items()
+    }
+    contenders["floor"] = copy_of(scores.detach())
+    scale = COPIES[direction]
+    return Case("soft_top_k", torch.float32, [batch, n], direction, contenders, scale)
+
+
+def plain_gate(tokens, scores, k, temperature, mean, std, _noise_key):
+    """The gate as one would write it in eager PyTorch, with torch.randn noise that is stored."""
+    logits = soft_top_k_logits_reference(scores, k, temperature).to(torch.float32)
+    a = torch.exp(logsigmoid(logits) / 2)[..., None]
+    b = torch.exp(logsigmoid(-logits) / 2)[..., None]
+    noise = std * torch.randn(tokens.shape, device=tokens.device)
+    gated = mean + a * (tokens.float() - mean) + b * noise
+    return gated.to(tokens.dtype), torch.sigmoid(logits)
+
+
+def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool) -> Case:
+    """The fused soft top-K and noise gate."""
+    batch, n, width = shape
+    tokens = torch.randn(shape, device=device).to(dtype).requires_grad_()
+    scores = torch.randn(batch, n, device=device, requires_grad=True)
+    upstream = torch.randn(shape, device=device).to(dtype)
+    mean, std = torch.randn(width, device=device), torch.rand(width, device=device)
+    number = torch.tensor(1, device=device)
+    key = NoiseKey(number, number, torch.arange(batch, device=device))
+    functions = {
+        "native": soft_top_k_noise_gate,
+        "reference": soft_top_k_noise_gate_reference,
+        "plain": plain_gate,
+    }
+    if compiled:
+        functions["compiled"] = torch.compile(soft_top_k_noise_gate_reference)
+    contenders = {
+        name: forward_and_backward(
+            lambda op=op: op(tokens, scores, n // 9, TEMPERATURE, mean, std, key)[0],
+            [tokens, scores],
+            upstream,
+            direction,
+        )
+        for name, op in functions.items()
+    }
+    contenders["floor"] = copy_of(tokens.detach())
+    scale = COPIES[direction]
+    return Case("soft_top_k_noise_gate", dtype, list(shape), direction, contenders, scale)
+
+
+def plain_select(tokens, scores, k):
+    """torch.topk, sort, gather."""
+    indices = torch.topk(scores, k, dim=-1).indices.sort(dim=-1).values
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2])), indices
+
+
+def select_case(device, shape, k: int, dtype: torch.dtype, compiled: bool) -> Case:
+    """Selection of the k best tokens."""
+    tokens = torch.randn(shape, device=device).to(dtype)
+    scores = torch.randn(shape[:2], device=device)
+    contenders = {
+        "native": lambda: select_tokens(tokens, scores, k),
+        "reference": lambda: select_tokens_reference(tokens, scores, k),
+        "plain": lambda: plain_select(tokens, scores, k),
+        "floor": copy_of(tokens[:, :k].contiguous()),
+    }
+    if compiled:
+        function = torch.compile(select_tokens_reference)
+        contenders["compiled"] = lambda: function(tokens, scores, k)
+    return Case("select_tokens", dtype, [*shape, k], "forward", contenders)
+
+
+def cases(device: torch.device, compiled: bool):
+    """The cases of a device, made one at a time so that only one is in memory."""
+    directions = tuple(COPIES)
+    for direction in directions:
+        yield lambda d=direction: soft_top_k_case(device, 64, 576, d, compiled)
+    if device.type == "cpu":
+        shapes = [(8, 576, 1024)]
+    else:
+        yield lambda: soft_top_k_case(device, 1, 576, "forward", compiled)
+        shapes = [(1, 576, 4096), (32, 576, 4096)]
+    for shape in shapes:
+        for dtype in (torch.float32, torch.bfloat16):
+            for direction in directions:
+                yield lambda s=shape, t=dtype, d=direction: gate_case(device, s, t, d, compiled)
+    for shape in ((1, 576, 4096), (8, 576, 1024)):
+        yield lambda s=shape: select_case(device, s, 64, torch.bfloat16, compiled)
+
+
+def time_once(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Milliseconds of one call, from `repeats` in a row."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) * 1e3 / repeats
+
+
+def graph_of(call: Callable[[], object]) -> Callable[[], None]:
+    """The call captured as a CUDA graph: its time without launch overhead."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def measure(case: Case, device: torch.device, rounds: int) -> dict[str, object]:
+    """Interleaved medians of one case, as a row of the result."""
+    if device.type == "cuda":
+        case.contenders["native_graph"] = graph_of(case.contenders["native"])
+    repeats = {}
+    for name, call in case.contenders.items():
+        time_once(call, device, 2)
+        repeats[name] = max(1, min(200, round(2.0 / time_once(call, device, 1))))
+        case.samples[name] = []
+    names = list(case.contenders)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            sample = time_once(case.contenders[name], device, repeats[name])
+            case.samples[name].append(sample)
+    row: dict[str, object] = {
+        "op": case.op,
+        "device": device.type,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "shape": case.shape,
+        "direction": case.direction,
+    }
+    row |= {f"{name}_ms": statistics.median(values) for name, values in case.samples.items()}
+    row["floor_ms"] = statistics.median(case.samples["floor"]) * case.floor_scale
+    row["samples_ms"] = case.samples
+    return row
+
+
+def run(device: torch.device, rounds: int, compiled: bool) -> list[dict[str, object]]:
+    """All rows of a device."""
+    rows = []
+    for make in cases(device, compiled):
+        rows.append(measure(make(), device, rounds))
+        print(table_line(rows[-1]), flush=True)
+    return rows
+
+
+def table_line(row: dict[str, object]) -> str:
+    """One row of the printed table."""
+    shape = "x".join(map(str, row["shape"]))
+    columns = ("native", "native_graph", "reference", "plain", "compiled", "floor")
+    times = (
+        f"{name} {row[f'{name}_ms']:.4f} ({row[f'{name}_ms'] / row['native_ms']:.2f}x)"
+        for name in columns
+        if f"{name}_ms" in row
+    )
+    return f"{row['op']} {row['dtype']} {shape} {row['direction']}: {', '.join(times)} ms"
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What the figures were measured on."""
+    info = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    info |= {"threads": torch.get_num_threads(), "load": os.getloadavg(), "build": build_info()}
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists():
+        names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
+        info["processor"] = names[0].split(":")[1].strip() if names else info["processor"]
+    if device.type == "cuda":
+        info["gpu"] = torch.cuda.get_device_name(device)
+    return info
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no GPU on this machine; its figures stay not measured")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    rows = run(device, options.rounds, not options.no_compile)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1))
+        facts = options.json.with_suffix(".machine.json")
+        facts.write_text(json.dumps(machine(device), indent=1))
+
+
+if __name__ == "__main__":
+    main()
