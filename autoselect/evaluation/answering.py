@@ -57,7 +57,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class QuestionBatch:
     """Rows answered together: their prompt, and the image row that each belongs to, [R]."""
 
     prompt: dict[str, Tensor]
@@ -82,7 +82,7 @@ def answer_part(vlm: Any, samples: Sequence[EvaluationSample], plan: Plan) -> di
         for column in plan.columns()
     }
     image_kept = dict(_image_choices(context, plan))
-    for batch in _batches(vlm, samples, plan.rows_per_batch, context.tokens.device):
+    for batch in question_batches(vlm, samples, plan.rows_per_batch, context.tokens.device):
         question_kept = dict(_question_choices(vlm, context, batch, plan))
         for column in plan.columns():
             if column.method == FULL:
@@ -149,7 +149,7 @@ def _image_choices(context: SelectionContext, plan: Plan) -> Iterator[tuple[Colu
 
 
 def _question_choices(
-    vlm: Any, context: SelectionContext, batch: _Batch, plan: Plan
+    vlm: Any, context: SelectionContext, batch: QuestionBatch, plan: Plan
 ) -> Iterator[tuple[Column, Kept]]:
     methods = [method for method in plan.methods if method.per_question]
     if not methods:
@@ -165,13 +165,14 @@ def _question_choices(
             yield Column(method.name, budget, 0), method.keep(rows, budget)
 
 
-def _batches(
+def question_batches(
     vlm: Any, samples: Sequence[EvaluationSample], rows_per_batch: int, device: torch.device
-) -> Iterator[_Batch]:
+) -> Iterator[QuestionBatch]:
+    """All questions about some images, shortest first, so that a batch needs little padding."""
     places = [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
     places.sort(key=lambda place: len(samples[place[0]].questions[place[1]]))
     for start in range(0, len(places), rows_per_batch):
         chosen = places[start : start + rows_per_batch]
         prompt = vlm.prompt([samples[i].questions[r] for i, r in chosen])
         owner = torch.tensor([i for i, _ in chosen], device=device)
-        yield _Batch(prompt, owner, chosen)
+        yield QuestionBatch(prompt, owner, chosen)

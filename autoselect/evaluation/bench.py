@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency import LatencyPlan, kv_cache_bytes, latency_report
+from autoselect.evaluation.loading import load_pair
 
 QUESTION = "what is in the image ?"
 IMAGE_SIZE = 336
@@ -38,16 +38,9 @@ def bench_prefill(
     Raises:
         ConfigError: a setting that does not fit.
     """
-    from autoselect.evaluation.run import check_width
-    from autoselect.selector import Selector
-    from autoselect.vlm import FrozenVLM
-
     if not batches or min(batches) < 1:
         raise ConfigError(f"batches={list(batches)} must be one or more sizes of at least 1")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    vlm = FrozenVLM.from_pretrained(model, device=where)
-    trained = Selector.from_pretrained(selector, device=where)
-    check_width(vlm, trained, selector)
+    vlm, trained = load_pair(model, selector, device)
     image = fixed_image()
     num_tokens = vlm.encode_images([image]).tokens.shape[1]
     counts = parse_budgets(budgets, num_tokens)

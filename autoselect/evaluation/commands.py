@@ -1,4 +1,4 @@
-"""The commands `autoselect eval` and `autoselect bench prefill`."""
+"""The commands `autoselect eval`, `autoselect analyse` and `autoselect bench prefill`."""
 
 import argparse
 import dataclasses
@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from autoselect.evaluation.analyse import ANALYSES, Subject, analyse
 from autoselect.evaluation.bench import bench_prefill
+from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.evaluation.samples import EvaluationSet
 
 HELP = {
     "model": "folder or hub name of the vision-language model",
@@ -70,6 +74,31 @@ def run_eval(arguments: argparse.Namespace) -> int:
     if result is not None:
         print((Path(arguments.out) / "report.md").read_text())
         print(f"report: {Path(arguments.out) / 'report.json'}")
+    return 0
+
+
+def add_analyse_command(subparsers: Any) -> None:
+    """Add `analyse` to the `autoselect` command."""
+    parser = subparsers.add_parser("analyse", help="one analysis of a selector, with its figure")
+    parser.add_argument("kind", choices=sorted(ANALYSES), help="what to analyse")
+    for name in ("model", "selector", "shards", "budgets", "out"):
+        parser.add_argument(f"--{name}", required=True, help=HELP[name])
+    parser.add_argument("--max-images", type=int, default=256, help=HELP["max_images"])
+    parser.add_argument("--device", default=None, help=HELP["device"])
+    parser.set_defaults(run=run_analyse)
+
+
+def run_analyse(arguments: argparse.Namespace) -> int:
+    """Analyse, and print the numbers and where the figure is."""
+    samples = EvaluationSet.open(arguments.shards, arguments.max_images)
+    vlm, selector = load_pair(arguments.model, arguments.selector, arguments.device)
+    num_tokens = vlm.encode_images([samples[0].image]).tokens.shape[1]
+    budgets = parse_budgets(arguments.budgets, num_tokens)
+    subject = Subject(vlm, selector, list(samples), budgets)
+    numbers = analyse(arguments.kind, subject, Path(arguments.out))
+    if arguments.kind != "frequency":
+        print(json.dumps(numbers, indent=1))
+    print(f"figure: {Path(arguments.out) / arguments.kind}.png")
     return 0
 
 

@@ -63,6 +63,8 @@ def _log_summary(parent: Tracker, report: dict[str, Any]) -> None:
             if row["method"] == SELECTOR:
                 budget = row["budget"]
                 parent.log_metrics({f"retention_at_{budget}_tokens": row["retention"]})
+    similarity = report.get("analyses", {}).get("similarity", {})
+    parent.log_metrics({f"similarity/{name}": value for name, value in similarity.items()})
     for row in latency["pruned"]:
         parent.log_metrics({"latency/speedup": row["speedup"]}, row["budget"])
         parent.log_metrics({f"speedup_at_{row['budget']}_tokens": row["speedup"]})

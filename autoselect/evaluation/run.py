@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from autoselect.config import ConfigError
+from autoselect.evaluation.analyse import ANALYSES, Subject
 from autoselect.evaluation.answering import Answers, Plan
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.environment import environment
@@ -18,6 +17,7 @@ from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.html import html_report
 from autoselect.evaluation.latency import LatencyPlan, latency_report
+from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.methods import Method, choose_methods, selector_method
 from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
 from autoselect.evaluation.record import record_evaluation
@@ -25,6 +25,7 @@ from autoselect.evaluation.report import build_report, check_report, markdown
 from autoselect.evaluation.samples import EvaluationSet
 
 logger = logging.getLogger(__name__)
+ANALYSED_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,8 @@ def evaluate(
     Raises:
         ConfigError: any setting that does not fit, before anything is computed.
     """
-    from autoselect.selector import Selector
-    from autoselect.vlm import FrozenVLM
-
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     samples = EvaluationSet.open(settings.shards, settings.max_images)
-    vlm = FrozenVLM.from_pretrained(settings.model, device=device)
-    selector = Selector.from_pretrained(settings.selector, device=device)
-    check_width(vlm, selector, settings.selector)
+    vlm, selector = load_pair(settings.model, settings.selector, settings.device)
     methods = (selector_method(selector), *choose_methods(settings.methods, settings.random_seeds))
     num_tokens = vlm.num_tokens or vlm.encode_images([samples[0].image]).tokens.shape[1]
     plan = Plan(
@@ -150,16 +145,6 @@ def evaluate(
     if settings.tracking:
         record_evaluation(settings, report, figures, selector.metadata.get("tracking_run_id"))
     return result
-
-
-def check_width(vlm: Any, selector: Any, path: str) -> None:
-    """Raise ConfigError when the selector was trained for tokens of another width."""
-    width = selector.width
-    if width != vlm.width:
-        raise ConfigError(
-            f"selector={path} scores tokens of width {width}, but those of {vlm.name} have width "
-            f"{vlm.width}; choose the selector that was trained for this model"
-        )
 
 
 def usable_methods(
@@ -220,13 +205,22 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
 
 
 def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
-    """Draw the figures that the model and the data allow, as PNG files by name."""
+    """Draw the figures that the model and the data allow, as PNG files by name.
+
+    The numbers of the analyses go into the report.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {"retention": retention_curves(result.report)}
-    grid = result.vlm.encode_images([result.samples[0].image]).grid
-    rows = overlay_rows(result.vlm, result.selector, result.samples, result.answers, result.plan)
-    if grid is not None and rows:
-        drawn["overlays"] = patch_overlays(rows, grid)
+    vlm, selector, samples = result.vlm, result.selector, result.samples
+    grid = vlm.encode_images([samples[0].image]).grid
+    if grid is not None:
+        rows = overlay_rows(vlm, selector, samples, result.answers, result.plan)
+        if rows:
+            drawn["overlays"] = patch_overlays(rows, grid)
+        subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
+        for kind in ("similarity", "frequency"):
+            numbers, drawn[kind] = ANALYSES[kind](subject)
+            result.report.setdefault("analyses", {})[kind] = numbers
     paths = {name: folder / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
         figure.savefig(paths[name])

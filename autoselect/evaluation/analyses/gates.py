@@ -1,0 +1,56 @@
+"""Are the gates open or shut? Gates of a trained selector at several temperatures of training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.evaluation.samples import EvaluationSample
+from autoselect.ops.soft_top_k import soft_top_k
+from autoselect.scorer import standardise
+
+TEMPERATURES = (0.5, 0.1, 0.02)
+
+
+@dataclass(frozen=True)
+class GateSample:
+    """Gates of some images at one temperature.
+
+    Attributes:
+        temperature: of the soft top-K.
+        gates: all gates, [M].
+        polarisation: mass of the K largest gates of an image / K, mean over images.
+    """
+
+    temperature: float
+    gates: Tensor
+    polarisation: float
+
+
+@torch.inference_mode()
+def gate_samples(
+    vlm: Any,
+    selector: Any,
+    samples: Sequence[EvaluationSample],
+    budget: int,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> list[GateSample]:
+    """The gates that training would have used, had it stopped at these temperatures.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        selector: a `Selector`.
+        samples: images, encoded together.
+        budget: K.
+        temperatures: of the soft top-K, in standard deviations of the scores.
+    """
+    visual = vlm.encode_images([sample.image for sample in samples])
+    scores = standardise(selector.score(visual.tokens, visual.mask).float(), visual.mask)
+    found = []
+    for temperature in temperatures:
+        gates = soft_top_k(scores, budget, temperature, visual.mask)
+        mass = gates.topk(budget, dim=-1).values.sum(dim=-1) / budget
+        found.append(GateSample(temperature, gates.flatten().cpu(), float(mass.mean())))
+    return found

@@ -1,0 +1,84 @@
+"""Figure 4: kept tokens are unlike each other, dropped ones alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.evaluation.samples import EvaluationSample
+from autoselect.ops.hard_top_k import hard_top_k
+
+PAPER_COUNT = 64
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosine similarity of the best and the worst tokens, mean over images.
+
+    Attributes:
+        matrix: best tokens first, then the worst, each in the order of their score, [2k, 2k].
+        top: mean similarity of two different best tokens.
+        bottom: mean similarity of two different worst tokens.
+        across: mean similarity of a best and a worst token.
+        positions: (best, worst) positions of each image.
+    """
+
+    matrix: Tensor
+    top: float
+    bottom: float
+    across: float
+    positions: list[tuple[list[int], list[int]]]
+
+
+@torch.inference_mode()
+def token_similarity(
+    vlm: Any,
+    selector: Any,
+    samples: Sequence[EvaluationSample],
+    count: int | None = None,
+    images_per_batch: int = 32,
+) -> Similarity:
+    """Compare the `count` best and the `count` worst tokens of every image.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        selector: a `Selector`.
+        samples: the images.
+        count: tokens on either side; 64 as in the paper, but at most a quarter of the tokens.
+        images_per_batch: images encoded together.
+    """
+    total, positions = None, []
+    for start in range(0, len(samples), images_per_batch):
+        batch = samples[start : start + images_per_batch]
+        visual = vlm.encode_images([sample.image for sample in batch])
+        assert visual.mask is None, "figure 4 compares equally many tokens of every image"
+        k = count or min(PAPER_COUNT, visual.tokens.shape[1] // 4)
+        scores = selector.score(visual.tokens).float()
+        top, bottom = hard_top_k(scores, k), hard_top_k(-scores, k)
+        chosen = torch.cat([_by_score(scores, top), _by_score(scores, bottom)], dim=1)
+        unit = torch.nn.functional.normalize(visual.tokens.float(), dim=-1)
+        unit = unit.gather(1, chosen[..., None].expand(-1, -1, unit.shape[2]))
+        part = (unit @ unit.transpose(1, 2)).sum(dim=0)
+        total = part if total is None else total + part
+        positions += list(zip(top.tolist(), bottom.tolist(), strict=True))
+    assert total is not None
+    return _summary(total.cpu() / len(samples), positions)
+
+
+def _by_score(scores: Tensor, positions: Tensor) -> Tensor:
+    order = scores.gather(1, positions).argsort(dim=-1, descending=True, stable=True)
+    return positions.gather(1, order)
+
+
+def _summary(matrix: Tensor, positions: list[tuple[list[int], list[int]]]) -> Similarity:
+    k = len(matrix) // 2
+    different = ~torch.eye(k, dtype=torch.bool)
+    return Similarity(
+        matrix=matrix,
+        top=float(matrix[:k, :k][different].mean()),
+        bottom=float(matrix[k:, k:][different].mean()),
+        across=float(matrix[:k, k:].mean()),
+        positions=positions,
+    )

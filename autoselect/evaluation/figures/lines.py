@@ -1,0 +1,81 @@
+"""Two small line figures: fidelity of the noise gate (figure 5), and the classifier (figure 3)."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from autoselect.evaluation.figures.style import (
+    INK,
+    MUTED,
+    SELECTOR_COLOUR,
+    new_figure,
+    tidy,
+    title,
+)
+
+LOOKS = {
+    "hard removal": ("#1f2430", "o", "-"),
+    "noise gating": (SELECTOR_COLOUR, "s", (0, (4, 2))),
+    "zero filling": ("#7a8699", "^", (0, (1, 2))),
+    "selected": (SELECTOR_COLOUR, "o", "-"),
+    "random": ("#a0a6b1", ".", "-"),
+}
+
+
+def fidelity_figure(found: dict[str, Any]) -> Figure:
+    """Accuracy over the budgets for each treatment of dropped tokens.
+
+    Args:
+        found: of `gating_fidelity`.
+    """
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
+    for name, values in found["curves"].items():
+        _curve(axes, name, found["budgets"], values)
+    _finish(axes, found["budgets"])
+    axes.legend(fontsize=9, frameon=False)
+    title(axes, f"Random score maps: mean gap {100 * found['mean_gap']:.1f} points")
+    return figure
+
+
+def classifier_figure(found: dict[str, Any]) -> Figure:
+    """Accuracy of the classifier with selected and with random patches.
+
+    Args:
+        found: of `classifier_accuracy`.
+    """
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
+    for name in ("selected", "random"):
+        _curve(axes, name, found["budgets"], found[name])
+    axes.axhline(100 * found["full"], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    _finish(axes, found["budgets"])
+    axes.legend(fontsize=9, frameon=False)
+    title(axes, "Image classifier without the dropped patches")
+    return figure
+
+
+def _curve(axes: Axes, name: str, budgets: list[int], values: list[float]) -> None:
+    colour, marker, style = LOOKS[name]
+    axes.plot(
+        budgets,
+        [100 * value for value in values],
+        color=colour,
+        marker=marker,
+        linestyle=style,  # type: ignore[arg-type]
+        linewidth=1.8,
+        markersize=6,
+        markeredgecolor="white",
+        label=name,
+    )
+
+
+def _finish(axes: Axes, budgets: list[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    axes.set_xlabel("visual tokens kept", fontsize=9, color=INK)
+    tidy(axes)
