@@ -13,6 +13,8 @@ from pathlib import Path
 from autoselect import runtime
 from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
 from autoselect.deepspeed_config import load_deepspeed_config
+from autoselect.heartbeat import EXIT_RANK_LOST, RankLostError
+from autoselect.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
 DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
@@ -48,6 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         logger.error("%s", error)
         return 2
+    except NumbersError as error:
+        logger.error("%s", error)
+        return 1
+    except RankLostError as error:
+        logger.error("%s", error)
+        return EXIT_RANK_LOST
 
 
 def _train(config: TrainConfig, deepspeed: dict, info: runtime.RankInfo) -> int:

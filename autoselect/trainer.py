@@ -22,6 +22,7 @@ from autoselect.data.loader import Loader
 from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import BatchSizes, batch_sizes
 from autoselect.engine_state import capture, restore
+from autoselect.heartbeat import Heartbeat
 from autoselect.model import AutoSelect, GateSetting, StepOutput
 from autoselect.selector import Selector
 from autoselect.tracking import Tracker
@@ -222,16 +223,25 @@ class Trainer:
         )
 
     def run(self) -> bool:
-        """All remaining steps; False when a signal ended it early, after a checkpoint."""
+        """All remaining steps; False when a signal ended it early, after a checkpoint.
+
+        Raises:
+            NumbersError: too many updates in a row were not finite.
+            RankLostError: another rank is dead, failed or stalled.
+        """
         try:
-            finished = self._run()
+            with Heartbeat(self.info, on_lost=self._on_lost) as heartbeat:
+                finished = self._run(heartbeat)
         except BaseException:
             self.tracker.finish("FAILED")
             raise
         self.tracker.finish("FINISHED" if finished else "KILLED")
         return finished
 
-    def _run(self) -> bool:
+    def _on_lost(self, verdict: str) -> None:
+        self.tracker.finish("FAILED")
+
+    def _run(self, heartbeat: Heartbeat) -> bool:
         self.engine.train()
         bar = tqdm(
             total=self.config.steps,
@@ -241,6 +251,7 @@ class Trainer:
             disable=None if self.info.is_main else True,
         )
         for micro_batches in self.loader:
+            heartbeat.progress(f"update {self.step}")
             metrics = self.update([batch.to(self.device) for batch in micro_batches])
             self.step += 1
             bar.update()
@@ -253,6 +264,7 @@ class Trainer:
             self._log(metrics)
             stopping = self.signals.raised_anywhere(self.device)
             if stopping or self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                heartbeat.progress(f"checkpoint of step {self.step}")
                 self.save()
             if stopping and self.step < self.config.steps:
                 logger.warning("stopped by a signal after step %d, checkpoint saved", self.step)
