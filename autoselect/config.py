@@ -281,7 +281,9 @@ def parse_flags(flags: list[str]) -> dict[str, Any]:
     remaining = list(flags)
     while remaining:
         flag = remaining.pop(0)
-        require(flag.startswith("--"), f"unexpected argument {flag!r}; settings look like --name value")
+        require(
+            flag.startswith("--"), f"unexpected argument {flag!r}; settings look like --name value"
+        )
         name, equals, text = flag[2:].partition("=")
         if not equals:
             require(bool(remaining), f"flag --{name} has no value; write --{name} VALUE")

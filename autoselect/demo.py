@@ -134,6 +134,6 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def run_dashboard(arguments: argparse.Namespace) -> int:
     """Serve the MLflow pages of this folder's runs on 127.0.0.1 until interrupted."""
-    from autoselect.tracking import serve
+    from autoselect.tracking.dashboard import serve
 
     return serve(arguments.port)

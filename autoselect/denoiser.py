@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
         """`tokens` [B, N, D]; computed in the parameters' dtype, returned in the tokens'."""
         if not self.blocks:
             return tokens
-        repaired = tokens.to(self.blocks[0].mlp_in.weight.dtype)
+        repaired = tokens.to(next(self.parameters()).dtype)
         for block in self.blocks:
             repaired = block(repaired)
         return repaired.to(tokens.dtype)

@@ -114,9 +114,7 @@ class AutoSelect(nn.Module):
         gated, gates = self.gate(visual, setting, batch.image_ids)
         repaired = self.denoiser(gated)
         real = repaired if visual.mask is None else repaired[visual.mask]
-        loss_sum = answer_loss(
-            self.vlm, batch, real.flatten(0, -2), self.activation_checkpointing
-        )
+        loss_sum = answer_loss(self.vlm, batch, real.flatten(0, -2), self.activation_checkpointing)
         count = min(setting.token_budget, gates.shape[1])
         return StepOutput(
             loss_sum,

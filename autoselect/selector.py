@@ -99,9 +99,7 @@ class Selector(nn.Module):
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, device: torch.device | str = "cpu"
-    ) -> "Selector":
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Selector":
         """Load what `save_pretrained` wrote.
 
         Raises:

@@ -126,9 +126,11 @@ def calibrate_on(
             batch = collator([sample for sample in chunk if sample.images]).to(vlm.device)
             if batch.num_images:
                 visual = vlm.encode(batch.pixels)
-                yield visual.tokens.flatten(0, 1) if visual.mask is None else visual.tokens[
-                    visual.mask
-                ]
+                yield (
+                    visual.tokens.flatten(0, 1)
+                    if visual.mask is None
+                    else visual.tokens[visual.mask]
+                )
             seen += batch.num_images
             if seen >= config.gate.calibration_images:
                 return
@@ -263,7 +265,11 @@ class Trainer:
             )
             self._log(metrics)
             stopping = self.signals.raised_anywhere(self.device)
-            if stopping or self.step % self.config.save_every == 0 or self.step == self.config.steps:
+            if (
+                stopping
+                or self.step % self.config.save_every == 0
+                or self.step == self.config.steps
+            ):
                 heartbeat.progress(f"checkpoint of step {self.step}")
                 self.save()
             if stopping and self.step < self.config.steps:
@@ -362,4 +368,3 @@ def export(model: AutoSelect, config: TrainConfig, data_digest: str, folder: Pat
     }
     Selector(model.scorer, metadata).save_pretrained(folder)
     logger.info("selector written to %s", folder)
-

@@ -75,9 +75,7 @@ def within(name: str, prefix: str) -> bool:
 def test_dependencies_point_one_way(part):
     for module, path in MODULES.items():
         if part_of(module) == part:
-            wrong = {
-                name for name in imports_of(path) for p in FORBIDDEN[part] if within(name, p)
-            }
+            wrong = {name for name in imports_of(path) for p in FORBIDDEN[part] if within(name, p)}
             assert not wrong, f"{module} must not import {sorted(wrong)}"
 
 

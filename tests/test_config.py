@@ -20,7 +20,9 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 
 def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
     config = load_config(TrainConfig, None, ["--gate.min_token_budget", "null", "--steps", "5"])
-    flags = [f"--{name}={'null' if v is None else v}" for name, v in flatten(to_dict(config)).items()]
+    flags = [
+        f"--{name}={'null' if v is None else v}" for name, v in flatten(to_dict(config)).items()
+    ]
     assert load_config(TrainConfig, None, flags) == config
 
 

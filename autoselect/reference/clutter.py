@@ -66,9 +66,7 @@ def photos(split: Split) -> list[np.ndarray]:
 @lru_cache(maxsize=64)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """A font that matplotlib ships; `size` in pixels."""
-    return ImageFont.truetype(
-        str(files("matplotlib").joinpath("mpl-data/fonts/ttf", name)), size
-    )
+    return ImageFont.truetype(str(files("matplotlib").joinpath("mpl-data/fonts/ttf", name)), size)
 
 
 def photo_crop(rng: np.random.Generator, split: Split, width: int, height: int) -> Image.Image:
@@ -102,8 +100,8 @@ def background(rng: np.random.Generator, split: Split, size: int) -> Image.Image
         canvas = photo_crop(rng, split, size, size)
         for _ in range(rng.integers(2, 5)):
             width, height = rng.integers(size // 4, 3 * size // 4, size=2)
-            position = tuple(int(v) for v in rng.integers(-size // 8, size, size=2))
-            canvas.paste(photo_crop(rng, split, int(width), int(height)), position)
+            left, top = (int(v) for v in rng.integers(-size // 8, size, size=2))
+            canvas.paste(photo_crop(rng, split, int(width), int(height)), (left, top))
         return canvas
     if kind < 0.93:
         cells = int(rng.integers(4, size // 2))

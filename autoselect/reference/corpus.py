@@ -15,7 +15,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from autoselect.reference.questions import ask
-from autoselect.reference.scenes import COLOURS, PLATE_CHARACTERS, SHAPES, Scene, make_scene, scene_rng
+from autoselect.reference.scenes import (
+    COLOURS,
+    PLATE_CHARACTERS,
+    SHAPES,
+    Scene,
+    make_scene,
+    scene_rng,
+)
 from autoselect.reference.vlm import GRID, PATCH_SIZE, build_tokenizer
 
 QUESTIONS_PER_IMAGE = 8
@@ -66,9 +73,7 @@ def patch_labels(scene: Scene) -> np.ndarray:
         labels[3, row, column] = 1
     for character, box in zip(scene.plate.text, scene.plate.character_boxes, strict=True):
         cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        near = np.maximum(
-            np.abs(middles[None, :] - cx) / 6, np.abs(middles[:, None] - cy) / 8
-        )
+        near = np.maximum(np.abs(middles[None, :] - cx) / 6, np.abs(middles[:, None] - cy) / 8)
         labels[2, (near < 1.3) & (labels[2] == 0)] = IGNORED
         row, column = int(cy // PATCH_SIZE), int(cx // PATCH_SIZE)
         labels[2, row, column] = 1 + PLATE_CHARACTERS.index(character)

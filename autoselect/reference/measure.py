@@ -60,7 +60,10 @@ def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Tab
 
 def table(measured: Table) -> str:
     """Markdown table in per cent, with the mean over families."""
-    lines = [f"| visual tokens | {' | '.join(FAMILIES)} | mean |", "|---" * (len(FAMILIES) + 2) + "|"]
+    lines = [
+        f"| visual tokens | {' | '.join(FAMILIES)} | mean |",
+        "|---" * (len(FAMILIES) + 2) + "|",
+    ]
     for setting, scores in measured.items():
         values = [*scores.values(), sum(scores.values()) / len(scores)]
         lines.append(f"| {setting} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")

@@ -98,16 +98,11 @@ def relation(rng: np.random.Generator, scene: Scene) -> Question | None:
     names = Counter(_name(o) for o in scene.objects)
     single = [o for o in scene.objects if names[_name(o)] == 1]
     sign = SceneObject("sign", "", scene.plate.box)
-    pairs = [
-        (a, b)
-        for a in single
-        for b in [*single, sign]
-        if a is not b
-    ]
-    order = rng.permutation(len(pairs)) if pairs else []
+    pairs = [(a, b) for a in single for b in [*single, sign] if a is not b]
+    order = [int(i) for i in rng.permutation(len(pairs))]
     horizontal = rng.random() < 0.5
     for i in order:
-        first, second = pairs[int(i)]
+        first, second = pairs[i]
         axis = 0 if horizontal else 1
         gap = first.centre[axis] - second.centre[axis]
         if abs(gap) < 12:
@@ -126,7 +121,9 @@ def relation(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 def text(rng: np.random.Generator, scene: Scene) -> Question:
     """What the plate says."""
-    return Question("text", "what does the sign say ?", scene.plate.text, scene.plate.character_boxes)
+    return Question(
+        "text", "what does the sign say ?", scene.plate.text, scene.plate.character_boxes
+    )
 
 
 MAKERS = {

@@ -152,9 +152,7 @@ def make_scene(seed: int, split: Split, index: int) -> Scene:
     plate_box = _place(rng, 26, 17, taken)
     assert plate_box is not None
     taken.append(plate_box)
-    text = "".join(
-        PLATE_CHARACTERS[i] for i in rng.integers(len(PLATE_CHARACTERS), size=2)
-    )
+    text = "".join(PLATE_CHARACTERS[i] for i in rng.integers(len(PLATE_CHARACTERS), size=2))
     middle = (plate_box[0] + plate_box[2]) // 2
     plate = Plate(
         text,

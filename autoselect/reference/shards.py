@@ -46,7 +46,7 @@ def render_sample(seed: int, split: Split, index: int) -> tuple[str, dict[str, A
     """Key, record and JPEG bytes of one sample."""
     scene = make_scene(seed, split, index)
     rng = scene_rng(seed + 1, split, index)
-    families = FAMILIES
+    families: tuple[str, ...] = FAMILIES
     if split == "train":
         families = tuple(str(name) for name in rng.permutation(np.array(FAMILY_MIX)))
     questions = ask(rng, scene, families)[:QUESTIONS_PER_IMAGE]

@@ -24,7 +24,13 @@ from tqdm import tqdm
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 from autoselect.config import ConfigError
-from autoselect.reference.corpus import IGNORED, QUESTIONS_PER_IMAGE, SLOT_TOKENS, Corpus, build_corpus
+from autoselect.reference.corpus import (
+    IGNORED,
+    QUESTIONS_PER_IMAGE,
+    SLOT_TOKENS,
+    Corpus,
+    build_corpus,
+)
 from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.scenes import COLOURS, PLATE_CHARACTERS, SHAPES
 from autoselect.reference.vlm import NUM_VISUAL_TOKENS, SPECIAL_TOKENS, build_model, save_vlm
@@ -282,9 +288,7 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def cache_features(
-    model: LlavaForConditionalGeneration, corpus: Corpus, folder: Path
-) -> Tensor:
+def cache_features(model: LlavaForConditionalGeneration, corpus: Corpus, folder: Path) -> Tensor:
     """Tower features of the whole corpus, bfloat16 `[M, N, D]`, memory-mapped."""
     tower = model.model.vision_tower.eval()
     shape = (len(corpus), NUM_VISUAL_TOKENS, tower.config.hidden_size)
@@ -332,7 +336,9 @@ def train_language(
         tokens = torch.from_numpy(corpus.tokens[indices]).long()
         starts = torch.from_numpy(corpus.starts[indices]).long()
         with autocast():
-            logits, targets, _ = answer_logits(model, features[indices].float(), kept, tokens, starts)
+            logits, targets, _ = answer_logits(
+                model, features[indices].float(), kept, tokens, starts
+            )
         loss = F.cross_entropy(logits, targets)
         stage.update(loss)
         bar.update()

@@ -6,6 +6,7 @@ model.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -116,6 +117,7 @@ def build_config(vocabulary: int) -> LlavaConfig:
         bos_token_id=1,
         eos_token_id=2,
     )
+    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return LlavaConfig(
         vision_config=vision,
         text_config=language,
@@ -124,9 +126,7 @@ def build_config(vocabulary: int) -> LlavaConfig:
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        **special,
     )
 
 

@@ -101,7 +101,7 @@ class FrozenVLM:
                 "Give the folder of a transformers model (with config.json) or a hub name"
             ) from error
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype or default_dtype(device)
             )
         except ValueError as error:
@@ -283,9 +283,7 @@ class FrozenVLM:
 
 def chat(processor: Any, messages: list[dict[str, Any]], generation: bool) -> str:
     """Text of a conversation in the model's chat template."""
-    return processor.apply_chat_template(
-        messages, add_generation_prompt=generation, tokenize=False
-    )
+    return processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False)
 
 
 @contextmanager

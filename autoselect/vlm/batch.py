@@ -29,10 +29,17 @@ Round = tuple[str, str | None]
 class ShardSample(Protocol):
     """What the collator reads of a sample of the shards."""
 
-    key: str
-    sample_id: int
-    record: dict[str, Any]
-    pictures: tuple[Image.Image, ...]
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def sample_id(self) -> int: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]: ...
 
 
 @dataclass
@@ -99,18 +106,27 @@ class Collator:
     def __call__(self, samples: Sequence[ShardSample]) -> TrainBatch:
         rows = [self._row(sample) for sample in samples]
         longest = max(len(ids) for ids, _, _, _ in rows)
-        columns: list[Tensor] = []
-        for column, padding in enumerate((self.pad_id, IGNORED_LABEL, 0, -2)):
-            padded = [row[column] + [padding] * (longest - len(row[column])) for row in rows]
-            columns.append(torch.tensor(padded, dtype=torch.long))
+
+        def padded(column: int, padding: int) -> Tensor:
+            lists = [row[column] + [padding] * (longest - len(row[column])) for row in rows]
+            return torch.tensor(lists, dtype=torch.long)
+
         images = [picture for sample in samples for picture in sample.pictures]
         ids = [
             sample.sample_id * MOST_IMAGES + place
             for sample in samples
             for place in range(len(sample.pictures))
         ]
-        pixels = self.processor.image_processor(images=images, return_tensors="pt") if images else {}
-        return TrainBatch(*columns, dict(pixels), torch.tensor(ids, dtype=torch.long))
+        process = self.processor.image_processor
+        pixels = process(images=images, return_tensors="pt") if images else {}
+        return TrainBatch(
+            input_ids=padded(0, self.pad_id),
+            labels=padded(1, IGNORED_LABEL),
+            position_ids=padded(2, 0),
+            segments=padded(3, -2),
+            pixels=dict(pixels),
+            image_ids=torch.tensor(ids, dtype=torch.long),
+        )
 
     def _row(self, sample: ShardSample) -> tuple[list[int], list[int], list[int], list[int]]:
         rounds = conversation_rounds(sample)
@@ -157,8 +173,8 @@ class Collator:
             told = chat(self.processor, messages, generation=False)
             if not (asked.startswith(written) and told.startswith(asked)):
                 raise ConfigError(
-                    f"model={self.model_name}: its chat template rewrites earlier turns, so answers "
-                    "cannot be located; train on single-round samples"
+                    f"model={self.model_name}: its chat template rewrites earlier turns, so "
+                    "answers cannot be located; train on single-round samples"
                 )
             parts += [(asked[len(written) :], False), (told[len(asked) :], True)]
             written = told

@@ -71,9 +71,7 @@ def test_a_batch_equals_its_rows_one_by_one_under_padding(vlm, images):
     tokens = take(vlm.encode_images(images).tokens, positions)
     together = vlm.prefill(vlm.prefix(vlm.prompt(QUESTIONS), tokens, positions))
     for row, question in enumerate(QUESTIONS):
-        alone = vlm.prefix(
-            vlm.prompt([question]), tokens[row : row + 1], positions[row : row + 1]
-        )
+        alone = vlm.prefix(vlm.prompt([question]), tokens[row : row + 1], positions[row : row + 1])
         torch.testing.assert_close(vlm.prefill(alone)[0], together[row], rtol=0, atol=1e-5)
 
 

@@ -74,9 +74,7 @@ def test_padding_changes_no_loss(vlm):
     rows = [sample(0, ROUNDS), sample(1, ROUNDS[:1])]
     both = collate(rows)
     visual = vlm.encode(both.pixels).tokens
-    apart = sum(
-        answer_loss(vlm, collate([row]), visual[number]) for number, row in enumerate(rows)
-    )
+    apart = sum(answer_loss(vlm, collate([row]), visual[number]) for number, row in enumerate(rows))
     torch.testing.assert_close(
         answer_loss(vlm, both, visual.flatten(0, 1)), apart, rtol=1e-5, atol=1e-5
     )
