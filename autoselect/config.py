@@ -132,7 +132,7 @@ class DataConfig:
     """What is read.
 
     Attributes:
-        train_shards: glob of WebDataset shards; `reference` renders the reference data on first use.
+        train_shards: glob of WebDataset shards; `reference` renders its own on first use.
         rounds: `independent` questions on one image, or one `conversation`.
         max_text_tokens: longest row, image placeholders included.
         workers: decoding worker processes per rank; 0 decodes in the training process.
@@ -281,9 +281,7 @@ def parse_flags(flags: list[str]) -> dict[str, Any]:
     remaining = list(flags)
     while remaining:
         flag = remaining.pop(0)
-        require(
-            flag.startswith("--"), f"unexpected argument {flag!r}; settings look like --name value"
-        )
+        require(flag.startswith("--"), f"unexpected argument {flag!r}; write --NAME VALUE")
         name, equals, text = flag[2:].partition("=")
         if not equals:
             require(bool(remaining), f"flag --{name} has no value; write --{name} VALUE")

@@ -1,4 +1,4 @@
-"""What changes from step to step: learning rate, temperature, token budget. All are pure functions."""
+"""What changes from step to step, as pure functions: learning rate, temperature, token budget."""
 
 import math
 

@@ -1,7 +1,7 @@
 """The Selector that users load: Scorer and hard top-K, nothing else.
 
-It ranks visual tokens, so the budget is an argument of `select`, not of the checkpoint. A selector is
-a folder with `selector.safetensors` and `config.json`: no pickles.
+It ranks visual tokens, so the budget is an argument of `select`, not of the checkpoint. A selector
+is a folder with `selector.safetensors` and `config.json`: no pickles.
 """
 
 import json
@@ -65,8 +65,8 @@ class Selector(nn.Module):
         """
         if tokens.ndim != 3 or tokens.shape[-1] != self.width:
             raise ConfigError(
-                f"tokens of shape {list(tokens.shape)} do not fit a selector of width {self.width}; "
-                "use it with the model that it was trained on: "
+                f"tokens of shape {list(tokens.shape)} do not fit a selector of width "
+                f"{self.width}; use it with the model that it was trained on: "
                 f"{self.metadata.get('model', 'unknown')}"
             )
         return self.scorer(tokens, mask)

@@ -1,4 +1,4 @@
-"""Entry point of training: `deepspeed autoselect/train.py --deepspeed configs/deepspeed/zero2.json`.
+"""Training: `deepspeed autoselect/train.py --deepspeed configs/deepspeed/zero2.json`.
 
 Without other flags it trains the reference run. `--config FILE.yaml` and dotted settings such as
 `--gate.token_budget 32` change anything; `--help` lists them.

@@ -1,7 +1,7 @@
 """Training of Scorer and Denoiser around a frozen VLM, with DeepSpeed.
 
-`train` reads from top to bottom: load the frozen VLM, open the shards, calibrate, build the model and
-its engine, go on from the last checkpoint, step, export the selector.
+`train` reads from top to bottom: load the frozen VLM, open the shards, calibrate, build the model
+and its engine, go on from the last checkpoint, step, export the selector.
 """
 
 import logging
@@ -272,7 +272,7 @@ class Trainer:
             ):
                 heartbeat.progress(f"checkpoint of step {self.step}")
                 self.save()
-            if stopping and self.step < self.config.steps:
+            if stopping and not last:
                 logger.warning("stopped by a signal after step %d, checkpoint saved", self.step)
                 return False
         bar.close()
@@ -291,8 +291,8 @@ class Trainer:
     def update(self, micro_batches: list[TrainBatch]) -> dict[str, float]:
         """One optimiser step over the global batch; returns its metrics.
 
-        The loss is the sum over answer tokens divided by the answer tokens of the whole global batch.
-        DeepSpeed averages over ranks and accumulation steps, which the factor undoes.
+        The loss is the sum over answer tokens divided by those of the whole global batch. DeepSpeed
+        averages over ranks and accumulation steps, which the factor undoes.
         """
         started = time.perf_counter()
         setting = self.setting()

@@ -116,7 +116,7 @@ def _render_chunk(task: tuple[int, int, int]) -> tuple[int, dict[str, np.ndarray
 class Corpus:
     """Memory-mapped columns.
 
-    `images` `[M, 96, 96, 3]` uint8, `labels` `[M, 4, 144]`, `tokens` `[M, Q, 16]`, `starts` `[M, Q]`.
+    `images` [M, 96, 96, 3], `labels` [M, 4, 144], `tokens` [M, Q, 16], `starts` [M, Q], all uint8.
     """
 
     images: np.ndarray

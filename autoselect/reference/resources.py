@@ -21,8 +21,8 @@ def resolve_model(name: str) -> str:
         return name
     if not (MODEL_FOLDER / "model.safetensors").is_file():
         raise ConfigError(
-            f"model=reference: {MODEL_FOLDER} has no weights; install from a full checkout, or make "
-            "them with `autoselect reference train`"
+            f"model=reference: {MODEL_FOLDER} has no weights; install from a full checkout, or "
+            "make them with `autoselect reference train`"
         )
     return str(MODEL_FOLDER)
 

@@ -4,7 +4,7 @@ Stage 1, tower: every patch learns the shape, colour or character that covers it
 object's centre learns that it is one, and the class token learns what the image contains. Stage 2,
 language: the tower is frozen, its features are cached, and projector and language model learn to
 answer. In most steps a uniformly random subset of the visual tokens, of random size, is removed and
-the original positions are kept, so that the VLM is robust to removal without favouring any selector.
+the original positions are kept: the VLM is robust to removal and no selector is favoured.
 
 One image prefix carries eight independent questions: each sees the prefix and itself, and its
 positions start where the prefix ends, so it is the same function as eight separate prompts.
@@ -43,7 +43,7 @@ KEPT_WEIGHTS = (0.2, 0.15, 0.15, 0.15, 0.12, 0.1, 0.05, 0.05, 0.03)
 
 
 class DenseHeads(nn.Module):
-    """Linear read-outs of stage 1: per patch shape, colour, character, centre; per image content."""
+    """Linear read-outs of stage 1: shape, colour, character, centre per patch; content per image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Frozen vision-language models on stock transformers: encode, prune, answer, lose. No selection."""
+"""Frozen vision-language models on stock transformers: encode, prune, answer, loss."""
 
 from autoselect.vlm.backbone import FrozenVLM, VisualTokens
 from autoselect.vlm.batch import Collator, TrainBatch

@@ -1,7 +1,7 @@
 """A frozen VLM on stock transformers: visual tokens out, any subset of them back in.
 
-The visual tokens are the ones the language model sees, after the projector. A pruned prompt keeps the
-original position ids of what is left; the placeholders of removed tokens are dropped from the
+The visual tokens are the ones the language model sees, after the projector. A pruned prompt keeps
+the original position ids of what is left; the placeholders of removed tokens are dropped from the
 sequence, so the language model really computes less.
 
 Dimension letters: B prompts, N visual tokens, K kept ones, D width, T prompt tokens.
