@@ -265,11 +265,8 @@ class Trainer:
             )
             self._log(metrics)
             stopping = self.signals.raised_anywhere(self.device)
-            if (
-                stopping
-                or self.step % self.config.save_every == 0
-                or self.step == self.config.steps
-            ):
+            last = self.step == self.config.steps
+            if stopping or last or self.step % self.config.save_every == 0:
                 heartbeat.progress(f"checkpoint of step {self.step}")
                 self.save()
             if stopping and not last:

@@ -43,7 +43,7 @@ KEPT_WEIGHTS = (0.2, 0.15, 0.15, 0.15, 0.12, 0.1, 0.05, 0.05, 0.03)
 
 
 class DenseHeads(nn.Module):
-    """Linear read-outs of stage 1: shape, colour, character, centre per patch; content per image."""
+    """Linear read-outs of stage 1: shape, colour, character, centre per patch; content of image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The reference VLM: a stock `LlavaForConditionalGeneration`, its tokenizer and its processor.
 
 Small CLIP tower, small Llama, the usual two-layer projector; 96-pixel images in 8-pixel patches
-give 144 visual tokens. It is saved with `save_pretrained` and loads with `from_pretrained` like any hub
-model.
+give 144 visual tokens. It is saved with `save_pretrained` and loads with
+`from_pretrained` like any hub model.
 """
 
 from pathlib import Path
