@@ -3,32 +3,46 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 from autoselect import __version__
 from autoselect.config import ConfigError
-from autoselect.data.commands import add_shards_commands
-from autoselect.demo import add_demo_commands
-from autoselect.evaluation.commands import add_bench_command, add_eval_command
-from autoselect.plan import add_plan_command
-from autoselect.reference.commands import add_reference_commands
+
+COMMANDS = {
+    "demo": ("autoselect.demo.add_demo_command", "the main job on the reference VLM"),
+    "report": ("autoselect.demo.add_report_command", "the demo's selector beside all baselines"),
+    "dashboard": ("autoselect.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
+    "shards": ("autoselect.data.commands.add_shards_commands", "index, verify, convert shards"),
+    "eval": ("autoselect.evaluation.commands.add_eval_command", "accuracy retention and speed"),
+    "analyse": ("autoselect.evaluation.commands.add_analyse_command", "figures 3 to 5 and more"),
+    "bench": ("autoselect.evaluation.commands.add_bench_command", "prefill latency"),
+    "plan": ("autoselect.plan.add_plan_command", "memory and time of a training run"),
+    "reference": ("autoselect.reference.commands.add_reference_commands", "its VLM and data"),
+    "info": ("autoselect.cli.add_info_command", "versions, and which path each operator takes"),
+}
 
 
-def parser() -> argparse.ArgumentParser:
-    """All sub-commands; each sets `run`, a function of the parsed arguments."""
+def parser(wanted: str | None) -> argparse.ArgumentParser:
+    """The command line; only the wanted sub-command is imported, because some take seconds."""
     root = argparse.ArgumentParser(
         prog="autoselect", description="Learn which visual tokens matter to a frozen VLM."
     )
     root.add_argument("--version", action="version", version=f"autoselect {__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_demo_commands(commands)
-    add_shards_commands(commands)
-    add_eval_command(commands)
-    add_bench_command(commands)
-    add_plan_command(commands)
-    add_reference_commands(commands)
-    info = commands.add_parser("info", help="versions, and which path each operator takes")
-    info.set_defaults(run=show_info)
+    for name, (home, summary) in COMMANDS.items():
+        if name == wanted:
+            module, _, add = home.rpartition(".")
+            getattr(import_module(module), add)(commands)
+        else:
+            commands.add_parser(name, help=summary)
     return root
+
+
+def add_info_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `info`."""
+    info = subparsers.add_parser("info", help=COMMANDS["info"][1])
+    info.set_defaults(run=show_info)
 
 
 def show_info(arguments: argparse.Namespace) -> int:
@@ -40,9 +54,10 @@ def show_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; user errors are one line and exit code 2."""
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser(words[0] if words else None).parse_args(words)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )

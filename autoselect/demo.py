@@ -21,16 +21,24 @@ BUDGETS = "8,16,32"
 DEMO_METHODS = "random,grid,cls_attention,norm,divprune,oracle"
 
 
-def add_demo_commands(subparsers: Any) -> None:
-    """Add `demo`, `report` and `dashboard`."""
+def add_demo_command(subparsers: Any) -> None:
+    """Add `demo`."""
     demo = subparsers.add_parser("demo", help="shards, training, evaluation, report in runs/demo")
     demo.add_argument("--ranks", type=int, default=2, help="training processes on this machine")
     demo.add_argument("--images", type=int, default=300, help="test images that are evaluated")
     demo.add_argument("--port", type=int, default=29500, help="port where the ranks meet")
     demo.set_defaults(run=run_demo)
+
+
+def add_report_command(subparsers: Any) -> None:
+    """Add `report`."""
     report = subparsers.add_parser("report", help="evaluate the demo's selector with all methods")
     report.add_argument("--images", type=int, default=1000, help="test images that are evaluated")
     report.set_defaults(run=run_report)
+
+
+def add_dashboard_command(subparsers: Any) -> None:
+    """Add `dashboard`."""
     dashboard = subparsers.add_parser("dashboard", help="serve the MLflow pages on loopback")
     dashboard.add_argument("--port", type=int, default=5000)
     dashboard.set_defaults(run=run_dashboard)
