@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -212,6 +213,8 @@ def setup_logging(info: RankInfo, level: int = logging.INFO) -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
+    # DeepSpeed calls names that this torch is about to drop: thousands of equal lines.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     for noisy in ("DeepSpeed", "torch.distributed", "urllib3", "matplotlib", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
