@@ -1,0 +1,55 @@
+"""Reference shards: standard layout, deterministic, restartable."""
+
+import pytest
+
+from autoselect.config import ConfigError
+from autoselect.data.shards import ShardSet
+from autoselect.reference import shards as module
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.shards import render_shards
+
+SIZES = ReferenceData(train=9, val=3, test=4, seed=2)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(module, "SAMPLES_PER_SHARD", 4)
+
+
+def test_splits_have_their_sizes_and_tasks(tmp_path, small_shards):
+    render_shards(tmp_path, SIZES, workers=1)
+    for split, count in (("train", 9), ("val", 3), ("test", 4)):
+        data = ShardSet.open(str(tmp_path / f"{split}-*.tar"))
+        assert len(data) == count
+        for index in range(count):
+            sample = data[index]
+            rounds = len(sample.record["conversations"]) // 2
+            assert len(sample.record["tasks"]) == len(sample.record["boxes"]) == rounds
+            assert sample.pictures[0].size == (96, 96)
+            assert sample.record["conversations"][0]["value"].startswith("<image>")
+            if split != "train":
+                assert len(set(sample.record["tasks"])) == rounds <= 5
+
+
+def test_an_interrupted_rendering_is_finished_and_byte_equal(tmp_path, small_shards):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    render_shards(whole, SIZES, workers=1)
+    render_shards(broken, SIZES, workers=1)
+    names = sorted(path.name for path in whole.glob("*.tar"))
+    (broken / names[0]).unlink()
+    for index in broken.glob(f"{names[1]}?*"):
+        index.unlink()
+    render_shards(broken, SIZES, workers=1)
+    for name in names:
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+def test_other_sizes_in_the_same_folder_are_refused(tmp_path, small_shards):
+    render_shards(tmp_path, SIZES, workers=1)
+    with pytest.raises(ConfigError, match="other sizes"):
+        render_shards(tmp_path, ReferenceData(train=8, val=3, test=4, seed=2), workers=1)
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(ConfigError, match="test=0 images is below 1"):
+        ReferenceData(test=0)
