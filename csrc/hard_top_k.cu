@@ -18,19 +18,19 @@ __device__ __forceinline__ RankKey<W> key_at(const HardTopKArgs<W>& args, int64_
 }
 
 // Every thread gets the sum of the values of the threads before it, and the sum of all.
-__device__ __forceinline__ int64_t prefix_sum(int64_t value, int64_t* shared, int64_t& total) {
+__device__ __forceinline__ int prefix_sum(int value, int* shared, int& total) {
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;
-  int64_t sum = value;
+  int sum = value;
 #pragma unroll
   for (int offset = 1; offset < kWarp; offset *= 2) {
-    const int64_t other = __shfl_up_sync(0xffffffffu, sum, offset);
+    const int other = __shfl_up_sync(0xffffffffu, sum, offset);
     if (lane >= offset) sum += other;
   }
   __syncthreads();
   if (lane == kWarp - 1) shared[warp] = sum;
   __syncthreads();
-  int64_t before = 0;
+  int before = 0;
   total = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
@@ -42,8 +42,8 @@ __device__ __forceinline__ int64_t prefix_sum(int64_t value, int64_t* shared, in
 
 struct SelectShared {
   unsigned histogram[256];
-  int64_t sums[kWarps];
-  int64_t remaining;
+  int sums[kWarps];
+  int remaining;
   int digit;
 };
 
@@ -51,11 +51,11 @@ struct SelectShared {
 // Counting uses integer atomics in shared memory, whose sum does not depend on their order.
 template <typename W>
 __device__ RankKey<W> kth_largest(const HardTopKArgs<W>& args, int64_t at, SelectShared& shared,
-                                  int64_t& remaining) {
+                                  int& remaining) {
   using Key = RankKey<W>;
   Key prefix = 0;
   Key known = 0;
-  remaining = args.k;
+  remaining = int(args.k);
   for (int shift = 8 * int(sizeof(Key)) - 8; shift >= 0; shift -= 8) {
     shared.histogram[threadIdx.x] = 0;
     __syncthreads();
@@ -66,9 +66,9 @@ __device__ RankKey<W> kth_largest(const HardTopKArgs<W>& args, int64_t at, Selec
     __syncthreads();
     // Thread t looks at digit 255 - t; `above` counts the keys with a larger digit.
     const int digit = 255 - int(threadIdx.x);
-    int64_t total;
-    const int64_t count = shared.histogram[digit];
-    const int64_t above = prefix_sum(count, shared.sums, total);
+    int total;
+    const int count = int(shared.histogram[digit]);
+    const int above = prefix_sum(count, shared.sums, total);
     if (above < remaining && above + count >= remaining) {
       shared.digit = digit;
       shared.remaining = remaining - above;
@@ -87,27 +87,28 @@ template <typename W>
 __device__ void rank_row(const HardTopKArgs<W>& args, int64_t row, int64_t* positions) {
   __shared__ SelectShared shared;
   const int64_t at = row * args.num_tokens;
-  int64_t equal_wanted;
+  int equal_wanted;
   const RankKey<W> bound = kth_largest(args, at, shared, equal_wanted);
-  int64_t equal_seen = 0;
-  int64_t written = 0;
+  int equal_seen = 0;
+  int written = 0;
   for (int64_t start = 0; start < args.num_tokens; start += kThreads) {
     const int64_t i = start + threadIdx.x;
     const RankKey<W> key = i < args.num_tokens ? key_at(args, at, i) : RankKey<W>(0);
     const bool equal = i < args.num_tokens && key == bound;
-    int64_t total;
-    const int64_t rank = equal_seen + prefix_sum(equal, shared.sums, total);
+    int total;
+    const int rank = equal_seen + prefix_sum(equal, shared.sums, total);
     equal_seen += total;
     const bool take = key != 0 && (key > bound || (equal && rank < equal_wanted));
-    const int64_t slot = written + prefix_sum(take, shared.sums, total);
+    const int slot = written + prefix_sum(take, shared.sums, total);
     written += total;
     if (take) positions[slot] = i;
   }
-  for (int64_t slot = written + threadIdx.x; slot < args.k; slot += kThreads) positions[slot] = -1;
+  for (int64_t slot = written + int(threadIdx.x); slot < args.k; slot += kThreads)
+    positions[slot] = -1;
 }
 
 template <typename W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     hard_top_k_kernel(HardTopKArgs<W> args, int64_t* __restrict__ positions) {
   rank_row(args, blockIdx.x, positions + int64_t(blockIdx.x) * args.k);
 }
@@ -131,7 +132,7 @@ __device__ __forceinline__ void copy_row(const char* from, char* to, int64_t byt
 // Block (x, row) ranks its row and copies every gridDim.x-th kept token. Ranking a row again in
 // each of its blocks costs less than a second launch.
 template <typename W, bool whole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     select_tokens_kernel(HardTopKArgs<W> args, const char* __restrict__ tokens,
                          char* __restrict__ kept, int64_t row_bytes,
                          int64_t* __restrict__ positions) {
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Copies kept tokens whose positions are already known.
 template <bool whole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     gather_kernel(const char* __restrict__ tokens, const int64_t* __restrict__ positions,
                   char* __restrict__ kept, int64_t row_bytes, int64_t k, int64_t num_tokens) {
   const int64_t i = blockIdx.x;
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <bool whole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     select_backward_kernel(const char* __restrict__ grad, const int64_t* __restrict__ positions,
                            char* __restrict__ grad_tokens, int64_t row_bytes, int64_t k,
                            int64_t num_tokens) {

@@ -21,6 +21,8 @@ struct PreparedRanking {
 PreparedRanking prepare(const at::Tensor& scores, int64_t k, const OptionalTensor& mask) {
   check_scores(scores, mask);
   check_budget(k, scores.size(1));
+  TORCH_CHECK_VALUE(scores.size(1) < (int64_t(1) << 31), "scores has ", scores.size(1),
+                    " tokens in a row, but at most 2^31 - 1 can be ranked on a GPU");
   return {in_type(scores, work_type(scores)), in_type(mask, at::kBool), k};
 }
 

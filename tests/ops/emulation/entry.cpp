@@ -1,0 +1,60 @@
+// C functions around the launchers, for ctypes.
+#include "cuda_kernels.h"
+
+using namespace autoselect;
+
+extern "C" {
+
+void soft_top_k_f32(const float* scores, const bool* mask, const int64_t* k_rows, int64_t k,
+                    double temperature, int64_t batch, int64_t n, float* gates, float* logits) {
+  launch_soft_top_k<float>({scores, mask, k_rows, k, {temperature, nullptr}, batch, n}, gates,
+                           logits, nullptr);
+}
+
+void score_gradient_f32(const float* logits, const float* grad_gates, const float* grad_logits,
+                        double temperature, int64_t batch, int64_t n, float* out) {
+  launch_score_gradient<float>(
+      {logits, grad_gates, grad_logits, {temperature, nullptr}, batch, n}, out, nullptr);
+}
+
+void hard_top_k_f32(const float* scores, const bool* mask, int64_t k, int64_t batch, int64_t n,
+                    int64_t* positions) {
+  launch_hard_top_k<float>({scores, mask, k, batch, n}, positions, nullptr);
+}
+
+void select_tokens_f32(const float* scores, const bool* mask, int64_t k, int64_t batch, int64_t n,
+                       const void* tokens, void* kept, int64_t row_bytes, int64_t* positions) {
+  launch_select_tokens<float>({scores, mask, k, batch, n}, tokens, kept, row_bytes, positions,
+                              nullptr);
+}
+
+void select_backward(const void* grad, const int64_t* positions, void* grad_tokens,
+                     int64_t row_bytes, int64_t batch, int64_t k, int64_t n) {
+  launch_select_backward(grad, positions, grad_tokens, row_bytes, batch, k, n, nullptr);
+}
+
+#define GATE(NAME, T)                                                                             \
+  void gate_forward_##NAME(const T* tokens, const Work<T>* gate, bool from_logits,                \
+                           const Work<T>* mean, const Work<T>* std, const Work<T>* factor,        \
+                           const int64_t* key, const int64_t* ids, int64_t rank, int64_t batch,   \
+                           int64_t n, int64_t width, T* out) {                                    \
+    launch_gate_forward<T>({tokens, gate, from_logits, mean, std, factor, key, key + 1, ids, rank, \
+                            batch, n, width},                                                     \
+                           out, nullptr);                                                         \
+  }                                                                                               \
+  void gate_backward_##NAME(const T* tokens, const Work<T>* gate, bool from_logits,               \
+                            const Work<T>* mean, const Work<T>* std, const Work<T>* factor,       \
+                            const int64_t* key, const int64_t* ids, int64_t rank, int64_t batch,  \
+                            int64_t n, int64_t width, const T* grad, T* grad_tokens,              \
+                            Work<T>* grad_gate) {                                                 \
+    launch_gate_backward<T>({tokens, gate, from_logits, mean, std, factor, key, key + 1, ids,     \
+                             rank, batch, n, width},                                              \
+                            grad, grad_tokens, grad_gate, nullptr);                               \
+  }
+
+GATE(f32, float)
+GATE(f64, double)
+GATE(bf16, BFloat16)
+GATE(f16, Half16)
+
+}  // extern "C"

@@ -1,0 +1,205 @@
+"""The CUDA kernels compute the right numbers: run block by block on the CPU, without a GPU.
+
+`emulation/cuda_runtime.h` runs a thread block as fibers; the kernels are the files of `csrc/`,
+untouched but for the launch syntax. It finds wrong indices, barriers and sums. It says nothing
+about speed, memory ordering or the GPU's own special functions.
+"""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoselect.ops.hard_top_k import hard_top_k_reference, select_tokens_reference
+from autoselect.ops.noise_gate import (
+    NoiseKey,
+    noise_gate_reference,
+    soft_top_k_noise_gate_reference,
+)
+from autoselect.ops.soft_top_k import soft_top_k_reference
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+LAUNCH = re.compile(r"([\w<>, ]+?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
+
+
+def _as_cpp(source: str) -> str:
+    """Turns `kernel<<<grid, threads, ...>>>(x)` into `emulation::launch(kernel, ..., x)`."""
+
+    def call(match):
+        grid, threads = (part.strip() for part in match[2].split(",")[:2])
+        return f"\n emulation::launch({match[1].strip()}, {grid}, {threads}, "
+
+    source = LAUNCH.sub(call, source)
+    declared = r"extern __shared__ int64_t own_positions\[\];"
+    pointer = "int64_t* own_positions = reinterpret_cast<int64_t*>(emulation::dynamic_shared);"
+    return re.sub(declared, pointer, source)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """The emulated kernels as a shared library."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ on this machine")
+    build = tmp_path_factory.mktemp("emulation")
+    names = ("soft_top_k", "noise_gate", "hard_top_k")
+    for name in names:
+        text = _as_cpp((CSRC / f"{name}.cu").read_text())
+        # Each file gets its own namespace for what it keeps to itself.
+        text = text.replace("namespace {", f"namespace {name}_local {{").replace(
+            "}  // namespace\n", f"}}\nusing namespace {name}_local;\n"
+        )
+        (build / f"{name}.cpp").write_text(text)
+    shutil.copy(HERE / "emulation" / "entry.cpp", build)
+    flags = ["-std=c++20", "-O1", "-fPIC", f"-I{HERE / 'emulation'}", f"-I{CSRC}"]
+    objects = []
+    for name in (*names, "entry"):
+        objects.append(build / f"{name}.o")
+        command = [compiler, *flags, "-c", str(build / f"{name}.cpp"), "-o", str(objects[-1])]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    library = build / "kernels.so"
+    subprocess.run([compiler, "-shared", "-o", str(library), *map(str, objects)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def _call(function, *arguments):
+    """Calls a C function with tensors as pointers and numbers as what they are."""
+    converted = []
+    for value in arguments:
+        if value is None:
+            converted.append(ctypes.c_void_p(None))
+        elif isinstance(value, torch.Tensor):
+            assert value.is_contiguous()
+            converted.append(ctypes.c_void_p(value.data_ptr()))
+        elif isinstance(value, bool):
+            converted.append(ctypes.c_bool(value))
+        elif isinstance(value, float):
+            converted.append(ctypes.c_double(value))
+        else:
+            converted.append(ctypes.c_int64(value))
+    function(*converted)
+
+
+def _poison(*shape, dtype=torch.float32):
+    """Memory full of NaN: what a kernel leaves unwritten shows."""
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+@pytest.mark.parametrize("n, k", [(1, 1), (2, 1), (63, 7), (300, 299), (576, 64), (2500, 40)])
+@pytest.mark.parametrize("kind", ["normal", "ties", "huge", "outlier"])
+def test_soft_top_k(kernels, n, k, kind):
+    torch.manual_seed(n)
+    scores = torch.randn(2, n)
+    scores = {"ties": scores.round(), "huge": scores * 1e4}.get(kind, scores)
+    if kind == "outlier":
+        scores[:, 0] = torch.inf
+    upstream = torch.randn(2, n)
+    for temperature, mask in ((0.3, None), (1e-3, torch.rand(2, n) > 0.3)):
+        gates, logits, grad = (_poison(2, n) for _ in range(3))
+        arguments = (scores, mask, None, k, temperature, 2, n)
+        _call(kernels.soft_top_k_f32, *arguments, gates, logits)
+        _call(kernels.score_gradient_f32, logits, upstream, None, temperature, 2, n, grad)
+        leaf = scores.double().requires_grad_()
+        expected = soft_top_k_reference(leaf, k, temperature, mask)
+        expected.backward(upstream.double())
+        torch.testing.assert_close(gates.double(), expected.detach(), rtol=0, atol=2e-6)
+        scaled = (grad.double() * temperature, leaf.grad * temperature)
+        torch.testing.assert_close(*scaled, rtol=0, atol=2e-6)
+
+
+def test_a_nan_score_shows_in_its_row_alone(kernels):
+    scores = torch.randn(2, 40)
+    scores[1, 3] = torch.nan
+    gates, logits = _poison(2, 40), _poison(2, 40)
+    _call(kernels.soft_top_k_f32, scores, None, torch.tensor([4, 9]), 0, 0.3, 2, 40, gates, logits)
+    assert abs(float(gates[0].sum()) - 4) < 1e-4
+    assert gates[1].isnan().all()
+
+
+@pytest.mark.parametrize("n, k", [(1, 1), (63, 7), (300, 299), (576, 12)])
+@pytest.mark.parametrize("row_bytes", [16, 20])
+def test_selection(kernels, n, k, row_bytes):
+    torch.manual_seed(n)
+    scores = torch.randn(2, n).mul(3).round()
+    tokens = torch.randn(2, n, row_bytes // 4)
+    for mask in (None, torch.rand(2, n) > 0.6):
+        positions = torch.full((2, k), -7)
+        _call(kernels.hard_top_k_f32, scores, mask, k, 2, n, positions)
+        assert torch.equal(positions, hard_top_k_reference(scores, k, mask))
+
+        kept, again = _poison(2, k, row_bytes // 4), torch.full((2, k), -7)
+        ranking = (scores, mask, k, 2, n)
+        _call(kernels.select_tokens_f32, *ranking, tokens, kept, row_bytes, again)
+        assert torch.equal(again, positions)
+        assert torch.equal(kept, select_tokens_reference(tokens, scores, k, mask)[0])
+
+        back = torch.zeros_like(tokens)
+        _call(kernels.select_backward, kept, positions, back, row_bytes, 2, k, n)
+        chosen = torch.zeros(2, n + 1).scatter(1, positions.where(positions >= 0, n), 1.0)[:, :n]
+        assert torch.equal(back, tokens * chosen[..., None])
+
+
+NAMES = {
+    torch.float32: ("f32", 2e-5),
+    torch.float64: ("f64", 2e-5),
+    torch.bfloat16: ("bf16", 8e-3),
+    torch.float16: ("f16", 1e-3),
+}
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("width", [1, 7, 64, 1030])
+@pytest.mark.parametrize("rank", [0, 5])
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_noise_gate(kernels, dtype, width, rank, from_logits):
+    torch.manual_seed(width)
+    name, tolerance = NAMES[dtype]
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    tokens, upstream = (torch.randn(2, 3, width).to(dtype) for _ in range(2))
+    mean, std = torch.randn(width, dtype=work), torch.rand(width, dtype=work)
+    factor = torch.randn(rank, width, dtype=work) if rank else None
+    logits = torch.randn(2, 3, dtype=work) * 2
+    gate = logits if from_logits else torch.sigmoid(logits)
+    key, ids = torch.tensor([11, 2**35]), torch.tensor([3, 2**40])
+    arguments = (tokens, gate, from_logits, mean, std, factor, key, ids, rank, 2, 3, width)
+    gated, grad_tokens = _poison(2, 3, width, dtype=dtype), _poison(2, 3, width, dtype=dtype)
+    grad_gate = _poison(2, 3, dtype=work)
+    _call(getattr(kernels, f"gate_forward_{name}"), *arguments, gated)
+    outputs = (upstream, grad_tokens, grad_gate)
+    _call(getattr(kernels, f"gate_backward_{name}"), *arguments, *outputs)
+
+    x, leaf = tokens.double().requires_grad_(), gate.double().requires_grad_()
+    gates = torch.sigmoid(leaf) if from_logits else leaf
+    noise_key = NoiseKey(11, 2**35, ids)
+    channels = [None if value is None else value.double() for value in (mean, std, factor)]
+    expected = noise_gate_reference(x, gates, *channels[:2], noise_key, channels[2])
+    expected.backward(upstream.double())
+    for actual, value in ((gated, expected), (grad_tokens, x.grad), (grad_gate, leaf.grad)):
+        scale = value.detach().abs().max().clamp(min=1e-3)
+        assert (actual.double() - value.detach()).abs().max() <= tolerance * scale
+
+
+def test_fused_backward_chain(kernels):
+    """The three kernels of the fused backward, in the order the glue launches them."""
+    torch.manual_seed(0)
+    tokens, scores, upstream = torch.randn(2, 40, 32), torch.randn(2, 40), torch.randn(2, 40, 32)
+    mean, std, ids = torch.randn(32), torch.rand(32), torch.arange(2)
+    key, temperature = torch.tensor([1, 2]), 0.4
+    gates, logits, grad_logits, grad_scores = (_poison(2, 40) for _ in range(4))
+    grad_tokens = torch.empty_like(tokens)
+    _call(kernels.soft_top_k_f32, scores, None, None, 6, temperature, 2, 40, gates, logits)
+    arguments = (tokens, logits, True, mean, std, None, key, ids, 0, 2, 40, 32)
+    _call(kernels.gate_backward_f32, *arguments, upstream, grad_tokens, grad_logits)
+    _call(kernels.score_gradient_f32, logits, None, grad_logits, temperature, 2, 40, grad_scores)
+    x, r = tokens.double().requires_grad_(), scores.double().requires_grad_()
+    channels = (mean.double(), std.double())
+    gated, _ = soft_top_k_noise_gate_reference(x, r, 6, temperature, *channels, NoiseKey(1, 2, ids))
+    gated.backward(upstream.double())
+    torch.testing.assert_close(grad_tokens.double(), x.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad_scores.double(), r.grad, rtol=1e-4, atol=1e-4)
