@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.context import Kept, SelectionContext
+from autoselect.evaluation.llm_attention import visual_attention
 from autoselect.evaluation.methods import Method
 from autoselect.evaluation.samples import EvaluationSample
 
 FULL, BLIND = "full", "blind"
-FASTV_LAYER = 2
 Answers = list[list[str]]
 
 
@@ -158,7 +158,7 @@ def _question_choices(
     if any("question" in method.needs for method in methods):
         rows = replace(rows, question=question_embedding(vlm, batch.prompt, rows.tokens))
     if any("llm_attention" in method.needs for method in methods):
-        attention = vlm.visual_attention(batch.prompt, rows.tokens, FASTV_LAYER)
+        attention = visual_attention(vlm, batch.prompt, rows.tokens)
         rows = replace(rows, llm_attention=attention)
     for method in methods:
         for budget in plan.budgets:

@@ -17,6 +17,7 @@ from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.html import html_report
 from autoselect.evaluation.latency import LatencyPlan, latency_report
+from autoselect.evaluation.llm_attention import has_llm_attention
 from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.methods import Method, choose_methods, selector_method
 from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
@@ -163,7 +164,7 @@ def usable_methods(
     """
     lacking = {
         "class_attention": not _has_class_attention(vlm, samples),
-        "llm_attention": not hasattr(vlm, "visual_attention"),
+        "llm_attention": not has_llm_attention(vlm),
         "boxes": not all(all(sample.boxes) for sample in samples),
         "question": False,
     }

@@ -51,7 +51,7 @@ def similarity_figure(
 
 def _matrix(axes: Axes, found: Similarity, figure: Figure) -> None:
     k = len(found.matrix) // 2
-    drawn = axes.imshow(found.matrix, cmap=COOL, vmin=-1, vmax=1, interpolation="nearest")
+    drawn = axes.imshow(found.matrix.numpy(), cmap=COOL, vmin=-1, vmax=1, interpolation="nearest")
     axes.axhline(k - 0.5, color=INK, linewidth=0.8)
     axes.axvline(k - 0.5, color=INK, linewidth=0.8)
     ticks, names = [k / 2 - 0.5, 1.5 * k - 0.5], [f"best {k}", f"worst {k}"]
@@ -99,7 +99,7 @@ def frequency_figure(shares: dict[int, Tensor], grid: tuple[int, int]) -> Figure
     for axes, (budget, share) in zip(panels, sorted(shares.items()), strict=True):
         level = budget / len(share)
         drawn = axes.imshow(
-            share.reshape(grid), cmap=HEAT, vmin=0, vmax=max(3 * level, float(share.max()))
+            share.reshape(grid).numpy(), cmap=HEAT, vmin=0, vmax=max(3 * level, float(share.max()))
         )
         axes.set_axis_off()
         title(axes, f"{budget} of {len(share)} tokens")

@@ -1,0 +1,143 @@
+import pytest
+import torch
+from fakes import GRID, FakeSelector, FakeVLM, make_samples
+from transformers import ViTConfig, ViTForImageClassification
+
+from autoselect.evaluation.analyse import ANALYSES, Subject, analyse
+from autoselect.evaluation.analyses.classifier import (
+    classifier_accuracy,
+    only_patches,
+    resize_selection,
+)
+from autoselect.evaluation.analyses.fidelity import (
+    NOISE,
+    REMOVAL,
+    ZEROS,
+    gating_fidelity,
+    token_statistics,
+)
+from autoselect.evaluation.analyses.frequency import selection_frequency
+from autoselect.evaluation.analyses.gates import gate_samples
+from autoselect.evaluation.analyses.similarity import token_similarity
+from autoselect.evaluation.figures.lines import classifier_figure
+from autoselect.evaluation.figures.style import spread
+
+N = GRID * GRID
+
+
+def test_similarity_by_hand():
+    """One red token among greys: the best differ from the worst, greys are alike."""
+    found = token_similarity(FakeVLM(), FakeSelector(), make_samples(6), count=1)
+    assert found.matrix.shape == (2, 2)
+    torch.testing.assert_close(found.matrix.diagonal(), torch.ones(2))
+    assert found.across < 0.8
+    greys = token_similarity(FakeVLM(), FakeSelector(), make_samples(6), count=4)
+    assert greys.bottom > 0.99 > greys.top
+
+
+def test_frequency_sums_to_the_budget_and_counts_by_hand():
+    samples = make_samples(20)
+    shares = selection_frequency(FakeVLM(), FakeSelector(), samples, (1, 5), images_per_batch=7)
+    assert float(shares[1].sum()) == pytest.approx(1)
+    assert float(shares[5].sum()) == pytest.approx(5)
+    expected = torch.zeros(N)
+    for sample in samples:
+        left, top, _, _ = sample.boxes[0][0]
+        expected[top // 4 * GRID + left // 4] += 1 / 20
+    torch.testing.assert_close(shares[1], expected)
+
+
+def test_noise_gating_keeps_kept_tokens_and_says_nothing_of_the_others():
+    vlm, samples = FakeVLM(), make_samples(24)
+    statistics = token_statistics(vlm, samples, rank=3)
+    found = gating_fidelity(vlm, samples, (4, N), statistics, images_per_batch=10)
+    assert set(found["curves"]) == {REMOVAL, NOISE, ZEROS}
+    for values in found["curves"].values():
+        assert values[1] == 1.0, "with every token kept all treatments are the full model"
+    assert found["gaps"][1]["gap"] == 0 and found["gaps"][1]["ci95"] == [0, 0]
+    low, high = found["gaps"][0]["ci95"]
+    assert low <= found["gaps"][0]["gap"] <= high
+
+
+def test_gates_sum_to_the_budget_and_polarise_as_the_temperature_falls():
+    found = gate_samples(FakeVLM(), FakeSelector(), make_samples(8), 1, (3.0, 1.0, 0.05))
+    for sample in found:
+        assert float(sample.gates.sum()) == pytest.approx(8, rel=1e-3)
+    assert found[0].polarisation < found[1].polarisation < found[2].polarisation
+    assert found[2].polarisation > 0.99
+
+
+def test_resized_selection_covers_the_same_area():
+    positions = torch.tensor([[0, 1, 6, 7]])
+    assert resize_selection(positions, (6, 6), (3, 3)).tolist() == [[0]]
+    assert resize_selection(positions, (6, 6), (6, 6)).tolist() == positions.tolist()
+    larger = resize_selection(positions, (6, 6), (12, 12))
+    assert larger.shape == (1, 16)
+    assert larger.tolist() == [[r * 12 + c for r in range(4) for c in range(4)]]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=24,
+        patch_size=8,
+        num_labels=3,
+    )
+    return ViTForImageClassification(config).eval()
+
+
+def test_a_classifier_with_all_patches_is_untouched(classifier):
+    pixels = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        stock = classifier(pixels).logits
+        with only_patches(classifier, torch.arange(9).expand(2, -1)):
+            assert torch.equal(classifier(pixels).logits, stock)
+        assert torch.equal(classifier(pixels).logits, stock)
+
+
+def test_dropped_patches_have_no_influence_on_the_classifier(classifier):
+    pixels = torch.randn(1, 3, 24, 24)
+    changed = pixels.clone()
+    changed[:, :, 8:, :] = 7.0
+    with torch.no_grad(), only_patches(classifier, torch.tensor([[0, 2]])):
+        assert torch.equal(classifier(pixels).logits, classifier(changed).logits)
+        changed[:, :, :8, :8] = 7.0
+        assert not torch.equal(classifier(pixels).logits, classifier(changed).logits)
+
+
+def test_classifier_accuracy_with_all_tokens_is_the_full_one(classifier):
+    samples = make_samples(6)
+    images = [sample.image for sample in samples]
+
+    def preprocess(batch):
+        return FakeVLM().pixel_inputs(batch)["pixel_values"].permute(0, 3, 1, 2)
+
+    with torch.no_grad():
+        labels = classifier(preprocess(images)).logits.argmax(dim=-1).tolist()
+    found = classifier_accuracy(
+        FakeVLM(), FakeSelector(), classifier, preprocess, images, labels, (4, N)
+    )
+    assert found["full"] == found["selected"][1] == found["random"][1] == 1.0
+    assert classifier_figure(found).axes
+
+
+@pytest.mark.parametrize("kind", ANALYSES)
+def test_every_analysis_writes_numbers_and_a_figure(kind, tmp_path):
+    subject = Subject(FakeVLM(), FakeSelector(), make_samples(8), (2, 6))
+    numbers = analyse(kind, subject, tmp_path)
+    assert numbers
+    assert (tmp_path / f"{kind}.png").stat().st_size > 5000
+    assert (tmp_path / f"{kind}.json").exists()
+
+
+def test_labels_are_spread_apart_in_order():
+    assert spread([1.0, 5.0], 1.0) == [1.0, 5.0]
+    heights = spread([3.0, 3.0, 3.1], 1.0)
+    assert sorted(heights) == pytest.approx([h for h in sorted(heights)])
+    assert min(abs(a - b) for i, a in enumerate(heights) for b in heights[:i]) >= 1.0 - 1e-9
+    assert heights[2] == max(heights)

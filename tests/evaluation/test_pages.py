@@ -1,0 +1,124 @@
+"""What a person sees: the HTML report and the MLflow pages, rendered by headless Chromium."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from fakes import GRID, FakeSelector, FakeVLM, make_samples
+
+from autoselect.evaluation.answering import Plan, answer_part
+from autoselect.evaluation.examples import choose_places, overlay_rows
+from autoselect.evaluation.figures.curves import retention_curves
+from autoselect.evaluation.figures.overlays import patch_overlays
+from autoselect.evaluation.html import html_report
+from autoselect.evaluation.methods import choose_methods, selector_method
+from autoselect.evaluation.record import record_evaluation
+from autoselect.evaluation.report import build_report, markdown
+from autoselect.evaluation.run import EvalSettings
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+def dom(address, profile, milliseconds=1000):
+    """The page after its scripts ran, as HTML."""
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom"]
+    command += [f"--virtual-time-budget={milliseconds}", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A report of the stand-in model with its figures, as `evaluate` writes them."""
+    out = tmp_path_factory.mktemp("out")
+    samples = make_samples(24)
+    methods = (selector_method(FakeSelector()), *choose_methods("random,divprune", 1))
+    plan = Plan(methods, (1, 4))
+    answers = answer_part(FakeVLM(), samples, plan)
+    pruned = [
+        {"budget": b, "prefill_ms": 1.0, "selector_ms": 0.5, "speedup": 2.0} for b in plan.budgets
+    ]
+    more = {"environment": {"git_commit": "abc"}, "digests": {"data": "d", "selector": "s"}}
+    latency = {"full_prefill_ms": 3.0, "pruned": pruned}
+    report = build_report(samples, answers, plan, "<stand-in>", GRID * GRID, latency, more)
+    rows = overlay_rows(FakeVLM(), FakeSelector(), samples, answers, plan)
+    figures = {"retention": out / "retention.png", "overlays": out / "overlays.png"}
+    retention_curves(report).savefig(figures["retention"])
+    patch_overlays(rows, (GRID, GRID)).savefig(figures["overlays"])
+    (out / "report.html").write_text(html_report(report, figures))
+    (out / "report.md").write_text(markdown(report))
+    for name in ("report.json", "predictions.jsonl"):
+        (out / name).write_text("{}\n")
+    return out, report, figures, choose_places(samples, answers, plan)
+
+
+def test_shown_samples_are_one_per_task_from_different_images(finished):
+    places = finished[3]
+    assert len({image for image, _ in places}) == len(places) == 2
+    assert {turn for _, turn in places} == {0, 1}
+
+
+@needs_chromium
+def test_the_html_report_shows_table_and_figures(finished, tmp_path):
+    page = dom((finished[0] / "report.html").as_uri(), tmp_path)
+    assert page.count("<tr") >= 2 + 2 * 4 + 1
+    assert page.count("<img alt=") == 2
+    assert "&lt;stand-in&gt;" in page and "<stand-in>" not in page
+    assert "95 % interval" in page and "2.00" in page
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
+    out, report, figures, _ = finished
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "selector").mkdir()
+    (tmp_path / "selector" / "config.json").write_text("{}")
+    settings = EvalSettings("m", str(tmp_path / "selector"), "shards", "1,4", str(out))
+    run_id = record_evaluation(settings, report, figures, "0123456789abcdef")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+        + ["--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health")
+        address = f"http://127.0.0.1:{port}/#/experiments/1/runs/{run_id}"
+        page = dom(address, tmp_path / "profile", 20000)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+    for text in ("accuracy/full", "retention/autoselect", "speedup_at_4_tokens", "upper bound"):
+        assert text in page, f"{text} is not on the page of the run"
+    assert "autoselect, 4 tokens" in page, "the nested runs are linked"
+
+
+def _wait_for(address):
+    for _ in range(480):
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(address)

@@ -1,0 +1,171 @@
+"""The whole evaluator on an untrained reference VLM: what holds whatever the weights are."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from autoselect.config import ConfigError, ScorerConfig
+from autoselect.data.shards import ShardWriter
+from autoselect.evaluation import bench, commands
+from autoselect.evaluation.answering import FULL, Column, Plan, answer_part
+from autoselect.evaluation.llm_attention import visual_attention
+from autoselect.evaluation.loading import load_pair
+from autoselect.evaluation.methods import METHODS, selector_method
+from autoselect.evaluation.report import check_report
+from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.evaluation.samples import EvaluationSet
+from autoselect.reference.corpus import to_jpeg
+from autoselect.scorer import Scorer
+from autoselect.selector import Selector
+
+
+@pytest.fixture
+def settings(model_folder, selector_folder, shards, tmp_path):
+    return EvalSettings(
+        model=model_folder,
+        selector=selector_folder,
+        shards=shards,
+        budgets="4,11%",
+        out=str(tmp_path / "out"),
+        methods="random,oracle",
+        random_seeds=1,
+        tracking=False,
+    )
+
+
+def test_an_evaluation_writes_the_promised_files(settings):
+    result = evaluate(settings, extra={"polarisation": 0.97})
+    out = Path(settings.out)
+    report = json.loads((out / "report.json").read_text())
+    check_report(report)
+    assert report["num_tokens"] == 144 and report["polarisation"] == 0.97
+    assert {(row["method"], row["budget"]) for row in report["rows"]} == {
+        (method, budget) for method in ("autoselect", "random", "oracle") for budget in (4, 16)
+    }
+    assert set(report["full"]["tasks"]) == {
+        "existence",
+        "attribute",
+        "counting",
+        "relation",
+        "text",
+    }
+    assert [row["budget"] for row in report["latency"]["pruned"]] == [4, 16]
+    assert set(report["analyses"]["similarity"]) == {"top", "bottom", "across"}
+    for name in ("retention", "similarity", "frequency"):
+        assert Image.open(out / "figures" / f"{name}.png").size[0] > 500
+    html = (out / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == len(list((out / "figures").iterdir()))
+    assert "http://" not in html and "https://" not in html and "<script" not in html
+    lines = (out / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == report["questions"]
+    assert set(json.loads(lines[0])["predictions"]) == {str(c) for c in result.plan.columns()}
+
+
+def test_keeping_every_token_is_the_untouched_model(model_folder, selector_folder, shards):
+    vlm, selector = load_pair(model_folder, selector_folder, "cpu")
+    samples = EvaluationSet.open(shards)
+    plan = Plan((selector_method(selector), METHODS["divprune"]), (144,))
+    answers = answer_part(vlm, list(samples), plan)
+    for name in ("autoselect", "divprune"):
+        assert answers[str(Column(name, 144))] == answers[str(Column(FULL, 0))]
+
+
+def test_llm_attention_is_that_of_the_stock_model(model_folder, selector_folder, shards):
+    """Every row is part of a distribution, and a token that the model never sees gets none."""
+    vlm, _ = load_pair(model_folder, selector_folder, "cpu")
+    sample = EvaluationSet.open(shards)[0]
+    tokens = vlm.encode_images([sample.image] * 2).tokens
+    before = vlm.model.model.language_model.config._attn_implementation
+    prompt = vlm.prompt(["is there a red star ?", "what does the sign say ?"])
+    attention = visual_attention(vlm, prompt, tokens)
+    assert attention.shape == (2, 144)
+    assert bool((attention > 0).all()) and bool((attention.sum(dim=1) < 1).all())
+    single = visual_attention(vlm, vlm.prompt(["is there a red star ?"]), tokens[:1])
+    torch.testing.assert_close(single[0], attention[0], atol=1e-5, rtol=1e-3)
+    assert vlm.model.model.language_model.config._attn_implementation == before
+
+
+def test_budgets_above_the_tokens_are_refused_before_anything_runs(settings):
+    with pytest.raises(ConfigError, match="budget=145 exceeds the 144 visual tokens"):
+        evaluate(dataclasses.replace(settings, budgets="8,145"))
+    assert not Path(settings.out).exists()
+
+
+def test_a_selector_of_another_width_is_refused(settings, tmp_path):
+    Selector(Scorer(64, ScorerConfig()), {}).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(ConfigError, match="width 64.*width 192"):
+        evaluate(dataclasses.replace(settings, selector=str(tmp_path / "narrow")))
+
+
+def test_missing_shards_are_refused(settings, tmp_path):
+    with pytest.raises(ConfigError, match="nothing-\\*.tar"):
+        evaluate(dataclasses.replace(settings, shards=str(tmp_path / "nothing-*.tar")))
+
+
+JPEG = to_jpeg(Image.new("RGB", (96, 96)))
+TURNS = [{"from": "human", "value": "<image>\nq ?"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conversations": TURNS[:1]}, "1 questions, 0 answers"),
+        ({"tasks": ["a", "b"]}, "tasks of sample 'bad' has 2 entries for 1 rounds"),
+        ({"answers": [[]]}, "answers of sample 'bad' are empty"),
+    ],
+)
+def test_records_that_cannot_be_scored_are_refused(tmp_path, change, message):
+    with ShardWriter(str(tmp_path)) as writer:
+        record = {"id": "bad", "image": "bad.jpg", "conversations": TURNS}
+        writer.write("bad", {**record, **change}, [JPEG])
+    with pytest.raises(ConfigError, match=message):
+        EvaluationSet.open(str(tmp_path))
+
+
+def test_a_sample_without_image_is_refused(tmp_path):
+    with ShardWriter(str(tmp_path)) as writer:
+        turns = [{"from": "human", "value": "q ?"}, {"from": "gpt", "value": "a"}]
+        writer.write("bad", {"id": "bad", "conversations": turns}, [])
+    with pytest.raises(ConfigError, match="image of sample 'bad': there are 0"):
+        EvaluationSet.open(str(tmp_path))
+
+
+def test_a_baseline_that_the_data_does_not_allow_is_refused_by_name(settings, tmp_path):
+    folder = tmp_path / "boxless"
+    with ShardWriter(str(folder)) as writer:
+        writer.write("one", {"id": "one", "image": "one.jpg", "conversations": TURNS}, [JPEG])
+    with pytest.raises(ConfigError, match="methods=oracle needs boxes"):
+        evaluate(dataclasses.replace(settings, shards=str(folder)))
+
+
+def test_prefill_bench_has_every_batch_and_the_cache_sizes(model_folder, selector_folder):
+    found = bench.bench_prefill(model_folder, selector_folder, "8,16", [1, 2], 2, 1, "cpu")
+    assert [run["batch_size"] for run in found["runs"]] == [1, 2]
+    small, large = (run["kv_cache_bytes"] for run in found["runs"])
+    assert large["8"] == 2 * small["8"]
+    per_token = (small["16"] - small["8"]) / 8
+    assert per_token == 2 * 4 * 192 * 4, "keys and values, 4 layers, 192 channels, float32"
+    with pytest.raises(ConfigError, match="batches"):
+        bench.bench_prefill(model_folder, selector_folder, "8", [0], 2, 1, "cpu")
+
+
+def test_every_setting_is_a_flag(tmp_path):
+    import argparse
+
+    root = argparse.ArgumentParser()
+    commands.add_eval_command(root.add_subparsers())
+    given = "eval --model m --selector s --shards p --budgets 8,11% --out o --max-images 3"
+    arguments = root.parse_args([*given.split(), "--no-tracking"])
+    assert commands.settings_of(arguments) == EvalSettings(
+        model="m",
+        selector="s",
+        shards="p",
+        budgets="8,11%",
+        out="o",
+        max_images=3,
+        tracking=False,
+    )
