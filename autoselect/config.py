@@ -195,11 +195,12 @@ class TrainConfig:
         activation_checkpointing: recompute the frozen language model in the backward pass.
         experiment: MLflow experiment.
         tracking: log to MLflow.
+        dtype: of the frozen VLM; `auto` is bfloat16 on accelerators and float32 on CPUs.
     """
 
     model: str = "reference"
     output: str = "runs/reference/train"
-    steps: int = 300
+    steps: int = 240
     seed: int = 0
     save_every: int = 100
     keep_checkpoints: int = 2
@@ -208,6 +209,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     experiment: str = "autoselect"
     tracking: bool = True
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     gate: GateConfig = field(default_factory=GateConfig)

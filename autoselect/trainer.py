@@ -51,7 +51,8 @@ def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo
     """
     device = runtime.choose_device(info)
     runtime.seed_everything(config.seed)
-    vlm = FrozenVLM.from_pretrained(config.model, device=device)
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     sizes = batch_sizes(deepspeed, info.world_size)
     shards = ShardSet.open(config.data.train_shards)

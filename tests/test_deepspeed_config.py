@@ -28,7 +28,7 @@ def test_shipped_files_state_the_reference_run(name: str) -> None:
     assert zero_stage(config) == STAGES[name]
     assert config["gradient_clipping"] == 1.0
     sizes = batch_sizes(config, world_size=2)
-    assert (sizes.total, sizes.micro, sizes.accumulation) == (64, 32, 1)
+    assert (sizes.total, sizes.micro, sizes.accumulation) == (32, 16, 1)
 
 
 def test_no_other_file_is_shipped() -> None:

@@ -205,7 +205,7 @@ def test_the_command_prints_stage_time_and_assumptions(
     text = capsys.readouterr().out
     assert "7.06 B frozen" in text
     assert "smallest stage that fits" in text and "does not fit" in text
-    assert "64 images = 32 x 2 devices x 1 accumulation" in text
+    assert "32 images = 16 x 2 devices x 1 accumulation" in text
     assert "lower its micro batch" not in text
     assert "h for 1000 steps" in text and "assumed" in text and "35% of 989 TFLOP/s" in text
 
@@ -216,8 +216,8 @@ def test_a_micro_batch_that_must_be_lowered_is_said(
     arguments = parse("--model", str(folder), "--gpus", "16")
     arguments.run(arguments)
     text = capsys.readouterr().out
-    assert "64 images = 4 x 16 devices x 1 accumulation" in text
-    assert "lower its micro batch of 32 to 4" in text
+    assert "32 images = 2 x 16 devices x 1 accumulation" in text
+    assert "lower its micro batch of 16 to 2" in text
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_micro_batch_that_must_be_lowered_is_said(
     [
         (["--model", "/no/such/model"], "no vision-language configuration"),
         (["--gpus", "0"], "gpus=0 is below 1"),
-        (["--gpus", "3"], "train_batch_size=64 cannot be split"),
+        (["--gpus", "3"], "train_batch_size=32 cannot be split"),
         (["--utilisation", "2"], "utilisation=2"),
         (["--deepspeed", "nothing.json"], "does not exist"),
     ],
