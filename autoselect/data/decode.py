@@ -64,7 +64,8 @@ def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
                 raise ImageTooLarge(
                     f"{width} x {height} pixels exceed the cap of {limits.pixels} pixels"
                 )
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
         except UnidentifiedImageError as error:
             raise ImageError(f"{len(data)} bytes are no image of a known format") from error
         except Image.DecompressionBombError as error:
@@ -74,6 +75,18 @@ def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
         # Pillow's decoders report damaged data with any of these.
         except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
             raise ImageError(f"decoding failed: {error}") from error
+
+
+def reuse_image_memory(images: int) -> None:
+    """Lets Pillow keep the memory of freed images for the next ones.
+
+    Otherwise every image takes fresh pages from the system, which costs a fifth of the time of
+    decoding.
+
+    Args:
+        images: how many to keep memory for, at most; larger images count as several.
+    """
+    Image.core.set_blocks_max(images)
 
 
 def image_suffix(data: bytes) -> str:

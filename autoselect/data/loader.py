@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from autoselect.config import ConfigError
+from autoselect.data.decode import reuse_image_memory
 from autoselect.data.faults import BadSample, Fault
 from autoselect.data.order import global_batch, rank_share
 from autoselect.data.quarantine import Quarantine
@@ -19,6 +20,7 @@ from autoselect.data.signal_shield import SignalShield, held_signals
 
 Collate = Callable[[list[Sample]], Any]
 _ENDLESS = 2**40
+_KEPT_IMAGES = 64
 
 
 class _MicroBatches(Dataset):
@@ -46,6 +48,7 @@ class _MicroBatches(Dataset):
         return rank_share(batch, *self.shape).tolist()
 
     def __getitem__(self, number: int) -> tuple[Any, list[Fault]]:
+        reuse_image_memory(min(self.shape[0], _KEPT_IMAGES))
         step, turn = divmod(number, self.accumulation)
         faults: list[Fault] = []
         samples = [self._sample(one, faults) for one in self.sample_ids(step)[turn]]

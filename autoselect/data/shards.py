@@ -220,7 +220,8 @@ class ShardSet:
                     "too_large",
                     f"{entry.suffix} has {entry.size} bytes, the cap is {self.limits.member_bytes}",
                 )
-        data = self._reader.read(shard, start, end - start)
+        # A view, because slices of bytes are copies.
+        data = memoryview(self._reader.read(shard, start, end - start))
         members = {}
         for entry in entries:
             piece = data[entry.start - start : entry.end - start]
@@ -232,7 +233,7 @@ class ShardSet:
                 )
             if zlib.crc32(piece) != entry.crc:
                 raise RecordError(*_damage(piece, entry))
-            members[entry.suffix] = piece[entry.data - entry.start :]
+            members[entry.suffix] = bytes(piece[entry.data - entry.start :])
         return members
 
     def _load_table(self, number: int) -> IndexTable:
@@ -242,12 +243,12 @@ class ShardSet:
         return ShardSet, (self.shards, self._indexes, self.headers, self.limits)
 
 
-def _damage(piece: bytes, entry: Entry) -> tuple[FaultKind, str]:
+def _damage(piece: memoryview, entry: Entry) -> tuple[FaultKind, str]:
     """Whether the header or the payload of a member is what changed."""
     from tarfile import HeaderError, TarInfo
 
     try:
-        TarInfo.frombuf(piece[:512], "utf-8", "surrogateescape")
+        TarInfo.frombuf(bytes(piece[:512]), "utf-8", "surrogateescape")
     except HeaderError as error:
         return "header", f"{entry.suffix}: damaged tar header at byte {entry.start}: {error}"
     return "payload", f"{entry.suffix}: payload at byte {entry.data} differs from its checksum"

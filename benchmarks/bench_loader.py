@@ -1,0 +1,245 @@
+"""How much of the decode-only rate does the loader keep, and what does resuming cost?
+
+Both sides decode the same photo-like JPEGs to RGB on the same cores, in turns. Decode-only holds
+the bytes in memory and does nothing else; the loader orders, reads, checks and decodes samples from
+shards. Each round gives one sample per side: images per second, and processor time per image, which
+other work on the machine disturbs less. The ratios of the medians are the result. Run it with
+
+    python benchmarks/bench_loader.py --output benchmarks/results/loader_cpu.json
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from autoselect.data.decode import decode_image
+from autoselect.data.loader import Loader
+from autoselect.data.shards import ShardSet, ShardWriter
+
+MICRO_BATCH = 16
+PREFETCHED_PER_WORKER = 2
+RESUME_SCRIPT = """
+import sys, time
+from autoselect.data.loader import Loader
+from autoselect.data.shards import ShardSet
+start = time.perf_counter()
+shards = ShardSet.open(sys.argv[1])
+opened = time.perf_counter()
+step = int(sys.argv[2]) // {micro_batch}
+next(iter(Loader(shards, len, 0, {micro_batch}, start_step=step)))
+print(len(shards), opened - start, time.perf_counter() - opened)
+"""
+
+
+class Sample(NamedTuple):
+    """One measurement of one side."""
+
+    images_per_s: float
+    processor_ms: float
+
+
+def photo(number: int, width: int, height: int) -> bytes:
+    """A JPEG with the smooth regions, edges and fine grain of a photograph."""
+    random = np.random.default_rng(number)
+    coarse = random.uniform(0, 255, (height // 40, width // 40, 3)).astype(np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    grain = random.normal(0, 6, (height, width, 3))
+    pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def write_data(folder: Path, images: list[bytes]) -> None:
+    """One sample per image, 256 in a shard."""
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is in the picture?"},
+        {"from": "gpt", "value": "Colours that blend into each other."},
+    ]
+    with ShardWriter(folder, samples_per_shard=256) as writer:
+        for number, data in enumerate(images):
+            writer.write(f"{number:06d}", {"conversations": turns}, [data])
+
+
+def _decode_share(images: list[bytes], count: int, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    start = time.perf_counter()
+    for number in range(count):
+        decode_image(images[number % len(images)])
+    results.put(time.perf_counter() - start)
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and its finished children."""
+    own, children = (resource.getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def decode_only(images: list[bytes], count: int, processes: int) -> Sample:
+    """`processes` bare processes decode together."""
+    before = processor_seconds()
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(processes), context.Queue()
+    share = count // processes
+    arguments = (images, share, barrier, results)
+    workers = [context.Process(target=_decode_share, args=arguments) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    seconds = [results.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    decoded = share * processes
+    return Sample(
+        images_per_s=decoded / max(seconds),
+        processor_ms=(processor_seconds() - before) / decoded * 1000,
+    )
+
+
+def loader(shards: ShardSet, count: int, workers: int) -> Sample:
+    """The loader delivers `count` images to this process.
+
+    The rate's clock starts with the first delivery; what may have been prepared before it is not
+    counted.
+    """
+    before = processor_seconds()
+    loaded = count // MICRO_BATCH * MICRO_BATCH
+    stop = count // MICRO_BATCH
+    steps = iter(Loader(shards, len, 0, MICRO_BATCH, stop_step=stop, workers=workers))
+    next(steps)
+    start = time.perf_counter()
+    delivered = sum(batch[0] for batch in steps)
+    seconds = time.perf_counter() - start
+    prefetched = workers * PREFETCHED_PER_WORKER * MICRO_BATCH
+    return Sample(
+        images_per_s=(delivered - prefetched) / seconds,
+        processor_ms=(processor_seconds() - before) / loaded * 1000,
+    )
+
+
+def resume_seconds(folder: Path, rounds: int) -> dict[str, Any]:
+    """Cost of the first step after sample 1,000,000 - 10,000, each in a fresh process.
+
+    The data set is a thousand shards of a thousand samples, which are links to one shard.
+    """
+    with ShardWriter(folder, samples_per_shard=1000) as writer:
+        image = photo(0, 320, 240)
+        for number in range(1000):
+            turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A picture."}]
+            writer.write(f"{number:06d}", {"conversations": turns}, [image])
+    for number in range(1, 1000):
+        for suffix in (".tar", ".tar.index.jsonl"):
+            os.link(folder / f"shard-000000{suffix}", folder / f"shard-{number:06d}{suffix}")
+    script = RESUME_SCRIPT.format(micro_batch=MICRO_BATCH)
+    opened, first = [], []
+    for _ in range(rounds):
+        command = [sys.executable, "-c", script, str(folder), "990000"]
+        words = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        assert int(words[0]) == 1_000_000
+        opened.append(float(words[1]))
+        first.append(float(words[2]))
+    return {
+        "samples": 1_000_000,
+        "shards": 1000,
+        "open_s": summary(opened),
+        "first_step_s": summary(first),
+    }
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "raw": values}
+
+
+def compare(
+    decode: Callable[[], Sample], load: Callable[[], Sample], rounds: int, name: str
+) -> dict[str, Any]:
+    """Interleaved rounds of both sides."""
+    decode(), load()
+    pairs = [(decode(), load()) for _ in range(rounds)]
+    result: dict[str, Any] = {}
+    for number, side in enumerate(("decode_only", "loader")):
+        result[side] = {
+            measure: summary([getattr(pair[number], measure) for pair in pairs])
+            for measure in Sample._fields
+        }
+    rates, costs = (
+        [result[side][measure]["median"] for side in ("decode_only", "loader")]
+        for measure in Sample._fields
+    )
+    result["rate_ratio"] = rates[1] / rates[0]
+    result["processor_ratio"] = costs[0] / costs[1]
+    print(
+        f"{name}: decode only {rates[0]:.0f} images/s, loader {rates[1]:.0f} images/s, "
+        f"ratio {result['rate_ratio']:.3f}; processor time {costs[0]:.2f} and {costs[1]:.2f} ms "
+        f"per image, ratio {result['processor_ratio']:.3f}"
+    )
+    return result
+
+
+def processor_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=512, help="distinct images")
+    parser.add_argument("--count", type=int, default=1536, help="images decoded per round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="pixels")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    images = [photo(number, *arguments.size) for number in range(arguments.images)]
+    results: dict[str, Any] = {
+        "machine": {"processor": processor_name(), "cores": cores, "system": platform.system()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {name: version(name) for name in ("pillow", "webdataset", "numpy")},
+        "setting": {
+            "image_pixels": list(arguments.size),
+            "mean_image_bytes": round(statistics.mean(map(len, images))),
+            "images_per_round": arguments.count,
+            "micro_batch": MICRO_BATCH,
+            "load_average_at_start": os.getloadavg()[0],
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(Path(folder), images)
+        shards = ShardSet.open(folder)
+        for workers in sorted({0, 1, cores}):
+            results[f"workers_{workers}"] = compare(
+                lambda workers=workers: decode_only(images, arguments.count, max(1, workers)),
+                lambda workers=workers: loader(shards, arguments.count, workers),
+                arguments.rounds,
+                f"{workers} workers",
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        results["resume"] = resume_seconds(Path(folder), arguments.rounds)
+    opened, first = (results["resume"][name]["median"] for name in ("open_s", "first_step_s"))
+    print(f"resume at sample 990,000: open {opened:.3f} s, first step {first:.3f} s")
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
