@@ -71,8 +71,8 @@ def extension():
     cxx += ["-fno-trapping-math", "-Wall"]
     link = ["-fopenmp"]
     if flag("AUTOSELECT_SANITIZE"):
-        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        cxx += [*sanitize, "-g", "-fno-omit-frame-pointer"]
+        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"]
+        cxx += [*sanitize, "-fno-sanitize-recover=undefined", "-O1", "-fno-omit-frame-pointer"]
         link += sanitize
     if not cuda:
         sources = [path for path in sources if not path.stem.endswith("_cuda")]
