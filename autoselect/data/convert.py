@@ -200,6 +200,7 @@ def _read_row(
     Raises:
         RecordError: the row or one of its images cannot be used.
     """
+    fields = _from_first_question(fields)
     check_conversation(fields)
     names = named_images(fields)
     images = [_read_image(name, folders, limits) for name in names]
@@ -208,6 +209,18 @@ def _read_row(
     if names:
         record["source_image"] = fields["image"]
     return record, images
+
+
+def _from_first_question(fields: Any) -> Any:
+    """Leaves out an answer without a question at the beginning, as LLaVA's own training does.
+
+    The record then says so under `dropped_turns`.
+    """
+    turns = fields.get("conversations") if isinstance(fields, dict) else None
+    if isinstance(turns, list) and len(turns) > 1 and isinstance(turns[0], dict):
+        if turns[0].get("from") == "gpt":
+            return fields | {"conversations": turns[1:], "dropped_turns": 1}
+    return fields
 
 
 def _read_image(name: str, folders: tuple[str, ...], limits: Limits) -> bytes:

@@ -8,6 +8,7 @@ from autoselect.data.decode import IMAGE_SUFFIXES
 from autoselect.data.faults import FaultKind
 
 IMAGE_PLACEHOLDER = "<image>"
+SPEAKERS = ("human", "gpt")
 _SUFFIXES = frozenset(IMAGE_SUFFIXES.values()) | {"jpeg", "tiff"}
 
 
@@ -23,7 +24,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
     """Parses the JSON member and checks its conversation.
 
     Raises:
-        RecordError: not UTF-8 JSON, not an object, or no list of human and gpt turns with text.
+        RecordError: not UTF-8 JSON, not an object, or no conversation of alternating turns.
     """
     try:
         record = json.loads(data)
@@ -34,7 +35,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
 
 
 def check_conversation(record: Any) -> None:
-    """Checks that `record` is an object with a well-formed list of conversation turns.
+    """Checks that `record` is an object with a conversation: human, gpt, human, ... with text.
 
     Raises:
         RecordError: it is not; the message names the turn.
@@ -45,8 +46,9 @@ def check_conversation(record: Any) -> None:
     if not isinstance(turns, list) or not turns:
         raise RecordError("wrong_json", "conversations must be a list of at least one turn")
     for number, turn in enumerate(turns):
-        if not isinstance(turn, dict) or turn.get("from") not in ("human", "gpt", "system"):
-            raise RecordError("wrong_json", f"turn {number}: 'from' must be human, gpt or system")
+        speaker = SPEAKERS[number % 2]
+        if not isinstance(turn, dict) or turn.get("from") != speaker:
+            raise RecordError("wrong_json", f"turn {number}: 'from' must be {speaker!r}")
         if not isinstance(turn.get("value"), str):
             raise RecordError("wrong_json", f"turn {number}: 'value' must be text")
 

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -211,6 +211,17 @@ class ShardSet:
             raise BadSample(Fault(error.kind, shard, key, start, str(error))) from error
         images = tuple(members[suffix] for suffix in suffixes)
         return Sample(key, sample_id, record, images, shard, start, self.limits)
+
+    def usable(self) -> Iterator[Sample]:
+        """All samples in order, decoded; what cannot be used is left out with a warning."""
+        for sample_id in range(len(self)):
+            try:
+                sample = self[sample_id]
+                _ = sample.pictures
+            except BadSample as error:
+                logger.warning("left out: %s", error)
+            else:
+                yield sample
 
     def _read_members(self, shard: str, entries: list[Entry]) -> dict[str, bytes]:
         start, end = entries[0].start, entries[-1].end

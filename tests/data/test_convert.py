@@ -168,6 +168,16 @@ def test_the_first_folder_with_the_image_wins(tmp_path: Path) -> None:
     assert sample.images == (make_image(2),) and sample.record["source_id"] == 7
 
 
+def test_an_answer_without_a_question_is_left_out(tmp_path: Path) -> None:
+    row = make_record(3, 0)
+    row["conversations"].insert(0, {"from": "gpt", "value": "As I said:"})
+    (tmp_path / "rows.json").write_text(json.dumps([row, make_record(4, 0)]))
+    assert convert_llava(tmp_path / "rows.json", [tmp_path], tmp_path / "out").rejected == []
+    first, second = ShardSet.open(str(tmp_path / "out")).usable()
+    assert first.record["conversations"] == make_record(3, 0)["conversations"]
+    assert first.record["dropped_turns"] == 1 and "dropped_turns" not in second.record
+
+
 def test_wrong_arguments_are_refused(source: Path, tmp_path: Path) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     with pytest.raises(ConfigError, match="samples_per_shard=0"):

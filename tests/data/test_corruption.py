@@ -181,6 +181,7 @@ def test_wrong_contents_are_named_with_key_and_offset(tmp_path: Path) -> None:
             ("cut.json", b'{"conversations": ['),
             ("list.json", b"[]"),
             ("turns.json", b'{"conversations": [{"from": "human"}]}'),
+            ("reply.json", b'{"conversations": [{"from": "gpt", "value": "so"}]}'),
             ("noimage.json", record_bytes(0, image="noimage.jpg")),
             ("nojson.jpg", image),
             ("good.jpg", image),
@@ -196,11 +197,12 @@ def test_wrong_contents_are_named_with_key_and_offset(tmp_path: Path) -> None:
     assert [shards[number].key for number in range(len(shards))] == ["good", "fine"]
     with tarfile.open(shard) as archive:
         starts = {member.name: member.offset for member in reversed(archive.getmembers())}
-        second_good = archive.getmembers()[8].offset
+        second_good = archive.getmembers()[9].offset
     assert [(fault.kind, fault.key, fault.offset) for fault in shards.faults] == [
         ("wrong_json", "cut", starts["cut.jpg"]),
         ("wrong_json", "list", starts["list.json"]),
         ("wrong_json", "turns", starts["turns.json"]),
+        ("wrong_json", "reply", starts["reply.json"]),
         ("missing_member", "noimage", starts["noimage.json"]),
         ("missing_member", "nojson", starts["nojson.jpg"]),
         ("duplicate_key", "good", second_good),
@@ -260,6 +262,15 @@ def rows(samples: list[Sample]) -> list[tuple[int, bool, int, int]]:
         (s.sample_id, s.quarantined, len(s.pictures), len(s.record["conversations"]))
         for s in samples
     ]
+
+
+def test_usable_samples_are_those_without_damage(shard: Path, caplog) -> None:
+    shards = ShardSet.open(str(shard))
+    for number in (2, 7):
+        flip(shard, shards.locate(number)[2][0].data + 5)
+    seen = [sample.sample_id for sample in shards.usable()]
+    assert seen == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert "'000002'" in caplog.text and "'000007'" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 2])
