@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.context import Kept, SelectionContext
+from autoselect.evaluation.likelihood import candidates, most_likely
 from autoselect.evaluation.llm_attention import visual_attention
 from autoselect.evaluation.methods import Method
 from autoselect.evaluation.samples import EvaluationSample
@@ -38,6 +39,7 @@ class Plan:
         images_per_part: images encoded together; also the unit of restart and of distribution.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
+        likelihood: answer yes/no and multiple-choice questions with the likeliest candidate.
     """
 
     methods: tuple[Method, ...]
@@ -45,6 +47,7 @@ class Plan:
     images_per_part: int = 32
     rows_per_batch: int = 160
     max_new_tokens: int = 4
+    likelihood: bool = False
 
     def columns(self) -> list[Column]:
         """Every column, full and blind first."""
@@ -58,11 +61,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Rows answered together: their prompt, and the image row that each belongs to, [R]."""
+    """Rows answered together.
+
+    Attributes:
+        prompt: of `vlm.prompt`.
+        owner: the image row that each belongs to, [R].
+        places: (image, round) of each row.
+        candidates: possible answers of each row, where they are known.
+    """
 
     prompt: dict[str, Tensor]
     owner: Tensor
     places: list[tuple[int, int]]
+    candidates: list[tuple[str, ...]]
 
 
 @torch.inference_mode()
@@ -97,6 +108,9 @@ def answer_part(vlm: Any, samples: Sequence[EvaluationSample], plan: Plan) -> di
                     kept = Kept(chosen.tokens[batch.owner], chosen.positions[batch.owner])
                 prefix = vlm.prefix(batch.prompt, kept.tokens, kept.positions)
             texts = vlm.generate(prefix, plan.max_new_tokens)
+            if plan.likelihood:
+                given = most_likely(vlm, prefix, batch.candidates)
+                texts = [b if b is not None else t for b, t in zip(given, texts, strict=True)]
             for (image, turn), text in zip(batch.places, texts, strict=True):
                 answers[str(column)][image][turn] = text
     return answers
@@ -175,4 +189,5 @@ def question_batches(
         chosen = places[start : start + rows_per_batch]
         prompt = vlm.prompt([samples[i].questions[r] for i, r in chosen])
         owner = torch.tensor([i for i, _ in chosen], device=device)
-        yield QuestionBatch(prompt, owner, chosen)
+        known = [candidates(samples[i].questions[r], samples[i].answers[r]) for i, r in chosen]
+        yield QuestionBatch(prompt, owner, chosen, known)

@@ -12,11 +12,12 @@ from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.run import EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.reference.resources import resolve_model, resolve_shards
 
 HELP = {
-    "model": "folder or hub name of the vision-language model",
+    "model": "folder or hub name of the vision-language model, or reference",
     "selector": "folder of the trained selector",
-    "shards": "glob of the evaluation shards",
+    "shards": "glob of the evaluation shards, or reference",
     "budgets": "visual tokens kept: counts, ratios (0.11) or percentages (11%%), comma-separated",
     "out": "folder for report.json, report.md, the figures and the predictions",
     "methods": "baselines, comma-separated, or all",
@@ -25,6 +26,7 @@ HELP = {
     "images_per_part": "images encoded together; the unit of restart",
     "rows_per_batch": "questions answered together",
     "max_new_tokens": "longest answer in tokens",
+    "likelihood": "answer yes/no and multiple-choice questions with the likeliest candidate",
     "latency_batch": "batch size of the latency measurement",
     "experiment": "MLflow experiment",
     "tracking": "log to MLflow",
@@ -65,7 +67,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 def settings_of(arguments: argparse.Namespace) -> EvalSettings:
     """The settings that the flags of `add_eval_arguments` name."""
     names = [field.name for field in dataclasses.fields(EvalSettings)]
-    return EvalSettings(**{name: getattr(arguments, name) for name in names})
+    settings = EvalSettings(**{name: getattr(arguments, name) for name in names})
+    return dataclasses.replace(
+        settings,
+        model=resolve_model(settings.model),
+        shards=resolve_shards(settings.shards, "test"),
+    )
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
@@ -90,8 +97,9 @@ def add_analyse_command(subparsers: Any) -> None:
 
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Analyse, and print the numbers and where the figure is."""
-    samples = EvaluationSet.open(arguments.shards, arguments.max_images)
-    vlm, selector = load_pair(arguments.model, arguments.selector, arguments.device)
+    shards = resolve_shards(arguments.shards, "test")
+    samples = EvaluationSet.open(shards, arguments.max_images)
+    vlm, selector = load_pair(resolve_model(arguments.model), arguments.selector, arguments.device)
     num_tokens = vlm.encode_images([samples[0].image]).tokens.shape[1]
     budgets = parse_budgets(arguments.budgets, num_tokens)
     subject = Subject(vlm, selector, list(samples), budgets)
@@ -121,7 +129,7 @@ def add_bench_command(subparsers: Any) -> None:
 def run_bench(arguments: argparse.Namespace) -> int:
     """Measure, write the JSON and print one line per batch size and budget."""
     result = bench_prefill(
-        arguments.model,
+        resolve_model(arguments.model),
         arguments.selector,
         arguments.budgets,
         [int(size) for size in arguments.batches.split(",")],

@@ -9,15 +9,14 @@ from autoselect.evaluation.answering import FULL, Answers, Column, Plan
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow
 from autoselect.evaluation.methods import SELECTOR
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.evaluation.scoring import question_score
+from autoselect.evaluation.scoring import answer_score
 
 Place = tuple[int, int]
 
 
 def is_right(sample: EvaluationSample, turn: int, text: str) -> bool:
     """Whether an answer counts for more than half."""
-    accepted = sample.answers[turn]
-    return question_score(sample.tasks[turn], accepted)(text, accepted) > 0.5
+    return answer_score(sample, turn, text) > 0.5
 
 
 def choose_places(

@@ -92,6 +92,21 @@ def yes_no_statistics(predictions: Sequence[str], answers: Sequence[str]) -> dic
     }
 
 
+def parse_options(question: str) -> tuple[str, ...]:
+    """The options of a multiple-choice question, written as lines `A. text`, `B. text`, ..."""
+    found = re.findall(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$", question, re.MULTILINE)
+    expected = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(found)]
+    in_order = "".join(letter for letter, _ in found) == expected
+    return tuple(text for _, text in found) if in_order and len(found) > 1 else ()
+
+
+def option_accuracy(prediction: str, question: str, answer: str) -> float:
+    """1 when the prediction names the option that the answer names, else 0."""
+    options = parse_options(question)
+    chosen = choose_option(prediction, options)
+    return float(chosen is not None and chosen == choose_option(answer, options))
+
+
 def choose_option(prediction: str, options: Sequence[str]) -> int | None:
     """The index of the option that a generated answer names, None when it names none or several.
 

@@ -45,6 +45,7 @@ class EvalSettings:
         images_per_part: images encoded together.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
+        likelihood: answer yes/no and multiple-choice questions with the likeliest candidate.
         latency_batch: batch size of the latency measurement.
         device: where the VLM runs; None for a GPU where there is one.
         experiment: MLflow experiment.
@@ -62,6 +63,7 @@ class EvalSettings:
     images_per_part: int = 32
     rows_per_batch: int = 160
     max_new_tokens: int = 4
+    likelihood: bool = False
     latency_batch: int = 1
     device: str | None = None
     experiment: str = "autoselect"
@@ -118,6 +120,7 @@ def evaluate(
         images_per_part=settings.images_per_part,
         rows_per_batch=settings.rows_per_batch,
         max_new_tokens=settings.max_new_tokens,
+        likelihood=settings.likelihood,
     )
     digests = {
         "model": _path_digest(settings.model),
@@ -136,7 +139,12 @@ def evaluate(
         samples[0].questions[0],
         LatencyPlan(plan.budgets, settings.latency_batch),
     )
-    more = {"environment": environment(), "digests": digests, **(extra or {})}
+    more = {
+        "environment": environment(),
+        "digests": digests,
+        "training": selector.metadata,
+        **(extra or {}),
+    }
     report = build_report(samples, answers, plan, vlm.name, num_tokens, latency, more)
     check_report(report)
     result = Evaluation(report, answers, samples, plan, vlm, selector)
@@ -202,6 +210,7 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
         "images_per_part": plan.images_per_part,
         "rows_per_batch": plan.rows_per_batch,
         "max_new_tokens": plan.max_new_tokens,
+        "likelihood": plan.likelihood,
     }
 
 

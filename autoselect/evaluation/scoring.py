@@ -13,13 +13,16 @@ ANLS_TASKS = ("docvqa", "infographicvqa", "stvqa")
 YES_NO_TASKS = ("pope", "mme")
 
 
-def question_score(task: str, answers: Sequence[str]) -> QuestionScore:
-    """The score of one answer: ANLS, yes/no, VQA soft accuracy, or exact match for the rest.
+def question_score(task: str, question: str, answers: Sequence[str]) -> QuestionScore:
+    """The score of one answer: options, ANLS, yes/no, VQA soft accuracy, else exact match.
 
     Args:
         task: name of the task, as in lmms-eval or the reference data.
+        question: its text; lines `A. text` make it multiple choice.
         answers: accepted answers; several mean VQA soft accuracy.
     """
+    if metrics.parse_options(question):
+        return lambda text, given: metrics.option_accuracy(text, question, given[0])
     if task.startswith(ANLS_TASKS):
         return metrics.anls
     if task.startswith(YES_NO_TASKS):
@@ -29,6 +32,13 @@ def question_score(task: str, answers: Sequence[str]) -> QuestionScore:
     if len(answers) > 1:
         return metrics.vqa_soft_accuracy
     return lambda text, given: metrics.exact_match(text, given[0])
+
+
+def answer_score(sample: EvaluationSample, turn: int, text: str) -> float:
+    """The score of one answer to one of a sample's questions, in 0..1."""
+    accepted = sample.answers[turn]
+    score = question_score(sample.tasks[turn], sample.questions[turn], accepted)
+    return score(text, accepted)
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ def score_answers(
     sums = np.zeros((len(samples), len(tasks)))
     counts = np.zeros((len(samples), len(tasks)))
     for row, (sample, texts) in enumerate(zip(samples, answers, strict=True)):
-        for task, accepted, text in zip(sample.tasks, sample.answers, texts, strict=True):
-            sums[row, place[task]] += question_score(task, accepted)(text, accepted)
+        for turn, task in enumerate(sample.tasks):
+            sums[row, place[task]] += answer_score(sample, turn, texts[turn])
             counts[row, place[task]] += 1
     return ScoreTable(tasks, sums, counts)
 
@@ -99,4 +109,21 @@ def task_details(
                 subtasks[task.removeprefix("mme_")] = metrics.mme_subtask_score(keys, right)
     if subtasks:
         details["mme"] = {**subtasks, **metrics.mme_scores(subtasks)}
+    details |= _circular_details(samples, answers)
     return details
+
+
+def _circular_details(
+    samples: Sequence[EvaluationSample], answers: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """Circular accuracy of MMBench, whose rotations of one question share the key up to `#`."""
+    rows: dict[str, list[tuple[str, bool]]] = {}
+    for sample, texts in zip(samples, answers, strict=True):
+        for turn, task in enumerate(sample.tasks):
+            if task.startswith("mmbench"):
+                right = answer_score(sample, turn, texts[turn]) > 0
+                rows.setdefault(task, []).append((sample.key.split("#")[0], right))
+    return {
+        task: {"circular_accuracy": metrics.circular_accuracy(*zip(*found, strict=True))}
+        for task, found in rows.items()
+    }

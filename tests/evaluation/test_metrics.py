@@ -112,3 +112,20 @@ def test_anls_by_hand():
     assert metrics.anls("abcd", ["wxyz"]) == 0.0
     assert metrics.anls("ab", ["abcd"]) == 0.5
     assert metrics.anls("ab", ["abcde"]) == 0.0
+
+
+QUESTION = "What is shown ?\nA. a cat\nB. a dog\nC. a bird\nAnswer with the letter."
+
+
+def test_options_are_read_from_the_question():
+    assert metrics.parse_options(QUESTION) == ("a cat", "a dog", "a bird")
+    assert metrics.parse_options("(A) one\n(B) two") == ("one", "two")
+    assert metrics.parse_options("Is it A. or B. ?") == ()
+    assert metrics.parse_options("B. second\nA. first") == ()
+
+
+def test_option_accuracy_compares_options_not_strings():
+    assert metrics.option_accuracy("The answer is B", QUESTION, "B") == 1.0
+    assert metrics.option_accuracy("a dog", QUESTION, "B") == 1.0
+    assert metrics.option_accuracy("A", QUESTION, "B") == 0.0
+    assert metrics.option_accuracy("none of them", QUESTION, "B") == 0.0

@@ -1,5 +1,6 @@
 """The whole evaluator on an untrained reference VLM: what holds whatever the weights are."""
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.evaluation import bench, commands
 from autoselect.evaluation.answering import FULL, Column, Plan, answer_part
+from autoselect.evaluation.likelihood import continuation_log_likelihood, most_likely
 from autoselect.evaluation.llm_attention import visual_attention
 from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.methods import METHODS, selector_method
@@ -89,6 +91,38 @@ def test_llm_attention_is_that_of_the_stock_model(model_folder, selector_folder,
     assert vlm.model.model.language_model.config._attn_implementation == before
 
 
+def test_the_likelihood_of_a_continuation_is_that_of_its_tokens_one_by_one(
+    model_folder, selector_folder, shards
+):
+    vlm, _ = load_pair(model_folder, selector_folder, "cpu")
+    sample = EvaluationSet.open(shards)[0]
+    tokens = vlm.encode_images([sample.image] * 2).tokens
+    prompt = vlm.prompt(["is there a red star ?", "what does the sign say ?"])
+    prefix = vlm.prefix(prompt, tokens, None)
+    found = continuation_log_likelihood(vlm, prefix, ["yes", "A7"])
+    letters = vlm.processor.tokenizer("A7", add_special_tokens=False)["input_ids"]
+    yes = vlm.processor.tokenizer.convert_tokens_to_ids("yes")
+    first = vlm.prefill(prefix).log_softmax(dim=-1)
+    longer = {
+        "input_ids": torch.cat([prompt["input_ids"][1:], torch.tensor([letters[:1]])], dim=1),
+        "attention_mask": torch.cat([prompt["attention_mask"][1:], torch.ones(1, 1).long()], dim=1),
+    }
+    second = vlm.prefill(vlm.prefix(longer, tokens[1:], None)).log_softmax(dim=-1)
+    assert float(found[0]) == pytest.approx(float(first[0, yes]), abs=1e-4)
+    expected = float(first[1, letters[0]] + second[0, letters[1]])
+    assert float(found[1]) == pytest.approx(expected, abs=1e-4)
+    no = vlm.processor.tokenizer.convert_tokens_to_ids("no")
+    best = "yes" if first[0, yes] > first[0, no] else "no"
+    assert most_likely(vlm, prefix, [("yes", "no"), ()]) == [best, None]
+
+
+def test_likelihood_scoring_answers_yes_or_no_where_that_is_asked(settings):
+    result = evaluate(dataclasses.replace(settings, methods="random", likelihood=True))
+    for sample, texts in zip(result.samples, result.answers["autoselect@4#0"], strict=True):
+        turn = sample.tasks.index("existence")
+        assert texts[turn] in ("yes", "no")
+
+
 def test_budgets_above_the_tokens_are_refused_before_anything_runs(settings):
     with pytest.raises(ConfigError, match="budget=145 exceeds the 144 visual tokens"):
         evaluate(dataclasses.replace(settings, budgets="8,145"))
@@ -153,9 +187,7 @@ def test_prefill_bench_has_every_batch_and_the_cache_sizes(model_folder, selecto
         bench.bench_prefill(model_folder, selector_folder, "8", [0], 2, 1, "cpu")
 
 
-def test_every_setting_is_a_flag(tmp_path):
-    import argparse
-
+def test_every_setting_is_a_flag():
     root = argparse.ArgumentParser()
     commands.add_eval_command(root.add_subparsers())
     given = "eval --model m --selector s --shards p --budgets 8,11% --out o --max-images 3"
