@@ -52,7 +52,23 @@ trap 'pass_on TERM' TERM
 
 echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS tasks on" \
     "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT"
-srun --kill-on-bad-exit=1 "$PYTHON" -u autoselect/train.py --deepspeed "$DEEPSPEED_CONFIG" "$@" &
+
+# The first task that exits with a code other than 0 makes srun kill the others, even those that
+# are still closing after the checkpoint they all wrote. So the code for "preempted" stays inside
+# the task, and rank 0 leaves a mark for this shell instead.
+MARK="$(mktemp -u)"
+export MARK PREEMPTED
+trap 'rm -f "$MARK"' EXIT
+srun --kill-on-bad-exit=1 bash -c '
+    trap : USR1 TERM # sent to this shell too; it waits for the run to end
+    "$@"
+    code=$?
+    if [ "$code" -eq "$PREEMPTED" ]; then
+        [ "$SLURM_PROCID" -ne 0 ] || : >"$MARK"
+        code=0
+    fi
+    exit "$code"
+' task "$PYTHON" -u autoselect/train.py --deepspeed "$DEEPSPEED_CONFIG" "$@" &
 step=$!
 
 # A trapped signal ends 'wait' early, with a code above 128 although the step goes on.
@@ -63,9 +79,12 @@ while kill -0 "$step" 2>/dev/null; do
     code=$?
 done
 
-if [ "$code" -eq "$PREEMPTED" ] && [ "$requeue" = yes ]; then
-    echo "job $SLURM_JOB_ID saved a checkpoint and goes back to the queue"
-    scontrol requeue "$SLURM_JOB_ID" && exit 0
-    echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on" >&2
+if [ "$code" -eq 0 ] && [ -e "$MARK" ]; then
+    code="$PREEMPTED"
+    if [ "$requeue" = yes ]; then
+        echo "job $SLURM_JOB_ID saved a checkpoint and goes back to the queue"
+        scontrol requeue "$SLURM_JOB_ID" && exit 0
+        echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on" >&2
+    fi
 fi
 exit "$code"

@@ -17,6 +17,19 @@ SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 SRUN = """#!/bin/bash
 echo "srun $*" >> "$LOG"
 echo "meeting $MASTER_ADDR:$MASTER_PORT threads $OMP_NUM_THREADS" >> "$LOG"
+while [[ "$1" == --* ]]; do shift; done
+set -m  # as Slurm, signal the whole process group of the task
+SLURM_PROCID=0 "$@" &
+task=$!
+trap 'kill -s USR1 -- "-$task"' USR1
+trap 'kill -s TERM -- "-$task"' TERM
+wait "$task"; code=$?
+while kill -0 "$task" 2>/dev/null; do wait "$task"; code=$?; done
+exit "$code"
+"""
+
+PYTHON = """#!/bin/bash
+echo "$(basename "$0") $*" >> "$LOG"
 trap 'echo "task got USR1" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' USR1
 trap 'echo "task got TERM" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' TERM
 echo "running" >> "$LOG"
@@ -40,7 +53,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
         self.folder = folder
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", "#!/bin/bash\n")):
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
             path = folder / "bin" / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
@@ -105,7 +118,8 @@ def test_the_three_scripts_are_there() -> None:
 def test_train_starts_one_task_per_rank_and_passes_the_arguments_on(cluster: Cluster) -> None:
     code, output = cluster.run("train.sh", "--steps", "5", "--gate.token_budget", "8")
     assert code == 0, output
-    assert "--kill-on-bad-exit=1 python -u autoselect/train.py" in cluster.calls()
+    assert "srun --kill-on-bad-exit=1 " in cluster.calls()
+    assert "python -u autoselect/train.py --deepspeed configs/" in cluster.calls()
     assert "zero2.json --steps 5 --gate.token_budget 8" in cluster.calls()
     assert "meeting 10.0.0.7:20123 threads 1" in cluster.calls()
     assert "requeue" not in cluster.calls()

@@ -1,0 +1,183 @@
+"""A real Slurm on one host: munged, slurmctld and two slurmd, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel")
+FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+NODES = ("n1", "n2")
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+SlurmdTimeout=15
+SlurmctldTimeout=60
+KillWait=15
+MinJobAge=3600
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SchedulerParameters=batch_sched_delay=1,sched_interval=2
+{nodes}
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+
+
+def missing_programs() -> list[str]:
+    """Slurm programs that are not installed."""
+    return [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+
+
+def _path() -> str:
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class Slurm:
+    """The cluster; `start` and `stop` it, submit jobs, take nodes down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PATH": _path(),
+            "SLURM_CONF": str(folder / "slurm.conf"),
+        }
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Starts all daemons and waits until both nodes are idle."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "state").mkdir(exist_ok=True)
+        host = socket.gethostname().split(".")[0]
+        controller, *ports = _free_ports(3)
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1"
+            for node, port in zip(NODES, ports, strict=True)
+        )
+        text = CONFIGURATION.format(host=host, port=controller, folder=self.folder, nodes=nodes)
+        (self.folder / "slurm.conf").write_text(text)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        own = {"key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        files = [f"--{option}={self.folder}/munge.{name}" for option, name in own.items()]
+        self._daemon(
+            "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *files
+        )
+        self._wait_for(lambda: (self.folder / "munge.socket").exists(), "munged")
+        self._daemon("slurmctld", "-D")
+        for node in NODES:
+            self.start_node(node)
+        self._wait_for(lambda: self._idle() == 2, "two idle nodes", limit_s=120)
+
+    def _daemon(self, program: str, *arguments: str, name: str | None = None) -> None:
+        with (self.folder / f"{name or program}.out").open("ab") as output:
+            self.daemons[name or program] = subprocess.Popen(
+                [program, *arguments],
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def start_node(self, node: str) -> None:
+        self._daemon("slurmd", "-D", "-N", node, name=f"slurmd.{node}")
+
+    def kill_node(self, node: str) -> None:
+        """SIGKILL to the node's slurmd, as if the machine had gone."""
+        daemon = self.daemons.pop(f"slurmd.{node}")
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+
+    def stop(self) -> None:
+        """Cancels all jobs and ends the daemons that were started here."""
+        if "slurmctld" in self.daemons:
+            self.run("scancel", "--user=root", check=False)
+            self.run("scancel", "--user=root", "--signal=KILL", check=False)
+            time.sleep(2)
+        for daemon in reversed(list(self.daemons.values())):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self.daemons.clear()
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> str:
+        done = subprocess.run(
+            command,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def submit(self, *command: str, **environment: str) -> str:
+        """`sbatch --parsable`; the job's id."""
+        return self.run("sbatch", "--parsable", *command, **environment).strip().split(";")[0]
+
+    def field(self, job: str, name: str) -> str:
+        """One field of `scontrol show job`, such as JobState, Restarts or ExitCode."""
+        found = re.search(rf"\b{name}=(\S+)", self.run("scontrol", "show", "job", job))
+        assert found is not None, name
+        return found[1]
+
+    def wait_for_end(self, job: str, limit_s: float = 900) -> str:
+        """The final state of a job, which may be requeued on the way."""
+        self._wait_for(
+            lambda: self.field(job, "JobState") in FINAL_STATES, f"end of job {job}", limit_s
+        )
+        return self.field(job, "JobState")
+
+    def _idle(self) -> int:
+        return self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split().count("idle")
+
+    def wait_until_idle(self) -> None:
+        self._wait_for(lambda: self._idle() == 2, "two idle nodes", limit_s=180)
+
+    def _wait_for(self, happened, what: str, limit_s: float = 60) -> None:
+        deadline = time.monotonic() + limit_s
+        while not happened():
+            if time.monotonic() > deadline:
+                logs = [f"{p}:\n{p.read_text()[-1500:]}" for p in self.folder.glob("slurm*.log")]
+                raise TimeoutError(f"{what} not within {limit_s:.0f} s\n" + "\n".join(logs))
+            time.sleep(0.5)
