@@ -121,32 +121,27 @@ class TarScan:
                     f"shard={self._shard} is gzip-compressed; samples are read by their offset, "
                     "so decompress it first"
                 )
-            zeros = 0 if block.strip(b"\0") else zeros + 1
+            if not block.strip(b"\0"):
+                zeros += 1
+                continue
             if zeros and not lost:
-                self._end_marker()
-                return None
+                start = self.bytes - (zeros + 1) * BLOCK
+                self._fault("header", "", start, f"{zeros} empty blocks inside of the archive")
+                lost = True
+            zeros = 0
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                if info.size < 0:
+                    raise tarfile.HeaderError(f"a size of {info.size} bytes")
             except tarfile.HeaderError as error:
                 if not lost:
                     self._fault("header", "", self.bytes - BLOCK, f"damaged tar header: {error}")
                 lost = True
                 continue
-            if info.size >= 0:
-                return block, info
+            return block, info
         if len(block) or zeros < 2:
             self._truncate("", self.bytes, "the archive ends without its end marker")
         return None
-
-    def _end_marker(self) -> None:
-        """Reads what follows the first zero block; anything but zeros would be lost data."""
-        end, clean = self.bytes, True
-        while piece := self._read(_PIECE):
-            clean = clean and not piece.strip(b"\0")
-        if not clean:
-            self._fault("header", "", end, "data follows the end marker of the archive")
-        if self.bytes == end:
-            self._truncate("", end, "the end marker is cut")
 
     def _payload(self, size: int, keep: bool, extended: bool, crc: int) -> tuple[bytes, int] | None:
         """Payload (if kept) and continued CRC; None when the stream ends early.

@@ -112,6 +112,29 @@ def test_any_flip_in_a_header_is_found_without_an_index(shard: Path) -> None:
         flip(shard, offset)
 
 
+def test_samples_after_an_erased_region_are_found_without_an_index(shard: Path) -> None:
+    shards = ShardSet.open(str(shard))
+    start, end = (shards.locate(number)[2][0].start for number in (3, 6))
+    content = bytearray(shard.read_bytes())
+    content[start:end] = bytes(end - start)
+    shard.write_bytes(content)
+    index = build_index(str(shard))
+    assert index.table.keys == [f"{number:06d}" for number in (0, 1, 2, 6, 7, 8, 9)]
+    faults = [(fault.kind, fault.offset, fault.detail) for fault in index.header.faults]
+    blocks = (end - start) // 512
+    assert faults == [("header", start, f"{blocks} empty blocks inside of the archive")]
+
+
+def test_joined_archives_lose_no_sample(shard: Path, tmp_path: Path) -> None:
+    other = raw_shard(
+        tmp_path / "other.tar", [("more.json", json.dumps(make_record(0, 0)).encode())]
+    )
+    shard.write_bytes(shard.read_bytes() + other.read_bytes())
+    index = build_index(str(shard))
+    assert index.table.keys == [f"{number:06d}" for number in range(10)] + ["more"]
+    assert [fault.kind for fault in index.header.faults] == ["header"]
+
+
 def test_a_shard_cut_anywhere_is_found_without_an_index(shard: Path) -> None:
     content = shard.read_bytes()
     ends = [ShardSet.open(str(shard)).locate(number)[2][-1].end for number in range(10)]
