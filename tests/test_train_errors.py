@@ -1,0 +1,105 @@
+"""Bad input to training: one clear message, exit code 2, nothing half-done."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoselect import train as entry
+from autoselect.config import ConfigError, TrainConfig, load_config
+from autoselect.deepspeed_config import load_deepspeed_config
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.shards import render_shards
+from autoselect.reference.vlm import build_model, save_vlm
+from autoselect.runtime import RankInfo
+from autoselect.trainer import train
+
+ROOT = Path(__file__).parent.parent
+ALONE = RankInfo(rank=0, world_size=1, local_rank=0, source="single")
+DEEPSPEED = ROOT / "configs" / "deepspeed" / "zero2.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    save_vlm(build_model(), folder / "vlm")
+    render_shards(folder / "shards", ReferenceData(train=4, val=1, test=1), workers=1)
+    return folder
+
+
+def run(folder: Path, *flags: str) -> None:
+    defaults = [
+        f"--model={folder / 'vlm'}",
+        f"--data.train_shards={folder / 'shards' / 'train-*.tar'}",
+        f"--output={folder / 'run'}",
+        "--tracking=false",
+    ]
+    config = load_config(TrainConfig, None, [*defaults, *flags])
+    train(config, load_deepspeed_config(DEEPSPEED), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data.train_shards=/nowhere/*.tar", "/nowhere"),
+        ("--model=/nowhere/vlm", "model=/nowhere/vlm cannot be loaded"),
+        ("--gate.token_budget=145", "gate.token_budget=145 exceeds the 144 visual tokens"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_anything_is_written(folder, flag, message):
+    with pytest.raises(ConfigError, match=message.replace("*", r"\*")):
+        run(folder, flag)
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gate.token_budgett", "3"], "unknown configuration key gate.token_budgett=3"),
+        (["--gate.token_budget", "0"], "gate.token_budget=0 is below 1"),
+        (["--config", "none.yaml"], "config=none.yaml does not exist"),
+    ],
+)
+def test_wrong_settings_end_with_code_two(capsys, arguments, message):
+    assert entry.main(["--deepspeed", str(DEEPSPEED), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_malformed_deepspeed_file_ends_with_code_two(tmp_path, capsys):
+    broken = tmp_path / "zero.json"
+    broken.write_text('{"train_batch_size": 8,')
+    assert entry.main(["--deepspeed", str(broken)]) == 2
+    assert f"deepspeed={broken} is not valid JSON" in capsys.readouterr().err
+    broken.write_text(json.dumps({"train_batch_sise": 8}))
+    assert entry.main(["--deepspeed", str(broken)]) == 2
+    assert "train_batch_sise" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        environment = {
+            **os.environ,
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        command = [sys.executable, str(ROOT / "autoselect" / "train.py")]
+        ended = subprocess.run(
+            [*command, "--deepspeed", str(DEEPSPEED)],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    assert ended.returncode == 2, ended.stderr
+    assert f"MASTER_PORT={port} is already in use" in ended.stderr
