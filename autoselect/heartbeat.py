@@ -32,11 +32,33 @@ from autoselect.runtime import RankInfo, broadcast_object
 logger = logging.getLogger(__name__)
 
 EXIT_RANK_LOST = 70
-"""Exit code of a rank that had to leave because another one is dead, failed or stalled."""
+"""Exit code of a rank that had to leave because another one is dead or stalled: worth a restart."""
+
+EXIT_RANK_FAILED = 1
+"""Exit code of a rank that had to leave because of another one's error: a restart repeats it."""
 
 
 class RankLostError(RuntimeError):
-    """Another rank is dead, failed or stalled; the message names it."""
+    """Another rank is dead or stalled; the message names it."""
+
+
+class RankFailedError(RuntimeError):
+    """Another rank ended with an error of its own; the message names both."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is to blame, as a sentence, and whether by an error or by being lost."""
+
+    text: str
+    failed: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_RANK_FAILED if self.failed else EXIT_RANK_LOST
+
+    def error(self) -> RuntimeError:
+        return RankFailedError(self.text) if self.failed else RankLostError(self.text)
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,7 @@ class Heartbeat:
         self.info = info
         self.times = times or Times()
         self.on_lost = on_lost
-        self.verdict: str | None = None
+        self.verdict: Verdict | None = None
         self._own = Beat(host=socket.gethostname())
         self._closing = threading.Event()
         self._decided = threading.Event()
@@ -146,7 +168,8 @@ class Heartbeat:
         """Closes, or on an error tells the others and finds out whose fault it was.
 
         Raises:
-            RankLostError: the error was that the other ranks could not be reached.
+            RankLostError: other ranks could not be reached, and one of them is dead or stalled.
+            RankFailedError: one of them had an error of its own.
         """
         if self._thread is None:
             return
@@ -161,11 +184,12 @@ class Heartbeat:
             return
         self._own.lost_contact = True
         self._decided.wait(2 * self.times.dead)
-        verdict = self.verdict or "the other ranks cannot be reached, for an unknown reason"
+        unknown = Verdict("the other ranks cannot be reached, for an unknown reason")
+        verdict = self.verdict or unknown
         if self.info.is_main:
             time.sleep(3 * self.times.beat)
         self._closing.set()
-        raise RankLostError(verdict) from error
+        raise verdict.error() from error
 
     def _write(self, store: dist.TCPStore) -> None:
         self._own.count += 1
@@ -184,33 +208,35 @@ class Heartbeat:
                 if self._closing.is_set() or silent < self.times.dead:
                     continue
                 host = os.environ["MASTER_ADDR"]
-                verdict = f"rank 0 ({host}) is dead: it has not answered for {silent:.0f} s"
+                verdict = Verdict(f"rank 0 ({host}) is dead: no answer for {silent:.0f} s")
             if verdict is not None and not self._closing.is_set():
                 self._announce(verdict)
                 return
 
-    def _look(self, judge: _Judge) -> str | None:
+    def _look(self, judge: _Judge) -> Verdict | None:
         if not self.info.is_main:
-            return self._store.get("verdict").decode() if self._store.check(["verdict"]) else None
+            if not self._store.check(["verdict"]):
+                return None
+            return Verdict(**json.loads(self._store.get("verdict")))
         values = self._store.multi_get([str(rank) for rank in range(self.info.world_size)])
         verdict = judge.look([Beat(**json.loads(value)) for value in values], time.monotonic())
         if verdict is not None:
-            self._store.set("verdict", verdict)
+            self._store.set("verdict", json.dumps(asdict(verdict)))
         return verdict
 
-    def _announce(self, verdict: str) -> None:
+    def _announce(self, verdict: Verdict) -> None:
         """Says the verdict, lets the main thread end, and ends the process if it cannot."""
         self.verdict = verdict
         self._decided.set()
-        logger.error("%s; this run ends", verdict)
+        logger.error("%s; this run ends", verdict.text)
         if self._closing.wait(self.times.leave):
             return
         if self.on_lost is not None:
-            self.on_lost(verdict)
+            self.on_lost(verdict.text)
         logging.shutdown()
         sys.stderr.flush()
         sys.stdout.flush()
-        os._exit(EXIT_RANK_LOST)
+        os._exit(verdict.exit_code)
 
 
 def lost_contact(error: BaseException) -> bool:
@@ -230,23 +256,23 @@ class _Judge:
         self.behind_since: list[tuple[int, float] | None] = [None] * world_size
         self.contact_lost_at: float | None = None
 
-    def look(self, beats: list[Beat], now: float) -> str | None:
+    def look(self, beats: list[Beat], now: float) -> Verdict | None:
         """The verdict on the latest beats of all ranks, or None while all is well."""
         front = max(beat.progress for beat in beats)
         names = [f"rank {rank} ({beat.host})" for rank, beat in enumerate(beats)]
         for rank, beat in enumerate(beats):
             if beat.failed is not None:
-                return f"{names[rank]} failed: {beat.failed}"
+                return Verdict(f"{names[rank]} failed: {beat.failed}", failed=True)
         for rank, beat in enumerate(beats):
             if beat.count != self.counts[rank]:
                 self.counts[rank], self.beaten_at[rank] = beat.count, now
             silent = now - self.beaten_at[rank]
             if silent > self.times.dead and not beat.done:
-                return f"{names[rank]} is dead: no sign of life for {silent:.0f} s"
+                return Verdict(f"{names[rank]} is dead: no sign of life for {silent:.0f} s")
         for rank, beat in enumerate(beats):
             behind = self._behind(rank, beat, front, now)
             if behind > self.times.stalled:
-                return (
+                return Verdict(
                     f"{names[rank]} is stalled: {behind:.0f} s behind the others, "
                     f"after '{beat.doing}'"
                 )
@@ -263,7 +289,9 @@ class _Judge:
             self.behind_since[rank] = since
         return now - since[1]
 
-    def _all_alive_but_apart(self, beats: list[Beat], names: list[str], now: float) -> str | None:
+    def _all_alive_but_apart(
+        self, beats: list[Beat], names: list[str], now: float
+    ) -> Verdict | None:
         """A collective timed out although every process beats: who did not take part?"""
         if not any(beat.lost_contact for beat in beats):
             return None
@@ -277,5 +305,6 @@ class _Judge:
             if not beat.lost_contact
         ]
         if absent:
-            return f"{', '.join(absent)} is stalled: it did not join a collective of the others"
-        return "all ranks are alive but cannot reach each other; check the network"
+            blamed = ", ".join(absent)
+            return Verdict(f"{blamed} is stalled: it did not join a collective of the others")
+        return Verdict("all ranks are alive but cannot reach each other; check the network")

@@ -20,7 +20,10 @@ PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
 PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-configs/deepspeed/zero2.json}"
 MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
-PREEMPTED=75 # exit code of autoselect/train.py after a signal and a complete checkpoint
+CRASHES="${CRASHES:-10}" # restarts up to which a job goes on by itself after losing a rank
+PREEMPTED=75             # exit code of autoselect/train.py after a signal and a checkpoint
+LOST=70                  # its exit code when another rank is dead or stalled
+KILLED=137               # of a task that got SIGKILL, such as all tasks of a node that went down
 
 set -u
 cd "$PROJECT" || exit 1
@@ -79,12 +82,18 @@ while kill -0 "$step" 2>/dev/null; do
     code=$?
 done
 
+again=no
 if [ "$code" -eq 0 ] && [ -e "$MARK" ]; then
     code="$PREEMPTED"
-    if [ "$requeue" = yes ]; then
-        echo "job $SLURM_JOB_ID saved a checkpoint and goes back to the queue"
-        scontrol requeue "$SLURM_JOB_ID" && exit 0
-        echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on" >&2
-    fi
+    again="$requeue"
+elif [ "$code" -eq "$LOST" ] || [ "$code" -eq "$KILLED" ]; then
+    # The ranks find out about a dead node long before Slurm does, which would requeue the job.
+    [ "${SLURM_RESTART_COUNT:-0}" -ge "$CRASHES" ] || again=yes
+fi
+# A job that was cancelled or ran out of time is no longer in the state RUNNING.
+if [ "$again" = yes ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
+    echo "job $SLURM_JOB_ID (code $code) goes back to the queue, to go on from its checkpoint"
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
+    echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on" >&2
 fi
 exit "$code"

@@ -68,6 +68,7 @@ def test_the_culprit_is_named_and_nobody_hangs(
         assert code != 0, (rank, log)
         if rank != victim:
             assert f"rank {victim} " in log and words in log, (rank, log)
+            assert code == (1 if what == "raise" else results[rank][0]), (rank, log)
             for other in set(range(ranks)) - {victim}:
                 assert f"rank {other} ({os.uname().nodename}) is" not in log
     if what == "stall":
@@ -91,7 +92,7 @@ def test_judge_waits_for_its_patience_and_then_names_the_rank() -> None:
         verdict = judge.look(beats, float(now))
         assert (verdict is not None) == (now > 60)
         if verdict is not None:
-            assert verdict.startswith("rank 1 (b) is dead")
+            assert verdict.text.startswith("rank 1 (b) is dead")
             break
 
 
@@ -120,7 +121,8 @@ def test_judge_counts_the_time_at_one_place_only() -> None:
         verdict = judge.look(beats, float(now))
         if verdict is not None:
             break
-    assert verdict is not None and "rank 1 (b) is stalled" in verdict and "reading" in verdict
+    assert verdict is not None and not verdict.failed
+    assert "rank 1 (b) is stalled" in verdict.text and "reading" in verdict.text
 
 
 def test_judge_lets_finished_ranks_go() -> None:

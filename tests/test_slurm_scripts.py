@@ -41,6 +41,7 @@ SCONTROL = """#!/bin/bash
 echo "scontrol $*" >> "$LOG"
 case "$1 $2" in
     "show hostnames") printf 'n7\\nn8\\n' ;;
+    "show job") echo "   JobState=${JOB_STATE:-RUNNING} Reason=None" ;;
     "show node") echo "   NodeAddr=10.0.0.7 NodeHostName=n7 Version=22" ;;
     requeue*) exit "${REQUEUE_CODE:-0}" ;;
 esac
@@ -125,7 +126,7 @@ def test_train_starts_one_task_per_rank_and_passes_the_arguments_on(cluster: Clu
     assert "requeue" not in cluster.calls()
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3, 75, 137])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 75, 143])
 def test_the_exit_code_is_that_of_the_step(cluster: Cluster, code: int) -> None:
     assert cluster.run("train.sh", CODE=str(code))[0] == code
     assert "requeue" not in cluster.calls()
@@ -158,6 +159,22 @@ def test_a_cancelled_job_saves_but_is_not_requeued(cluster: Cluster) -> None:
 def test_a_job_that_cannot_be_requeued_keeps_its_code(cluster: Cluster) -> None:
     code, calls = cluster.signalled(signal.SIGUSR1, REQUEUE_CODE="1")
     assert code == 75 and "scontrol requeue" in calls
+
+
+@pytest.mark.parametrize("code", ["70", "137"])
+def test_a_job_that_lost_a_rank_goes_on_a_limited_number_of_times(
+    cluster: Cluster, code: str
+) -> None:
+    assert cluster.run("train.sh", CODE=code, SLURM_RESTART_COUNT="9")[0] == 0
+    assert cluster.calls().count("scontrol requeue 40123") == 1
+    assert cluster.run("train.sh", CODE=code, SLURM_RESTART_COUNT="10")[0] == int(code)
+    assert cluster.calls().count("scontrol requeue 40123") == 1
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "TIMEOUT"])
+def test_a_job_that_slurm_is_ending_is_not_requeued(cluster: Cluster, state: str) -> None:
+    assert cluster.run("train.sh", CODE="137", JOB_STATE=state)[0] == 137
+    assert "requeue" not in cluster.calls()
 
 
 @pytest.mark.parametrize("script", ["train.sh", "eval.sh"])

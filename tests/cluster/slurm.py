@@ -171,6 +171,12 @@ class Slurm:
     def _idle(self) -> int:
         return self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split().count("idle")
 
+    def wait_until_down(self, node: str) -> None:
+        def is_down() -> bool:
+            return "down" in self.run("sinfo", "-h", "-n", node, "-o", "%T")
+
+        self._wait_for(is_down, f"{node} down", limit_s=120)
+
     def wait_until_idle(self) -> None:
         self._wait_for(lambda: self._idle() == 2, "two idle nodes", limit_s=180)
 

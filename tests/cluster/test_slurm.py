@@ -136,6 +136,7 @@ def test_a_node_that_dies_is_survived(jobs: Jobs, uninterrupted: dict[str, bytes
     kill_tasks_of_node(job, "n2")
     try:
         jobs.wait_until(job, lambda: jobs.slurm.field(job, "Restarts") == "1", "the requeue")
+        jobs.slurm.wait_until_down("n2")
     finally:
         jobs.slurm.start_node("n2")
     assert jobs.slurm.wait_for_end(job) == "COMPLETED", jobs.log(job)
