@@ -5,6 +5,7 @@ and its engine, go on from the last checkpoint, step, export the selector.
 """
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -258,12 +259,7 @@ class Trainer:
             metrics = self.update([batch.to(self.device) for batch in micro_batches])
             self.step += 1
             bar.update()
-            bar.set_postfix_str(
-                f"loss {metrics['train/loss']:.3f} "
-                f"polarisation {metrics['train/polarisation']:.3f} "
-                f"budget error {metrics['train/budget_error_tokens']:.1e} "
-                f"{metrics['train/tokens_per_s']:.0f} tokens/s"
-            )
+            bar.set_postfix_str(summary(metrics))
             self._log(metrics)
             stopping = self.signals.raised_anywhere(self.device)
             last = self.step == self.config.steps
@@ -351,6 +347,17 @@ class Trainer:
     def _log(self, metrics: dict[str, float]) -> None:
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
             self.tracker.log_metrics(metrics, self.step)
+            if not sys.stderr.isatty():
+                logger.info("step %d of %d: %s", self.step, self.config.steps, summary(metrics))
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """The numbers worth watching, in one line."""
+    return (
+        f"loss {metrics['train/loss']:.3f}, polarisation {metrics['train/polarisation']:.3f}, "
+        f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "
+        f"{metrics['train/tokens_per_s']:.0f} answer tokens/s"
+    )
 
 
 def export(model: AutoSelect, config: TrainConfig, data_digest: str, folder: Path) -> None:
