@@ -97,10 +97,10 @@ def greedy_determinant(kernel: Tensor, budget: int) -> Tensor:
 
 
 def oracle(context: SelectionContext, budget: int) -> Kept:
-    """Ground truth as a method: every known object once, then more of each.
+    """Ground truth as a method: one token for every known object, then the rest of the image.
 
     An upper reference for the reference data, not a baseline: it reads the boxes of the sample's
-    questions. Round r takes, box by box, the token of that box's r-th best position.
+    questions.
     """
     assert context.boxes is not None and context.grid is not None
     rows = [oracle_positions(boxes, context.grid, budget) for boxes in context.boxes]
@@ -108,33 +108,27 @@ def oracle(context: SelectionContext, budget: int) -> Kept:
 
 
 def oracle_positions(boxes: tuple[Box, ...], grid: tuple[int, int], budget: int) -> Tensor:
-    """`budget` positions [K] that visit the boxes in turn, the token nearest each centre first.
+    """`budget` positions [K]: the token nearest each box's centre, then the farthest from all.
 
-    A wide box is cut into square pieces (one per printed character). Within a piece the order is
-    the distance to its centre; tokens that lie in no box follow, nearest to a box first.
+    A wide box is cut into square pieces (one per printed character). What is left of the budget
+    goes, one by one, to the token farthest from those kept: further tokens of the same objects
+    were measured to help less than an even view of the rest.
     """
     height, width = grid
-    y = ((torch.arange(height) + 0.5) / height).repeat_interleave(width)
-    x = ((torch.arange(width) + 0.5) / width).repeat(height)
-    pieces = [piece for box in dict.fromkeys(boxes) for piece in square_pieces(box, grid)]
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([row.flatten(), column.flatten()], dim=1).float()
     chosen: dict[int, None] = {}
-    nearest = torch.full((height * width,), float("inf"))
-    queues = []
-    for left, top, right, bottom in pieces:
-        from_centre = ((x - (left + right) / 2) * width) ** 2 + (
-            (y - (top + bottom) / 2) * height
-        ) ** 2
-        inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
-        order = from_centre.argsort(stable=True).tolist()
-        queues.append([order[0]] + [i for i in order[1:] if inside[i]])
-        nearest = torch.minimum(nearest, from_centre)
-    for turn in range(max((len(queue) for queue in queues), default=0)):
-        for queue in queues:
-            if turn < len(queue):
-                chosen.setdefault(queue[turn])
-    for position in nearest.argsort(stable=True).tolist():
-        chosen.setdefault(position)
-    return torch.tensor(list(chosen)[:budget])
+    for box in dict.fromkeys(boxes):
+        for left, top, right, bottom in square_pieces(box, grid):
+            centre = torch.tensor([(top + bottom) * height, (left + right) * width]) / 2 - 0.5
+            chosen.setdefault(int((places - centre).norm(dim=1).argmin()))
+    kept = list(chosen)[:budget]
+    distance = torch.cdist(places, places[kept]).amin(dim=1)
+    while len(kept) < budget:
+        kept.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (places - places[kept[-1]]).norm(dim=1))
+        distance[kept] = -1.0
+    return torch.tensor(kept)
 
 
 def square_pieces(box: Box, grid: tuple[int, int]) -> list[Box]:

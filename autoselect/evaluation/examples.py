@@ -1,5 +1,6 @@
 """Which samples a report shows, and what the selector keeps of them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def choose_places(
     """(image, round) of one question per task and of one that pruning spoils.
 
     The first question of each task that the full model answers rightly, each from another image;
-    then the first that is right in full and wrong at the smallest budget.
+    then the first of yet another image that is right in full and wrong at the smallest budget.
     """
     places: list[Place] = []
     for task in sorted({task for sample in samples for task in sample.tasks}):
@@ -35,13 +36,13 @@ def choose_places(
                 places.append((image, turn))
                 break
     smallest = answers[str(Column(SELECTOR, plan.budgets[0]))]
+    used = {image for image, _ in places}
     spoilt = (
         (i, r)
         for i, r in _right_in_full(samples, answers)
-        if not is_right(samples[i], r, smallest[i][r])
+        if i not in used and not is_right(samples[i], r, smallest[i][r])
     )
-    failure = next(spoilt, None)
-    return places if failure is None or failure in places else [*places, failure]
+    return [*places, *itertools.islice(spoilt, 1)]
 
 
 def _right_in_full(

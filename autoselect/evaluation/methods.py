@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "oracle",
-            "ground-truth boxes: one token per object first, then further coverage",
+            "ground-truth boxes: one token per object, then even coverage of the image",
             coverage.oracle,
             needs=("boxes",),
         ),

@@ -26,7 +26,11 @@ def context(seed: int = 0) -> SelectionContext:
         class_attention=torch.rand(3, N, generator=generator),
         llm_attention=torch.rand(3, N, generator=generator),
         question=torch.randn(3, 5, generator=generator),
-        boxes=(((0.1, 0.1, 0.3, 0.3),), ((0.5, 0.5, 1.0, 0.8), (0.0, 0.0, 0.2, 0.2)), ()),
+        boxes=(
+            ((0.1, 0.1, 0.3, 0.3),),
+            ((0.5, 0.5, 1.0, 0.8), (0.0, 0.0, 0.2, 0.2)),
+            ((0.4, 0.0, 0.5, 0.9),),
+        ),
     )
 
 
@@ -137,12 +141,12 @@ def test_pooling_to_a_quarter_averages_blocks():
     assert float(pooled.tokens) == pytest.approx(7.5)
 
 
-def test_oracle_takes_every_object_before_it_takes_more_of_one():
+def test_oracle_takes_every_object_and_then_what_is_farthest():
     small, large = (0.0, 0.0, 1 / 6, 1 / 6), (0.5, 0.5, 1.0, 1.0)
-    kept = oracle_positions((large, small), (6, 6), 2).tolist()
-    assert set(kept) == {0, 4 * 6 + 4}
-    nine = [r * 6 + c for r in (3, 4, 5) for c in (3, 4, 5)]
-    assert set(oracle_positions((large, small), (6, 6), 10).tolist()) == {0, *nine}
+    assert oracle_positions((large, small), (6, 6), 1).tolist() == [4 * 6 + 4]
+    assert oracle_positions((large, small, large), (6, 6), 2).tolist() == [4 * 6 + 4, 0]
+    assert set(oracle_positions((large, small), (6, 6), 4).tolist()) == {4 * 6 + 4, 0, 5, 5 * 6}
+    assert sorted(oracle_positions((large, small), (6, 6), 36).tolist()) == list(range(36))
 
 
 def test_oracle_cuts_a_line_of_text_into_characters():

@@ -62,20 +62,19 @@ def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
         grid: rows and columns of the token grid.
     """
     columns = len(rows[0].panels)
-    figure = new_figure(2.05 * columns + 0.3, 2.55 * len(rows) + 0.3)
+    figure = new_figure(2.05 * columns + 0.3, 2.5 * len(rows) + 0.3)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for r, row in enumerate(rows):
         for c, panel in enumerate(row.panels):
             _panel(axes[r, c], row, panel, grid)
-            if r == 0:
-                axes[r, c].set_title(
-                    panel.label,
-                    fontsize=10,
-                    fontweight="bold",
-                    color=SELECTOR_COLOUR if c else INK,
-                    pad=18,
-                )
-        axes[r, 0].annotate(
+            axes[r, c].set_title(
+                panel.label if r == 0 else " ",
+                fontsize=10,
+                fontweight="bold",
+                color=SELECTOR_COLOUR if c else INK,
+                pad=18 if r == 0 else 4,
+            )
+        question = axes[r, 0].annotate(
             row.question,
             (0, 1),
             xycoords="axes fraction",
@@ -85,6 +84,7 @@ def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
             color=INK,
             annotation_clip=False,
         )
+        question.set_in_layout(False)
     return figure
 
 
