@@ -2,8 +2,8 @@
 
 Pre-norm transformer blocks with attention restricted to the diagonal: token i sees itself alone.
 With one visible key the softmax is 1, so the attention is exactly `output(value(x))`, no query or
-key, and the cost is O(N). Could a token see its neighbours, a clean one would repair a noisy one and
-the budget would mean nothing. Source: AutoSelect (arXiv 2603.07135), diagonal attention; sizes
+key, and the cost is O(N). Could a token see its neighbours, a clean one would repair a noisy one
+and the budget would mean nothing. Source: AutoSelect (arXiv 2603.07135), diagonal attention; sizes
 are ours.
 
 Dimension letters: B images, N tokens, D token width, H hidden channels.

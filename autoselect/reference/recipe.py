@@ -36,9 +36,11 @@ class ReferenceTraining:
         images: rendered training scenes.
         tower_steps: updates of stage 1.
         language_steps: updates of stage 2.
+        uneven_steps: updates of stage 3.
         batch_size: images of one update.
         tower_learning_rate: peak of stage 1.
         language_learning_rate: peak of stage 2.
+        uneven_learning_rate: peak of stage 3.
         save_every: updates between two resumable states.
         seed: of data, weights and order.
     """
@@ -46,14 +48,23 @@ class ReferenceTraining:
     images: int = 60_000
     tower_steps: int = 3000
     language_steps: int = 3000
+    uneven_steps: int = 800
     batch_size: int = 64
     tower_learning_rate: float = 2e-3
     language_learning_rate: float = 2e-3
+    uneven_learning_rate: float = 1e-3
     save_every: int = 250
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("images", "tower_steps", "language_steps", "batch_size", "save_every"):
+        for name in (
+            "images",
+            "tower_steps",
+            "language_steps",
+            "uneven_steps",
+            "batch_size",
+            "save_every",
+        ):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
         require(

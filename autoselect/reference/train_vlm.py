@@ -4,7 +4,9 @@ Stage 1, tower: every patch learns the shape, colour or character that covers it
 object's centre learns that it is one, and the class token learns what the image contains. Stage 2,
 language: the tower is frozen, its features are cached, and projector and language model learn to
 answer. In most steps a uniformly random subset of the visual tokens, of random size, is removed and
-the original positions are kept: the VLM is robust to removal and no selector is favoured.
+the original positions are kept: the VLM is robust to removal and no selector is favoured. Stage 3,
+uneven: the same, but half of the images lose tokens at a rate that differs from region to region,
+at random, because that is how any selector that looks at the image removes them.
 
 One image prefix carries eight independent questions: each sees the prefix and itself, and its
 positions start where the prefix ends, so it is the same function as eight separate prompts.
@@ -33,13 +35,21 @@ from autoselect.reference.corpus import (
 )
 from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.scenes import COLOURS, PLATE_CHARACTERS, SHAPES
-from autoselect.reference.vlm import NUM_VISUAL_TOKENS, SPECIAL_TOKENS, build_model, save_vlm
+from autoselect.reference.vlm import (
+    GRID,
+    NUM_VISUAL_TOKENS,
+    SPECIAL_TOKENS,
+    build_model,
+    save_vlm,
+)
 
 logger = logging.getLogger(__name__)
 
 PREFIX = ("<s>", "<user>")
 KEPT_COUNTS = (NUM_VISUAL_TOKENS, NUM_VISUAL_TOKENS, 96, 64, 48, 32, 24, 16, 0)
 KEPT_WEIGHTS = (0.2, 0.15, 0.15, 0.15, 0.12, 0.1, 0.05, 0.05, 0.03)
+UNEVEN_COUNTS = (NUM_VISUAL_TOKENS, 96, 64, 48, 32, 24, 16, 12, 8, 0)
+UNEVEN_WEIGHTS = (0.25, 0.12, 0.12, 0.12, 0.1, 0.08, 0.08, 0.06, 0.05, 0.02)
 
 
 class DenseHeads(nn.Module):
@@ -218,7 +228,7 @@ class Stage:
     def __init__(
         self, name: str, module: nn.Module, steps: int, peak: float, folder: Path, save_every: int
     ) -> None:
-        self.module, self.steps, self.peak = module, steps, peak
+        self.name, self.module, self.steps, self.peak = name, module, steps, peak
         self.path, self.save_every, self.step = folder / f"{name}.pt", save_every, 0
         matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2]
         others = [p for p in module.parameters() if p.requires_grad and p.ndim != 2]
@@ -306,46 +316,70 @@ def cache_features(model: LlavaForConditionalGeneration, corpus: Corpus, folder:
     return features
 
 
-def draw_kept(rng: np.random.Generator, batch: int) -> Tensor:
-    """Uniformly random positions that stay, the same number for the batch, ascending `[B, K]`."""
-    count = int(rng.choice(KEPT_COUNTS, p=KEPT_WEIGHTS))
-    keys = torch.from_numpy(rng.random((batch, NUM_VISUAL_TOKENS)))
-    return keys.argsort(dim=1)[:, :count].sort(dim=1).values
+def draw_kept(rng: np.random.Generator, batch: int, uneven: bool = False) -> Tensor:
+    """Random positions that stay, the same number for the batch, ascending `[B, K]`.
+
+    Args:
+        rng: source of all choices.
+        batch: B.
+        uneven: in half of the images some regions, at random, keep more than others.
+    """
+    if uneven:
+        count = int(rng.choice(UNEVEN_COUNTS, p=UNEVEN_WEIGHTS))
+        keys = -rng.gumbel(size=(batch, NUM_VISUAL_TOKENS)) - uneven_density(rng, batch)
+    else:
+        count = int(rng.choice(KEPT_COUNTS, p=KEPT_WEIGHTS))
+        keys = rng.random((batch, NUM_VISUAL_TOKENS))
+    return torch.from_numpy(keys).argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+def uneven_density(rng: np.random.Generator, batch: int) -> np.ndarray:
+    """Random fields of log-density `[B, N]`, zero for half of the images.
+
+    They know nothing of the image. A selector keeps many tokens here and none there; a model that
+    only saw even removal misjudges how much it sees, above all when it counts.
+    """
+    fields = np.zeros((batch, GRID, GRID))
+    for row in range(batch):
+        if rng.random() < 0.5:
+            continue
+        cells = int(rng.choice((2, 3, 4, 6, GRID)))
+        coarse = rng.normal(size=(cells, cells)) * rng.choice((1.0, 2.0, 4.0))
+        fields[row] = coarse.repeat(GRID // cells, axis=0).repeat(GRID // cells, axis=1)
+        fields[row] = np.roll(fields[row], rng.integers(GRID, size=2), axis=(0, 1))
+    return fields.reshape(batch, NUM_VISUAL_TOKENS)
 
 
 def train_language(
-    model: LlavaForConditionalGeneration, corpus: Corpus, recipe: ReferenceTraining, folder: Path
+    model: LlavaForConditionalGeneration,
+    corpus: Corpus,
+    features: Tensor,
+    stage: Stage,
+    seed: int,
+    recipe: ReferenceTraining,
+    uneven: bool,
 ) -> None:
-    """Stage 2: projector and language model on cached features, visual tokens removed at random."""
-    features = cache_features(model, corpus, folder)
-    module = nn.ModuleDict(
-        {
-            "projector": model.model.multi_modal_projector,
-            "language": model.model.language_model,
-        }
-    )
-    module.train()
-    steps, peak = recipe.language_steps, recipe.language_learning_rate
-    stage = Stage("language", module, steps, peak, folder, recipe.save_every)
-    bar = tqdm(total=steps, initial=stage.step, desc="language", disable=None)
+    """Stages 2 and 3: projector and language model on cached features, tokens removed at random."""
+    stage.module.train()
+    bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
     started, first = time.monotonic(), stage.step
-    while stage.step < steps:
+    while stage.step < stage.steps:
         indices = batch_indices(recipe, stage.step, len(corpus))
-        rng = np.random.default_rng([recipe.seed, 11, stage.step])
-        kept = draw_kept(rng, len(indices))
+        rng = np.random.default_rng([recipe.seed, seed, stage.step])
+        kept = draw_kept(rng, len(indices), uneven)
         tokens = torch.from_numpy(corpus.tokens[indices]).long()
         starts = torch.from_numpy(corpus.starts[indices]).long()
         with autocast():
-            logits, targets, _ = answer_logits(
-                model, features[indices].float(), kept, tokens, starts
-            )
+            inputs = features[indices].float()
+            logits, targets, _ = answer_logits(model, inputs, kept, tokens, starts)
         loss = F.cross_entropy(logits, targets)
         stage.update(loss)
         bar.update()
         if stage.step % 50 == 0:
             pace = (time.monotonic() - started) / (stage.step - first)
             logger.info(
-                "language step %d kept %d loss %.3f, %.2f s per step",
+                "%s step %d kept %d loss %.3f, %.2f s per step",
+                stage.name,
                 stage.step,
                 kept.shape[1],
                 loss.item(),
@@ -376,6 +410,16 @@ def train_reference_vlm(output: Path, work: Path, recipe: ReferenceTraining) -> 
     model = build_model(recipe.seed)
     model.set_attn_implementation("reference_matmul")
     train_tower(model, corpus, recipe, work)
-    train_language(model, corpus, recipe, work)
+    features = cache_features(model, corpus, work)
+    module = nn.ModuleDict(
+        {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
+    )
+    stages = (
+        ("language", recipe.language_steps, recipe.language_learning_rate, 11, False),
+        ("uneven", recipe.uneven_steps, recipe.uneven_learning_rate, 13, True),
+    )
+    for name, steps, peak, seed, uneven in stages:
+        stage = Stage(name, module, steps, peak, work, recipe.save_every)
+        train_language(model, corpus, features, stage, seed, recipe, uneven)
     save_vlm(model.eval(), output)
     logger.info("reference VLM written to %s", output)

@@ -15,7 +15,7 @@ from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
 
 TINY = ReferenceTraining(
-    images=12, tower_steps=2, language_steps=3, batch_size=4, save_every=1, seed=9
+    images=12, tower_steps=2, language_steps=2, uneven_steps=1, batch_size=4, save_every=1, seed=9
 )
 
 
