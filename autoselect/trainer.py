@@ -63,7 +63,7 @@ def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo
     if state is None:
         statistics = calibrate_on(vlm, shards, collator, config)
     else:
-        check_resumable(state, config, shards)
+        check_resumable(state, config, shards, vlm)
         statistics = TokenStatistics.from_tensors(state.statistics)
     if info.is_main:
         write_resolved(config, deepspeed)
@@ -77,12 +77,19 @@ def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo
     return True
 
 
-def check_resumable(state: TrainingState, config: TrainConfig, shards: ShardSet) -> None:
+def check_resumable(
+    state: TrainingState, config: TrainConfig, shards: ShardSet, vlm: FrozenVLM
+) -> None:
     """The run that goes on is the run that was begun.
 
     Raises:
-        ConfigError: other data, or a setting that the numbers so far depend on.
+        ConfigError: another model, other data, or a setting that the numbers so far depend on.
     """
+    if state.data.get("model_digest") != vlm.digest:
+        raise ConfigError(
+            f"output={config.output} holds a run on other weights of model={config.model}; "
+            "choose another output folder, or remove this one to train anew"
+        )
     if state.data.get("digest") != shards.digest:
         raise ConfigError(
             f"output={config.output} holds a run on other data (digest {state.data.get('digest')}, "
@@ -221,7 +228,11 @@ class Trainer:
                 capture(self.engine),
                 to_dict(self.config),
                 statistics,
-                {"digest": self.shards.digest, "next_step": self.step},
+                {
+                    "digest": self.shards.digest,
+                    "model_digest": self.engine.module.vlm.digest,
+                    "next_step": self.step,
+                },
                 run,
             )
         )
@@ -365,6 +376,7 @@ def export(model: AutoSelect, config: TrainConfig, data_digest: str, folder: Pat
     metadata = {
         "model": config.model,
         "model_name": model.vlm.name,
+        "model_digest": model.vlm.digest,
         "steps": config.steps,
         "seed": config.seed,
         "token_budget": config.gate.token_budget,

@@ -43,10 +43,10 @@ FORBIDDEN = {
 }
 
 HOMES = {
-    "transformers": {"vlm", "reference"},
+    "transformers": {"vlm", "reference", "sharded_loading"},
     "webdataset": {"data"},
     "mlflow": {"tracking"},
-    "deepspeed": {"runtime", "trainer", "engine_state", "update_guard", "heartbeat", "plan"},
+    "deepspeed": {"runtime", "trainer", "engine_state", "update_guard", "heartbeat", "sharded_loading"},
 }
 
 

@@ -57,12 +57,14 @@ class FrozenVLM:
         model: a `...ForConditionalGeneration` with an image token.
         processor: its processor, with a chat template.
         name: how reports call it.
+        digest: identifies the weights, see `weights_digest`.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
+    def __init__(self, model: Any, processor: Any, name: str, digest: str = "") -> None:
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.name = name
+        self.digest = digest
         image_token = getattr(model.config, "image_token_id", None)
         if image_token is None:
             image_token = getattr(model.config, "image_token_index", None)
@@ -121,7 +123,7 @@ class FrozenVLM:
                 f"model={path} has no processor: {str(error).splitlines()[0]} "
                 "Copy processor_config.json and the tokenizer files into it"
             ) from error
-        return cls(model.to(device), processor, name)
+        return cls(model.to(device), processor, name, weights_digest(path))
 
     @property
     def device(self) -> torch.device:
@@ -279,6 +281,26 @@ class FrozenVLM:
             pad_token_id=tokenizer.pad_token_id,
         )
         return [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
+
+
+def weights_digest(path: str | Path) -> str:
+    """What identifies a model's weights without reading all of them.
+
+    For a folder: sha256 over `config.json` and over name, size, first and last MiB of every weights
+    file. For a hub name: its commit.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(getattr(AutoConfig.from_pretrained(path), "_commit_hash", None) or path)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def chat(processor: Any, messages: list[dict[str, Any]], generation: bool) -> str:
