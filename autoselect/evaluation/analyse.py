@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.analyses.fidelity import gating_fidelity, token_statistics
+from autoselect.evaluation.analyses.fidelity import gating_fidelity, token_noises
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples
 from autoselect.evaluation.analyses.similarity import token_similarity
@@ -54,8 +54,8 @@ def similarity(subject: Subject) -> Found:
 
 def fidelity(subject: Subject) -> Found:
     """Figure 5 of the paper."""
-    statistics = token_statistics(subject.vlm, subject.samples)
-    found = gating_fidelity(subject.vlm, subject.samples, subject.budgets, statistics)
+    noises = token_noises(subject.vlm, subject.samples)
+    found = gating_fidelity(subject.vlm, subject.samples, subject.budgets, noises)
     return found, fidelity_figure(found)
 
 

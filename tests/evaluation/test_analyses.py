@@ -10,11 +10,9 @@ from autoselect.evaluation.analyses.classifier import (
     resize_selection,
 )
 from autoselect.evaluation.analyses.fidelity import (
-    NOISE,
-    REMOVAL,
-    ZEROS,
+    TREATMENTS,
     gating_fidelity,
-    token_statistics,
+    token_noises,
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples
@@ -49,9 +47,8 @@ def test_frequency_sums_to_the_budget_and_counts_by_hand():
 
 def test_noise_gating_keeps_kept_tokens_and_says_nothing_of_the_others():
     vlm, samples = FakeVLM(), make_samples(24)
-    statistics = token_statistics(vlm, samples, rank=3)
-    found = gating_fidelity(vlm, samples, (4, N), statistics, images_per_batch=10)
-    assert set(found["curves"]) == {REMOVAL, NOISE, ZEROS}
+    found = gating_fidelity(vlm, samples, (4, N), token_noises(vlm, samples), images_per_batch=10)
+    assert set(found["curves"]) == set(TREATMENTS)
     for values in found["curves"].values():
         assert values[1] == 1.0, "with every token kept all treatments are the full model"
     assert found["gaps"][1]["gap"] == 0 and found["gaps"][1]["ci95"] == [0, 0]

@@ -3,10 +3,9 @@
 import pytest
 
 from autoselect.evaluation.analyses.fidelity import (
-    NOISE,
     REMOVAL,
     gating_fidelity,
-    token_statistics,
+    token_noises,
 )
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.reference.questions import FAMILIES, ask
@@ -14,7 +13,7 @@ from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.vlm import FrozenVLM
 
-IMAGES = 48
+IMAGES = 40
 
 
 def scene_sample(index):
@@ -38,11 +37,8 @@ def scene_sample(index):
 def test_noise_gating_and_hard_removal_lose_the_same_under_random_scores():
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     samples = [scene_sample(index) for index in range(IMAGES)]
-    statistics = token_statistics(vlm, samples)
-    found = gating_fidelity(vlm, samples, (16, 64, 144), statistics)
-    removal, noise = found["curves"][REMOVAL], found["curves"][NOISE]
-    assert removal[0] + 0.1 < removal[2], "a budget of a ninth costs accuracy"
-    assert noise[2] == removal[2], "with every token kept nothing is noise"
+    found = gating_fidelity(vlm, samples, (8, 16), token_noises(vlm, samples))
+    assert max(found["curves"][REMOVAL]) < 0.75, "a random ninth of the tokens is not enough"
     for row in found["gaps"]:
         low, high = row["ci95"]
-        assert low <= 0 <= high or abs(row["gap"]) <= 0.05, row
+        assert low <= 0 <= high, row

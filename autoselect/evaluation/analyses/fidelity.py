@@ -1,6 +1,11 @@
-"""Figure 5: noise gating loses as much as hard removal under the same random score maps."""
+"""Figure 5: noise gating loses as much as hard removal under the same random score maps.
+
+Noise is drawn per channel, as in the paper, and beside it with the tokens' whole covariance: the
+latter looks like tokens of other images, so a VLM may take it for objects that are not there.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,27 +22,33 @@ from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise_gate import NoiseKey, noise_gate
 
 REMOVAL, NOISE, ZEROS = "hard removal", "noise gating", "zero filling"
+COVARIANCE = "covariance noise"
+TREATMENTS = (REMOVAL, NOISE, COVARIANCE, ZEROS)
 NOISE_RANK = 64
 CALIBRATION_IMAGES = 256
 
 
-def token_statistics(
-    vlm: Any, samples: Sequence[EvaluationSample], rank: int | None = NOISE_RANK
-) -> TokenStatistics:
-    """Statistics of the visual tokens of the first images, for the noise.
+@dataclass(frozen=True)
+class Noises:
+    """Statistics of the two kinds of noise."""
+
+    per_channel: TokenStatistics
+    covariance: TokenStatistics
+
+
+def token_noises(vlm: Any, samples: Sequence[EvaluationSample]) -> Noises:
+    """Both noises, calibrated on the visual tokens of the first images.
 
     Args:
         vlm: a `FrozenVLM`.
         samples: at most the first 256 are used.
-        rank: of the covariance factor; None for noise per channel.
     """
-
-    def batches():
-        for start in range(0, min(CALIBRATION_IMAGES, len(samples)), 32):
-            images = [sample.image for sample in samples[start : start + 32]]
-            yield vlm.encode_images(images).tokens.flatten(0, 1).float()
-
-    return calibrate(batches(), rank)
+    batches = [
+        vlm.encode_images([sample.image for sample in samples[start : start + 32]])
+        for start in range(0, min(CALIBRATION_IMAGES, len(samples)), 32)
+    ]
+    tokens = [visual.tokens.flatten(0, 1).float() for visual in batches]
+    return Noises(calibrate(tokens, None), calibrate(tokens, NOISE_RANK))
 
 
 @torch.inference_mode()
@@ -45,7 +56,7 @@ def gating_fidelity(
     vlm: Any,
     samples: Sequence[EvaluationSample],
     budgets: Sequence[int],
-    statistics: TokenStatistics,
+    noises: Noises,
     images_per_batch: int = 32,
     rows_per_batch: int = 160,
     max_new_tokens: int = 4,
@@ -56,7 +67,7 @@ def gating_fidelity(
         vlm: a `FrozenVLM`.
         samples: what is asked.
         budgets: tokens kept.
-        statistics: of the noise that takes the place of dropped tokens.
+        noises: what takes the place of dropped tokens.
         images_per_batch: images encoded together.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
@@ -66,7 +77,7 @@ def gating_fidelity(
         budget, with its paired 95 % interval) and `mean_gap`.
     """
     answers: dict[tuple[str, int], Answers] = {
-        (treatment, budget): [] for treatment in (REMOVAL, NOISE, ZEROS) for budget in budgets
+        (treatment, budget): [] for treatment in TREATMENTS for budget in budgets
     }
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
@@ -74,7 +85,7 @@ def gating_fidelity(
         inputs = {
             (treatment, budget): sequence
             for budget in budgets
-            for treatment, sequence in _treated(context, budget, statistics, start).items()
+            for treatment, sequence in _treated(context, budget, noises, start).items()
         }
         for place in inputs:
             answers[place] += [[""] * len(sample.questions) for sample in chosen]
@@ -89,21 +100,23 @@ def gating_fidelity(
 
 
 def _treated(
-    context: SelectionContext, budget: int, statistics: TokenStatistics, first: int
+    context: SelectionContext, budget: int, noises: Noises, first: int
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """What the LLM sees of the visual tokens under each treatment; None means every position."""
     tokens = context.tokens
     positions = hard_top_k(random_scores(context), budget)
     gates = torch.zeros(tokens.shape[:2], device=tokens.device).scatter(1, positions, 1.0)
     ids = torch.arange(first, first + len(tokens), device=tokens.device)
-    statistics = statistics.to(tokens.device)
-    noisy = noise_gate(
-        tokens, gates, statistics.mean, statistics.std, NoiseKey(0, 0, ids), statistics.factor
-    )
+
+    def noisy(statistics: TokenStatistics) -> Tensor:
+        here = statistics.to(tokens.device)
+        return noise_gate(tokens, gates, here.mean, here.std, NoiseKey(0, 0, ids), here.factor)
+
     kept = context.at(positions)
     return {
         REMOVAL: (kept.tokens, kept.positions),
-        NOISE: (noisy, None),
+        NOISE: (noisy(noises.per_channel), None),
+        COVARIANCE: (noisy(noises.covariance), None),
         ZEROS: (tokens * gates[..., None].to(tokens.dtype), None),
     }
 
@@ -123,7 +136,7 @@ def _compare(
         gaps.append({"budget": budget, "gap": gap, "ci95": [low, high]})
     return {
         "budgets": list(budgets),
-        "curves": {t: [tables[t, b].mean() for b in budgets] for t in (REMOVAL, NOISE, ZEROS)},
+        "curves": {t: [tables[t, b].mean() for b in budgets] for t in TREATMENTS},
         "gaps": gaps,
         "mean_gap": sum(abs(row["gap"]) for row in gaps) / len(gaps),
     }

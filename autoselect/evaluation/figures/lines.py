@@ -18,6 +18,7 @@ from autoselect.evaluation.figures.style import (
 LOOKS = {
     "hard removal": ("#1f2430", "o", "-"),
     "noise gating": (SELECTOR_COLOUR, "s", (0, (4, 2))),
+    "covariance noise": ("#e5968f", "D", (0, (4, 2))),
     "zero filling": ("#7a8699", "^", (0, (1, 2))),
     "selected": (SELECTOR_COLOUR, "o", "-"),
     "random": ("#a0a6b1", ".", "-"),
