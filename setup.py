@@ -67,7 +67,7 @@ def extension():
     sources = sorted(path for path in Path("csrc").glob("*.cpp"))
     define = [("AUTOSELECT_VERSION", f'"{package_version()}"')]
     # No contraction: every instruction set computes the same bits.
-    cxx = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fno-math-errno"]
+    cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fno-math-errno"]
     cxx += ["-fno-trapping-math", "-Wall"]
     link = ["-fopenmp"]
     if flag("AUTOSELECT_SANITIZE"):

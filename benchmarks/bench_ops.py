@@ -1,12 +1,16 @@
 """How fast are the native operators, beside their references and a plain copy?
 
-    python benchmarks/bench_ops.py --device cpu --json FILE [--rounds N] [--no-compile]
+    python benchmarks/bench_ops.py --device cpu --json FILE [--rounds N] [--seconds S]
 
 Every contender of a case is timed once per round, in turn, so that a disturbance meets all of them;
-the figures are medians. The floor is the time to copy the bytes that the operator must move: 1 copy
-of the tokens forward, 2.5 forward and backward (tokens in, gated out; gradient and tokens in,
-gradient out). `plain_ms` is what one would write without this package: torch.randn noise for the
-gate, torch.topk + sort + gather for the selection.
+the figures are medians, and `best_ms` holds the fastest sample of each. A case ends after its
+rounds or its seconds, but not before five rounds. The floor is the time to copy the bytes that the
+operator must move: 1 copy of the tokens forward, 2.5 forward and backward (tokens in, gated out;
+gradient and tokens in, gradient out). `plain_ms` is what one would write without this package:
+torch.randn noise for the gate, torch.topk + sort + gather for the selection.
+
+On a machine that others use at the same time, `--clock processor --threads 1` counts the time that
+the processor spent on the call instead of the time that passed.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ from autoselect.ops.soft_top_k import (
 )
 
 TEMPERATURE = 0.3
+LEAST_ROUNDS = 5
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 COPIES = {"forward": 1.0, "forward+backward": 2.5}
 
 
@@ -174,20 +180,28 @@ def cases(device: torch.device, compiled: bool):
         yield lambda s=shape: select_case(device, s, 64, torch.bfloat16, compiled)
 
 
-def time_once(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Milliseconds of one call, from `repeats` in a row."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times calls on a device; `clock` names one of `CLOCKS` and counts on a CPU."""
+
+    device: torch.device
+    clock: str
+
+    def milliseconds(self, call: Callable[[], object], repeats: int) -> float:
+        """Milliseconds of one call, from `repeats` in a row."""
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(repeats):
+                call()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / repeats
+        now = CLOCKS[self.clock]
+        begin = now()
         for _ in range(repeats):
             call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / repeats
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - begin) * 1e3 / repeats
+        return (now() - begin) * 1e3 / repeats
 
 
 def graph_of(call: Callable[[], object]) -> Callable[[], None]:
@@ -204,38 +218,43 @@ def graph_of(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def measure(case: Case, device: torch.device, rounds: int) -> dict[str, object]:
+def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[str, object]:
     """Interleaved medians of one case, as a row of the result."""
-    if device.type == "cuda":
+    if watch.device.type == "cuda":
         case.contenders["native_graph"] = graph_of(case.contenders["native"])
     repeats = {}
     for name, call in case.contenders.items():
-        time_once(call, device, 2)
-        repeats[name] = max(1, min(200, round(2.0 / time_once(call, device, 1))))
+        watch.milliseconds(call, 2)
+        repeats[name] = max(1, min(200, round(2.0 / watch.milliseconds(call, 1))))
         case.samples[name] = []
     names = list(case.contenders)
+    begin = time.monotonic()
     for number in range(rounds):
+        if number >= LEAST_ROUNDS and time.monotonic() - begin > seconds:
+            break
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            sample = time_once(case.contenders[name], device, repeats[name])
+            sample = watch.milliseconds(case.contenders[name], repeats[name])
             case.samples[name].append(sample)
     row: dict[str, object] = {
         "op": case.op,
-        "device": device.type,
+        "device": watch.device.type,
         "dtype": str(case.dtype).removeprefix("torch."),
         "shape": case.shape,
         "direction": case.direction,
     }
     row |= {f"{name}_ms": statistics.median(values) for name, values in case.samples.items()}
     row["floor_ms"] = statistics.median(case.samples["floor"]) * case.floor_scale
+    row["best_ms"] = {name: min(values) for name, values in case.samples.items()}
+    row["best_ms"]["floor"] *= case.floor_scale
     row["samples_ms"] = case.samples
     return row
 
 
-def run(device: torch.device, rounds: int, compiled: bool) -> list[dict[str, object]]:
+def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool) -> list[dict[str, object]]:
     """All rows of a device."""
     rows = []
-    for make in cases(device, compiled):
-        rows.append(measure(make(), device, rounds))
+    for make in cases(watch.device, compiled):
+        rows.append(measure(make(), watch, rounds, seconds))
         print(table_line(rows[-1]), flush=True)
     return rows
 
@@ -249,7 +268,10 @@ def table_line(row: dict[str, object]) -> str:
         for name in columns
         if f"{name}_ms" in row
     )
-    return f"{row['op']} {row['dtype']} {shape} {row['direction']}: {', '.join(times)} ms"
+    best = row["best_ms"]
+    ratios = ", ".join(f"{name} {value / best['native']:.2f}x" for name, value in best.items())
+    head = f"{row['op']} {row['dtype']} {shape} {row['direction']}"
+    return f"{head}: {', '.join(times)} ms; fastest samples: {ratios}"
 
 
 def machine(device: torch.device) -> dict[str, object]:
@@ -271,6 +293,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=60.0, help="most time for one case")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
@@ -279,12 +303,14 @@ def main() -> None:
         parser.error("--device cuda: no GPU on this machine; its figures stay not measured")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows = run(device, options.rounds, not options.no_compile)
+    rows = run(
+        Stopwatch(device, options.clock), options.rounds, options.seconds, not options.no_compile
+    )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1))
         facts = options.json.with_suffix(".machine.json")
-        facts.write_text(json.dumps(machine(device), indent=1))
+        facts.write_text(json.dumps(machine(device) | {"clock": options.clock}, indent=1))
 
 
 if __name__ == "__main__":

@@ -114,37 +114,57 @@ struct BlockWords {
   uint32_t x0[kTileBlocks], x1[kTileBlocks], x2[kTileBlocks], x3[kTileBlocks];
 };
 
-#if defined(__AVX512F__)
+#if defined(AUTOSELECT_AVX512)
 // One counter per 64-bit lane: the widening product takes one instruction, which the compiler does
 // not find by itself. What is left above bit 32 of a lane is never read.
+struct WideCounters {
+  __m512i c0, c1, c2, c3;
+};
+
+inline void philox_round(WideCounters& c, __m512i key_low, __m512i key_high) {
+  constexpr int kXorOfThree = 0x96;
+  const __m512i product0 = _mm512_mul_epu32(c.c0, _mm512_set1_epi64(0xD2511F53u));
+  const __m512i product1 = _mm512_mul_epu32(c.c2, _mm512_set1_epi64(0xCD9E8D57u));
+  c.c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c.c1, key_low, kXorOfThree);
+  c.c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c.c3, key_high, kXorOfThree);
+  c.c1 = product1;
+  c.c3 = product0;
+}
+
+inline void store_low_halves(__m512i wide, uint32_t* out) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi64_epi32(wide));
+}
+
 inline void draw_words(PhiloxKey stream, TokenPlace place, uint32_t block, int64_t lanes,
                        BlockWords& words) {
-  const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53u);
-  const __m512i multiplier1 = _mm512_set1_epi64(0xCD9E8D57u);
+  __m512i keys_low[10], keys_high[10];
+  for (int round = 0; round < 10; ++round) {
+    keys_low[round] = _mm512_set1_epi64(uint32_t(stream.low + uint32_t(round) * 0x9E3779B9u));
+    keys_high[round] = _mm512_set1_epi64(uint32_t(stream.high + uint32_t(round) * 0xBB67AE85u));
+  }
   const __m512i ramp = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-  for (int64_t i = 0; i < lanes; i += 8) {
-    __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(int64_t(block) + i), ramp);
-    __m512i c1 = _mm512_set1_epi64(place.token);
-    __m512i c2 = _mm512_set1_epi64(uint32_t(place.sample));
-    __m512i c3 = _mm512_set1_epi64(uint32_t(uint64_t(place.sample) >> 32));
-    PhiloxKey key = stream;
-    for (int round = 0; round < 10; ++round) {
-      const __m512i product0 = _mm512_mul_epu32(c0, multiplier0);
-      const __m512i product1 = _mm512_mul_epu32(c2, multiplier1);
-      constexpr int kXorOfThree = 0x96;
-      c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c1,
-                                     _mm512_set1_epi64(key.low), kXorOfThree);
-      c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3,
-                                     _mm512_set1_epi64(key.high), kXorOfThree);
-      c1 = product1;
-      c3 = product0;
-      key.low += 0x9E3779B9u;
-      key.high += 0xBB67AE85u;
+  const __m512i token = _mm512_set1_epi64(place.token);
+  const __m512i sample_low = _mm512_set1_epi64(uint32_t(place.sample));
+  const __m512i sample_high = _mm512_set1_epi64(uint32_t(uint64_t(place.sample) >> 32));
+  constexpr int kAbreast = kLanes / 8;  // independent chains, so that their latencies overlap
+  for (int64_t i = 0; i < lanes; i += kLanes) {
+    WideCounters counters[kAbreast];
+    for (int j = 0; j < kAbreast; ++j) {
+      const __m512i first = _mm512_set1_epi64(int64_t(block) + i + 8 * j);
+      counters[j] = {_mm512_add_epi64(first, ramp), token, sample_low, sample_high};
     }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words.x0 + i), _mm512_cvtepi64_epi32(c0));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words.x1 + i), _mm512_cvtepi64_epi32(c1));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words.x2 + i), _mm512_cvtepi64_epi32(c2));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words.x3 + i), _mm512_cvtepi64_epi32(c3));
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      for (int j = 0; j < kAbreast; ++j) {
+        philox_round(counters[j], keys_low[round], keys_high[round]);
+      }
+    }
+    for (int j = 0; j < kAbreast; ++j) {
+      store_low_halves(counters[j].c0, words.x0 + i + 8 * j);
+      store_low_halves(counters[j].c1, words.x1 + i + 8 * j);
+      store_low_halves(counters[j].c2, words.x2 + i + 8 * j);
+      store_low_halves(counters[j].c3, words.x3 + i + 8 * j);
+    }
   }
 }
 #else

@@ -9,6 +9,9 @@
     "avx512f,avx512dq,avx512bw,avx512vl,avx512cd,avx2,fma,bmi2,prefer-vector-width=512")
 #include "threshold.h"
 
+// The pragma does not define __AVX512F__ in every g++.
+#define AUTOSELECT_AVX512
+
 namespace autoselect {
 namespace {
 #include "cpu_rows.inl"
