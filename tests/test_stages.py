@@ -1,0 +1,75 @@
+"""The real trainer on real ranks: ZeRO stages, world sizes and batch splits agree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.shards import render_shards
+from autoselect.reference.vlm import build_model, save_vlm
+
+WORKERS = Path(__file__).parent / "workers"
+STEPS = 20
+
+
+def launch(ranks: int, worker: str, *arguments: str) -> None:
+    sys.path.insert(0, str(WORKERS))
+    from toy import environment
+
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(WORKERS / worker)]
+    done = subprocess.run(
+        [*command, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stages")
+    save_vlm(build_model(), path / "vlm")
+    render_shards(path / "shards", ReferenceData(train=32, val=1, test=1), workers=1)
+    return path
+
+
+def test_zero_3_never_holds_the_frozen_model_whole(folder: Path) -> None:
+    launch(2, "loading_worker.py", str(folder))
+    for rank in range(2):
+        for result in json.loads((folder / f"loading-{rank}.json").read_text()).values():
+            assert result["held"] < 0.51 * result["all"]
+            assert result["different"] == [] and result["tokens_equal"]
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / name / "checkpoints" / f"step-{STEPS:08d}" / "weights.safetensors")
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((tensor - right[name]).abs().max()) for name, tensor in left.items())
+
+
+@pytest.mark.slow
+def test_stages_world_sizes_and_splits_agree_after_20_steps(folder: Path) -> None:
+    launch(
+        2, "stage_worker.py", str(folder), str(STEPS), "zero0", "zero1", "zero2", "zero3",
+        "zero2+micro",
+    )  # fmt: skip
+    launch(1, "stage_worker.py", str(folder), str(STEPS), "zero2", "zero2+micro")
+    launch(4, "stage_worker.py", str(folder), str(STEPS), "zero2")
+    start = weights(folder, "zero0-2")
+    names = ("zero1-2", "zero2-2", "zero3-2", "zero2+micro-2", "zero2-1", "zero2+micro-1")
+    for name in (*names, "zero2-4"):
+        assert largest_difference(weights(folder, name), start) < 1e-6, name

@@ -1,0 +1,56 @@
+"""Ranks of `tests/test_stages.py`: the real trainer, once for each DeepSpeed file.
+
+Usage: torchrun --nproc_per_node N stage_worker.py FOLDER STEPS NAME [NAME ...]
+
+FOLDER holds `vlm`, `shards`, and is where `NAME-ranks` output folders go. NAME is a file of
+configs/deepspeed, with `+micro` for micro-batches of one sample, and `+mixed` to read the folder
+`mixed`, in which some samples have no image.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from toy import CONFIGS, start
+
+from autoselect.config import TrainConfig, from_dict
+from autoselect.deepspeed_config import load_deepspeed_config
+from autoselect.runtime import shutdown_distributed
+from autoselect.trainer import train
+
+GLOBAL_BATCH = 4
+
+
+def main(folder: Path, steps: int, names: list[str]) -> None:
+    info = start()
+    for name in names:
+        config_name, *options = name.split("+")
+        deepspeed = load_deepspeed_config(CONFIGS / f"{config_name}.json")
+        micro = 1 if "micro" in options else GLOBAL_BATCH // info.world_size
+        # Adam divides by the gradient's size: with the usual eps of 1e-8 it turns rounding of
+        # gradients near zero into whole updates. A larger one makes the comparison meaningful.
+        deepspeed["optimizer"]["params"]["eps"] = 1e-4
+        deepspeed |= {
+            "train_batch_size": GLOBAL_BATCH,
+            "train_micro_batch_size_per_gpu": micro,
+        }
+        shards = "mixed" if "mixed" in options else "shards"
+        values = {
+            "model": str(folder / "vlm"),
+            "output": str(folder / f"{name}-{info.world_size}"),
+            "steps": steps,
+            "save_every": steps,
+            "tracking": False,
+            "data": {"train_shards": str(folder / shards / "train-*.tar")},
+            "gate": {"calibration_images": 8},
+        }
+        assert train(from_dict(TrainConfig, values), deepspeed, info)
+    if info.is_main:
+        (folder / f"done-{info.world_size}.json").write_text(json.dumps(names))
+    shutdown_distributed()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
