@@ -1,9 +1,11 @@
 """How much of the decode-only rate does the loader keep, and what does resuming cost?
 
-Both sides decode the same photo-like JPEGs to RGB on the same cores, in turns. Decode-only holds
-the bytes in memory and does nothing else; the loader orders, reads, checks and decodes samples from
-shards. Each round gives one sample per side: images per second, and processor time per image, which
-other work on the machine disturbs less. The ratios of the medians are the result. Run it with
+All sides decode the same photo-like JPEGs to RGB on the same cores, in turns. `decode_only` has the
+bytes in memory and decodes micro-batches, whose pictures live together as in any use of them;
+`decode_and_drop` frees every picture at once, so all share one buffer that stays in the cache. The
+loader orders, reads, checks and decodes samples from shards. Each round gives one sample per side:
+images per second, and processor time per image, which other work on the machine disturbs less. The
+ratios of the medians are the result. Run it with
 
     python benchmarks/bench_loader.py --output benchmarks/results/loader_cpu.json
 """
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF
@@ -30,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from autoselect.data.decode import decode_image
+from autoselect.data.decode import decode_image, reuse_image_memory
 from autoselect.data.loader import Loader
 from autoselect.data.shards import ShardSet, ShardWriter
 
@@ -79,11 +82,13 @@ def write_data(folder: Path, images: list[bytes]) -> None:
             writer.write(f"{number:06d}", {"conversations": turns}, [data])
 
 
-def _decode_share(images: list[bytes], count: int, barrier: Any, results: Any) -> None:
+def _decode_share(images: list[bytes], count: int, held: int, barrier: Any, results: Any) -> None:
+    reuse_image_memory(held)
     barrier.wait()
     start = time.perf_counter()
-    for number in range(count):
-        decode_image(images[number % len(images)])
+    for first in range(0, count, held):
+        pictures = [decode_image(images[n % len(images)]) for n in range(first, first + held)]
+        del pictures
     results.put(time.perf_counter() - start)
 
 
@@ -93,13 +98,13 @@ def processor_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def decode_only(images: list[bytes], count: int, processes: int) -> Sample:
-    """`processes` bare processes decode together."""
+def decode(images: list[bytes], count: int, processes: int, held: int) -> Sample:
+    """`processes` bare processes decode together, each `held` pictures before it frees them."""
     before = processor_seconds()
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(processes), context.Queue()
-    share = count // processes
-    arguments = (images, share, barrier, results)
+    share = count // processes // held * held
+    arguments = (images, share, held, barrier, results)
     workers = [context.Process(target=_decode_share, args=arguments) for _ in range(processes)]
     for worker in workers:
         worker.start()
@@ -167,29 +172,32 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "raw": values}
 
 
-def compare(
-    decode: Callable[[], Sample], load: Callable[[], Sample], rounds: int, name: str
-) -> dict[str, Any]:
-    """Interleaved rounds of both sides."""
-    decode(), load()
-    pairs = [(decode(), load()) for _ in range(rounds)]
-    result: dict[str, Any] = {}
-    for number, side in enumerate(("decode_only", "loader")):
-        result[side] = {
-            measure: summary([getattr(pair[number], measure) for pair in pairs])
-            for measure in Sample._fields
+def compare(sides: dict[str, Callable[[], Sample]], rounds: int, name: str) -> dict[str, Any]:
+    """Interleaved rounds of all sides; ratios of the loader to each of the others."""
+    for measure in sides.values():
+        measure()
+    taken: dict[str, list[Sample]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, measure in sides.items():
+            taken[side].append(measure())
+    result: dict[str, Any] = {
+        side: {
+            "images_per_s": summary([sample.images_per_s for sample in samples]),
+            "processor_ms": summary([sample.processor_ms for sample in samples]),
         }
-    rates, costs = (
-        [result[side][measure]["median"] for side in ("decode_only", "loader")]
-        for measure in Sample._fields
-    )
-    result["rate_ratio"] = rates[1] / rates[0]
-    result["processor_ratio"] = costs[0] / costs[1]
-    print(
-        f"{name}: decode only {rates[0]:.0f} images/s, loader {rates[1]:.0f} images/s, "
-        f"ratio {result['rate_ratio']:.3f}; processor time {costs[0]:.2f} and {costs[1]:.2f} ms "
-        f"per image, ratio {result['processor_ratio']:.3f}"
-    )
+        for side, samples in taken.items()
+    }
+    rate, cost = (result["loader"][unit]["median"] for unit in Sample._fields)
+    print(f"{name}: loader {rate:.0f} images/s, {cost:.2f} ms of processor time per image")
+    for side in sides:
+        if side != "loader":
+            rates, costs = (result[side][unit]["median"] for unit in Sample._fields)
+            result[side] |= {"loader_rate_ratio": rate / rates, "processor_ratio": costs / cost}
+            print(
+                f"  {side}: {rates:.0f} images/s, {costs:.2f} ms; "
+                f"the loader keeps {rate / rates:.3f} of the rate, "
+                f"{costs / cost:.3f} by processor time"
+            )
     return result
 
 
@@ -226,12 +234,13 @@ def main() -> None:
         write_data(Path(folder), images)
         shards = ShardSet.open(folder)
         for workers in sorted({0, 1, cores}):
-            results[f"workers_{workers}"] = compare(
-                lambda workers=workers: decode_only(images, arguments.count, max(1, workers)),
-                lambda workers=workers: loader(shards, arguments.count, workers),
-                arguments.rounds,
-                f"{workers} workers",
-            )
+            count, processes = arguments.count, max(1, workers)
+            sides = {
+                "decode_only": partial(decode, images, count, processes, MICRO_BATCH),
+                "decode_and_drop": partial(decode, images, count, processes, 1),
+                "loader": partial(loader, shards, count, workers),
+            }
+            results[f"workers_{workers}"] = compare(sides, arguments.rounds, f"{workers} workers")
     with tempfile.TemporaryDirectory() as folder:
         results["resume"] = resume_seconds(Path(folder), arguments.rounds)
     opened, first = (results["resume"][name]["median"] for name in ("open_s", "first_step_s"))

@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import webdataset
-
 from autoselect.config import ConfigError
 from autoselect.data.decode import image_suffix
 from autoselect.data.index import build_index, sidecar, write_index
@@ -52,7 +50,7 @@ class ShardWriter:
         self._in_shard = 0
         self._keys: set[str] = set()
         self._stream: BinaryIO | None = None
-        self._tar: webdataset.TarWriter | None = None
+        self._tar: Any = None
         self.shards: list[Path] = []
 
     def write(self, key: str, record: dict[str, Any], images: list[bytes]) -> None:
@@ -102,8 +100,12 @@ class ShardWriter:
     def _partial(self) -> Path:
         return self._path().with_suffix(".tar.partial")
 
-    def _open(self) -> webdataset.TarWriter:
+    def _open(self) -> Any:
+        """The WebDataset writer of the current shard, begun if need be."""
         if self._tar is None:
+            # Here, because it imports torch, which those who only read shards need not wait for.
+            import webdataset
+
             self._stream = self._partial().open("wb")
             self._tar = webdataset.TarWriter(
                 self._stream, encoder=False, user="", group="", mtime=0
