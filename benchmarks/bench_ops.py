@@ -244,6 +244,7 @@ def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[s
     }
     row |= {f"{name}_ms": statistics.median(values) for name, values in case.samples.items()}
     row["floor_ms"] = statistics.median(case.samples["floor"]) * case.floor_scale
+    row.setdefault("compiled_ms", None)
     row["best_ms"] = {name: min(values) for name, values in case.samples.items()}
     row["best_ms"]["floor"] *= case.floor_scale
     row["samples_ms"] = case.samples
@@ -266,7 +267,7 @@ def table_line(row: dict[str, object]) -> str:
     times = (
         f"{name} {row[f'{name}_ms']:.4f} ({row[f'{name}_ms'] / row['native_ms']:.2f}x)"
         for name in columns
-        if f"{name}_ms" in row
+        if row.get(f"{name}_ms") is not None
     )
     best = row["best_ms"]
     ratios = ", ".join(f"{name} {value / best['native']:.2f}x" for name, value in best.items())
