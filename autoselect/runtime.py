@@ -77,8 +77,7 @@ class RankInfo:
 
 
 def _in_slurm_step(environment: Mapping[str, str]) -> bool:
-    step = environment.get("SLURM_STEP_ID", "")
-    return step.isdigit() and environment.get("SLURM_STEP_NUM_TASKS", "1").isdigit()
+    return environment.get("SLURM_STEP_ID", "").isdigit()
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
