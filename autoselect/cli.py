@@ -50,8 +50,19 @@ def show_info(arguments: argparse.Namespace) -> int:
     from autoselect.ops import build_info
 
     for name, value in build_info().items():
-        print(f"{name:<22} {value}")
+        if isinstance(value, dict):
+            print(name)
+            for part, detail in value.items():
+                print(f"  {part:<32} {_in_line(detail)}")
+        else:
+            print(f"{name:<34} {_in_line(value)}")
     return 0
+
+
+def _in_line(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {item}" for name, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

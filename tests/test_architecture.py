@@ -46,7 +46,14 @@ HOMES = {
     "transformers": {"vlm", "reference", "sharded_loading"},
     "webdataset": {"data"},
     "mlflow": {"tracking"},
-    "deepspeed": {"runtime", "trainer", "engine_state", "update_guard", "heartbeat", "sharded_loading"},
+    "deepspeed": {
+        "runtime",
+        "trainer",
+        "engine_state",
+        "update_guard",
+        "heartbeat",
+        "sharded_loading",
+    },
 }
 
 
