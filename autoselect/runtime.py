@@ -138,6 +138,9 @@ def init_distributed(
     os.environ.update(environment)
     import deepspeed
 
+    # Only DeepSpeed's inference uses this op. Compiling it takes a minute at the first start, and a
+    # run that is killed meanwhile leaves a lock behind that makes every later start wait for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     try:
         deepspeed.init_distributed(
             dist_backend="nccl" if device.type == "cuda" else "gloo",
