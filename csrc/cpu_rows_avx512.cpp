@@ -4,6 +4,8 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
 
+// The intrinsics of g++ 12 leave values undefined on purpose.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target( \
     "avx512f,avx512dq,avx512bw,avx512vl,avx512cd,avx2,fma,bmi2,prefer-vector-width=512")
