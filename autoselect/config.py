@@ -86,6 +86,8 @@ class GateConfig:
         noise: `covariance` matches the tokens' covariance, `channel` each channel's variance.
         noise_rank: rank of the covariance factor.
         calibration_images: images whose tokens give mean, deviation and factor.
+        soft_removal: also add each gate's logarithm to the attention logits of its token, so that
+            a closed gate is removed as at inference; not in the paper.
     """
 
     token_budget: int = 16
@@ -97,6 +99,7 @@ class GateConfig:
     noise: Literal["covariance", "channel"] = "covariance"
     noise_rank: int = 64
     calibration_images: int = 256
+    soft_removal: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -136,18 +139,24 @@ class DataConfig:
         rounds: `independent` questions on one image, or one `conversation`.
         max_text_tokens: longest row, image placeholders included.
         workers: decoding worker processes per rank; 0 decodes in the training process.
+        quarantine_budget: largest tolerated share of unusable samples; the run ends above it.
     """
 
     train_shards: str = "reference"
     rounds: Literal["independent", "conversation"] = "independent"
     max_text_tokens: int = 2048
     workers: int = 0
+    quarantine_budget: float = 0.001
 
     def __post_init__(self) -> None:
         require(
             self.max_text_tokens >= 1 and self.workers >= 0,
             f"data.max_text_tokens={self.max_text_tokens} must be 1 or more and "
             f"data.workers={self.workers} 0 or more",
+        )
+        require(
+            0 <= self.quarantine_budget <= 1,
+            f"data.quarantine_budget={self.quarantine_budget} must lie in 0..1",
         )
 
 

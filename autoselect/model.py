@@ -23,6 +23,8 @@ from autoselect.vlm.backbone import FrozenVLM, VisualTokens
 from autoselect.vlm.batch import TrainBatch
 from autoselect.vlm.forward import answer_loss
 
+SMALLEST_GATE = 1e-6
+
 
 @dataclass(frozen=True)
 class GateSetting:
@@ -74,6 +76,7 @@ class AutoSelect(nn.Module):
         self.vlm = vlm
         self.frozen = vlm.model
         self.standardise = config.gate.standardise
+        self.soft_removal = config.gate.soft_removal
         self.activation_checkpointing = config.activation_checkpointing
         self.scorer = Scorer(vlm.width, config.scorer)
         self.denoiser = Denoiser(vlm.width, config.denoiser)
@@ -114,7 +117,13 @@ class AutoSelect(nn.Module):
         gated, gates = self.gate(visual, setting, batch.image_ids)
         repaired = self.denoiser(gated)
         real = repaired if visual.mask is None else repaired[visual.mask]
-        loss_sum = answer_loss(self.vlm, batch, real.flatten(0, -2), self.activation_checkpointing)
+        loss_sum = answer_loss(
+            self.vlm,
+            batch,
+            real.flatten(0, -2),
+            self.activation_checkpointing,
+            self.log_weights(visual, gates) if self.soft_removal else None,
+        )
         count = min(setting.token_budget, gates.shape[1])
         return StepOutput(
             loss_sum,
@@ -123,6 +132,12 @@ class AutoSelect(nn.Module):
             gates.detach().topk(count, dim=-1).values.sum(),
             batch.num_images,
         )
+
+    @staticmethod
+    def log_weights(visual: VisualTokens, gates: Tensor) -> Tensor:
+        """Logarithms of the gates of real tokens, in order of appearance, [M]."""
+        real = gates.flatten() if visual.mask is None else gates[visual.mask]
+        return real.clamp(min=SMALLEST_GATE).log()
 
     def _without_images(self, batch: TrainBatch) -> StepOutput:
         """Text-only rows: nothing to select, but every rank takes part in the step."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from autoselect import runtime
 from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
+from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.heartbeat import EXIT_RANK_LOST, RankLostError
 from autoselect.update_guard import NumbersError
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         logger.error("%s", error)
         return 2
-    except NumbersError as error:
+    except (NumbersError, QuarantineBudgetError) as error:
         logger.error("%s", error)
         return 1
     except RankLostError as error:

@@ -7,12 +7,15 @@ and its engine, go on from the last checkpoint, step, export the selector.
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import yaml
+from torch import Tensor
 from tqdm import tqdm
 
 from autoselect import runtime, schedules
@@ -20,6 +23,7 @@ from autoselect.calibration import TokenStatistics, calibrate
 from autoselect.checkpoint import CheckpointStore, TrainingState
 from autoselect.config import ConfigError, TrainConfig, flatten, to_dict
 from autoselect.data.loader import Loader
+from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import BatchSizes, batch_sizes
 from autoselect.engine_state import capture, restore
@@ -33,6 +37,7 @@ from autoselect.vlm.batch import Collator, TrainBatch
 
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"
+CALIBRATION_BATCH = 32
 
 
 def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo) -> bool:
@@ -73,7 +78,7 @@ def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo
     if not trainer.run():
         return False
     if info.is_main:
-        export(model, config, shards.digest, Path(config.output) / SELECTOR_FOLDER)
+        trainer.export(Path(config.output) / SELECTOR_FOLDER)
     return True
 
 
@@ -128,21 +133,13 @@ def calibrate_on(
 ) -> TokenStatistics:
     """Statistics of the first samples' visual tokens; rank 0's are everybody's."""
 
-    def batches() -> Any:
-        seen = 0
-        for start in range(0, len(shards), 32):
-            chunk = [shards[i] for i in range(start, min(start + 32, len(shards)))]
-            batch = collator([sample for sample in chunk if sample.images]).to(vlm.device)
-            if batch.num_images:
-                visual = vlm.encode(batch.pixels)
-                yield (
-                    visual.tokens.flatten(0, 1)
-                    if visual.mask is None
-                    else visual.tokens[visual.mask]
-                )
-            seen += batch.num_images
-            if seen >= config.gate.calibration_images:
-                return
+    def batches() -> Iterator[Tensor]:
+        with_images = (sample for sample in shards.usable() if sample.pictures)
+        first = islice(with_images, config.gate.calibration_images)
+        while chunk := list(islice(first, CALIBRATION_BATCH)):
+            visual = vlm.encode(collator(chunk).pixels)
+            mask = visual.mask
+            yield visual.tokens.flatten(0, 1) if mask is None else visual.tokens[mask]
 
     rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
     statistics = calibrate(batches(), rank)
@@ -200,27 +197,41 @@ class Trainer:
             info.world_size,
             start_step=self.step,
             workers=config.data.workers,
+            quarantine=Quarantine(
+                len(shards) + len(shards.faults),
+                config.data.quarantine_budget,
+                Path(config.output) / f"quarantine-{info.rank}.jsonl",
+            ),
             stop_step=config.steps,
         )
         if state is not None:
             restore(engine, state.trained, f"checkpoint of step {state.step}")
             logger.info("going on at step %d of %d", state.step, config.steps)
-        self.tracker = self._start_tracker(state)
+        run = {} if state is None else state.run
+        self.polarisation: float | None = run.get("polarisation")
+        self.tracking_run_id: str | None = run.get("tracking_run_id")
+        self.tracker = self._start_tracker()
 
-    def _start_tracker(self, state: TrainingState | None) -> Tracker:
+    def _start_tracker(self) -> Tracker:
         if not (self.info.is_main and self.config.tracking):
             return Tracker.disabled()
-        return Tracker.start(
+        tracker = Tracker.start(
             self.config.experiment,
             f"train {Path(self.config.output).name}",
             flatten(to_dict(self.config)),
             {"kind": "train", "data_digest": self.shards.digest},
-            run_id=None if state is None else state.run.get("tracking_run_id"),
+            run_id=self.tracking_run_id,
         )
+        self.tracking_run_id = tracker.run_id
+        return tracker
 
     def save(self) -> None:
         """A checkpoint after the steps made so far (a collective)."""
-        run = {"tracking_run_id": self.tracker.run_id, "skipped_steps": self.guard.skipped}
+        run = {
+            "tracking_run_id": self.tracking_run_id,
+            "polarisation": self.polarisation,
+            "skipped_steps": self.guard.skipped,
+        }
         statistics = self.engine.module.statistics.tensors()
         self.store.save(
             TrainingState(
@@ -236,6 +247,24 @@ class Trainer:
                 run,
             )
         )
+
+    def export(self, folder: Path) -> None:
+        """Write the selector for users: `selector.safetensors` and `config.json`."""
+        model, config = self.engine.module, self.config
+        metadata = {
+            "model": config.model,
+            "model_name": model.vlm.name,
+            "model_digest": model.vlm.digest,
+            "data_digest": self.shards.digest,
+            "steps": config.steps,
+            "seed": config.seed,
+            "token_budget": config.gate.token_budget,
+            "min_token_budget": config.gate.min_token_budget,
+            "polarisation": self.polarisation,
+            "tracking_run_id": self.tracking_run_id,
+        }
+        Selector(model.scorer, metadata).save_pretrained(folder)
+        logger.info("selector written to %s", folder)
 
     def run(self) -> bool:
         """All remaining steps; False when a signal ended it early, after a checkpoint.
@@ -269,6 +298,7 @@ class Trainer:
             heartbeat.progress(f"update {self.step}")
             metrics = self.update([batch.to(self.device) for batch in micro_batches])
             self.step += 1
+            self.polarisation = metrics["train/polarisation"]
             bar.update()
             bar.set_postfix_str(summary(metrics))
             self._log(metrics)
@@ -369,19 +399,3 @@ def summary(metrics: dict[str, float]) -> str:
         f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "
         f"{metrics['train/tokens_per_s']:.0f} answer tokens/s"
     )
-
-
-def export(model: AutoSelect, config: TrainConfig, data_digest: str, folder: Path) -> None:
-    """Write the selector for users: `selector.safetensors` and `config.json`."""
-    metadata = {
-        "model": config.model,
-        "model_name": model.vlm.name,
-        "model_digest": model.vlm.digest,
-        "steps": config.steps,
-        "seed": config.seed,
-        "token_budget": config.gate.token_budget,
-        "min_token_budget": config.gate.min_token_budget,
-        "data_digest": data_digest,
-    }
-    Selector(model.scorer, metadata).save_pretrained(folder)
-    logger.info("selector written to %s", folder)

@@ -103,6 +103,17 @@ def test_recomputing_activations_changes_no_gradient(vlm, model, batch):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def test_soft_removal_reaches_the_scorer_and_stays_finite(vlm, batch, model):
+    model.soft_removal = True
+    hard = GateSetting(token_budget=16, temperature=1e-3, seed=5, step=3)
+    for setting in (SETTING, hard):
+        model.zero_grad()
+        model(batch, setting).loss_sum.backward()
+        gradient = model.scorer.score.weight.grad
+        assert bool(torch.isfinite(gradient).all())
+        assert float(gradient.abs().sum()) > 0
+
+
 def test_closed_gates_carry_nothing_of_the_image(vlm, model, batch):
     tokens = vlm.encode(batch.pixels).tokens
     statistics, closed = model.statistics, torch.zeros(tokens.shape[:2])

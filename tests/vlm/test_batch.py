@@ -116,3 +116,26 @@ def test_turns_that_do_not_alternate_are_named(vlm):
     bad = FakeSample("bad", 0, {"conversations": [{"from": "gpt", "value": "x"}]}, ())
     with pytest.raises(ConfigError, match="sample bad"):
         Collator(vlm)([bad])
+
+
+def test_a_weight_of_zero_in_attention_is_removal(vlm):
+    """Logits of removed tokens' batch equal those of the pruned prompt at the same positions."""
+    question = "what does the sign say ?"
+    batch = Collator(vlm)([sample(0, [(question, "K7")])])
+    tokens = vlm.encode(batch.pixels).tokens
+    kept = torch.tensor([[3, 17, 60, 61, 140]])
+    log_weights = torch.full((144,), -1e4).index_fill(0, kept[0], 0.0)
+    hidden = text_hidden(vlm, batch, tokens.flatten(0, 1), log_weights=log_weights)
+    first = int((batch.labels[0] != IGNORED_LABEL).int().argmax())
+    ours = vlm.model.get_output_embeddings()(hidden[:, first])
+    chosen = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+    pruned = vlm.prefill(vlm.prefix(vlm.prompt([question]), chosen, kept))
+    torch.testing.assert_close(ours, pruned, rtol=0, atol=1e-5)
+
+
+def test_weights_in_attention_get_a_gradient(vlm):
+    batch = Collator(vlm)([sample(0, ROUNDS)])
+    visual = vlm.encode(batch.pixels).tokens.flatten(0, 1)
+    log_weights = torch.zeros(144, requires_grad=True)
+    answer_loss(vlm, batch, visual, log_weights=log_weights).backward()
+    assert bool((log_weights.grad != 0).all())
