@@ -250,6 +250,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # what killed ranks leave behind
     preload = ["autoselect.train", "autoselect.trainer", "deepspeed"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     with tempfile.TemporaryDirectory(prefix="kill-resume-") as temporary:
