@@ -111,7 +111,7 @@ __device__ __forceinline__ Amplitudes<Work<T>> amplitudes_at(const GateArgs<T>& 
 }
 
 template <typename T, bool whole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     gate_forward_kernel(GateArgs<T> args, T* __restrict__ gated) {
   using W = Work<T>;
   __shared__ W eta[kMaxRank];
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, bool whole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     gate_backward_kernel(GateArgs<T> args, const T* __restrict__ grad, T* __restrict__ grad_tokens,
                          Work<T>* __restrict__ grad_gate) {
   using W = Work<T>;

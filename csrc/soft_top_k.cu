@@ -96,7 +96,7 @@ __device__ __forceinline__ Threshold<W> solve(const ThreadRow<W>& row, W count, 
 }
 
 template <typename W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     soft_top_k_kernel(SoftTopKArgs<W> args, W* __restrict__ gates, W* __restrict__ logits) {
   __shared__ W shared[3 * kWarps];
   const int64_t at = int64_t(blockIdx.x) * args.num_tokens;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     score_gradient_kernel(ScoreGradientArgs<W> args, W* __restrict__ grad_scores) {
   __shared__ W shared[3 * kWarps];
   const int64_t at = int64_t(blockIdx.x) * args.num_tokens;
