@@ -12,6 +12,7 @@ Dimension letters: I images, N visual tokens, D width, B rows, T text tokens.
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from autoselect.calibration import TokenStatistics
@@ -20,7 +21,7 @@ from autoselect.denoiser import Denoiser
 from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
 from autoselect.scorer import Scorer, standardise
 from autoselect.vlm.backbone import FrozenVLM, VisualTokens
-from autoselect.vlm.batch import TrainBatch
+from autoselect.vlm.batch import IGNORED_LABEL, TrainBatch
 from autoselect.vlm.forward import answer_loss
 
 SMALLEST_GATE = 1e-6
@@ -112,7 +113,7 @@ class AutoSelect(nn.Module):
     def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
         """Loss and gate statistics of one micro-batch."""
         if batch.num_images == 0:
-            return self._without_images(batch)
+            return self._without_images(batch, setting)
         visual = self.vlm.encode(batch.pixels)
         gated, gates = self.gate(visual, setting, batch.image_ids)
         repaired = self.denoiser(gated)
@@ -139,9 +140,28 @@ class AutoSelect(nn.Module):
         real = gates.flatten() if visual.mask is None else gates[visual.mask]
         return real.clamp(min=SMALLEST_GATE).log()
 
-    def _without_images(self, batch: TrainBatch) -> StepOutput:
-        """Text-only rows: nothing to select, but every rank takes part in the step."""
-        nothing = sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
-        assert isinstance(nothing, Tensor)
+    def _without_images(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
+        """Text-only rows: nothing to select, but every rank takes part in the step.
+
+        A blank image goes through all parts and counts for nothing: under ZeRO-3 each of them is
+        gathered from all ranks when it is used, and a rank that leaves one out makes them wait.
+        """
+        blank = self.vlm.pixel_inputs([Image.new("RGB", (64, 64))])
+        visual = self.vlm.encode(blank)
+        gated, _ = self.gate(visual, setting, torch.zeros(1, dtype=torch.long))
+        tokens = self.denoiser(gated)[0]
+        row = blank_row(len(tokens), self.vlm.image_token_id).to(batch.input_ids.device)
+        nothing = answer_loss(self.vlm, row, tokens, self.activation_checkpointing) * 0.0
         zero = torch.zeros((), device=nothing.device)
         return StepOutput(nothing, batch.num_answer_tokens, zero, zero, 0)
+
+
+def blank_row(num_tokens: int, image_token_id: int) -> TrainBatch:
+    """A batch of one row: `num_tokens` placeholders, then one token to answer with."""
+    ids = torch.full((1, num_tokens + 1), image_token_id)
+    ids[0, -1] = 0
+    labels = torch.full_like(ids, IGNORED_LABEL)
+    labels[0, -1] = 0
+    positions = torch.arange(num_tokens + 1)[None]
+    nobody = torch.zeros(0, dtype=torch.long)
+    return TrainBatch(ids, labels, positions, torch.full_like(ids, -1), {}, nobody)

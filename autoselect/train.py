@@ -14,7 +14,7 @@ from autoselect import runtime
 from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.heartbeat import EXIT_RANK_LOST, RankLostError
+from autoselect.heartbeat import EXIT_RANK_LOST, RankFailedError, RankLostError
 from autoselect.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -42,16 +42,17 @@ def main(arguments: list[str] | None = None) -> int:
     options, flags = parser().parse_known_args(arguments)
     info = runtime.RankInfo.from_environment()
     runtime.setup_logging(info)
+    signals = runtime.SignalFlag()  # a signal during the start is answered after the first step
     try:
         config = load_config(TrainConfig, options.config, flags)
         deepspeed = load_deepspeed_config(Path(options.deepspeed))
         runtime.set_accelerator_default()
         runtime.init_distributed(info, runtime.choose_device(info))
-        return _train(config, deepspeed, info)
+        return _train(config, deepspeed, info, signals)
     except ConfigError as error:
         logger.error("%s", error)
         return 2
-    except (NumbersError, QuarantineBudgetError) as error:
+    except (NumbersError, QuarantineBudgetError, RankFailedError) as error:
         logger.error("%s", error)
         return 1
     except RankLostError as error:
@@ -59,14 +60,18 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_RANK_LOST
 
 
-def _train(config: TrainConfig, deepspeed: dict, info: runtime.RankInfo) -> int:
+def _train(
+    config: TrainConfig, deepspeed: dict, info: runtime.RankInfo, signals: runtime.SignalFlag
+) -> int:
     from autoselect.reference.resources import resolve_model, resolve_shards
     from autoselect.trainer import train
 
     model = resolve_model(config.model)
     shards = runtime.on_main(lambda: resolve_shards(config.data.train_shards))
     data = dataclasses.replace(config.data, train_shards=shards)
-    finished = train(dataclasses.replace(config, model=model, data=data), deepspeed, info)
+    resolved = dataclasses.replace(config, model=model, data=data)
+    finished = train(resolved, deepspeed, info, signals)
+    runtime.shutdown_distributed()
     return 0 if finished else runtime.EXIT_PREEMPTED
 
 

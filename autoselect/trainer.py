@@ -30,9 +30,10 @@ from autoselect.engine_state import capture, restore
 from autoselect.heartbeat import Heartbeat
 from autoselect.model import AutoSelect, GateSetting, StepOutput
 from autoselect.selector import Selector
+from autoselect.sharded_loading import gathered, sharded_loading
 from autoselect.tracking import Tracker
 from autoselect.update_guard import UpdateGuard
-from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.backbone import FrozenVLM, default_dtype
 from autoselect.vlm.batch import Collator, TrainBatch
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,19 @@ SELECTOR_FOLDER = "selector"
 CALIBRATION_BATCH = 32
 
 
-def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo) -> bool:
+def train(
+    config: TrainConfig,
+    deepspeed: dict[str, Any],
+    info: runtime.RankInfo,
+    signals: runtime.SignalFlag | None = None,
+) -> bool:
     """Train a selector and export it to `OUTPUT/selector`.
 
     Args:
         config: the run.
         deepspeed: checked DeepSpeed configuration: batch sizes, ZeRO, clipping.
         info: this rank; the ranks have met.
+        signals: remembers signals since the process began; made here by default.
 
     Returns:
         True when all steps are done; False after a signal, with a checkpoint to go on from.
@@ -55,10 +62,11 @@ def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo
         ConfigError: the model, the shards, the budget or the batch sizes do not fit.
         CheckpointError: checkpoints are there but none can be used.
     """
+    signals = signals or runtime.SignalFlag()
     device = runtime.choose_device(info)
-    runtime.seed_everything(config.seed)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
+    with sharded_loading(deepspeed, dtype or default_dtype(device)):
+        vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     sizes = batch_sizes(deepspeed, info.world_size)
     shards = ShardSet.open(config.data.train_shards)
@@ -66,19 +74,22 @@ def train(config: TrainConfig, deepspeed: dict[str, Any], info: runtime.RankInfo
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
     state = store.load()
     if state is None:
-        statistics = calibrate_on(vlm, shards, collator, config)
+        with gathered(vlm.vision_parameters()):
+            statistics = calibrate_on(vlm, shards, collator, config)
     else:
         check_resumable(state, config, shards, vlm)
         statistics = TokenStatistics.from_tensors(state.statistics)
     if info.is_main:
         write_resolved(config, deepspeed)
+    runtime.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
     model = AutoSelect(vlm, config, statistics.to(device))
     engine = build_engine(model, config, deepspeed)
-    trainer = Trainer(config, engine, shards, collator, sizes, info, device, store, state)
+    trainer = Trainer(config, engine, shards, collator, sizes, info, device, store, state, signals)
     if not trainer.run():
         return False
-    if info.is_main:
-        trainer.export(Path(config.output) / SELECTOR_FOLDER)
+    with gathered(model.scorer.parameters()):
+        if info.is_main:
+            trainer.export(Path(config.output) / SELECTOR_FOLDER)
     return True
 
 
@@ -181,12 +192,13 @@ class Trainer:
         device: torch.device,
         store: CheckpointStore,
         state: TrainingState | None,
+        signals: runtime.SignalFlag,
     ) -> None:
         self.config, self.engine, self.info, self.device = config, engine, info, device
         self.sizes, self.shards, self.store = sizes, shards, store
         self.step = 0 if state is None else state.step
         self.guard = UpdateGuard(engine, patience=config.max_skipped_steps)
-        self.signals = runtime.SignalFlag()
+        self.signals = signals
         self.loader = Loader(
             shards,
             collator,

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from autoselect.data.shards import ShardWriter
 from autoselect.reference.recipe import ReferenceData
-from autoselect.reference.shards import render_shards
+from autoselect.reference.shards import render_sample, render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 
 WORKERS = Path(__file__).parent / "workers"
@@ -59,6 +60,23 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     assert left.keys() == right.keys()
     return max(float((tensor - right[name]).abs().max()) for name, tensor in left.items())
+
+
+@pytest.mark.slow
+def test_ranks_without_an_image_do_not_hang_at_any_stage(folder: Path) -> None:
+    """Every second sample has no image, one sample per micro-batch: some ranks have none."""
+    (folder / "mixed").mkdir()
+    with ShardWriter(folder / "mixed", "train") as writer:
+        for index in range(32):
+            key, record, jpeg = render_sample(3, "train", index)
+            if index % 2:
+                human = {"from": "human", "value": "is there a sign ?"}
+                record = {"id": key, "conversations": [human, {"from": "gpt", "value": "no"}]}
+            writer.write(key, record, [] if index % 2 else [jpeg])
+    names = ("zero2+micro+mixed", "zero3+micro+mixed")
+    launch(2, "stage_worker.py", str(folder), str(STEPS), *names)
+    left, right = (weights(folder, f"{name}-2") for name in names)
+    assert largest_difference(left, right) < 1e-6
 
 
 @pytest.mark.slow

@@ -138,6 +138,11 @@ class FrozenVLM:
         """D, channels of a visual token after the projector."""
         return int(self.model.config.get_text_config().hidden_size)
 
+    def vision_parameters(self) -> list[torch.nn.Parameter]:
+        """What `encode` computes with: everything but the language model."""
+        inside = {id(p) for p in self.model.model.language_model.parameters()}
+        return [p for p in self.model.parameters() if id(p) not in inside]
+
     def fingerprint(self) -> str:
         """sha256 over all weights by name, to show that training left them alone."""
         digest = hashlib.sha256()
