@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NATIVE := $(wildcard csrc/*)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo report dashboard test lint format cluster-test clean
+.PHONY: help setup demo report dashboard test lint format cluster-test sanitize clean
 
 help:
 	@echo "make demo          shards, training, evaluation and report on the reference VLM, into runs/demo"
@@ -24,6 +24,7 @@ help:
 	@echo "make dashboard     serve the MLflow pages on http://127.0.0.1:$(PORT)"
 	@echo "make test          lint, types and all tests"
 	@echo "make cluster-test  the tests on a real Slurm (installs one on this host)"
+	@echo "make sanitize      the CPU kernels once under AddressSanitizer and UBSan"
 	@echo "make setup         only the virtual environment and the extension"
 	@echo "make clean         remove the virtual environment and build outputs; runs/ stays"
 
@@ -80,6 +81,9 @@ format: setup
 
 cluster-test: setup
 	@bash tests/cluster/run.sh
+
+sanitize: setup
+	@PYTHON=$(BIN)/python bash csrc/sanitize.sh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info autoselect/_C*.so

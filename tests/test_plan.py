@@ -199,11 +199,11 @@ def parse(*arguments: str) -> argparse.Namespace:
 def test_the_command_prints_stage_time_and_assumptions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = llava(tmp_path, "7b")
+    model = llava(tmp_path, "13b")
     arguments = parse("--model", model, "--gpus", "2", "--gpu", "h100", "--steps", "1000")
     assert arguments.run(arguments) == 0
     text = capsys.readouterr().out
-    assert "7.06 B frozen" in text
+    assert "13.35 B frozen" in text
     assert "smallest stage that fits" in text and "does not fit" in text
     assert "32 images = 16 x 2 devices x 1 accumulation" in text
     assert "lower its micro batch" not in text
