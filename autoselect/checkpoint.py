@@ -31,14 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.engine_state import TrainedState
-from autoselect.runtime import broadcast_object
+from autoselect.runtime import on_main
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: checkpoints are there but none is complete; raised on every rank.
         """
-        loaded = broadcast_object(_on_main(self._read_best, f"no usable checkpoint: {self.folder}"))
+        loaded = _on_main(self._read_best, f"no usable checkpoint: {self.folder}")
         if loaded is None:
             return None
         state, rng = loaded
@@ -281,21 +280,15 @@ def _set_rng(rng: dict[str, Any]) -> None:
 
 
 def _on_main(action: Callable[[], Any], what: str) -> Any:
-    """Runs `action` on rank 0; all ranks wait for it and learn of its failure.
+    """`on_main` for work on the checkpoint folder, whose failure is a `CheckpointError`."""
 
-    Raises:
-        CheckpointError: `action` failed on rank 0.
-    """
-    result, failure = None, None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    def attempt() -> Any:
         try:
-            result = action()
+            return action()
         except (OSError, CheckpointError) as error:
-            failure = str(error)
-    failure = broadcast_object(failure)
-    if failure is not None:
-        raise CheckpointError(f"{what}: {failure}")
-    return result
+            raise CheckpointError(f"{what}: {error}") from error
+
+    return on_main(attempt)
 
 
 def _name(step: int) -> str:

@@ -257,17 +257,18 @@ def on_main(action: Callable[[], Any]) -> Any:
     """Runs `action` on rank 0 and gives its result to every rank (a collective).
 
     Raises:
-        ConfigError: `action` raised one; raised on every rank.
+        ConfigError: `action` raised one, or a subclass of it; raised on every rank.
     """
-    result, failure = None, None
+    result: Any = None
+    failure: ConfigError | None = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             result = action()
         except ConfigError as error:
-            failure = str(error)
+            failure = error
     result, failure = broadcast_object((result, failure))
     if failure is not None:
-        raise ConfigError(failure)
+        raise failure
     return result
 
 
