@@ -37,10 +37,12 @@ class ReferenceTraining:
         tower_steps: updates of stage 1.
         language_steps: updates of stage 2.
         uneven_steps: updates of stage 3.
+        visible_steps: updates of stage 4.
         batch_size: images of one update.
         tower_learning_rate: peak of stage 1.
         language_learning_rate: peak of stage 2.
         uneven_learning_rate: peak of stage 3.
+        visible_learning_rate: peak of stage 4.
         save_every: updates between two resumable states.
         seed: of data, weights and order.
     """
@@ -49,10 +51,12 @@ class ReferenceTraining:
     tower_steps: int = 3000
     language_steps: int = 3000
     uneven_steps: int = 800
+    visible_steps: int = 700
     batch_size: int = 64
     tower_learning_rate: float = 2e-3
     language_learning_rate: float = 2e-3
     uneven_learning_rate: float = 1e-3
+    visible_learning_rate: float = 1e-3
     save_every: int = 250
     seed: int = 0
 
@@ -62,6 +66,7 @@ class ReferenceTraining:
             "tower_steps",
             "language_steps",
             "uneven_steps",
+            "visible_steps",
             "batch_size",
             "save_every",
         ):

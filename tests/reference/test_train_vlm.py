@@ -5,17 +5,25 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
-from autoselect.reference import train_vlm
+from autoselect.reference import stage, train_language
 from autoselect.reference.corpus import IGNORED, build_corpus, patch_labels
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.scenes import COLOURS, SHAPES, make_scene, scene_rng
-from autoselect.reference.train_vlm import answer_logits, draw_kept, train_reference_vlm
+from autoselect.reference.train_language import answer_logits, draw_kept
+from autoselect.reference.train_vlm import train_reference_vlm
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
 
 TINY = ReferenceTraining(
-    images=12, tower_steps=2, language_steps=2, uneven_steps=1, batch_size=4, save_every=1, seed=9
+    images=12,
+    tower_steps=2,
+    language_steps=2,
+    uneven_steps=1,
+    visible_steps=1,
+    batch_size=4,
+    save_every=1,
+    seed=9,
 )
 
 
@@ -72,21 +80,21 @@ def test_removed_tokens_are_uniformly_random_and_sizes_vary():
         sizes.add(kept.shape[1])
         assert bool((kept.diff(dim=1) > 0).all())
         counts += torch.bincount(kept.flatten(), minlength=144)
-    assert sizes == set(train_vlm.KEPT_COUNTS)
+    assert sizes == set(train_language.KEPT_COUNTS)
     assert float(counts.std() / counts.mean()) < 0.1
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     train_reference_vlm(tmp_path / "a", tmp_path / "wa", TINY)
-    real, calls = train_vlm.Stage.update, []
+    real, calls = stage.Stage.update, []
 
-    def update_until_killed(stage, loss):
-        calls.append(stage)
+    def update_until_killed(self, loss):
+        calls.append(self)
         if len(calls) in (2, 5):
             raise KeyboardInterrupt
-        real(stage, loss)
+        real(self, loss)
 
-    monkeypatch.setattr(train_vlm.Stage, "update", update_until_killed)
+    monkeypatch.setattr(stage.Stage, "update", update_until_killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train_reference_vlm(tmp_path / "b", tmp_path / "wb", TINY)

@@ -1,0 +1,120 @@
+"""A small image classifier for figure 3 on the reference data.
+
+A stock `ViTForImageClassification` on a grid of its own (6 x 6 patches of 16 pixels, beside the
+VLM's 12 x 12), trained on the images of the training shards to name the colour of the largest
+object. It is trained once, in about a minute, and kept.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from autoselect.config import ConfigError
+from autoselect.data.shards import ShardSet
+from autoselect.image_classifier import only_patches
+from autoselect.reference.scenes import COLOURS, IMAGE_SIZE
+
+logger = logging.getLogger(__name__)
+FOLDER = Path("runs/reference/classifier")
+PATCH_SIZE = 16
+PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
+IMAGES, STEPS, BATCH, SEED = 6000, 900, 64, 0
+LEARNING_RATE = 1e-3
+
+
+def largest_object_colour(record: dict[str, Any]) -> int | None:
+    """Class of a reference scene: the colour of its largest object; None where it is not told."""
+    objects = record.get("objects")
+    if not objects:
+        return None
+    largest = max(objects, key=lambda item: item["box"][2] - item["box"][0])
+    return list(COLOURS).index(largest["colour"])
+
+
+def build_classifier() -> ViTForImageClassification:
+    """The untrained small ViT."""
+    torch.manual_seed(SEED)
+    config = ViTConfig(
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=192,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        id2label=dict(enumerate(COLOURS)),
+        label2id={colour: index for index, colour in enumerate(COLOURS)},
+    )
+    return ViTForImageClassification(config)
+
+
+def train_classifier(
+    samples: ShardSet, folder: Path = FOLDER, images: int = IMAGES, steps: int = STEPS
+) -> Path:
+    """Train the small ViT and keep it in `folder`; one that is there is left as it is.
+
+    Every other step sees a random half of the patches: a classifier of public photographs tolerates
+    missing patches, a small one must learn it.
+
+    Args:
+        samples: of the training shards.
+        folder: for the model.
+        images: at most so many of the samples are used.
+        steps: updates of 64 images.
+
+    Raises:
+        ConfigError: the samples do not tell their objects.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    processor = ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    pixels, labels = _examples(samples, images, processor)
+    model = build_classifier().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    generator = torch.Generator().manual_seed(SEED)
+    for step in tqdm(range(steps), desc="training the small classifier", unit="step", disable=None):
+        chosen = torch.randint(len(labels), (BATCH,), generator=generator)
+        order = torch.rand(BATCH, PATCHES, generator=generator).argsort(dim=1)
+        seen = order[:, : PATCHES // 2 if step % 2 else PATCHES]
+        with only_patches(model, seen):
+            logits = model(pixel_values=pixels[chosen].float() / 127.5 - 1).logits
+        loss = torch.nn.functional.cross_entropy(logits, labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    folder.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    logger.info("classifier written to %s", folder)
+    return folder
+
+
+def _examples(
+    samples: ShardSet, images: int, processor: ViTImageProcessorPil
+) -> tuple[Tensor, Tensor]:
+    """Pixels as bytes [M, 3, height, width] and labels [M]; scenes without objects are left out."""
+    pixels: list[Tensor] = []
+    labels: list[int] = []
+    total = min(images, len(samples))
+    for index in tqdm(range(total), desc="reading images", unit="image", disable=None):
+        label = largest_object_colour(samples[index].record)
+        if label is None:
+            continue
+        scaled = processor(images=samples[index].pictures[0], return_tensors="pt")["pixel_values"][
+            0
+        ]
+        pixels.append(((scaled + 1) * 127.5).round().to(torch.uint8))
+        labels.append(label)
+    if not labels:
+        raise ConfigError(
+            "shards: no sample tells its objects, so the small classifier has nothing to learn; "
+            "give --classifier a folder of your own"
+        )
+    return torch.stack(pixels), torch.tensor(labels)

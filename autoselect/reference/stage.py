@@ -1,0 +1,77 @@
+"""One resumable stage of the reference VLM's training, and what all stages share."""
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoselect.reference.recipe import ReferenceTraining
+
+logger = logging.getLogger(__name__)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 3 % of the steps, then a cosine to 2 % of the peak."""
+    warmup = max(1, int(0.03 * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray:
+    """Images of one update: an epoch-wise permutation, a pure function of seed and step."""
+    per_epoch = size // recipe.batch_size
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng([recipe.seed, 7, epoch]).permutation(size)
+    return np.sort(order[place * recipe.batch_size : (place + 1) * recipe.batch_size])
+
+
+class Stage:
+    """One resumable stage: parameters, optimiser, step counter and their file."""
+
+    def __init__(
+        self, name: str, module: nn.Module, steps: int, peak: float, folder: Path, save_every: int
+    ) -> None:
+        self.name, self.module, self.steps, self.peak = name, module, steps, peak
+        self.path, self.save_every, self.step = folder / f"{name}.pt", save_every, 0
+        matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2]
+        others = [p for p in module.parameters() if p.requires_grad and p.ndim != 2]
+        groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+            logger.info("%s resumes at step %d of %d", name, self.step, steps)
+
+    def update(self, loss: Tensor) -> None:
+        """One optimiser step; saves every `save_every` steps and at the end."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, self.peak)
+        self.optimizer.step()
+        self.step += 1
+        if self.step % self.save_every == 0 or self.step == self.steps:
+            self.save()
+
+    def save(self) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+
+def autocast() -> torch.autocast:
+    """bfloat16 matrix products, about three times as fast as float32 on recent CPUs."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)

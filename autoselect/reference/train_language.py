@@ -1,0 +1,239 @@
+"""Stages 2 to 4 of the reference VLM: projector and language model on cached tower features.
+
+Visual tokens are removed at random, their original positions kept, see `draw_kept`. One image
+prefix carries eight independent questions: each sees the prefix and itself, and its positions start
+where the prefix ends, so it is the same function as eight separate prompts.
+"""
+
+import logging
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+
+from autoselect.reference.corpus import QUESTIONS_PER_IMAGE, SLOT_TOKENS, Corpus
+from autoselect.reference.recipe import ReferenceTraining
+from autoselect.reference.stage import Stage, autocast, batch_indices
+from autoselect.reference.visible import VisibleAnswers, segments
+from autoselect.reference.vlm import GRID, NUM_VISUAL_TOKENS, SPECIAL_TOKENS
+
+logger = logging.getLogger(__name__)
+
+PREFIX = ("<s>", "<user>")
+KEPT_COUNTS = (NUM_VISUAL_TOKENS, NUM_VISUAL_TOKENS, 96, 64, 48, 32, 24, 16, 0)
+KEPT_WEIGHTS = (0.2, 0.15, 0.15, 0.15, 0.12, 0.1, 0.05, 0.05, 0.03)
+UNEVEN_COUNTS = (NUM_VISUAL_TOKENS, 96, 64, 48, 32, 24, 16, 12, 8, 0)
+UNEVEN_WEIGHTS = (0.25, 0.12, 0.12, 0.12, 0.1, 0.08, 0.08, 0.06, 0.05, 0.02)
+SPREADS = (1.0, 2.0, 4.0)
+
+
+def matmul_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention as two matrix products, all in the inputs' dtype.
+
+    On CPUs the stock implementations are slow in bfloat16, or go through float32. Heads are
+    `[B, H, L, D / H]`.
+    """
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        weights = weights + attention_mask.to(weights.dtype)
+    mixed = torch.matmul(torch.softmax(weights, dim=-1, dtype=weights.dtype), value)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("reference_matmul", matmul_attention)
+
+
+def packed_mask(prefix: int) -> Tensor:
+    """Additive mask `[1, 1, L, L]`: a causal prefix, then independent causal question slots."""
+    slots = QUESTIONS_PER_IMAGE * SLOT_TOKENS
+    owner = torch.cat([torch.full((prefix,), -1), torch.arange(slots) // SLOT_TOKENS])
+    order = torch.arange(prefix + slots)
+    seen = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
+    seen &= order[None, :] <= order[:, None]
+    return torch.zeros(seen.shape).masked_fill(~seen, -1e4)[None, None]
+
+
+def answer_logits(
+    model: LlavaForConditionalGeneration,
+    features: Tensor,
+    kept: Tensor,
+    tokens: Tensor,
+    starts: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits at the answers of packed questions.
+
+    Args:
+        model: the reference VLM.
+        features: tower features of all patches, [B, N, D].
+        kept: positions of the visual tokens that stay, ascending, [B, K].
+        tokens: question slots, [B, Q, S].
+        starts: where each answer begins inside its slot, [B, Q].
+
+    Returns:
+        logits [A, V], targets [A] and, for each of the A answer tokens, its question's row in
+        the flattened [B * Q].
+    """
+    language = model.model.language_model
+    batch, slots = len(tokens), QUESTIONS_PER_IMAGE * SLOT_TOKENS
+    gathered = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+    visual = model.model.multi_modal_projector(gathered)
+    prefix_ids = torch.tensor([SPECIAL_TOKENS.index(t) for t in PREFIX]).expand(batch, -1)
+    embed = language.embed_tokens
+    inputs = torch.cat(
+        [embed(prefix_ids), visual.to(embed.weight.dtype), embed(tokens.flatten(1))], dim=1
+    )
+    prefix = len(PREFIX) + kept.shape[1]
+    slot_positions = len(PREFIX) + NUM_VISUAL_TOKENS + torch.arange(slots) % SLOT_TOKENS
+    positions = torch.cat(
+        [
+            torch.arange(len(PREFIX)).expand(batch, -1),
+            len(PREFIX) + kept,
+            slot_positions.expand(batch, -1),
+        ],
+        dim=1,
+    )
+    hidden = language(
+        inputs_embeds=inputs,
+        attention_mask=packed_mask(prefix),
+        position_ids=positions,
+        use_cache=False,
+    ).last_hidden_state[:, prefix:]
+    flat = tokens.flatten(1)
+    inside = torch.arange(slots) % SLOT_TOKENS
+    begins = starts.repeat_interleave(SLOT_TOKENS, dim=1)
+    is_target = (inside >= begins) & (flat != 0)
+    predicts = torch.zeros_like(is_target)
+    predicts[:, :-1] = is_target[:, 1:]
+    rows = torch.arange(batch * QUESTIONS_PER_IMAGE).repeat_interleave(SLOT_TOKENS)
+    logits = model.lm_head(hidden[predicts]).float()
+    return logits, flat[is_target], rows.view(batch, slots)[is_target]
+
+
+def draw_kept(
+    rng: np.random.Generator, batch: int, uneven: bool = False, labels: np.ndarray | None = None
+) -> Tensor:
+    """Random positions that stay, the same number for the batch, ascending `[B, K]`.
+
+    Args:
+        rng: source of all choices.
+        batch: B.
+        uneven: in half of the images some regions, at random, keep more than others.
+        labels: dense targets, [B, 4, N]; in half of the images the regions are then the things
+            that are seen there.
+    """
+    if uneven:
+        count = int(rng.choice(UNEVEN_COUNTS, p=UNEVEN_WEIGHTS))
+        density = uneven_density(rng, batch)
+        if labels is not None:
+            density = segment_density(rng, density, labels)
+        keys = -rng.gumbel(size=(batch, NUM_VISUAL_TOKENS)) - density
+    else:
+        count = int(rng.choice(KEPT_COUNTS, p=KEPT_WEIGHTS))
+        keys = rng.random((batch, NUM_VISUAL_TOKENS))
+    return torch.from_numpy(keys).argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+def uneven_density(rng: np.random.Generator, batch: int) -> np.ndarray:
+    """Random fields of log-density `[B, N]`, zero for half of the images.
+
+    They know nothing of the image. A selector keeps many tokens here and none there; a model that
+    only saw even removal misjudges how much it sees, above all when it counts.
+    """
+    fields = np.zeros((batch, GRID, GRID))
+    for row in range(batch):
+        if rng.random() < 0.5:
+            continue
+        cells = int(rng.choice((2, 3, 4, 6, GRID)))
+        coarse = rng.normal(size=(cells, cells)) * rng.choice(SPREADS)
+        fields[row] = coarse.repeat(GRID // cells, axis=0).repeat(GRID // cells, axis=1)
+        fields[row] = np.roll(fields[row], rng.integers(GRID, size=2), axis=(0, 1))
+    return fields.reshape(batch, NUM_VISUAL_TOKENS)
+
+
+def segment_density(
+    rng: np.random.Generator, density: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """`density` with, in half of the images, one random log-density for each thing that is seen.
+
+    Every object, every character and the background draw theirs from one symmetric distribution:
+    now and then objects alone are left, now and then the background alone, so no kind of token is
+    favoured. A model that never saw an image without its background takes a larger share of object
+    tokens for more objects.
+
+    Args:
+        rng: source of all choices.
+        density: of `uneven_density`, [B, N]; not modified.
+        labels: dense targets, [B, 4, N].
+    """
+    density = density.copy()
+    for row in range(len(density)):
+        if rng.random() < 0.5:
+            things = segments(labels[row])
+            own = rng.normal(size=things.max() + 1) * rng.choice(SPREADS)
+            density[row] = own[things]
+    return density
+
+
+def train_language(
+    model: LlavaForConditionalGeneration,
+    corpus: Corpus,
+    features: Tensor,
+    stage: Stage,
+    seed: int,
+    recipe: ReferenceTraining,
+    uneven: bool,
+    visible: VisibleAnswers | None = None,
+) -> None:
+    """Projector and language model on cached features, tokens removed at random.
+
+    Args:
+        model: the reference VLM.
+        corpus: images, labels and questions.
+        features: of the frozen tower, [M, N, D].
+        stage: what is trained, and how far it is.
+        seed: of the removal, one for each stage.
+        recipe: sizes and rates.
+        uneven: some regions keep more tokens than others.
+        visible: rewrites answers to what the tokens that are left show, and lets things keep tokens
+            at rates of their own; None for the true answers, whatever is seen there.
+    """
+    stage.module.train()
+    bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
+    started, first = time.monotonic(), stage.step
+    while stage.step < stage.steps:
+        indices = batch_indices(recipe, stage.step, len(corpus))
+        rng = np.random.default_rng([recipe.seed, seed, stage.step])
+        labels = corpus.labels[indices] if visible is not None else None
+        kept = draw_kept(rng, len(indices), uneven, labels)
+        slots, begins = corpus.tokens[indices], corpus.starts[indices]
+        if visible is not None and labels is not None:
+            slots = visible.rewrite(slots, begins, labels, kept.numpy())
+        tokens, starts = torch.from_numpy(slots).long(), torch.from_numpy(begins).long()
+        with autocast():
+            inputs = features[indices].float()
+            logits, targets, _ = answer_logits(model, inputs, kept, tokens, starts)
+        loss = F.cross_entropy(logits, targets)
+        stage.update(loss)
+        bar.update()
+        if stage.step % 50 == 0:
+            pace = (time.monotonic() - started) / (stage.step - first)
+            logger.info(
+                "%s step %d kept %d loss %.3f, %.2f s per step",
+                stage.name,
+                stage.step,
+                kept.shape[1],
+                loss.item(),
+                pace,
+            )

@@ -1,0 +1,133 @@
+"""Stage 1 of the reference VLM: dense supervision of the vision tower, then its cached features.
+
+Every patch learns the shape, colour or character that covers it, a patch at an object's centre
+learns that it is one, and the class token learns what the image contains.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration
+
+from autoselect.reference.corpus import IGNORED, Corpus
+from autoselect.reference.recipe import ReferenceTraining
+from autoselect.reference.scenes import COLOURS, PLATE_CHARACTERS, SHAPES
+from autoselect.reference.stage import Stage, autocast, batch_indices
+from autoselect.reference.vlm import NUM_VISUAL_TOKENS
+
+logger = logging.getLogger(__name__)
+
+
+class DenseHeads(nn.Module):
+    """Linear read-outs of stage 1: shape, colour, character, centre per patch; content of image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shape = nn.Linear(width, len(SHAPES) + 1)
+        self.colour = nn.Linear(width, len(COLOURS) + 1)
+        self.character = nn.Linear(width, len(PLATE_CHARACTERS) + 1)
+        self.centre = nn.Linear(width, 1)
+        self.content = nn.Linear(width, len(SHAPES) * len(COLOURS) + len(PLATE_CHARACTERS))
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Sum of the dense losses and, for the log, accuracy on labelled patches.
+
+        Args:
+            hidden: last hidden state with the class token first, [B, 1 + N, D].
+            labels: shape, colour, character and centre of each patch, [B, 4, N].
+        """
+        patches = hidden[:, 1:]
+        total = torch.zeros(())
+        accuracy = {}
+        for row, head in enumerate((self.shape, self.colour, self.character)):
+            logits, target = head(patches).float(), labels[:, row].long()
+            weight = torch.where(labels[:, 3] == 1, 4.0, 1.0)
+            weight = weight * torch.where(target == 0, 0.15, 1.0) * (target != IGNORED)
+            each = F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
+            )
+            total = total + (each * weight.flatten()).sum() / weight.sum()
+            real = (target > 0) & (target != IGNORED)
+            hit = (logits.argmax(-1) == target)[real]
+            accuracy[("shape", "colour", "character")[row]] = hit.float().mean().item()
+        is_centre = (labels[:, 3] == 1).float()
+        centre_logits = self.centre(patches).float()[..., 0]
+        total = total + F.binary_cross_entropy_with_logits(
+            centre_logits, is_centre, pos_weight=torch.tensor(4.0)
+        )
+        accuracy["centre"] = ((centre_logits > 0) == (is_centre == 1)).float().mean().item()
+        content = self.content(hidden[:, 0]).float()
+        total = total + F.binary_cross_entropy_with_logits(content, image_content(labels))
+        return total, accuracy
+
+
+def image_content(labels: Tensor) -> Tensor:
+    """Which (shape, colour) pairs and plate characters an image holds, multi-hot `[B, C]`."""
+    centre = labels[:, 3] == 1
+    shape, colour, character = (labels[:, row].long() for row in range(3))
+    pair = (shape - 1) * len(COLOURS) + colour - 1
+    pairs = torch.zeros(len(labels), len(SHAPES) * len(COLOURS) + 1)
+    is_object = centre & (shape > 0) & (shape != IGNORED)
+    pairs.scatter_(1, torch.where(is_object, pair, pairs.shape[1] - 1), 1.0)
+    letters = torch.zeros(len(labels), len(PLATE_CHARACTERS) + 1)
+    is_letter = centre & (character > 0) & (character != IGNORED)
+    letters.scatter_(1, torch.where(is_letter, character - 1, letters.shape[1] - 1), 1.0)
+    return torch.cat([pairs[:, :-1], letters[:, :-1]], dim=1)
+
+
+def pixels(corpus: Corpus, indices: np.ndarray) -> Tensor:
+    """Normalised images `[B, 3, 96, 96]`, as the processor makes them."""
+    images = torch.from_numpy(corpus.images[indices]).permute(0, 3, 1, 2)
+    return images.float() / 127.5 - 1.0
+
+
+def train_tower(
+    model: LlavaForConditionalGeneration, corpus: Corpus, recipe: ReferenceTraining, folder: Path
+) -> None:
+    """Stage 1: dense supervision of the vision tower."""
+    tower = model.model.vision_tower
+    heads = DenseHeads(tower.config.hidden_size)
+    module = nn.ModuleDict({"tower": tower, "heads": heads})
+    stage = Stage(
+        "tower", module, recipe.tower_steps, recipe.tower_learning_rate, folder, recipe.save_every
+    )
+    module.train()
+    bar = tqdm(total=stage.steps, initial=stage.step, desc="tower", disable=None)
+    while stage.step < stage.steps:
+        indices = batch_indices(recipe, stage.step, len(corpus))
+        labels = torch.from_numpy(corpus.labels[indices])
+        with autocast():
+            hidden = tower(pixels(corpus, indices), output_hidden_states=True).hidden_states[-1]
+            loss, accuracy = heads.loss(hidden, labels)
+        stage.update(loss)
+        bar.update()
+        if stage.step % 100 == 0:
+            logger.info("tower step %d loss %.3f %s", stage.step, loss.item(), rounded(accuracy))
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+@torch.no_grad()
+def cache_features(model: LlavaForConditionalGeneration, corpus: Corpus, folder: Path) -> Tensor:
+    """Tower features of the whole corpus, bfloat16 `[M, N, D]`, memory-mapped."""
+    tower = model.model.vision_tower.eval()
+    shape = (len(corpus), NUM_VISUAL_TOKENS, tower.config.hidden_size)
+    path, finished = folder / "features.bin", folder / "features.done"
+    features = torch.from_file(
+        str(path), shared=True, size=int(np.prod(shape)), dtype=torch.bfloat16
+    ).view(shape)
+    if not finished.exists():
+        for start in tqdm(range(0, len(corpus), 256), desc="features", disable=None):
+            indices = np.arange(start, min(start + 256, len(corpus)))
+            with autocast():
+                hidden = tower(pixels(corpus, indices), output_hidden_states=True).hidden_states[-1]
+            features[indices] = hidden[:, 1:].bfloat16()
+        finished.touch()
+    return features
