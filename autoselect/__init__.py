@@ -3,13 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autoselect.attachment import attach, detach
     from autoselect.config import ConfigError
     from autoselect.selector import Selector
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Selector", "__version__"]
+__all__ = ["ConfigError", "Selector", "__version__", "attach", "detach"]
 
-_HOMES = {"ConfigError": "autoselect.config", "Selector": "autoselect.selector"}
+_HOMES = {
+    "ConfigError": "autoselect.config",
+    "Selector": "autoselect.selector",
+    "attach": "autoselect.attachment",
+    "detach": "autoselect.attachment",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,16 @@
 """Frozen vision-language models on stock transformers: encode, prune, answer, loss."""
 
+from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.backbone import FrozenVLM, VisualTokens
 from autoselect.vlm.batch import Collator, TrainBatch
+from autoselect.vlm.families import Family, register_family
 
-__all__ = ["Collator", "FrozenVLM", "TrainBatch", "VisualTokens"]
+__all__ = [
+    "Collator",
+    "Family",
+    "FrozenVLM",
+    "TrainBatch",
+    "VisualAdapter",
+    "VisualTokens",
+    "register_family",
+]

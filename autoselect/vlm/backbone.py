@@ -19,6 +19,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from autoselect.config import ConfigError
+from autoselect.vlm.families import FAMILIES, Family
+from autoselect.vlm.placeholders import TOKENS_PER_IMAGE
+from autoselect.vlm.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,10 @@ class FrozenVLM:
                 "choose a model that puts image features into the language model's sequence"
             )
         self.image_token_id = int(image_token)
-        self.num_tokens: int | None = getattr(model.config, "image_seq_length", None)
+        self.family = FAMILIES.get(model.config.model_type, Family(fixed_tokens=True))
+        self.positions = Positions(model.base_model, self.family.first_position)
+        length = getattr(model.config, "image_seq_length", None)
+        self.num_tokens: int | None = length if self.family.fixed_tokens else None
 
     @classmethod
     def from_pretrained(
@@ -140,7 +146,7 @@ class FrozenVLM:
 
     def vision_parameters(self) -> list[torch.nn.Parameter]:
         """What `encode` computes with: everything but the language model."""
-        inside = {id(p) for p in self.model.model.language_model.parameters()}
+        inside = {id(p) for p in self.model.get_decoder().parameters()}
         return [p for p in self.model.parameters() if id(p) not in inside]
 
     def fingerprint(self) -> str:
@@ -164,11 +170,15 @@ class FrozenVLM:
         """Visual tokens of a batch of images.
 
         Args:
-            inputs: of `pixel_inputs`.
+            inputs: of `pixel_inputs`, or the pixels of a `TrainBatch`.
             class_attention: also return the vision tower's class-token attention.
         """
         inputs = {name: self._to_device(value) for name, value in inputs.items()}
+        per_image = inputs.pop(TOKENS_PER_IMAGE, None)
         features = self.model.model.get_image_features(**inputs, return_dict=True).pooler_output
+        if per_image is not None:
+            rows = torch.cat([feature.reshape(-1, feature.shape[-1]) for feature in features])
+            features = rows.split(per_image.tolist())
         counts = [len(feature) for feature in features]
         longest = max(counts)
         tokens = torch.stack(
@@ -247,7 +257,16 @@ class FrozenVLM:
         Returns:
             `inputs_embeds` [B, T-N+K, D], `attention_mask` and `position_ids` [B, T-N+K], where
             every token keeps the position that it has in the full prompt.
+
+        Raises:
+            ConfigError: a family whose prompt is more than embeddings, a causal mask and columns.
         """
+        family = self.family
+        if self.positions.on_grid or family.images_see_themselves or family.untrained:
+            raise ConfigError(
+                f"model={self.name} ({self.model.config.model_type}) needs its own forward for "
+                "pruned prompts; use autoselect.attach(model, selector, budget)"
+            )
         input_ids, attention_mask = prompt["input_ids"], prompt["attention_mask"]
         is_image = input_ids == self.image_token_id
         counts = is_image.sum(dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.backbone import FrozenVLM, chat
+from autoselect.vlm.placeholders import ProcessedImages, fill_marks, image_mark, process_images
 
 IGNORED_LABEL = -100
 IMAGE_MARK = "<image>"
@@ -101,48 +102,76 @@ class Collator:
         self.max_text_tokens = max_text_tokens
         tokenizer = vlm.processor.tokenizer
         self.placeholder = tokenizer.convert_ids_to_tokens(vlm.image_token_id)
+        self.mark = image_mark(vlm.processor, self.placeholder)
         self.pad_id = tokenizer.pad_token_id or 0
+        if vlm.family.untrained:
+            raise ConfigError(
+                f"model={vlm.name} ({vlm.model.config.model_type}) cannot be trained on yet: "
+                f"{vlm.family.untrained}; choose another family of docs/backbones.md"
+            )
 
     def __call__(self, samples: Sequence[ShardSample]) -> TrainBatch:
-        rows = [self._row(sample) for sample in samples]
+        processed = self._process([sample.pictures for sample in samples])
+        pairs = zip(samples, processed.texts, strict=True)
+        rows = [self._row(sample, texts) for sample, texts in pairs]
         longest = max(len(ids) for ids, _, _, _ in rows)
 
         def padded(column: int, padding: int) -> Tensor:
             lists = [row[column] + [padding] * (longest - len(row[column])) for row in rows]
             return torch.tensor(lists, dtype=torch.long)
 
-        images = [picture for sample in samples for picture in sample.pictures]
         ids = [
             sample.sample_id * MOST_IMAGES + place
             for sample in samples
             for place in range(len(sample.pictures))
         ]
-        process = self.processor.image_processor
-        pixels = process(images=images, return_tensors="pt") if images else {}
         return TrainBatch(
             input_ids=padded(0, self.pad_id),
             labels=padded(1, IGNORED_LABEL),
             position_ids=padded(2, 0),
             segments=padded(3, -2),
-            pixels=dict(pixels),
+            pixels=processed.pixels,
             image_ids=torch.tensor(ids, dtype=torch.long),
         )
 
-    def _row(self, sample: ShardSample) -> tuple[list[int], list[int], list[int], list[int]]:
+    def _process(self, rows: list[tuple[Image.Image, ...]]) -> ProcessedImages:
+        """Pixels of a batch, and texts of images whose number of tokens varies."""
+        if self.num_tokens is None:
+            return process_images(self.processor, rows, self.placeholder)
+        images = [picture for row in rows for picture in row]
+        process = self.processor.image_processor
+        pixels = process(images=images, return_tensors="pt") if images else {}
+        return ProcessedImages(
+            dict(pixels), [[self.placeholder * self.num_tokens] * len(row) for row in rows]
+        )
+
+    def _row(
+        self, sample: ShardSample, texts_of_images: list[str]
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
         rounds = conversation_rounds(sample)
         if self.rounds == "independent" and sample.pictures:
             texts = [self._texts(sample, [pair]) for pair in rounds]
-            prefix, pieces = split_prefix([parts for parts in texts], self.placeholder)
+            prefix, pieces = split_prefix([parts for parts in texts], self.mark)
+            prefix = fill_marks(prefix, self.mark, texts_of_images)
         else:
-            prefix, pieces = "", [self._texts(sample, rounds)]
-        ids = self._encode(prefix, len(sample.pictures) > 0)
+            prefix, parts = "", self._texts(sample, rounds)
+            if parts:
+                parts[0] = (fill_marks(parts[0][0], self.mark, texts_of_images), False)
+            pieces = [parts]
+        ids = self._encode(prefix)
         labels = [IGNORED_LABEL] * len(ids)
         segments = [-1] * len(ids)
         positions = list(range(len(ids)))
         prefix_length = len(ids)
         for number, parts in enumerate(pieces):
-            piece_ids, piece_labels = self._encode_parts(parts, bool(prefix) or number > 0)
+            piece_ids, piece_labels = self._encode_parts(parts)
             if len(ids) + len(piece_ids) > self.max_text_tokens:
+                if sample.pictures and not prefix:
+                    raise ConfigError(
+                        f"sample {sample.key}: its {len(piece_ids)} tokens exceed "
+                        f"data.max_text_tokens={self.max_text_tokens}, and its images cannot be "
+                        "cut; raise the limit or use smaller images"
+                    )
                 break
             start = prefix_length if prefix else len(ids)
             positions += range(start, start + len(piece_ids))
@@ -180,18 +209,14 @@ class Collator:
             written = told
         return parts
 
-    def _encode(self, text: str, has_image: bool) -> list[int]:
-        if has_image and self.num_tokens:
-            text = text.replace(self.placeholder, self.placeholder * self.num_tokens)
+    def _encode(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _encode_parts(
-        self, parts: list[tuple[str, bool]], continued: bool
-    ) -> tuple[list[int], list[int]]:
+    def _encode_parts(self, parts: list[tuple[str, bool]]) -> tuple[list[int], list[int]]:
         ids: list[int] = []
         labels: list[int] = []
         for text, is_answer in parts:
-            piece = self._encode(text, has_image=not continued)
+            piece = self._encode(text)
             ids += piece
             labels += piece if is_answer else [IGNORED_LABEL] * len(piece)
         return ids, labels
@@ -233,12 +258,14 @@ def _cut_at_segment_ends(labels: list[int], segments: list[int]) -> None:
             labels[i] = IGNORED_LABEL
 
 
-def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+def attention_mask(segments: Tensor, dtype: torch.dtype, images: Tensor | None = None) -> Tensor:
     """Additive attention mask `[B, 1, T, T]` of independent rounds behind a shared prefix.
 
     Args:
         segments: -1 prefix, -2 padding, else the round, [B, T].
         dtype: of the mask.
+        images: number of the image that a token belongs to, -1 for text, [B, T]; given where the
+            tokens of one image see each other.
     """
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
@@ -246,5 +273,7 @@ def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     shared = (segments == -1)[:, None, :]
     itself = torch.eye(length, dtype=torch.bool, device=segments.device)
     seen = (causal & (same | shared) & (segments != -2)[:, None, :]) | itself
+    if images is not None:
+        seen |= (images[:, :, None] == images[:, None, :]) & (images >= 0)[:, :, None]
     mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]

@@ -110,12 +110,13 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
         vision_layers=_first(vision, "num_hidden_layers", "depth"),
         vision_width=vision_width,
         visual_tokens=tokens,
-        patches=max(tokens, _patches(vision, tokens)),
+        patches=max(tokens * _merged(config), _patches(vision, tokens)),
     )
 
 
 def _language_model(model: Any) -> Any:
-    return getattr(model.model, "language_model", model.model)
+    inside = model.model
+    return getattr(inside, "language_model", getattr(inside, "text_model", inside))
 
 
 def _count(module: torch.nn.Module) -> int:
@@ -132,6 +133,12 @@ def _first(config: Any, *names: str) -> int:
         f"the vision configuration {config.model_type} has none of {', '.join(names)}; "
         "this model family is not supported by the plan"
     )
+
+
+def _merged(config: Any) -> int:
+    """Patches that become one visual token: pixel shuffle of SmolVLM, Idefics3 and InternVL."""
+    shuffle, ratio = getattr(config, "scale_factor", None), getattr(config, "downsample_ratio", 1)
+    return shuffle**2 if isinstance(shuffle, int) else round(1 / ratio**2)
 
 
 def _patches(vision: Any, tokens: int) -> int:

@@ -1,0 +1,279 @@
+"""One adapter for every family, on the public interface of transformers.
+
+    outputs = adapter.encode(inputs)                  the model's own get_image_features
+    blocks  = adapter.blocks(input_ids, outputs)      where each image is in the prompt
+    tokens, mask = adapter.tokens(blocks, outputs)    what a scorer or a gate works on
+    adapter.prune(inputs, outputs, keep)              the same call with fewer visual tokens
+    adapter.replace(outputs, blocks, tokens)          the same call with other visual tokens
+
+The results are arguments of the stock `forward`: features go in through `mm_encoder_outputs`, so
+that whatever a family does with them (several layers, masks of its own) it does with those that
+stay. This module knows nothing of how tokens are chosen.
+
+Dimension letters: B rows, T prompt tokens, S that stay, M placeholders of the whole batch,
+I images, N tokens of one, D width.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from autoselect.config import ConfigError
+from autoselect.vlm.blocks import Block, find_blocks
+from autoselect.vlm.columns import remaining_columns, take_columns, take_logit_positions
+from autoselect.vlm.families import OLDEST_TRANSFORMERS, family_of
+from autoselect.vlm.positions import Positions
+
+MODALITIES = ("image", "video")
+PIXELS = {
+    "image": ("pixel_values", "pixel_values_images"),
+    "video": ("pixel_values_videos",),
+}
+FILL_PER_TOKEN = {
+    "attention_mask": 0,
+    "position_ids": 0,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
+    "labels": -100,
+}
+
+
+class VisualAdapter:
+    """Reads and rewrites the visual part of a call of an unmodified transformers model.
+
+    Args:
+        model: a `...ForConditionalGeneration` of a known family. It is not changed.
+
+    Raises:
+        ConfigError: no transformers model, transformers too old, or an unsupported family.
+    """
+
+    def __init__(self, model: Any) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise ConfigError(
+                f"model={type(model).__name__} is no transformers model; give the model itself, "
+                "without a wrapper around it"
+            )
+        self.family = family_of(model)
+        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+            raise ConfigError(
+                f"transformers=={transformers.__version__} gives {type(model).__name__} no "
+                f"argument mm_encoder_outputs; {OLDEST_TRANSFORMERS} or newer is needed: "
+                f'pip install "transformers>={OLDEST_TRANSFORMERS}"'
+            )
+        self.model: Any = model
+        self.base: Any = model.base_model
+        self.positions = Positions(self.base, self.family.first_position)
+        kinds = {"image": "image", "video": self.family.clip_token}
+        self.token_ids = {
+            modality: int(token)
+            for modality, kind in kinds.items()
+            if (token := getattr(model.config, f"{kind}_token_id", None)) is not None
+        }
+
+    @property
+    def width(self) -> int:
+        """D, channels of a visual token after the projector."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a call of `forward` by name."""
+        names = list(inspect.signature(type(self.model).forward).parameters)[1:]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def has_images(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a call brings pixels or encoded features."""
+        names = [name for own in PIXELS.values() for name in own]
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        return any(inputs.get(name) is not None for name in names) or any(
+            encoded.get(modality) is not None for modality in MODALITIES
+        )
+
+    def encode(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model's own encoders make of the pixels of a call, by modality.
+
+        Args:
+            inputs: arguments of `forward`; features that are encoded already are taken over.
+        """
+        outputs = dict(inputs.get("mm_encoder_outputs") or {})
+        for modality in MODALITIES:
+            name = next((n for n in PIXELS[modality] if inputs.get(n) is not None), None)
+            if name is None:
+                continue
+            encoder = getattr(self.base, f"get_{modality}_features", None)
+            if encoder is None:
+                outputs[modality] = self.base.get_image_features(inputs[name], return_dict=True)
+                continue
+            known = inspect.signature(encoder).parameters
+            arguments = {n: inputs[n] for n in known if n != "kwargs" and inputs.get(n) is not None}
+            outputs[modality] = encoder(**arguments, return_dict=True)
+        return {modality: output for modality, output in outputs.items() if output is not None}
+
+    def blocks(self, input_ids: Tensor | None, outputs: Mapping[str, Any]) -> list[Block]:
+        """Where every image and clip of a batch is, images first, in order of appearance.
+
+        Args:
+            input_ids: prompts with all placeholders, [B, T].
+            outputs: of `encode`.
+
+        Raises:
+            ConfigError: the prompt has no placeholder, or not as many as there are features.
+        """
+        found: list[Block] = []
+        for modality, output in outputs.items():
+            if input_ids is None:
+                raise ConfigError(
+                    "input_ids is missing: places of images are found by the image token; give "
+                    "input_ids with the pixels, not inputs_embeds"
+                )
+            token_id = self.token_ids[modality]
+            if not bool((input_ids == token_id).any()):
+                raise ConfigError(
+                    f"input_ids hold no {modality} token ({token_id}) although pixels are given; "
+                    "write the prompt with the model's chat template or its image token"
+                )
+            lengths = [entry.shape[:-1].numel() for entry in output.pooler_output]
+            found += find_blocks(input_ids, token_id, modality, lengths, self.family)
+        return found
+
+    def clip_frames(self, inputs: Mapping[str, Any]) -> list[int] | None:
+        """Frames of every clip of a call, as the language model sees them; None when not told."""
+        if (grid := inputs.get("video_grid_thw")) is not None:
+            return [int(count) for count in grid[:, 0]]
+        pixels = inputs.get("pixel_values_videos")
+        return None if pixels is None or pixels.ndim != 5 else [pixels.shape[1]] * len(pixels)
+
+    def tokens(
+        self, blocks: Sequence[Block], outputs: Mapping[str, Any], later: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Visual tokens per block: ([I, N, D], mask true at real tokens [I, N] or None).
+
+        Args:
+            blocks: of `blocks`.
+            outputs: of `encode`.
+            later: with the channels that the family adds in L later layers behind each token's
+                own, [I, N, (1 + L) D]. A gate in training has to cover them too: they carry the
+                image past it otherwise.
+        """
+        features = {m: _matrix(output, later) for m, output in outputs.items()}
+        pieces = [features[b.modality][b.start : b.start + len(b)] for b in blocks]
+        tokens = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        counts = torch.tensor([len(piece) for piece in pieces], device=tokens.device)
+        if bool((counts == tokens.shape[1]).all()):
+            return tokens, None
+        return tokens, torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
+
+    def replace(
+        self, outputs: Mapping[str, Any], blocks: Sequence[Block], tokens: Tensor
+    ) -> dict[str, Any]:
+        """`outputs` with other visual tokens, for `mm_encoder_outputs` of the stock `forward`.
+
+        Gradients flow to `tokens`.
+
+        Args:
+            outputs: of `encode`.
+            blocks: of `blocks`, all of them.
+            tokens: one row per block, [I, N, D] or [I, N, (1 + L) D], see `tokens`; rows of short
+                blocks are padded at their end. Without the channels of later layers those stay.
+        """
+        pieces: dict[str, list[Tensor]] = {modality: [] for modality in outputs}
+        for block, row in zip(blocks, tokens, strict=True):
+            pieces[block.modality].append(row[: len(block)])
+        return {
+            modality: _with_matrix(output, torch.cat(pieces[modality]))
+            for modality, output in outputs.items()
+        }
+
+    def prune(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], keep: Tensor
+    ) -> tuple[dict[str, Any], Tensor]:
+        """The call without the placeholders and features of removed tokens.
+
+        Args:
+            inputs: arguments of `forward` with `position_ids` of the full prompt.
+            outputs: of `encode`.
+            keep: false at removed tokens, [B, T].
+
+        Returns:
+            arguments of the stock `forward`, and the columns of the prompt that stay, [B, S].
+
+        Raises:
+            ConfigError: an attention mask that is not of shape [B, T].
+        """
+        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        if mask is not None and tuple(mask.shape) != tuple(keep.shape):
+            raise ConfigError(
+                f"attention_mask of shape {list(mask.shape)} cannot be pruned; give one of shape "
+                f"{list(keep.shape)}, or none"
+            )
+        keep = keep if mask is None else keep & mask.bool()
+        columns = remaining_columns(keep, mask)
+        pruned = {name: value for name, value in inputs.items() if value is not None}
+        pruned["attention_mask"] = torch.ones_like(keep, dtype=torch.long) if mask is None else mask
+        for name, fill in FILL_PER_TOKEN.items():
+            if name in pruned:
+                pruned[name] = take_columns(pruned[name], columns, fill)
+        pruned["input_ids"] = take_columns(input_ids, columns, self._text_token())
+        if isinstance(wanted := pruned.get("logits_to_keep"), Tensor):
+            pruned["logits_to_keep"] = take_logit_positions(wanted, columns)
+        kept = {m: keep[input_ids == self.token_ids[m]] for m in outputs}
+        pruned = self.with_outputs(
+            pruned, {m: keep_features(output, kept[m]) for m, output in outputs.items()}
+        )
+        return pruned, columns
+
+    def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
+        """A call with encoded features in the place of its pixels."""
+        pixels = {name for own in PIXELS.values() for name in own}
+        rest = {name: value for name, value in inputs.items() if name not in pixels}
+        return {**rest, "mm_encoder_outputs": outputs}
+
+    def _text_token(self) -> int:
+        """Any token that is no placeholder, for padding."""
+        return next(token for token in range(3) if token not in self.token_ids.values())
+
+
+def _rows(entries: Any) -> Tensor:
+    """Features of all images in the order of their placeholders, [M, D]."""
+    return torch.cat([entry.reshape(-1, entry.shape[-1]) for entry in entries])
+
+
+def _matrix(output: Any, later: bool) -> Tensor:
+    """Features of one modality, those for later layers behind them, [M, D] or [M, (1 + L) D]."""
+    rows = _rows(output.pooler_output)
+    layers = getattr(output, "deepstack_features", None) or [] if later else []
+    return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1)
+
+
+def _with_matrix(output: Any, matrix: Tensor) -> Any:
+    """A shallow copy of an encoder's output with other features, in the same containers."""
+    width = output.pooler_output[0].shape[-1]
+    changed = copy.copy(output)
+    changed.pooler_output = _like(output.pooler_output, matrix[:, :width])
+    if matrix.shape[1] > width:
+        parts = matrix[:, width:].split(width, dim=1)
+        pairs = zip(output.deepstack_features, parts, strict=True)
+        changed.deepstack_features = [_like(layer, part) for layer, part in pairs]
+    return changed
+
+
+def _like(container: Any, features: Tensor) -> Any:
+    """One list entry where a family uses lists, else a batch of one."""
+    return features[None] if isinstance(container, Tensor) else [features]
+
+
+def keep_features(output: Any, kept: Tensor) -> Any:
+    """An encoder's output with only the kept visual tokens, those for later layers included.
+
+    Args:
+        output: of `get_image_features`.
+        kept: true at tokens that stay, [M].
+    """
+    return _with_matrix(output, _matrix(output, later=True)[kept])

@@ -1,0 +1,121 @@
+"""Which columns of the conversation a KV cache holds, written on the cache itself.
+
+After pruning a cache is shorter than the conversation, while users and `generate` count in columns
+of the whole conversation. The layout travels with the cache, so that a copy of it (a shared prefix,
+say) can be continued too.
+
+Dimension letters: B rows, S cached columns, T columns of the conversation so far.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.config import ConfigError
+from autoselect.vlm.columns import PADDING, take_columns
+
+ATTRIBUTE = "autoselect_layout"
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """What a pruned cache holds.
+
+    Attributes:
+        columns: column of the conversation that each cached one was, -1 at padding, [B, S].
+        full_length: T.
+        padded: whether there is padding.
+        rope_deltas: position of a text token minus its number among real tokens, [B, 1]; None
+            where positions are plain numbers.
+    """
+
+    columns: Tensor
+    full_length: int
+    padded: bool
+    rope_deltas: Tensor | None = None
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the cache holds other columns than the conversation has."""
+        return self.padded or self.columns.shape[1] != self.full_length
+
+    @classmethod
+    def unpruned(cls, rows: int, length: int, device: torch.device) -> "CacheLayout":
+        """Of a cache that holds everything."""
+        columns = torch.arange(length, device=device).expand(rows, -1)
+        return cls(columns, length, padded=False)
+
+    def grown_to(self, length: int) -> "CacheLayout":
+        """After decoding steps that left `length` columns in the cache.
+
+        Raises:
+            ConfigError: there are fewer columns than the pruned prompt had.
+        """
+        extra = length - self.columns.shape[1]
+        if extra == 0:
+            return self
+        if extra < 0:
+            raise ConfigError(
+                f"past_key_values hold {length} columns of a pruned prompt that left "
+                f"{self.columns.shape[1]}; crop no further than to its end, or start a new cache"
+            )
+        new = torch.arange(extra, device=self.columns.device) + self.full_length
+        columns = torch.cat([self.columns, new.expand(len(self.columns), -1)], dim=1)
+        return replace(self, columns=columns, full_length=self.full_length + extra)
+
+    def followed_by(
+        self, columns: Tensor, length: int, rope_deltas: Tensor | None
+    ) -> "CacheLayout":
+        """With the columns that stay of `length` new ones, [B, S']."""
+        moved = columns.where(columns == PADDING, columns + self.full_length)
+        padded = self.padded or bool((columns == PADDING).any())
+        return CacheLayout(
+            torch.cat([self.columns, moved], dim=1),
+            self.full_length + length,
+            padded,
+            rope_deltas,
+        )
+
+    def cached_mask(self, attention_mask: Tensor | None) -> Tensor:
+        """The attention mask of the cached columns, [B, S].
+
+        Args:
+            attention_mask: of the conversation, T columns or more; None when there is no padding.
+        """
+        if attention_mask is None:
+            return (self.columns != PADDING).long()
+        return take_columns(attention_mask[:, : self.full_length], self.columns, 0)
+
+    def mask(self, attention_mask: Tensor | None, new: int) -> Tensor | None:
+        """The attention mask of cached and new columns, [B, S + new]; None if none is hidden.
+
+        Args:
+            attention_mask: of the conversation with the new columns, [B, T + new], or None.
+            new: columns behind the cached ones.
+        """
+        if attention_mask is None and not self.padded:
+            return None
+        cached = self.cached_mask(attention_mask)
+        if attention_mask is None:
+            behind = cached.new_ones(len(cached), new)
+        else:
+            behind = attention_mask[:, self.full_length :]
+        return torch.cat([cached, behind.to(cached.dtype)], dim=1)
+
+
+def cached_length(cache: Any) -> int:
+    """Columns in a cache; 0 for none."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def layout_of(cache: Any) -> CacheLayout | None:
+    """The layout of a cache that was filled by a pruned prompt, up to date; else None."""
+    layout = getattr(cache, ATTRIBUTE, None)
+    return None if layout is None else layout.grown_to(cached_length(cache))
+
+
+def write_layout(cache: Any, layout: CacheLayout) -> None:
+    """Leaves `layout` on `cache`."""
+    setattr(cache, ATTRIBUTE, layout)

@@ -1,0 +1,166 @@
+"""Calls of a model whose prompt is pruned, from the first turn to the last decoded token.
+
+A call names columns of the whole conversation; the cache holds fewer. These functions fit the one
+to the other. Arguments are those of the stock `forward`.
+
+Dimension letters: B rows, T new columns of a call, L columns of the conversation before it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.config import ConfigError
+from autoselect.vlm.adapter import FILL_PER_TOKEN, VisualAdapter
+from autoselect.vlm.cache_layout import CacheLayout, cached_length, layout_of
+
+
+def layout_before(adapter: VisualAdapter, cache: Any, input_ids: Tensor) -> CacheLayout:
+    """What a cache holds, whether its turns were pruned or not; an empty layout without a cache."""
+    known = layout_of(cache)
+    if known is not None:
+        if len(known.columns) != len(input_ids):
+            raise ConfigError(
+                f"past_key_values hold {len(known.columns)} pruned rows and the call has "
+                f"{len(input_ids)}; go on with the same rows"
+            )
+        return known
+    layout = CacheLayout.unpruned(len(input_ids), cached_length(cache), input_ids.device)
+    if layout.full_length and adapter.positions.on_grid:
+        return replace(layout, rope_deltas=adapter.base.rope_deltas)
+    return layout
+
+
+def new_columns(call: Mapping[str, Any], length: int) -> tuple[dict[str, Any], Tensor | None]:
+    """A call with per-token arguments of its last `length` columns only.
+
+    Returns:
+        the call, and the attention mask of the columns before them, [B, L], or None.
+    """
+    cut = {
+        name: value[..., -length:]
+        for name in ("input_ids", *FILL_PER_TOKEN)
+        if isinstance(value := call.get(name), Tensor) and value.ndim <= 3
+    }
+    mask = call.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > length:
+        return {**call, **cut}, mask[:, :-length]
+    return {**call, **cut}, None
+
+
+def prune_call(
+    adapter: VisualAdapter,
+    call: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    keep: Tensor,
+    layout: CacheLayout,
+) -> tuple[dict[str, Any], Tensor, CacheLayout]:
+    """A call without its removed visual tokens.
+
+    Args:
+        adapter: of the model.
+        call: arguments of `forward`; per-token ones may span the whole conversation.
+        outputs: of `adapter.encode`.
+        keep: false at removed tokens of the new columns, [B, T].
+        layout: what the cache holds.
+
+    Returns:
+        the new call, the new columns that stay [B, S] (-1 at padding), and what the cache will
+        hold afterwards.
+    """
+    length = keep.shape[1]
+    call, past_mask = new_columns(call, length)
+    if call.get("position_ids") is None:
+        call["position_ids"] = adapter.positions.of_call(call, layout, past_mask)
+    mask = call.get("attention_mask")
+    if mask is None:
+        mask = torch.ones_like(keep, dtype=torch.long)
+    deltas = adapter.positions.rope_deltas(call["position_ids"], mask, layout, past_mask)
+    pruned, columns = adapter.prune(call, outputs, keep)
+    cached = layout.cached_mask(past_mask).to(pruned["attention_mask"].dtype)
+    pruned["attention_mask"] = torch.cat([cached, pruned["attention_mask"]], dim=1)
+    if "flash" in str(adapter.model.config.get_text_config()._attn_implementation):
+        pruned.update(one_sequence(pruned["attention_mask"], columns.shape[1]))
+    return pruned, columns, layout.followed_by(columns, length, deltas)
+
+
+def one_sequence(mask: Tensor, length: int) -> dict[str, Any]:
+    """Tells flash attention that a lone row without padding is one sequence.
+
+    transformers takes gaps in the positions of a batch of one for the seams of packed sequences
+    (`_is_packed_sequence`), and looks for their starts at position 0.
+
+    Args:
+        mask: attention mask of cached and new columns, [B, S].
+        length: new columns.
+    """
+    if len(mask) > 1 or not bool(mask.all()):
+        return {}
+    ends = torch.tensor([[0, length], [0, mask.shape[1]]], dtype=torch.int32, device=mask.device)
+    return {
+        "cu_seq_lens_q": ends[0],
+        "cu_seq_lens_k": ends[1],
+        "max_length_q": length,
+        "max_length_k": mask.shape[1],
+    }
+
+
+def continue_call(
+    adapter: VisualAdapter, call: dict[str, Any], layout: CacheLayout
+) -> dict[str, Any]:
+    """A call of `forward` without images that goes on from a pruned cache.
+
+    Args:
+        adapter: of the model.
+        call: `input_ids` (or `inputs_embeds`) of the new columns; an attention mask, if any, of
+            the whole conversation.
+        layout: what the cache holds.
+    """
+    ids = call.get("input_ids")
+    given = ids if ids is not None else call["inputs_embeds"]
+    length = given.shape[1]
+    mask = call.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim != 2:
+        return call
+    if mask is not None and mask.shape[1] != layout.full_length + length:
+        raise ConfigError(
+            f"attention_mask has {mask.shape[1]} columns; give one of the whole conversation with "
+            f"its removed tokens, {layout.full_length + length} columns, or none"
+        )
+    fitted = {**call, "attention_mask": layout.mask(mask, length)}
+    if call.get("position_ids") is None:
+        numbered = {"input_ids": given[..., 0] if ids is None else ids}
+        past_mask = None if mask is None else mask[:, : layout.full_length]
+        fitted["position_ids"] = adapter.positions.of_call(numbered, layout, past_mask)
+    return fitted
+
+
+def continued_prompt(
+    adapter: VisualAdapter, input_ids: Tensor, call: Mapping[str, Any], layout: CacheLayout
+) -> dict[str, Tensor]:
+    """Mask and positions for `generate` on a conversation whose earlier turns were pruned.
+
+    `generate` would count the columns of the cache instead of those of the conversation.
+
+    Args:
+        adapter: of the model.
+        input_ids: the whole conversation, or its new columns.
+        call: arguments of `generate`.
+        layout: what the cache holds.
+    """
+    mask = call.get("attention_mask")
+    if mask is None:
+        known = 0 if input_ids.shape[1] > layout.full_length else layout.full_length
+        mask = input_ids.new_ones(len(input_ids), input_ids.shape[1] + known)
+    added: dict[str, Tensor] = {"attention_mask": mask}
+    if adapter.positions.on_grid and call.get("position_ids") is None:
+        length = mask.shape[1] - layout.full_length
+        named = {**call, "attention_mask": mask, "input_ids": input_ids}
+        part, past_mask = new_columns(named, length)
+        new = adapter.positions.of_call(part, layout, past_mask)
+        old = new.new_zeros(*new.shape[:-1], layout.full_length)
+        added["position_ids"] = torch.cat([old, new], dim=-1)
+    return added

@@ -1,0 +1,122 @@
+"""What differs between model families, as data: one line per tested family.
+
+Everything else is the public interface of transformers. A family is told apart by the model type of
+its configuration.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autoselect.config import ConfigError
+
+OLDEST_TRANSFORMERS = "5.20"
+
+Blocks = Literal["entries", "runs"]
+Marker = Literal["same_before_last", "same_after_last", "same_before_first"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family writes images into its prompt.
+
+    Attributes:
+        images: an image is one entry of the image features, or one run of adjacent placeholders.
+        videos: the same for clips.
+        tiles: tiles of one image are runs of their own, with marker tokens between them. The last
+            tile of an image has the same token before it (or behind it) as the last tile of the
+            prompt; or its first tile has the same token before it as the first of the prompt. None
+            where an image is one block, or where tiles cannot be told from images.
+        clip_token: whose placeholder clips use.
+        first_position: position of the first token when the caller gives no positions.
+        fixed_tokens: every image has the `image_seq_length` tokens of the configuration.
+        images_see_themselves: tokens of one image see each other, not only earlier ones.
+        untrained: why `autoselect train` refuses the family; empty where it does not.
+    """
+
+    images: Blocks = "entries"
+    videos: Blocks = "entries"
+    tiles: Marker | None = None
+    clip_token: Literal["image", "video"] = "video"
+    first_position: int = 0
+    fixed_tokens: bool = False
+    images_see_themselves: bool = False
+    untrained: str = ""
+
+
+FAMILIES: dict[str, Family] = {
+    "aya_vision": Family(images="runs", tiles="same_after_last"),
+    "cohere2_vision": Family(images="runs", tiles="same_before_first"),
+    "deepseek_vl": Family(),
+    "fast_vlm": Family(),
+    "gemma3": Family(images_see_themselves=True),
+    "glm4v": Family(clip_token="image"),
+    "got_ocr2": Family(images="runs"),
+    "idefics2": Family(images="runs"),
+    "idefics3": Family(images="runs", tiles="same_before_last"),
+    "internvl": Family(images="runs"),
+    "janus": Family(),
+    "lfm2_vl": Family(
+        images="runs",
+        tiles="same_after_last",
+        untrained="its convolutions mix the rounds of a batch row",
+    ),
+    "llava": Family(fixed_tokens=True),
+    "llava_next": Family(),
+    "llava_next_video": Family(),
+    "llava_onevision": Family(),
+    "mistral3": Family(),
+    "ovis2": Family(
+        images="runs",
+        tiles="same_before_first",
+        untrained="its indicator tokens come from the image encoder too",
+    ),
+    "paligemma": Family(
+        first_position=1, untrained="its whole prompt is a bidirectional prefix of one answer"
+    ),
+    "perception_lm": Family(images="runs", videos="runs"),
+    "qwen2_5_vl": Family(),
+    "qwen2_vl": Family(),
+    "qwen3_vl": Family(
+        untrained="it adds image features in later layers, past the gate of the training step"
+    ),
+    "smolvlm": Family(images="runs", tiles="same_before_last"),
+    "video_llava": Family(videos="runs"),
+    "vipllava": Family(fixed_tokens=True),
+}
+
+REFUSED = {
+    "mllama": "its images enter through cross-attention, not through the prompt",
+    "idefics": "its images enter through cross-attention, not through the prompt",
+    "florence2": "it is an encoder-decoder, whose decoder sees images through cross-attention",
+}
+
+
+def register_family(model_type: str, family: Family) -> None:
+    """Lets `attach` accept a model type that is not in the table.
+
+    Args:
+        model_type: of the configuration.
+        family: how it writes images into its prompt.
+    """
+    FAMILIES[model_type] = family
+
+
+def family_of(model: Any) -> Family:
+    """The family of a transformers model.
+
+    Raises:
+        ConfigError: transformers is too old, or the family is refused or unknown.
+    """
+    kind = model.config.model_type
+    if kind in REFUSED:
+        raise ConfigError(
+            f"model={type(model).__name__} ({kind}) cannot be pruned: {REFUSED[kind]}; choose a "
+            f"model whose images are tokens of the prompt: {', '.join(sorted(FAMILIES))}"
+        )
+    if kind not in FAMILIES:
+        raise ConfigError(
+            f"model={type(model).__name__} ({kind}) is no tested family; choose one of "
+            f"{', '.join(sorted(FAMILIES))}, or see docs/backbones.md for how to add a family "
+            "with autoselect.vlm.register_family"
+        )
+    return FAMILIES[kind]

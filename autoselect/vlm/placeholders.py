@@ -1,0 +1,81 @@
+"""Placeholders of images whose number of tokens depends on the image: the processor writes them.
+
+Dimension letters: I images of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from autoselect.config import ConfigError
+
+TOKENS_PER_IMAGE = "tokens_per_image"
+OFFSETS = "text_replacement_offsets"
+
+
+@dataclass(frozen=True)
+class ProcessedImages:
+    """What a processor makes of the images of a batch.
+
+    Attributes:
+        pixels: arguments of `get_image_features`, and visual tokens of each image as
+            `tokens_per_image`, [I].
+        texts: for each row, what takes the place of each of its image marks.
+    """
+
+    pixels: dict[str, Tensor]
+    texts: list[list[str]]
+
+
+def process_images(
+    processor: Any, rows: Sequence[Sequence[Image.Image]], placeholder: str
+) -> ProcessedImages:
+    """Pixels of a batch, and the text that the model's own processor writes for each image.
+
+    Args:
+        processor: of the model.
+        rows: images of each row; rows without any take no part.
+        placeholder: the token that stands for one visual token.
+
+    Raises:
+        ConfigError: the processor does not tell what it writes for an image.
+    """
+    with_images = [list(row) for row in rows if row]
+    if not with_images:
+        return ProcessedImages({}, [[] for _ in rows])
+    mark = image_mark(processor, placeholder)
+    output = processor(
+        images=with_images,
+        text=[mark * len(row) for row in with_images],
+        return_tensors="pt",
+        padding=True,
+        return_text_replacement_offsets=True,
+    )
+    if OFFSETS not in output:
+        raise ConfigError(
+            f"{type(processor).__name__} does not tell what it writes for an image, so its "
+            "placeholders cannot be counted; train with another family of docs/backbones.md"
+        )
+    written = [[o["replacement"] for o in row] for row in output.pop(OFFSETS)]
+    of_text = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+    pixels = {n: v for n, v in output.items() if isinstance(v, Tensor) and n not in of_text}
+    counts = [text.count(placeholder) for row in written for text in row]
+    pixels[TOKENS_PER_IMAGE] = torch.tensor(counts)
+    texts = iter(written)
+    return ProcessedImages(pixels, [next(texts) if row else [] for row in rows])
+
+
+def image_mark(processor: Any, placeholder: str) -> str:
+    """What a chat template writes for an image."""
+    return str(getattr(processor, "image_token", None) or placeholder)
+
+
+def fill_marks(text: str, mark: str, texts: Sequence[str]) -> str:
+    """`text` with its image marks replaced, in order; what is written is not searched again."""
+    pieces = text.split(mark)
+    assert len(pieces) == len(texts) + 1, "a text for every mark"
+    return pieces[0] + "".join(new + piece for new, piece in zip(texts, pieces[1:], strict=True))

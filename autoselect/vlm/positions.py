@@ -1,0 +1,84 @@
+"""Position ids of a full prompt, as the untouched model would number it.
+
+Most families count columns. Families with three rows of positions (M-RoPE) place an image on a
+grid; their own `get_rope_index` does that.
+
+Dimension letters: B rows, T columns of the call, L columns of the conversation before it.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.vlm.cache_layout import CacheLayout
+
+
+class Positions:
+    """Numbers the tokens of a call whose caller gives no position ids.
+
+    Args:
+        base: the model without its head.
+        first: position of the first token.
+    """
+
+    def __init__(self, base: Any, first: int = 0) -> None:
+        self.base = base
+        self.first = first
+        self.on_grid = hasattr(base, "get_rope_index")
+
+    def of_call(
+        self, inputs: Mapping[str, Any], past: CacheLayout, past_mask: Tensor | None
+    ) -> Tensor:
+        """Positions of the columns of a call of `forward`, [B, T] or [rows, B, T].
+
+        Args:
+            inputs: arguments of `forward`; per-token ones hold the new columns only.
+            past: what the cache holds.
+            past_mask: attention mask of the conversation so far, [B, L]; None when nothing is
+                hidden.
+        """
+        ids = inputs["input_ids"]
+        columns = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+        if not self.on_grid:
+            return columns + past.full_length + self.first
+        start = self.start(past, past_mask)
+        if inputs.get("mm_token_type_ids") is not None:
+            return self.grid_positions(inputs) + start
+        return (columns + start).expand(3, -1, -1)
+
+    @staticmethod
+    def start(past: CacheLayout, past_mask: Tensor | None) -> Tensor | int:
+        """Position of the first new token on the grid, [B, 1] or one for all."""
+        seen: Tensor | int = past.full_length
+        if past_mask is not None:
+            seen = past_mask.sum(dim=1, keepdim=True)
+        return seen if past.rope_deltas is None else seen + past.rope_deltas
+
+    def grid_positions(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Positions by the model's own `get_rope_index`, counted from 0, [rows, B, T]."""
+        known = inspect.signature(self.base.get_rope_index).parameters
+        arguments = {n: inputs[n] for n in known if inputs.get(n) is not None}
+        return self.base.get_rope_index(**arguments)[0]
+
+    def rope_deltas(
+        self, position_ids: Tensor, mask: Tensor, past: CacheLayout, past_mask: Tensor | None
+    ) -> Tensor | None:
+        """Next position minus the number of real tokens, [B, 1]; None where nothing is on a grid.
+
+        Args:
+            position_ids: of the call, [B, T] or [rows, B, T]; the last three rows are the grid.
+            mask: attention mask of the call, [B, T].
+            past: what the cache held before the call.
+            past_mask: see `of_call`.
+        """
+        if not self.on_grid:
+            return None
+        grid = position_ids[-3:] if position_ids.ndim == 3 else position_ids[None]
+        grid = grid.masked_fill(mask == 0, -1)
+        seen: Tensor | int = past.full_length
+        if past_mask is not None:
+            seen = past_mask.sum(dim=1, keepdim=True)
+        return grid.amax(dim=(0, 2))[:, None] + 1 - seen - mask.sum(dim=1, keepdim=True)

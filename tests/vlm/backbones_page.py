@@ -1,0 +1,145 @@
+"""Writes docs/backbones.md: every cell of its table is the outcome of the tests it names.
+
+python -m tests.vlm.backbones_page
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from autoselect import attach
+from autoselect.vlm.families import FAMILIES, REFUSED
+from tests.vlm import test_attachment as attachment
+from tests.vlm import test_families as families
+from tests.vlm import test_generation as generation
+from tests.vlm import test_training_adapter as training
+from tests.vlm import test_video as video
+from tests.vlm import tiny_models
+from tests.vlm.stock import selector
+from tests.vlm.tiny import TINY, padded
+from tests.vlm.tiny_prompts import BOS, IMAGE
+
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+TEMPLATE = Path(__file__).with_name("backbones_template.md")
+Check = Callable[[str], None]
+
+
+def pruning_checks(name: str) -> None:
+    attachment.test_known_places_are_kept_at_their_original_positions(name)
+    if TINY[name].equals_masking:
+        families.test_pruning_equals_masking(name, "left")
+
+
+def clip_checks(name: str) -> None:
+    video.test_all_tokens_of_a_clip_kept_is_the_untouched_model(name)
+    for per in ("clip", "frame"):
+        video.test_pruning_a_clip_equals_masking(name, per)
+
+
+def generation_checks(name: str) -> None:
+    families.test_all_tokens_kept_is_the_untouched_model(name)
+    generation.test_cached_greedy_generation_equals_recomputation_step_by_step(name)
+
+
+COLUMNS: dict[str, Check] = {
+    "train step": training.test_gradients_reach_scorer_and_denoiser_and_the_model_stays_frozen,
+    "prune": pruning_checks,
+    "batch": lambda name: families.test_a_batch_equals_its_rows_one_by_one(name, "left"),
+    "multi-image": families.test_every_image_of_every_row_has_its_own_budget,
+    "video": clip_checks,
+    "generate": generation_checks,
+}
+REMARKS = {
+    "cohere2_vision": "tiles of an image share its budget",
+    "aya_vision": "tiles of an image share its budget",
+    "fast_vlm": "tested with a ResNet in the place of its timm tower",
+    "gemma3": "image tokens see each other; a crop counts as an image",
+    "glm4v": "M-RoPE positions; clips use the image token",
+    "idefics2": "with image splitting on, every tile counts as an image",
+    "idefics3": "tiles of an image share its budget",
+    "internvl": "tiles of an image share its budget; the frames of a clip are images",
+    "lfm2_vl": "tiles share a budget; its convolutions mix neighbours, so removing is not masking",
+    "llava_next": "newline tokens count and compete like others",
+    "llava_next_video": "newline tokens count and compete like others",
+    "llava_onevision": "newline tokens count and compete like others",
+    "mistral3": "Pixtral images; row breaks stay and do not count",
+    "ovis2": "tiles of an image share its budget; indicator tokens stay",
+    "paligemma": "the whole prompt is a bidirectional prefix; no second turn on a cache",
+    "perception_lm": "tested with a SigLIP in the place of its timm tower",
+    "qwen2_5_vl": "M-RoPE positions",
+    "qwen2_vl": "M-RoPE positions",
+    "qwen3_vl": "M-RoPE positions; features of later layers are pruned alongside",
+    "smolvlm": "tiles of an image share its budget; the frames of a clip are images",
+    "video_llava": "the whole clip is one block of placeholders",
+}
+
+
+def cell(name: str, column: str) -> str:
+    """`yes` when its tests pass, `no` when one fails, a dash without a video input."""
+    if column == "video" and TINY[name].clip is None:
+        return "–"
+    try:
+        COLUMNS[column](name)
+    except AssertionError:
+        return "no"
+    return "yes"
+
+
+def family_table() -> str:
+    """One row per family."""
+    assert set(TINY) == set(FAMILIES), "every family of the table is tested"
+    lines = [f"| family | {' | '.join(COLUMNS)} | remarks |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name in sorted(TINY):
+        cells = " | ".join(cell(name, column) for column in COLUMNS)
+        lines.append(f"| `{name}` | {cells} | {remark(name)} |")
+    return "\n".join(lines)
+
+
+def remark(name: str) -> str:
+    """What there is to know about a family, and whether `autoselect train` takes it."""
+    known = [REMARKS[name]] if name in REMARKS else []
+    if FAMILIES[name].untrained:
+        known.append(f"`autoselect train` refuses it: {FAMILIES[name].untrained}")
+    return "; ".join(known)
+
+
+def refused_table() -> str:
+    """Families that cannot be pruned, and why."""
+    rows = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
+    return "\n".join(["| family | reason |", "|---|---|", *rows])
+
+
+@torch.no_grad()
+def cache_table() -> str:
+    """Bytes of the KV cache after the prefill of one image of 576 tokens, for several K."""
+    model = tiny_models.llava(side=96).eval()
+    model = attach(model, selector(), 1.0)
+    inputs = padded([[BOS, *[IMAGE] * 576, *range(30, 54)]], "left")
+    inputs["pixel_values"] = torch.zeros(1, 3, 96, 96)
+    rows = ["| K | columns of the cache | bytes | of the full cache |", "|---|---|---|---|"]
+    full = None
+    for kept in (576, 192, 128, 64, 32):
+        cache = model(**inputs, visual_token_budget=kept).past_key_values
+        size = sum(t.numel() * t.element_size() for x in cache.layers for t in (x.keys, x.values))
+        full = full or size
+        share = 100 * size / full
+        rows.append(f"| {kept} | {cache.get_seq_length()} | {size:,} | {share:.1f} % |")
+    return "\n".join(rows)
+
+
+def page() -> str:
+    """The text of docs/backbones.md."""
+    text = TEMPLATE.read_text()
+    for mark, table in (
+        ("{families}", family_table),
+        ("{refused}", refused_table),
+        ("{cache}", cache_table),
+    ):
+        assert text.count(mark) == 1
+        text = text.replace(mark, table())
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

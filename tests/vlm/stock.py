@@ -1,0 +1,92 @@
+"""What the untouched model says when removed tokens are masked out of its attention.
+
+The full sequence, the original position ids, zeros in the attention mask: the definition of pruning
+that needs none of our code.
+"""
+
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+
+from autoselect import Selector, attach, detach
+from autoselect.config import ScorerConfig
+from autoselect.scorer import Scorer
+from tests.vlm import tiny
+from tests.vlm.tiny_prompts import WIDTH
+
+
+@cache
+def model_of(name: str) -> Any:
+    return tiny.build(name)
+
+
+@cache
+def selector() -> Selector:
+    torch.manual_seed(7)
+    return Selector(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2))).eval()
+
+
+@contextmanager
+def attached(name: str, budget: Any, **more: Any):
+    """The family's model with a selector for the length of a block."""
+    model = attach(model_of(name), selector(), budget, **more)
+    try:
+        yield model
+    finally:
+        detach(model)
+
+
+def masked(inputs: dict[str, Any], selection: Any) -> torch.Tensor:
+    """The attention mask with zeros at removed tokens."""
+    mask = inputs["attention_mask"].clone()
+    for image in selection.images:
+        removed = torch.ones(len(image.columns), dtype=torch.bool)
+        removed[image.kept] = False
+        mask[image.row, image.columns[removed]] = 0
+    return mask
+
+
+def original_positions(model: Any, inputs: dict[str, Any], generating: bool = False) -> Any:
+    """Position ids of the full prompt, as the untouched model numbers it.
+
+    Args:
+        model: the untouched model.
+        inputs: of the full prompt.
+        generating: `generate` counts real tokens only; `forward` counts columns.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    base = model.base_model
+    if hasattr(base, "get_rope_index") and "mm_token_type_ids" in inputs:
+        names = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
+        grids = {name: inputs.get(name) for name in names}
+        return base.get_rope_index(ids, attention_mask=mask, **grids)[0]
+    if generating:
+        return (mask.cumsum(1) - 1).clamp(min=0)
+    first = 1 if model.config.model_type == "paligemma" else 0
+    return torch.arange(ids.shape[1]).expand(len(ids), -1) + first
+
+
+@torch.no_grad()
+def masked_logits(model: Any, inputs: dict[str, Any], selection: Any) -> torch.Tensor:
+    """Logits of the untouched model at the columns that stay; zeros at padding."""
+    positions = original_positions(model, inputs)
+    mask = masked(inputs, selection)
+    logits = model(**{**inputs, "attention_mask": mask, "position_ids": positions}).logits
+    columns = selection.columns
+    taken = logits.gather(1, columns.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))
+    return taken * (columns >= 0)[..., None]
+
+
+def masked_generate(model: Any, inputs: dict[str, Any], selection: Any, **more: Any) -> Any:
+    """`generate` of the untouched model with removed tokens masked out."""
+    positions = original_positions(model, inputs, generating=True)
+    mask = masked(inputs, selection)
+    return model.generate(**{**inputs, "attention_mask": mask, "position_ids": positions}, **more)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Equal to `tolerance` of the largest value."""
+    scale = float(theirs.abs().max())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * max(1.0, scale))

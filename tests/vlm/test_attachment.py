@@ -1,0 +1,267 @@
+"""Attach and detach: nothing is left behind, nothing of training runs, mistakes are named."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from autoselect import ConfigError, Selector, attach, detach
+from autoselect.config import ScorerConfig
+from autoselect.denoiser import Denoiser
+from autoselect.ops import noise_gate, soft_top_k
+from autoselect.overlay import token_raster
+from autoselect.reference.scenes import make_scene
+from autoselect.reference.vlm import build_model, build_processor
+from autoselect.scorer import Scorer
+from autoselect.vlm import FrozenVLM
+from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
+from tests.vlm.stock import attached, model_of, selector
+from tests.vlm.tiny import TINY, batch, build
+from tests.vlm.tiny_models import llava
+from tests.vlm.tiny_prompts import IMAGE, WIDTH
+
+GREEDY = {"max_new_tokens": 3, "do_sample": False}
+
+
+class KeepPlaces(Selector):
+    """A selector that knows the places beforehand: it likes those of a list best."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2)))
+        self.places = places
+
+    def score(self, tokens, mask=None):
+        scores = torch.zeros(tokens.shape[:2])
+        scores[:, self.places] = torch.arange(len(self.places)) + 1.0
+        return scores
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_attach_use_detach_leaves_the_object_as_it_was(name):
+    model = build(name)
+    model.generate(**batch(name, [["l"]]), **GREEDY)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    attributes = dict(vars(model))
+    attach(model, selector(), 2)
+    assert set(model.state_dict()) == set(before)
+    model.generate(**batch(name, [["l"]]), **GREEDY)
+    assert detach(model) is model
+    assert vars(model) == attributes
+    assert not model._forward_hooks and not model._forward_pre_hooks
+    assert not model._forward_pre_hooks_with_kwargs
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_the_five_lines_with_a_real_processor(tmp_path):
+    """The reference model and its processor: the answers of a prefix pruned by hand."""
+    vlm = FrozenVLM(build_model(3), build_processor(), "reference")
+    chosen = Selector(Scorer(vlm.width, ScorerConfig(hidden_size=16, num_heads=2)))
+    chosen.save_pretrained(tmp_path)
+    pictures = [make_scene(0, "train", index).image for index in range(2)]
+    inputs = vlm.prepare(pictures, ["is there a red circle ?", "what does the sign say ?"])
+    selector = Selector.from_pretrained(tmp_path)
+    model = attach(vlm.model, selector, budget=0.1)
+    tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    detach(model)
+    assert torch.equal(tokens[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    answers = vlm.processor.tokenizer.batch_decode(tokens[:, -5:], skip_special_tokens=True)
+    best = selector.select(vlm.encode_images(pictures).tokens, 0.1)
+    prefix = vlm.prefix(vlm.prompt(["is there a red circle ?", "what does the sign say ?"]), *best)
+    assert [text.strip() for text in answers] == vlm.generate(prefix, 5)
+
+
+def test_denoiser_and_noise_are_never_called(monkeypatch):
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("training only")
+
+    monkeypatch.setattr(Denoiser, "forward", forbidden)
+    monkeypatch.setattr(noise_gate, "noise_gate", forbidden)
+    monkeypatch.setattr(noise_gate, "soft_top_k_noise_gate", forbidden)
+    monkeypatch.setattr(soft_top_k, "soft_top_k", forbidden)
+    with attached("llava", 4) as model:
+        model.generate(**batch("llava", [["s"]]), **GREEDY)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+@torch.no_grad()
+def test_known_places_are_kept_at_their_original_positions(name):
+    """What the language model is given: the kept embeddings, each with the position it had."""
+    inputs, places = batch(name, [["s"]]), [1, 4, 6]
+    model, calls = model_of(name), []
+    decoder = model.get_decoder()
+    hook = decoder.register_forward_pre_hook(lambda *call: calls.append(call[2]), with_kwargs=True)
+    try:
+        model.generate(**inputs, **GREEDY)
+        full = calls[0]
+        calls.clear()
+        attach(model, KeepPlaces(places), 3)
+        model.generate(**inputs, **GREEDY)
+    finally:
+        hook.remove()
+        detach(model)
+    is_image = inputs["input_ids"][0] == IMAGE
+    kept = ~is_image
+    kept[is_image.nonzero().flatten()[places]] = True
+    assert torch.equal(calls[0]["inputs_embeds"], full["inputs_embeds"][:, kept])
+    assert torch.equal(calls[0]["position_ids"], full["position_ids"][..., kept])
+    assert calls[0].get("visual_pos_masks") is None or torch.equal(
+        calls[0]["visual_pos_masks"], full["visual_pos_masks"][:, kept]
+    )
+    assert int(calls[1]["position_ids"].max()) == int(full["position_ids"].max()) + 1
+
+
+def test_the_budget_of_a_call():
+    inputs = batch("internvl", [["s", "l"]])
+    with attached("internvl", 4) as model:
+
+        def kept(**arguments):
+            model(**inputs, **arguments)
+            return [len(image.kept) for image in model.autoselect.last.images]
+
+        assert kept() == [4, 4]
+        assert kept(visual_token_budget=2) == [2, 2]
+        assert kept(visual_token_budget=0.25) == [4, 8]
+        assert kept(visual_token_budget=[3, 0.5]) == [3, 16]
+        model.generate(**inputs, **GREEDY, visual_token_budget=6, num_beams=2)
+        assert [len(image.kept) for image in model.autoselect.last.images] == [6, 6]
+        assert kept() == [4, 4]
+        model.autoselect.budget = 5
+        assert kept() == [5, 5]
+
+
+def test_labels_and_wanted_logits_follow_the_columns():
+    inputs = batch("llava", [["s"]])
+    ids = inputs["input_ids"]
+    labels = ids.where(ids > IMAGE, torch.tensor(-100))
+    with attached("llava", 4) as model:
+        output = model(**inputs, labels=labels)
+        columns = model.autoselect.last.columns
+        logits = output.logits[0, :-1]
+        expected = torch.nn.functional.cross_entropy(logits, labels[0, columns[0, 1:]])
+        torch.testing.assert_close(output.loss, expected)
+        wanted = torch.tensor([ids.shape[1] - 3, ids.shape[1] - 1])
+        some = model(**inputs, logits_to_keep=wanted).logits
+        torch.testing.assert_close(some, output.logits[:, [-3, -1]])
+        last = model(**inputs, logits_to_keep=1).logits
+        torch.testing.assert_close(last, output.logits[:, -1:])
+        with pytest.raises(ConfigError, match="logits_to_keep"):
+            removed = next(c for c in range(ids.shape[1]) if c not in columns)
+            model(**inputs, logits_to_keep=torch.tensor([removed]))
+
+
+def test_arguments_by_place():
+    inputs = batch("llava", [["s"]])
+    with attached("llava", 4) as model:
+        by_name = model(**inputs).logits
+        by_place = model(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+        assert torch.equal(by_place.logits, by_name)
+        as_tuple = model(**inputs, return_dict=False)
+        assert torch.equal(as_tuple[0], by_name)
+        assert as_tuple[1].autoselect_layout.full_length == inputs["input_ids"].shape[1]
+
+
+def test_text_only_calls_are_untouched():
+    inputs, model = batch("llava", [[], []]), model_of("llava")
+    tokens = model.generate(**inputs, **GREEDY)
+    with attached("llava", 4):
+        assert torch.equal(model.generate(**inputs, **GREEDY), tokens)
+        assert model.autoselect.last is None
+
+
+def test_a_picture_of_the_choice():
+    picture = Image.new("RGB", (80, 80), "white")
+    with attached("llava", 4) as model:
+        with pytest.raises(ConfigError, match="call with an image first"):
+            model.autoselect.overlay(picture)
+        model(**batch("llava", [["s"]]))
+        shown = model.autoselect.overlay(picture)
+        kept = set(model.autoselect.last.images[0].kept.tolist())
+        for token in range(16):
+            pixel = shown.getpixel((token % 4 * 20 + 10, token // 4 * 20 + 10))
+            assert (pixel == (255, 255, 255)) == (token in kept)
+        with pytest.raises(ConfigError, match="15 cells for 16"):
+            model.autoselect.overlay(picture, grid=(3, 5))
+    assert token_raster(24, (300, 200)) == (4, 6)
+
+
+def test_mistakes_in_attaching_are_named(monkeypatch):
+    model = model_of("llava")
+    wide = Selector(Scorer(WIDTH + 8, ScorerConfig(hidden_size=16, num_heads=2)))
+    with pytest.raises(ConfigError, match=f"selector.width={WIDTH + 8} does not fit the {WIDTH}"):
+        attach(model, wide, 4)
+    with pytest.raises(ConfigError, match="no transformers model"):
+        attach(torch.nn.Linear(2, 2), selector(), 4)
+    with pytest.raises(ConfigError, match="'clip' or 'frame'"):
+        attach(model, selector(), 4, video_budget_per="second")
+    with pytest.raises(ConfigError, match="no selector"):
+        detach(model)
+    with attached("llava", 4), pytest.raises(ConfigError, match="has a selector already"):
+        attach(model, selector(), 4)
+    old = llava()
+    monkeypatch.setattr(type(old), "forward", lambda self, input_ids=None: None)
+    with pytest.raises(ConfigError, match=r"transformers>=5\.20"):
+        attach(old, selector(), 4)
+    assert not hasattr(model, "autoselect")
+
+
+@pytest.mark.parametrize("kind", [*REFUSED, "no_such_family"])
+def test_other_families_are_refused(kind):
+    model = SimpleNamespace(config=SimpleNamespace(model_type=kind))
+    with pytest.raises(ConfigError, match=kind):
+        family_of(model)
+
+
+def test_a_family_can_be_added(monkeypatch):
+    monkeypatch.delitem(FAMILIES, "llava")
+    with pytest.raises(ConfigError, match="no tested family"):
+        attach(model_of("llava"), selector(), 4)
+    register_family("llava", Family())
+    with attached("llava", 4) as model:
+        model.generate(**batch("llava", [["s"]]), **GREEDY)
+
+
+def test_mistakes_in_calls_are_named():
+    inputs = batch("llava", [["s"]])
+    without = {**inputs, "input_ids": inputs["input_ids"].where(inputs["input_ids"] != IMAGE, 30)}
+    fewer = {**inputs, "input_ids": inputs["input_ids"][:, 5:]}
+    fewer["attention_mask"] = torch.ones_like(fewer["input_ids"])
+    with attached("llava", 4) as model:
+        for budget, text in ((17, "budget=17 exceeds the 16"), (0, "below 1"), (1.5, "share")):
+            with pytest.raises(ConfigError, match=text):
+                model.generate(**inputs, **GREEDY, visual_token_budget=budget)
+        with pytest.raises(ConfigError, match="budget lists 2 values for 1 images"):
+            model(**inputs, visual_token_budget=[1, 2])
+        with pytest.raises(ConfigError, match="no image token"):
+            model.generate(**without, **GREEDY)
+        with pytest.raises(ConfigError, match="13 image placeholders .* for 16 visual tokens"):
+            model(**fewer)
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        with pytest.raises(ConfigError, match="input_ids is missing"):
+            model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])
+        with pytest.raises(ConfigError, match="attention_mask of shape"):
+            four = torch.ones(1, 1, embeds.shape[1], embeds.shape[1])
+            model(**{**inputs, "attention_mask": four})
+        with pytest.raises(ConfigError, match="prefill_chunk_size"):
+            model.generate(**inputs, **GREEDY, prefill_chunk_size=8)
+        cache = model(**inputs).past_key_values
+        with pytest.raises(ConfigError, match="whole conversation"):
+            step = torch.tensor([[40]])
+            model(input_ids=step, attention_mask=torch.ones(1, 3), past_key_values=cache)
+        cache.crop(-3)
+        with pytest.raises(ConfigError, match="crop no further"):
+            model(input_ids=step, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_visual_tokens_that_the_caller_masks_are_removed_too():
+    inputs = batch("llava", [["s"]])
+    inputs["attention_mask"][0, 4:7] = 0
+    positions = torch.arange(inputs["input_ids"].shape[1])[None]
+    expected = model_of("llava")(**inputs, position_ids=positions).logits[:, -1]
+    with attached("llava", 1.0) as model:
+        model.autoselect.selector = KeepPlaces(list(range(15)))
+        pruned = model(**inputs, visual_token_budget=15)
+        assert pruned.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] - 4
+        assert torch.equal(model(**inputs).logits[:, -1], expected)

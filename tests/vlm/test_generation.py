@@ -1,0 +1,184 @@
+"""Every way to decode, and conversations on a pruned cache, against the masked model."""
+
+import copy
+
+import pytest
+import torch
+
+from autoselect import ConfigError
+from tests.vlm.stock import attached, close, masked_generate, model_of, original_positions
+from tests.vlm.tiny import TINY, batch
+from tests.vlm.tiny_prompts import FIRST_TEXT
+
+FAMILIES = sorted(TINY)
+MASKING = [name for name in FAMILIES if TINY[name].equals_masking]
+CAUSAL = [name for name in MASKING if name != "paligemma"]
+KINDS = ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "idefics3", "ovis2"]
+ROWS = [["s", "l"], [], ["s"]]
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+WAYS = {
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "top_k": 20},
+    "several samples": {"do_sample": True, "num_return_sequences": 2},
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static", "disable_compile": True},
+    "repetition penalty": {"repetition_penalty": 1.7},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_decoding_equals_that_of_the_masked_model(name, way):
+    arguments = {**GREEDY, **WAYS[way]}
+    inputs, model = batch(name, ROWS), model_of(name)
+    with attached(name, 0.3):
+        torch.manual_seed(1)
+        ours = model.generate(**inputs, **arguments)
+        selection = model.autoselect.last
+    assert len(selection.images) == 3
+    torch.manual_seed(1)
+    assert torch.equal(ours, masked_generate(model, inputs, selection, **arguments))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_cached_greedy_generation_equals_recomputation_step_by_step(name):
+    """Recomputed: the prompt and all new tokens in one call without a cache, every step."""
+    inputs = batch(name, [["l"]])
+    with attached(name, 0.3) as model:
+        cached = model.generate(**inputs, **GREEDY)
+        grown = dict(inputs)
+        for _ in range(4):
+            logits = model(**grown, use_cache=False).logits[:, -1]
+            best = logits[:, FIRST_TEXT:].argmax(-1, keepdim=True) + FIRST_TEXT
+            grown["input_ids"] = torch.cat([grown["input_ids"], best], dim=1)
+            grown["attention_mask"] = torch.ones_like(grown["input_ids"])
+            for types in ("token_type_ids", "mm_token_type_ids"):
+                if types in grown:
+                    zero = torch.zeros_like(grown[types][:, :1])
+                    grown[types] = torch.cat([grown[types], zero], dim=1)
+    if name != "paligemma":
+        assert torch.equal(cached, grown["input_ids"])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("rows", [[["l"]], ROWS])
+@torch.no_grad()
+def test_a_loop_written_by_hand_equals_generate(name, rows):
+    """Prefill by `model(**inputs)`, then one token at a time with the full attention mask."""
+    inputs = batch(name, rows)
+    generating = original_positions(model_of(name), inputs, generating=True)
+    shift = 1 if name == "paligemma" else 0
+    with attached(name, 0.3) as model:
+        expected = model.generate(**inputs, **GREEDY)[:, -4:]
+        output = model(**inputs, position_ids=generating + shift)
+        mask, new = inputs["attention_mask"], []
+        positions = output.past_key_values.autoselect_layout.rope_deltas
+        for _ in range(4):
+            best = output.logits[:, -1, FIRST_TEXT:].argmax(-1, keepdim=True) + FIRST_TEXT
+            new.append(best)
+            mask = torch.cat([mask, torch.ones_like(best)], dim=1)
+            step = mask.sum(1, keepdim=True) - 1 + shift
+            step = step if positions is None else (step + positions).expand(3, -1, -1)
+            output = model(
+                input_ids=best,
+                attention_mask=mask,
+                position_ids=step,
+                past_key_values=output.past_key_values,
+            )
+    assert torch.equal(torch.cat(new, dim=1), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_steps_without_positions_or_mask_go_on_where_the_prompt_ended(name):
+    inputs = batch(name, [["l"]])
+    step = torch.tensor([[40]])
+    with attached(name, 0.3) as model:
+        position = original_positions(model, inputs)[..., -1:] + 1
+        first = model(**inputs).past_key_values
+        second = copy.deepcopy(first)
+        bare = model(input_ids=step, past_key_values=first).logits
+        told = model(input_ids=step, past_key_values=second, position_ids=position).logits
+    close(bare, told)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("rows", [[["l"]], ROWS])
+def test_a_second_turn_goes_on_from_the_cache_of_the_first(name, rows):
+    inputs, model = batch(name, rows), model_of(name)
+    question = torch.randint(FIRST_TEXT, 90, (len(rows), 3), generator=torch.Generator())
+    with attached(name, 0.3):
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        selection = model.autoselect.last
+        longer = with_text(inputs, torch.cat([first.sequences[:, -4:], question], dim=1))
+        text = {n: v for n, v in longer.items() if n in PER_TOKEN}
+        cache = copy.deepcopy(first.past_key_values)
+        ours = model.generate(**text, past_key_values=first.past_key_values, **GREEDY)
+        del text["attention_mask"]
+        if len(rows) == 1:
+            again = model.generate(**text, past_key_values=cache, **GREEDY)
+            assert torch.equal(again, ours)
+    assert torch.equal(ours, masked_generate(model, longer, selection, **GREEDY))
+
+
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+def with_text(inputs, new):
+    """The prompt with text behind it."""
+    longer = dict(inputs)
+    for name in PER_TOKEN:
+        if name in inputs:
+            value = {"input_ids": new, "attention_mask": torch.ones_like(new)}
+            added = value.get(name, torch.zeros_like(new)).to(inputs[name].dtype)
+            longer[name] = torch.cat([inputs[name], added], dim=1)
+    return longer
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_second_turn_may_bring_another_image(name):
+    model = model_of(name)
+    first, second = batch(name, [["s"]]), batch(name, [["l"]], seed=5)
+    ids = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
+    both = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    both.update(TINY[name].token_types(ids))
+    pixels = {n: v for n, v in second.items() if n not in PER_TOKEN}
+    whole = {n: join_pixels(n, v, first[n]) for n, v in pixels.items()}
+    with attached(name, 0.3):
+        cache = model(**first).past_key_values
+        earlier = model.autoselect.last
+        ours = model.generate(**both, **pixels, past_key_values=cache, **GREEDY)
+        selection = model.autoselect.last
+    selection.images = earlier.images + selection.images
+    expected = masked_generate(model, {**both, **whole}, selection, **GREEDY)
+    assert torch.equal(ours, expected)
+
+
+def join_pixels(name, second, first):
+    """Pixels of two turns as those of one row."""
+    by_row = second.ndim == 5 and len(second) == 1 and second.shape[3] == 32
+    return torch.cat([first, second], dim=1 if by_row else 0)
+
+
+def test_a_cache_of_other_rows_is_refused():
+    inputs = batch("llava", [["s"], ["s"]])
+    with attached("llava", 4) as model:
+        cache = model(**inputs).past_key_values
+        with pytest.raises(ConfigError, match="the same rows"):
+            model(**batch("llava", [["s"]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_cache_shrinks_with_the_budget(name):
+    inputs = batch(name, [["l"]])
+    tokens = TINY[name].tokens("l")
+    lengths = []
+    with attached(name, 1.0) as model:
+        for kept in (tokens, 4, 1):
+            lengths.append(
+                model.generate(
+                    **inputs, **GREEDY, visual_token_budget=kept, return_dict_in_generate=True
+                ).past_key_values.get_seq_length()
+            )
+    assert [lengths[0] - length for length in lengths] == [0, tokens - 4, tokens - 1]

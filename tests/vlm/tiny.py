@@ -1,0 +1,207 @@
+"""The tested families: a tiny model, its prompts and pixels, and batches made of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tests.vlm import tiny_models
+from tests.vlm import tiny_prompts as prompts
+from tests.vlm.tiny_prompts import (
+    BOS,
+    END,
+    FAKE,
+    FIRST_TEXT,
+    GLOBAL,
+    IMAGE,
+    PAD,
+    START,
+    TILE,
+    VIDEO,
+    VOCABULARY,
+    WIDTH,
+    Pixels,
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How a family's processor would write one clip.
+
+    Attributes:
+        pixels: pixel arguments.
+        prompt: token ids.
+        frames: as the language model sees them.
+    """
+
+    pixels: Callable[[torch.Generator], dict[str, Any]]
+    prompt: list[int]
+    frames: int = 2
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a family's processor would write images; its model is in `tiny_models`, by name.
+
+    Attributes:
+        pixels: pixel arguments for the images of one row.
+        prompt: token ids of one image of a size.
+        clip: the same for a clip; None where the family has no video of its own.
+        token_types: what the processor adds per token.
+        equals_masking: whether removing tokens is the same function as masking them.
+        line_per_row: pixels are padded to one line of tiles per row.
+    """
+
+    pixels: Pixels
+    prompt: Callable[[str], list[int]]
+    clip: Clip | None = None
+    token_types: Callable[[torch.Tensor], dict[str, Any]] = lambda ids: {}
+    equals_masking: bool = True
+    line_per_row: bool = False
+
+    def tokens(self, size: str) -> int:
+        """Visual tokens of one image of a size."""
+        return self.prompt(size).count(IMAGE)
+
+
+ANY_RESOLUTION = {"s": 36, "l": 52}
+TILES = {"s": 1, "l": 2}
+TILE_TOKENS = {"s": 16, "l": 32}
+NAMED_TILES = {"s": 1, "l": 3}
+GRID_TOKENS = {"s": 8, "l": 16}
+GRID_CLIP = Clip(prompts.grid_clip, [START, *[VIDEO] * 8, END])
+TIMED_CLIP = Clip(prompts.grid_clip, [50, START, *[VIDEO] * 4, END, 51, START, *[VIDEO] * 4, END])
+IMAGE_CLIP = Clip(prompts.grid_clip, [TILE, *([START, *[IMAGE] * 4, END, 50] * 2), GLOBAL])
+on_grid = prompts.framed(GRID_TOKENS)
+one_view = Tiny(prompts.stack(16), prompts.plain(16))
+idefics = Tiny(prompts.tiles_per_row(32, NAMED_TILES), prompts.idefics_tiles, line_per_row=True)
+
+TINY: dict[str, Tiny] = {
+    "aya_vision": Tiny(prompts.tiles(32, TILES), prompts.aya_tiles),
+    "cohere2_vision": Tiny(prompts.tiles(32, TILES), prompts.cohere_tiles),
+    "deepseek_vl": one_view,
+    "fast_vlm": Tiny(prompts.stack(32), prompts.plain(16)),
+    "gemma3": Tiny(
+        prompts.stack(32), prompts.framed(prompts.same(16)), token_types=prompts.image_types
+    ),
+    "glm4v": Tiny(prompts.grid, on_grid, IMAGE_CLIP, prompts.mm_types),
+    "got_ocr2": Tiny(prompts.tiles(64, TILES), prompts.framed(TILE_TOKENS)),
+    "idefics2": Tiny(
+        prompts.tiles_per_row(32, prompts.same(1)),
+        lambda size: [FAKE, *[IMAGE] * 8, FAKE],
+        line_per_row=True,
+    ),
+    "idefics3": idefics,
+    "internvl": Tiny(prompts.tiles(32, TILES), prompts.framed(TILE_TOKENS)),
+    "janus": one_view,
+    "lfm2_vl": Tiny(prompts.patch_rows, prompts.lfm2_tiles, equals_masking=False),
+    "llava": one_view,
+    "llava_next": Tiny(prompts.any_resolution, prompts.bare(ANY_RESOLUTION)),
+    "llava_next_video": Tiny(
+        prompts.any_resolution,
+        prompts.bare(ANY_RESOLUTION),
+        Clip(prompts.frames(16, 2), [VIDEO] * 8),
+    ),
+    "llava_onevision": Tiny(
+        prompts.any_resolution,
+        prompts.bare(ANY_RESOLUTION),
+        Clip(prompts.frames(16, 2), [VIDEO] * 9),
+    ),
+    "mistral3": Tiny(prompts.pixtral, prompts.pixtral_rows),
+    "ovis2": Tiny(prompts.tiles(16, TILES), prompts.ovis_tiles),
+    "paligemma": Tiny(prompts.stack(16), prompts.plain(16), token_types=prompts.prefix_types),
+    "perception_lm": Tiny(
+        prompts.perception_tiles,
+        prompts.bare(TILE_TOKENS),
+        Clip(prompts.frames(16, 2), [VIDEO] * 32),
+    ),
+    "qwen2_5_vl": Tiny(prompts.grid, on_grid, GRID_CLIP, prompts.mm_types),
+    "qwen2_vl": Tiny(prompts.grid, on_grid, GRID_CLIP, prompts.mm_types),
+    "qwen3_vl": Tiny(prompts.grid, on_grid, TIMED_CLIP, prompts.mm_types),
+    "smolvlm": idefics,
+    "video_llava": Tiny(
+        prompts.stack(16), prompts.plain(16), Clip(prompts.frames(16, 8), [VIDEO] * 17 * 8, 8)
+    ),
+    "vipllava": one_view,
+}
+
+
+def build(name: str, seed: int = 0) -> Any:
+    """The family's tiny model with weights large enough that its answers depend on everything."""
+    torch.manual_seed(seed)
+    model = getattr(tiny_models, name)().eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    head = torch.randn(VOCABULARY, WIDTH)
+    model.set_output_embeddings(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))
+    model.get_output_embeddings().weight = torch.nn.Parameter(head, requires_grad=False)
+    config = model.generation_config
+    config.eos_token_id, config.pad_token_id = None, PAD
+    config.suppress_tokens = list(range(FIRST_TEXT))
+    return model
+
+
+def batch(
+    name: str, rows: list[list[str]], side: str = "left", seed: int = 0, text: int = 5
+) -> dict[str, Any]:
+    """Arguments of `forward` for prompts with images of the given sizes; [] is text only.
+
+    Row n of a batch with seed s is the row of a batch of one with seed s + n.
+
+    Args:
+        name: of the family.
+        rows: sizes of the images of each row.
+        side: of the padding.
+        seed: of pixels and text.
+        text: tokens of the question.
+    """
+    tiny = TINY[name]
+    prompts, pixels = [], []
+    for number, sizes in enumerate(rows):
+        rng = torch.Generator().manual_seed(seed + number)
+        ids = [BOS, *[token for size in sizes for token in (21, *tiny.prompt(size))]]
+        length = text + (seed + number) % 3
+        question = torch.randint(FIRST_TEXT, VOCABULARY, (length,), generator=rng)
+        prompts.append(ids + question.tolist())
+        pixels.append(tiny.pixels(sizes, rng) if sizes else {})
+    inputs = padded(prompts, side)
+    inputs.update(tiny.token_types(inputs["input_ids"]))
+    if not any(rows):
+        return inputs
+    if tiny.line_per_row:
+        return {**inputs, "pixel_values": one_line_per_row(pixels)}
+    names = next(row for row in pixels if row)
+    return {**inputs, **{n: torch.cat([row[n] for row in pixels if row]) for n in names}}
+
+
+def one_line_per_row(rows: list[dict[str, Any]]) -> torch.Tensor:
+    """Tiles of each row, [B, tiles, 3, side, side], black where a row has fewer."""
+    values = [row["pixel_values"][0] if row else None for row in rows]
+    shape = next(value.shape[1:] for value in values if value is not None)
+    filled = [torch.zeros(0, *shape) if value is None else value for value in values]
+    return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)
+
+
+def clip_batch(name: str, seed: int = 0) -> dict[str, Any]:
+    """Arguments of `forward` for one prompt with one clip."""
+    tiny = TINY[name]
+    assert tiny.clip is not None
+    inputs = padded([[BOS, 21, *tiny.clip.prompt, 33, 44, 55]], "left")
+    types = tiny.token_types(inputs["input_ids"])
+    if name == "glm4v":
+        types = {"mm_token_type_ids": 2 * types["mm_token_type_ids"]}
+    return {**inputs, **types, **tiny.clip.pixels(torch.Generator().manual_seed(seed))}
+
+
+def padded(prompts: list[list[int]], side: str) -> dict[str, torch.Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), PAD)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        place = slice(0, len(prompt)) if side == "right" else slice(longest - len(prompt), longest)
+        ids[row, place] = torch.tensor(prompt)
+        mask[row, place] = 1
+    return {"input_ids": ids, "attention_mask": mask}

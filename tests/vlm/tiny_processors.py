@@ -1,0 +1,109 @@
+"""Real processors of a few families around a tiny tokenizer with the ids of `tiny_prompts`."""
+
+from typing import Any
+
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from tests.vlm.tiny_models import PINPOINTS
+from tests.vlm.tiny_prompts import END, IMAGE, START, TILE, VIDEO
+
+WORDS = "is there a red star ? no yes what does the sign say K7 how many hearts are 3".split()
+TEMPLATE = (
+    "{{ '<s>' }}{% for message in messages %}"
+    "{{ '<user>' if message['role'] == 'user' else '<assistant>' }}"
+    "{% for part in message['content'] %}"
+    "{{ MARK if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def tokenizer(names: dict[int, str]) -> Any:
+    """Whole words, and special tokens with given names at given ids."""
+    plain = "<pad> <s> </s> <image> <video> <start> <end> <break> <global-img> <tile> <fake> <unk>"
+    special = [*plain.split(), "<user>", "<assistant>"]
+    for place, name in names.items():
+        special[place] = name
+    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={f"special_{n}": name for n, name in enumerate(special[3:])},
+        padding_side="left",
+    )
+
+
+class ImagesOnly(hf.Qwen2_5_VLProcessor):
+    """The video processor of Qwen-VL needs torchvision; images go without it."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return None
+
+
+def llava_next() -> Any:
+    return hf.LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": 16},
+            crop_size={"height": 16, "width": 16},
+            image_grid_pinpoints=PINPOINTS,
+        ),
+        tokenizer=tokenizer({}),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE.replace("MARK", "'<image>'"),
+    )
+
+
+def qwen2_5_vl() -> Any:
+    names = {
+        IMAGE: "<|image_pad|>",
+        VIDEO: "<|video_pad|>",
+        START: "<|vision_start|>",
+        END: "<|vision_end|>",
+    }
+    return ImagesOnly(
+        image_processor=Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=2048
+        ),
+        tokenizer=tokenizer(names),
+        video_processor=None,
+        chat_template=TEMPLATE.replace("MARK", "'<|vision_start|><|image_pad|><|vision_end|>'"),
+    )
+
+
+def idefics3() -> Any:
+    names = {VIDEO: "<end_of_utterance>", START: "<row_1_col_2>", TILE: "<row_1_col_1>"}
+    return hf.Idefics3Processor(
+        image_processor=Idefics3ImageProcessorPil(
+            size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+        ),
+        tokenizer=tokenizer({**names, 10: "<fake_token_around_image>"}),
+        image_seq_len=16,
+        chat_template=TEMPLATE.replace("MARK", "'<image>'"),
+    )
+
+
+def gemma3() -> Any:
+    names = {IMAGE: "<image_soft_token>", START: "<start_of_image>", END: "<end_of_image>"}
+    own = tokenizer(names)
+    own.boi_token, own.eoi_token, own.image_token = names[START], names[END], names[IMAGE]
+    own.boi_token_id, own.eoi_token_id, own.image_token_id = START, END, IMAGE
+    return hf.Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+        tokenizer=own,
+        image_seq_length=16,
+        chat_template=TEMPLATE.replace("MARK", "'<start_of_image>'"),
+    )

@@ -1,0 +1,160 @@
+"""What processors write: placeholders with the tokens around them, and pixels of the right shape.
+
+Sizes of images are `s`, one tile (or a small image), and `l`, a larger one where the family knows
+several. Tokens from FIRST_TEXT on are text.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+WIDTH, VOCABULARY = 32, 96
+PAD, BOS, EOS, IMAGE, VIDEO, START, END, BREAK, GLOBAL, TILE, FAKE = range(11)
+FIRST_TEXT = 22
+Pixels = Callable[[list[str], torch.Generator], dict[str, Any]]
+
+
+def plain(count: int) -> Callable[[str], list[int]]:
+    """Placeholders with nothing around them, equally many for every image."""
+    return lambda size: [IMAGE] * count
+
+
+def bare(counts: dict[str, int]) -> Callable[[str], list[int]]:
+    """Placeholders with nothing around them."""
+    return lambda size: [IMAGE] * counts[size]
+
+
+def stack(side: int) -> Pixels:
+    """One square picture per image."""
+
+    def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+        return {"pixel_values": torch.randn(len(sizes), 3, side, side, generator=rng)}
+
+    return pixels
+
+
+def tiles(side: int, per_size: dict[str, int]) -> Pixels:
+    """Several square tiles per image, all in one stack."""
+
+    def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+        count = sum(per_size[size] for size in sizes)
+        return {"pixel_values": torch.randn(count, 3, side, side, generator=rng)}
+
+    return pixels
+
+
+def tiles_per_row(side: int, per_size: dict[str, int]) -> Pixels:
+    """Tiles of all images of one row; a batch pads rows with black ones."""
+
+    def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+        count = sum(per_size[size] for size in sizes)
+        return {"pixel_values": torch.randn(1, count, 3, side, side, generator=rng)}
+
+    return pixels
+
+
+def any_resolution(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """LLaVA-NeXT: a base view and tiles; images of one or two tiles, padded to three views."""
+    return {
+        "pixel_values": torch.randn(len(sizes), 3, 3, 16, 16, generator=rng),
+        "image_sizes": torch.tensor([[16, 16] if size == "s" else [16, 32] for size in sizes]),
+    }
+
+
+def frames(side: int, count: int) -> Callable[[torch.Generator], dict[str, Any]]:
+    return lambda rng: {"pixel_values_videos": torch.randn(1, count, 3, side, side, generator=rng)}
+
+
+def grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Qwen-VL: flattened patches of 4 x 4 pixels, and rows and columns of patches."""
+    shapes = [[1, 4, 8] if size == "s" else [1, 8, 8] for size in sizes]
+    count = sum(t * h * w for t, h, w in shapes)
+    values = torch.randn(count, 3 * 2 * 16, generator=rng)
+    return {"pixel_values": values, "image_grid_thw": torch.tensor(shapes)}
+
+
+def grid_clip(rng: torch.Generator) -> dict[str, Any]:
+    values = torch.randn(2 * 4 * 4, 3 * 2 * 16, generator=rng)
+    return {"pixel_values_videos": values, "video_grid_thw": torch.tensor([[2, 4, 4]])}
+
+
+def mm_types(ids: torch.Tensor) -> dict[str, Any]:
+    return {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+
+
+def pixtral(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    shapes = [[32, 16] if size == "s" else [32, 32] for size in sizes]
+    values = torch.randn(len(shapes), 3, 32, 32, generator=rng)
+    return {"pixel_values": values, "image_sizes": torch.tensor(shapes)}
+
+
+def patch_rows(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """LFM2-VL: every tile a padded row of patches."""
+    shapes = []
+    for size in sizes:
+        shapes += [[4, 8]] if size == "s" else [[8, 8], [8, 8], [4, 8]]
+    mask = torch.zeros(len(shapes), 64, dtype=torch.long)
+    for tile, (height, width) in enumerate(shapes):
+        mask[tile, : height * width] = 1
+    return {
+        "pixel_values": torch.randn(len(shapes), 64, 3 * 16, generator=rng),
+        "spatial_shapes": torch.tensor(shapes),
+        "pixel_attention_mask": mask,
+    }
+
+
+def perception_tiles(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """PerceptionLM: tiles one by one."""
+    count = sum({"s": 1, "l": 2}[size] for size in sizes)
+    return {"pixel_values": torch.randn(count, 1, 3, 16, 16, generator=rng)}
+
+
+def framed(counts: dict[str, int]) -> Callable[[str], list[int]]:
+    """A start and an end token around the placeholders."""
+    return lambda size: [START, *[IMAGE] * counts[size], END]
+
+
+def idefics_tiles(size: str) -> list[int]:
+    """Tiles with their names, the global view last."""
+    names = [GLOBAL] if size == "s" else [TILE, TILE + 11, GLOBAL]
+    return [token for name in names for token in [FAKE, name, *[IMAGE] * 16]] + [FAKE]
+
+
+def aya_tiles(size: str) -> list[int]:
+    names = [GLOBAL] if size == "s" else [TILE, GLOBAL]
+    return [START, *[token for name in names for token in [name, *[IMAGE] * 16]], END]
+
+
+def cohere_tiles(size: str) -> list[int]:
+    return [START, *([*[IMAGE] * 16, BREAK] * (1 if size == "s" else 2)), END]
+
+
+def lfm2_tiles(size: str) -> list[int]:
+    if size == "s":
+        return [START, *[IMAGE] * 8, END]
+    return [START, TILE, *[IMAGE] * 16, TILE + 11, *[IMAGE] * 16, GLOBAL, *[IMAGE] * 8, END]
+
+
+def ovis_tiles(size: str) -> list[int]:
+    first = [START, *[IMAGE] * 16, GLOBAL]
+    return [*first, END] if size == "s" else [*first, *[IMAGE] * 16, BREAK, END]
+
+
+def pixtral_rows(size: str) -> list[int]:
+    columns = 2 if size == "s" else 4
+    return [*([*[IMAGE] * columns, BREAK] * 3), *[IMAGE] * columns, END]
+
+
+def image_types(ids: torch.Tensor) -> dict[str, Any]:
+    """Gemma 3: the tokens of an image see each other."""
+    return {"token_type_ids": (ids == IMAGE).int()}
+
+
+def prefix_types(ids: torch.Tensor) -> dict[str, Any]:
+    """PaliGemma: all tokens of the prompt see each other."""
+    return {"token_type_ids": torch.zeros_like(ids)}
+
+
+def same(count: int) -> dict[str, int]:
+    return {"s": count, "l": count}
