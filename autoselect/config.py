@@ -26,6 +26,9 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "none"]
+
+
 @dataclass(frozen=True)
 class ScorerConfig:
     """Size of the Scorer.
@@ -37,7 +40,7 @@ class ScorerConfig:
     """
 
     hidden_size: int = 64
-    num_layers: int = 1
+    num_layers: int = 2
     num_heads: int = 4
 
     def __post_init__(self) -> None:
@@ -59,10 +62,12 @@ class DenoiserConfig:
     Attributes:
         num_layers: blocks of diagonal attention and MLP; 0 trains without a Denoiser.
         hidden_size: channels of each block's two bottlenecks (values and MLP).
+        told_gate: each token's gate is an input, so that the Denoiser knows how noisy it is.
     """
 
     num_layers: int = 2
     hidden_size: int = 256
+    told_gate: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -88,6 +93,7 @@ class GateConfig:
         calibration_images: images whose tokens give mean, deviation and factor.
         soft_removal: also add each gate's logarithm to the attention logits of its token, so that
             a closed gate is removed as at inference; not in the paper.
+        kind: `noise` is the paper's; the others stand in `autoselect/gating.py`.
     """
 
     token_budget: int = 16
@@ -99,7 +105,8 @@ class GateConfig:
     noise: Literal["covariance", "channel"] = "covariance"
     noise_rank: int = 64
     calibration_images: int = 256
-    soft_removal: bool = False
+    soft_removal: bool = True
+    kind: GateKind = "noise"
 
     def __post_init__(self) -> None:
         require(
@@ -127,6 +134,11 @@ class GateConfig:
         require(
             self.calibration_images >= 2,
             f"gate.calibration_images={self.calibration_images} is too few; choose 2 or more",
+        )
+        require(
+            self.kind != "none" or self.soft_removal,
+            "gate.kind=none lets every token pass, so the budget would mean nothing; "
+            "set gate.soft_removal=true or choose another gate.kind",
         )
 
 

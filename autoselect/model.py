@@ -2,7 +2,7 @@
 
     features = vlm.encode(images)                       no gradient
     scores   = scorer(features)
-    gated    = soft_top_k_noise_gate(features, scores, K, tau, noise key)
+    gated    = soft_top_k_noise_gate(features, scores, K, tau, noise key)    others: gating.py
     inputs   = denoiser(gated)
     loss     = next-token loss on the answers           gradient flows through the frozen LLM
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from autoselect.calibration import TokenStatistics
 from autoselect.config import TrainConfig
 from autoselect.denoiser import Denoiser
-from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+from autoselect.gating import Gated, gate_tokens
+from autoselect.ops.noise_gate import NoiseKey
 from autoselect.scorer import Scorer, standardise
 from autoselect.vlm.backbone import FrozenVLM, VisualTokens
 from autoselect.vlm.batch import IGNORED_LABEL, TrainBatch
@@ -77,6 +78,7 @@ class AutoSelect(nn.Module):
         self.vlm = vlm
         self.frozen = vlm.model
         self.standardise = config.gate.standardise
+        self.gate_kind = config.gate.kind
         self.soft_removal = config.gate.soft_removal
         self.activation_checkpointing = config.activation_checkpointing
         self.scorer = Scorer(vlm.width, config.scorer)
@@ -89,25 +91,20 @@ class AutoSelect(nn.Module):
         self.frozen.eval()
         return self
 
-    def gate(
-        self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def gate(self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor) -> Gated:
         """Gated tokens [I, N, D] and gates [I, N] of visual tokens."""
         scores = self.scorer(visual.tokens, visual.mask)
         if self.standardise:
             scores = standardise(scores, visual.mask)
-        key = NoiseKey(setting.seed, setting.step, image_ids)
-        statistics = self.statistics
-        return soft_top_k_noise_gate(
+        return gate_tokens(
+            self.gate_kind,
             visual.tokens,
             scores.float(),
             setting.token_budget,
             setting.temperature,
-            statistics.mean,
-            statistics.std,
-            key,
-            mask=visual.mask,
-            factor=statistics.factor,
+            self.statistics,
+            NoiseKey(setting.seed, setting.step, image_ids),
+            visual.mask,
         )
 
     def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
@@ -115,8 +112,9 @@ class AutoSelect(nn.Module):
         if batch.num_images == 0:
             return self._without_images(batch, setting)
         visual = self.vlm.encode(batch.pixels)
-        gated, gates = self.gate(visual, setting, batch.image_ids)
-        repaired = self.denoiser(gated)
+        gated = self.gate(visual, setting, batch.image_ids)
+        gates = gated.gates
+        repaired = self.denoiser(gated.tokens, gates)
         real = repaired if visual.mask is None else repaired[visual.mask]
         loss_sum = answer_loss(
             self.vlm,
@@ -148,8 +146,8 @@ class AutoSelect(nn.Module):
         """
         blank = self.vlm.pixel_inputs([Image.new("RGB", (64, 64))])
         visual = self.vlm.encode(blank)
-        gated, _ = self.gate(visual, setting, torch.zeros(1, dtype=torch.long))
-        tokens = self.denoiser(gated)[0]
+        gated = self.gate(visual, setting, torch.zeros(1, dtype=torch.long))
+        tokens = self.denoiser(gated.tokens, gated.gates)[0]
         row = blank_row(len(tokens), self.vlm.image_token_id).to(batch.input_ids.device)
         nothing = answer_loss(self.vlm, row, tokens, self.activation_checkpointing) * 0.0
         zero = torch.zeros((), device=nothing.device)

@@ -129,9 +129,9 @@ def test_closed_gates_carry_nothing_of_the_image(vlm, model, batch):
 def test_open_gates_are_the_untouched_tokens(vlm, model, batch):
     everything = GateSetting(144, 0.1, 0, 0)
     visual = vlm.encode(batch.pixels)
-    gated, gates = model.gate(visual, everything, batch.image_ids)
-    assert torch.equal(gated, visual.tokens)
-    assert torch.equal(gates, torch.ones_like(gates))
+    gated = model.gate(visual, everything, batch.image_ids)
+    assert torch.equal(gated.tokens, visual.tokens)
+    assert torch.equal(gated.gates, torch.ones_like(gated.gates))
 
 
 def test_rows_without_images_give_a_loss_of_zero_that_can_be_reduced(model, vlm):
