@@ -37,7 +37,7 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.engine_state import TrainedState
-from autoselect.runtime import on_main
+from autoselect.rank_zero import on_main
 
 logger = logging.getLogger(__name__)
 

@@ -134,6 +134,15 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int(stage)
 
 
+def step_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checked configuration decides the numbers of a step, however it is split."""
+    return {
+        "train_batch_size": config["train_batch_size"],
+        "gradient_clipping": config.get("gradient_clipping", 0.0),
+        "optimizer": config.get("optimizer", {}),
+    }
+
+
 def batch_sizes(config: Mapping[str, Any], world_size: int) -> BatchSizes:
     """Splits the global batch of a checked configuration over the ranks.
 

@@ -22,12 +22,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from types import TracebackType
 
 import torch.distributed as dist
 
-from autoselect.runtime import RankInfo, broadcast_object
+from autoselect.rank_zero import open_store
+from autoselect.runtime import RankInfo
 
 logger = logging.getLogger(__name__)
 
@@ -127,16 +127,7 @@ class Heartbeat:
             self._thread.start()
 
     def _open_store(self) -> dist.TCPStore:
-        timeout = timedelta(seconds=self.times.dead)
-        main = self.info.is_main
-        store = None
-        if main:
-            store = dist.TCPStore("0.0.0.0", 0, None, True, timeout, wait_for_workers=False)
-        port = broadcast_object(store.port if store is not None else None)
-        if store is None:
-            store = dist.TCPStore(
-                os.environ["MASTER_ADDR"], port, None, False, timeout, wait_for_workers=False
-            )
+        store = open_store(timeout_s=self.times.dead)
         self._write(store)
         dist.barrier()  # from here on every rank's key exists, and reading never waits
         return store

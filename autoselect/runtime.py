@@ -15,16 +15,16 @@ import random
 import signal
 import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from autoselect import rank_zero
 from autoselect.config import ConfigError
 
 EXIT_PREEMPTED = 75
@@ -150,6 +150,7 @@ def init_distributed(
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise ConfigError(_rendezvous_message(error, environment, info, timeout_s)) from error
+    rank_zero.prepare()
 
 
 def shutdown_distributed() -> None:
@@ -242,34 +243,6 @@ def any_true(flag: bool, device: torch.device) -> bool:
     if dist.is_initialized():
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
-
-
-def broadcast_object(value: Any) -> Any:
-    """The object of rank 0, on every rank (a collective); other ranks' values are ignored."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def on_main(action: Callable[[], Any]) -> Any:
-    """Runs `action` on rank 0 and gives its result to every rank (a collective).
-
-    Raises:
-        ConfigError: `action` raised one, or a subclass of it; raised on every rank.
-    """
-    result: Any = None
-    failure: ConfigError | None = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            result = action()
-        except ConfigError as error:
-            failure = error
-    result, failure = broadcast_object((result, failure))
-    if failure is not None:
-        raise failure
-    return result
 
 
 class SignalFlag:

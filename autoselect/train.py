@@ -10,11 +10,11 @@ import logging
 import sys
 from pathlib import Path
 
-from autoselect import runtime
+from autoselect import rank_zero, runtime
 from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.heartbeat import EXIT_RANK_LOST, RankFailedError, RankLostError
+from autoselect.heartbeat import EXIT_RANK_LOST, RankFailedError, RankLostError, lost_contact
 from autoselect.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -58,16 +58,21 @@ def main(arguments: list[str] | None = None) -> int:
     except RankLostError as error:
         logger.error("%s", error)
         return EXIT_RANK_LOST
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        logger.error("the other ranks were lost before the first step: %s", error)
+        return EXIT_RANK_LOST
 
 
 def _train(
     config: TrainConfig, deepspeed: dict, info: runtime.RankInfo, signals: runtime.SignalFlag
 ) -> int:
     from autoselect.reference.resources import resolve_model, resolve_shards
-    from autoselect.trainer import train
+    from autoselect.training_run import train
 
     model = resolve_model(config.model)
-    shards = runtime.on_main(lambda: resolve_shards(config.data.train_shards))
+    shards = rank_zero.on_main(lambda: resolve_shards(config.data.train_shards))
     data = dataclasses.replace(config.data, train_shards=shards)
     resolved = dataclasses.replace(config, model=model, data=data)
     finished = train(resolved, deepspeed, info, signals)

@@ -1,181 +1,33 @@
-"""Training of Scorer and Denoiser around a frozen VLM, with DeepSpeed.
+"""The training loop: one engine, stepped over global batches; guard, metrics and checkpoints."""
 
-`train` reads from top to bottom: load the frozen VLM, open the shards, calibrate, build the model
-and its engine, go on from the last checkpoint, step, export the selector.
-"""
-
+import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
-from torch import Tensor
 from tqdm import tqdm
 
 from autoselect import runtime, schedules
-from autoselect.calibration import TokenStatistics, calibrate
 from autoselect.checkpoint import CheckpointStore, TrainingState
-from autoselect.config import ConfigError, TrainConfig, flatten, to_dict
+from autoselect.config import TrainConfig, flatten, to_dict
 from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet
-from autoselect.deepspeed_config import BatchSizes, batch_sizes
+from autoselect.deepspeed_config import batch_sizes, step_settings
 from autoselect.engine_state import capture, restore
 from autoselect.heartbeat import Heartbeat
-from autoselect.model import AutoSelect, GateSetting, StepOutput
+from autoselect.model import GateSetting, StepOutput
 from autoselect.selector import Selector
-from autoselect.sharded_loading import gathered, sharded_loading
+from autoselect.shared_quarantine import SharedQuarantine
 from autoselect.tracking import Tracker
 from autoselect.update_guard import UpdateGuard
-from autoselect.vlm.backbone import FrozenVLM, default_dtype
 from autoselect.vlm.batch import Collator, TrainBatch
 
 logger = logging.getLogger(__name__)
-SELECTOR_FOLDER = "selector"
-CALIBRATION_BATCH = 32
-
-
-def train(
-    config: TrainConfig,
-    deepspeed: dict[str, Any],
-    info: runtime.RankInfo,
-    signals: runtime.SignalFlag | None = None,
-) -> bool:
-    """Train a selector and export it to `OUTPUT/selector`.
-
-    Args:
-        config: the run.
-        deepspeed: checked DeepSpeed configuration: batch sizes, ZeRO, clipping.
-        info: this rank; the ranks have met.
-        signals: remembers signals since the process began; made here by default.
-
-    Returns:
-        True when all steps are done; False after a signal, with a checkpoint to go on from.
-
-    Raises:
-        ConfigError: the model, the shards, the budget or the batch sizes do not fit.
-        CheckpointError: checkpoints are there but none can be used.
-    """
-    signals = signals or runtime.SignalFlag()
-    device = runtime.choose_device(info)
-    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    with sharded_loading(deepspeed, dtype or default_dtype(device)):
-        vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
-    check_budget(config, vlm)
-    sizes = batch_sizes(deepspeed, info.world_size)
-    shards = ShardSet.open(config.data.train_shards)
-    collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
-    store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
-    state = store.load()
-    if state is None:
-        with gathered(vlm.vision_parameters()):
-            statistics = calibrate_on(vlm, shards, collator, config)
-    else:
-        check_resumable(state, config, shards, vlm)
-        statistics = TokenStatistics.from_tensors(state.statistics)
-    if info.is_main:
-        write_resolved(config, deepspeed)
-    runtime.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
-    model = AutoSelect(vlm, config, statistics.to(device))
-    engine = build_engine(model, config, deepspeed)
-    trainer = Trainer(config, engine, shards, collator, sizes, info, device, store, state, signals)
-    if not trainer.run():
-        return False
-    with gathered(model.scorer.parameters()):
-        if info.is_main:
-            trainer.export(Path(config.output) / SELECTOR_FOLDER)
-    return True
-
-
-def check_resumable(
-    state: TrainingState, config: TrainConfig, shards: ShardSet, vlm: FrozenVLM
-) -> None:
-    """The run that goes on is the run that was begun.
-
-    Raises:
-        ConfigError: another model, other data, or a setting that the numbers so far depend on.
-    """
-    if state.data.get("model_digest") != vlm.digest:
-        raise ConfigError(
-            f"output={config.output} holds a run on other weights of model={config.model}; "
-            "choose another output folder, or remove this one to train anew"
-        )
-    if state.data.get("digest") != shards.digest:
-        raise ConfigError(
-            f"output={config.output} holds a run on other data (digest {state.data.get('digest')}, "
-            f"now {shards.digest}); choose another output folder to train on these shards"
-        )
-    free = {"output", "save_every", "keep_checkpoints", "log_every", "experiment", "tracking"}
-    before, now = flatten(state.config), flatten(to_dict(config))
-    changed = [k for k in now if before.get(k) != now[k] and k not in free and k != "data.workers"]
-    if changed:
-        listed = ", ".join(f"{k}: {before.get(k)} -> {now[k]}" for k in changed)
-        raise ConfigError(
-            f"output={config.output} holds a run with other settings ({listed}); "
-            "choose another output folder, or repeat the old settings to go on"
-        )
-
-
-def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
-    """The budget fits into the model's visual tokens, where their number is fixed."""
-    if vlm.num_tokens is not None and config.gate.token_budget > vlm.num_tokens:
-        raise ConfigError(
-            f"gate.token_budget={config.gate.token_budget} exceeds the {vlm.num_tokens} visual "
-            f"tokens of this model; choose 1..{vlm.num_tokens}"
-        )
-
-
-def write_resolved(config: TrainConfig, deepspeed: dict[str, Any]) -> None:
-    """The whole resolved configuration, beside everything the run writes."""
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = {"train": to_dict(config), "deepspeed": deepspeed}
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
-
-
-def calibrate_on(
-    vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig
-) -> TokenStatistics:
-    """Statistics of the first samples' visual tokens; rank 0's are everybody's."""
-
-    def batches() -> Iterator[Tensor]:
-        with_images = (sample for sample in shards.usable() if sample.pictures)
-        first = islice(with_images, config.gate.calibration_images)
-        while chunk := list(islice(first, CALIBRATION_BATCH)):
-            visual = vlm.encode(collator(chunk).pixels)
-            mask = visual.mask
-            yield visual.tokens.flatten(0, 1) if mask is None else visual.tokens[mask]
-
-    rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
-    statistics = calibrate(batches(), rank)
-    logger.info(
-        "calibrated on visual tokens of width %d, participation ratio %.1f",
-        len(statistics.mean),
-        statistics.participation_ratio,
-    )
-    return TokenStatistics.from_tensors(runtime.broadcast_object(statistics.tensors()))
-
-
-def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: dict[str, Any]) -> Any:
-    """A DeepSpeed engine that optimises the trainable parameters only."""
-    import deepspeed as ds
-
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in trained if p.ndim >= 2],
-            "weight_decay": config.optimizer.weight_decay,
-        },
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    engine, _, _, _ = ds.initialize(model=model, model_parameters=groups, config=deepspeed)
-    return engine
 
 
 class Trainer:
@@ -187,7 +39,7 @@ class Trainer:
         engine: Any,
         shards: ShardSet,
         collator: Collator,
-        sizes: BatchSizes,
+        deepspeed: dict[str, Any],
         info: runtime.RankInfo,
         device: torch.device,
         store: CheckpointStore,
@@ -195,50 +47,71 @@ class Trainer:
         signals: runtime.SignalFlag,
     ) -> None:
         self.config, self.engine, self.info, self.device = config, engine, info, device
-        self.sizes, self.shards, self.store = sizes, shards, store
+        self.deepspeed, self.shards, self.store = deepspeed, shards, store
+        self.sizes = batch_sizes(deepspeed, info.world_size)
         self.step = 0 if state is None else state.step
         self.guard = UpdateGuard(engine, patience=config.max_skipped_steps)
         self.signals = signals
+        self.quarantine = self._start_quarantine()
         self.loader = Loader(
             shards,
             collator,
             config.seed,
-            sizes.micro,
-            sizes.accumulation,
+            self.sizes.micro,
+            self.sizes.accumulation,
             info.rank,
             info.world_size,
             start_step=self.step,
             workers=config.data.workers,
-            quarantine=Quarantine(
-                len(shards) + len(shards.faults),
-                config.data.quarantine_budget,
-                Path(config.output) / f"quarantine-{info.rank}.jsonl",
-            ),
+            quarantine=self.quarantine.quarantine,
             stop_step=config.steps,
         )
         if state is not None:
             restore(engine, state.trained, f"checkpoint of step {state.step}")
             logger.info("going on at step %d of %d", state.step, config.steps)
         run = {} if state is None else state.run
+        self.guard.skipped = run.get("skipped_steps", 0)
         self.polarisation: float | None = run.get("polarisation")
-        self.tracking_run_id: str | None = run.get("tracking_run_id")
-        self.tracker = self._start_tracker()
+        self.tracker = self._start_tracker(run.get("tracking_run_id"))
+        self.tracking_run_id = self.tracker.run_id or run.get("tracking_run_id")
 
-    def _start_tracker(self) -> Tracker:
+    def _start_quarantine(self) -> SharedQuarantine:
+        """One list per rank; the lists of an earlier start count, whatever its world size."""
+        folder = Path(self.config.output)
+        own = folder / f"quarantine-{self.info.rank}.jsonl"
+        total = len(self.shards) + len(self.shards.faults)
+        others = [path for path in sorted(folder.glob("quarantine-*.jsonl")) if path != own]
+        return SharedQuarantine(Quarantine(total, self.config.data.quarantine_budget, own, others))
+
+    def _start_tracker(self, run_id: str | None) -> Tracker:
+        """The tracked run of the checkpoint, or of an equal start that died before it had one."""
         if not (self.info.is_main and self.config.tracking):
             return Tracker.disabled()
+        note = Path(self.config.output) / "tracking.json"
+        settings = {
+            "config": to_dict(self.config),
+            "step_settings": step_settings(self.deepspeed),
+            "data_digest": self.shards.digest,
+            "model_digest": self.engine.module.vlm.digest,
+        }
+        if run_id is None and note.exists():
+            known = json.loads(note.read_text())
+            run_id = known["run_id"] if known["settings"] == settings else None
         tracker = Tracker.start(
             self.config.experiment,
             f"train {Path(self.config.output).name}",
             flatten(to_dict(self.config)),
             {"kind": "train", "data_digest": self.shards.digest},
-            run_id=self.tracking_run_id,
+            run_id=run_id,
         )
-        self.tracking_run_id = tracker.run_id
+        partial = note.with_suffix(".partial")
+        partial.write_text(json.dumps({"run_id": tracker.run_id, "settings": settings}))
+        partial.replace(note)
         return tracker
 
     def save(self) -> None:
-        """A checkpoint after the steps made so far (a collective)."""
+        """A checkpoint after the steps made so far, logged before (a collective)."""
+        self.tracker.flush()
         run = {
             "tracking_run_id": self.tracking_run_id,
             "polarisation": self.polarisation,
@@ -254,6 +127,7 @@ class Trainer:
                 {
                     "digest": self.shards.digest,
                     "model_digest": self.engine.module.vlm.digest,
+                    "step_settings": step_settings(self.deepspeed),
                     "next_step": self.step,
                 },
                 run,
@@ -283,6 +157,7 @@ class Trainer:
 
         Raises:
             NumbersError: too many updates in a row were not finite.
+            QuarantineBudgetError: too many samples are unusable, over all ranks.
             RankLostError: another rank is dead, failed or stalled.
         """
         try:
@@ -313,7 +188,7 @@ class Trainer:
             self.polarisation = metrics["train/polarisation"]
             bar.update()
             bar.set_postfix_str(summary(metrics))
-            self._log(metrics)
+            self.log(metrics)
             stopping = self.signals.raised_anywhere(self.device)
             last = self.step == self.config.steps
             if stopping or last or self.step % self.config.save_every == 0:
@@ -346,7 +221,10 @@ class Trainer:
         rate = schedules.learning_rate(self.config.optimizer, self.step, self.config.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        answers = self._sum_over_ranks([sum(b.num_answer_tokens for b in micro_batches)])[0]
+        answers, unusable = self._sum_over_ranks(
+            [sum(b.num_answer_tokens for b in micro_batches), self.quarantine.new]
+        )
+        self.quarantine.check(unusable)
         factor = self.info.world_size * self.sizes.accumulation / max(answers, 1.0)
         outputs: list[StepOutput] = []
         for number, batch in enumerate(micro_batches):
@@ -387,6 +265,7 @@ class Trainer:
             "train/gradient_norm": self.guard.gradient_norm(),
             "train/skipped_steps": self.guard.skipped,
             "train/answer_tokens": answers,
+            "train/quarantined_samples": self.quarantine.quarantine.count,
             "train/tokens_per_s": answers / seconds,
             "train/step_ms": seconds * 1000,
             "train/epoch": self.loader.epoch,
@@ -397,7 +276,8 @@ class Trainer:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
-    def _log(self, metrics: dict[str, float]) -> None:
+    def log(self, metrics: dict[str, float]) -> None:
+        """Hand the last step's metrics to tracker and console, every `log_every` steps."""
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
             self.tracker.log_metrics(metrics, self.step)
             if not sys.stderr.isatty():

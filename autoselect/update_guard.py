@@ -36,7 +36,7 @@ class UpdateGuard:
         engine.step()                                       # DeepSpeed counts micro-batches here
 
     Attributes:
-        skipped: updates skipped since the start of the process.
+        skipped: updates skipped so far; a run that goes on sets it to what its checkpoint says.
         skipped_in_row: updates skipped since the last good one.
     """
 

@@ -12,7 +12,14 @@ from autoselect.config import ConfigError
 from autoselect.deepspeed_config import batch_sizes, load_deepspeed_config, zero_stage
 
 FOLDER = Path(__file__).parents[1] / "configs" / "deepspeed"
-STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
+STAGES = {
+    "zero0": 0,
+    "zero1": 1,
+    "zero2": 2,
+    "zero3": 3,
+    "zero3_offload": 3,
+}
+PUBLIC_STAGES = {"public_zero2": 2}
 MINIMAL = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}
 
 
@@ -31,8 +38,20 @@ def test_shipped_files_state_the_reference_run(name: str) -> None:
     assert (sizes.total, sizes.micro, sizes.accumulation) == (32, 16, 1)
 
 
+@pytest.mark.parametrize("name", PUBLIC_STAGES)
+def test_files_for_public_models_split_over_whole_nodes(name: str) -> None:
+    config = load_deepspeed_config(FOLDER / f"{name}.json")
+    assert zero_stage(config) == PUBLIC_STAGES[name]
+    sizes = [batch_sizes(config, world_size=count) for count in (8, 16, 32)]
+    assert [(s.total, s.micro, s.accumulation) for s in sizes] == [
+        (128, 4, 4),
+        (128, 4, 2),
+        (128, 4, 1),
+    ]
+
+
 def test_no_other_file_is_shipped() -> None:
-    assert {path.stem for path in FOLDER.iterdir()} == set(STAGES)
+    assert {path.stem for path in FOLDER.iterdir()} == set(STAGES) | set(PUBLIC_STAGES)
 
 
 @pytest.mark.parametrize(

@@ -184,12 +184,3 @@ def test_seeding_repeats_all_three_generators() -> None:
     assert draw() != first
     runtime.seed_everything(2**40 + 5)
     assert draw() == first
-
-
-def test_errors_of_rank_0_reach_the_caller() -> None:
-    def fail() -> None:
-        raise ConfigError("budget=0 is below 1")
-
-    assert runtime.on_main(lambda: 5) == 5
-    with pytest.raises(ConfigError, match="budget=0"):
-        runtime.on_main(fail)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,26 +13,9 @@ from autoselect.data.shards import ShardWriter
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_sample, render_shards
 from autoselect.reference.vlm import build_model, save_vlm
+from tests.launching import launch
 
-WORKERS = Path(__file__).parent / "workers"
 STEPS = 20
-
-
-def launch(ranks: int, worker: str, *arguments: str) -> None:
-    sys.path.insert(0, str(WORKERS))
-    from toy import environment
-
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(WORKERS / worker)]
-    done = subprocess.run(
-        [*command, *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +45,19 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
 
 @pytest.mark.slow
 def test_ranks_without_an_image_do_not_hang_at_any_stage(folder: Path) -> None:
-    """Every second sample has no image, one sample per micro-batch: some ranks have none."""
+    """Every second sample has no image, one sample per micro-batch: some ranks have none.
+
+    Their answers differ in length, and some have none.
+    """
     (folder / "mixed").mkdir()
     with ShardWriter(folder / "mixed", "train") as writer:
         for index in range(32):
             key, record, jpeg = render_sample(3, "train", index)
             if index % 2:
                 human = {"from": "human", "value": "is there a sign ?"}
-                record = {"id": key, "conversations": [human, {"from": "gpt", "value": "no"}]}
+                answer = {"from": "gpt", "value": "no" if index % 4 == 1 else "there is no sign"}
+                turns = [human] if index % 8 == 7 else [human, answer]
+                record = {"id": key, "conversations": turns}
             writer.write(key, record, [] if index % 2 else [jpeg])
     names = ("zero2+micro+mixed", "zero3+micro+mixed")
     launch(2, "stage_worker.py", str(folder), str(STEPS), *names)

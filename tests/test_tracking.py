@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -145,12 +147,44 @@ def test_a_run_that_sigkill_left_running_is_closed_by_the_next():
     mine.finish()
 
 
+def test_metrics_leave_the_caller_at_once_and_arrive_by_themselves(monkeypatch):
+    monkeypatch.setattr("autoselect.tracking.tracker.DELIVERY_SECONDS", 0.05)
+    delivering, go_on = threading.Event(), threading.Event()
+    real = Store.log_metrics
+
+    def slow(store, run_id, events):
+        delivering.set()
+        assert go_on.wait(60)
+        real(store, run_id, events)
+
+    tracker = start()
+    monkeypatch.setattr(Store, "log_metrics", slow)
+    tracker.log_metrics({"loss": 0.0}, 0)
+    assert delivering.wait(60)
+    for step in range(1, 50):
+        tracker.log_metrics({"loss": float(step)}, step)  # would wait for ever if it delivered
+    go_on.set()
+    deadline = time.monotonic() + 60
+    while len(history(tracker.run_id, "loss")) < 50 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert history(tracker.run_id, "loss") == [(step, float(step)) for step in range(50)]
+    tracker.finish()
+
+
+def test_what_was_flushed_survives_sigkill():
+    child = CHILD.replace(
+        "if sys.argv", 'tracker.log_metrics({"loss": 1.0}, 1)\ntracker.flush()\nif sys.argv'
+    )
+    done = subprocess.run([sys.executable, "-c", child, "kill"], capture_output=True, text=True)
+    assert history(done.stdout.split()[-1], "loss") == [(1, 1.0)]
+
+
 class Outage:
     """Makes every store fail while `down`."""
 
     def __init__(self, monkeypatch):
         self.down = False
-        for name in ("create", "log_params", "apply"):
+        for name in ("create", "log_params", "log_metrics", "apply"):
             monkeypatch.setattr(Store, name, self._failing(getattr(Store, name)))
 
     def _failing(self, real):
@@ -171,6 +205,7 @@ def outage(monkeypatch):
 def test_what_an_outage_held_back_arrives_in_order_when_it_is_over(outage, project):
     tracker = start()
     tracker.log_metrics({"loss": 3.0}, 1)
+    tracker.flush()
     outage.down = True
     tracker.log_metrics({"loss": 2.0}, 2)
     (project / "figure.txt").write_text("kept")
@@ -211,17 +246,20 @@ def test_an_outage_in_the_middle_of_a_delivery_repeats_nothing(outage, monkeypat
     for step in range(4):
         tracker.log_metrics({"loss": float(step)}, step)
     outage.down = False
-    real, calls = Store.apply, []
+    real, calls = MlflowClient.log_batch, []
 
-    def failing_once(store, run_id, event):
-        calls.append(event)
-        if len(calls) == 4:
-            raise ServerUnreachableError("again")
-        real(store, run_id, event)
+    def fails_after_arrival(self, *arguments, **named):
+        real(self, *arguments, **named)
+        calls.append(named)
+        if len(calls) == 3:
+            raise ConnectionError("cut before the answer")
 
-    monkeypatch.setattr(Store, "apply", failing_once)
+    monkeypatch.setattr(MlflowClient, "log_batch", fails_after_arrival)
     tracker.log_metrics({"loss": 4.0}, 4)
+    tracker.flush()
+    assert list(Path("mlruns/spool").glob("*.jsonl"))
     tracker.finish()
+    assert any("metrics" in call for call in calls[:3])
     assert history(tracker.run_id, "loss") == [(step, float(step)) for step in range(5)]
     assert client().get_run(tracker.run_id).info.status == "FINISHED"
 

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from autoselect import runtime
 from autoselect import train as entry
 from autoselect.config import ConfigError, TrainConfig, load_config
 from autoselect.deepspeed_config import load_deepspeed_config
@@ -16,7 +18,8 @@ from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.runtime import RankInfo
-from autoselect.trainer import train
+from autoselect.trainer import Trainer
+from autoselect.training_run import train
 
 ROOT = Path(__file__).parent.parent
 ALONE = RankInfo(rank=0, world_size=1, local_rank=0, source="single")
@@ -31,7 +34,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, *flags: str) -> None:
+def run(folder: Path, *flags: str, batch: int = 16) -> None:
     defaults = [
         f"--model={folder / 'vlm'}",
         f"--data.train_shards={folder / 'shards' / 'train-*.tar'}",
@@ -39,7 +42,9 @@ def run(folder: Path, *flags: str) -> None:
         "--tracking=false",
     ]
     config = load_config(TrainConfig, None, [*defaults, *flags])
-    train(config, load_deepspeed_config(DEEPSPEED), ALONE)
+    deepspeed = load_deepspeed_config(DEEPSPEED)
+    sizes = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": batch}
+    train(config, deepspeed | sizes, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +108,34 @@ def test_a_port_in_use_is_named(tmp_path):
         )
     assert ended.returncode == 2, ended.stderr
     assert f"MASTER_PORT={port} is already in use" in ended.stderr
+
+
+def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked_run(
+    folder, tmp_path, monkeypatch
+):
+    """And what changes its numbers later is refused by name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    runtime.init_distributed(ALONE, runtime.choose_device(ALONE))
+    output = tmp_path / "run"
+    flags = (
+        f"--output={output}",
+        *("--tracking=true", "--steps=2", "--log_every=1", "--gate.calibration_images=2"),
+    )
+
+    def die(trainer):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
+        patched.setattr(Trainer, "save", die)
+        run(folder, *flags, "--save_every=1", batch=2)
+    first = json.loads((output / "tracking.json").read_text())["run_id"]
+    run(folder, *flags, "--save_every=1", batch=2)
+    tracked = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert tracked.get_run(first).info.status == "FINISHED"
+    assert [m.step for m in tracked.get_metric_history(first, "train/loss")] == [1, 2]
+    run(folder, *flags, "--save_every=7", "--data.quarantine_budget=0.5", batch=2)
+    with pytest.raises(ConfigError, match=r"other settings \(train_batch_size: 2 -> 4\)"):
+        run(folder, *flags, batch=4)
+    with pytest.raises(ConfigError, match=r"gate.token_budget: 16 -> 12"):
+        run(folder, *flags, "--gate.token_budget=12", batch=2)

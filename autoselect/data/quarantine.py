@@ -25,22 +25,28 @@ class Quarantine:
         budget: largest tolerated fraction of unusable ones.
         path: JSON-lines file to append to, one fault a line; one per rank. What it holds already
             (from before a restart) counts.
+        others: such files of other ranks, read only.
     """
 
     def __init__(
-        self, total: int, budget: float = DEFAULT_BUDGET, path: str | Path | None = None
+        self,
+        total: int,
+        budget: float = DEFAULT_BUDGET,
+        path: str | Path | None = None,
+        others: Iterable[Path] = (),
     ) -> None:
         self.total = total
         self.budget = budget
         self._faults: dict[tuple[str, str, int], Fault] = {}
         self._path = Path(path) if path is not None else None
         if self._path is not None and self._path.exists():
-            text, newline, cut = self._path.read_text().rpartition("\n")
+            complete, cut = _complete_lines(self._path)
             if cut:
                 # A kill came while the last line was written; the fault will be found again.
-                self._path.write_text(text + newline)
-            for line in text.splitlines():
-                self._remember(Fault(**json.loads(line)))
+                self._path.write_text("".join(f"{line}\n" for line in complete))
+        for listing in [*([self._path] if self._path else []), *others]:
+            if listing.exists():
+                self.merge(Fault(**json.loads(line)) for line in _complete_lines(listing)[0])
 
     @property
     def faults(self) -> list[Fault]:
@@ -67,22 +73,22 @@ class Quarantine:
             logger.warning("%d samples quarantined; further ones are only listed", self.count)
         self.check()
 
-    def check(self, elsewhere: int = 0) -> None:
-        """Checks the budget.
+    def merge(self, faults: Iterable[Fault]) -> None:
+        """Counts faults that are listed elsewhere already: by other ranks, or before a restart."""
+        for fault in faults:
+            self._remember(fault)
 
-        Args:
-            elsewhere: unusable samples that other ranks counted and this one did not.
+    def check(self) -> None:
+        """Checks the budget.
 
         Raises:
             QuarantineBudgetError: the fraction of unusable samples exceeds the budget.
         """
-        count = self.count + elsewhere
-        if count > self.budget * self.total:
-            last = self.faults[-1] if self._faults else "found on another rank"
+        if self.count > self.budget * self.total:
             raise QuarantineBudgetError(
-                f"quarantine_budget={self.budget:g} is exceeded: {count} of {self.total} samples "
-                f"are unusable (last: {last}); repair the shards (`autoselect shards verify` "
-                "lists the damage) or raise the budget"
+                f"data.quarantine_budget={self.budget:g} is exceeded: {self.count} of {self.total} "
+                f"samples are unusable (last: {self.faults[-1]}); repair the shards (`autoselect "
+                "shards verify` lists the damage) or raise the budget"
             )
 
     def _remember(self, fault: Fault) -> bool:
@@ -91,3 +97,9 @@ class Quarantine:
             return False
         self._faults[place] = fault
         return True
+
+
+def _complete_lines(path: Path) -> tuple[list[str], bool]:
+    """Whole lines of a file, and whether a cut one follows them."""
+    *lines, rest = path.read_text().split("\n")
+    return lines, bool(rest)

@@ -239,8 +239,8 @@ class ShardSet:
             if len(piece) < entry.end - entry.start:
                 raise RecordError(
                     "truncated",
-                    f"{entry.suffix} at byte {entry.start} ends at byte {entry.end}, "
-                    f"the shard at byte {start + len(data)}",
+                    f"{entry.suffix} at byte {entry.start} has {len(piece)} of its "
+                    f"{entry.end - entry.start} bytes",
                 )
             if zlib.crc32(piece) != entry.crc:
                 raise RecordError(*_damage(piece, entry))

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class Store:
         """
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         return cls(os.environ.get("MLFLOW_TRACKING_URI") or default_uri())
 
     @property
@@ -101,6 +102,17 @@ class Store:
                 self.client.log_batch(run_id, tags=tags)
             return changed
 
+    def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric by step; empty for a run that this store does not know."""
+        with _reachable():
+            try:
+                found = self.client.get_metric_history(run_id, name)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return []
+                raise
+        return sorted((metric.step, metric.value) for metric in found)
+
     def apply(self, run_id: str, event: Event) -> None:
         """Carry out one event of `Tracker`.
 
@@ -124,17 +136,31 @@ class Store:
         for start in range(0, len(tags), PARAMS_PER_CALL):
             self.client.log_batch(run_id, tags=tags[start : start + PARAMS_PER_CALL])
 
-    def _apply_metrics(self, run_id: str, event: Event) -> None:
+    def log_metrics(self, run_id: str, events: Sequence[Event]) -> None:
+        """Log the metrics of many steps in few calls; a (metric, step) twice is left out.
+
+        Raises:
+            ServerUnreachableError: all of them may be tried again later.
+        """
+        with _reachable():
+            try:
+                new = [metric for event in events for metric in self._new_metrics(run_id, event)]
+                for start in range(0, len(new), METRICS_PER_CALL):
+                    self.client.log_batch(run_id, metrics=new[start : start + METRICS_PER_CALL])
+            except BaseException:
+                # What arrived is unknown: ask the server for its steps before the next attempt.
+                self._steps = {key: steps for key, steps in self._steps.items() if key[0] != run_id}
+                raise
+
+    def _new_metrics(self, run_id: str, event: Event) -> Iterator[Metric]:
+        """Metrics of an event that the run does not have; from now on it counts them as logged."""
         step = event["step"]
-        values = event["values"]
-        if step is not None:
-            values = {n: v for n, v in values.items() if step not in self._logged(run_id, n)}
-        metrics = [Metric(n, v, event["time_ms"], step or 0) for n, v in values.items()]
-        for start in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
-        if step is not None:
-            for name in values:
+        for name, value in event["values"].items():
+            if step is not None:
+                if step in self._logged(run_id, name):
+                    continue
                 self._logged(run_id, name).add(step)
+            yield Metric(name, value, event["time_ms"], step or 0)
 
     def _logged(self, run_id: str, name: str) -> set[int]:
         """Steps at which the run has the metric; asked of the server once, at the first use."""

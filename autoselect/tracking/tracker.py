@@ -4,14 +4,20 @@ Runs go to `sqlite:///mlflow.db` in the current folder, or where MLFLOW_TRACKING
 can be resumed by its id: a parameter that changed is reported instead of crashing, a step that was
 logged before is not logged again, and the final status is what happened. While the server does not
 answer, everything is kept in `mlruns/spool/` and delivered later (`Tracker.synchronise`).
+
+Metrics cost the caller nothing but a list entry: a thread delivers them every few seconds. Whatever
+else is logged, `flush` and the end of the run deliver what waits first.
 """
 
 import atexit
 import logging
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ from autoselect.tracking.store import PARENT_TAG, ServerUnreachableError, Store
 
 SPOOL_FOLDER = "mlruns/spool"
 RETRY_SECONDS = 30.0
+DELIVERY_SECONDS = 5.0
 NOTE_TAG, SOURCE_TAG = "mlflow.note.content", "mlflow.source.name"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
@@ -37,7 +44,10 @@ class Tracker:
     def __init__(self, store: Store | None, spool: Spool | None, run_id: str | None) -> None:
         self._store, self._spool, self._run_id = store, spool, run_id
         self._retry_at = 0.0
-        self._finished = False
+        self._finished = threading.Event()
+        self._buffer: deque[Event] = deque()
+        self._delivery = threading.RLock()
+        self._thread: threading.Thread | None = None
         self.changed_parameters: dict[str, tuple[str, str]] = {}
 
     @classmethod
@@ -97,14 +107,35 @@ class Tracker:
         return self._run_id or self._spool.run_id or self._spool.name
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers; a (metric, step) that the run has already is left out.
+        """Log numbers, soon; a (metric, step) that the run has already is left out.
 
         Args:
             metrics: values by name, with the unit in the name.
             step: update count; None for values that have no course, which overwrite earlier ones.
         """
+        if self._store is None:
+            return
         values = {name: float(value) for name, value in metrics.items()}
-        self._send({"kind": "metrics", "values": values, "step": step, "time_ms": _now_ms()})
+        self._buffer.append(
+            {"kind": "metrics", "values": values, "step": step, "time_ms": _now_ms()}
+        )
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(
+                target=self._deliver_regularly, name="tracker", daemon=True
+            )
+            self._thread.start()
+
+    def flush(self) -> None:
+        """Deliver all metrics logged so far, or keep them on the disk.
+
+        Call it before a checkpoint: a killed run that goes on from there lacks no step then.
+        """
+        with self._delivery:
+            together = []
+            while self._buffer:
+                together.append(self._buffer.popleft())
+            if together:
+                self._deliver(together)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Add or replace tags."""
@@ -146,11 +177,12 @@ class Tracker:
     def finish(self, status: str = "FINISHED") -> None:
         """End the run with what happened: FINISHED, FAILED or KILLED. The first call counts."""
         assert status in STATUSES, status
-        if self._store is None or self._finished:
-            return
-        self._finished = True
-        self._retry_at = 0.0
-        self._send({"kind": "status", "status": status, "time_ms": _now_ms()})
+        with self._delivery:
+            if self._store is None or self._finished.is_set():
+                return
+            self._finished.set()
+            self._retry_at = 0.0
+            self._send({"kind": "status", "status": status, "time_ms": _now_ms()})
         if self._spool:
             logger.warning(
                 "tracking server %s does not answer; run kept in %s",
@@ -171,44 +203,71 @@ class Tracker:
         return 0
 
     def _close_unfinished(self) -> None:
-        if not self._finished:
+        if not self._finished.is_set():
             self.finish("FAILED")
+
+    def _deliver_regularly(self) -> None:
+        while not self._finished.wait(DELIVERY_SECONDS):
+            self.flush()
 
     def _send(self, event: Event) -> None:
         """Deliver an event now, after everything that waits, or keep it."""
+        with self._delivery:
+            self.flush()
+            self._deliver([event])
+
+    def _deliver(self, together: list[Event]) -> None:
+        """Carry out one of `_deliveries` now, after everything that waits, or keep it."""
         if self._store is None or self._spool is None:
             return
         if self._spool and (time.monotonic() < self._retry_at or not self._flush()):
-            self._keep(event)
+            self._keep(together)
             return
         try:
-            self._apply(event)
+            self._apply(together)
         except ServerUnreachableError as error:
             logger.warning("tracking server %s does not answer: %s", self._store.uri, error)
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            self._keep(event)
+            self._keep(together)
 
-    def _keep(self, event: Event) -> None:
+    def _keep(self, events: list[Event]) -> None:
         assert self._spool is not None
-        if "path" in event:
-            event = {**event, "path": str(self._spool.keep_file(Path(event["path"])))}
-        self._spool.append(event)
+        for event in events:
+            if "path" in event:
+                event = {**event, "path": str(self._spool.keep_file(Path(event["path"])))}
+            self._spool.append(event)
 
     def _flush(self) -> bool:
         """Deliver the waiting events in order; False when the server stopped answering."""
         assert self._spool is not None
         events = self._spool.events()
-        for position, event in enumerate(events):
+        delivered = 0
+        for together in _deliveries(events):
             try:
-                self._apply(event)
+                self._apply(together)
             except ServerUnreachableError:
-                self._spool.replace(events[position:])
+                self._spool.replace(events[delivered:])
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 return False
+            delivered += len(together)
         self._spool.replace([])
         return True
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, together: list[Event]) -> None:
+        """Carry out one of `_deliveries`."""
+        assert self._store is not None
+        if together[0]["kind"] == "metrics":
+            self._store.log_metrics(self._known_run_id(), together)
+        else:
+            self._apply_one(*together)
+
+    def _known_run_id(self) -> str:
+        assert self._spool is not None
+        run_id = self._run_id or self._spool.run_id
+        assert run_id is not None, "the start of a run comes before everything else"
+        return run_id
+
+    def _apply_one(self, event: Event) -> None:
         assert self._store is not None and self._spool is not None
         if event["kind"] == "start":
             self._run_id = self._spool.run_id or self._store.create(event)
@@ -217,14 +276,22 @@ class Tracker:
             else:
                 self._spool = Spool(self._spool.folder, self._run_id)
             return
-        run_id = self._run_id or self._spool.run_id
-        assert run_id is not None, "the start of a run comes before everything else"
+        run_id = self._known_run_id()
         if event["kind"] == "params":
             self.changed_parameters = self._store.log_params(run_id, event["values"])
             for name, (before, now) in self.changed_parameters.items():
                 logger.warning("resumed run %s: %s was %s, is now %s", run_id, name, before, now)
         else:
             self._store.apply(run_id, event)
+
+
+def _deliveries(events: list[Event]) -> Iterator[list[Event]]:
+    """Neighbouring metrics together, everything else one by one."""
+    for kind, alike in groupby(events, key=lambda event: event["kind"]):
+        if kind == "metrics":
+            yield list(alike)
+        else:
+            yield from ([event] for event in alike)
 
 
 def _has_ended(spool: Spool) -> bool:

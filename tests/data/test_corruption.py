@@ -11,7 +11,7 @@ from shard_samples import make_image, make_record, write_shards
 
 from autoselect.config import ConfigError
 from autoselect.data.decode import Limits
-from autoselect.data.faults import BadSample
+from autoselect.data.faults import BadSample, Fault
 from autoselect.data.index import build_index, sidecar
 from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
@@ -335,9 +335,20 @@ def test_faults_of_the_index_count_against_the_budget(tmp_path: Path) -> None:
 
 def test_the_default_budget_is_a_thousandth() -> None:
     quarantine = Quarantine(3000)
-    quarantine.check(elsewhere=3)
+    quarantine.merge(Fault("payload", "a.tar", f"{number}", number, "") for number in range(3))
+    quarantine.check()
+    quarantine.merge([Fault("payload", "a.tar", "3", 3, "")])
     with pytest.raises(QuarantineBudgetError, match="4 of 3000"):
-        quarantine.check(elsewhere=4)
+        quarantine.check()
+
+
+def test_lists_of_other_ranks_count_but_are_not_written_again(tmp_path: Path) -> None:
+    mine, other = tmp_path / "quarantine-0.jsonl", tmp_path / "quarantine-1.jsonl"
+    faults = [Fault("payload", "a.tar", f"{number}", number, "") for number in range(3)]
+    Quarantine(10, 1.0, other).add(faults[:2])
+    quarantine = Quarantine(10, 1.0, mine, [other])
+    quarantine.add(faults)
+    assert quarantine.count == 3 and len(mine.read_text().splitlines()) == 1
 
 
 def test_a_cut_line_of_the_listing_is_dropped(shard: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from toy import Toy, make_engine, rows, start
 
 from autoselect.engine_state import TrainedState, capture, restore
-from autoselect.runtime import RankInfo, broadcast_object, shutdown_distributed
+from autoselect.rank_zero import broadcast_object
+from autoselect.runtime import RankInfo, shutdown_distributed
 from autoselect.update_guard import NumbersError, UpdateGuard
 
 

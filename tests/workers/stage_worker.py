@@ -18,7 +18,7 @@ from toy import CONFIGS, start
 from autoselect.config import TrainConfig, from_dict
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.runtime import shutdown_distributed
-from autoselect.trainer import train
+from autoselect.training_run import train
 
 GLOBAL_BATCH = 4
 
@@ -44,7 +44,8 @@ def main(folder: Path, steps: int, names: list[str]) -> None:
             "save_every": steps,
             "tracking": False,
             "data": {"train_shards": str(folder / shards / "train-*.tar")},
-            "gate": {"calibration_images": 8},
+            # A sharp gate multiplies rounding by 1 / temperature in every step.
+            "gate": {"calibration_images": 8, "temperature_end": 0.5},
         }
         assert train(from_dict(TrainConfig, values), deepspeed, info)
     if info.is_main:

@@ -1,0 +1,38 @@
+"""Command-line flags of a settings dataclass: one flag per field."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+def add_setting_flags(
+    parser: argparse.ArgumentParser,
+    settings: type,
+    summaries: Mapping[str, str],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """One flag per field; a truth value becomes `--name` and `--no-name`.
+
+    Args:
+        parser: that gets the flags.
+        settings: a dataclass; fields without a default are required.
+        summaries: help text of every field.
+        defaults: shown and used in place of the fields' own.
+    """
+    for field in dataclasses.fields(settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        default = (defaults or {}).get(field.name, field.default)
+        summary = summaries[field.name]
+        if isinstance(default, bool):
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=switch, default=default, help=summary)
+            continue
+        required = default is dataclasses.MISSING
+        parser.add_argument(
+            flag,
+            required=required,
+            default=None if required else default,
+            type=int if "int" in str(field.type) else str,
+            help=summary,
+        )

@@ -1,0 +1,108 @@
+"""Work that rank 0 does for all ranks, however long it takes.
+
+A collective gives up after `runtime.COLLECTIVE_TIMEOUT_S`, which is right inside a step and too
+short for what only rank 0 does: render shards, calibrate, write a checkpoint to a slow disk. The
+others therefore wait at a key-value store that rank 0 hosts, where its death shows at once, and
+only then take its result in a collective.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from autoselect.config import ConfigError
+
+PATIENCE_S = 3600.0
+"""Longest wait for rank 0, in seconds."""
+
+LONGEST_PAUSE_S = 0.25
+_TURNS = "turns"
+
+_store: dist.TCPStore | None = None
+_turns = 0
+
+
+def open_store(timeout_s: float) -> dist.TCPStore:
+    """A key-value store hosted by rank 0, on a free port (a collective).
+
+    Args:
+        timeout_s: longest wait of one of its calls, in seconds.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    store = None
+    if dist.get_rank() == 0:
+        store = dist.TCPStore("0.0.0.0", 0, None, True, timeout, wait_for_workers=False)
+    port = broadcast_object(store.port if store is not None else None)
+    if store is None:
+        address = os.environ["MASTER_ADDR"]
+        store = dist.TCPStore(address, port, None, False, timeout, wait_for_workers=False)
+    return store
+
+
+def prepare() -> None:
+    """Opens the store that `on_main` waits at, once the ranks have met (a collective)."""
+    global _store, _turns
+    _store, _turns = None, 0
+    if dist.get_world_size() > 1:
+        _store = open_store(timeout_s=30)
+
+
+def broadcast_object(value: Any) -> Any:
+    """The object of rank 0, on every rank (a collective); other ranks' values are ignored."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """Runs `action` on rank 0 and gives its result to every rank (a collective).
+
+    Raises:
+        ConfigError: `action` raised one, or a subclass of it; raised on every rank.
+        DistNetworkError: rank 0 died meanwhile, or took longer than `PATIENCE_S`.
+    """
+    global _turns
+    _turns += 1
+    result: Any = None
+    failure: ConfigError | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            result = action()
+        except ConfigError as error:
+            failure = error
+        if _store is not None:
+            _store.add(_TURNS, 1)
+    elif _store is not None:
+        _wait_for_rank_0(_store, _turns)
+    result, failure = broadcast_object((result, failure))
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _wait_for_rank_0(store: dist.TCPStore, turn: int) -> None:
+    deadline, pause = time.monotonic() + PATIENCE_S, 0.001
+    name = f"rank 0 ({os.environ['MASTER_ADDR']})"
+    while _turns_made(store, name) < turn:
+        if time.monotonic() > deadline:
+            raise dist.DistNetworkError(
+                f"{name} is stalled: the other ranks waited {PATIENCE_S:.0f} s for its work"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _turns_made(store: dist.TCPStore, name: str) -> int:
+    try:
+        return store.add(_TURNS, 0)
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise dist.DistNetworkError(f"{name} is dead: {reason}") from error

@@ -1,0 +1,211 @@
+"""A training run from its configuration to the exported selector.
+
+`assemble` reads from top to bottom: load the frozen VLM, open the shards, go on from the last
+checkpoint or calibrate, build the model and its engine. `train` then steps and exports.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from autoselect import rank_zero, runtime
+from autoselect.calibration import TokenStatistics, calibrate
+from autoselect.checkpoint import CheckpointStore, TrainingState
+from autoselect.config import ConfigError, TrainConfig, flatten, to_dict
+from autoselect.data.shards import ShardSet
+from autoselect.deepspeed_config import batch_sizes, step_settings, zero_stage
+from autoselect.model import AutoSelect
+from autoselect.sharded_loading import gathered, sharded_loading
+from autoselect.trainer import Trainer
+from autoselect.vlm.backbone import FrozenVLM, default_dtype
+from autoselect.vlm.batch import Collator
+
+logger = logging.getLogger(__name__)
+SELECTOR_FOLDER = "selector"
+CALIBRATION_BATCH = 32
+FREE_SETTINGS = {
+    "output",
+    "save_every",
+    "keep_checkpoints",
+    "log_every",
+    "experiment",
+    "tracking",
+    "max_skipped_steps",
+    "activation_checkpointing",
+    "data.workers",
+    "data.quarantine_budget",
+}
+"""What a run may change when it goes on: no number it has computed so far depends on these."""
+
+
+def train(
+    config: TrainConfig,
+    deepspeed: dict[str, Any],
+    info: runtime.RankInfo,
+    signals: runtime.SignalFlag | None = None,
+) -> bool:
+    """Train a selector and export it to `OUTPUT/selector`.
+
+    Args:
+        config: the run.
+        deepspeed: checked DeepSpeed configuration: batch sizes, ZeRO, clipping.
+        info: this rank; the ranks have met.
+        signals: remembers signals since the process began; made here by default.
+
+    Returns:
+        True when all steps are done; False after a signal, with a checkpoint to go on from.
+
+    Raises:
+        ConfigError: the model, the shards, the budget or the batch sizes do not fit.
+        CheckpointError: checkpoints are there but none can be used.
+    """
+    trainer = assemble(config, deepspeed, info, signals or runtime.SignalFlag())
+    if not trainer.run():
+        return False
+    with gathered(trainer.engine.module.scorer.parameters()):
+        if info.is_main:
+            trainer.export(Path(config.output) / SELECTOR_FOLDER)
+    return True
+
+
+def assemble(
+    config: TrainConfig,
+    deepspeed: dict[str, Any],
+    info: runtime.RankInfo,
+    signals: runtime.SignalFlag,
+) -> Trainer:
+    """A trainer at the step it starts from; arguments and errors as `train`."""
+    device = runtime.choose_device(info)
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    with sharded_loading(deepspeed, dtype or default_dtype(device)):
+        vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
+    check_budget(config, vlm)
+    batch_sizes(deepspeed, info.world_size)  # refused before anything is written
+    shards = ShardSet.open(config.data.train_shards)
+    collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
+    store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
+    state = store.load()
+    if state is None:
+        statistics = shared_statistics(vlm, shards, collator, config, zero_stage(deepspeed))
+    else:
+        check_resumable(state, config, deepspeed, shards, vlm)
+        statistics = TokenStatistics.from_tensors(state.statistics)
+    if info.is_main:
+        write_resolved(config, deepspeed)
+    runtime.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
+    model = AutoSelect(vlm, config, statistics.to(device))
+    engine = build_engine(model, config, deepspeed)
+    return Trainer(config, engine, shards, collator, deepspeed, info, device, store, state, signals)
+
+
+def check_resumable(
+    state: TrainingState,
+    config: TrainConfig,
+    deepspeed: dict[str, Any],
+    shards: ShardSet,
+    vlm: FrozenVLM,
+) -> None:
+    """The run that goes on is the run that was begun.
+
+    Raises:
+        ConfigError: another model, other data, or a setting that the numbers so far depend on.
+    """
+    if state.data.get("model_digest") != vlm.digest:
+        raise ConfigError(
+            f"output={config.output} holds a run on other weights of model={config.model}; "
+            "choose another output folder, or remove this one to train anew"
+        )
+    if state.data.get("digest") != shards.digest:
+        raise ConfigError(
+            f"output={config.output} holds a run on other data (digest {state.data.get('digest')}, "
+            f"now {shards.digest}); choose another output folder to train on these shards"
+        )
+    before = flatten(state.config) | flatten(state.data.get("step_settings", {}))
+    now = flatten(to_dict(config)) | flatten(step_settings(deepspeed))
+    changed = [k for k in now if before.get(k) != now[k] and k not in FREE_SETTINGS]
+    if changed:
+        listed = ", ".join(f"{k}: {before.get(k)} -> {now[k]}" for k in changed)
+        raise ConfigError(
+            f"output={config.output} holds a run with other settings ({listed}); "
+            "choose another output folder, or repeat the old settings to go on"
+        )
+
+
+def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
+    """The budget fits into the model's visual tokens, where their number is fixed."""
+    if vlm.num_tokens is not None and config.gate.token_budget > vlm.num_tokens:
+        raise ConfigError(
+            f"gate.token_budget={config.gate.token_budget} exceeds the {vlm.num_tokens} visual "
+            f"tokens of this model; choose 1..{vlm.num_tokens}"
+        )
+
+
+def write_resolved(config: TrainConfig, deepspeed: dict[str, Any]) -> None:
+    """The whole resolved configuration, beside everything the run writes."""
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = {"train": to_dict(config), "deepspeed": deepspeed}
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+
+
+def shared_statistics(
+    vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig, stage: int
+) -> TokenStatistics:
+    """Rank 0's statistics, on every rank (a collective).
+
+    The others calibrate with it only at ZeRO-3, where each forward pass needs their shards.
+    """
+
+    def calibrated() -> dict[str, Tensor]:
+        return calibrate_on(vlm, shards, collator, config).tensors()
+
+    if stage < 3:
+        return TokenStatistics.from_tensors(rank_zero.on_main(calibrated))
+    with gathered(vlm.vision_parameters()):
+        own = calibrated()
+    return TokenStatistics.from_tensors(rank_zero.broadcast_object(own))
+
+
+def calibrate_on(
+    vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig
+) -> TokenStatistics:
+    """Statistics of the first samples' visual tokens."""
+
+    def batches() -> Iterator[Tensor]:
+        with_images = (sample for sample in shards.usable() if sample.pictures)
+        first = islice(with_images, config.gate.calibration_images)
+        while chunk := list(islice(first, CALIBRATION_BATCH)):
+            visual = vlm.encode(collator(chunk).pixels)
+            mask = visual.mask
+            yield visual.tokens.flatten(0, 1) if mask is None else visual.tokens[mask]
+
+    rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
+    statistics = calibrate(batches(), rank)
+    logger.info(
+        "calibrated on visual tokens of width %d, participation ratio %.1f",
+        len(statistics.mean),
+        statistics.participation_ratio,
+    )
+    return statistics
+
+
+def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: dict[str, Any]) -> Any:
+    """A DeepSpeed engine that optimises the trainable parameters only."""
+    import deepspeed as ds
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for p in trained if p.ndim >= 2],
+            "weight_decay": config.optimizer.weight_decay,
+        },
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    engine, _, _, _ = ds.initialize(model=model, model_parameters=groups, config=deepspeed)
+    return engine
