@@ -1,6 +1,6 @@
 """Answers of one batch of images under every method and budget; each image is encoded once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.context import Kept, SelectionContext
-from autoselect.evaluation.likelihood import candidates, most_likely
+from autoselect.evaluation.likelihood import GENERATION, Candidate, answers_of, candidates
 from autoselect.evaluation.llm_attention import visual_attention
 from autoselect.evaluation.methods import Method
 from autoselect.evaluation.samples import EvaluationSample
 
 FULL, BLIND = "full", "blind"
 Answers = list[list[str]]
+VisualSequence = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Plan:
         images_per_part: images encoded together; also the unit of restart and of distribution.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
-        likelihood: answer yes/no and multiple-choice questions with the likeliest candidate.
+        scoring: how answers are found, see `autoselect/evaluation/likelihood.py`.
     """
 
     methods: tuple[Method, ...]
@@ -47,7 +48,7 @@ class Plan:
     images_per_part: int = 32
     rows_per_batch: int = 160
     max_new_tokens: int = 4
-    likelihood: bool = False
+    scoring: str = GENERATION
 
     def columns(self) -> list[Column]:
         """Every column, full and blind first."""
@@ -73,7 +74,7 @@ class QuestionBatch:
     prompt: dict[str, Tensor]
     owner: Tensor
     places: list[tuple[int, int]]
-    candidates: list[tuple[str, ...]]
+    candidates: list[tuple[Candidate, ...]]
 
 
 @torch.inference_mode()
@@ -93,7 +94,9 @@ def answer_part(vlm: Any, samples: Sequence[EvaluationSample], plan: Plan) -> di
         for column in plan.columns()
     }
     image_kept = dict(_image_choices(context, plan))
-    for batch in question_batches(vlm, samples, plan.rows_per_batch, context.tokens.device):
+    for batch in question_batches(
+        vlm, samples, plan.rows_per_batch, context.tokens.device, plan.scoring
+    ):
         question_kept = dict(_question_choices(vlm, context, batch, plan))
         for column in plan.columns():
             if column.method == FULL:
@@ -107,12 +110,36 @@ def answer_part(vlm: Any, samples: Sequence[EvaluationSample], plan: Plan) -> di
                     chosen = image_kept[column]
                     kept = Kept(chosen.tokens[batch.owner], chosen.positions[batch.owner])
                 prefix = vlm.prefix(batch.prompt, kept.tokens, kept.positions)
-            texts = vlm.generate(prefix, plan.max_new_tokens)
-            if plan.likelihood:
-                given = most_likely(vlm, prefix, batch.candidates)
-                texts = [b if b is not None else t for b, t in zip(given, texts, strict=True)]
+            texts = answers_of(vlm, prefix, batch.candidates, plan.max_new_tokens)
             for (image, turn), text in zip(batch.places, texts, strict=True):
                 answers[str(column)][image][turn] = text
+    return answers
+
+
+def answer_sequences(
+    vlm: Any,
+    samples: Sequence[EvaluationSample],
+    sequences: Mapping[str, VisualSequence],
+    rows_per_batch: int = 160,
+    max_new_tokens: int = 4,
+) -> dict[str, Answers]:
+    """Answers of some images to given visual tokens: name -> image -> round -> text.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        samples: the images.
+        sequences: by name, tokens [B, K, D] and their positions [B, K]; None for every position.
+        rows_per_batch: questions answered together.
+        max_new_tokens: longest answer in tokens.
+    """
+    answers = {name: [[""] * len(sample.questions) for sample in samples] for name in sequences}
+    for batch in question_batches(vlm, samples, rows_per_batch, vlm.device):
+        for name, (tokens, positions) in sequences.items():
+            where = None if positions is None else positions[batch.owner]
+            prefix = vlm.prefix(batch.prompt, tokens[batch.owner], where)
+            texts = vlm.generate(prefix, max_new_tokens)
+            for (image, turn), text in zip(batch.places, texts, strict=True):
+                answers[name][image][turn] = text
     return answers
 
 
@@ -180,7 +207,11 @@ def _question_choices(
 
 
 def question_batches(
-    vlm: Any, samples: Sequence[EvaluationSample], rows_per_batch: int, device: torch.device
+    vlm: Any,
+    samples: Sequence[EvaluationSample],
+    rows_per_batch: int,
+    device: torch.device,
+    scoring: str = GENERATION,
 ) -> Iterator[QuestionBatch]:
     """All questions about some images, shortest first, so that a batch needs little padding."""
     places = [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
@@ -189,5 +220,7 @@ def question_batches(
         chosen = places[start : start + rows_per_batch]
         prompt = vlm.prompt([samples[i].questions[r] for i, r in chosen])
         owner = torch.tensor([i for i, _ in chosen], device=device)
-        known = [candidates(samples[i].questions[r], samples[i].answers[r]) for i, r in chosen]
+        known = [
+            candidates(samples[i].questions[r], samples[i].answers[r], scoring) for i, r in chosen
+        ]
         yield QuestionBatch(prompt, owner, chosen, known)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.latency import LatencyPlan, kv_cache_bytes, latency_report
+from autoselect.evaluation.latency import LatencyPlan, latency_report
 from autoselect.evaluation.loading import load_pair
 
 QUESTION = "what is in the image ?"
@@ -23,6 +23,7 @@ def bench_prefill(
     repeats: int | None = None,
     warmup: int | None = None,
     device: str | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Latency of full and pruned prefill on a fixed image and prompt.
 
@@ -34,6 +35,7 @@ def bench_prefill(
         repeats: measured rounds; the default of `LatencyPlan` when None.
         warmup: rounds before; the default of `LatencyPlan` when None.
         device: a GPU where there is one by default.
+        compiled: time the LLM and the selector compiled, too.
 
     Raises:
         ConfigError: a setting that does not fit.
@@ -47,11 +49,10 @@ def bench_prefill(
     text_tokens = vlm.prompt([QUESTION])["input_ids"].shape[1] - num_tokens
     runs = []
     for size in batches:
-        plan = LatencyPlan(counts, size, repeats, warmup)
+        plan = LatencyPlan(counts, size, repeats, warmup, compiled)
         run = latency_report(vlm, trained, image, QUESTION, plan)
-        run["kv_cache_bytes"] = {
-            str(count): kv_cache_bytes(vlm, text_tokens + count, size)
-            for count in (num_tokens, *counts)
+        run["kv_cache_bytes"] = {str(num_tokens): run["full"]["kv_cache_bytes"]} | {
+            str(row["budget"]): row["kv_cache_bytes"] for row in run["pruned"]
         }
         runs.append(run)
     return {
@@ -62,6 +63,38 @@ def bench_prefill(
         "environment": runs[0]["environment"],
         "runs": runs,
     }
+
+
+def bench_lines(result: dict[str, Any]) -> list[str]:
+    """The result as a table for the terminal; milliseconds.
+
+    Args:
+        result: of `bench_prefill`.
+    """
+    names = ("batch", "tokens", "selector", "prefill", "first token", "decode", "KV MiB", "speedup")
+    lines = [" ".join(f"{name:>11}" for name in names)]
+
+    def line(batch: int, tokens: int, row: dict[str, Any], selector: str, speedup: float) -> str:
+        numbers = [row["prefill_ms"], row["first_token_ms"], row["decode_ms"]]
+        numbers.append(row["kv_cache_bytes"] / 2**20)
+        cells = [str(batch), str(tokens), selector, *(f"{number:.2f}" for number in numbers)]
+        return " ".join(f"{cell:>11}" for cell in [*cells, f"{speedup:.2f}"])
+
+    for run in result["runs"]:
+        batch = run["batch_size"]
+        lines.append(line(batch, result["num_tokens"], run["full"], "-", 1.0))
+        for row in run["pruned"]:
+            selector = f"{row['selector_ms']:.2f}"
+            lines.append(line(batch, row["budget"], row, selector, row["speedup"]))
+        if run["compiled"]:
+            compiled = run["compiled"]
+            lines.append(f"{compiled['how']}: full prefill {compiled['full_prefill_ms']:.2f} ms")
+            lines += [
+                f"  {row['budget']} tokens: prefill {row['prefill_ms']:.2f}, selector "
+                f"{row['selector_ms']:.2f}, speedup {row['speedup']:.2f}"
+                for row in compiled["pruned"]
+            ]
+    return lines
 
 
 def fixed_image() -> Image.Image:

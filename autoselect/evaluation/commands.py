@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoselect.evaluation.analyse import ANALYSES, Subject, analyse
-from autoselect.evaluation.bench import bench_prefill
+from autoselect.config import ConfigError
+from autoselect.data.shards import ShardSet
+from autoselect.evaluation.analyse import ANALYSES, Subject, analyse, analyse_classifier
+from autoselect.evaluation.bench import bench_lines, bench_prefill
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.run import EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.flags import add_setting_flags
+from autoselect.public.commands import add_public_bench
 from autoselect.reference.resources import resolve_model, resolve_shards
 
+CLASSIFIER = "classifier"
 HELP = {
     "model": "folder or hub name of the vision-language model, or reference",
     "selector": "folder of the trained selector",
@@ -26,8 +31,9 @@ HELP = {
     "images_per_part": "images encoded together; the unit of restart",
     "rows_per_batch": "questions answered together",
     "max_new_tokens": "longest answer in tokens",
-    "likelihood": "answer yes/no and multiple-choice questions with the likeliest candidate",
+    "scoring": "generation; likelihood or text_likelihood where the possible answers are known",
     "latency_batch": "batch size of the latency measurement",
+    "latency_compiled": "time the LLM and the selector compiled, too (CUDA graphs on a GPU)",
     "experiment": "MLflow experiment",
     "tracking": "log to MLflow",
     "device": "cpu or cuda; a GPU where there is one by default",
@@ -45,23 +51,7 @@ def add_eval_command(subparsers: Any) -> None:
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per field of `EvalSettings`; fields without a default are required."""
-    for field in dataclasses.fields(EvalSettings):
-        required = field.default is dataclasses.MISSING
-        if isinstance(field.default, bool):
-            parser.add_argument(
-                f"--{field.name}",
-                action=argparse.BooleanOptionalAction,
-                default=field.default,
-                help=HELP[field.name],
-            )
-            continue
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            required=required,
-            default=None if required else field.default,
-            type=int if "int" in str(field.type) else str,
-            help=HELP[field.name],
-        )
+    add_setting_flags(parser, EvalSettings, HELP)
 
 
 def settings_of(arguments: argparse.Namespace) -> EvalSettings:
@@ -87,9 +77,15 @@ def run_eval(arguments: argparse.Namespace) -> int:
 def add_analyse_command(subparsers: Any) -> None:
     """Add `analyse` to the `autoselect` command."""
     parser = subparsers.add_parser("analyse", help="one analysis of a selector, with its figure")
-    parser.add_argument("kind", choices=sorted(ANALYSES), help="what to analyse")
+    parser.add_argument("kind", choices=sorted([*ANALYSES, CLASSIFIER]), help="what to analyse")
     for name in ("model", "selector", "shards", "budgets", "out"):
         parser.add_argument(f"--{name}", required=True, help=HELP[name])
+    parser.add_argument("--run", help="output folder of the training run (leak)", dest="train_run")
+    parser.add_argument(
+        "--classifier",
+        default="reference",
+        help="folder or hub name of a transformers image classifier, or reference (classifier)",
+    )
     parser.add_argument("--max-images", type=int, default=256, help=HELP["max_images"])
     parser.add_argument("--device", default=None, help=HELP["device"])
     parser.set_defaults(run=run_analyse)
@@ -97,21 +93,39 @@ def add_analyse_command(subparsers: Any) -> None:
 
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Analyse, and print the numbers and where the figure is."""
+    kind, out = arguments.kind, Path(arguments.out)
     shards = resolve_shards(arguments.shards, "test")
-    samples = EvaluationSet.open(shards, arguments.max_images)
-    vlm, selector = load_pair(resolve_model(arguments.model), arguments.selector, arguments.device)
-    num_tokens = vlm.encode_images([samples[0].image]).tokens.shape[1]
-    budgets = parse_budgets(arguments.budgets, num_tokens)
-    subject = Subject(vlm, selector, list(samples), budgets)
-    numbers = analyse(arguments.kind, subject, Path(arguments.out))
-    if arguments.kind != "frequency":
+    if kind == CLASSIFIER:
+        numbers = _classifier(arguments, shards, out)
+    else:
+        samples = list(EvaluationSet.open(shards, arguments.max_images))
+        vlm, selector, budgets = _subject(arguments, samples[0].image)
+        numbers = analyse(kind, Subject(vlm, selector, samples, budgets, arguments.train_run), out)
+    if kind != "frequency":
         print(json.dumps(numbers, indent=1))
-    print(f"figure: {Path(arguments.out) / arguments.kind}.png")
+    print(f"figure: {out / kind}.png")
     return 0
 
 
+def _classifier(arguments: argparse.Namespace, shards: str, out: Path) -> dict[str, Any]:
+    every = ShardSet.open(shards)
+    samples = [every[i] for i in range(min(arguments.max_images, len(every)))]
+    pictures = [sample.pictures[0] for sample in samples if sample.pictures]
+    if not pictures:
+        raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
+    vlm, selector, budgets = _subject(arguments, pictures[0])
+    return analyse_classifier(vlm, selector, arguments.classifier, samples, budgets, out)
+
+
+def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple[int, ...]]:
+    """VLM, selector and the budgets in tokens of such an image."""
+    vlm, selector = load_pair(resolve_model(arguments.model), arguments.selector, arguments.device)
+    num_tokens = vlm.encode_images([image]).tokens.shape[1]
+    return vlm, selector, parse_budgets(arguments.budgets, num_tokens)
+
+
 def add_bench_command(subparsers: Any) -> None:
-    """Add `bench prefill` to the `autoselect` command."""
+    """Add `bench` to the `autoselect` command: `prefill`, and those of public benchmarks."""
     bench = subparsers.add_parser("bench", help="measure speed")
     kinds = bench.add_subparsers(dest="kind", required=True)
     parser = kinds.add_parser("prefill", help="prefill latency, full against pruned")
@@ -122,8 +136,10 @@ def add_bench_command(subparsers: Any) -> None:
     parser.add_argument("--repeats", type=int, default=None, help="measured rounds")
     parser.add_argument("--warmup", type=int, default=None, help="rounds before, not measured")
     parser.add_argument("--device", default=None, help=HELP["device"])
+    parser.add_argument("--compile", action="store_true", help=HELP["latency_compiled"])
     parser.add_argument("--json", required=True, help="file for the result")
     parser.set_defaults(run=run_bench)
+    add_public_bench(kinds)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
@@ -136,17 +152,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
         repeats=arguments.repeats,
         warmup=arguments.warmup,
         device=arguments.device,
+        compiled=arguments.compile,
     )
     path = Path(arguments.json)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
-    print(f"{'batch':>5} {'tokens':>6} {'prefill ms':>11} {'selector ms':>11} {'speedup':>8}")
-    for run in result["runs"]:
-        batch, full = run["batch_size"], run["full_prefill_ms"]
-        print(f"{batch:>5} {result['num_tokens']:>6} {full:>11.2f} {'-':>11} {1:>8.2f}")
-        for row in run["pruned"]:
-            print(
-                f"{batch:>5} {row['budget']:>6} {row['prefill_ms']:>11.2f} "
-                f"{row['selector_ms']:>11.2f} {row['speedup']:>8.2f}"
-            )
+    print("\n".join(bench_lines(result)))
     return 0

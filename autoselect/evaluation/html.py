@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.evaluation.methods import SELECTOR
-from autoselect.evaluation.report import percent
+from autoselect.evaluation.report import (
+    latency_notes,
+    latency_table,
+    method_sources,
+    percent,
+)
 
 CAPTIONS = {
     "retention": "Accuracy kept against the number of visual tokens, and accuracy per task.",
@@ -32,7 +37,9 @@ th:first-child, td:first-child { text-align: left }
 th { color: #6b7280; font-weight: 600; font-size: .85rem }
 tr.band td { background: #f4f5f8; font-weight: 600; text-align: left }
 tr.own td { color: #d1352b; font-weight: 600 }
+tr.oracle td { font-style: italic; color: #6b7280 }
 tr.bound td { border-bottom: 2px solid #d9dce3; font-weight: 600 }
+.warning { border-left: 4px solid #b45309; background: #fff7ed; padding: .5rem .9rem }
 figure { margin: 1.2rem 0 } img { max-width: 100%; border: 1px solid #eceef2; border-radius: 6px }
 """
 
@@ -52,6 +59,7 @@ def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
         f"<p class='note'>{report['images']} images, {report['questions']} questions, "
         f"{report['num_tokens']} visual tokens. Retention is the mean over the tasks of score / "
         "full score; intervals are 95 %, from a paired bootstrap over images.</p>",
+        *(f"<p class='warning'>{escape(text)}.</p>" for text in report.get("warnings", [])),
         _headline(report),
         "<h2>Accuracy</h2>",
         _accuracy(report),
@@ -63,7 +71,8 @@ def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
             f"<figure><img alt='{caption}' src='data:image/png;base64,{image}'>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    parts += [_differences(report), _latency(report), _environment(report), "</body></html>"]
+    parts += [_differences(report), _latency(report), _methods(report), _environment(report)]
+    parts.append("</body></html>")
     return "\n".join(parts)
 
 
@@ -111,7 +120,8 @@ def _accuracy(report: dict[str, Any]) -> str:
             low, high = row["retention_ci95"]
             line = cells(row["method"], budget, row)
             line += [percent(row["retention"]), f"{percent(low)} to {percent(high)}"]
-            rows.append(("own" if row["method"] == SELECTOR else "", line))
+            kinds = {SELECTOR: "own", "oracle": "oracle"}
+            rows.append((kinds.get(row["method"], ""), line))
     rows.append(("", [*cells("blind", 0, report["blind"]), "–", "–"]))
     return _table(head, rows)
 
@@ -137,16 +147,19 @@ def _differences(report: dict[str, Any]) -> str:
 
 def _latency(report: dict[str, Any]) -> str:
     latency = report["latency"]
-    full = f"{latency['full_prefill_ms']:.2f}"
-    rows = [("bound", [f"{report['num_tokens']} (full)", "–", full, "1.00"])]
-    for row in latency["pruned"]:
-        numbers = [f"{row[key]:.2f}" for key in ("selector_ms", "prefill_ms", "speedup")]
-        rows.append(("", [str(row["budget"]), *numbers]))
-    note = escape(latency.get("protocol", ""))
-    return (
-        f"<h2>Latency</h2><p class='note'>{note} Speedup is full prefill / (pruned prefill + "
-        "selector).</p>" + _table(["tokens", "selector ms", "prefill ms", "speedup"], rows)
+    head, rows = latency_table(report)
+    kinds = ["bound", *[""] * (len(rows) - 1)]
+    notes = " ".join([latency.get("protocol", ""), *latency_notes(latency)])
+    table = _table(head, list(zip(kinds, rows, strict=True)))
+    return f"<h2>Latency</h2>{table}<p class='note'>{escape(notes)}</p>"
+
+
+def _methods(report: dict[str, Any]) -> str:
+    items = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(source)}</li>"
+        for name, source in method_sources(report).items()
     )
+    return f"<h2>Methods</h2><ul class='note'>{items}</ul>"
 
 
 def _environment(report: dict[str, Any]) -> str:

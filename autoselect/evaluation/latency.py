@@ -1,11 +1,13 @@
 """Prefill latency, full against pruned, with the selector's own cost beside it.
 
 Protocol: fixed prompt and image, warm-up, interleaved rounds, medians with 5th and 95th percentile.
-The vision tower, the Scorer, the whole selector (Scorer, top-K and gather) and the LLM's prefill
-(embedding, splicing of the visual tokens and forward pass to the first token) are timed apart.
+The stages of `autoselect/evaluation/stages.py` are timed apart. On request the LLM and the selector
+are also timed compiled (`torch.compile`; on a GPU with CUDA graphs, since fixed K means fixed
+shapes), in the same rounds as the eager calls.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +15,40 @@ import torch
 from PIL import Image
 
 from autoselect.evaluation.environment import environment
+from autoselect.evaluation.stages import (
+    Call,
+    Prompt,
+    answer_calls,
+    bound,
+    kept_sequences,
+    language_calls,
+    named,
+    selector_calls,
+    vision_calls,
+)
 from autoselect.evaluation.timing import Timing, measure
+
+COMPILED = "compiled "
+MOST_SHAPES = 256
 
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """What is timed; `repeats` None is 100 on a GPU and 20 on a CPU, warm-up 20 and 3."""
+    """What is timed; `repeats` None is 100 on a GPU and 20 on a CPU, warm-up 20 and 3.
+
+    Attributes:
+        budgets: tokens kept.
+        batch_size: equal rows.
+        repeats: measured rounds.
+        warmup: rounds before.
+        compiled: time the LLM and the selector compiled, too.
+    """
 
     budgets: tuple[int, ...]
     batch_size: int = 1
     repeats: int | None = None
     warmup: int | None = None
+    compiled: bool = False
 
     def rounds(self, device: torch.device) -> tuple[int, int]:
         """Measured and warm-up rounds on `device`."""
@@ -48,14 +73,41 @@ def latency_report(
     """
     device = torch.device(vlm.device)
     repeats, warmup = plan.rounds(device)
-    images, questions = [image] * plan.batch_size, [question] * plan.batch_size
-    calls = _calls(vlm, selector, images, questions, plan.budgets)
-    timings = measure(calls, repeats, warmup, device)
+    prompt = Prompt.of(vlm, [image] * plan.batch_size, [question] * plan.batch_size)
+    calls = {
+        **vision_calls(vlm, prompt),
+        **selector_calls(selector, prompt, plan.budgets),
+        **language_calls(vlm, selector, prompt, plan.budgets, vlm.prefill),
+        **answer_calls(vlm, selector, prompt, plan.budgets),
+    }
+    if plan.compiled:
+        calls |= _compiled_calls(vlm, selector, prompt, plan.budgets)
+    with _many_shapes():
+        timings = measure(calls, repeats, warmup, device)
+    memory = _Memory(device)
+    lengths = {
+        budget: prompt.text["input_ids"].shape[1] - prompt.tokens.shape[1] + tokens.shape[1]
+        for budget, tokens, _ in kept_sequences(selector, prompt, plan.budgets)
+    }
+
+    def stages(budget: int | None) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            f"{stage}_ms": timings[named(stage, budget)].median
+            for stage in ("prefill", "llm", "first_token", "decode")
+        }
+        found["kv_cache_bytes"] = kv_cache_bytes(vlm, lengths[budget], plan.batch_size)
+        found["peak_memory_bytes"] = memory.peak(calls[named("prefill", budget)])
+        return found
+
     return {
         "full_prefill_ms": timings["full_prefill"].median,
-        "pruned": [_pruned_row(timings, budget) for budget in plan.budgets],
+        "full": stages(None),
+        "pruned": [_pruned_row(timings, budget) | stages(budget) for budget in plan.budgets],
         "vision_ms": timings["vision"].median,
+        "tower_ms": timings["tower"].median if "tower" in timings else None,
+        "projector_ms": timings["projector"].median if "projector" in timings else None,
         "scorer_ms": timings["scorer"].median,
+        "compiled": _compiled_report(timings, plan.budgets, device) if plan.compiled else None,
         "batch_size": plan.batch_size,
         "repeats": repeats,
         "warmup": warmup,
@@ -67,48 +119,92 @@ def latency_report(
         "device": str(device),
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "attention": attention_backend(vlm),
-        "peak_memory_bytes": _peak_memory(device),
+        "peak_memory_bytes": memory.highest,
         "timings": {name: timing.summary() for name, timing in timings.items()},
         "environment": environment(),
     }
 
 
-def _calls(
-    vlm: Any, selector: Any, images: list[Image.Image], questions: list[str], budgets: Sequence[int]
-) -> dict[str, Callable[[], object]]:
-    pixels = vlm.pixel_inputs(images)
-    visual = vlm.encode(pixels)
-    tokens, mask = visual.tokens, visual.mask
-    prompt = vlm.prompt(questions)
-    calls: dict[str, Callable[[], object]] = {
-        "vision": lambda: vlm.encode(pixels),
-        "scorer": lambda: selector.score(tokens, mask),
-        "full_prefill": lambda: vlm.prefill(vlm.prefix(prompt, tokens, None)),
-    }
-    for budget in budgets:
-        kept, positions = selector.select(tokens, budget, mask)
-
-        def select(budget: int = budget) -> object:
-            return selector.select(tokens, budget, mask)
-
-        def prefill(kept: Any = kept, positions: Any = positions) -> object:
-            return vlm.prefill(vlm.prefix(prompt, kept, positions))
-
-        calls[f"selector@{budget}"] = select
-        calls[f"prefill@{budget}"] = prefill
-    return calls
-
-
-def _pruned_row(timings: dict[str, Timing], budget: int) -> dict[str, float]:
+def _pruned_row(timings: dict[str, Timing], budget: int) -> dict[str, Any]:
     full, vision = timings["full_prefill"].median, timings["vision"].median
     prefill, selection = (timings[f"{part}@{budget}"].median for part in ("prefill", "selector"))
     return {
         "budget": budget,
-        "prefill_ms": prefill,
+        "select_ms": timings[f"select@{budget}"].median,
         "selector_ms": selection,
         "speedup": full / (prefill + selection),
         "speedup_with_vision": (vision + full) / (vision + prefill + selection),
+        "speedup_first_token": timings["full_first_token"].median
+        / timings[f"first_token@{budget}"].median,
     }
+
+
+def _compiled_calls(
+    vlm: Any, selector: Any, prompt: Prompt, budgets: tuple[int, ...]
+) -> dict[str, Call]:
+    """The calls that fixed shapes allow to compile, named `compiled ...`."""
+    mode = "reduce-overhead" if torch.device(vlm.device).type == "cuda" else "default"
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, mode=mode, dynamic=False)
+
+    calls = language_calls(vlm, selector, prompt, budgets, compiled(vlm.prefill))
+    select = compiled(selector.select)
+    for budget in budgets:
+        calls[f"selector@{budget}"] = bound(select, prompt.tokens, budget, prompt.mask)
+    return {f"{COMPILED}{name}": call for name, call in calls.items()}
+
+
+def _compiled_report(
+    timings: dict[str, Timing], budgets: tuple[int, ...], device: torch.device
+) -> dict[str, Any]:
+    full = timings[f"{COMPILED}full_prefill"].median
+    rows = []
+    for budget in budgets:
+        prefill, llm, selection = (
+            timings[f"{COMPILED}{part}@{budget}"].median for part in ("prefill", "llm", "selector")
+        )
+        rows.append(
+            {
+                "budget": budget,
+                "prefill_ms": prefill,
+                "llm_ms": llm,
+                "selector_ms": selection,
+                "speedup": full / (prefill + selection),
+            }
+        )
+    how = "torch.compile with CUDA graphs" if device.type == "cuda" else "torch.compile"
+    llm = timings[f"{COMPILED}full_llm"].median
+    return {"how": how, "full_prefill_ms": full, "full_llm_ms": llm, "pruned": rows}
+
+
+@contextmanager
+def _many_shapes() -> Iterator[None]:
+    """Every budget is a shape of its own: let the compiler keep them all instead of giving up."""
+    from torch import _dynamo
+
+    with _dynamo.config.patch(recompile_limit=MOST_SHAPES):  # type: ignore[attr-defined]
+        yield
+
+
+class _Memory:
+    """Peak memory of calls on a GPU; None elsewhere, where nothing tells it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.highest: int | None = None
+
+    def peak(self, call: Call) -> int | None:
+        """Bytes allocated at most while `call` runs, weights included."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        call()
+        torch.cuda.synchronize(self.device)
+        found = int(torch.cuda.max_memory_allocated(self.device))
+        self.highest = max(found, self.highest or 0)
+        return found
 
 
 def attention_backend(vlm: Any) -> str:
@@ -125,7 +221,3 @@ def kv_cache_bytes(vlm: Any, length: int, batch_size: int = 1) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = torch.empty((), dtype=vlm.dtype).element_size()
     return 2 * config.num_hidden_layers * heads * width * length * batch_size * size
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

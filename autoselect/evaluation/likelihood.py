@@ -1,26 +1,65 @@
-"""Likelihood-based answering: the candidate that the model finds likeliest, not free text."""
+"""Likelihood-based answering: the candidate that the model finds likeliest, not free text.
+
+Two ways to compare the options of a multiple-choice question: `likelihood` compares their letters,
+`text_likelihood` the texts of the options by their mean log-probability per token, so that a short
+option has no advantage. Yes/no questions compare the two words in both. Questions without
+candidates are answered by generated text.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autoselect.config import ConfigError
 from autoselect.evaluation.metrics import parse_options
 
+GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD = "generation", "likelihood", "text_likelihood"
+SCORINGS = (GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-def candidates(question: str, accepted: Sequence[str]) -> tuple[str, ...]:
+
+@dataclass(frozen=True)
+class Candidate:
+    """A possible answer.
+
+    Attributes:
+        text: the continuation whose likelihood counts.
+        answer: what is scored when it is the likeliest.
+    """
+
+    text: str
+    answer: str
+
+
+def check_scoring(scoring: str) -> None:
+    """Raise ConfigError for an unknown way of answering."""
+    if scoring not in SCORINGS:
+        raise ConfigError(f"scoring={scoring!r} is unknown; choose one of {', '.join(SCORINGS)}")
+
+
+def candidates(question: str, accepted: Sequence[str], scoring: str) -> tuple[Candidate, ...]:
     """The possible answers of a yes/no or multiple-choice question, none for any other.
 
     Args:
         question: its text, with options as lines `A. text`.
         accepted: accepted answers; they tell the letter case.
+        scoring: one of `SCORINGS`.
     """
+    if scoring == GENERATION:
+        return ()
     options = parse_options(question)
     if options:
-        return tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)])
+        by_text = scoring == TEXT_LIKELIHOOD
+        return tuple(
+            Candidate(text if by_text else letter, letter)
+            for letter, text in zip(LETTERS, options, strict=False)
+        )
     if accepted[0].strip().lower() in ("yes", "no"):
-        return ("Yes", "No") if accepted[0].strip()[0].isupper() else ("yes", "no")
+        words = ("Yes", "No") if accepted[0].strip()[0].isupper() else ("yes", "no")
+        return tuple(Candidate(word, word) for word in words)
     return ()
 
 
@@ -60,9 +99,11 @@ def continuation_log_likelihood(
 
 
 def most_likely(
-    vlm: Any, prefix: dict[str, Tensor], options: Sequence[Sequence[str]]
+    vlm: Any, prefix: dict[str, Tensor], options: Sequence[Sequence[Candidate]]
 ) -> list[str | None]:
-    """The likeliest candidate of each row, None for a row without candidates.
+    """The answer of each row's likeliest candidate, None for a row without candidates.
+
+    The log-probability of a candidate is divided by its tokens. Ties go to the first one.
 
     Args:
         vlm: a `FrozenVLM`.
@@ -73,12 +114,38 @@ def most_likely(
     best: list[str | None] = [None] * len(options)
     if not pairs:
         return best
+    texts = [option.text for _, option in pairs]
     rows = torch.tensor([row for row, _ in pairs], device=prefix["inputs_embeds"].device)
     repeated = {name: values[rows] for name, values in prefix.items()}
-    texts = [option for _, option in pairs]
-    scores = continuation_log_likelihood(vlm, repeated, texts).tolist()
+    lengths = vlm.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    sums = continuation_log_likelihood(vlm, repeated, texts).tolist()
     highest = [float("-inf")] * len(options)
-    for (row, option), score in zip(pairs, scores, strict=True):
-        if score > highest[row]:
-            best[row], highest[row] = option, score
+    for (row, option), score, tokens in zip(pairs, sums, lengths, strict=True):
+        if score / len(tokens) > highest[row]:
+            best[row], highest[row] = option.answer, score / len(tokens)
     return best
+
+
+def answers_of(
+    vlm: Any,
+    prefix: dict[str, Tensor],
+    options: Sequence[Sequence[Candidate]],
+    max_new_tokens: int,
+) -> list[str]:
+    """The likeliest candidate of rows that have some, generated text for the others.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        prefix: of `vlm.prefix`, one row per question.
+        options: candidates of each row.
+        max_new_tokens: longest generated answer in tokens.
+    """
+    given = most_likely(vlm, prefix, options)
+    free = [row for row, answer in enumerate(given) if answer is None]
+    texts = [answer or "" for answer in given]
+    if free:
+        where = torch.tensor(free, device=prefix["inputs_embeds"].device)
+        rows = {name: values[where] for name, values in prefix.items()}
+        for row, text in zip(free, vlm.generate(rows, max_new_tokens), strict=True):
+            texts[row] = text
+    return texts

@@ -104,10 +104,10 @@ METHODS: dict[str, Method] = {
 
 
 def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:
-    """Methods by comma-separated name; `all` is every one.
+    """Methods by comma-separated name; `all` is every one, `none` no one.
 
     Args:
-        names: names in `METHODS`, or `all`.
+        names: names in `METHODS`, `all` or `none`.
         random_seeds: number of seeds of the random method.
 
     Raises:
@@ -115,11 +115,12 @@ def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:
     """
     if random_seeds < 1:
         raise ConfigError(f"random_seeds={random_seeds} must be at least 1")
-    wanted = list(METHODS) if names.strip() == "all" else [n.strip() for n in names.split(",")]
+    sets = {"all": list(METHODS), "none": []}
+    wanted = sets.get(names.strip(), [name.strip() for name in names.split(",")])
     unknown = [name for name in wanted if name not in METHODS]
     if unknown:
         raise ConfigError(
-            f"methods={unknown[0]!r} is unknown; choose all or some of {', '.join(METHODS)}"
+            f"methods={unknown[0]!r} is unknown; choose all, none or some of {', '.join(METHODS)}"
         )
     return tuple(
         replace(METHODS[name], seeds=tuple(range(random_seeds)))

@@ -15,26 +15,9 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from autoselect.data.public.mme import COGNITION, PERCEPTION
 from autoselect.evaluation.vqa_text import normalise_vqa_answer
 
-MME_PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-MME_COGNITION = (
-    "commonsense_reasoning",
-    "numerical_calculation",
-    "text_translation",
-    "code_reasoning",
-)
 ANLS_THRESHOLD = 0.5
 
 
@@ -154,8 +137,8 @@ def mme_subtask_score(image_ids: Sequence[str], right: Sequence[bool]) -> float:
 def mme_scores(subtasks: dict[str, float]) -> dict[str, float]:
     """Sums over the perception and cognition subtasks that were evaluated (0..2000 and 0..800)."""
     return {
-        "perception": sum(subtasks.get(name, 0.0) for name in MME_PERCEPTION),
-        "cognition": sum(subtasks.get(name, 0.0) for name in MME_COGNITION),
+        "perception": sum(subtasks.get(name, 0.0) for name in PERCEPTION),
+        "cognition": sum(subtasks.get(name, 0.0) for name in COGNITION),
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.evaluation.methods import SELECTOR
-from autoselect.evaluation.report import markdown
+from autoselect.evaluation.report import latency_table, markdown
 from autoselect.tracking import Tracker
 
 
@@ -111,8 +111,5 @@ def _accuracy_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _latency_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
-    latency = report["latency"]
-    full = {"prefill_ms": latency["full_prefill_ms"], "selector_ms": 0.0, "speedup": 1.0}
-    rows = [{"budget": report["num_tokens"], **full}, *latency["pruned"]]
-    names = ("budget", "selector_ms", "prefill_ms", "speedup")
-    return {name: [row[name] for row in rows] for name in names}
+    head, rows = latency_table(report)
+    return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from autoselect.evaluation.answering import BLIND, FULL, Answers, Column, Plan
+from autoselect.evaluation.answering import BLIND, FULL, Answers, Plan
 from autoselect.evaluation.intervals import (
     Resampling,
     interval,
@@ -16,6 +16,7 @@ from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scoring import ScoreTable, average, score_answers, task_details
 
 ROW_KEYS = {"method", "budget", "mean", "retention", "retention_ci95", "tasks"}
+Details = dict[str, dict[str, float]]
 LATENCY_ROW_KEYS = {"budget", "prefill_ms", "selector_ms", "speedup"}
 
 
@@ -28,6 +29,23 @@ def score_tables(
         table = score_answers(samples, answers[str(column)])
         seeds.setdefault((column.method, column.budget), []).append(table)
     return {place: average(tables) for place, tables in seeds.items()}
+
+
+def detail_tables(
+    samples: Sequence[EvaluationSample], answers: dict[str, Answers], plan: Plan
+) -> dict[tuple[str, int], Details]:
+    """`task_details` of every method and budget, averaged over seeds."""
+    seeds: dict[tuple[str, int], list[Details]] = {}
+    for column in plan.columns():
+        details = task_details(samples, answers[str(column)])
+        seeds.setdefault((column.method, column.budget), []).append(details)
+    return {
+        place: {
+            task: {key: sum(d[task][key] for d in found) / len(found) for key in numbers}
+            for task, numbers in found[0].items()
+        }
+        for place, found in seeds.items()
+    }
 
 
 def build_report(
@@ -51,6 +69,7 @@ def build_report(
         extra: further keys of the report (environment, digests, polarisation, ...).
     """
     tables = score_tables(samples, answers, plan)
+    details = detail_tables(samples, answers, plan)
     full = tables[FULL, 0]
     draws = Resampling.of(len(samples))
     retained = {p: draws.retention(t, full) for p, t in tables.items() if p[1] > 0}
@@ -67,13 +86,14 @@ def build_report(
                     "retention_ci95": list(interval(retained[method.name, budget])),
                     "tasks": table.task_means(),
                     "retention_tasks": task_retentions(table, full),
+                    "details": details[method.name, budget],
                 }
             )
     report = {
         "model": model,
         "num_tokens": num_tokens,
-        "full": _reference(full, samples, answers[str(Column(FULL, 0))]),
-        "blind": _reference(tables[BLIND, 0], samples, answers[str(Column(BLIND, 0))]),
+        "full": _reference(full, details[FULL, 0]),
+        "blind": _reference(tables[BLIND, 0], details[BLIND, 0]),
         "rows": rows,
         "intervals": _differences(retained, plan),
         "latency": latency,
@@ -85,14 +105,8 @@ def build_report(
     return _without_nan(report)
 
 
-def _reference(
-    table: ScoreTable, samples: Sequence[EvaluationSample], answers: Answers
-) -> dict[str, Any]:
-    return {
-        "mean": table.mean(),
-        "tasks": table.task_means(),
-        "details": task_details(samples, answers),
-    }
+def _reference(table: ScoreTable, details: Details) -> dict[str, Any]:
+    return {"mean": table.mean(), "tasks": table.task_means(), "details": details}
 
 
 def _differences(retained: dict[tuple[str, int], Any], plan: Plan) -> list[dict[str, Any]]:
@@ -165,11 +179,21 @@ def markdown(report: dict[str, Any]) -> str:
         "interval from a paired bootstrap over images.",
         "",
     ]
-    lines += _accuracy_table(report) + _difference_table(report) + _latency_table(report)
+    lines += [f"> **Warning:** {text}.\n" for text in report.get("warnings", [])]
+    lines += _accuracy_table(report) + _difference_table(report)
+    lines += _detail_tables(report) + _latency_table(report)
+    lines += ["", "## Methods", ""]
+    lines += [f"* **{name}**: {source}" for name, source in method_sources(report).items()]
     if "environment" in report:
         lines += ["", "## Environment", ""]
         lines += [f"* {key}: {value}" for key, value in report["environment"].items()]
     return "\n".join(lines) + "\n"
+
+
+def method_sources(report: dict[str, Any]) -> dict[str, str]:
+    """What stands behind each row name of the accuracy table."""
+    bounds = {"upper bound": "all tokens, the untouched model", "blind": "no visual token at all"}
+    return {**bounds, **report.get("methods", {})}
 
 
 def _accuracy_table(report: dict[str, Any]) -> list[str]:
@@ -214,20 +238,74 @@ def _difference_table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _detail_tables(report: dict[str, Any]) -> list[str]:
+    """One table for each task with further numbers, such as precision and recall of yes."""
+    lines: list[str] = []
+    for task, numbers in report["full"].get("details", {}).items():
+        lines += ["", f"## Further numbers: {task}", ""]
+        lines += ["| method | tokens | " + " | ".join(numbers) + " |"]
+        lines += ["|---|---:|" + "---:|" * len(numbers)]
+        full = {"method": "upper bound", "budget": report["num_tokens"], **report["full"]}
+        for row in [full, *report["rows"]]:
+            cells = [f"{row['details'][task][key]:.3f}" for key in numbers]
+            lines.append(f"| {row['method']} | {row['budget']} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def _latency_table(report: dict[str, Any]) -> list[str]:
     latency = report["latency"]
     lines = ["", "## Latency", ""]
     if "protocol" in latency:
         lines += [latency["protocol"], ""]
-    lines += [
-        "| tokens | selector ms | prefill ms | speedup |",
-        "|---:|---:|---:|---:|",
-        f"| {report['num_tokens']} (full) | – | {latency['full_prefill_ms']:.2f} | 1.00 |",
-    ]
-    for row in latency["pruned"]:
-        lines.append(
-            f"| {row['budget']} | {row['selector_ms']:.2f} | {row['prefill_ms']:.2f} | "
-            f"{row['speedup']:.2f} |"
-        )
-    lines += ["", "Speedup is full prefill / (pruned prefill + selector)."]
+    head, rows = latency_table(report)
+    lines += ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", *latency_notes(latency)]
     return lines
+
+
+def latency_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the latency table, full model first; a dash where nothing was measured."""
+    latency = report["latency"]
+    full = {"prefill_ms": latency["full_prefill_ms"], **latency.get("full", {})}
+    head = ["tokens", "selector ms", "prefill ms", "first token ms", "decode ms/token", "KV MiB"]
+    head += ["speedup", "with vision"]
+    rows = []
+    for row in [full, *latency["pruned"]]:
+        count = row.get("budget")
+        cache = row.get("kv_cache_bytes")
+        numbers = [
+            row.get(f"{stage}_ms") for stage in ("selector", "prefill", "first_token", "decode")
+        ]
+        numbers.append(None if cache is None else cache / 2**20)
+        numbers += [
+            row.get(key, 1.0 if count is None else None)
+            for key in ("speedup", "speedup_with_vision")
+        ]
+        cells = ["–" if number is None else f"{number:.2f}" for number in numbers]
+        rows.append([f"{report['num_tokens']} (full)" if count is None else str(count), *cells])
+    return head, rows
+
+
+def latency_notes(latency: dict[str, Any]) -> list[str]:
+    """What the columns of the latency table mean, and the times that do not depend on K."""
+    notes = [
+        "Speedup is full prefill / (pruned prefill + selector); with vision, the vision tower and "
+        "the projector stand on both sides. First token goes from pixels to logits."
+    ]
+    parts = {"vision tower": "tower_ms", "projector": "projector_ms", "Scorer": "scorer_ms"}
+    known = [f"{n} {latency[key]:.2f} ms" for n, key in parts.items() if latency.get(key)]
+    if known:
+        notes.append(f"For every K alike: {', '.join(known)}.")
+    compiled = latency.get("compiled")
+    if compiled:
+        rows = ", ".join(
+            f"{row['budget']} tokens {row['prefill_ms']:.2f} + {row['selector_ms']:.2f} ms "
+            f"({row['speedup']:.2f} x)"
+            for row in compiled["pruned"]
+        )
+        notes.append(
+            f"With {compiled['how']}: full prefill {compiled['full_prefill_ms']:.2f} ms; prefill + "
+            f"selector with {rows}."
+        )
+    return notes

@@ -17,8 +17,9 @@ from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.html import html_report
 from autoselect.evaluation.latency import LatencyPlan, latency_report
+from autoselect.evaluation.likelihood import GENERATION, check_scoring
 from autoselect.evaluation.llm_attention import has_llm_attention
-from autoselect.evaluation.loading import load_pair
+from autoselect.evaluation.loading import load_pair, other_weights, shown_name
 from autoselect.evaluation.methods import Method, choose_methods, selector_method
 from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
 from autoselect.evaluation.record import record_evaluation
@@ -45,8 +46,10 @@ class EvalSettings:
         images_per_part: images encoded together.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
-        likelihood: answer yes/no and multiple-choice questions with the likeliest candidate.
+        scoring: `generation`; `likelihood` answers yes/no and multiple-choice questions with the
+            likeliest word or letter, `text_likelihood` with the likeliest option text.
         latency_batch: batch size of the latency measurement.
+        latency_compiled: time the LLM and the selector compiled, too.
         device: where the VLM runs; None for a GPU where there is one.
         experiment: MLflow experiment.
         tracking: log to MLflow.
@@ -63,8 +66,9 @@ class EvalSettings:
     images_per_part: int = 32
     rows_per_batch: int = 160
     max_new_tokens: int = 4
-    likelihood: bool = False
+    scoring: str = GENERATION
     latency_batch: int = 1
+    latency_compiled: bool = False
     device: str | None = None
     experiment: str = "autoselect"
     tracking: bool = True
@@ -110,6 +114,7 @@ def evaluate(
     Raises:
         ConfigError: any setting that does not fit, before anything is computed.
     """
+    check_scoring(settings.scoring)
     samples = EvaluationSet.open(settings.shards, settings.max_images)
     vlm, selector = load_pair(settings.model, settings.selector, settings.device)
     methods = (selector_method(selector), *choose_methods(settings.methods, settings.random_seeds))
@@ -120,7 +125,7 @@ def evaluate(
         images_per_part=settings.images_per_part,
         rows_per_batch=settings.rows_per_batch,
         max_new_tokens=settings.max_new_tokens,
-        likelihood=settings.likelihood,
+        scoring=settings.scoring,
     )
     digests = {
         "model": _path_digest(settings.model),
@@ -137,15 +142,18 @@ def evaluate(
         selector,
         samples[0].image,
         samples[0].questions[0],
-        LatencyPlan(plan.budgets, settings.latency_batch),
+        LatencyPlan(plan.budgets, settings.latency_batch, compiled=settings.latency_compiled),
     )
     more = {
         "environment": environment(),
         "digests": digests,
         "training": selector.metadata,
+        "warnings": [text for text in (other_weights(vlm, selector),) if text],
         **(extra or {}),
     }
-    report = build_report(samples, answers, plan, vlm.name, num_tokens, latency, more)
+    report = build_report(
+        samples, answers, plan, shown_name(settings.model, vlm), num_tokens, latency, more
+    )
     check_report(report)
     result = Evaluation(report, answers, samples, plan, vlm, selector)
     write_predictions(out / "predictions.jsonl", samples, answers, plan)
@@ -210,7 +218,7 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
         "images_per_part": plan.images_per_part,
         "rows_per_batch": plan.rows_per_batch,
         "max_new_tokens": plan.max_new_tokens,
-        "likelihood": plan.likelihood,
+        "scoring": plan.scoring,
     }
 
 
@@ -228,7 +236,7 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
         if rows:
             drawn["overlays"] = patch_overlays(rows, grid)
         subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
-        for kind in ("similarity", "frequency"):
+        for kind in ("similarity", "frequency", "gates"):
             numbers, drawn[kind] = ANALYSES[kind](subject)
             result.report.setdefault("analyses", {})[kind] = numbers
     paths = {name: folder / f"{name}.png" for name in drawn}

@@ -122,8 +122,8 @@ class EvaluationSet(Sequence[EvaluationSample]):
         parse_record(sample.record, sample.key)
         if len(sample.images) != 1:
             raise ConfigError(
-                f"image of sample {sample.key!r}: there are {len(sample.images)}; evaluation needs "
-                "exactly one image per sample"
+                f"image of sample {sample.key!r}: there are {len(sample.images)}; the evaluator "
+                "asks about one image at a time, so every sample needs exactly one"
             )
         return sample
 

@@ -2,15 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from autoselect.evaluation import metrics
-from autoselect.evaluation.samples import EvaluationSample
 
 QuestionScore = Callable[[str, Sequence[str]], float]
 ANLS_TASKS = ("docvqa", "infographicvqa", "stvqa")
 YES_NO_TASKS = ("pope", "mme")
+
+
+class Answered(Protocol):
+    """What scoring reads of a sample: an `EvaluationSample`, or one of stored predictions."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def questions(self) -> Sequence[str]: ...
+
+    @property
+    def answers(self) -> Sequence[Sequence[str]]: ...
+
+    @property
+    def tasks(self) -> Sequence[str]: ...
 
 
 def question_score(task: str, question: str, answers: Sequence[str]) -> QuestionScore:
@@ -34,7 +50,7 @@ def question_score(task: str, question: str, answers: Sequence[str]) -> Question
     return lambda text, given: metrics.exact_match(text, given[0])
 
 
-def answer_score(sample: EvaluationSample, turn: int, text: str) -> float:
+def answer_score(sample: Answered, turn: int, text: str) -> float:
     """The score of one answer to one of a sample's questions, in 0..1."""
     accepted = sample.answers[turn]
     score = question_score(sample.tasks[turn], sample.questions[turn], accepted)
@@ -65,9 +81,7 @@ class ScoreTable:
         return float(np.mean(list(self.task_means().values())))
 
 
-def score_answers(
-    samples: Sequence[EvaluationSample], answers: Sequence[Sequence[str]]
-) -> ScoreTable:
+def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]]) -> ScoreTable:
     """Score `answers` (image -> round -> text) against the samples' accepted answers."""
     tasks = tuple(sorted({task for sample in samples for task in sample.tasks}))
     place = {task: i for i, task in enumerate(tasks)}
@@ -88,7 +102,7 @@ def average(tables: Sequence[ScoreTable]) -> ScoreTable:
 
 
 def task_details(
-    samples: Sequence[EvaluationSample], answers: Sequence[Sequence[str]]
+    samples: Sequence[Answered], answers: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """Further numbers of single tasks: POPE's statistics of every yes/no task, MME's scores."""
     by_task: dict[str, list[tuple[str, str, str]]] = {}
@@ -114,7 +128,7 @@ def task_details(
 
 
 def _circular_details(
-    samples: Sequence[EvaluationSample], answers: Sequence[Sequence[str]]
+    samples: Sequence[Answered], answers: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """Circular accuracy of MMBench, whose rotations of one question share the key up to `#`."""
     rows: dict[str, list[tuple[str, bool]]] = {}

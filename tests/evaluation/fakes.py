@@ -92,6 +92,7 @@ class FakeSelector:
     """Scores tokens by how colourful they are."""
 
     width = FakeVLM.width
+    metadata: dict[str, str] = {}
 
     def score(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return tokens[..., :3].amax(dim=-1) - tokens[..., :3].amin(dim=-1)

@@ -3,10 +3,12 @@ import torch
 from fakes import GRID, FakeSelector, FakeVLM, make_samples
 from transformers import ViTConfig, ViTForImageClassification
 
+from autoselect.config import ConfigError
 from autoselect.evaluation.analyse import ANALYSES, Subject, analyse
 from autoselect.evaluation.analyses.classifier import (
+    LabelledImages,
     classifier_accuracy,
-    only_patches,
+    labelled_images,
     resize_selection,
 )
 from autoselect.evaluation.analyses.fidelity import (
@@ -15,10 +17,12 @@ from autoselect.evaluation.analyses.fidelity import (
     token_noises,
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
-from autoselect.evaluation.analyses.gates import gate_samples
+from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
+from autoselect.image_classifier import only_patches
+from autoselect.tracking import Tracker
 
 N = GRID * GRID
 
@@ -117,13 +121,57 @@ def test_classifier_accuracy_with_all_tokens_is_the_full_one(classifier):
     with torch.no_grad():
         labels = classifier(preprocess(images)).logits.argmax(dim=-1).tolist()
     found = classifier_accuracy(
-        FakeVLM(), FakeSelector(), classifier, preprocess, images, labels, (4, N)
+        FakeVLM(),
+        FakeSelector(),
+        classifier,
+        preprocess,
+        LabelledImages(images, labels, "by hand"),
+        (4, N),
     )
     assert found["full"] == found["selected"][1] == found["random"][1] == 1.0
+    assert found["grids"] == {"selection": [GRID, GRID], "classifier": [3, 3]}
     assert classifier_figure(found).axes
+    unlabelled = LabelledImages(images, None, "its own prediction")
+    again = classifier_accuracy(
+        FakeVLM(), FakeSelector(), classifier, preprocess, unlabelled, (4, N)
+    )
+    assert again["selected"] == found["selected"], "here the labels are its own predictions"
 
 
-@pytest.mark.parametrize("kind", ANALYSES)
+class Stored:
+    """A shard sample with a record."""
+
+    def __init__(self, **record):
+        self.key, self.record, self.pictures = "key", record, (make_samples(1)[0].image,)
+
+
+def test_labels_come_from_the_records():
+    names = {"cat": 0, "dog": 1}
+    assert labelled_images([Stored(label="dog"), Stored(label=0)], names).labels == [1, 0]
+    assert labelled_images([Stored(), Stored()], names).labels is None
+    with pytest.raises(ConfigError, match="label='bird' is no class"):
+        labelled_images([Stored(label="bird")], names)
+    with pytest.raises(ConfigError, match="is missing while others have one"):
+        labelled_images([Stored(label="dog"), Stored()], names)
+
+
+def test_the_course_of_training_reaches_the_gate_figure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = Tracker.start("autoselect", "train")
+    for step, value in ((1, 0.3), (2, 0.8), (3, 0.97)):
+        run.log_metrics({"train/polarisation": value}, step)
+    run.finish()
+    selector = FakeSelector()
+    selector.metadata = {"tracking_run_id": run.run_id}
+    numbers, figure = ANALYSES["gates"](Subject(FakeVLM(), selector, make_samples(8), (2,)))
+    assert numbers["course"] == [(1, 0.3), (2, 0.8), (3, 0.97)]
+    assert [axes.get_title(loc="left") for axes in figure.axes][1] == "Polarisation over training"
+    assert figure.axes[1].lines[0].get_ydata().tolist() == [0.3, 0.8, 0.97]
+    assert polarisation_course("unknown-run") == []
+
+
+@pytest.mark.parametrize("kind", sorted(set(ANALYSES) - {"leak"}))
 def test_every_analysis_writes_numbers_and_a_figure(kind, tmp_path):
     subject = Subject(FakeVLM(), FakeSelector(), make_samples(8), (2, 6))
     numbers = analyse(kind, subject, tmp_path)

@@ -13,7 +13,13 @@ from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.evaluation import bench, commands
 from autoselect.evaluation.answering import FULL, Column, Plan, answer_part
-from autoselect.evaluation.likelihood import continuation_log_likelihood, most_likely
+from autoselect.evaluation.latency import LatencyPlan
+from autoselect.evaluation.likelihood import (
+    Candidate,
+    candidates,
+    continuation_log_likelihood,
+    most_likely,
+)
 from autoselect.evaluation.llm_attention import visual_attention
 from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.methods import METHODS, selector_method
@@ -23,6 +29,12 @@ from autoselect.evaluation.samples import EvaluationSet
 from autoselect.reference.corpus import to_jpeg
 from autoselect.scorer import Scorer
 from autoselect.selector import Selector
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    """Two rounds are enough for the shape of a latency report."""
+    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
 
 
 @pytest.fixture
@@ -56,6 +68,10 @@ def test_an_evaluation_writes_the_promised_files(settings):
         "text",
     }
     assert [row["budget"] for row in report["latency"]["pruned"]] == [4, 16]
+    for row in report["rows"]:
+        assert row["details"].keys() == report["full"]["details"].keys() == {"existence"}
+        assert row["details"]["existence"].keys() == report["full"]["details"]["existence"].keys()
+        assert 0 <= row["details"]["existence"]["yes_ratio"] <= 1
     assert set(report["analyses"]["similarity"]) == {"top", "bottom", "across"}
     for name in ("retention", "similarity", "frequency"):
         assert Image.open(out / "figures" / f"{name}.png").size[0] > 500
@@ -113,11 +129,46 @@ def test_the_likelihood_of_a_continuation_is_that_of_its_tokens_one_by_one(
     assert float(found[1]) == pytest.approx(expected, abs=1e-4)
     no = vlm.processor.tokenizer.convert_tokens_to_ids("no")
     best = "yes" if first[0, yes] > first[0, no] else "no"
-    assert most_likely(vlm, prefix, [("yes", "no"), ()]) == [best, None]
+    assert most_likely(vlm, prefix, [YES_NO, ()]) == [best, None]
+
+
+YES_NO = (Candidate("yes", "yes"), Candidate("no", "no"))
+
+
+def test_options_are_compared_by_letter_or_by_text():
+    question = "which ?\nA. red\nB. dark blue"
+    letters = candidates(question, ["B"], "likelihood")
+    assert letters == (Candidate("A", "A"), Candidate("B", "B"))
+    texts = candidates(question, ["B"], "text_likelihood")
+    assert texts == (Candidate("red", "A"), Candidate("dark blue", "B"))
+    assert candidates("is there ?", ["no"], "likelihood") == YES_NO
+    assert candidates("what ?", ["red"], "likelihood") == ()
+    assert candidates(question, ["B"], "generation") == ()
+
+
+def test_the_likeliest_option_text_is_the_one_of_the_highest_mean_token(
+    model_folder, selector_folder, shards
+):
+    vlm, _ = load_pair(model_folder, selector_folder, "cpu")
+    tokens = vlm.encode_images([EvaluationSet.open(shards)[0].image]).tokens
+    prefix = vlm.prefix(vlm.prompt(["what color ?"]), tokens, None)
+    texts = ["red", "dark blue A7", "green"]
+    means = [
+        float(continuation_log_likelihood(vlm, prefix, [text])[0])
+        / len(vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in texts
+    ]
+    options = tuple(Candidate(text, letter) for text, letter in zip(texts, "ABC", strict=True))
+    assert most_likely(vlm, prefix, [options]) == ["ABC"[means.index(max(means))]]
+
+
+def test_unknown_scoring_is_refused(settings):
+    with pytest.raises(ConfigError, match="scoring='luck' is unknown; choose one of generation"):
+        evaluate(dataclasses.replace(settings, scoring="luck"))
 
 
 def test_likelihood_scoring_answers_yes_or_no_where_that_is_asked(settings):
-    result = evaluate(dataclasses.replace(settings, methods="random", likelihood=True))
+    result = evaluate(dataclasses.replace(settings, methods="random", scoring="likelihood"))
     for sample, texts in zip(result.samples, result.answers["autoselect@4#0"], strict=True):
         turn = sample.tasks.index("existence")
         assert texts[turn] in ("yes", "no")
@@ -201,3 +252,25 @@ def test_every_setting_is_a_flag():
         max_images=3,
         tracking=False,
     )
+
+
+def test_a_selector_of_other_weights_is_evaluated_with_a_warning(settings, tmp_path, caplog):
+    folder = tmp_path / "foreign"
+    training = {"model_digest": "0" * 64, "model_name": "sibling"}
+    Selector(Scorer(192, ScorerConfig()), training).save_pretrained(folder)
+    result = evaluate(dataclasses.replace(settings, selector=str(folder), methods="none"))
+    assert len(result.report["warnings"]) == 1
+    assert "trained on other weights (model_digest 000000000000 of sibling)" in caplog.text
+    for name in ("report.md", "report.html"):
+        assert "trained on other weights" in (Path(settings.out) / name).read_text()
+
+
+def test_a_selector_of_these_weights_gives_no_warning(model_folder, tmp_path, caplog):
+    vlm, _ = load_pair(model_folder, _selector(tmp_path / "unknown", {}), "cpu")
+    load_pair(model_folder, _selector(tmp_path / "known", {"model_digest": vlm.digest}), "cpu")
+    assert "other weights" not in caplog.text
+
+
+def _selector(folder, training):
+    Selector(Scorer(192, ScorerConfig()), training).save_pretrained(folder)
+    return str(folder)

@@ -4,77 +4,100 @@ The mask of the VLM's grid is resized to the classifier's grid, and the unselect
 out of its sequence. A selection that keeps what matters keeps the classifier's accuracy.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from autoselect.config import ConfigError
+from autoselect.data.shards import Sample
 from autoselect.evaluation.context import SelectionContext
 from autoselect.evaluation.ranking import random_scores
+from autoselect.image_classifier import Preprocess, grid, only_patches
 from autoselect.ops.hard_top_k import hard_top_k
 
-Preprocess = Callable[[list[Image.Image]], Tensor]
+OWN_PREDICTION = "the classifier's own prediction with all patches"
 
 
-def resize_selection(positions: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and their classes.
+
+    Attributes:
+        images: RGB.
+        labels: class index of each; None to compare with the classifier's own prediction.
+        source: where the labels come from.
+    """
+
+    images: list[Image.Image]
+    labels: list[int] | None
+    source: str
+
+
+def labelled_images(
+    samples: Sequence[Sample],
+    names: dict[str, int],
+    label_of: Callable[[dict[str, Any]], int | None] | None = None,
+) -> LabelledImages:
+    """Images of shard samples with the classes that their records tell.
+
+    Args:
+        samples: the first image of each counts; those without one are left out.
+        names: class index by name, of the classifier.
+        label_of: class index of a record; by default the index or name in its `label`.
+
+    Raises:
+        ConfigError: some records tell a class and others do not, or a class is unknown to the
+            classifier.
+    """
+    shown = [sample for sample in samples if sample.pictures]
+    read = label_of or (lambda record: _label(record, names))
+    labels = [read(sample.record) for sample in shown]
+    known = [label for label in labels if label is not None]
+    if known and len(known) < len(labels):
+        lacking = shown[labels.index(None)].key
+        raise ConfigError(
+            f"label of sample {lacking!r} is missing while others have one; label every record, "
+            "or none"
+        )
+    source = ("the colour of the largest object" if label_of else "the records") if known else ""
+    images = [sample.pictures[0] for sample in shown]
+    return LabelledImages(images, known or None, source or OWN_PREDICTION)
+
+
+def _label(record: dict[str, Any], names: dict[str, int]) -> int | None:
+    label = record.get("label")
+    if label is None or (isinstance(label, int) and label in names.values()):
+        return label
+    if label not in names:
+        raise ConfigError(
+            f"label={label!r} is no class of the classifier, which has {len(names)}; write its "
+            "index or one of its names"
+        )
+    return names[label]
+
+
+def resize_selection(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Positions on another grid that cover the selected area best, [B, K'].
 
     K' keeps the share of selected cells. The mask is resized bilinearly, smoothed where the target
     is coarser; the cells with the largest values are selected.
 
     Args:
-        positions: kept positions on `grid`, [B, K].
-        grid: rows and columns of the selection.
+        positions: kept positions on `source`, [B, K].
+        source: rows and columns of the selection.
         target: rows and columns of the classifier.
     """
-    cells, wanted = grid[0] * grid[1], target[0] * target[1]
+    cells, wanted = source[0] * source[1], target[0] * target[1]
     mask = torch.zeros(len(positions), cells, device=positions.device).scatter(1, positions, 1.0)
     resized = torch.nn.functional.interpolate(
-        mask.view(-1, 1, *grid), target, mode="bilinear", antialias=True, align_corners=False
+        mask.view(-1, 1, *source), target, mode="bilinear", antialias=True, align_corners=False
     )
     count = max(1, round(positions.shape[1] * wanted / cells))
     return hard_top_k(resized.flatten(1), count)
-
-
-@contextmanager
-def only_patches(classifier: Any, positions: Tensor) -> Iterator[None]:
-    """Let a ViT-like transformers classifier see only some of its patches.
-
-    The embedding layer's output loses the rows of the other patches; class and register tokens
-    stay. Position embeddings were added before, so what is left keeps its place.
-
-    Args:
-        classifier: a model whose `base_model.embeddings` gives [B, extra + patches, C].
-        positions: patches that stay, [B, K].
-    """
-
-    def drop(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        extra = output.shape[1] - patch_count(classifier)
-        first = torch.arange(extra, device=output.device).expand(len(output), -1)
-        kept = torch.cat([first, positions.to(output.device) + extra], dim=1)
-        return output.gather(1, kept[..., None].expand(-1, -1, output.shape[2]))
-
-    hook = classifier.base_model.embeddings.register_forward_hook(drop)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def classifier_grid(classifier: Any) -> tuple[int, int]:
-    """Rows and columns of the classifier's patches."""
-    size, patch = classifier.config.image_size, classifier.config.patch_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height // patch, width // patch
-
-
-def patch_count(classifier: Any) -> int:
-    """Number of the classifier's patches."""
-    rows, columns = classifier_grid(classifier)
-    return rows * columns
 
 
 @torch.inference_mode()
@@ -83,8 +106,7 @@ def classifier_accuracy(
     selector: Any,
     classifier: Any,
     preprocess: Preprocess,
-    images: Sequence[Image.Image],
-    labels: Sequence[int],
+    data: LabelledImages,
     budgets: Sequence[int],
     images_per_batch: int = 32,
 ) -> dict[str, Any]:
@@ -95,20 +117,29 @@ def classifier_accuracy(
         selector: a `Selector`.
         classifier: a ViT-like transformers image classifier.
         preprocess: images to its pixel values.
-        images: RGB.
-        labels: class index of each image.
+        data: images and classes.
         budgets: tokens kept of the VLM's grid.
         images_per_batch: images classified together.
 
     Returns:
-        `full`, and by budget `selected` and `random`: accuracies.
+        `full`, and by budget `selected` and `random`: accuracies, or shares of images whose
+        prediction stays when the images have no labels; both `grids`; what `labels` are.
     """
+    images, labels = data.images, data.labels
     right: dict[str, list[bool]] = {}
+    shape = (0, 0)
     for start in range(0, len(images), images_per_batch):
         batch = list(images[start : start + images_per_batch])
-        truth = torch.tensor(labels[start : start + images_per_batch])
         pixels = preprocess(batch).to(classifier.device)
+        whole = classifier(pixels).logits.argmax(dim=-1).cpu()
+        stop = start + images_per_batch
+        truth = whole if labels is None else torch.tensor(labels[start:stop])
         visual = vlm.encode_images(batch)
+        if visual.grid is None:
+            raise ConfigError(
+                f"model={vlm.name} gives tokens that form no grid; the mask cannot be resized"
+            )
+        shape = visual.grid
         keys = tuple(str(start + i) for i in range(len(batch)))
         context = SelectionContext(visual.tokens, keys, grid=visual.grid)
 
@@ -121,11 +152,14 @@ def classifier_accuracy(
             scores = {"selected": selector.score(visual.tokens), "random": random_scores(context)}
             for name, values in scores.items():
                 kept = hard_top_k(values.float(), budget)
-                target = resize_selection(kept, visual.grid, classifier_grid(classifier))
+                target = resize_selection(kept, shape, grid(classifier))
                 with only_patches(classifier, target):
                     note(f"{name}@{budget}")
     mean = {name: sum(values) / len(values) for name, values in right.items()}
     return {
+        "labels": data.source,
+        "images": len(images),
+        "grids": {"selection": list(shape), "classifier": list(grid(classifier))},
         "full": mean["full"],
         "budgets": list(budgets),
         "selected": [mean[f"selected@{budget}"] for budget in budgets],

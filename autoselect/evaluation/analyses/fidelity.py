@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from autoselect.calibration import TokenStatistics, calibrate
-from autoselect.evaluation.answering import Answers, image_context, question_batches
+from autoselect.evaluation.answering import (
+    Answers,
+    VisualSequence,
+    answer_sequences,
+    image_context,
+)
 from autoselect.evaluation.context import SelectionContext
 from autoselect.evaluation.intervals import Resampling, interval
 from autoselect.evaluation.ranking import random_scores
@@ -76,32 +81,24 @@ def gating_fidelity(
         `budgets`, `curves` (accuracy by treatment), `gaps` (noise gating minus removal at each
         budget, with its paired 95 % interval) and `mean_gap`.
     """
-    answers: dict[tuple[str, int], Answers] = {
-        (treatment, budget): [] for treatment in TREATMENTS for budget in budgets
-    }
+    answers: dict[str, Answers] = {}
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
         context = image_context(vlm, chosen, ())
-        inputs = {
-            (treatment, budget): sequence
+        sequences = {
+            f"{treatment}@{budget}": sequence
             for budget in budgets
             for treatment, sequence in _treated(context, budget, noises, start).items()
         }
-        for place in inputs:
-            answers[place] += [[""] * len(sample.questions) for sample in chosen]
-        for batch in question_batches(vlm, chosen, rows_per_batch, context.tokens.device):
-            for place, (tokens, positions) in inputs.items():
-                where = None if positions is None else positions[batch.owner]
-                prefix = vlm.prefix(batch.prompt, tokens[batch.owner], where)
-                texts = vlm.generate(prefix, max_new_tokens)
-                for (image, turn), text in zip(batch.places, texts, strict=True):
-                    answers[place][start + image][turn] = text
+        found = answer_sequences(vlm, chosen, sequences, rows_per_batch, max_new_tokens)
+        for place, texts in found.items():
+            answers.setdefault(place, []).extend(texts)
     return _compare(samples, budgets, answers)
 
 
 def _treated(
     context: SelectionContext, budget: int, noises: Noises, first: int
-) -> dict[str, tuple[Tensor, Tensor | None]]:
+) -> dict[str, VisualSequence]:
     """What the LLM sees of the visual tokens under each treatment; None means every position."""
     tokens = context.tokens
     positions = hard_top_k(random_scores(context), budget)
@@ -124,9 +121,13 @@ def _treated(
 def _compare(
     samples: Sequence[EvaluationSample],
     budgets: Sequence[int],
-    answers: dict[tuple[str, int], Answers],
+    answers: dict[str, Answers],
 ) -> dict[str, Any]:
-    tables = {place: score_answers(samples, texts) for place, texts in answers.items()}
+    tables = {
+        (treatment, budget): score_answers(samples, answers[f"{treatment}@{budget}"])
+        for treatment in TREATMENTS
+        for budget in budgets
+    }
     draws = Resampling.of(len(samples))
     gaps: list[dict[str, Any]] = []
     for budget in budgets:

@@ -1,5 +1,6 @@
 """Are the gates open or shut? Gates of a trained selector at several temperatures of training."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ from torch import Tensor
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.ops.soft_top_k import soft_top_k
 from autoselect.scorer import standardise
+from autoselect.tracking.history import metric_history
+
+logger = logging.getLogger(__name__)
+POLARISATION = "train/polarisation"
 
 TEMPERATURES = (0.5, 0.1, 0.02)
 
@@ -54,3 +59,15 @@ def gate_samples(
         mass = gates.topk(budget, dim=-1).values.sum(dim=-1) / budget
         found.append(GateSample(temperature, gates.flatten().cpu(), float(mass.mean())))
     return found
+
+
+def polarisation_course(run_id: str | None) -> list[tuple[int, float]]:
+    """(step, polarisation) that a training run logged; empty, with a log line, when it is unknown.
+
+    Args:
+        run_id: the run that a selector's `config.json` names.
+    """
+    course = metric_history(run_id, POLARISATION) if run_id else []
+    if not course:
+        logger.warning("no logged course of the polarisation for training run %s", run_id)
+    return course

@@ -54,7 +54,42 @@ def classifier_figure(found: dict[str, Any]) -> Figure:
     axes.axhline(100 * found["full"], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     _finish(axes, found["budgets"])
     axes.legend(fontsize=9, frameon=False)
-    title(axes, "Image classifier without the dropped patches")
+    axes.annotate(
+        "all patches",
+        (0.0, 100 * found["full"]),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, -10),
+        textcoords="offset points",
+        fontsize=8,
+        color=MUTED,
+    )
+    rows, columns = found["grids"]["classifier"]
+    title(axes, f"Image classifier ({rows} x {columns} patches) without the dropped patches")
+    return figure
+
+
+def leak_figure(found: dict[str, Any]) -> Figure:
+    """Accuracy behind uniform gates, between blind guessing and all tokens.
+
+    Args:
+        found: of `leak`.
+    """
+    figure = new_figure(6.4, 2.6)
+    axes = figure.subplots()
+    share = f"every gate at {found['gate']:.2f}"
+    bars = [
+        ("all tokens", found["full"], MUTED),
+        (f"{share}, Denoiser", found["with_denoiser"], SELECTOR_COLOUR),
+        (share, found["without_denoiser"], "#e5968f"),
+        ("blind", found["blind"], MUTED),
+    ]
+    shown = [(name, 100 * value, colour) for name, value, colour in bars if value is not None]
+    names, values, colours = zip(*reversed(shown), strict=True)
+    drawn = axes.barh(names, values, color=colours, height=0.6)
+    axes.bar_label(drawn, fmt="%.1f %%", fontsize=8, color=INK, padding=3)
+    axes.set_xlim(0, 108)
+    tidy(axes, grid="x")
+    title(axes, "What uniform gates let through (mean accuracy)")
     return figure
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -141,6 +142,7 @@ def gate_figure(
         steps, values = zip(*course, strict=True)
         panels[1].plot(steps, values, color=SELECTOR_COLOUR, linewidth=1.8)
         panels[1].set_ylim(0, 1.02)
+        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[1].set_xlabel("training step", fontsize=9, color=INK)
         tidy(panels[1])
         title(panels[1], "Polarisation over training")

@@ -1,0 +1,168 @@
+"""One cell of an ablation: a variant with a seed is trained, evaluated, and its leak measured.
+
+    OUT/cells/VARIANT/seed-S/
+      train/     run folder: configuration, checkpoints, selector
+      eval/      of `autoselect eval`: report and predictions of the selector
+      leak/      of `autoselect analyse leak`
+      cell.json  what the cell is; written last, so that a finished cell is known by it
+
+Every step is a program that goes on where it was killed, and a step whose result is there is not
+repeated. The baselines do not depend on the variant and are evaluated once, in `OUT/baselines`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoselect.ablation.plan import (
+    AblationPlan,
+    Variant,
+    changed_settings,
+    training_identity,
+)
+from autoselect.config import ConfigError
+from autoselect.programs import call, checkout, eval_command, train_command
+
+AGAIN = "`autoselect ablate` again"
+BEGUN = "begun.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant with a seed, in its folder."""
+
+    variant: Variant
+    seed: int
+    folder: Path
+
+    @classmethod
+    def of(cls, out: Path, variant: Variant, seed: int) -> "Cell":
+        """The cell in its place under `out`."""
+        return cls(variant, seed, out / "cells" / variant.name / f"seed-{seed}")
+
+    @property
+    def note(self) -> Path:
+        """The file that ends the cell."""
+        return self.folder / "cell.json"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.note.is_file()
+
+    def read(self) -> dict[str, Any]:
+        """What a finished cell says of itself."""
+        return json.loads(self.note.read_text())
+
+
+def run_cell(plan: AblationPlan, out: Path, variant: Variant, seed: int) -> Cell:
+    """Train, evaluate and measure what is not there yet; returns the finished cell.
+
+    Raises:
+        ConfigError: a step failed, or the folder holds a cell that was trained otherwise.
+    """
+    cell = Cell.of(out, variant, seed)
+    trained_as = Cell.of(out, plan.variant(variant.trained_as or variant.name), seed)
+    train = trained_as.folder / "train"
+    note: dict[str, Any] = {
+        "variant": variant.name,
+        "seed": seed,
+        "train": str(train),
+        "training": training_identity(plan.train_config(trained_as.variant, seed)),
+        "evaluation": evaluation_of(plan, variant, "none"),
+        "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget},
+    }
+    check_training(cell, note["training"])
+    if cell.is_finished and cell.read() == note:
+        return cell
+    cell.note.unlink(missing_ok=True)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    _write(cell.folder / BEGUN, note)
+    if not (train / "selector" / "config.json").is_file():
+        call(_training(plan, trained_as.variant, seed, train), AGAIN)
+    evaluate(plan, cell.folder / "eval", train / "selector", variant, "none")
+    leak = _leak_command(plan, train, cell.folder / "leak")
+    _once(leak, cell.folder / "leak", note["leak"] | {"run": str(train)})
+    _write(cell.note, note)
+    return cell
+
+
+def evaluate(plan: AblationPlan, out: Path, selector: Path, variant: Variant, methods: str) -> None:
+    """Evaluate a selector beside `methods` into `out`, unless this evaluation is there."""
+    settings = {
+        "model": plan.model,
+        "selector": selector,
+        "shards": plan.test_shards,
+        "budgets": plan.budgets,
+        "methods": methods,
+        "max_images": plan.images,
+        "out": out,
+        "tracking": False,
+    }
+    command = eval_command({**settings, **variant.eval})
+    _once(command, out, evaluation_of(plan, variant, methods))
+
+
+def _once(command: list[str], out: Path, identity: Mapping[str, Any]) -> None:
+    """Run a program that writes into `out`, unless it has done so for the same identity."""
+    note = out / "measured.json"
+    if note.is_file() and json.loads(note.read_text()) == identity:
+        return
+    note.unlink(missing_ok=True)
+    call(command, AGAIN)
+    _write(note, identity)
+
+
+def evaluation_of(plan: AblationPlan, variant: Variant, methods: str) -> dict[str, Any]:
+    """What the evaluation of a cell depends on, beside its selector."""
+    return {
+        "model": plan.model,
+        "shards": plan.test_shards,
+        "images": plan.images,
+        "budgets": plan.budgets,
+        "methods": methods,
+        "settings": variant.eval,
+    }
+
+
+def check_training(cell: Cell, training: Mapping[str, Any]) -> None:
+    """A begun cell goes on only with the training that it was begun with.
+
+    Raises:
+        ConfigError: a setting of it differs. Another evaluation is no conflict: it is repeated.
+    """
+    begun = cell.folder / BEGUN
+    if not begun.is_file():
+        return
+    changed = changed_settings(json.loads(begun.read_text())["training"], training)
+    if changed:
+        listed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
+        raise ConfigError(
+            f"{cell.folder} holds a cell that was trained otherwise ({listed}); choose another "
+            "--out, or remove that folder to train the cell anew"
+        )
+
+
+def _training(plan: AblationPlan, variant: Variant, seed: int, output: Path) -> list[str]:
+    deepspeed = Path(plan.deepspeed)
+    if not deepspeed.is_file():
+        deepspeed = checkout() / plan.deepspeed
+    script = checkout() / "autoselect" / "train.py"
+    settings = plan.settings(variant, seed)
+    return train_command(output, plan.ranks, plan.port, script, deepspeed, settings)
+
+
+def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:
+    command = ["autoselect", "analyse", "leak", "--model", plan.model, "--run", str(train)]
+    command += ["--selector", str(train / "selector"), "--shards", plan.test_shards]
+    images = min(plan.leak_images, plan.images)
+    command += ["--budgets", str(plan.leak_budget), "--max-images", str(images)]
+    return [*command, "--out", str(out)]
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON, complete or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)

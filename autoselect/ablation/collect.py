@@ -1,0 +1,254 @@
+"""From finished cells to one JSON: every variant with its intervals, beside the baselines."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoselect.ablation.cells import Cell
+from autoselect.ablation.plan import AblationPlan, Variant
+from autoselect.ablation.spread import Estimate, Measured, estimate
+from autoselect.config import ConfigError
+from autoselect.evaluation.answering import BLIND, FULL
+from autoselect.evaluation.intervals import Resampling, retention, task_retentions
+from autoselect.evaluation.methods import SELECTOR
+from autoselect.evaluation.predictions import StoredScores, read_scores
+from autoselect.evaluation.scoring import ScoreTable
+from autoselect.tracking.history import metric_history
+
+logger = logging.getLogger(__name__)
+LOSS, LAST_STEPS = "train/loss", 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished cells of one variant: seed -> scores."""
+
+    variant: Variant
+    cells: dict[int, Cell]
+    scores: dict[int, StoredScores]
+
+
+def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
+    """Everything that the finished cells under `out` say, as JSON values.
+
+    Args:
+        plan: of the ablation; variants without a finished cell are left out.
+        out: its folder.
+
+    Raises:
+        ConfigError: nothing is finished yet, or cells differ in their images or their model.
+    """
+    rows = [row for variant in plan.variants if (row := _finished(out, variant, plan.seeds)).cells]
+    if not rows:
+        raise ConfigError(f"{out} holds no finished cell of this ablation; run `autoselect ablate`")
+    first = next(iter(rows[0].scores.values()))
+    _check_alike(rows, first)
+    analysis = _Analysis(plan, first, _baselines(out, first))
+    report = next(iter(rows[0].cells.values())).folder / "eval" / "report.json"
+    evaluated = json.loads(report.read_text())
+    return {
+        "name": plan.name,
+        "reference": plan.reference,
+        "model": evaluated["model"],
+        "num_tokens": evaluated["num_tokens"],
+        "images": len(first.keys),
+        "questions": int(first.tables[FULL, 0].counts.sum()),
+        "budgets": analysis.budgets,
+        "families": list(first.tables[FULL, 0].tasks),
+        "full": {"mean": analysis.full.mean(), "tasks": analysis.full.task_means()},
+        "blind": first.tables[BLIND, 0].mean(),
+        "variants": [analysis.row(row, rows) for row in rows],
+        "baselines": analysis.baseline_rows(),
+        "environment": evaluated["environment"],
+        "digests": {name: evaluated["digests"][name] for name in ("model", "data")},
+        "missing": {
+            variant.name: [s for s in plan.seeds if not Cell.of(out, variant, s).is_finished]
+            for variant in plan.variants
+            if any(not Cell.of(out, variant, s).is_finished for s in plan.seeds)
+        },
+    }
+
+
+def _check_alike(rows: Sequence[Row], first: StoredScores) -> None:
+    """Raise ConfigError where cells cannot be compared: other images, or another frozen model."""
+    models: dict[str | None, Path] = {}
+    for row in rows:
+        for seed, scores in row.scores.items():
+            cell = row.cells[seed]
+            if scores.keys != first.keys:
+                raise ConfigError(
+                    f"{cell.folder} was evaluated on other images than the rest; run `autoselect "
+                    "ablate` for all variants with the same --images"
+                )
+            selector = Path(cell.read()["train"]) / "selector" / "config.json"
+            models.setdefault(_json(selector)["training"].get("model_digest"), cell.folder)
+    if len(models) > 1:
+        folders = " and ".join(str(folder) for folder in models.values())
+        raise ConfigError(
+            f"{folders} were trained on different weights of the model; remove the older cells, or "
+            "choose another --out"
+        )
+
+
+def _finished(out: Path, variant: Variant, seeds: Sequence[int]) -> Row:
+    cells = {seed: Cell.of(out, variant, seed) for seed in seeds}
+    cells = {seed: cell for seed, cell in cells.items() if cell.is_finished}
+    wanted = (SELECTOR, FULL, BLIND)
+    scores = {
+        seed: read_scores(cell.folder / "eval" / "predictions.jsonl", wanted)
+        for seed, cell in cells.items()
+    }
+    return Row(variant, cells, scores)
+
+
+def _baselines(out: Path, first: StoredScores) -> dict[tuple[str, int], ScoreTable]:
+    path = out / "baselines" / "predictions.jsonl"
+    if not path.is_file():
+        return {}
+    stored = read_scores(path)
+    if stored.keys != first.keys:
+        logger.warning("the baselines were evaluated on other images and are left out")
+        return {}
+    return {p: t for p, t in stored.tables.items() if p[0] not in (SELECTOR, FULL, BLIND)}
+
+
+class _Analysis:
+    """Numbers of rows, all on the same resamples of the same images."""
+
+    def __init__(
+        self,
+        plan: AblationPlan,
+        first: StoredScores,
+        baselines: dict[tuple[str, int], ScoreTable],
+    ) -> None:
+        self.plan = plan
+        self.full = first.tables[FULL, 0]
+        self.budgets = sorted({b for method, b in first.tables if method == SELECTOR})
+        self.baselines = baselines
+        self.draws = Resampling.of(len(first.keys))
+
+    def retained(self, table: ScoreTable) -> Measured:
+        return Measured(retention(table, self.full), self.draws.retention(table, self.full))
+
+    def family(self, table: ScoreTable, name: str) -> Measured:
+        place = self.full.tasks.index(name)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws = self.draws.task_means(table) / self.draws.task_means(self.full)
+        return Measured(task_retentions(table, self.full).get(name, float("nan")), draws[:, place])
+
+    def row(self, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+        reference = next((r for r in rows if r.variant.name == self.plan.reference), None)
+        notes = [cell.read() for cell in row.cells.values()]
+        leaks = [_json(cell.folder / "leak" / "leak.json") for cell in row.cells.values()]
+        trained = [_training_of(Path(note["train"])) for note in notes]
+        return {
+            "name": row.variant.name,
+            "asks": row.variant.asks,
+            "train": row.variant.train,
+            "eval": row.variant.eval,
+            "trained_as": row.variant.trained_as,
+            "steps": notes[0]["training"]["steps"],
+            "seeds": list(row.cells),
+            "retention": {
+                str(b): _over([self.retained(s.tables[SELECTOR, b]) for s in row.scores.values()])
+                for b in self.budgets
+            },
+            "families": {
+                str(b): {
+                    name: _over(
+                        [self.family(s.tables[SELECTOR, b], name) for s in row.scores.values()]
+                    )
+                    for name in self.full.tasks
+                }
+                for b in self.budgets
+            },
+            "against_reference": self.against(row, reference) if reference else {},
+            "against": {
+                method: {
+                    str(b): _over(
+                        [
+                            self.retained(s.tables[SELECTOR, b]) - self.retained(table)
+                            for s in row.scores.values()
+                        ]
+                    )
+                    for (other, b), table in self.baselines.items()
+                    if other == method
+                }
+                for method in dict.fromkeys(place[0] for place in self.baselines)
+            },
+            "polarisation": _plain([t["polarisation"] for t in trained]),
+            "final_loss": _plain([t["final_loss"] for t in trained]),
+            "leak": _leak(leaks),
+        }
+
+    def against(self, row: Row, reference: Row) -> dict[str, Any]:
+        """Retention minus that of the reference variant with the same seed."""
+        shared = [seed for seed in row.scores if seed in reference.scores]
+        if row is reference or not shared:
+            return {}
+        return {
+            str(b): _over(
+                [
+                    self.retained(row.scores[seed].tables[SELECTOR, b])
+                    - self.retained(reference.scores[seed].tables[SELECTOR, b])
+                    for seed in shared
+                ]
+            )
+            for b in self.budgets
+        }
+
+    def baseline_rows(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "method": method,
+                "budget": budget,
+                "retention": _over([self.retained(table)]),
+                "families": task_retentions(table, self.full),
+            }
+            for (method, budget), table in sorted(self.baselines.items(), key=lambda i: i[0])
+        ]
+
+
+def _over(seeds: Sequence[Measured]) -> dict[str, object]:
+    found: Estimate = estimate(seeds)
+    return found.as_json()
+
+
+def _plain(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean and single values of a number that has no interval; None where a seed lacks it."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return {"mean": float(np.mean(known)), "seeds": known}
+
+
+def _leak(leaks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over the seeds of the leak measure; accuracies as fractions."""
+    keys = ("full", "blind", "without_denoiser", "with_denoiser")
+    return {
+        "budget": leaks[0]["budget"],
+        "images": leaks[0]["images"],
+        **{key: _plain([leak[key] for leak in leaks]) for key in keys},
+        "excess": {
+            key: _plain([leak["excess"][key] for leak in leaks]) for key in leaks[0]["excess"]
+        },
+    }
+
+
+def _training_of(run: Path) -> dict[str, float | None]:
+    """Polarisation at the end, and the loss as the mean of the last tenth of what was logged."""
+    training = _json(run / "selector" / "config.json")["training"]
+    run_id = training.get("tracking_run_id")
+    course = metric_history(run_id, LOSS) if run_id else []
+    last = [value for _, value in course[-max(1, round(LAST_STEPS * len(course))) :]]
+    loss = float(np.mean(last)) if last else None
+    return {"polarisation": training.get("polarisation"), "final_loss": loss}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())

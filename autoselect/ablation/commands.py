@@ -1,0 +1,138 @@
+"""The commands `autoselect ablate` and `autoselect evidence`."""
+
+import argparse
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from autoselect.ablation.cells import Cell, evaluate, run_cell
+from autoselect.ablation.collect import collect
+from autoselect.ablation.evidence import write_page
+from autoselect.ablation.plan import AblationPlan, load_plan
+from autoselect.ablation.record import AblationRecord
+from autoselect.ablation.tables import markdown
+from autoselect.config import ConfigError
+from autoselect.evaluation.run import EvalSettings
+
+logger = logging.getLogger(__name__)
+
+
+def add_ablate_command(subparsers: Any) -> None:
+    """Add `ablate`."""
+    parser = subparsers.add_parser(
+        "ablate", help="train and evaluate variants over several seeds, and compare them"
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/ablation/reference.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="of all cells")
+    parser.add_argument("--only", metavar="NAMES", help="variants, comma-separated")
+    parser.add_argument("--seeds", help="training seeds, comma-separated")
+    parser.add_argument("--steps", type=int, help="updates of every cell")
+    parser.add_argument("--images", type=int, help="test images")
+    parser.add_argument("--ranks", type=int, help="training processes on this machine")
+    parser.add_argument("--port", type=int, help="port where the ranks meet")
+    parser.add_argument("--collect", action="store_true", help="only collect what is finished")
+    parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
+    parser.set_defaults(run=run_ablation)
+
+
+def add_evidence_command(subparsers: Any) -> None:
+    """Add `evidence`."""
+    parser = subparsers.add_parser("evidence", help="write an ablation's tables into a page")
+    parser.add_argument("--ablation", type=Path, default=Path("runs/ablation/ablation.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    parser.set_defaults(run=run_evidence)
+
+
+def run_ablation(arguments: argparse.Namespace) -> int:
+    """Run what is missing, then collect; the tables are printed and written into `--out`."""
+    plan = load_plan(arguments.config, _changes(arguments))
+    only = _names(plan, arguments.only)
+    check_eval_settings(plan)
+    out = arguments.out
+    if arguments.collect:
+        write(out, collect(plan, out))
+        return 0
+    cells = list(plan.cells(only))
+    logger.info("%d cells in %s", len(cells), out)
+    record = AblationRecord(plan, out)
+    try:
+        for number, (variant, seed) in enumerate(cells, start=1):
+            finished = Cell.of(out, variant, seed).is_finished
+            state = "finished before" if finished else variant.asks
+            where = f"[cell {number}/{len(cells)}] {variant.name}, seed {seed}"
+            print(f"\n{where}: {state}", flush=True)
+            cell = run_cell(plan, out, variant, seed)
+            if number == 1:
+                selector = Path(cell.read()["train"]) / "selector"
+                plain = dataclasses.replace(variant, eval={})
+                evaluate(plan, out / "baselines", selector, plain, plan.baselines)
+            record.cell(cell)
+        found = collect(plan, out)
+        write(out, found)
+        record.finish(found)
+    except BaseException as error:
+        record.abandon(error)
+        raise
+    return 0
+
+
+def run_evidence(arguments: argparse.Namespace) -> int:
+    """Write the tables of a finished ablation into the blocks of a page."""
+    if not arguments.ablation.is_file():
+        raise ConfigError(
+            f"ablation={arguments.ablation} does not exist; run `autoselect ablate` first"
+        )
+    blocks = write_page(arguments.page, json.loads(arguments.ablation.read_text()))
+    print(f"{blocks} tables written into {arguments.page}")
+    return 0
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Write `ablation.json` and `ablation.md` into `out`, and print the latter."""
+    text = markdown(found)
+    (out / "ablation.json").write_text(json.dumps(found, indent=1))
+    (out / "ablation.md").write_text(text)
+    print(f"\n{text}\ntables: {out / 'ablation.md'}")
+
+
+def check_eval_settings(plan: AblationPlan) -> None:
+    """Raise ConfigError where a variant names a setting that `autoselect eval` does not have."""
+    known = [field.name for field in dataclasses.fields(EvalSettings)]
+    own = ("model", "selector", "shards", "budgets", "methods", "max_images", "out", "tracking")
+    free = [name for name in known if name not in own]
+    for variant in plan.variants:
+        for name in variant.eval:
+            if name not in free:
+                raise ConfigError(
+                    f"variants.{variant.name}: eval.{name} is no free setting of the evaluation; "
+                    f"choose some of {', '.join(free)}"
+                )
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags change at the top level of the YAML."""
+    names = ("steps", "images", "ranks", "port")
+    changes = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+    if arguments.seeds is not None:
+        try:
+            changes["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]
+        except ValueError:
+            raise ConfigError(
+                f"seeds={arguments.seeds!r} must be whole numbers, for example 0,1,2"
+            ) from None
+    if arguments.no_tracking:
+        changes["tracking"] = False
+    return changes
+
+
+def _names(plan: AblationPlan, text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    known = [variant.name for variant in plan.variants]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"only={name!r} is no variant; choose some of {', '.join(known)}")
+    return names

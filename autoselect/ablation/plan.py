@@ -1,0 +1,209 @@
+"""What an ablation compares: a YAML of variants, each a question and settings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoselect.config import ConfigError, TrainConfig, flatten, from_dict, load_config, to_dict
+from autoselect.programs import setting_flags
+
+OWN_SETTINGS = ("model", "data.train_shards", "output", "seed", "steps", "tracking", "experiment")
+PLACING = ("experiment", "tracking", "save_every", "keep_checkpoints", "log_every", "data.workers")
+DEFAULTS = flatten(to_dict(TrainConfig()))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: short, also a folder name.
+        asks: the question that the row answers.
+        train: dotted settings of `TrainConfig` that differ from `base`.
+        eval: settings of `autoselect eval` that differ.
+        length: updates as a multiple of the plan's `steps`.
+        trained_as: the variant whose selectors it evaluates instead of training its own.
+    """
+
+    name: str = ""
+    asks: str = ""
+    train: dict = field(default_factory=dict)
+    eval: dict = field(default_factory=dict)
+    length: float = 1.0
+    trained_as: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(
+                f"variants: name={self.name!r} must consist of letters, digits, - and _; it names "
+                "a folder"
+            )
+        if not self.asks:
+            raise ConfigError(
+                f"variants.{self.name}: asks is missing; write the question that the row answers"
+            )
+        if self.length <= 0:
+            raise ConfigError(f"variants.{self.name}: length={self.length} must be above 0")
+        if self.trained_as is not None and (self.train or self.length != 1):
+            raise ConfigError(
+                f"variants.{self.name}: trained_as={self.trained_as} excludes train and "
+                "length; keep one of them"
+            )
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """An ablation as its YAML gives it.
+
+    Attributes:
+        name: of the MLflow run.
+        model: folder or hub name of the VLM, or `reference`.
+        train_shards: glob, or `reference`.
+        test_shards: glob, or `reference`.
+        deepspeed: its JSON, in the current folder or in the checkout.
+        ranks: training processes of a cell.
+        port: where they meet.
+        steps: updates of every cell.
+        seeds: training seeds; a variant is trained once with each.
+        images: test images.
+        budgets: tokens or ratios, comma-separated.
+        baselines: methods that every variant is compared with, comma-separated.
+        reference: the variant that the others are compared with.
+        leak_images: test images of the leak measure.
+        leak_budget: tokens K of the leak measure, whose gates are K/N.
+        experiment: MLflow experiment.
+        tracking: log to MLflow.
+        base: dotted settings of `TrainConfig` common to all variants.
+        variants: the rows.
+    """
+
+    name: str = "reference"
+    model: str = "reference"
+    train_shards: str = "reference"
+    test_shards: str = "reference"
+    deepspeed: str = "configs/deepspeed/zero2.json"
+    ranks: int = 2
+    port: int = 29500
+    steps: int = 240
+    seeds: list = field(default_factory=lambda: [0, 1, 2])
+    images: int = 500
+    budgets: str = "8,16,32"
+    baselines: str = "random,grid,pooling,norm,cls_attention,divprune,oracle"
+    reference: str = "reference"
+    leak_images: int = 200
+    leak_budget: int = 16
+    experiment: str = "autoselect"
+    tracking: bool = True
+    base: dict = field(default_factory=dict)
+    variants: tuple = ()
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        twice = {name for name in names if names.count(name) > 1}
+        rules = {
+            f"variants={names} must name at least one": bool(names),
+            f"variants: {sorted(twice)} stand twice; give every variant its own name": not twice,
+            f"seeds={self.seeds} must be one or more different whole numbers": bool(self.seeds)
+            and all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
+            and len(set(self.seeds)) == len(self.seeds),
+        }
+        for name in ("ranks", "steps", "images", "leak_images", "leak_budget"):
+            rules[f"{name}={getattr(self, name)} is below 1; choose 1 or more"] = (
+                getattr(self, name) >= 1
+            )
+        for variant in self.variants:
+            known = variant.trained_as is None or variant.trained_as in names
+            rules[f"variants.{variant.name}: trained_as={variant.trained_as} is no variant"] = known
+        rules[f"reference={self.reference} is no variant; choose one of {names}"] = (
+            self.reference in names
+        )
+        for message, holds in rules.items():
+            if not holds:
+                raise ConfigError(message)
+        for variant in self.variants:
+            self.train_config(variant, self.seeds[0])
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+    def settings(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Dotted settings of one training run, without its output folder."""
+        return {
+            "model": self.model,
+            "data.train_shards": self.train_shards,
+            "steps": max(1, round(self.steps * variant.length)),
+            "seed": seed,
+            "experiment": self.experiment,
+            "tracking": self.tracking,
+            **self.base,
+            **variant.train,
+        }
+
+    def train_config(self, variant: Variant, seed: int) -> TrainConfig:
+        """The resolved configuration of one training run.
+
+        Raises:
+            ConfigError: a setting that training does not know, or a value out of range.
+        """
+        own = [name for name in OWN_SETTINGS if name in {**self.base, **variant.train}]
+        if own:
+            raise ConfigError(
+                f"variants.{variant.name}: {own[0]} belongs to the ablation; set it at the top of "
+                "the YAML (length: 2 doubles the steps of one variant)"
+            )
+        try:
+            return load_config(TrainConfig, None, setting_flags(self.settings(variant, seed)))
+        except ConfigError as error:
+            raise ConfigError(f"variants.{variant.name}: {error}") from error
+
+    def cells(self, only: Sequence[str] | None = None) -> Iterator[tuple[Variant, int]]:
+        """Variants and seeds in the order of work: all variants with one seed, then the next seed.
+
+        Args:
+            only: names of the wanted variants; all by default.
+        """
+        wanted = set(only) if only is not None else {variant.name for variant in self.variants}
+        wanted |= {str(v.trained_as) for v in self.variants if v.name in wanted and v.trained_as}
+        for seed in self.seeds:
+            for variant in self.variants:
+                if variant.name in wanted:
+                    yield variant, seed
+
+
+def load_plan(path: Path, changes: Mapping[str, Any] | None = None) -> AblationPlan:
+    """Read the YAML, with `changes` written over its top level.
+
+    Raises:
+        ConfigError: no file, no YAML mapping, an unknown key, or a value out of range.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config={path} does not exist; give a YAML file of variants")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config={path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("variants"), list):
+        raise ConfigError(f"config={path} must be a mapping with a list of variants")
+    variants = tuple(
+        from_dict(Variant, value, f"variants[{i}].") for i, value in enumerate(values["variants"])
+    )
+    return from_dict(AblationPlan, {**values, **(changes or {}), "variants": variants})
+
+
+def training_identity(config: TrainConfig) -> dict[str, Any]:
+    """What a trained cell depends on: the resolved settings without those that only place it."""
+    flat = flatten(to_dict(config))
+    return {name: value for name, value in flat.items() if name not in ("output", *PLACING)}
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that differ: name -> (before, now); one that is new since counts as its default."""
+    return {
+        name: (before.get(name, DEFAULTS.get(name)), value)
+        for name, value in now.items()
+        if before.get(name, DEFAULTS.get(name)) != value
+    }

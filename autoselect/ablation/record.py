@@ -1,0 +1,118 @@
+"""An ablation as MLflow runs: a parent with the tables, a child per cell."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autoselect.ablation.cells import Cell
+from autoselect.ablation.plan import AblationPlan
+from autoselect.ablation.tables import markdown
+from autoselect.evaluation.methods import SELECTOR
+from autoselect.tracking import Tracker
+
+NOTE = "tracking.json"
+
+
+class AblationRecord:
+    """The parent run, gone on with after an interruption, and its children.
+
+    Args:
+        plan: of the ablation.
+        out: its folder, where the id of the parent run is kept.
+    """
+
+    def __init__(self, plan: AblationPlan, out: Path) -> None:
+        self.plan, self.out = plan, out
+        self.parent = Tracker.disabled()
+        note = out / NOTE
+        self._known: dict[str, str] = json.loads(note.read_text()) if note.is_file() else {}
+        if plan.tracking:
+            self.parent = Tracker.start(
+                plan.experiment,
+                f"ablation {out.name}",
+                {"steps": plan.steps, "images": plan.images, "budgets": plan.budgets},
+                {"kind": "ablation"},
+                run_id=self._known.get("parent"),
+            )
+            self._keep("parent", self.parent.run_id)
+
+    def cell(self, cell: Cell) -> None:
+        """Log a finished cell, once."""
+        name = f"{cell.variant.name}, seed {cell.seed}"
+        if not self.plan.tracking or name in self._known:
+            return
+        note = cell.read()
+        report = json.loads((cell.folder / "eval" / "report.json").read_text())
+        leak = json.loads((cell.folder / "leak" / "leak.json").read_text())
+        training = report["training"]
+        child = Tracker.start(
+            self.plan.experiment,
+            name,
+            {"variant": cell.variant.name, **note["training"]},
+            {
+                "kind": "ablation cell",
+                "variant": cell.variant.name,
+                "training_run": training.get("tracking_run_id", "unknown"),
+            },
+            parent_run_id=self.parent.run_id,
+        )
+        child.log_metrics(_metrics(report, leak, training))
+        for file in ("report.md", "report.html", "report.json"):
+            child.log_artifact(cell.folder / "eval" / file)
+        child.finish()
+        self._keep(name, child.run_id)
+
+    def finish(self, found: dict[str, Any]) -> None:
+        """Log the collected tables and end the parent run."""
+        self.parent.describe(markdown(found))
+        columns = _columns(found)
+        self.parent.log_table(columns, "variants.json")
+        for row in found["variants"]:
+            for budget, value in row["retention"].items():
+                name = f"retention_at_{budget}_tokens/{row['name']}"
+                self.parent.log_metrics({name: value["mean"]})
+        for file in ("ablation.json", "ablation.md"):
+            self.parent.log_artifact(self.out / file)
+        self.parent.finish()
+
+    def abandon(self, error: BaseException) -> None:
+        """End the parent run as what happened; a later one goes on with it."""
+        self.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def _keep(self, name: str, run_id: str | None) -> None:
+        if run_id is not None:
+            self._known[name] = run_id
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / NOTE).write_text(json.dumps(self._known, indent=1))
+
+
+def _metrics(
+    report: dict[str, Any], leak: dict[str, Any], training: dict[str, Any]
+) -> dict[str, float]:
+    metrics = {"accuracy/full": report["full"]["mean"], "accuracy/blind": report["blind"]["mean"]}
+    for row in report["rows"]:
+        if row["method"] == SELECTOR and row["retention"] is not None:
+            metrics[f"retention_at_{row['budget']}_tokens"] = row["retention"]
+    for name, value in leak["excess"].items():
+        if value is not None:
+            metrics[f"leak/{name}"] = value
+    if training.get("polarisation") is not None:
+        metrics["polarisation"] = training["polarisation"]
+    return metrics
+
+
+def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
+    """Retention of every variant by column, fractions; the dashboard shows it as a table."""
+    rows = found["variants"]
+    columns: dict[str, list[Any]] = {
+        "variant": [row["name"] for row in rows],
+        "question": [row["asks"] for row in rows],
+        "seeds": [len(row["seeds"]) for row in rows],
+    }
+    for budget in map(str, found["budgets"]):
+        values = [row["retention"][budget] for row in rows]
+        columns[f"retention at {budget} tokens"] = [round(v["mean"], 4) for v in values]
+        columns[f"95 % interval at {budget} tokens"] = [
+            " to ".join(f"{end:.3f}" for end in v["ci95"]) for v in values
+        ]
+    return columns

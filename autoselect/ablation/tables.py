@@ -1,0 +1,187 @@
+"""An ablation as Markdown tables; a variant without finished cells is a row that says so."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from autoselect.evaluation.report import percent
+
+Table = Callable[[dict[str, Any], Sequence[str]], list[str]]
+NOT_MEASURED = "not measured"
+
+
+def retention_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Retention at every budget, polarisation, loss and leak measure of some variants."""
+    budgets = found["budgets"]
+    head = ["variant", "seeds", "steps", *(f"K={b}" for b in budgets)]
+    head += ["polarisation", "final loss", *_leak_heads(found)]
+    rows = []
+    for name, row in _chosen(found, names):
+        if row is None:
+            rows.append([name, NOT_MEASURED])
+            continue
+        leak = row["leak"]["excess"]
+        cells = [f"**{name}**" if name == found["reference"] else name]
+        cells += [str(len(row["seeds"])), str(row["steps"])]
+        cells += [_estimate(row["retention"][str(b)]) for b in budgets]
+        cells += [_number(row["polarisation"], 2), _number(row["final_loss"], 3)]
+        cells += [_share(leak["without_denoiser"]), _share(leak["with_denoiser"])]
+        rows.append(cells)
+    return _table(head, rows)
+
+
+def difference_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Retention minus that of the reference variant with the same seeds, in points."""
+    head = ["variant", "seeds", *(f"K={b}" for b in found["budgets"])]
+    rows = []
+    for name, row in _chosen(found, names):
+        if name == found["reference"]:
+            continue
+        if row is None or not row["against_reference"]:
+            rows.append([name, NOT_MEASURED])
+            continue
+        gaps = [row["against_reference"][str(b)] for b in found["budgets"]]
+        rows.append([name, str(len(gaps[0]["seeds"])), *(_estimate(gap) for gap in gaps)])
+    return _table(head, rows)
+
+
+def baseline_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Retention of variants minus that of each baseline at the same budget, in points."""
+    head = ["variant", "against", *(f"K={b}" for b in found["budgets"])]
+    rows = []
+    for name, row in _chosen(found, names):
+        if row is None or not row["against"]:
+            rows.append([name, NOT_MEASURED])
+            continue
+        for method, gaps in row["against"].items():
+            rows.append([name, method, *(_estimate(gaps[str(b)]) for b in found["budgets"])])
+    return _table(head, rows)
+
+
+def family_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Retention per family at every budget, variants first, then the baselines."""
+    head = ["variant", "tokens", *found["families"]]
+    rows = []
+    for name, row in _chosen(found, names):
+        if row is None:
+            rows.append([name, NOT_MEASURED])
+            continue
+        for budget in found["budgets"]:
+            families = row["families"][str(budget)]
+            rows.append([name, str(budget), *(_estimate(families[f]) for f in found["families"])])
+    for baseline in found["baselines"]:
+        shares = [percent(baseline["families"].get(name)) for name in found["families"]]
+        rows.append([baseline["method"], str(baseline["budget"]), *shares])
+    return _table(head, rows)
+
+
+def leak_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Accuracy with every gate at K/N, with and without the Denoiser, beside full and blind."""
+    head = ["variant", "blind", "gates K/N", "gates K/N and Denoiser", "all tokens"]
+    rows = []
+    for name, row in _chosen(found, names):
+        if row is None:
+            rows.append([name, NOT_MEASURED])
+            continue
+        leak = row["leak"]
+        keys = ("blind", "without_denoiser", "with_denoiser", "full")
+        rows.append([name, *(_share(leak[key]) for key in keys)])
+    return _table(head, rows)
+
+
+def setting_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Which settings make each variant, and the question that it answers."""
+    rows = []
+    for name, row in _chosen(found, names):
+        if row is None:
+            rows.append([name, NOT_MEASURED])
+            continue
+        changed = {**row["train"], **row["eval"]}
+        text = ", ".join(f"`{key}={value}`" for key, value in changed.items()) or "–"
+        rows.append([name, row["asks"], text, str(row["steps"])])
+    return _table(["variant", "question", "settings", "steps"], rows)
+
+
+def protocol(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """What was measured, on what, and what the intervals cover."""
+    seeds = sorted({len(row["seeds"]) for row in found["variants"]})
+    counted = " or ".join(str(count) for count in seeds)
+    environment = found["environment"]
+    lines = [
+        f"{found['images']} test images with {found['questions']} questions, "
+        f"{found['num_tokens']} visual tokens; the full model answers "
+        f"{percent(found['full']['mean'])} % (blind {percent(found['blind'])} %).",
+        f"Every row is the mean over {counted} training seed(s). Intervals are 95 %, over seeds "
+        "(Student's t) and images (paired bootstrap) in quadrature; differences are paired by "
+        "seed and image. A star marks a row of one seed, whose interval covers the images only.",
+        f"{environment['processor']}, {environment['threads']} thread(s), torch "
+        f"{environment['torch']}, commit {environment['git_commit']}.",
+    ]
+    if found["missing"]:
+        listed = ", ".join(f"{name} ({seeds})" for name, seeds in found["missing"].items())
+        lines.append(f"Not finished, by variant and seeds: {listed}.")
+    return ["\n\n".join(lines)]
+
+
+TABLES: dict[str, Table] = {
+    "protocol": protocol,
+    "settings": setting_table,
+    "retention": retention_table,
+    "differences": difference_table,
+    "baselines": baseline_table,
+    "families": family_table,
+    "leak": leak_table,
+}
+TITLES = {
+    "settings": "Variants",
+    "retention": "Retention in per cent",
+    "differences": "Retention minus the reference variant, in points",
+    "baselines": "Retention minus each baseline, in points",
+    "families": "Retention per family, in per cent",
+    "leak": "Leak: accuracy behind uniform gates, in per cent",
+}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The whole ablation."""
+    names = [row["name"] for row in found["variants"]]
+    lines = [f"# Ablation {found['name']} on {found['model']}", ""]
+    lines += [*protocol(found, names), ""]
+    for kind, title in TITLES.items():
+        if kind == "differences" and names == [found["reference"]]:
+            continue
+        lines += [f"## {title}", "", *TABLES[kind](found, names), ""]
+    return "\n".join(lines)
+
+
+def _chosen(found: dict[str, Any], names: Sequence[str]) -> list[tuple[str, dict[str, Any] | None]]:
+    rows = {row["name"]: row for row in found["variants"]}
+    return [(name, rows.get(name)) for name in names]
+
+
+def _leak_heads(found: dict[str, Any]) -> list[str]:
+    leaks = [row["leak"]["budget"] for row in found["variants"]]
+    where = f"gates {leaks[0]}/{found['num_tokens']}"
+    return [f"leak, {where}", f"leak, {where}, Denoiser"]
+
+
+def _estimate(value: dict[str, Any]) -> str:
+    low, high = value["ci95"]
+    star = "" if len(value["seeds"]) > 1 else " \\*"
+    return f"{percent(value['mean'])} ({percent(low)} to {percent(high)}){star}"
+
+
+def _share(value: dict[str, Any] | None) -> str:
+    return "–" if value is None else percent(value["mean"])
+
+
+def _number(value: dict[str, Any] | None, digits: int) -> str:
+    return "–" if value is None else f"{value['mean']:.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows shorter than the head are filled with empty cells."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [*row, *[""] * (len(head) - len(row))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

@@ -1,0 +1,162 @@
+"""How much of the image uniform gates let through, with and without the Denoiser.
+
+With every gate at K/N nothing is selected, yet each token still carries D/2 log2(1/(1 - K/N)) bits.
+What the VLM answers from such tokens above blind guessing is what the budget fails to hold back, so
+a training loss can fall without a better selection. The measure is ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.calibration import TokenStatistics
+from autoselect.checkpoint import CheckpointStore
+from autoselect.config import ConfigError, GateKind, TrainConfig, from_dict
+from autoselect.denoiser import Denoiser
+from autoselect.evaluation.answering import (
+    BLIND,
+    FULL,
+    Answers,
+    VisualSequence,
+    answer_sequences,
+    image_context,
+)
+from autoselect.evaluation.samples import EvaluationSample
+from autoselect.evaluation.scoring import score_answers
+from autoselect.gating import gate_tokens
+from autoselect.ops.noise_gate import NoiseKey
+
+GATED, REPAIRED = "without Denoiser", "with Denoiser"
+
+
+@dataclass(frozen=True)
+class TrainedGate:
+    """What stood between the image and the language model at the end of a training run.
+
+    Attributes:
+        kind: formula of the gate.
+        temperature: at the end of training.
+        statistics: of the noise.
+        denoiser: as trained; None for a run without one.
+    """
+
+    kind: GateKind
+    temperature: float
+    statistics: TokenStatistics
+    denoiser: Denoiser | None
+
+
+def load_gate(run: Path | str, width: int, device: torch.device | str = "cpu") -> TrainedGate:
+    """The gate and the Denoiser of a run's last checkpoint.
+
+    Args:
+        run: folder that training wrote, with `checkpoints`.
+        width: D of the VLM's tokens.
+        device: where the Denoiser runs.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it belongs to tokens of another width.
+    """
+    state = CheckpointStore(Path(run) / "checkpoints").load()
+    if state is None:
+        raise ConfigError(f"run={run} has no checkpoints; give the output folder of a training run")
+    statistics = TokenStatistics.from_tensors(state.statistics)
+    if len(statistics.mean) != width:
+        raise ConfigError(
+            f"run={run} was trained on tokens of width {len(statistics.mean)}, those of this model "
+            f"have {width}; give the run of this model's selector"
+        )
+    config = from_dict(TrainConfig, state.config)
+    denoiser = None
+    if config.denoiser.num_layers:
+        prefix = "denoiser."
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.trained.weights.items()
+            if name.startswith(prefix)
+        }
+        denoiser = Denoiser(width, config.denoiser)
+        denoiser.load_state_dict(weights)
+        denoiser.to(device).eval()
+    here = statistics.to(torch.device(device))
+    return TrainedGate(config.gate.kind, config.gate.temperature_end, here, denoiser)
+
+
+@torch.inference_mode()
+def leak(
+    vlm: Any,
+    gate: TrainedGate,
+    samples: Sequence[EvaluationSample],
+    budget: int,
+    images_per_batch: int = 32,
+) -> dict[str, Any]:
+    """Accuracy with every gate at K/N, beside that with all tokens and that with none.
+
+    A straight-through gate is hard in the forward pass, so no uniform gate exists and both
+    accuracies are None; soft removal is left out, since it weighs all tokens alike here.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        gate: of `load_gate`.
+        samples: what is asked.
+        budget: K.
+        images_per_batch: images encoded together.
+
+    Returns:
+        `budget`, `gate` (K/N), mean accuracies `full`, `blind`, `without_denoiser` and
+        `with_denoiser` (None for a run without one), and `excess` of each over blind.
+    """
+    answers: dict[str, Answers] = {}
+    count = 0
+    for start in range(0, len(samples), images_per_batch):
+        chosen = list(samples[start : start + images_per_batch])
+        tokens = image_context(vlm, chosen, ()).tokens
+        count = tokens.shape[1]
+        nowhere = torch.zeros(len(tokens), 0, dtype=torch.long, device=tokens.device)
+        sequences: dict[str, VisualSequence] = {FULL: (tokens, None)}
+        sequences[BLIND] = (tokens[:, :0], nowhere)
+        sequences |= {n: (t, None) for n, t in uniformly_gated(gate, tokens, budget, start).items()}
+        for name, texts in answer_sequences(vlm, chosen, sequences).items():
+            answers.setdefault(name, []).extend(texts)
+    mean = {name: score_answers(samples, texts).mean() for name, texts in answers.items()}
+    gated, repaired, blind = mean.get(GATED), mean.get(REPAIRED), mean[BLIND]
+    return {
+        "budget": budget,
+        "gate": budget / count,
+        "images": len(samples),
+        "full": mean[FULL],
+        "blind": blind,
+        "without_denoiser": gated,
+        "with_denoiser": repaired,
+        "excess": {
+            "without_denoiser": None if gated is None else gated - blind,
+            "with_denoiser": None if repaired is None else repaired - blind,
+        },
+    }
+
+
+def uniformly_gated(
+    gate: TrainedGate, tokens: Tensor, budget: int, first_image: int = 0
+) -> dict[str, Tensor]:
+    """Tokens behind gates of exactly K/N each, and the same after the Denoiser, [B, N, D].
+
+    Args:
+        gate: of `load_gate`.
+        tokens: of some images, [B, N, D].
+        budget: K.
+        first_image: number of the first one, which the noise depends on.
+    """
+    if gate.kind == "straight_through":
+        return {}
+    ids = torch.arange(first_image, first_image + len(tokens), device=tokens.device)
+    scores = torch.zeros(tokens.shape[:2], device=tokens.device)
+    key = NoiseKey(0, 0, ids)
+    gated = gate_tokens(gate.kind, tokens, scores, budget, gate.temperature, gate.statistics, key)
+    found = {GATED: gated.tokens}
+    if gate.denoiser is not None:
+        found[REPAIRED] = gate.denoiser(gated.tokens, gated.gates)
+    return found

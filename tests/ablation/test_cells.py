@@ -1,0 +1,118 @@
+"""Nothing finished is repeated, what was killed goes on, mixtures are refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from autoselect.ablation.cells import Cell, run_cell
+from autoselect.ablation.collect import collect
+from autoselect.ablation.commands import write
+from autoselect.ablation.tables import NOT_MEASURED, TABLES
+from autoselect.config import ConfigError
+
+
+def test_a_killed_ablation_goes_on_and_gives_the_same_result(plan, programs, run_all, tmp_path):
+    whole = run_all(plan, tmp_path / "whole" / "out")
+    calls = list(programs.calls)
+    assert len(calls) == len(set(calls)) == 9 * 2 + 6 + 1, "two cells share each trained selector"
+    for killed_at in (2, 6, 9):
+        programs.calls, programs.fail_at = [], killed_at
+        out = tmp_path / f"k-{killed_at}" / "out"
+        with pytest.raises(KeyboardInterrupt):
+            run_all(plan, out)
+        programs.fail_at = None
+        again = run_all(plan, out)
+        assert len(programs.calls) == len(calls) + 1, "only the killed step is begun a second time"
+        assert again == whole
+
+
+def test_a_finished_ablation_starts_nothing(plan, programs, run_all, tmp_path):
+    run_all(plan, tmp_path)
+    programs.calls = []
+    run_all(plan, tmp_path)
+    assert programs.calls == []
+
+
+def test_more_images_repeat_the_evaluation_and_not_the_training(plan, programs, tmp_path):
+    run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    programs.calls = []
+    run_cell(dataclasses.replace(plan, images=60), tmp_path, plan.variant("channel"), 0)
+    assert [call[0] for call in programs.calls] == ["eval"]
+
+
+def test_a_cell_that_was_trained_otherwise_is_refused(plan, programs, tmp_path):
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    assert cell.is_finished
+    with pytest.raises(ConfigError, match=r"trained otherwise \(steps: 4 -> 5\); choose another"):
+        run_cell(dataclasses.replace(plan, steps=5), tmp_path, plan.variant("channel"), 0)
+
+
+def test_differences_are_paired_and_baselines_stand_beside(plan, programs, run_all, tmp_path):
+    found = run_all(plan, tmp_path)
+    rows = {row["name"]: row for row in found["variants"]}
+    assert found["budgets"] == [4, 8] and found["images"] == 40 and not found["missing"]
+    for row in rows.values():
+        value = row["retention"]["8"]
+        assert len(value["seeds"]) == 3 and value["covers"] == "seeds and images"
+        low, high = value["ci95"]
+        assert low < value["mean"] < high
+        assert row["leak"]["excess"]["with_denoiser"]["mean"] == pytest.approx(0.2)
+    gap = rows["channel"]["against_reference"]["8"]
+    expected = [
+        a - b
+        for a, b in zip(
+            rows["channel"]["retention"]["8"]["seeds"],
+            rows["reference"]["retention"]["8"]["seeds"],
+            strict=True,
+        )
+    ]
+    assert gap["seeds"] == pytest.approx(expected) and gap["ci95"][1] < 0
+    assert rows["reference"]["against"]["divprune"]["4"]["ci95"][0] > 0
+    assert rows["reference"]["against_reference"] == {}
+
+
+def test_nothing_unmeasured_looks_measured(plan, programs, tmp_path):
+    run_cell(plan, tmp_path, plan.variant("channel"), 1)
+    found = collect(plan, tmp_path)
+    assert found["missing"]["reference"] == [0, 1, 2] and found["missing"]["channel"] == [0, 2]
+    for kind in set(TABLES) - {"protocol"}:
+        text = TABLES[kind](found, ["reference", "channel"])
+        lines = [line for line in text if line.startswith("| reference")]
+        assert all(NOT_MEASURED in line for line in lines)
+        if kind in ("differences", "baselines"):
+            assert NOT_MEASURED in next(line for line in text if line.startswith("| channel"))
+    row = next(line for line in TABLES["retention"](found, ["channel"]) if "channel" in line)
+    assert row.count("\\*") == 2, "one seed: the interval covers the images only"
+    assert "Not finished" in TABLES["protocol"](found, [])[0]
+
+
+def test_cells_on_other_images_are_not_compared(plan, programs, tmp_path):
+    run_cell(plan, tmp_path, plan.variant("reference"), 0)
+    fewer = dataclasses.replace(plan, images=30)
+    run_cell(fewer, tmp_path, plan.variant("channel"), 0)
+    with pytest.raises(ConfigError, match="evaluated on other images than the rest"):
+        collect(plan, tmp_path)
+
+
+def test_cells_on_other_weights_are_not_compared(plan, programs, tmp_path):
+    run_cell(plan, tmp_path, plan.variant("reference"), 0)
+    programs.model_digest = "retrained"
+    run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    with pytest.raises(ConfigError, match="were trained on different weights of the model"):
+        collect(plan, tmp_path)
+
+
+def test_nothing_to_collect_is_an_error(plan, tmp_path):
+    with pytest.raises(ConfigError, match="no finished cell"):
+        collect(plan, tmp_path)
+
+
+def test_results_are_written_as_json_and_markdown(plan, programs, run_all, tmp_path, capsys):
+    found = run_all(plan, tmp_path)
+    write(tmp_path, found)
+    assert json.loads((tmp_path / "ablation.json").read_text()) == found
+    text = (tmp_path / "ablation.md").read_text()
+    assert "Is noise per channel enough?" in text and "**reference**" in text
+    assert text in capsys.readouterr().out
+    assert Cell.of(tmp_path, plan.variant("again"), 2).is_finished

@@ -1,0 +1,56 @@
+"""The evidence page: tables are written anew, prose stays, what is not measured says so."""
+
+import json
+
+import pytest
+
+from autoselect.ablation.evidence import EMPTY, fill, write_page
+from autoselect.cli import main
+from autoselect.config import ConfigError
+from autoselect.programs import checkout
+
+PAGE = """# Evidence
+By hand.
+<!-- ablation: retention reference later -->
+old table
+<!-- end -->
+More by hand.
+<!-- ablation: leak -->
+<!-- end -->
+"""
+
+
+def test_tables_are_replaced_and_prose_is_not(plan, programs, run_all, tmp_path):
+    found = run_all(plan, tmp_path / "out")
+    (tmp_path / "ablation.json").write_text(json.dumps(found))
+    page = tmp_path / "evidence.md"
+    page.write_text(PAGE)
+    flags = ["--ablation", str(tmp_path / "ablation.json"), "--page", str(page)]
+    assert main(["evidence", *flags]) == 0
+    text = page.read_text()
+    assert "old table" not in text and "By hand." in text and "More by hand." in text
+    assert "| **reference** | 3 |" in text and "| later | not measured |" in text
+    assert "| channel |" in text.split("<!-- ablation: leak -->")[1]
+    assert fill(text, found) == text, "writing twice changes nothing"
+    assert fill(text, None).count(EMPTY) == 2
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("<!-- ablation: retention -->\nno end", "has no `<!-- end -->`"),
+        ("<!-- ablation: nothing -->\n<!-- end -->", "names no table; choose one of"),
+        ("no block", "has no block"),
+    ],
+)
+def test_broken_pages_are_refused(tmp_path, page, message):
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    with pytest.raises(ConfigError, match=message):
+        write_page(path, None)
+    assert path.read_text() == page
+
+
+def test_the_shipped_page_has_only_known_blocks():
+    page = (checkout() / "docs" / "evidence.md").read_text()
+    assert fill(page, None).count(EMPTY) >= 5

@@ -1,0 +1,68 @@
+"""The YAML of an ablation: what it means, and what it must not say."""
+
+import pytest
+import yaml
+
+from autoselect.ablation.commands import check_eval_settings
+from autoselect.ablation.plan import changed_settings, load_plan
+from autoselect.config import ConfigError
+from autoselect.programs import checkout
+
+
+def test_settings_are_those_of_the_base_and_the_variant(plan):
+    config = plan.train_config(plan.variant("channel"), 2)
+    assert config.gate.noise == "channel" and config.gate.token_budget == 8
+    assert config.steps == 4 and config.seed == 2 and not config.tracking
+
+
+def test_cells_come_seed_by_seed_and_bring_what_they_were_trained_as(plan):
+    cells = [(variant.name, seed) for variant, seed in plan.cells(["again"])]
+    assert cells == [(name, seed) for seed in (0, 1, 2) for name in ("reference", "again")]
+    assert len(list(plan.cells())) == 9
+
+
+def test_the_shipped_ablation_is_valid_and_a_variant_takes_three_lines():
+    path = checkout() / "configs" / "ablation" / "reference.yaml"
+    plan = load_plan(path, {"steps": 10, "seeds": [3]})
+    check_eval_settings(plan)
+    assert plan.train_config(plan.variant("long_training"), 3).steps == 20
+    block = path.read_text().split("variants:\n")[1]
+    assert len(block.splitlines()) <= 3 * len(plan.variants)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0, 0]}, "seeds=.0, 0. must be one or more different whole numbers"),
+        ({"images": 0}, "images=0 is below 1"),
+        ({"stepz": 3}, "did you mean steps"),
+        ({"reference": "nobody"}, "reference=nobody is no variant"),
+        ({"base": {"gate.nois": "channel"}}, "variants.reference: .*did you mean gate.noise"),
+        ({"base": {"steps": 3}}, "steps belongs to the ablation"),
+        ({"variants": []}, "must name at least one"),
+        ({"variants": [{"name": "a/b", "asks": "?"}]}, "names a folder"),
+        ({"variants": [{"name": "a"}]}, "asks"),
+        ({"variants": [{"name": "reference", "asks": "?"}] * 2}, "stand twice"),
+        ({"variants": [{"name": "reference", "asks": "?", "trained_as": "x"}]}, "is no variant"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(config, change, message):
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **change}))
+    with pytest.raises(ConfigError, match=message):
+        load_plan(config)
+
+
+def test_unknown_evaluation_settings_are_refused(config):
+    values = yaml.safe_load(config.read_text())
+    values["variants"][1]["eval"] = {"rows": 3}
+    config.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match="variants.channel: eval.rows is no free setting"):
+        check_eval_settings(load_plan(config))
+
+
+def test_a_setting_that_did_not_exist_counts_as_its_default():
+    now = {"gate.kind": "noise", "gate.noise": "channel"}
+    assert changed_settings({"gate.noise": "channel"}, now) == {}
+    assert changed_settings({"gate.noise": "covariance"}, now) == {
+        "gate.noise": ("covariance", "channel")
+    }

@@ -1,0 +1,80 @@
+"""The leak measure: uniform gates let something through, hard ones nothing that is not counted."""
+
+import dataclasses
+
+import pytest
+import torch
+from fakes import FakeVLM, make_samples
+
+from autoselect.calibration import calibrate
+from autoselect.checkpoint import CheckpointStore, TrainingState
+from autoselect.config import ConfigError, DenoiserConfig, GateConfig, TrainConfig, to_dict
+from autoselect.denoiser import Denoiser
+from autoselect.engine_state import TrainedState
+from autoselect.evaluation.analyses.leak import (
+    GATED,
+    REPAIRED,
+    TrainedGate,
+    leak,
+    load_gate,
+    uniformly_gated,
+)
+
+SMALL = DenoiserConfig(num_layers=1, hidden_size=8)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return FakeVLM().encode_images([sample.image for sample in make_samples(8)]).tokens
+
+
+@pytest.fixture(scope="module")
+def statistics(tokens):
+    return calibrate([tokens.flatten(0, 1)], None)
+
+
+def test_gates_are_uniform_and_a_new_denoiser_changes_nothing(tokens, statistics):
+    gate = TrainedGate("multiplicative", 0.02, statistics, Denoiser(5, SMALL))
+    with torch.no_grad():
+        found = uniformly_gated(gate, tokens, 9)
+    torch.testing.assert_close(found[GATED], tokens * 9 / 36, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[REPAIRED], found[GATED])
+
+
+def test_a_hard_gate_has_no_uniform_form(tokens, statistics):
+    assert uniformly_gated(TrainedGate("straight_through", 0.02, statistics, None), tokens, 9) == {}
+
+
+def test_open_gates_are_the_full_model_and_nearly_closed_ones_are_not(statistics):
+    gate = TrainedGate("noise", 0.02, statistics, None)
+    samples = make_samples(24)
+    whole = leak(FakeVLM(), gate, samples, 36, images_per_batch=10)
+    assert whole["without_denoiser"] == whole["full"] == 1.0 and whole["with_denoiser"] is None
+    assert whole["excess"]["without_denoiser"] == pytest.approx(1.0 - whole["blind"])
+    some = leak(FakeVLM(), gate, samples, 1, images_per_batch=10)
+    assert some["without_denoiser"] < whole["without_denoiser"]
+    assert some["gate"] == pytest.approx(1 / 36)
+
+
+def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics):
+    config = TrainConfig(denoiser=SMALL, gate=GateConfig(temperature_end=0.03))
+    denoiser = Denoiser(5, SMALL)
+    torch.nn.init.normal_(denoiser.blocks[0].mlp_out.weight)
+    weights = {f"denoiser.{name}": t.detach() for name, t in denoiser.state_dict().items()}
+    weights["scorer.score.weight"] = torch.zeros(1, 4)
+    state = TrainingState(
+        3, TrainedState(weights, weights, weights, 3), to_dict(config), statistics.tensors()
+    )
+    CheckpointStore(tmp_path / "checkpoints").save(state)
+    gate = load_gate(tmp_path, 5)
+    assert gate.kind == "noise" and gate.temperature == 0.03
+    assert gate.denoiser is not None
+    with torch.no_grad():
+        expected = uniformly_gated(dataclasses.replace(gate, denoiser=denoiser), tokens, 4)
+        found = uniformly_gated(gate, tokens, 4)
+    assert torch.equal(found[REPAIRED], expected[REPAIRED])
+    assert not torch.equal(found[REPAIRED], found[GATED])
+    with pytest.raises(ConfigError, match="width 5, those of this model have 7"):
+        load_gate(tmp_path, 7)
+    with pytest.raises(ConfigError, match="no checkpoints"):
+        load_gate(tmp_path / "elsewhere", 5)
