@@ -14,9 +14,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NATIVE := $(wildcard csrc/*)
+BENCH := .venv-bench
+BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo report dashboard test lint format cluster-test sanitize clean
+.PHONY: help setup demo report dashboard test lint format cluster-test sanitize test-bench clean
 
 help:
 	@echo "make demo          shards, training, evaluation and report on the reference VLM, into runs/demo"
@@ -24,6 +26,7 @@ help:
 	@echo "make dashboard     serve the MLflow pages on http://127.0.0.1:$(PORT)"
 	@echo "make test          lint, types and all tests"
 	@echo "make cluster-test  the tests on a real Slurm (installs one on this host)"
+	@echo "make test-bench    the tests that go through lmms-eval, in an environment of its own"
 	@echo "make sanitize      the CPU kernels once under AddressSanitizer and UBSan"
 	@echo "make setup         only the virtual environment and the extension"
 	@echo "make clean         remove the virtual environment and build outputs; runs/ stays"
@@ -82,8 +85,26 @@ format: setup
 cluster-test: setup
 	@bash tests/cluster/run.sh
 
+test-bench: $(BENCH)/.package
+	@$(BENCH)/bin/python -m pytest tests/public
+
+$(BENCH)/.torch:
+	@$(PYTHON) -m venv $(BENCH)
+	@$(BENCH_PIP) "setuptools>=77" wheel ninja pybind11
+	@$(BENCH_PIP) $(PIP_TORCH) "$(TORCH)"
+	@touch $@
+
+# lmms-eval needs an older protobuf. A torchvision that does not fit this torch is taken out again.
+$(BENCH)/.package: $(BENCH)/.torch requirements.lock setup.py pyproject.toml $(NATIVE)
+	@grep -vi '^protobuf==' requirements.lock > $(BENCH)/constraints.txt
+	@DS_BUILD_OPS=0 $(BENCH_PIP) --no-build-isolation -c $(BENCH)/constraints.txt "$(TORCH)" \
+	  --editable '.[bench,dev]'
+	@$(BENCH)/bin/python -c 'import torchvision' 2>/dev/null || \
+	  $(BENCH)/bin/python -m pip uninstall --quiet --yes torchvision timm
+	@touch $@
+
 sanitize: setup
 	@PYTHON=$(BIN)/python bash csrc/sanitize.sh
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info autoselect/_C*.so
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info autoselect/_C*.so

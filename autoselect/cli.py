@@ -15,9 +15,12 @@ COMMANDS = {
     "dashboard": ("autoselect.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
     "shards": ("autoselect.data.commands.add_shards_commands", "index, verify, convert shards"),
     "eval": ("autoselect.evaluation.commands.add_eval_command", "accuracy retention and speed"),
+    "ablate": ("autoselect.ablation.commands.add_ablate_command", "variants x seeds, compared"),
+    "evidence": ("autoselect.ablation.commands.add_evidence_command", "its tables into a page"),
     "analyse": ("autoselect.evaluation.commands.add_analyse_command", "figures 3 to 5 and more"),
     "bench": ("autoselect.evaluation.commands.add_bench_command", "prefill latency"),
     "plan": ("autoselect.plan.add_plan_command", "memory and time of a training run"),
+    "doctor": ("autoselect.doctor.add_doctor_command", "check a training run before it starts"),
     "reference": ("autoselect.reference.commands.add_reference_commands", "its VLM and data"),
     "info": ("autoselect.cli.add_info_command", "versions, and which path each operator takes"),
 }

@@ -1,10 +1,13 @@
 """The Selector that users load: Scorer and hard top-K, nothing else.
 
 It ranks visual tokens, so the budget is an argument of `select`, not of the checkpoint. A selector
-is a folder with `selector.safetensors` and `config.json`: no pickles.
+is a folder, or a repository on the hub, with `selector.safetensors`, `config.json` and a model
+card: no pickles.
 """
 
 import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from autoselect import __version__
 from autoselect.config import ConfigError, ScorerConfig, from_dict
 from autoselect.ops.hard_top_k import select_tokens
 from autoselect.scorer import Scorer
+from autoselect.selector_card import CARD_FILE, card_text, is_hub_name, scores_of
 
 WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
 FORMAT = "autoselect-selector"
@@ -90,22 +94,83 @@ class Selector(nn.Module):
         count = budget_to_tokens(budget, tokens.shape[1])
         return select_tokens(tokens, self.score(tokens, mask), count, mask)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `selector.safetensors` and `config.json` into `folder`."""
+    def record_scores(self, report: Mapping[str, Any]) -> None:
+        """Keep what an evaluation found in the metadata, so that the model card shows it.
+
+        Args:
+            report: the JSON value of `report.json`.
+        """
+        self.metadata["scores"] = scores_of(report)
+
+    def save_pretrained(self, folder: str | Path, name: str | None = None) -> None:
+        """Write `selector.safetensors`, `config.json` and the model card `README.md`.
+
+        Args:
+            folder: created if missing.
+            name: how the card calls the selector; the folder's name by default.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {n: t.detach().float().cpu().contiguous() for n, t in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        (folder / CARD_FILE).write_text(card_text(self.config, name or folder.absolute().name))
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Selector":
-        """Load what `save_pretrained` wrote.
+    def push_to_hub(
+        self, repository: str, private: bool = False, message: str = "Upload selector"
+    ) -> str:
+        """Upload the selector with its card to the model hub.
+
+        Args:
+            repository: `org/name`; created if missing.
+            private: of a new repository.
+            message: of the commit.
+
+        Returns:
+            The address of the commit.
 
         Raises:
-            ConfigError: files are missing, damaged or belong to another format; weights do not fit.
+            ConfigError: the name has another form, or the hub refuses or cannot be reached.
         """
-        folder = Path(folder)
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
+
+        if repository.count("/") != 1 or not all(repository.split("/")):
+            raise ConfigError(f"repository={repository!r} must have the form org/name")
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repository)
+            try:
+                api.create_repo(repository, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repository, folder_path=folder, commit_message=message
+                )
+            except (HTTPError, OSError, ValueError) as error:
+                raise ConfigError(
+                    f"repository={repository} cannot be written: {str(error).splitlines()[0]}; "
+                    "log in with `hf auth login`, and check the name"
+                ) from error
+        return str(commit.commit_url)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+    ) -> "Selector":
+        """Load what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            folder: a folder, or `org/name` on the hub where there is no such folder.
+            device: where it runs.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            ConfigError: files are missing, damaged or belong to another format; weights do not
+                fit; the hub has no such selector or cannot be reached.
+        """
+        folder = _download(str(folder), revision) if is_hub_name(str(folder)) else Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise ConfigError(
@@ -132,16 +197,37 @@ class Selector(nn.Module):
         return selector.to(device).eval()
 
 
-def budget_to_tokens(budget: int | float, num_tokens: int) -> int:
-    """Number of tokens that a budget means.
+def _download(name: str, revision: str | None) -> Path:
+    """The local copy of a selector on the hub; only its own files are fetched."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"selector={name} is no folder here, and the hub does not give it: "
+            f"{str(error).splitlines()[0]} Give a folder written by save_pretrained or by "
+            "training (RUN/selector), or the name of a selector on the hub"
+        ) from error
+
+
+def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
+    """Number of tokens that a budget means; the one conversion of the project.
 
     Args:
-        budget: K (an integer), or the share that stays, above 0 and at most 1 (a float).
+        budget: K (an integer), or the share that stays, above 0 and at most 1 (a float); as text,
+            tokens (`64`), a share with a decimal point (`0.111`) or a percentage (`11.1%`).
         num_tokens: N.
 
     Raises:
-        ConfigError: outside 1..N, or outside 0..1 for a share.
+        ConfigError: no number, outside 1..N, or outside 0..1 for a share.
     """
+    if isinstance(budget, str):
+        budget = _written_budget(budget.strip())
     if isinstance(budget, float):
         if not 0 < budget <= 1:
             raise ConfigError(
@@ -157,3 +243,14 @@ def budget_to_tokens(budget: int | float, num_tokens: int) -> int:
             f"choose 1..{num_tokens}"
         )
     return budget
+
+
+def _written_budget(text: str) -> int | float:
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"budget={text!r} is no number; give tokens (64), a share (0.11) or a percentage (11%)"
+        ) from error

@@ -26,7 +26,7 @@ def test_it_loads_back_as_it_was_saved(tmp_path, selector, tokens):
     loaded = Selector.from_pretrained(tmp_path)
     assert torch.equal(loaded.score(tokens), selector.score(tokens))
     assert loaded.metadata == {"model": "tiny"}
-    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json", ".md"}
 
 
 def test_kept_tokens_are_the_best_in_image_order(selector, tokens):
@@ -51,11 +51,33 @@ def test_a_larger_budget_contains_a_smaller_one(selector, tokens):
         (21, "budget=21 exceeds the 20 visual tokens of this model; choose 1..20"),
         (1.5, "budget=1.5 as a share must lie above 0 and at most at 1"),
         (0.0, "as a share must lie above 0"),
+        ("21", "budget=21 exceeds the 20 visual tokens of this model; choose 1..20"),
+        ("-1", "budget=-1 is below 1; choose 1..20"),
+        ("120%", "budget=1.2 as a share must lie above 0 and at most at 1"),
+        ("nan%", "budget=nan as a share"),
+        ("eight", "budget='eight' is no number; give tokens"),
+        ("", "budget='' is no number"),
     ],
 )
 def test_budgets_out_of_range_are_refused(selector, tokens, budget, message):
     with pytest.raises(ConfigError, match=message.replace("..", r"\.\.")):
         selector.select(tokens, budget)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("64", 64),
+        (" 64 ", 64),
+        ("11.1%", 64),
+        ("0.111", 64),
+        ("100%", 576),
+        ("1.0", 576),
+        ("0.01%", 1),
+    ],
+)
+def test_written_tokens_shares_and_percentages_mean_the_same(text, tokens):
+    assert budget_to_tokens(text, 576) == tokens
 
 
 def test_a_share_is_rounded_and_never_empty():

@@ -1,16 +1,17 @@
-"""The sub-commands `autoselect shards index | verify | convert-llava`."""
+"""The sub-commands `autoselect shards index | verify | convert-llava | convert-<benchmark>`."""
 
 import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from autoselect.data.arguments import add_output_arguments
 from autoselect.data.convert import REJECTED, convert_llava
 from autoselect.data.decode import Limits
 from autoselect.data.index import IndexJob, index_shard, sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.paths import expand
-from autoselect.data.quarantine import DEFAULT_BUDGET
+from autoselect.data.public.commands import add_public_converters
 from autoselect.data.shards import ShardSet
 from autoselect.data.verify import VerifyJob, verify_shard
 
@@ -36,15 +37,8 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     convert.add_argument(
         "--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="image folders"
     )
-    convert.add_argument("--output", type=Path, required=True, help="folder for the shards")
-    convert.add_argument("--samples-per-shard", type=int, default=1000, metavar="N")
-    convert.add_argument(
-        "--max-rejected",
-        type=float,
-        default=DEFAULT_BUDGET,
-        metavar="FRACTION",
-        help="exit with 1 when more rows than this are unusable (default: %(default)s)",
-    )
+    add_output_arguments(convert)
+    add_public_converters(commands, _add)
 
 
 def _add(

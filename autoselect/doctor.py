@@ -1,0 +1,185 @@
+"""`autoselect doctor`: everything but compute is checked before a night is lost.
+
+Each check says what it found and, where something is wrong, how to mend it. Nothing is trained,
+no weights are read whole, and nothing is written but a probe file that is removed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from autoselect.config import ConfigError, TrainConfig, load_config
+from autoselect.deepspeed_config import batch_sizes, load_deepspeed_config
+from autoselect.plan import GPUS
+
+Status = Literal["ok", "warn", "fail"]
+MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        name: of the check.
+        status: `fail` when a training would not work, `warn` when it might not.
+        found: what is there.
+        fix: what to do; empty when all is well.
+    """
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the command line says of the machine that will train.
+
+    Attributes:
+        gpus: devices of all nodes together.
+        gpu: kind of device, where none is visible here.
+        gpu_memory: usable GiB per device, instead of the kind's.
+        visual_tokens: per image, where the model varies it.
+        port: where the ranks meet.
+    """
+
+    gpus: int
+    gpu: str | None
+    gpu_memory: float | None
+    visual_tokens: int | None
+    port: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined: a run that could be read, and the machine."""
+
+    config: TrainConfig
+    deepspeed: dict
+    machine: Machine
+
+
+def read_configuration(
+    path: str | None, flags: list[str], deepspeed: str, machine: Machine
+) -> tuple[list[Finding], Subject | None]:
+    """Both configurations, read and checked as training does."""
+    findings = []
+    config = None
+    try:
+        config = load_config(TrainConfig, path, flags)
+        findings.append(Finding("config", "ok", f"{path or 'defaults'}: {config.steps} steps"))
+    except ConfigError as error:
+        findings.append(_refused("config", error, f"correct {path or 'the flags'}"))
+    try:
+        settings = load_deepspeed_config(deepspeed)
+        sizes = batch_sizes(settings, machine.gpus)
+        found = f"{deepspeed}: {sizes.total} = {sizes.micro} x {machine.gpus} devices"
+        findings.append(Finding("deepspeed", "ok", f"{found} x {sizes.accumulation} accumulated"))
+    except ConfigError as error:
+        findings.append(
+            _refused("deepspeed", error, f"correct {deepspeed}, or give another number of --gpus")
+        )
+        return findings, None
+    return findings, None if config is None else Subject(config, settings, machine)
+
+
+def _refused(name: str, error: ConfigError, fix: str) -> Finding:
+    return Finding(name, "fail", str(error), fix)
+
+
+def examine(path: str | None, flags: list[str], deepspeed: str, machine: Machine) -> list[Finding]:
+    """All findings, in the order in which a run would meet them."""
+    from autoselect.doctor_checks import MACHINE_CHECKS, NEED_MODEL, RUN_CHECKS
+
+    findings, subject = read_configuration(path, flags, deepspeed, machine)
+    findings += [check(machine) for check in MACHINE_CHECKS]
+    if subject is None:
+        skipped = ", ".join(name for name, _ in RUN_CHECKS)
+        findings.append(
+            Finding(
+                "run", "warn", f"not examined: {skipped}", "mend the configuration, then repeat"
+            )
+        )
+        return findings
+    for name, check in RUN_CHECKS:
+        broken = any(f.name == "model" and f.status == "fail" for f in findings)
+        if broken and name in NEED_MODEL:
+            found = "not examined: it needs the model's configuration"
+            findings.append(Finding(name, "warn", found, "mend the model, then repeat"))
+        else:
+            findings.append(_guarded(name, check, subject))
+    return findings
+
+
+def _guarded(name: str, check: Callable[[Subject], Finding], subject: Subject) -> Finding:
+    """A check, whose ConfigError is its finding: the message holds the rule and the fix."""
+    try:
+        return check(subject)
+    except ConfigError as error:
+        return Finding(name, "fail", str(error), f"correct what {name} names, or its files")
+
+
+def table(findings: list[Finding]) -> str:
+    """The findings as text, and a last line with the counts."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{MARKS[finding.status]}  {finding.name:<11} {finding.found}")
+        if finding.fix:
+            lines.append(f"{'':17} -> {finding.fix}")
+    bad = sum(finding.status == "fail" for finding in findings)
+    doubtful = sum(finding.status == "warn" for finding in findings)
+    lines.append(f"{len(findings)} checks: {bad} failed, {doubtful} with a warning")
+    return "\n".join(lines)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Examine and print; 1 when something failed."""
+    machine = Machine(
+        arguments.gpus,
+        arguments.gpu,
+        arguments.gpu_memory,
+        arguments.visual_tokens,
+        arguments.port,
+    )
+    findings = examine(arguments.config, arguments.settings, arguments.deepspeed, machine)
+    if arguments.json:
+        json.dump([vars(finding) for finding in findings], sys.stdout, indent=1)
+        print()
+    else:
+        print(table(findings))
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `autoselect doctor`."""
+    doctor = subparsers.add_parser(
+        "doctor", help="check a training run, everything but compute, before it starts"
+    )
+    doctor.add_argument("--config", metavar="YAML", help="of the run")
+    doctor.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", metavar="JSON")
+    doctor.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
+    doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of device, if none is here")
+    doctor.add_argument("--gpu-memory", type=float, help="usable GiB per device")
+    doctor.add_argument("--visual-tokens", type=int, help="per image, where the model varies it")
+    doctor.add_argument(
+        "--port",
+        type=int,
+        default=int(os.environ.get("MASTER_PORT", "29500")),
+        help="where the ranks meet",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "settings",
+        nargs="*",
+        metavar="--NAME=VALUE",
+        help="settings of the run behind `--`, as for training",
+    )
+    doctor.set_defaults(run=run_doctor)

@@ -1,0 +1,268 @@
+"""The checks of `autoselect doctor`, each one function from what is examined to a `Finding`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from autoselect.config import ConfigError
+from autoselect.data.shards import ShardSet
+from autoselect.deepspeed_config import batch_sizes
+from autoselect.doctor import Finding, Machine, Subject
+from autoselect.doctor_model import WAIT_S, check_model
+from autoselect.plan import GIB, GPUS, Assumptions, memory, smallest_stage, trained_parameters
+from autoselect.reference.resources import REFERENCE, resolve_model
+from autoselect.vlm.shape import VLMShape, read_shape
+
+SPARE_BYTES = 2 * GIB
+"""Beside checkpoints: logs, figures, the tracking database."""
+
+MOMENTS = 3
+"""Tensors per trained parameter in a checkpoint: weight and two moments, float32."""
+
+NOISE_BYTES_PER_CHANNEL = 4 * (64 + 2)
+"""Of the token statistics in a checkpoint: mean, deviation, and the factor at its largest rank."""
+
+
+def check_packages(machine: Machine) -> Finding:
+    """Versions against what this package asks for."""
+    wrong = []
+    for line in metadata.requires("autoselect") or []:
+        need = Requirement(line)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(need.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{need.name} is missing")
+            continue
+        if not need.specifier.contains(version, prereleases=True):
+            wrong.append(f"{need.name} {version} is not {need.specifier}")
+    if wrong:
+        return Finding(
+            "packages",
+            "fail",
+            "; ".join(wrong),
+            "run `make setup`, or pip install -r requirements.lock",
+        )
+    return Finding(
+        "packages",
+        "ok",
+        ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "deepspeed")),
+    )
+
+
+def check_extension(machine: Machine) -> Finding:
+    """The native operators: built, loadable, and for CUDA where a GPU is visible."""
+    build = "pip install --no-build-isolation -e . (see `autoselect info`)"
+    try:
+        from autoselect.ops import build_info
+
+        info = build_info()
+    except ImportError as error:
+        return Finding("extension", "fail", f"autoselect._C does not load: {error}", build)
+    if not info["native"]:
+        found = "autoselect._C is not built; the slower PyTorch references would run"
+        return Finding("extension", "warn", found, build)
+    if torch.cuda.is_available() and not info["cuda_architectures"]:
+        found = "autoselect._C is built without CUDA, but a GPU is visible"
+        return Finding("extension", "warn", found, f"FORCE_CUDA=1 {build}")
+    kind = "CUDA and CPU" if info["cuda_architectures"] else "CPU"
+    return Finding("extension", "ok", f"built for {kind}")
+
+
+def check_port(machine: Machine) -> Finding:
+    """Whether rank 0 could listen on this host."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", machine.port))
+        except OSError as error:
+            return Finding(
+                "port",
+                "fail",
+                f"{machine.port} cannot be used on {socket.gethostname()}: {error.strerror}",
+                "choose another: deepspeed --master_port PORT, or MASTER_PORT=PORT",
+            )
+    return Finding("port", "ok", f"{machine.port} is free on {socket.gethostname()}")
+
+
+def check_tracking(machine: Machine) -> Finding:
+    """Whether the tracking server answers; the default store is a file of this folder."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
+        where = uri or f"sqlite in {Path.cwd()}"
+        path = Path(uri.removeprefix("sqlite:///").removeprefix("file://")) if uri else Path("x")
+        error = _cannot_write(path.parent)
+        if error:
+            fix = "start from a folder that can be written, or set MLFLOW_TRACKING_URI"
+            return Finding("tracking", "fail", f"{where}: {error}", fix)
+        return Finding("tracking", "ok", where)
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=WAIT_S):
+            return Finding("tracking", "ok", f"{uri} answers")
+    except urllib.error.HTTPError as error:
+        found = f"{uri} answers with {error.code}"
+        return Finding("tracking", "warn", found, "check the address and MLFLOW_TRACKING_TOKEN")
+    except (OSError, ValueError) as error:
+        return Finding(
+            "tracking",
+            "fail",
+            f"MLFLOW_TRACKING_URI={uri} does not answer: {error}",
+            "start the server, correct MLFLOW_TRACKING_URI, or set tracking: false",
+        )
+
+
+def check_shards(subject: Subject) -> Finding:
+    """Every shard with its index, and all keys distinct."""
+    pattern = subject.config.data.train_shards
+    if pattern == REFERENCE:
+        return Finding("shards", "ok", "the reference data, rendered at the first start")
+    try:
+        shards = ShardSet.open(pattern)
+        shards.check_keys()
+    except ConfigError as error:
+        fix = "correct data.train_shards; run `autoselect shards index` and `... shards verify`"
+        return Finding("shards", "fail", str(error), fix)
+    total = sum(header.bytes for header in shards.headers)
+    found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
+    if shards.faults:
+        share = len(shards.faults) / (len(shards) + len(shards.faults))
+        over = share > subject.config.data.quarantine_budget
+        fix = "run `autoselect shards verify` and write the named shards again"
+        found += f", {len(shards.faults)} unusable samples"
+        return Finding("shards", "fail" if over else "warn", found, fix)
+    return Finding("shards", "ok", found)
+
+
+def check_output(subject: Subject) -> Finding:
+    """Whether the run folder can be written, and whether a run lies there already."""
+    output = Path(subject.config.output)
+    error = _cannot_write(output)
+    if error:
+        fix = "choose another `output`, or make the folder writable"
+        return Finding("output", "fail", f"{output}: {error}", fix)
+    if (output / "checkpoints" / "latest").is_file():
+        step = (output / "checkpoints" / "latest").read_text().strip()
+        fix = "choose another `output` to start afresh"
+        return Finding("output", "warn", f"{output} holds a run; it goes on at {step}", fix)
+    return Finding("output", "ok", f"{output} can be written")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _cannot_write(folder: Path) -> str:
+    """Why nothing can be created in a folder (or where it would be made); empty when it can."""
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return f"{place}: {error.strerror}"
+
+
+def check_disk(subject: Subject) -> Finding:
+    """Free space against checkpoints (one more than are kept), the export and some logs."""
+    width = _shape(subject).width
+    count = trained_parameters(width, subject.config)
+    one = 4 * MOMENTS * count + NOISE_BYTES_PER_CHANNEL * width
+    needed = one * (subject.config.keep_checkpoints + 1) + 4 * count + SPARE_BYTES
+    place = _existing(Path(subject.config.output))
+    free = shutil.disk_usage(place).free
+    found = (
+        f"{free / GIB:.1f} GiB free at {place}; {needed / GIB:.1f} needed "
+        f"({subject.config.keep_checkpoints + 1} checkpoints of {one / GIB:.2f})"
+    )
+    if free < needed:
+        fix = "free some space, choose another `output`, or lower keep_checkpoints"
+        return Finding("disk", "fail", found, fix)
+    return Finding("disk", "ok", found)
+
+
+@cache
+def _read_shape(model: str, visual_tokens: int | None) -> VLMShape:
+    return read_shape(resolve_model(model), visual_tokens)
+
+
+def _shape(subject: Subject) -> VLMShape:
+    return _read_shape(subject.config.model, subject.machine.visual_tokens)
+
+
+def check_budget(subject: Subject) -> Finding:
+    """The token budget against the model's visual tokens."""
+    shape, budget = _shape(subject), subject.config.gate.token_budget
+    found = f"{budget} of {shape.visual_tokens} visual tokens"
+    if budget >= shape.visual_tokens:
+        fix = f"choose gate.token_budget below {shape.visual_tokens}"
+        return Finding("budget", "fail", f"{found}: nothing would be removed", fix)
+    return Finding("budget", "ok", found)
+
+
+def check_memory(subject: Subject) -> Finding:
+    """GPU memory against `autoselect plan`."""
+    machine = subject.machine
+    gib = machine.gpu_memory
+    if gib is None and machine.gpu is not None:
+        gib = GPUS[machine.gpu].memory_gib
+    if gib is None and torch.cuda.is_available():
+        gib = torch.cuda.get_device_properties(0).total_memory / GIB
+    if gib is None:
+        fix = "name the kind that will train: --gpu h100, or --gpu-memory GIB"
+        return Finding("memory", "warn", "no GPU is visible here", fix)
+    shape, have = _shape(subject), Assumptions()
+    micro = batch_sizes(subject.deepspeed, machine.gpus).micro
+    stage = _stage(subject.deepspeed)
+    if stage == "0":
+        return Finding("memory", "warn", "ZeRO is off; the plan knows stages 1 to 3", "")
+    need = memory(shape, stage, machine.gpus, micro, subject.config, have).total / GIB
+    found = f"about {need:.1f} of {gib:.1f} GiB per device at ZeRO stage {stage}"
+    if need <= gib:
+        return Finding("memory", "ok", found)
+    fits = smallest_stage(shape, machine.gpus, micro, subject.config, have, gib)
+    advice = f"use configs/deepspeed/zero{fits}.json" if fits else "use more devices"
+    fix = f"{advice}, a smaller micro batch, or activation_checkpointing: true"
+    return Finding("memory", "fail", found, fix)
+
+
+def _stage(deepspeed: dict) -> str:
+    """The plan's name of the ZeRO stage of a DeepSpeed file."""
+    zero = deepspeed.get("zero_optimization", {})
+    stage = str(zero.get("stage", 0))
+    offload = re.search(r"cpu|nvme", json.dumps(zero.get("offload_param", {})))
+    return f"{stage}_offload" if stage == "3" and offload else stage
+
+
+MACHINE_CHECKS: tuple[Callable[[Machine], Finding], ...] = (
+    check_packages,
+    check_extension,
+    check_port,
+    check_tracking,
+)
+NEED_MODEL = ("disk", "budget", "memory")
+"""Checks that read the model's configuration."""
+
+RUN_CHECKS: tuple[tuple[str, Callable[[Subject], Finding]], ...] = (
+    ("model", check_model),
+    ("shards", check_shards),
+    ("output", check_output),
+    ("disk", check_disk),
+    ("budget", check_budget),
+    ("memory", check_memory),
+)

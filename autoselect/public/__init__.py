@@ -1,0 +1,1 @@
+"""Public benchmarks through lmms-eval: the plug-in, and the run over all tasks and budgets."""

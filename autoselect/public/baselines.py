@@ -1,0 +1,68 @@
+"""Baselines of the evaluator in the place of a selector, for `attach`.
+
+`attach` asks a selector for scores, and keeps the K largest. A baseline that picks K positions
+gives those 1 and the others 0. Methods that merge tokens, or need attention maps or the question,
+have no such scores; `autoselect eval` runs them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autoselect.config import ConfigError
+from autoselect.evaluation.context import SelectionContext
+from autoselect.evaluation.methods import METHODS
+from autoselect.selector import budget_to_tokens
+
+BASELINES = ("random", "grid", "norm", "divprune")
+
+
+class BaselineSelector(nn.Module):
+    """A method of the evaluator with the interface of a `Selector`.
+
+    Args:
+        method: one of `BASELINES`.
+        budget: K tokens (an integer), or the share that stays (a float).
+        width: channels of the visual tokens.
+        seed: of the random method.
+
+    Attributes:
+        keys: a name for each image of the next call, from which random choices are drawn; the
+            same image then gets the same choice in every batch.
+
+    Raises:
+        ConfigError: a method that cannot be written as scores.
+    """
+
+    def __init__(self, method: str, budget: int | float, width: int, seed: int = 0) -> None:
+        super().__init__()
+        if method not in BASELINES:
+            raise ConfigError(
+                f"method={method!r} cannot be attached; choose autoselect or one of "
+                f"{', '.join(BASELINES)} (`autoselect eval` runs the others)"
+            )
+        self.method = METHODS[method]
+        self.budget = budget
+        self.width = width
+        self.seed = seed
+        self.keys: Sequence[str] = ()
+        self.metadata = {"model": f"any; baseline {method}"}
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """1 at the positions that the method keeps, 0 elsewhere, [B, N].
+
+        Args:
+            tokens: [B, N, D].
+            mask: true at real tokens, [B, N].
+        """
+        scores = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32)
+        named = len(self.keys) == len(tokens)
+        for row, own in enumerate(tokens):
+            count = len(own) if mask is None else int(mask[row].sum())
+            key = self.keys[row] if named else str(row)
+            context = SelectionContext(own[None, :count], (key,), seed=self.seed)
+            kept = self.method.keep(context, budget_to_tokens(self.budget, count))
+            scores[row, kept.positions[0]] = 1.0
+        return scores

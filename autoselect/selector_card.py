@@ -1,0 +1,147 @@
+"""The model card of a selector: README.md as the hub shows it, from what is known of the training.
+
+Nothing is guessed: what the metadata does not hold is left out or said to be unknown.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CARD_FILE = "README.md"
+LICENCE = "apache-2.0"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+METHOD = "autoselect"
+
+
+def is_hub_name(name: object) -> bool:
+    """Whether `name` has the form `org/name` and is no local folder."""
+    return isinstance(name, str) and bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def scores_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card shows of an evaluation: the selector's rows of its `report.json`.
+
+    Args:
+        report: as `autoselect eval` writes it.
+    """
+    rows = [
+        {name: row[name] for name in ("budget", "mean", "retention", "retention_ci95")}
+        for row in report["rows"]
+        if row["method"] == METHOD
+    ]
+    return {
+        "model": report["model"],
+        "num_tokens": report["num_tokens"],
+        "full_mean": report["full"]["mean"],
+        "tasks": sorted(report["full"]["tasks"]),
+        "data_digest": report.get("digests", {}).get("data"),
+        "rows": rows,
+    }
+
+
+def card_text(config: Mapping[str, Any], name: str) -> str:
+    """The card as Markdown with its YAML head.
+
+    Args:
+        config: what the selector's `config.json` holds.
+        name: of the selector, a title and the argument of `from_pretrained` in the example.
+    """
+    training = config["training"]
+    head = {
+        "license": training.get("licence", LICENCE),
+        "library_name": "autoselect",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["visual-token-selection", "token-pruning", "autoselect"],
+    }
+    if is_hub_name(training.get("model")):
+        head["base_model"] = training["model"]
+    base = _base(training)
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {name}: which visual tokens of {base} matter",
+        "A visual token selector, trained with "
+        "[AutoSelect](https://arxiv.org/abs/2603.07135)'s noise gating around a frozen "
+        "vision-language model. It ranks the visual tokens of an image; the model then sees the K "
+        "best of them, at their original positions. The model's own weights are not in here and "
+        "are not changed.",
+        _example(training, name),
+        "## Training\n\n" + _facts(config),
+        "## Scores\n\n" + _scores(training.get("scores")),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _base(training: Mapping[str, Any]) -> str:
+    """How the card calls the model: its hub name, or the last part of a local folder."""
+    model = training.get("model")
+    if is_hub_name(model):
+        return str(model)
+    return str(training.get("model_name") or (Path(model).name if model else "an unnamed model"))
+
+
+def _example(training: Mapping[str, Any], name: str) -> str:
+    budget = training.get("token_budget", 64)
+    return f"""```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from autoselect import Selector, attach
+
+model = AutoModelForImageTextToText.from_pretrained({_base(training)!r})
+processor = AutoProcessor.from_pretrained({_base(training)!r})
+selector = Selector.from_pretrained({name!r})
+model = attach(model, selector, budget={budget})  # then processor and generate() as always
+```"""
+
+
+def _facts(config: Mapping[str, Any]) -> str:
+    training = config["training"]
+    highest, lowest = training.get("token_budget"), training.get("min_token_budget")
+    budget = "unknown"
+    if highest is not None:
+        budget = f"{lowest} to {highest} tokens" if lowest else f"{highest} tokens"
+    rows = {
+        "base model": _base(training),
+        "its revision or digest": training.get("model_digest") or "unknown",
+        "data digest": training.get("data_digest") or "unknown",
+        "budgets in training": f"{budget}; any other may be asked for",
+        "steps": training.get("steps", "unknown"),
+        "seed": training.get("seed", "unknown"),
+        "polarisation of the gates at the end": _rounded(training.get("polarisation")),
+        "width of the visual tokens": config["width"],
+        "scorer": json.dumps(config["scorer"]),
+        "autoselect": config["version"],
+        "licence of these weights": training.get("licence", LICENCE),
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "unknown"
+
+
+def _scores(scores: Mapping[str, Any] | None) -> str:
+    if not scores:
+        return "Not evaluated yet: `autoselect eval`, then `Selector.record_scores(report)`."
+    lines = [
+        f"On {scores['model']} ({scores['num_tokens']} visual tokens); tasks: "
+        f"{', '.join(scores['tasks'])}; data {scores['data_digest'] or 'unknown'}. Retention is "
+        "the mean over the tasks of score / full score, with its 95 % bootstrap interval.",
+        "",
+        "| tokens | accuracy in % | retention in % | 95 % interval |",
+        "|---:|---:|---:|---|",
+        f"| {scores['num_tokens']} (all) | {100 * scores['full_mean']:.1f} | 100.0 | |",
+    ]
+    for row in scores["rows"]:
+        low, high = row["retention_ci95"]
+        lines.append(
+            f"| {row['budget']} | {100 * row['mean']:.1f} | {_percent(row['retention'])} | "
+            f"{_percent(low)} to {_percent(high)} |"
+        )
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f}"
