@@ -1,0 +1,168 @@
+"""What do the console line and the tracker add to a training step?
+
+The real trainer steps the reference run on one rank. Every second step is logged to the console and
+to MLflow on SQLite in a temporary folder; the others are not, whose times the logged ones are
+compared with. Two measures of the cost of logging one step:
+
+* `caller_ms`: wall time that the step waits, measured around the logging calls themselves;
+* `processor_ms`: processor time of all threads, the delivery to SQLite included: every block of
+  logged steps is delivered alone, between two steps, with the processor's clock around it.
+
+The paired difference of whole steps is reported beside them; a step varies far more than logging
+costs. The result is each cost over the median step. Run it with
+
+    python benchmarks/bench_logging.py --output benchmarks/results/logging_cpu.json
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoselect import runtime
+from autoselect.config import TrainConfig, from_dict
+from autoselect.deepspeed_config import load_deepspeed_config
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.resources import resolve_model
+from autoselect.reference.shards import render_shards
+from autoselect.trainer import Trainer
+from autoselect.training_run import assemble
+
+ROOT = Path(__file__).parent.parent
+TARGET = 0.01
+
+
+def make_trainer(folder: Path, steps: int) -> Trainer:
+    """The reference run, logging every step, on shards of its own."""
+    render_shards(folder / "shards", ReferenceData(train=256, val=1, test=1), workers=1)
+    info = runtime.RankInfo(rank=0, world_size=1, local_rank=0, source="single")
+    runtime.setup_logging(info)
+    runtime.set_accelerator_default()
+    runtime.init_distributed(info, runtime.choose_device(info))
+    values = {
+        "model": resolve_model("reference"),
+        "output": str(folder / "run"),
+        "steps": steps,
+        "log_every": 1,
+        "gate": {"calibration_images": 32},
+        "data": {"train_shards": str(folder / "shards" / "train-*.tar")},
+    }
+    deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
+    config = from_dict(TrainConfig, values)
+    return assemble(config, deepspeed, info, runtime.SignalFlag())
+
+
+def measure(trainer: Trainer, steps: int, block: int) -> dict[str, list[float]]:
+    """Milliseconds: of steps without and with logging, and of logging itself.
+
+    Args:
+        trainer: at its first step.
+        steps: measured, after two to warm up.
+        block: logged steps that are delivered together.
+    """
+    taken: dict[str, list[float]] = {
+        "step_ms": [],
+        "step_processor_ms": [],
+        "logged_step_ms": [],
+        "caller_ms": [],
+        "processor_ms": [],
+    }
+    waiting = 0
+    for number, batches in enumerate(islice(iter(trainer.loader), steps + 2)):
+        start, processor = time.perf_counter(), time.process_time()
+        metrics = trainer.update(batches)
+        trainer.step += 1
+        stepped = time.perf_counter()
+        if number < 2:
+            continue
+        if number % 2 == 0:
+            taken["step_ms"].append((stepped - start) * 1000)
+            taken["step_processor_ms"].append((time.process_time() - processor) * 1000)
+            continue
+        begun = time.process_time()
+        trainer.log(metrics)
+        logged = time.perf_counter()
+        spent = time.process_time() - begun
+        taken["caller_ms"].append((logged - stepped) * 1000)
+        taken["logged_step_ms"].append((logged - start) * 1000)
+        taken["processor_ms"].append(spent * 1000)
+        waiting += 1
+        if waiting == block:
+            begun = time.process_time()
+            trainer.tracker.flush()
+            delivery = (time.process_time() - begun) * 1000
+            for position in range(-block, 0):
+                taken["processor_ms"][position] += delivery / block
+            waiting = 0
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=80, help="half of them logged")
+    parser.add_argument("--block", type=int, default=5, help="logged steps delivered together")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        os.chdir(folder)
+        # The thread would deliver at moments of its own; the blocks do so at measured ones.
+        import autoselect.tracking.tracker as tracker_module
+
+        tracker_module.DELIVERY_SECONDS = 3600.0
+        trainer = make_trainer(Path(folder), arguments.steps + 2)
+        taken = measure(trainer, arguments.steps, arguments.block)
+        trainer.tracker.finish("FINISHED")
+        os.chdir(ROOT)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    step, processor = medians["step_ms"], medians["step_processor_ms"]
+    ratios = {
+        "wall": medians["caller_ms"] / step,
+        "processor": statistics.mean(taken["processor_ms"]) / processor,
+        "whole_steps": medians["logged_step_ms"] / step - 1,
+    }
+    report(ratios, medians)
+    if arguments.output:
+        result: dict[str, Any] = {
+            "machine": {"cores": os.cpu_count(), "system": platform.system()},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__}
+            | {name: version(name) for name in ("mlflow", "deepspeed")},
+            "setting": {
+                "log_every": 1,
+                "global_batch": trainer.sizes.total,
+                "threads": torch.get_num_threads(),
+                "delivered_together": arguments.block,
+                "load_average": os.getloadavg()[0],
+            },
+            "share_of_a_step": ratios,
+            "median": medians,
+            "raw": taken,
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    logging.shutdown()
+
+
+def report(ratios: dict[str, float], medians: dict[str, float]) -> None:
+    print(f"step {medians['step_ms']:.1f} ms, processor {medians['step_processor_ms']:.1f} ms")
+    print(f"logging: the step waits {medians['caller_ms']:.3f} ms, {ratios['wall']:.3%} of it")
+    print(f"logging: {ratios['processor']:.3%} of the step's processor time, delivery included")
+    print(f"whole steps with logging against without: {ratios['whole_steps']:+.2%}")
+    cost = ratios["processor"] * medians["step_processor_ms"]
+    print(f"which is {cost:.2f} ms for each logged step")
+    worst = max(ratios["wall"], ratios["processor"])
+    print(f"{'under' if worst < TARGET else 'ABOVE'} {TARGET:.0%} of a step, logging every step")
+
+
+if __name__ == "__main__":
+    main()
