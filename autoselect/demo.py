@@ -5,15 +5,12 @@ Every step keeps what is done, so an interrupted demo goes on where it was.
 """
 
 import argparse
-import os
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.programs import call, checkout, eval_command, train_command
 
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
@@ -44,63 +41,24 @@ def add_dashboard_command(subparsers: Any) -> None:
     dashboard.set_defaults(run=run_dashboard)
 
 
-def root() -> Path:
-    """The checkout: the demo runs files that are not part of an installed package."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / "configs" / "deepspeed" / "zero2.json").is_file():
-        raise ConfigError(
-            f"configs/deepspeed is not beside {folder}; run the demo from a checkout of the project"
-        )
-    return folder
-
-
 def announce(number: int, total: int, what: str) -> None:
     print(f"\n[demo {number}/{total}] {what}", flush=True)
 
 
-def call(command: list[str]) -> None:
-    """Run one step as a user would type it.
-
-    Raises:
-        ConfigError: it failed; its own message stands above.
-    """
-    print(f"$ {shlex.join(command)}", flush=True)
-    environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    environment.setdefault("DS_ACCELERATOR", "cpu" if not _has_gpu() else "cuda")
-    code = subprocess.run(command, cwd=root(), env=environment, check=False).returncode
-    if code != 0:
-        raise ConfigError(
-            f"the step above ended with code {code}; mend what it says and run the demo again"
-        )
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+def step(command: list[str]) -> None:
+    """Run one step in the checkout."""
+    call(command, "the demo again", checkout())
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Shards, training, evaluation; ends with the report and where to look next."""
     started = time.monotonic()
     announce(1, 3, "reference data as WebDataset shards")
-    call(["autoselect", "reference", "shards"])
+    step(["autoselect", "reference", "shards"])
     announce(2, 3, f"training Scorer and Denoiser, {arguments.ranks} ranks, DeepSpeed ZeRO-2")
-    call(
-        [
-            "deepspeed",
-            f"--num_gpus={arguments.ranks}",
-            f"--master_port={arguments.port}",
-            "autoselect/train.py",
-            "--deepspeed",
-            "configs/deepspeed/zero2.json",
-            "--output",
-            str(RUN / "train"),
-        ]
-    )
+    step(train_command(RUN / "train", arguments.ranks, arguments.port))
     announce(3, 3, "evaluation: tokens really removed, beside baselines at the same budgets")
-    call(eval_command(RUN, DEMO_METHODS, arguments.images))
+    step(demo_eval_command(RUN, DEMO_METHODS, arguments.images))
     minutes = (time.monotonic() - started) / 60
     print(f"\nfinished in {minutes:.1f} minutes")
     print(f"report      {RUN}/report.md, {RUN}/report.json")
@@ -110,33 +68,26 @@ def run_demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def eval_command(out: Path, methods: str, images: int) -> list[str]:
+def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
     """The evaluation of the demo's selector on the reference test shards."""
-    return [
-        "autoselect",
-        "eval",
-        "--model",
-        "autoselect/reference/model",
-        "--selector",
-        str(RUN / "train" / "selector"),
-        "--shards",
-        "runs/reference/shards/test-*.tar",
-        "--budgets",
-        BUDGETS,
-        "--methods",
-        methods,
-        "--max-images",
-        str(images),
-        "--out",
-        str(out),
-    ]
+    return eval_command(
+        {
+            "model": "autoselect/reference/model",
+            "selector": RUN / "train" / "selector",
+            "shards": "runs/reference/shards/test-*.tar",
+            "budgets": BUDGETS,
+            "methods": methods,
+            "max_images": images,
+            "out": out,
+        }
+    )
 
 
 def run_report(arguments: argparse.Namespace) -> int:
     """All methods on all test images, for the selector that the demo trained."""
-    if not (root() / RUN / "train" / "selector").is_dir():
+    if not (checkout() / RUN / "train" / "selector").is_dir():
         raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
-    call(eval_command(REPORT, "all", arguments.images))
+    step(demo_eval_command(REPORT, "all", arguments.images))
     return 0
 
 

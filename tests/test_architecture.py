@@ -13,6 +13,8 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
+TRAINING = ("autoselect.trainer", "autoselect.training_run")
+
 FORBIDDEN = {
     "config": ("autoselect.",),
     "ops": (
@@ -20,7 +22,7 @@ FORBIDDEN = {
         "autoselect.model",
         "autoselect.vlm",
         "autoselect.data",
-        "autoselect.trainer",
+        *TRAINING,
         "autoselect.evaluation",
     ),
     "vlm": (
@@ -29,26 +31,35 @@ FORBIDDEN = {
         "autoselect.denoiser",
         "autoselect.model",
         "autoselect.ops",
-        "autoselect.trainer",
+        "autoselect.selection",
+        "autoselect.attachment",
+        *TRAINING,
         "autoselect.evaluation",
     ),
-    "data": ("autoselect.model", "autoselect.vlm", "autoselect.trainer", "autoselect.evaluation"),
-    "tracking": ("autoselect.model", "autoselect.trainer", "autoselect.evaluation"),
-    "checkpoint": ("autoselect.model", "autoselect.trainer", "autoselect.vlm"),
-    "scorer": ("autoselect.model", "autoselect.trainer", "autoselect.vlm", "autoselect.data"),
-    "denoiser": ("autoselect.model", "autoselect.trainer", "autoselect.vlm", "autoselect.data"),
-    "model": ("autoselect.trainer", "autoselect.evaluation", "autoselect.data"),
-    "trainer": ("autoselect.evaluation", "autoselect.reference"),
-    "evaluation": ("autoselect.trainer", "autoselect.train"),
+    "selection": ("autoselect.denoiser", "autoselect.model", *TRAINING),
+    "attachment": ("autoselect.denoiser", "autoselect.model", *TRAINING),
+    "data": ("autoselect.model", "autoselect.vlm", *TRAINING, "autoselect.evaluation"),
+    "tracking": ("autoselect.model", *TRAINING, "autoselect.evaluation"),
+    "checkpoint": ("autoselect.model", *TRAINING, "autoselect.vlm"),
+    "scorer": ("autoselect.model", *TRAINING, "autoselect.vlm", "autoselect.data"),
+    "denoiser": ("autoselect.model", *TRAINING, "autoselect.vlm", "autoselect.data"),
+    "model": (*TRAINING, "autoselect.evaluation", "autoselect.data"),
+    "trainer": ("autoselect.training_run", "autoselect.evaluation", "autoselect.reference"),
+    "training_run": ("autoselect.evaluation", "autoselect.reference"),
+    "evaluation": (*TRAINING, "autoselect.train", "autoselect.ablation"),
+    "ablation": (*TRAINING, "autoselect.train", "autoselect.model", "autoselect.vlm"),
 }
 
 HOMES = {
-    "transformers": {"vlm", "reference", "sharded_loading"},
+    "transformers": {"vlm", "reference", "image_classifier", "sharded_loading"},
     "webdataset": {"data"},
     "mlflow": {"tracking"},
+    "huggingface_hub": {"selector", "doctor_model"},
+    "lmms_eval": {"public"},
+    "accelerate": {"public"},
     "deepspeed": {
         "runtime",
-        "trainer",
+        "training_run",
         "engine_state",
         "update_guard",
         "heartbeat",

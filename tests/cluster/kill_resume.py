@@ -251,7 +251,7 @@ def main() -> int:
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # what killed ranks leave behind
-    preload = ["autoselect.train", "autoselect.trainer", "deepspeed"]
+    preload = ["autoselect.train", "autoselect.training_run", "deepspeed"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     with tempfile.TemporaryDirectory(prefix="kill-resume-") as temporary:
         folder = options.folder or Path(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -194,3 +195,12 @@ def test_an_array_of_four_keeps_outputs_apart(jobs: Jobs) -> None:
     assert outputs == [f"gate.token_budget-{value}" for value in values]
     selectors = {(path / "selector/selector.safetensors").read_bytes() for path in folder.iterdir()}
     assert len(selectors) == len(values)
+
+
+def test_an_evaluation_as_a_job(jobs: Jobs, uninterrupted: dict[str, bytes]) -> None:
+    arguments = ["--model", "vlm", "--selector", "runs/plain/selector", "--budgets", "8"]
+    arguments += ["--shards", "shards/test-*.tar", "--methods", "random", "--out", "runs/eval"]
+    job = jobs.submit("eval.sh", [], arguments)
+    assert jobs.slurm.wait_for_end(job) == "COMPLETED", jobs.log(job)
+    report = json.loads((jobs.project / "runs/eval/report.json").read_text())
+    assert {row["method"] for row in report["rows"]} == {"autoselect", "random"}
