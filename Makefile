@@ -3,12 +3,14 @@
 # make help   everything else
 #
 # Variables: PYTHON (interpreter, 3.11 or newer), TORCH (requirement), PIP_TORCH (more pip options for
-# it, such as --index-url for a CPU or CUDA build), TEST (what pytest runs), PORT (of the dashboard).
+# it, such as --index-url for a CPU or CUDA build), TEST (what pytest runs), JOBS (test files at the
+# same time), PORT (of the dashboard).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_TORCH ?=
 TEST ?= tests
+JOBS ?= 2
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -67,7 +69,7 @@ dashboard: setup
 
 test: setup lint
 	@echo "[test] pytest $(TEST)"
-	@$(BIN)/python -m pytest $(TEST)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TEST)
 
 lint: setup
 	@echo "[lint] ruff, mypy, clang-format, shell syntax"

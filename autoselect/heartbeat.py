@@ -21,101 +21,41 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import TracebackType
 
 import torch.distributed as dist
 
+from autoselect.rank_judge import Beat, Judge, Times, Verdict
 from autoselect.rank_zero import open_store
 from autoselect.runtime import RankInfo
 
 logger = logging.getLogger(__name__)
 
-EXIT_RANK_LOST = 70
-"""Exit code of a rank that had to leave because another one is dead or stalled: worth a restart."""
-
-EXIT_RANK_FAILED = 1
-"""Exit code of a rank that had to leave because of another one's error: a restart repeats it."""
-
-
-class RankLostError(RuntimeError):
-    """Another rank is dead or stalled; the message names it."""
-
-
-class RankFailedError(RuntimeError):
-    """Another rank ended with an error of its own; the message names both."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Who is to blame, as a sentence, and whether by an error or by being lost."""
-
-    text: str
-    failed: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        return EXIT_RANK_FAILED if self.failed else EXIT_RANK_LOST
-
-    def error(self) -> RuntimeError:
-        return RankFailedError(self.text) if self.failed else RankLostError(self.text)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Patience, in seconds; the sum of the longest chain stays under 120.
-
-    Attributes:
-        beat: between two beats.
-        dead: without a beat after which a rank is dead.
-        stalled: a rank may stay behind the others, shorter than the collective timeout.
-        leave: for the main thread to end by itself after the verdict.
-    """
-
-    beat: float = 1.0
-    dead: float = 15.0
-    stalled: float = 60.0
-    leave: float = 15.0
-
-
-@dataclass
-class Beat:
-    """What one rank says about itself."""
-
-    host: str
-    count: int = 0
-    progress: int = 0
-    doing: str = "starting"
-    failed: str | None = None
-    lost_contact: bool = False
-    done: bool = False
-
 
 class Heartbeat:
-    """Context manager around the training loop of every rank; created after `init_distributed`.
+    """Context manager around the whole run of every rank; created after `init_distributed`.
 
     with Heartbeat(info) as heartbeat:
+        heartbeat.progress("loading the model")           # at the same places on every rank
+        ...
         for step in ...:
             batch = next(batches)
             heartbeat.progress(f"update {step}")      # before the step's collectives
     """
 
-    def __init__(
-        self,
-        info: RankInfo,
-        times: Times | None = None,
-        on_lost: Callable[[str], None] | None = None,
-    ) -> None:
+    on_lost: Callable[[str], None] | None = None
+    """Called in the beat thread with the verdict, just before a stuck process ends."""
+
+    def __init__(self, info: RankInfo, times: Times | None = None) -> None:
         """Opens the store and starts the thread; with one rank there is nothing to watch.
 
         Args:
             info: this rank.
             times: patience.
-            on_lost: called in the beat thread with the verdict, just before a stuck process ends.
         """
         self.info = info
         self.times = times or Times()
-        self.on_lost = on_lost
         self.verdict: Verdict | None = None
         self._own = Beat(host=socket.gethostname())
         self._closing = threading.Event()
@@ -187,7 +127,7 @@ class Heartbeat:
         store.set(str(self.info.rank), json.dumps(asdict(self._own)))
 
     def _run(self) -> None:
-        judge = _Judge(self.times, self.info.world_size)
+        judge = Judge(self.times, self.info.world_size)
         last_answer = time.monotonic()
         while not self._closing.wait(self.times.beat):
             try:
@@ -204,7 +144,7 @@ class Heartbeat:
                 self._announce(verdict)
                 return
 
-    def _look(self, judge: _Judge) -> Verdict | None:
+    def _look(self, judge: Judge) -> Verdict | None:
         if not self.info.is_main:
             if not self._store.check(["verdict"]):
                 return None
@@ -219,7 +159,8 @@ class Heartbeat:
         """Says the verdict, lets the main thread end, and ends the process if it cannot."""
         self.verdict = verdict
         self._decided.set()
-        logger.error("%s; this run ends", verdict.text)
+        if self._own.failed is None:  # who failed says so itself
+            logger.error("%s; this run ends", verdict.text)
         if self._closing.wait(self.times.leave):
             return
         if self.on_lost is not None:
@@ -235,67 +176,3 @@ def lost_contact(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-
-
-class _Judge:
-    """Rank 0's view: when did each rank last beat, and since when does it stay behind?"""
-
-    def __init__(self, times: Times, world_size: int) -> None:
-        self.times = times
-        self.counts = [-1] * world_size
-        self.beaten_at = [0.0] * world_size
-        self.behind_since: list[tuple[int, float] | None] = [None] * world_size
-        self.contact_lost_at: float | None = None
-
-    def look(self, beats: list[Beat], now: float) -> Verdict | None:
-        """The verdict on the latest beats of all ranks, or None while all is well."""
-        front = max(beat.progress for beat in beats)
-        names = [f"rank {rank} ({beat.host})" for rank, beat in enumerate(beats)]
-        for rank, beat in enumerate(beats):
-            if beat.failed is not None:
-                return Verdict(f"{names[rank]} failed: {beat.failed}", failed=True)
-        for rank, beat in enumerate(beats):
-            if beat.count != self.counts[rank]:
-                self.counts[rank], self.beaten_at[rank] = beat.count, now
-            silent = now - self.beaten_at[rank]
-            if silent > self.times.dead and not beat.done:
-                return Verdict(f"{names[rank]} is dead: no sign of life for {silent:.0f} s")
-        for rank, beat in enumerate(beats):
-            behind = self._behind(rank, beat, front, now)
-            if behind > self.times.stalled:
-                return Verdict(
-                    f"{names[rank]} is stalled: {behind:.0f} s behind the others, "
-                    f"after '{beat.doing}'"
-                )
-        return self._all_alive_but_apart(beats, names, now)
-
-    def _behind(self, rank: int, beat: Beat, front: int, now: float) -> float:
-        """Seconds for which the rank has stood at its present place while another is ahead."""
-        if beat.progress >= front or beat.done:
-            self.behind_since[rank] = None
-            return 0.0
-        since = self.behind_since[rank]
-        if since is None or since[0] != beat.progress:
-            since = (beat.progress, now)
-            self.behind_since[rank] = since
-        return now - since[1]
-
-    def _all_alive_but_apart(
-        self, beats: list[Beat], names: list[str], now: float
-    ) -> Verdict | None:
-        """A collective timed out although every process beats: who did not take part?"""
-        if not any(beat.lost_contact for beat in beats):
-            return None
-        if self.contact_lost_at is None:
-            self.contact_lost_at = now
-        if now - self.contact_lost_at <= self.times.dead + 2 * self.times.beat:
-            return None
-        absent = [
-            f"{name} after '{beat.doing}'"
-            for name, beat in zip(names, beats, strict=True)
-            if not beat.lost_contact
-        ]
-        if absent:
-            blamed = ", ".join(absent)
-            return Verdict(f"{blamed} is stalled: it did not join a collective of the others")
-        return Verdict("all ranks are alive but cannot reach each other; check the network")

@@ -14,7 +14,8 @@ from autoselect import rank_zero, runtime
 from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.heartbeat import EXIT_RANK_LOST, RankFailedError, RankLostError, lost_contact
+from autoselect.heartbeat import Heartbeat, lost_contact
+from autoselect.rank_judge import EXIT_RANK_LOST, RankFailedError, RankLostError
 from autoselect.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         deepspeed = load_deepspeed_config(Path(options.deepspeed))
         runtime.set_accelerator_default()
         runtime.init_distributed(info, runtime.choose_device(info))
-        return _train(config, deepspeed, info, signals)
+        with Heartbeat(info) as heartbeat:
+            finished = _train(config, deepspeed, info, signals, heartbeat)
+        runtime.shutdown_distributed()
+        return 0 if finished else runtime.EXIT_PREEMPTED
     except ConfigError as error:
         logger.error("%s", error)
         return 2
@@ -61,23 +65,26 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not lost_contact(error):
             raise
-        logger.error("the other ranks were lost before the first step: %s", error)
+        logger.error("the other ranks were lost: %s", error)
         return EXIT_RANK_LOST
 
 
 def _train(
-    config: TrainConfig, deepspeed: dict, info: runtime.RankInfo, signals: runtime.SignalFlag
-) -> int:
+    config: TrainConfig,
+    deepspeed: dict,
+    info: runtime.RankInfo,
+    signals: runtime.SignalFlag,
+    heartbeat: Heartbeat,
+) -> bool:
     from autoselect.reference.resources import resolve_model, resolve_shards
     from autoselect.training_run import train
 
+    heartbeat.progress("resolving model and shards")
     model = resolve_model(config.model)
     shards = rank_zero.on_main(lambda: resolve_shards(config.data.train_shards))
     data = dataclasses.replace(config.data, train_shards=shards)
     resolved = dataclasses.replace(config, model=model, data=data)
-    finished = train(resolved, deepspeed, info, signals)
-    runtime.shutdown_distributed()
-    return 0 if finished else runtime.EXIT_PREEMPTED
+    return train(resolved, deepspeed, info, signals, heartbeat)
 
 
 if __name__ == "__main__":

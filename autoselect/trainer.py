@@ -45,13 +45,14 @@ class Trainer:
         store: CheckpointStore,
         state: TrainingState | None,
         signals: runtime.SignalFlag,
+        heartbeat: Heartbeat,
     ) -> None:
         self.config, self.engine, self.info, self.device = config, engine, info, device
         self.deepspeed, self.shards, self.store = deepspeed, shards, store
         self.sizes = batch_sizes(deepspeed, info.world_size)
         self.step = 0 if state is None else state.step
         self.guard = UpdateGuard(engine, patience=config.max_skipped_steps)
-        self.signals = signals
+        self.signals, self.heartbeat = signals, heartbeat
         self.quarantine = self._start_quarantine()
         self.loader = Loader(
             shards,
@@ -158,11 +159,10 @@ class Trainer:
         Raises:
             NumbersError: too many updates in a row were not finite.
             QuarantineBudgetError: too many samples are unusable, over all ranks.
-            RankLostError: another rank is dead, failed or stalled.
         """
+        self.heartbeat.on_lost = self._on_lost
         try:
-            with Heartbeat(self.info, on_lost=self._on_lost) as heartbeat:
-                finished = self._run(heartbeat)
+            finished = self._run()
         except BaseException:
             self.tracker.finish("FAILED")
             raise
@@ -172,7 +172,7 @@ class Trainer:
     def _on_lost(self, verdict: str) -> None:
         self.tracker.finish("FAILED")
 
-    def _run(self, heartbeat: Heartbeat) -> bool:
+    def _run(self) -> bool:
         self.engine.train()
         bar = tqdm(
             total=self.config.steps,
@@ -182,7 +182,7 @@ class Trainer:
             disable=None if self.info.is_main else True,
         )
         for micro_batches in self.loader:
-            heartbeat.progress(f"update {self.step}")
+            self.heartbeat.progress(f"update {self.step}")
             metrics = self.update([batch.to(self.device) for batch in micro_batches])
             self.step += 1
             self.polarisation = metrics["train/polarisation"]
@@ -192,7 +192,7 @@ class Trainer:
             stopping = self.signals.raised_anywhere(self.device)
             last = self.step == self.config.steps
             if stopping or last or self.step % self.config.save_every == 0:
-                heartbeat.progress(f"checkpoint of step {self.step}")
+                self.heartbeat.progress(f"checkpoint of step {self.step}")
                 self.save()
             if stopping and not last:
                 logger.warning("stopped by a signal after step %d, checkpoint saved", self.step)

@@ -20,6 +20,7 @@ from autoselect.checkpoint import CheckpointStore, TrainingState
 from autoselect.config import ConfigError, TrainConfig, flatten, to_dict
 from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import batch_sizes, step_settings, zero_stage
+from autoselect.heartbeat import Heartbeat
 from autoselect.model import AutoSelect
 from autoselect.sharded_loading import gathered, sharded_loading
 from autoselect.trainer import Trainer
@@ -49,6 +50,7 @@ def train(
     deepspeed: dict[str, Any],
     info: runtime.RankInfo,
     signals: runtime.SignalFlag | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> bool:
     """Train a selector and export it to `OUTPUT/selector`.
 
@@ -57,6 +59,7 @@ def train(
         deepspeed: checked DeepSpeed configuration: batch sizes, ZeRO, clipping.
         info: this rank; the ranks have met.
         signals: remembers signals since the process began; made here by default.
+        heartbeat: watches the ranks since they met; by default one is opened here.
 
     Returns:
         True when all steps are done; False after a signal, with a checkpoint to go on from.
@@ -64,8 +67,12 @@ def train(
     Raises:
         ConfigError: the model, the shards, the budget or the batch sizes do not fit.
         CheckpointError: checkpoints are there but none can be used.
+        RankLostError, RankFailedError: another rank is dead or stalled, or failed.
     """
-    trainer = assemble(config, deepspeed, info, signals or runtime.SignalFlag())
+    if heartbeat is None:
+        with Heartbeat(info) as heartbeat:
+            return train(config, deepspeed, info, signals, heartbeat)
+    trainer = assemble(config, deepspeed, info, signals or runtime.SignalFlag(), heartbeat)
     if not trainer.run():
         return False
     with gathered(trainer.engine.module.scorer.parameters()):
@@ -79,14 +86,17 @@ def assemble(
     deepspeed: dict[str, Any],
     info: runtime.RankInfo,
     signals: runtime.SignalFlag,
+    heartbeat: Heartbeat,
 ) -> Trainer:
     """A trainer at the step it starts from; arguments and errors as `train`."""
     device = runtime.choose_device(info)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    heartbeat.progress("loading the model")
     with sharded_loading(deepspeed, dtype or default_dtype(device)):
         vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     batch_sizes(deepspeed, info.world_size)  # refused before anything is written
+    heartbeat.progress("opening the shards")
     shards = ShardSet.open(config.data.train_shards)
     collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
@@ -98,10 +108,23 @@ def assemble(
         statistics = TokenStatistics.from_tensors(state.statistics)
     if info.is_main:
         write_resolved(config, deepspeed)
+    heartbeat.progress("building the engine")
     runtime.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
     model = AutoSelect(vlm, config, statistics.to(device))
     engine = build_engine(model, config, deepspeed)
-    return Trainer(config, engine, shards, collator, deepspeed, info, device, store, state, signals)
+    return Trainer(
+        config,
+        engine,
+        shards,
+        collator,
+        deepspeed,
+        info,
+        device,
+        store,
+        state,
+        signals,
+        heartbeat,
+    )
 
 
 def check_resumable(

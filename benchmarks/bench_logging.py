@@ -32,6 +32,7 @@ import torch
 from autoselect import runtime
 from autoselect.config import TrainConfig, from_dict
 from autoselect.deepspeed_config import load_deepspeed_config
+from autoselect.heartbeat import Heartbeat
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.resources import resolve_model
 from autoselect.reference.shards import render_shards
@@ -59,7 +60,7 @@ def make_trainer(folder: Path, steps: int) -> Trainer:
     }
     deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
     config = from_dict(TrainConfig, values)
-    return assemble(config, deepspeed, info, runtime.SignalFlag())
+    return assemble(config, deepspeed, info, runtime.SignalFlag(), Heartbeat(info))
 
 
 def measure(trainer: Trainer, steps: int, block: int) -> dict[str, list[float]]:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from autoselect.heartbeat import EXIT_RANK_LOST, Beat, Times, _Judge
+from autoselect.rank_judge import EXIT_RANK_LOST, Beat, Judge, Times
 from autoselect.runtime import _free_port
 
 WORKERS = Path(__file__).parent / "workers"
 
 
-def run_ranks(what: str, victim: int, ranks: int) -> list[tuple[int, str]]:
+def run_ranks(
+    what: str, victim: int, ranks: int, worker: str = "heartbeat_worker.py"
+) -> list[tuple[int, str]]:
     """Starts every rank by hand, so that no launcher ends them; exit code and log of each."""
     sys.path.insert(0, str(WORKERS))
     from toy import environment
@@ -28,7 +30,7 @@ def run_ranks(what: str, victim: int, ranks: int) -> list[tuple[int, str]]:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(WORKERS / "heartbeat_worker.py"), what, str(victim)],
+                [sys.executable, str(WORKERS / worker), what, str(victim)],
                 env=environment() | meeting | place,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -76,6 +78,19 @@ def test_the_culprit_is_named_and_nobody_hangs(
         assert "update 3: begun" in results[(victim + 1) % ranks][1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("kill", "is dead"), ("stall", "is stalled")],
+)
+def test_the_culprit_is_named_before_the_first_step(what: str, words: str) -> None:
+    (code, log), (victims_code, _) = run_ranks(what, 1, 2, "start_worker.py")
+    assert code == EXIT_RANK_LOST, log
+    assert f"rank 1 ({os.uname().nodename}) {words}" in log
+    assert victims_code != 0
+    assert what != "stall" or "after 'loading the model'" in log
+
+
 def test_a_good_run_ends_with_zero() -> None:
     for code, log in run_ranks("nothing", 0, 2):
         assert code == 0, log
@@ -86,7 +101,7 @@ TIMES = Times(beat=1, dead=10, stalled=30, leave=1)
 
 
 def test_judge_waits_for_its_patience_and_then_names_the_rank() -> None:
-    judge = _Judge(TIMES, 2)
+    judge = Judge(TIMES, 2)
     for now in range(0, 100):
         beats = [Beat("a", count=now, progress=now), Beat("b", count=min(now, 50), progress=now)]
         verdict = judge.look(beats, float(now))
@@ -97,7 +112,7 @@ def test_judge_waits_for_its_patience_and_then_names_the_rank() -> None:
 
 
 def test_judge_takes_equal_slowness_for_work() -> None:
-    judge = _Judge(TIMES, 2)
+    judge = Judge(TIMES, 2)
     for now in range(0, 500):
         beats = [Beat("a", count=now, progress=7), Beat("b", count=now, progress=7)]
         assert judge.look(beats, float(now)) is None
@@ -105,7 +120,7 @@ def test_judge_takes_equal_slowness_for_work() -> None:
 
 def test_judge_counts_the_time_at_one_place_only() -> None:
     """A rank that is always one place behind but moves is slow, not stalled."""
-    judge = _Judge(TIMES, 2)
+    judge = Judge(TIMES, 2)
     for now in range(0, 500):
         place = now // 20
         beats = [
@@ -126,7 +141,7 @@ def test_judge_counts_the_time_at_one_place_only() -> None:
 
 
 def test_judge_lets_finished_ranks_go() -> None:
-    judge = _Judge(TIMES, 2)
+    judge = Judge(TIMES, 2)
     for now in range(0, 100):
         beats = [Beat("a", count=now, progress=9), Beat("b", count=3, progress=5, done=True)]
         assert judge.look(beats, float(now)) is None

@@ -32,6 +32,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
     from autoselect import runtime
     from autoselect.config import TrainConfig, from_dict
     from autoselect.deepspeed_config import load_deepspeed_config
+    from autoselect.heartbeat import Heartbeat
     from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.resources import resolve_model
     from autoselect.reference.shards import render_shards
@@ -53,7 +54,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
         "gate": {"calibration_images": 32},
     }
     config = from_dict(TrainConfig, values)
-    trainer = assemble(config, deepspeed, info, runtime.SignalFlag())
+    trainer = assemble(config, deepspeed, info, runtime.SignalFlag(), Heartbeat(info))
     taken: dict[str, list[float]] = {name: [] for name in RECORDED}
     for batches in islice(trainer.loader, STEPS):
         metrics = trainer.update([batch.to(trainer.device) for batch in batches])

@@ -1,0 +1,38 @@
+"""One rank of the start tests in `tests/test_heartbeat.py`: `train.py`, where one rank misbehaves.
+
+Usage: start_worker.py WHAT VICTIM   (ranks come from the environment)
+
+The victim never comes back from loading the model; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch.distributed as dist
+from heartbeat_worker import misbehave
+
+from autoselect import heartbeat, runtime
+from autoselect.data.shards import ShardSet
+from autoselect.rank_judge import Times
+from autoselect.train import main
+from autoselect.vlm.backbone import FrozenVLM
+
+
+def run(what: str, victim: int) -> int:
+    load = FrozenVLM.from_pretrained
+
+    def loaded(*arguments: Any, **settings: Any) -> FrozenVLM:
+        if runtime.RankInfo.from_environment().rank == victim:
+            misbehave(what)
+        return load(*arguments, **settings)
+
+    FrozenVLM.from_pretrained = loaded
+    ShardSet.open = lambda *_: dist.barrier()
+    heartbeat.Times = lambda: Times(beat=0.2, dead=5.0, stalled=5.0, leave=1.0)
+    return main(["--data.train_shards", "unread.tar", "--tracking", "false"])
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1], int(sys.argv[2])))
