@@ -33,6 +33,6 @@ def add_setting_flags(
             flag,
             required=required,
             default=None if required else default,
-            type=int if "int" in str(field.type) else str,
+            type=next((t for t in (int, float) if t.__name__ in str(field.type)), str),
             help=summary,
         )

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.selector import Selector, budget_to_tokens
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.blocks import Block, split_frames
@@ -149,7 +148,8 @@ def select(
     kept: dict[int, Tensor] = {}
     for count in set(counts):
         rows = [number for number, own in enumerate(counts) if own == count]
-        best = hard_top_k(scores[rows].float(), count, None if mask is None else mask[rows])
+        real = None if mask is None else mask[rows]
+        best = selector.choose(scores[rows], tokens[rows], count, real)
         kept.update(zip(rows, best, strict=True))
     return [
         ImageSelection(

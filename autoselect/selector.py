@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from autoselect import __version__
 from autoselect.config import ConfigError, ScorerConfig, from_dict
-from autoselect.ops.hard_top_k import select_tokens
+from autoselect.diverse_top_k import check_diversity, diverse_top_k
+from autoselect.ops.hard_top_k import hard_top_k, select_tokens
 from autoselect.scorer import Scorer
 from autoselect.selector_card import CARD_FILE, card_text, is_hub_name, scores_of
 
@@ -33,12 +34,27 @@ class Selector(nn.Module):
     Args:
         scorer: the trained Scorer.
         metadata: what is known of the training: model, budget, data digest.
+        diversity: 0 keeps the best scores, as the paper does; up to 1 the kept tokens must also
+            differ from each other, see `autoselect.diverse_top_k`. May be changed at any time.
     """
 
-    def __init__(self, scorer: Scorer, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, scorer: Scorer, metadata: dict[str, Any] | None = None, diversity: float = 0.0
+    ) -> None:
         super().__init__()
         self.scorer = scorer
         self.metadata = dict(metadata or {})
+        self.diversity = diversity
+
+    @property
+    def diversity(self) -> float:
+        """Weight of being different from what is kept already, 0..1."""
+        return self._diversity
+
+    @diversity.setter
+    def diversity(self, value: float) -> None:
+        check_diversity(value)
+        self._diversity = float(value)
 
     @property
     def width(self) -> int:
@@ -53,6 +69,7 @@ class Selector(nn.Module):
             "version": __version__,
             "width": self.width,
             "scorer": asdict(self.scorer.config),
+            "diversity": self.diversity,
             "training": self.metadata,
         }
 
@@ -92,7 +109,25 @@ class Selector(nn.Module):
             ConfigError: a budget below one token or above N.
         """
         count = budget_to_tokens(budget, tokens.shape[1])
-        return select_tokens(tokens, self.score(tokens, mask), count, mask)
+        scores = self.score(tokens, mask)
+        if self.diversity == 0:
+            return select_tokens(tokens, scores, count, mask)
+        positions = self.choose(scores, tokens, count, mask)
+        kept = tokens.gather(1, positions.clamp(min=0)[..., None].expand(-1, -1, tokens.shape[2]))
+        return kept.masked_fill((positions < 0)[..., None], 0.0), positions
+
+    def choose(self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+        """Positions of the `k` tokens of each row that stay, int64, [B, K], ascending.
+
+        Args:
+            scores: of `score`, [B, N].
+            tokens: [B, N, D].
+            k: 1..N.
+            mask: true at real tokens, [B, N]; a row with fewer ends with -1.
+        """
+        if self.diversity == 0:
+            return hard_top_k(scores.float(), k, mask)
+        return diverse_top_k(scores, tokens, k, self.diversity, mask)
 
     def record_scores(self, report: Mapping[str, Any]) -> None:
         """Keep what an evaluation found in the metadata, so that the model card shows it.
@@ -186,7 +221,7 @@ class Selector(nn.Module):
                 f"selector={folder}: format={config.get('format')!r} must be {FORMAT!r}"
             )
         scorer = Scorer(int(config["width"]), from_dict(ScorerConfig, config["scorer"], "scorer."))
-        selector = cls(scorer, config.get("training"))
+        selector = cls(scorer, config.get("training"), config.get("diversity", 0.0))
         try:
             selector.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (SafetensorError, RuntimeError) as error:

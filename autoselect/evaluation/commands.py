@@ -21,7 +21,8 @@ from autoselect.reference.resources import resolve_model, resolve_shards
 CLASSIFIER = "classifier"
 HELP = {
     "model": "folder or hub name of the vision-language model, or reference",
-    "selector": "folder of the trained selector",
+    "selector": "folder or hub name of the trained selector; eval takes several, comma-separated, "
+    "each optionally as NAME=FOLDER",
     "shards": "glob of the evaluation shards, or reference",
     "budgets": "visual tokens kept: counts, ratios (0.11) or percentages (11%%), comma-separated",
     "out": "folder for report.json, report.md, the figures and the predictions",
@@ -32,6 +33,7 @@ HELP = {
     "rows_per_batch": "questions answered together",
     "max_new_tokens": "longest answer in tokens",
     "scoring": "generation; likelihood or text_likelihood where the possible answers are known",
+    "diversity": "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K",
     "latency_batch": "batch size of the latency measurement",
     "latency_compiled": "time the LLM and the selector compiled, too (CUDA graphs on a GPU)",
     "experiment": "MLflow experiment",

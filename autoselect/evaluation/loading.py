@@ -1,12 +1,16 @@
 """A VLM and a selector that fit each other."""
 
+import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.evaluation.methods import SELECTOR
+from autoselect.evaluation.parts import digest
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.selector import Selector
 from autoselect.vlm import FrozenVLM
@@ -14,25 +18,80 @@ from autoselect.vlm import FrozenVLM
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class LoadedSelector:
+    """A selector of an evaluation, and 16 hexadecimal digits that identify it."""
+
+    selector: Selector
+    digest: str
+
+
 def load_pair(model: str, selector: str, device: str | None = None) -> tuple[FrozenVLM, Selector]:
-    """Load both on one device and check that the selector was trained for such tokens.
+    """A VLM and one selector, see `load_selectors`."""
+    vlm, selectors = load_selectors(model, selector, device)
+    if len(selectors) > 1:
+        raise ConfigError(f"selector={selector} names {len(selectors)} selectors; give one")
+    return vlm, selectors[SELECTOR].selector
+
+
+def load_selectors(
+    model: str, selectors: str, device: str | None = None, diversity: float | None = None
+) -> tuple[FrozenVLM, dict[str, LoadedSelector]]:
+    """Load all on one device and check that the selectors were trained for such tokens.
 
     Args:
         model: folder or hub name of the VLM.
-        selector: folder of the selector.
+        selectors: folders or hub names, comma-separated, each optionally as NAME=FOLDER.
         device: a GPU where there is one by default.
+        diversity: instead of the selectors' own.
+
+    Returns:
+        The VLM, and the selectors by the name of their row: the first is `autoselect`, the others
+        are `autoselect:NAME`.
 
     Raises:
-        ConfigError: one of them cannot be loaded, or the widths differ.
+        ConfigError: one of them cannot be loaded, the widths differ, or a name comes twice.
     """
+    folders = selector_folders(selectors)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     vlm = FrozenVLM.from_pretrained(model, device=where)
-    trained = Selector.from_pretrained(selector, device=where)
-    check_width(vlm, trained, selector)
-    warning = other_weights(vlm, trained)
-    if warning:
-        logger.warning("%s", warning)
-    return vlm, trained
+    loaded = {}
+    for name, folder in folders.items():
+        trained = Selector.from_pretrained(folder, device=where)
+        check_width(vlm, trained, folder)
+        if diversity is not None:
+            trained.diversity = diversity
+        warning = other_weights(vlm, trained)
+        if warning:
+            logger.warning("%s", warning)
+        loaded[name] = LoadedSelector(trained, selector_digest(trained))
+    return vlm, loaded
+
+
+def selector_folders(text: str) -> dict[str, str]:
+    """`A,small=B` as `{"autoselect": "A", "autoselect:small": "B"}`.
+
+    Raises:
+        ConfigError: an empty entry, or a name that comes twice.
+    """
+    folders: dict[str, str] = {}
+    for entry in text.split(","):
+        label, _, folder = entry.strip().rpartition("=")
+        if not folder:
+            raise ConfigError(f"selector={text!r} has an empty entry; write FOLDER or NAME=FOLDER")
+        name = f"{SELECTOR}:{label or folder}" if folders else SELECTOR
+        if name in folders:
+            raise ConfigError(f"selector={text!r} names {name} twice; write NAME=FOLDER")
+        folders[name] = folder
+    return folders
+
+
+def selector_digest(selector: Selector) -> str:
+    """Identifies a selector by its weights and configuration, wherever it was loaded from."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(selector.state_dict().items()):
+        weights.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest([selector.config, weights.hexdigest()])
 
 
 def shown_name(model: str, vlm: Any) -> str:

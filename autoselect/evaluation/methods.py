@@ -45,13 +45,15 @@ class Method:
 
 
 def selector_method(selector: object, name: str = SELECTOR) -> Method:
-    """The trained selector as a method: its own hard top-K."""
+    """A trained selector as a method: its own choice of tokens."""
 
     def keep(context: SelectionContext, budget: int) -> Kept:
         tokens, positions = selector.select(context.tokens, budget, context.mask)  # type: ignore[attr-defined]
         return Kept(tokens, positions)
 
-    return Method(name, "AutoSelect (arXiv 2603.07135): learned scores, hard top-K", keep)
+    diversity = selector.diversity  # type: ignore[attr-defined]
+    rule = "hard top-K" if diversity == 0 else f"greedy with diversity {diversity:g}"
+    return Method(name, f"AutoSelect (arXiv 2603.07135): learned scores, {rule}", keep)
 
 
 def _by_random(context: SelectionContext, budget: int) -> Kept:

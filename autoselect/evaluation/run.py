@@ -19,8 +19,8 @@ from autoselect.evaluation.html import html_report
 from autoselect.evaluation.latency import LatencyPlan, latency_report
 from autoselect.evaluation.likelihood import GENERATION, check_scoring
 from autoselect.evaluation.llm_attention import has_llm_attention
-from autoselect.evaluation.loading import load_pair, other_weights, shown_name
-from autoselect.evaluation.methods import Method, choose_methods, selector_method
+from autoselect.evaluation.loading import load_selectors, other_weights, shown_name
+from autoselect.evaluation.methods import SELECTOR, Method, choose_methods, selector_method
 from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
 from autoselect.evaluation.record import record_evaluation
 from autoselect.evaluation.report import build_report, check_report, markdown
@@ -36,7 +36,8 @@ class EvalSettings:
 
     Attributes:
         model: folder or hub name of the VLM.
-        selector: folder of the selector.
+        selector: folder or hub name of the selector; further ones, comma-separated and optionally
+            named as NAME=FOLDER, become rows `autoselect:NAME` of the same report.
         shards: glob of the evaluation shards.
         budgets: tokens or ratios, comma-separated.
         methods: baselines, comma-separated, or `all`.
@@ -48,6 +49,7 @@ class EvalSettings:
         max_new_tokens: longest answer in tokens.
         scoring: `generation`; `likelihood` answers yes/no and multiple-choice questions with the
             likeliest word or letter, `text_likelihood` with the likeliest option text.
+        diversity: instead of the selectors' own, see `Selector`.
         latency_batch: batch size of the latency measurement.
         latency_compiled: time the LLM and the selector compiled, too.
         device: where the VLM runs; None for a GPU where there is one.
@@ -67,6 +69,7 @@ class EvalSettings:
     rows_per_batch: int = 160
     max_new_tokens: int = 4
     scoring: str = GENERATION
+    diversity: float | None = None
     latency_batch: int = 1
     latency_compiled: bool = False
     device: str | None = None
@@ -84,7 +87,7 @@ class Evaluation:
         samples: what was asked.
         plan: methods, budgets and sizes.
         vlm: the model.
-        selector: the selector.
+        selector: the first selector.
     """
 
     report: dict[str, Any]
@@ -116,8 +119,14 @@ def evaluate(
     """
     check_scoring(settings.scoring)
     samples = EvaluationSet.open(settings.shards, settings.max_images)
-    vlm, selector = load_pair(settings.model, settings.selector, settings.device)
-    methods = (selector_method(selector), *choose_methods(settings.methods, settings.random_seeds))
+    vlm, selectors = load_selectors(
+        settings.model, settings.selector, settings.device, settings.diversity
+    )
+    selector = selectors[SELECTOR].selector
+    methods = (
+        *(selector_method(own.selector, name) for name, own in selectors.items()),
+        *choose_methods(settings.methods, settings.random_seeds),
+    )
     num_tokens = vlm.num_tokens or vlm.encode_images([samples[0].image]).tokens.shape[1]
     plan = Plan(
         methods=usable_methods(vlm, samples, methods, strict=settings.methods.strip() != "all"),
@@ -127,11 +136,13 @@ def evaluate(
         max_new_tokens=settings.max_new_tokens,
         scoring=settings.scoring,
     )
-    digests = {
+    digests: dict[str, Any] = {
         "model": _path_digest(settings.model),
-        "selector": folder_digest(settings.selector),
+        "selector": selectors[SELECTOR].digest,
         "data": samples.digest,
     }
+    if len(selectors) > 1:
+        digests["selectors"] = {name: own.digest for name, own in selectors.items()}
     out = Path(settings.out)
     store = PartStore(out / "parts", {**digests, **_plan_identity(plan), "dtype": str(vlm.dtype)})
     answers = answer_all(vlm, samples, plan, store, rank, world_size, barrier)
@@ -148,7 +159,9 @@ def evaluate(
         "environment": environment(),
         "digests": digests,
         "training": selector.metadata,
-        "warnings": [text for text in (other_weights(vlm, selector),) if text],
+        "warnings": [
+            text for own in selectors.values() if (text := other_weights(vlm, own.selector))
+        ],
         **(extra or {}),
     }
     report = build_report(
@@ -219,6 +232,7 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
         "rows_per_batch": plan.rows_per_batch,
         "max_new_tokens": plan.max_new_tokens,
         "scoring": plan.scoring,
+        "methods": {method.name: method.source for method in plan.methods},
     }
 
 

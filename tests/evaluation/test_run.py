@@ -21,7 +21,7 @@ from autoselect.evaluation.likelihood import (
     most_likely,
 )
 from autoselect.evaluation.llm_attention import visual_attention
-from autoselect.evaluation.loading import load_pair
+from autoselect.evaluation.loading import load_pair, selector_folders
 from autoselect.evaluation.methods import METHODS, selector_method
 from autoselect.evaluation.report import check_report
 from autoselect.evaluation.run import EvalSettings, evaluate
@@ -178,6 +178,28 @@ def test_budgets_above_the_tokens_are_refused_before_anything_runs(settings):
     with pytest.raises(ConfigError, match="budget=145 exceeds the 144 visual tokens"):
         evaluate(dataclasses.replace(settings, budgets="8,145"))
     assert not Path(settings.out).exists()
+
+
+def test_several_selectors_stand_in_one_report(settings, selector_folder, tmp_path):
+    """The second is the first with diversity: rows of both, and the paired difference."""
+    second = Selector.from_pretrained(selector_folder)
+    second.diversity = 0.5
+    second.save_pretrained(tmp_path / "diverse")
+    both = f"{selector_folder},spread={tmp_path / 'diverse'}"
+    result = evaluate(dataclasses.replace(settings, selector=both, methods="none"))
+    rows = {(row["method"], row["budget"]): row for row in result.report["rows"]}
+    assert {name for name, _ in rows} == {"autoselect", "autoselect:spread"}
+    assert {row["against"] for row in result.report["intervals"]} == {"autoselect:spread"}
+    assert set(result.report["digests"]["selectors"]) == {"autoselect", "autoselect:spread"}
+    assert "diversity 0.5" in result.report["methods"]["autoselect:spread"]
+
+
+@pytest.mark.parametrize(
+    ("selector", "words"), [("a,,b", "empty entry"), ("a,x=b,x=c", "autoselect:x twice")]
+)
+def test_unclear_selectors_are_refused(selector, words):
+    with pytest.raises(ConfigError, match=words):
+        selector_folders(selector)
 
 
 def test_a_selector_of_another_width_is_refused(settings, tmp_path):
