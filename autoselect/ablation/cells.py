@@ -4,10 +4,12 @@
       train/     run folder: configuration, checkpoints, selector
       eval/      of `autoselect eval`: report and predictions of the selector
       leak/      of `autoselect analyse leak`
-      cell.json  what the cell is; written last, so that a finished cell is known by it
+      cell.json  what the cell is, and its outcome; written last: a finished cell is known by it
 
 Every step is a program that goes on where it was killed, and a step whose result is there is not
 repeated. The baselines do not depend on the variant and are evaluated once, in `OUT/baselines`.
+All that the tables need stands in the files `cell.json`: the rest may be removed, and a copy of
+them elsewhere is an ablation that goes on there.
 """
 
 import json
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoselect.ablation.outcome import evaluated, outcome_of
 from autoselect.ablation.plan import (
     AblationPlan,
     Variant,
@@ -23,10 +26,13 @@ from autoselect.ablation.plan import (
     training_identity,
 )
 from autoselect.config import ConfigError
+from autoselect.evaluation.answering import BLIND, FULL
+from autoselect.evaluation.methods import SELECTOR
 from autoselect.programs import call, checkout, eval_command, train_command
 
 AGAIN = "`autoselect ablate` again"
 BEGUN = "begun.json"
+COLUMNS = (SELECTOR, FULL, BLIND)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Cell:
         return self.note.is_file()
 
     def read(self) -> dict[str, Any]:
-        """What a finished cell says of itself."""
+        """What a finished cell is: variant, seed, settings, and its `outcome`."""
         return json.loads(self.note.read_text())
 
 
@@ -68,13 +74,13 @@ def run_cell(plan: AblationPlan, out: Path, variant: Variant, seed: int) -> Cell
     note: dict[str, Any] = {
         "variant": variant.name,
         "seed": seed,
-        "train": str(train),
+        "train": str(train.relative_to(out)),
         "training": training_identity(plan.train_config(trained_as.variant, seed)),
         "evaluation": evaluation_of(plan, variant, "none"),
         "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget},
     }
     check_training(cell, note["training"])
-    if cell.is_finished and cell.read() == note:
+    if cell.is_finished and {key: cell.read().get(key) for key in note} == note:
         return cell
     cell.note.unlink(missing_ok=True)
     cell.folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +90,26 @@ def run_cell(plan: AblationPlan, out: Path, variant: Variant, seed: int) -> Cell
     evaluate(plan, cell.folder / "eval", train / "selector", variant, "none")
     leak = _leak_command(plan, train, cell.folder / "leak")
     _once(leak, cell.folder / "leak", note["leak"] | {"run": str(train)})
-    _write(cell.note, note)
+    _write(cell.note, {**note, "outcome": outcome_of(cell.folder, train, COLUMNS)})
     return cell
+
+
+def evaluate_baselines(plan: AblationPlan, out: Path, selector: Path) -> None:
+    """Evaluate the plan's baselines into `OUT/baselines`, unless that is done.
+
+    Args:
+        plan: of the ablation.
+        out: its folder.
+        selector: any of its selectors; the evaluation needs one.
+    """
+    folder = out / "baselines"
+    plain = Variant(name="baselines", asks="What do the baselines keep?")
+    note: dict[str, Any] = {"evaluation": evaluation_of(plan, plain, plan.baselines)}
+    file = folder / "cell.json"
+    if file.is_file() and json.loads(file.read_text())["evaluation"] == note["evaluation"]:
+        return
+    evaluate(plan, folder, selector, plain, plan.baselines)
+    _write(file, {**note, "outcome": evaluated(folder)})
 
 
 def evaluate(plan: AblationPlan, out: Path, selector: Path, variant: Variant, methods: str) -> None:
@@ -164,5 +188,5 @@ def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON, complete or not at all."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1))
+    partial.write_text(json.dumps(value))
     partial.replace(path)

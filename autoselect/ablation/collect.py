@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 
 from autoselect.ablation.cells import Cell
+from autoselect.ablation.outcome import stored_scores
 from autoselect.ablation.plan import AblationPlan, Variant
 from autoselect.ablation.spread import Estimate, Measured, estimate
 from autoselect.config import ConfigError
 from autoselect.evaluation.answering import BLIND, FULL
 from autoselect.evaluation.intervals import Resampling, retention, task_retentions
 from autoselect.evaluation.methods import SELECTOR
-from autoselect.evaluation.predictions import StoredScores, read_scores
+from autoselect.evaluation.predictions import StoredScores
 from autoselect.evaluation.scoring import ScoreTable
-from autoselect.tracking.history import metric_history
 
 logger = logging.getLogger(__name__)
-LOSS, LAST_STEPS = "train/loss", 0.1
 
 
 @dataclass(frozen=True)
 class Row:
-    """The finished cells of one variant: seed -> scores."""
+    """The finished cells of one variant by seed: their places, notes and scores."""
 
     variant: Variant
     cells: dict[int, Cell]
+    notes: dict[int, dict[str, Any]]
     scores: dict[int, StoredScores]
 
 
@@ -49,8 +49,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
     first = next(iter(rows[0].scores.values()))
     _check_alike(rows, first)
     analysis = _Analysis(plan, first, _baselines(out, first))
-    report = next(iter(rows[0].cells.values())).folder / "eval" / "report.json"
-    evaluated = json.loads(report.read_text())
+    evaluated = next(iter(rows[0].notes.values()))["outcome"]["report"]
     return {
         "name": plan.name,
         "reference": plan.reference,
@@ -79,14 +78,13 @@ def _check_alike(rows: Sequence[Row], first: StoredScores) -> None:
     models: dict[str | None, Path] = {}
     for row in rows:
         for seed, scores in row.scores.items():
-            cell = row.cells[seed]
+            folder = row.cells[seed].folder
             if scores.keys != first.keys:
                 raise ConfigError(
-                    f"{cell.folder} was evaluated on other images than the rest; run `autoselect "
+                    f"{folder} was evaluated on other images than the rest; run `autoselect "
                     "ablate` for all variants with the same --images"
                 )
-            selector = Path(cell.read()["train"]) / "selector" / "config.json"
-            models.setdefault(_json(selector)["training"].get("model_digest"), cell.folder)
+            models.setdefault(row.notes[seed]["outcome"]["model_digest"], folder)
     if len(models) > 1:
         folders = " and ".join(str(folder) for folder in models.values())
         raise ConfigError(
@@ -98,19 +96,16 @@ def _check_alike(rows: Sequence[Row], first: StoredScores) -> None:
 def _finished(out: Path, variant: Variant, seeds: Sequence[int]) -> Row:
     cells = {seed: Cell.of(out, variant, seed) for seed in seeds}
     cells = {seed: cell for seed, cell in cells.items() if cell.is_finished}
-    wanted = (SELECTOR, FULL, BLIND)
-    scores = {
-        seed: read_scores(cell.folder / "eval" / "predictions.jsonl", wanted)
-        for seed, cell in cells.items()
-    }
-    return Row(variant, cells, scores)
+    notes = {seed: cell.read() for seed, cell in cells.items()}
+    scores = {seed: stored_scores(note["outcome"]) for seed, note in notes.items()}
+    return Row(variant, cells, notes, scores)
 
 
 def _baselines(out: Path, first: StoredScores) -> dict[tuple[str, int], ScoreTable]:
-    path = out / "baselines" / "predictions.jsonl"
+    path = out / "baselines" / "cell.json"
     if not path.is_file():
         return {}
-    stored = read_scores(path)
+    stored = stored_scores(json.loads(path.read_text())["outcome"])
     if stored.keys != first.keys:
         logger.warning("the baselines were evaluated on other images and are left out")
         return {}
@@ -143,16 +138,14 @@ class _Analysis:
 
     def row(self, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         reference = next((r for r in rows if r.variant.name == self.plan.reference), None)
-        notes = [cell.read() for cell in row.cells.values()]
-        leaks = [_json(cell.folder / "leak" / "leak.json") for cell in row.cells.values()]
-        trained = [_training_of(Path(note["train"])) for note in notes]
+        outcomes = [note["outcome"] for note in row.notes.values()]
         return {
             "name": row.variant.name,
             "asks": row.variant.asks,
             "train": row.variant.train,
             "eval": row.variant.eval,
             "trained_as": row.variant.trained_as,
-            "steps": notes[0]["training"]["steps"],
+            "steps": next(iter(row.notes.values()))["training"]["steps"],
             "seeds": list(row.cells),
             "retention": {
                 str(b): _over([self.retained(s.tables[SELECTOR, b]) for s in row.scores.values()])
@@ -181,9 +174,9 @@ class _Analysis:
                 }
                 for method in dict.fromkeys(place[0] for place in self.baselines)
             },
-            "polarisation": _plain([t["polarisation"] for t in trained]),
-            "final_loss": _plain([t["final_loss"] for t in trained]),
-            "leak": _leak(leaks),
+            "polarisation": _plain([o["polarisation"] for o in outcomes]),
+            "final_loss": _plain([o["final_loss"] for o in outcomes]),
+            "leak": _leak([o["leak"] for o in outcomes]),
         }
 
     def against(self, row: Row, reference: Row) -> dict[str, Any]:
@@ -238,17 +231,3 @@ def _leak(leaks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             key: _plain([leak["excess"][key] for leak in leaks]) for key in leaks[0]["excess"]
         },
     }
-
-
-def _training_of(run: Path) -> dict[str, float | None]:
-    """Polarisation at the end, and the loss as the mean of the last tenth of what was logged."""
-    training = _json(run / "selector" / "config.json")["training"]
-    run_id = training.get("tracking_run_id")
-    course = metric_history(run_id, LOSS) if run_id else []
-    last = [value for _, value in course[-max(1, round(LAST_STEPS * len(course))) :]]
-    loss = float(np.mean(last)) if last else None
-    return {"polarisation": training.get("polarisation"), "final_loss": loss}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())

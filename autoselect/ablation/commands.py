@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from autoselect.ablation.cells import Cell, evaluate, run_cell
+from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
 from autoselect.ablation.collect import collect
 from autoselect.ablation.evidence import write_page
 from autoselect.ablation.plan import AblationPlan, load_plan
@@ -65,9 +65,7 @@ def run_ablation(arguments: argparse.Namespace) -> int:
             print(f"\n{where}: {state}", flush=True)
             cell = run_cell(plan, out, variant, seed)
             if number == 1:
-                selector = Path(cell.read()["train"]) / "selector"
-                plain = dataclasses.replace(variant, eval={})
-                evaluate(plan, out / "baselines", selector, plain, plan.baselines)
+                evaluate_baselines(plan, out, out / cell.read()["train"] / "selector")
             record.cell(cell)
         found = collect(plan, out)
         write(out, found)

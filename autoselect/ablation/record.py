@@ -37,12 +37,13 @@ class AblationRecord:
             self._keep("parent", self.parent.run_id)
 
     def cell(self, cell: Cell) -> None:
-        """Log a finished cell, once."""
+        """Log a finished cell, once; one of which only its note was kept was logged elsewhere."""
         name = f"{cell.variant.name}, seed {cell.seed}"
-        if not self.plan.tracking or name in self._known:
+        file = cell.folder / "eval" / "report.json"
+        if not self.plan.tracking or name in self._known or not file.is_file():
             return
         note = cell.read()
-        report = json.loads((cell.folder / "eval" / "report.json").read_text())
+        report = json.loads(file.read_text())
         leak = json.loads((cell.folder / "leak" / "leak.json").read_text())
         training = report["training"]
         child = Tracker.start(

@@ -139,8 +139,7 @@ def run_all():
         for number, (variant, seed) in enumerate(plan.cells()):
             cells.run_cell(plan, out, variant, seed)
             if number == 0:
-                selector = out / "selector"
-                cells.evaluate(plan, out / "baselines", selector, variant, plan.baselines)
+                cells.evaluate_baselines(plan, out, out / "selector")
         return collect(plan, out)
 
     return run

@@ -34,6 +34,20 @@ def test_a_finished_ablation_starts_nothing(plan, programs, run_all, tmp_path):
     assert programs.calls == []
 
 
+def test_the_notes_alone_are_an_ablation_that_goes_on(plan, programs, run_all, tmp_path):
+    """A copy of the files `cell.json` gives the same tables, and no cell is repeated."""
+    found = run_all(plan, tmp_path / "out")
+    kept = tmp_path / "kept"
+    for note in (tmp_path / "out").rglob("cell.json"):
+        place = kept / note.relative_to(tmp_path / "out")
+        place.parent.mkdir(parents=True)
+        place.write_bytes(note.read_bytes())
+    assert collect(plan, kept) == found
+    programs.calls = []
+    assert run_all(plan, kept) == found
+    assert programs.calls == []
+
+
 def test_more_images_repeat_the_evaluation_and_not_the_training(plan, programs, tmp_path):
     run_cell(plan, tmp_path, plan.variant("channel"), 0)
     programs.calls = []

@@ -1,0 +1,84 @@
+"""What a finished cell says, small enough to be kept and committed: scores, leak, end of training.
+
+The tables of an ablation are made from outcomes alone. A folder of them, without checkpoints and
+pictures, can therefore be collected elsewhere, and a later sweep goes on from it.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoselect.evaluation.predictions import StoredScores, read_scores
+from autoselect.evaluation.scoring import ScoreTable
+from autoselect.tracking.history import metric_history
+
+LOSS, LAST_STEPS = "train/loss", 0.1
+
+
+def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, Any]:
+    """The outcome of a cell as JSON values.
+
+    Args:
+        folder: of the cell, with `eval/` and `leak/`.
+        train: its training run.
+        methods: columns whose scores are kept.
+    """
+    training = _json(train / "selector" / "config.json")["training"]
+    return {
+        **evaluated(folder / "eval", methods),
+        "leak": _json(folder / "leak" / "leak.json"),
+        "polarisation": training.get("polarisation"),
+        "final_loss": _final_loss(training.get("tracking_run_id")),
+        "model_digest": training.get("model_digest"),
+    }
+
+
+def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, Any]:
+    """What an evaluation found, as JSON values.
+
+    Args:
+        folder: of the evaluation.
+        methods: columns whose scores are kept; all by default.
+    """
+    scores = read_scores(folder / "predictions.jsonl", methods)
+    report = _json(folder / "report.json")
+    some = next(iter(scores.tables.values()))
+    return {
+        "report": {key: report[key] for key in ("model", "num_tokens", "environment", "digests")},
+        "scores": {
+            "keys": list(scores.keys),
+            "tasks": list(some.tasks),
+            "counts": _numbers(some.counts),
+            "sums": {f"{m}@{b}": _numbers(t.sums) for (m, b), t in scores.tables.items()},
+        },
+    }
+
+
+def stored_scores(outcome: dict[str, Any]) -> StoredScores:
+    """The scores that `evaluated` kept."""
+    kept = outcome["scores"]
+    tasks, counts = tuple(kept["tasks"]), np.array(kept["counts"], dtype=float)
+    tables = {}
+    for column, sums in kept["sums"].items():
+        method, _, budget = column.rpartition("@")
+        tables[method, int(budget)] = ScoreTable(tasks, np.array(sums, dtype=float), counts)
+    return StoredScores(tuple(kept["keys"]), tables)
+
+
+def _numbers(values: np.ndarray) -> list[list[float]]:
+    """Nested lists; whole numbers without a decimal point."""
+    return [[int(x) if x == int(x) else float(x) for x in row] for row in values]
+
+
+def _final_loss(run_id: str | None) -> float | None:
+    """Mean loss over the last tenth of what training logged."""
+    course = metric_history(run_id, LOSS) if run_id else []
+    last = [value for _, value in course[-max(1, round(LAST_STEPS * len(course))) :]]
+    return float(np.mean(last)) if last else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
