@@ -52,41 +52,46 @@ class TokenStatistics:
         return cls(named["mean"], named["std"], named.get("factor"), ratio)
 
 
-def calibrate(batches: Iterable[Tensor], rank: int | None) -> TokenStatistics:
+def calibrate(
+    batches: Iterable[Tensor], rank: int | None, width: int | None = None
+) -> TokenStatistics:
     """Mean and covariance of tokens in float64, as channel deviations plus a low-rank factor.
 
     Args:
         batches: real tokens, each [M, D].
         rank: rows of the factor; None keeps the full variance in the channels.
+        width: channels whose covariance is measured, the first ones; all by default. The others
+            (features for later layers) get their mean and their own variance.
 
     Raises:
         ConfigError: fewer than two tokens, or a value that is not finite.
     """
-    count, total, second = 0, None, None
+    count = 0
+    sums: list[Tensor] = []
     for batch in batches:
         tokens = batch.double()
-        first = tokens.sum(dim=0)
-        product = tokens.T @ tokens
-        total = first if total is None else total + first
-        second = product if second is None else second + product
+        own = tokens[:, :width]
+        new = [tokens.sum(dim=0), tokens.square().sum(dim=0), own.T @ own]
+        sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
         count += len(tokens)
-    if total is None or second is None or count < 2:
+    if count < 2:
         raise ConfigError(
             "calibration saw fewer than two visual tokens; the first training samples need images"
         )
-    mean = total / count
-    covariance = second / count - torch.outer(mean, mean)
-    if not bool(torch.isfinite(covariance).all()):
+    mean, square, product = (value / count for value in sums)
+    variance = (square - mean.square()).clamp(min=0)
+    covariance = product - torch.outer(mean[:width], mean[:width])
+    if not bool(torch.isfinite(covariance).all() and torch.isfinite(variance).all()):
         raise ConfigError(
             "calibration met visual tokens that are not finite; check the frozen model's dtype"
         )
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     eigenvalues = eigenvalues.clamp(min=0)
     ratio = float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
-    variance = covariance.diagonal().clamp(min=0)
     if rank is None:
         return TokenStatistics(mean.float(), variance.sqrt().float(), None, ratio)
-    rank = min(rank, len(mean))
-    factor = (vectors[:, -rank:] * eigenvalues[-rank:].sqrt()).T.contiguous()
+    rank = min(rank, len(covariance))
+    factor = mean.new_zeros(rank, len(mean))
+    factor[:, :width] = (vectors[:, -rank:] * eigenvalues[-rank:].sqrt()).T
     rest = (variance - factor.square().sum(dim=0)).clamp(min=0)
     return TokenStatistics(mean.float(), rest.sqrt().float(), factor.float(), ratio)

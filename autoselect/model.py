@@ -6,7 +6,8 @@
     inputs   = denoiser(gated)
     loss     = next-token loss on the answers           gradient flows through the frozen LLM
 
-Dimension letters: I images, N visual tokens, D width, B rows, T text tokens.
+Dimension letters: I images, N visual tokens, D width, L later layers with features of their own, B
+rows, T text tokens.
 """
 
 from dataclasses import dataclass
@@ -92,13 +93,13 @@ class AutoSelect(nn.Module):
         return self
 
     def gate(self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor) -> Gated:
-        """Gated tokens [I, N, D] and gates [I, N] of visual tokens."""
+        """Gated tokens [I, N, (1 + L) D] and gates [I, N] of visual tokens."""
         scores = self.scorer(visual.tokens, visual.mask)
         if self.standardise:
             scores = standardise(scores, visual.mask)
         return gate_tokens(
             self.gate_kind,
-            visual.tokens,
+            visual.channels,
             scores.float(),
             setting.token_budget,
             setting.temperature,
@@ -107,6 +108,13 @@ class AutoSelect(nn.Module):
             visual.mask,
         )
 
+    def repair(self, gated: Gated) -> Tensor:
+        """What the language model is given, [I, N, (1 + L) D]; later layers get what was gated."""
+        width = self.vlm.width
+        tokens, later = gated.tokens[..., :width], gated.tokens[..., width:]
+        repaired = self.denoiser(tokens, gated.gates)
+        return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
+
     def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
         """Loss and gate statistics of one micro-batch."""
         if batch.num_images == 0:
@@ -114,7 +122,7 @@ class AutoSelect(nn.Module):
         visual = self.vlm.encode(batch.pixels)
         gated = self.gate(visual, setting, batch.image_ids)
         gates = gated.gates
-        repaired = self.denoiser(gated.tokens, gates)
+        repaired = self.repair(gated)
         real = repaired if visual.mask is None else repaired[visual.mask]
         loss_sum = answer_loss(
             self.vlm,
@@ -122,6 +130,7 @@ class AutoSelect(nn.Module):
             real.flatten(0, -2),
             self.activation_checkpointing,
             self.log_weights(visual, gates) if self.soft_removal else None,
+            visual.output,
         )
         count = min(setting.token_budget, gates.shape[1])
         return StepOutput(
@@ -147,9 +156,10 @@ class AutoSelect(nn.Module):
         blank = self.vlm.pixel_inputs([Image.new("RGB", (64, 64))])
         visual = self.vlm.encode(blank)
         gated = self.gate(visual, setting, torch.zeros(1, dtype=torch.long))
-        tokens = self.denoiser(gated.tokens, gated.gates)[0]
+        tokens = self.repair(gated)[0]
         row = blank_row(len(tokens), self.vlm.image_token_id).to(batch.input_ids.device)
-        nothing = answer_loss(self.vlm, row, tokens, self.activation_checkpointing) * 0.0
+        recompute = self.activation_checkpointing
+        nothing = answer_loss(self.vlm, row, tokens, recompute, output=visual.output) * 0.0
         zero = torch.zeros((), device=nothing.device)
         return StepOutput(nothing, batch.num_answer_tokens, zero, zero, 0)
 

@@ -205,11 +205,11 @@ def calibrate_on(
         first = islice(with_images, config.gate.calibration_images)
         while chunk := list(islice(first, CALIBRATION_BATCH)):
             visual = vlm.encode(collator(chunk).pixels)
-            mask = visual.mask
-            yield visual.tokens.flatten(0, 1) if mask is None else visual.tokens[mask]
+            channels, mask = visual.channels, visual.mask
+            yield channels.flatten(0, 1) if mask is None else channels[mask]
 
     rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
-    statistics = calibrate(batches(), rank)
+    statistics = calibrate(batches(), rank, vlm.width)
     logger.info(
         "calibrated on visual tokens of width %d, participation ratio %.1f",
         len(statistics.mean),

@@ -39,11 +39,11 @@ class AblationRecord:
     def cell(self, cell: Cell) -> None:
         """Log a finished cell, once; one of which only its note was kept was logged elsewhere."""
         name = f"{cell.variant.name}, seed {cell.seed}"
-        file = cell.folder / "eval" / "report.json"
-        if not self.plan.tracking or name in self._known or not file.is_file():
+        evaluated = cell.folder / "eval" / "report.json"
+        if not self.plan.tracking or name in self._known or not evaluated.is_file():
             return
         note = cell.read()
-        report = json.loads(file.read_text())
+        report = json.loads(evaluated.read_text())
         leak = json.loads((cell.folder / "leak" / "leak.json").read_text())
         training = report["training"]
         child = Tracker.start(

@@ -14,7 +14,6 @@ Dimension letters: B rows, T prompt tokens, S that stay, M placeholders of the w
 I images, N tokens of one, D width.
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_blocks
 from autoselect.vlm.columns import remaining_columns, take_columns, take_logit_positions
 from autoselect.vlm.families import OLDEST_TRANSFORMERS, family_of
+from autoselect.vlm.features import feature_matrix, keep_features, with_features
 from autoselect.vlm.positions import Positions
 
 MODALITIES = ("image", "video")
@@ -162,7 +162,7 @@ class VisualAdapter:
                 own, [I, N, (1 + L) D]. A gate in training has to cover them too: they carry the
                 image past it otherwise.
         """
-        features = {m: _matrix(output, later) for m, output in outputs.items()}
+        features = {m: feature_matrix(output, later) for m, output in outputs.items()}
         pieces = [features[b.modality][b.start : b.start + len(b)] for b in blocks]
         tokens = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
         counts = torch.tensor([len(piece) for piece in pieces], device=tokens.device)
@@ -187,7 +187,7 @@ class VisualAdapter:
         for block, row in zip(blocks, tokens, strict=True):
             pieces[block.modality].append(row[: len(block)])
         return {
-            modality: _with_matrix(output, torch.cat(pieces[modality]))
+            modality: with_features(output, torch.cat(pieces[modality]))
             for modality, output in outputs.items()
         }
 
@@ -238,42 +238,3 @@ class VisualAdapter:
     def _text_token(self) -> int:
         """Any token that is no placeholder, for padding."""
         return next(token for token in range(3) if token not in self.token_ids.values())
-
-
-def _rows(entries: Any) -> Tensor:
-    """Features of all images in the order of their placeholders, [M, D]."""
-    return torch.cat([entry.reshape(-1, entry.shape[-1]) for entry in entries])
-
-
-def _matrix(output: Any, later: bool) -> Tensor:
-    """Features of one modality, those for later layers behind them, [M, D] or [M, (1 + L) D]."""
-    rows = _rows(output.pooler_output)
-    layers = getattr(output, "deepstack_features", None) or [] if later else []
-    return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1)
-
-
-def _with_matrix(output: Any, matrix: Tensor) -> Any:
-    """A shallow copy of an encoder's output with other features, in the same containers."""
-    width = output.pooler_output[0].shape[-1]
-    changed = copy.copy(output)
-    changed.pooler_output = _like(output.pooler_output, matrix[:, :width])
-    if matrix.shape[1] > width:
-        parts = matrix[:, width:].split(width, dim=1)
-        pairs = zip(output.deepstack_features, parts, strict=True)
-        changed.deepstack_features = [_like(layer, part) for layer, part in pairs]
-    return changed
-
-
-def _like(container: Any, features: Tensor) -> Any:
-    """One list entry where a family uses lists, else a batch of one."""
-    return features[None] if isinstance(container, Tensor) else [features]
-
-
-def keep_features(output: Any, kept: Tensor) -> Any:
-    """An encoder's output with only the kept visual tokens, those for later layers included.
-
-    Args:
-        output: of `get_image_features`.
-        kept: true at tokens that stay, [M].
-    """
-    return _with_matrix(output, _matrix(output, later=True)[kept])

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.families import FAMILIES, Family
+from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.placeholders import TOKENS_PER_IMAGE
 from autoselect.vlm.positions import Positions
 
@@ -34,12 +35,25 @@ class VisualTokens:
         grid: rows and columns of the tokens' raster; None when they form none.
         class_attention: attention of the vision tower's class token to each patch in the last used
             layer, mean over heads, [B, N]; only on request.
+        later: what the family adds to each token in L later layers, [B, N, L D]; None where
+            nothing is.
+        output: of the model's own encoder, from which all this was read.
     """
 
     tokens: Tensor
     mask: Tensor | None = None
     grid: tuple[int, int] | None = None
     class_attention: Tensor | None = None
+    later: Tensor | None = None
+    output: Any = None
+
+    @property
+    def channels(self) -> Tensor:
+        """Everything that carries the image: tokens and what later layers add, [B, N, (1 + L) D].
+
+        A gate has to cover all of it.
+        """
+        return self.tokens if self.later is None else torch.cat([self.tokens, self.later], dim=-1)
 
 
 def square_grid(num_tokens: int) -> tuple[int, int] | None:
@@ -175,21 +189,22 @@ class FrozenVLM:
         """
         inputs = {name: self._to_device(value) for name, value in inputs.items()}
         per_image = inputs.pop(TOKENS_PER_IMAGE, None)
-        features = self.model.model.get_image_features(**inputs, return_dict=True).pooler_output
+        output = self.model.model.get_image_features(**inputs, return_dict=True)
+        counts = [len(feature) for feature in output.pooler_output]
         if per_image is not None:
-            rows = torch.cat([feature.reshape(-1, feature.shape[-1]) for feature in features])
-            features = rows.split(per_image.tolist())
-        counts = [len(feature) for feature in features]
+            counts = per_image.tolist()
         longest = max(counts)
-        tokens = torch.stack(
-            [torch.nn.functional.pad(f, (0, 0, 0, longest - len(f))) for f in features]
-        )
+        features = feature_matrix(output, later=True).split(counts)
+        channels = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+        width = output.pooler_output[0].shape[-1]
+        later = channels[..., width:] if channels.shape[-1] > width else None
         mask = None
         if min(counts) != longest:
-            places = torch.arange(longest, device=tokens.device)
-            mask = places < torch.tensor(counts, device=tokens.device)[:, None]
+            places = torch.arange(longest, device=channels.device)
+            mask = places < torch.tensor(counts, device=channels.device)[:, None]
         attention = self._class_attention(inputs["pixel_values"]) if class_attention else None
-        return VisualTokens(tokens, mask, square_grid(longest), attention)
+        tokens = channels[..., :width]
+        return VisualTokens(tokens, mask, square_grid(longest), attention, later, output)
 
     def encode_images(
         self, images: list[Image.Image], class_attention: bool = False
@@ -262,7 +277,8 @@ class FrozenVLM:
             ConfigError: a family whose prompt is more than embeddings, a causal mask and columns.
         """
         family = self.family
-        if self.positions.on_grid or family.images_see_themselves or family.untrained:
+        unlike = (family.images_see_themselves, family.beyond_features, family.convolutions)
+        if self.positions.on_grid or any(unlike) or family.untrained:
             raise ConfigError(
                 f"model={self.name} ({self.model.config.model_type}) needs its own forward for "
                 "pruned prompts; use autoselect.attach(model, selector, budget)"

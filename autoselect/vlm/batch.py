@@ -104,9 +104,15 @@ class Collator:
         self.placeholder = tokenizer.convert_ids_to_tokens(vlm.image_token_id)
         self.mark = image_mark(vlm.processor, self.placeholder)
         self.pad_id = tokenizer.pad_token_id or 0
+        if vlm.family.convolutions and rounds == "independent":
+            raise ConfigError(
+                f"data.rounds=independent: convolutions of model={vlm.name} "
+                f"({vlm.model.config.model_type}) would mix the rounds of a row; set "
+                "data.rounds=conversation"
+            )
         if vlm.family.untrained:
             raise ConfigError(
-                f"model={vlm.name} ({vlm.model.config.model_type}) cannot be trained on yet: "
+                f"model={vlm.name} ({vlm.model.config.model_type}) cannot be trained on: "
                 f"{vlm.family.untrained}; choose another family of docs/backbones.md"
             )
 

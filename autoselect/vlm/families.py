@@ -30,6 +30,10 @@ class Family:
         first_position: position of the first token when the caller gives no positions.
         fixed_tokens: every image has the `image_seq_length` tokens of the configuration.
         images_see_themselves: tokens of one image see each other, not only earlier ones.
+        beyond_features: more than visual tokens at placeholders enters the prompt: features for
+            later layers, or indicator tokens; the model's own `forward` has to put them there.
+        convolutions: layers that mix neighbours, whatever attention may see: rounds that do not see
+            each other cannot share a row.
         untrained: why `autoselect train` refuses the family; empty where it does not.
     """
 
@@ -40,6 +44,8 @@ class Family:
     first_position: int = 0
     fixed_tokens: bool = False
     images_see_themselves: bool = False
+    beyond_features: bool = False
+    convolutions: bool = False
     untrained: str = ""
 
 
@@ -55,30 +61,20 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(images="runs", tiles="same_before_last"),
     "internvl": Family(images="runs"),
     "janus": Family(),
-    "lfm2_vl": Family(
-        images="runs",
-        tiles="same_after_last",
-        untrained="its convolutions mix the rounds of a batch row",
-    ),
+    "lfm2_vl": Family(images="runs", tiles="same_after_last", convolutions=True),
     "llava": Family(fixed_tokens=True),
     "llava_next": Family(),
     "llava_next_video": Family(),
     "llava_onevision": Family(),
     "mistral3": Family(),
-    "ovis2": Family(
-        images="runs",
-        tiles="same_before_first",
-        untrained="its indicator tokens come from the image encoder too",
-    ),
+    "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "paligemma": Family(
         first_position=1, untrained="its whole prompt is a bidirectional prefix of one answer"
     ),
     "perception_lm": Family(images="runs", videos="runs"),
     "qwen2_5_vl": Family(),
     "qwen2_vl": Family(),
-    "qwen3_vl": Family(
-        untrained="it adds image features in later layers, past the gate of the training step"
-    ),
+    "qwen3_vl": Family(beyond_features=True),
     "smolvlm": Family(images="runs", tiles="same_before_last"),
     "video_llava": Family(videos="runs"),
     "vipllava": Family(fixed_tokens=True),

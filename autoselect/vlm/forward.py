@@ -1,6 +1,7 @@
 """The differentiable pass through the frozen language model, and its loss on the answers.
 
-Dimension letters: B rows, T text tokens, M visual tokens of the whole batch, D width, V vocabulary.
+Dimension letters: B rows, T text tokens, M visual tokens of the whole batch, D width, L later
+layers with features of their own, V vocabulary.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batch import IGNORED_LABEL, TrainBatch, attention_mask
+from autoselect.vlm.features import with_features
 
 
 def answer_loss(
@@ -20,21 +22,24 @@ def answer_loss(
     visual: Tensor,
     recompute: bool = False,
     log_weights: Tensor | None = None,
+    output: Any = None,
 ) -> Tensor:
     """Next-token loss summed over answer tokens; logits exist at answer positions only.
 
     Args:
         vlm: the frozen backbone.
         batch: text with placeholders, [B, T].
-        visual: visual tokens in order of appearance, [M, D]; M placeholders in `batch`.
+        visual: visual tokens in order of appearance, [M, D]; M placeholders in `batch`. With what
+            later layers add, [M, (1 + L) D], see `VisualTokens.channels`.
         recompute: keep no activations of the language model; compute them again in the backward.
         log_weights: added to the attention logits of each visual token as a key, [M]; minus
             infinity would remove it, 0 leaves it as it is.
+        output: of the encoder; needed by families with more than features in the prompt.
 
     Returns:
         The sum, float32, 0-d, with gradient to `visual` and `log_weights`.
     """
-    hidden = text_hidden(vlm, batch, visual, recompute, log_weights)
+    hidden = text_hidden(vlm, batch, visual, recompute, log_weights, output)
     answers = batch.labels != IGNORED_LABEL
     logits = vlm.model.get_output_embeddings()(hidden[answers])
     return F.cross_entropy(logits.float(), batch.labels[answers], reduction="sum")
@@ -46,29 +51,55 @@ def text_hidden(
     visual: Tensor,
     recompute: bool = False,
     log_weights: Tensor | None = None,
+    output: Any = None,
 ) -> Tensor:
-    """Last hidden states of the language model, [B, T, D]."""
-    with torch.no_grad():
-        embeds = vlm.model.get_input_embeddings()(batch.input_ids)
+    """Last hidden states of the language model, [B, T, D]; arguments as `answer_loss`."""
     places = batch.input_ids == vlm.image_token_id
-    embeds = embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
-    arguments: dict[str, Any] = {"position_ids": position_ids(vlm, batch), "use_cache": False}
-    images = image_numbers(places) if vlm.family.images_see_themselves else None
-    if log_weights is not None:
-        bias = embeds.new_zeros(places.shape).masked_scatter(places, log_weights.to(embeds.dtype))
-        mask = attention_mask(batch.segments, embeds.dtype, images)
-        arguments["attention_mask"] = mask + bias[:, None, None, :]
-    elif images is not None or bool((batch.segments > 0).any()):
-        arguments["attention_mask"] = attention_mask(batch.segments, embeds.dtype, images)
+    arguments = {
+        "position_ids": position_ids(vlm, batch),
+        "attention_mask": _mask(vlm, batch, places, log_weights),
+        "use_cache": False,
+    }
+    if vlm.family.beyond_features and len(visual):
+        assert output is not None, "this family's own forward needs the encoder's output"
+
+        def run(tokens: Tensor) -> Tensor:
+            outputs = {"image": with_features(output, tokens.to(vlm.dtype))}
+            call = {**arguments, "input_ids": batch.input_ids, "mm_encoder_outputs": outputs}
+            return vlm.model.model(**call).last_hidden_state
+
+        inputs = visual
     else:
-        arguments["attention_mask"] = (batch.segments != -2).long()
+        with torch.no_grad():
+            embeds = vlm.model.get_input_embeddings()(batch.input_ids)
 
-    def run(inputs: Tensor) -> Tensor:
-        return vlm.model.model(inputs_embeds=inputs, **arguments).last_hidden_state
+        def run(tokens: Tensor) -> Tensor:
+            return vlm.model.model(inputs_embeds=tokens, **arguments).last_hidden_state
 
+        inputs = embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
     if recompute:
-        return checkpoint(run, embeds, use_reentrant=False)
-    return run(embeds)
+        return checkpoint(run, inputs, use_reentrant=False)
+    return run(inputs)
+
+
+def _mask(vlm: FrozenVLM, batch: TrainBatch, places: Tensor, log_weights: Tensor | None) -> Any:
+    """What every token sees: [B, T] where plain causal order says it, else [B, 1, T, T].
+
+    Args:
+        vlm: the frozen backbone.
+        batch: see above.
+        places: true at placeholders, [B, T].
+        log_weights: see `answer_loss`.
+    """
+    real = (batch.segments != -2).long()
+    images = image_numbers(places) if vlm.family.images_see_themselves else None
+    if log_weights is None and images is None and not bool((batch.segments > 0).any()):
+        return real
+    mask = attention_mask(batch.segments, vlm.dtype, images)
+    if log_weights is not None:
+        bias = mask.new_zeros(places.shape).masked_scatter(places, log_weights.to(mask.dtype))
+        mask = mask + bias[:, None, None, :]
+    return {"full_attention": mask, "conv": real} if vlm.family.convolutions else mask
 
 
 def image_numbers(places: Tensor) -> Tensor:

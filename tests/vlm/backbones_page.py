@@ -99,6 +99,8 @@ def family_table() -> str:
 def remark(name: str) -> str:
     """What there is to know about a family, and whether `autoselect train` takes it."""
     known = [REMARKS[name]] if name in REMARKS else []
+    if FAMILIES[name].convolutions:
+        known.append("`autoselect train` needs `data.rounds=conversation`")
     if FAMILIES[name].untrained:
         known.append(f"`autoselect train` refuses it: {FAMILIES[name].untrained}")
     return "; ".join(known)

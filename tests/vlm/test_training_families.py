@@ -11,14 +11,15 @@ from autoselect.calibration import TokenStatistics
 from autoselect.config import ConfigError, TrainConfig, from_dict
 from autoselect.model import AutoSelect, GateSetting
 from autoselect.reference.vlm import build_processor
-from autoselect.vlm import Collator, FrozenVLM
+from autoselect.vlm import Collator, FrozenVLM, TrainBatch, VisualAdapter
 from autoselect.vlm.batch import IGNORED_LABEL
 from autoselect.vlm.forward import answer_loss
 from tests.vlm import tiny_processors
 from tests.vlm.stock import model_of
+from tests.vlm.tiny import batch as tiny_batch
 from tests.vlm.tiny_prompts import IMAGE, WIDTH
 
-NAMES = ["gemma3", "idefics3", "llava_next", "qwen2_5_vl"]
+NAMES = ["gemma3", "idefics3", "llava_next", "ovis2", "qwen2_5_vl", "qwen3_vl"]
 ROUNDS = [("is there a red star ?", "no"), ("what does the sign say ?", "K7")]
 
 
@@ -51,8 +52,8 @@ def frozen(name):
 
 def loss_of(vlm, batch):
     visual = vlm.encode(batch.pixels)
-    tokens = visual.tokens if visual.mask is None else visual.tokens[visual.mask]
-    return answer_loss(vlm, batch, tokens.flatten(0, -2))
+    tokens = visual.channels if visual.mask is None else visual.channels[visual.mask]
+    return answer_loss(vlm, batch, tokens.flatten(0, -2), output=visual.output)
 
 
 def stock_loss(vlm, pictures, rounds):
@@ -126,9 +127,10 @@ def test_a_training_step_masks_what_shorter_images_lack(name):
         "scorer": {"hidden_size": 16, "num_heads": 2},
         "gate": {"token_budget": 3, "min_token_budget": 3},
     }
-    statistics = TokenStatistics(torch.zeros(WIDTH), torch.ones(WIDTH), None, 1.0)
-    model = AutoSelect(vlm, from_dict(TrainConfig, sizes), statistics)
     batch = Collator(vlm)([sample(0, (SQUARE,)), sample(1, ()), sample(2, (WIDE,))])
+    channels = vlm.encode(batch.pixels).channels.shape[-1]
+    statistics = TokenStatistics(torch.zeros(channels), torch.ones(channels), None, 1.0)
+    model = AutoSelect(vlm, from_dict(TrainConfig, sizes), statistics)
     output = model(batch, GateSetting(token_budget=3, temperature=1.0, seed=0, step=0))
     torch.testing.assert_close(output.gate_sum, torch.tensor(6.0), rtol=0, atol=1e-3)
     output.loss_sum.backward()
@@ -151,8 +153,63 @@ def test_a_limit_that_would_cut_images_is_named():
         collate([sample(0, (WIDE,))])
 
 
-@pytest.mark.parametrize("name", ["paligemma", "qwen3_vl", "ovis2", "lfm2_vl"])
-def test_families_that_cannot_be_trained_yet_say_why(name):
-    vlm = FrozenVLM(model_of(name), build_processor(), name)
-    with pytest.raises(ConfigError, match=rf"{name}\) cannot be trained on yet"):
+@torch.no_grad()
+def test_closed_gates_hide_the_image_from_later_layers_too():
+    """Qwen3-VL: with every token of every layer replaced, two images give the same loss."""
+    vlm = frozen("qwen3_vl")
+    losses = []
+    for seed in (0, 1):
+        batch = Collator(vlm)([sample(0, (picture(seed, (20, 20)),))])
+        visual = vlm.encode(batch.pixels)
+        assert visual.later is not None and visual.later.shape[-1] == 2 * WIDTH
+        hidden = torch.zeros_like(visual.channels).flatten(0, 1)
+        losses.append(answer_loss(vlm, batch, hidden, output=visual.output))
+    assert torch.equal(*losses)
+
+
+def test_recomputed_activations_give_the_same_gradient():
+    vlm = frozen("qwen3_vl")
+    batch = Collator(vlm)([sample(0, (SQUARE,))])
+    visual = vlm.encode(batch.pixels)
+    gradients = []
+    for recompute in (False, True):
+        tokens = visual.channels.flatten(0, 1).clone().requires_grad_()
+        answer_loss(vlm, batch, tokens, recompute, output=visual.output).backward()
+        gradients.append(tokens.grad)
+    assert torch.equal(*gradients) and bool(gradients[0][:, WIDTH:].any())
+
+
+@pytest.mark.parametrize("soft_removal", [False, True])
+@torch.no_grad()
+def test_layers_of_convolutions_see_what_they_always_see(soft_removal):
+    """LFM2-VL, whose processor needs torchvision: a prompt written token by token."""
+    model = model_of("lfm2_vl")
+    vlm = FrozenVLM(model, build_processor(), "lfm2_vl")
+    inputs = tiny_batch("lfm2_vl", [["s"], []], "right")
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    labels = ids.roll(-1, 1).where(real & real.roll(-1, 1), torch.tensor(IGNORED_LABEL))
+    labels[:, -1] = IGNORED_LABEL
+    images = VisualAdapter(model).encode(inputs)["image"]
+    tokens = torch.cat([entry.flatten(0, -2) for entry in images.pooler_output])
+    batch = TrainBatch(
+        input_ids=ids,
+        labels=labels,
+        position_ids=(real.cumsum(1) - 1).clamp(min=0),
+        segments=torch.where(real, 0, -2),
+        pixels={},
+        image_ids=torch.zeros(1, dtype=torch.long),
+    )
+    weights = torch.zeros(len(tokens)) if soft_removal else None
+    loss = answer_loss(vlm, batch, tokens, log_weights=weights)
+    logits = model(**inputs).logits
+    known = labels != IGNORED_LABEL
+    expected = F.cross_entropy(logits[known], labels[known], reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(ConfigError, match="set data.rounds=conversation"):
+        Collator(vlm, "independent")
+
+
+def test_a_family_that_cannot_be_trained_says_why():
+    vlm = FrozenVLM(model_of("paligemma"), build_processor(), "paligemma")
+    with pytest.raises(ConfigError, match=r"paligemma\) cannot be trained on: .*prefix"):
         Collator(vlm)

@@ -9,10 +9,13 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.vlm.tiny_models import PINPOINTS
-from tests.vlm.tiny_prompts import END, IMAGE, START, TILE, VIDEO
+from tests.vlm.tiny_prompts import BREAK, END, GLOBAL, IMAGE, START, TILE, VIDEO
+
+ATOMS = 16
 
 WORDS = "is there a red star ? no yes what does the sign say K7 how many hearts are 3".split()
 TEMPLATE = (
@@ -81,6 +84,43 @@ def qwen2_5_vl() -> Any:
         tokenizer=tokenizer(names),
         video_processor=None,
         chat_template=TEMPLATE.replace("MARK", "'<|vision_start|><|image_pad|><|vision_end|>'"),
+    )
+
+
+class Qwen3ImagesOnly(hf.Qwen3VLProcessor):
+    """As `ImagesOnly`."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return None
+
+
+def qwen3_vl() -> Any:
+    other = qwen2_5_vl()
+    return Qwen3ImagesOnly(
+        image_processor=other.image_processor,
+        tokenizer=other.tokenizer,
+        video_processor=None,
+        chat_template=other.chat_template,
+    )
+
+
+def ovis2() -> Any:
+    names = {
+        IMAGE: "<IMG_ATOM>",
+        START: "<IMG_START>",
+        END: "<IMG_END>",
+        BREAK: "<IMG_GRID>",
+        TILE: "<IMG_COL>",
+        GLOBAL: "<IMG_ROW>",
+        10: "<image>",
+    }
+    return hf.Ovis2Processor(
+        image_processor=Ovis2ImageProcessorPil(
+            size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=2
+        ),
+        tokenizer=tokenizer(names),
+        image_seq_length=ATOMS,
+        chat_template=TEMPLATE.replace("MARK", "'<image>'"),
     )
 
 

@@ -1,0 +1,63 @@
+"""Encoder outputs as one matrix of visual tokens, and back, in the containers that a family uses.
+
+Some families add image features in later layers too (Qwen3-VL's deepstack): L further vectors per
+token. They carry the image as well as the first does, so whatever removes or gates a token has to
+take them along.
+
+Dimension letters: M visual tokens of the whole batch, D width, L later layers.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def feature_matrix(output: Any, later: bool) -> Tensor:
+    """Features of all images in the order of their placeholders, [M, D] or [M, (1 + L) D].
+
+    Args:
+        output: of `get_image_features` or `get_video_features`.
+        later: with those for later layers behind each token's own.
+    """
+    rows = _rows(output.pooler_output)
+    layers = getattr(output, "deepstack_features", None) or [] if later else []
+    return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1)
+
+
+def with_features(output: Any, matrix: Tensor) -> Any:
+    """A shallow copy of an encoder's output with other features, in the same containers.
+
+    Args:
+        output: as above.
+        matrix: [M, D], which leaves later layers as they are, or [M, (1 + L) D]; M may differ.
+    """
+    width = output.pooler_output[0].shape[-1]
+    changed = copy.copy(output)
+    changed.pooler_output = _like(output.pooler_output, matrix[:, :width])
+    if matrix.shape[1] > width:
+        parts = matrix[:, width:].split(width, dim=1)
+        pairs = zip(output.deepstack_features, parts, strict=True)
+        changed.deepstack_features = [_like(layer, part) for layer, part in pairs]
+    return changed
+
+
+def keep_features(output: Any, kept: Tensor) -> Any:
+    """An encoder's output with only the kept visual tokens, those for later layers included.
+
+    Args:
+        output: as above.
+        kept: true at tokens that stay, [M].
+    """
+    return with_features(output, feature_matrix(output, later=True)[kept])
+
+
+def _rows(entries: Any) -> Tensor:
+    """Entries of any shape as rows, [M, D]."""
+    return torch.cat([entry.reshape(-1, entry.shape[-1]) for entry in entries])
+
+
+def _like(container: Any, features: Tensor) -> Any:
+    """One list entry where a family uses lists, else a batch of one."""
+    return features[None] if isinstance(container, Tensor) else [features]
