@@ -3,10 +3,13 @@
 python -m tests.vlm.backbones_page
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from autoselect import attach
 from autoselect.vlm.families import FAMILIES, REFUSED
@@ -114,20 +117,47 @@ def refused_table() -> str:
 
 @torch.no_grad()
 def cache_table() -> str:
-    """Bytes of the KV cache after the prefill of one image of 576 tokens, for several K."""
+    """KV cache and peak activations of the prefill of one image of 576 tokens, for several K."""
     model = tiny_models.llava(side=96).eval()
     model = attach(model, selector(), 1.0)
     inputs = padded([[BOS, *[IMAGE] * 576, *range(30, 54)]], "left")
     inputs["pixel_values"] = torch.zeros(1, 3, 96, 96)
-    rows = ["| K | columns of the cache | bytes | of the full cache |", "|---|---|---|---|"]
-    full = None
+    rows = [
+        "| K | cache columns | cache bytes | of the full | peak prefill bytes | of the full |",
+        "|---|---|---|---|---|---|",
+    ]
+    full: tuple[int, int] | None = None
     for kept in (576, 192, 128, 64, 32):
-        cache = model(**inputs, visual_token_budget=kept).past_key_values
+        with peak_of(model.model.language_model) as peak:
+            cache = model(**inputs, visual_token_budget=kept).past_key_values
         size = sum(t.numel() * t.element_size() for x in cache.layers for t in (x.keys, x.values))
-        full = full or size
-        share = 100 * size / full
-        rows.append(f"| {kept} | {cache.get_seq_length()} | {size:,} | {share:.1f} % |")
+        full = full or (size, peak[0])
+        shares = [f"{100 * a / b:.1f} %" for a, b in zip((size, peak[0]), full, strict=True)]
+        rows.append(
+            f"| {kept} | {cache.get_seq_length()} | {size:,} | {shares[0]} | {peak[0]:,} | "
+            f"{shares[1]} |"
+        )
     return "\n".join(rows)
+
+
+@contextmanager
+def peak_of(module: torch.nn.Module) -> Iterator[list[int]]:
+    """Peak bytes of what a call of `module` makes, parameters left out; filled in at the call."""
+    peak: list[int] = []
+    forward = module.forward
+
+    def measured(*arguments: Any, **named: Any) -> Any:
+        with MemTracker() as tracker:
+            result = forward(*arguments, **named)
+            (found,) = tracker.get_tracker_snapshot("peak").values()
+        peak.append(sum(b for kind, b in found.items() if str(kind).endswith(("ACT", "TEMP"))))
+        return result
+
+    module.forward = measured
+    try:
+        yield peak
+    finally:
+        del module.forward
 
 
 def page() -> str:
