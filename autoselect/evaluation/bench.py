@@ -7,12 +7,16 @@ import numpy as np
 from PIL import Image
 
 from autoselect.config import ConfigError
+from autoselect.evaluation.attached import check_attached, prompt_lengths
+from autoselect.evaluation.attached_latency import prefill_latency
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.latency import LatencyPlan, latency_report
+from autoselect.evaluation.latency import LatencyPlan
+from autoselect.evaluation.likelihood import GENERATION
 from autoselect.evaluation.loading import load_pair
 
 QUESTION = "what is in the image ?"
 IMAGE_SIZE = 336
+STAGES = ("prefill", "first_token", "decode")
 
 
 def bench_prefill(
@@ -44,13 +48,14 @@ def bench_prefill(
         raise ConfigError(f"batches={list(batches)} must be one or more sizes of at least 1")
     vlm, trained = load_pair(model, selector, device)
     image = fixed_image()
-    num_tokens = vlm.encode_images([image]).tokens.shape[1]
+    if not vlm.is_spliced:
+        check_attached(GENERATION, compiled)
+    num_tokens, text_tokens = prompt_lengths(vlm, image, QUESTION)
     counts = parse_budgets(budgets, num_tokens)
-    text_tokens = vlm.prompt([QUESTION])["input_ids"].shape[1] - num_tokens
     runs = []
     for size in batches:
         plan = LatencyPlan(counts, size, repeats, warmup, compiled)
-        run = latency_report(vlm, trained, image, QUESTION, plan)
+        run = prefill_latency(vlm, trained, image, QUESTION, plan)
         run["kv_cache_bytes"] = {str(num_tokens): run["full"]["kv_cache_bytes"]} | {
             str(row["budget"]): row["kv_cache_bytes"] for row in run["pruned"]
         }
@@ -75,9 +80,10 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
     lines = [" ".join(f"{name:>11}" for name in names)]
 
     def line(batch: int, tokens: int, row: dict[str, Any], selector: str, speedup: float) -> str:
-        numbers = [row["prefill_ms"], row["first_token_ms"], row["decode_ms"]]
+        numbers = [row[f"{stage}_ms"] if f"{stage}_ms" in row else None for stage in STAGES]
         numbers.append(row["kv_cache_bytes"] / 2**20)
-        cells = [str(batch), str(tokens), selector, *(f"{number:.2f}" for number in numbers)]
+        shown = ("-" if number is None else f"{number:.2f}" for number in numbers)
+        cells = [str(batch), str(tokens), selector, *shown]
         return " ".join(f"{cell:>11}" for cell in [*cells, f"{speedup:.2f}"])
 
     for run in result["runs"]:

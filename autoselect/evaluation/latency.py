@@ -108,20 +108,29 @@ def latency_report(
         "projector_ms": timings["projector"].median if "projector" in timings else None,
         "scorer_ms": timings["scorer"].median,
         "compiled": _compiled_report(timings, plan.budgets, device) if plan.compiled else None,
+        **protocol(vlm, plan, device),
+        "peak_memory_bytes": memory.highest,
+        "timings": {name: timing.summary() for name, timing in timings.items()},
+        "environment": environment(),
+    }
+
+
+def protocol(vlm: Any, plan: LatencyPlan, device: torch.device) -> dict[str, Any]:
+    """How it was measured, as a sentence and as values."""
+    repeats, warmup = plan.rounds(device)
+    dtype, attention = str(vlm.dtype).removeprefix("torch."), attention_backend(vlm)
+    return {
         "batch_size": plan.batch_size,
         "repeats": repeats,
         "warmup": warmup,
         "protocol": (
             f"Batch {plan.batch_size}, {repeats} interleaved rounds after {warmup} of warm-up, "
-            f"medians; {device.type}, {str(vlm.dtype).removeprefix('torch.')}, attention "
-            f"{attention_backend(vlm)}, {torch.get_num_threads()} threads."
+            f"medians; {device.type}, {dtype}, attention {attention}, "
+            f"{torch.get_num_threads()} threads."
         ),
         "device": str(device),
-        "dtype": str(vlm.dtype).removeprefix("torch."),
-        "attention": attention_backend(vlm),
-        "peak_memory_bytes": memory.highest,
-        "timings": {name: timing.summary() for name, timing in timings.items()},
-        "environment": environment(),
+        "dtype": dtype,
+        "attention": attention,
     }
 
 

@@ -7,6 +7,7 @@ and add a `Method` to `METHODS`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Method:
         needs: fields of `SelectionContext` that must be there.
         per_question: true when the choice depends on the question, not only on the image.
         seeds: seeds whose scores are averaged; one for deterministic methods.
+        selector: the `Selector` behind it, if there is one.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Method:
     needs: tuple[str, ...] = ()
     per_question: bool = False
     seeds: tuple[int, ...] = (0,)
+    selector: Any = None
 
     def missing(self, context: SelectionContext) -> str | None:
         """The first needed field that the context lacks, None when the method can run."""
@@ -53,7 +56,8 @@ def selector_method(selector: object, name: str = SELECTOR) -> Method:
 
     diversity = selector.diversity  # type: ignore[attr-defined]
     rule = "hard top-K" if diversity == 0 else f"greedy with diversity {diversity:g}"
-    return Method(name, f"AutoSelect (arXiv 2603.07135): learned scores, {rule}", keep)
+    source = f"AutoSelect (arXiv 2603.07135): learned scores, {rule}"
+    return Method(name, source, keep, selector=selector)
 
 
 def _by_random(context: SelectionContext, budget: int) -> Kept:

@@ -80,6 +80,7 @@ def answer_all(
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
+    answer: Callable[[Any, Sequence[EvaluationSample], Plan], dict[str, Answers]] = answer_part,
 ) -> dict[str, Answers]:
     """Answers to every question: column name -> image -> round -> text; the same on every rank.
 
@@ -91,6 +92,7 @@ def answer_all(
         rank: this process, 0..world_size-1.
         world_size: number of processes; part p belongs to rank p mod world_size.
         barrier: waits for all ranks; needed when there are several.
+        answer: the answers of one part.
     """
     assert world_size == 1 or barrier is not None, "several ranks need a barrier"
     size = plan.images_per_part
@@ -99,7 +101,7 @@ def answer_all(
     logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
     for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
         chosen = [samples[i] for i in range(part * size, min(len(samples), (part + 1) * size))]
-        store.write(part, answer_part(vlm, chosen, plan))
+        store.write(part, answer(vlm, chosen, plan))
     if barrier is not None:
         barrier()
     return store.merge(parts)

@@ -9,14 +9,16 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.analyse import ANALYSES, Subject
-from autoselect.evaluation.answering import Answers, Plan
+from autoselect.evaluation.answering import Answers, Plan, answer_part
+from autoselect.evaluation.attached import answering, check_attached, is_attachable, prompt_lengths
+from autoselect.evaluation.attached_latency import prefill_latency
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.environment import environment
 from autoselect.evaluation.examples import overlay_rows
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.html import html_report
-from autoselect.evaluation.latency import LatencyPlan, latency_report
+from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.likelihood import GENERATION, check_scoring
 from autoselect.evaluation.llm_attention import has_llm_attention
 from autoselect.evaluation.loading import load_selectors, other_weights, shown_name
@@ -127,7 +129,10 @@ def evaluate(
         *(selector_method(own.selector, name) for name, own in selectors.items()),
         *choose_methods(settings.methods, settings.random_seeds),
     )
-    num_tokens = vlm.num_tokens or vlm.encode_images([samples[0].image]).tokens.shape[1]
+    spliced = vlm.is_spliced
+    if not spliced:
+        check_attached(settings.scoring, settings.latency_compiled)
+    num_tokens, _ = prompt_lengths(vlm, samples[0].image, samples[0].questions[0])
     plan = Plan(
         methods=usable_methods(vlm, samples, methods, strict=settings.methods.strip() != "all"),
         budgets=parse_budgets(settings.budgets, num_tokens),
@@ -145,10 +150,11 @@ def evaluate(
         digests["selectors"] = {name: own.digest for name, own in selectors.items()}
     out = Path(settings.out)
     store = PartStore(out / "parts", {**digests, **_plan_identity(plan), "dtype": str(vlm.dtype)})
-    answers = answer_all(vlm, samples, plan, store, rank, world_size, barrier)
+    answer = answer_part if spliced else answering(num_tokens)
+    answers = answer_all(vlm, samples, plan, store, rank, world_size, barrier, answer)
     if rank != 0:
         return None
-    latency = latency_report(
+    latency = prefill_latency(
         vlm,
         selector,
         samples[0].image,
@@ -191,6 +197,8 @@ def usable_methods(
     Raises:
         ConfigError: `strict`, and a method cannot run.
     """
+    if not vlm.is_spliced:
+        return _attachable(methods, strict)
     lacking = {
         "class_attention": not _has_class_attention(vlm, samples),
         "llm_attention": not has_llm_attention(vlm),
@@ -210,6 +218,17 @@ def usable_methods(
         else:
             logger.warning("method %s left out: there is no %s", method.name, missing[0])
     return tuple(usable)
+
+
+def _attachable(methods: tuple[Method, ...], strict: bool) -> tuple[Method, ...]:
+    """The methods that `attach` can use; arguments and errors as `usable_methods`."""
+    left_out = [method.name for method in methods if not is_attachable(method)]
+    reason = "this model's own processor writes its prompts, so that tokens can only be removed"
+    if left_out and strict:
+        raise ConfigError(f"methods={left_out[0]}: {reason}; leave it out")
+    for name in left_out:
+        logger.warning("method %s left out: %s", name, reason)
+    return tuple(method for method in methods if is_attachable(method))
 
 
 def _has_class_attention(vlm: Any, samples: EvaluationSet) -> bool:
@@ -244,7 +263,7 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {"retention": retention_curves(result.report)}
     vlm, selector, samples = result.vlm, result.selector, result.samples
-    grid = vlm.encode_images([samples[0].image]).grid
+    grid = vlm.encode_images([samples[0].image]).grid if vlm.is_spliced else None
     if grid is not None:
         rows = overlay_rows(vlm, selector, samples, result.answers, result.plan)
         if rows:

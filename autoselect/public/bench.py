@@ -20,10 +20,10 @@ from typing import Any
 from tqdm import tqdm
 
 from autoselect.config import ConfigError
+from autoselect.evaluation.attachable import BASELINES
 from autoselect.evaluation.bench import bench_prefill
 from autoselect.evaluation.environment import environment
 from autoselect.evaluation.parts import folder_digest
-from autoselect.public.baselines import BASELINES
 from autoselect.public.engine import FULL, SELECTOR, parse_budget
 from autoselect.public.report import build_public_report, public_markdown
 from autoselect.public.tasks import task_score

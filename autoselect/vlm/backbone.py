@@ -158,6 +158,18 @@ class FrozenVLM:
         """D, channels of a visual token after the projector."""
         return int(self.model.config.get_text_config().hidden_size)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its prompt is embeddings in columns of a causal mask, nothing more."""
+        family = self.family
+        unlike = (family.images_see_themselves, family.beyond_features, family.convolutions)
+        return not (self.positions.on_grid or any(unlike) or family.untrained)
+
+    @property
+    def is_spliced(self) -> bool:
+        """Whether `prompt` and `prefix` can write its prompts: plain, every image alike."""
+        return self.is_plain and self.num_tokens is not None
+
     def vision_parameters(self) -> list[torch.nn.Parameter]:
         """What `encode` computes with: everything but the language model."""
         inside = {id(p) for p in self.model.get_decoder().parameters()}
@@ -276,9 +288,7 @@ class FrozenVLM:
         Raises:
             ConfigError: a family whose prompt is more than embeddings, a causal mask and columns.
         """
-        family = self.family
-        unlike = (family.images_see_themselves, family.beyond_features, family.convolutions)
-        if self.positions.on_grid or any(unlike) or family.untrained:
+        if not self.is_plain:
             raise ConfigError(
                 f"model={self.name} ({self.model.config.model_type}) needs its own forward for "
                 "pruned prompts; use autoselect.attach(model, selector, budget)"

@@ -17,6 +17,7 @@ class FakeVLM:
 
     name = "fake"
     num_tokens = GRID * GRID
+    is_spliced = True
     width = 5
     device = torch.device("cpu")
     dtype = torch.float32

@@ -9,10 +9,11 @@ from PIL import Image
 
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.evaluation.answering import Plan, answer_part
+from autoselect.evaluation.asking import image_key
+from autoselect.evaluation.attachable import BASELINES, BaselineSelector
 from autoselect.evaluation.methods import METHODS, selector_method
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.public.baselines import BASELINES, BaselineSelector
-from autoselect.public.engine import PrunedVLM, image_key, parse_budget
+from autoselect.public.engine import PrunedVLM, parse_budget
 from autoselect.public.local_task import process_results, visual, write_local_task
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.scorer import Scorer

@@ -2,7 +2,7 @@
 
 `attach` asks a selector for scores, and keeps the K largest. A baseline that picks K positions
 gives those 1 and the others 0. Methods that merge tokens, or need attention maps or the question,
-have no such scores; `autoselect eval` runs them.
+have no such scores: they are evaluated only where a prompt can be put together from embeddings.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autoselect.config import ConfigError
 from autoselect.evaluation.context import SelectionContext
 from autoselect.evaluation.methods import METHODS
+from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.selector import budget_to_tokens
 
 BASELINES = ("random", "grid", "norm", "divprune")
@@ -66,3 +67,7 @@ class BaselineSelector(nn.Module):
             kept = self.method.keep(context, budget_to_tokens(self.budget, count))
             scores[row, kept.positions[0]] = 1.0
         return scores
+
+    def choose(self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+        """The positions with score 1, int64, [B, K], ascending; arguments as `Selector.choose`."""
+        return hard_top_k(scores, k, mask)
