@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, TrainConfig, load_config
 from autoselect.deepspeed_config import BatchSizes, batch_sizes, load_deepspeed_config
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -176,11 +176,13 @@ def report(arguments: argparse.Namespace) -> str:
     """
     from autoselect.vlm.shape import read_shape
 
+    config = run_config(arguments)
+    arguments = argparse.Namespace(**vars(arguments))
+    arguments.model, arguments.steps = config.model, config.steps
     hardware = _hardware(arguments)
     for name in ("gpus", "text_tokens", "answer_tokens", "rows_per_image", "steps"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"{name}={getattr(arguments, name)} is below 1; give 1 or more")
-    config = replace(TrainConfig(), activation_checkpointing=arguments.checkpointing)
     have = Assumptions(
         text_tokens=arguments.text_tokens * arguments.rows_per_image,
         answer_tokens=arguments.answer_tokens * arguments.rows_per_image,
@@ -230,6 +232,16 @@ def report(arguments: argparse.Namespace) -> str:
         "hidden behind compute",
     ]
     return "\n".join(lines)
+
+
+def run_config(arguments: argparse.Namespace) -> TrainConfig:
+    """The run that is planned: `--config`, or the reference run, with what the flags change."""
+    config = load_config(TrainConfig, arguments.config, [])
+    named = {name: getattr(arguments, name) for name in ("model", "steps")}
+    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if arguments.checkpointing:
+        changes["activation_checkpointing"] = True
+    return replace(config, **changes)
 
 
 def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
@@ -288,14 +300,15 @@ def run(arguments: argparse.Namespace) -> int:
 def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `autoselect plan`."""
     parser = subparsers.add_parser("plan", help="memory and time of a training run, estimated")
-    parser.add_argument("--model", default="reference", help="folder, hub name or 'reference'")
+    parser.add_argument("--config", metavar="YAML", help="of the run, as training takes it")
+    parser.add_argument("--model", help="folder, hub name or 'reference'; that of the run")
     parser.add_argument("--gpus", type=int, default=8, help="devices of all nodes together")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of device")
     parser.add_argument("--gpu-memory", type=float, help="usable GiB per device")
     parser.add_argument("--tflops", type=float, help="peak TFLOP/s per device")
     parser.add_argument("--stage", choices=("auto", *STAGES), default="auto", help="ZeRO stage")
     parser.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", help="batch sizes")
-    parser.add_argument("--steps", type=int, default=TrainConfig().steps, help="of the run")
+    parser.add_argument("--steps", type=int, help="those of the run")
     parser.add_argument("--visual-tokens", type=int, help="per image, where the model varies it")
     parser.add_argument("--text-tokens", type=int, default=128, help="per question and answer")
     parser.add_argument("--answer-tokens", type=int, default=32, help="per answer")

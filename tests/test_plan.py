@@ -13,10 +13,10 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from autoselect import plan
 from autoselect.calibration import TokenStatistics
-from autoselect.config import ConfigError, DenoiserConfig, ScorerConfig, TrainConfig
+from autoselect.config import ConfigError, DenoiserConfig, ScorerConfig, TrainConfig, load_config
 from autoselect.denoiser import Denoiser
 from autoselect.model import AutoSelect, GateSetting
-from autoselect.plan import Assumptions, add_plan_command
+from autoselect.plan import Assumptions, add_plan_command, trained_parameters
 from autoselect.reference.vlm import build_model, build_processor, save_vlm
 from autoselect.scorer import Scorer
 from autoselect.vlm.backbone import FrozenVLM
@@ -210,6 +210,22 @@ def test_the_command_prints_stage_time_and_assumptions(
     assert "h for 1000 steps" in text and "assumed" in text and "35% of 989 TFLOP/s" in text
 
 
+def test_a_run_is_planned_from_its_own_configuration(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = str(ROOT / "configs/train/llava-1.5-7b.yaml")
+    arguments = parse("--config", preset, "--model", str(folder), "--gpus", "2")
+    arguments.run(arguments)
+    planned = capsys.readouterr().out
+    config = load_config(TrainConfig, preset, [])
+    assert f"h for {config.steps} steps" in planned
+    trained = trained_parameters(read_shape(str(folder)).width, config) / 1e6
+    assert f"{trained:.2f} M trained" in planned
+    arguments = parse("--config", preset, "--model", str(folder), "--gpus", "2", "--steps", "7")
+    arguments.run(arguments)
+    assert "h for 7 steps" in capsys.readouterr().out
+
+
 def test_a_micro_batch_that_must_be_lowered_is_said(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +241,8 @@ def test_a_micro_batch_that_must_be_lowered_is_said(
     [
         (["--model", "/no/such/model"], "no vision-language configuration"),
         (["--gpus", "0"], "gpus=0 is below 1"),
+        (["--steps", "0"], "steps=0 is below 1"),
+        (["--config", "nothing.yaml"], "config=nothing.yaml does not exist"),
         (["--gpus", "3"], "train_batch_size=32 cannot be split"),
         (["--utilisation", "2"], "utilisation=2"),
         (["--deepspeed", "nothing.json"], "does not exist"),
