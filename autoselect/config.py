@@ -27,6 +27,7 @@ def require(condition: bool, message: str) -> None:
 
 
 GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "none"]
+GateSite = Literal["after_projector", "before_projector"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class GateConfig:
         soft_removal: also add each gate's logarithm to the attention logits of its token, so that
             a closed gate is removed as at inference; not in the paper.
         kind: `noise` is the paper's; the others stand in `autoselect/gating.py`.
+        site: which tokens are gated and repaired: those that the language model sees, or what its
+            projector makes them of. Scores come from the former at both sites.
     """
 
     token_budget: int = 16
@@ -107,6 +110,7 @@ class GateConfig:
     calibration_images: int = 256
     soft_removal: bool = True
     kind: GateKind = "noise"
+    site: GateSite = "after_projector"
 
     def __post_init__(self) -> None:
         require(

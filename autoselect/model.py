@@ -6,8 +6,8 @@
     inputs   = denoiser(gated)
     loss     = next-token loss on the answers           gradient flows through the frozen LLM
 
-Dimension letters: I images, N visual tokens, D width, L later layers with features of their own, B
-rows, T text tokens.
+Dimension letters: I images, N visual tokens, D width, L later layers with features of their own, P
+width before the projector, B rows, T text tokens.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,9 @@ class AutoSelect(nn.Module):
         self.soft_removal = config.gate.soft_removal
         self.activation_checkpointing = config.activation_checkpointing
         self.scorer = Scorer(vlm.width, config.scorer)
-        self.denoiser = Denoiser(vlm.width, config.denoiser)
+        self.site = config.gate.site
+        self.width = vlm.width_at(self.site)
+        self.denoiser = Denoiser(self.width, config.denoiser)
         self.statistics = statistics
 
     def train(self, mode: bool = True) -> "AutoSelect":
@@ -92,14 +94,18 @@ class AutoSelect(nn.Module):
         self.frozen.eval()
         return self
 
+    def encode(self, pixels: dict[str, Tensor]) -> VisualTokens:
+        """Visual tokens, and what is gated."""
+        return self.vlm.encode(pixels, before_projector=self.site == "before_projector")
+
     def gate(self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor) -> Gated:
-        """Gated tokens [I, N, (1 + L) D] and gates [I, N] of visual tokens."""
+        """Gated tokens [I, N, (1 + L) D] and gates [I, N]; [I, N, P] before the projector."""
         scores = self.scorer(visual.tokens, visual.mask)
         if self.standardise:
             scores = standardise(scores, visual.mask)
         return gate_tokens(
             self.gate_kind,
-            visual.channels,
+            visual.at(self.site),
             scores.float(),
             setting.token_budget,
             setting.temperature,
@@ -110,16 +116,15 @@ class AutoSelect(nn.Module):
 
     def repair(self, gated: Gated) -> Tensor:
         """What the language model is given, [I, N, (1 + L) D]; later layers get what was gated."""
-        width = self.vlm.width
-        tokens, later = gated.tokens[..., :width], gated.tokens[..., width:]
-        repaired = self.denoiser(tokens, gated.gates)
+        tokens, later = gated.tokens[..., : self.width], gated.tokens[..., self.width :]
+        repaired = self.vlm.finished(self.denoiser(tokens, gated.gates), self.site)
         return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
 
     def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
         """Loss and gate statistics of one micro-batch."""
         if batch.num_images == 0:
             return self._without_images(batch, setting)
-        visual = self.vlm.encode(batch.pixels)
+        visual = self.encode(batch.pixels)
         gated = self.gate(visual, setting, batch.image_ids)
         gates = gated.gates
         repaired = self.repair(gated)
@@ -154,7 +159,7 @@ class AutoSelect(nn.Module):
         gathered from all ranks when it is used, and a rank that leaves one out makes them wait.
         """
         blank = self.vlm.pixel_inputs([Image.new("RGB", (64, 64))])
-        visual = self.vlm.encode(blank)
+        visual = self.encode(blank)
         gated = self.gate(visual, setting, torch.zeros(1, dtype=torch.long))
         tokens = self.repair(gated)[0]
         row = blank_row(len(tokens), self.vlm.image_token_id).to(batch.input_ids.device)

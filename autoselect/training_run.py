@@ -30,6 +30,7 @@ from autoselect.vlm.batch import Collator
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"
 CALIBRATION_BATCH = 32
+DEFAULT_SITE = "after_projector"
 FREE_SETTINGS = {
     "output",
     "save_every",
@@ -198,18 +199,19 @@ def shared_statistics(
 def calibrate_on(
     vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig
 ) -> TokenStatistics:
-    """Statistics of the first samples' visual tokens."""
+    """Statistics of what is gated, over the first samples."""
+    site = config.gate.site
 
     def batches() -> Iterator[Tensor]:
         with_images = (sample for sample in shards.usable() if sample.pictures)
         first = islice(with_images, config.gate.calibration_images)
         while chunk := list(islice(first, CALIBRATION_BATCH)):
-            visual = vlm.encode(collator(chunk).pixels)
-            channels, mask = visual.channels, visual.mask
-            yield channels.flatten(0, 1) if mask is None else channels[mask]
+            visual = vlm.encode(collator(chunk).pixels, before_projector=site != DEFAULT_SITE)
+            tokens, mask = visual.at(site), visual.mask
+            yield tokens.flatten(0, 1) if mask is None else tokens[mask]
 
     rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
-    statistics = calibrate(batches(), rank, vlm.width)
+    statistics = calibrate(batches(), rank, vlm.width_at(site))
     logger.info(
         "calibrated on visual tokens of width %d, participation ratio %.1f",
         len(statistics.mean),

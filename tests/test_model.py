@@ -1,16 +1,21 @@
 """One training step: what gets a gradient, what stays frozen, what a closed gate lets through."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from autoselect.calibration import calibrate
-from autoselect.config import DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
+from autoselect.config import ConfigError, DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
 from autoselect.model import AutoSelect, GateSetting
 from autoselect.ops.noise_gate import NoiseKey, noise_gate
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batch import Collator
+from autoselect.vlm.forward import answer_loss
+from tests.vlm.stock import model_of
 from tests.vlm.test_batch import ROUNDS, sample
+from tests.vlm.tiny import batch as batch_of
 
 CONFIG = TrainConfig(
     scorer=ScorerConfig(hidden_size=16, num_heads=2),
@@ -148,3 +153,39 @@ def test_images_of_one_sample_get_different_noise_wherever_they_sit(vlm):
     ids = collate([sample(7, ROUNDS), pair, sample(7, ROUNDS)]).image_ids
     assert ids.tolist() == [28672, 12288, 12289, 28672]
     assert collate([pair]).image_ids.tolist() == [12288, 12289]
+
+
+@pytest.fixture
+def early(vlm, batch):
+    """The gate before the projector, whose width is another one."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, gate=GateConfig(site="before_projector", noise_rank=8))
+    before = vlm.encode(batch.pixels, before_projector=True).before
+    return AutoSelect(vlm, config, calibrate([before.flatten(0, 1)], 8)).train()
+
+
+def test_a_gate_before_the_projector_trains_scorer_and_denoiser_there(early, batch, vlm):
+    output = early(batch, SETTING)
+    output.loss_sum.backward()
+    assert float(output.gate_sum) == pytest.approx(3 * 16, rel=1e-5)
+    assert early.denoiser.blocks[0].attention.value.in_features == early.width != vlm.width
+    assert float(early.scorer.score.weight.grad.abs().sum()) > 0
+    assert float(early.denoiser.blocks[0].attention.output.weight.grad.abs().sum()) > 0
+    assert all(p.grad is None for p in early.frozen.parameters())
+
+
+def test_open_gates_before_the_projector_are_the_untouched_model(early, batch, vlm):
+    everything = GateSetting(144, 0.1, 0, 0)
+    early.soft_removal = False
+    with torch.no_grad():
+        untouched = answer_loss(vlm, batch, vlm.encode(batch.pixels).tokens.flatten(0, 1))
+        loss = early(batch, everything).loss_sum
+    torch.testing.assert_close(loss, untouched)
+
+
+def test_a_model_without_a_projector_of_single_tokens_is_refused():
+    other = FrozenVLM(model_of("idefics3"), build_processor(), "idefics3")
+    pixels = batch_of("idefics3", [["s"]])
+    inputs = {name: pixels[name] for name in pixels if name.startswith("pixel")}
+    with pytest.raises(ConfigError, match="gate.site=before_projector: model=idefics3"):
+        other.encode(inputs, before_projector=True)

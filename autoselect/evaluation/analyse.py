@@ -99,7 +99,7 @@ def uniform_gates(subject: Subject) -> Found:
     """
     if subject.run is None:
         raise ConfigError("run= is missing; give --run, the output folder of the training run")
-    gate = load_gate(subject.run, subject.vlm.width, subject.vlm.device)
+    gate = load_gate(subject.run, subject.vlm)
     found = leak(subject.vlm, gate, subject.samples, subject.budgets[0])
     return found, leak_figure(found)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from autoselect.ops.hard_top_k import select_tokens
+from autoselect.vlm.backbone import PROJECTORS
 
 Call = Callable[[], object]
 Inputs = dict[str, Tensor]
 TOWERS = ("vision_tower", "vision_model", "visual")
-PROJECTORS = ("multi_modal_projector", "connector", "aligner")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Dimension letters: B prompts, N visual tokens, K kept ones, D width, T prompt to
 """
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.placeholders import TOKENS_PER_IMAGE
@@ -38,6 +39,7 @@ class VisualTokens:
         later: what the family adds to each token in L later layers, [B, N, L D]; None where
             nothing is.
         output: of the model's own encoder, from which all this was read.
+        before: what the projector makes the tokens of, [B, N, P]; only on request.
     """
 
     tokens: Tensor
@@ -46,6 +48,14 @@ class VisualTokens:
     class_attention: Tensor | None = None
     later: Tensor | None = None
     output: Any = None
+    before: Tensor | None = None
+
+    def at(self, site: GateSite) -> Tensor:
+        """What is gated at a site: `channels`, or `before`."""
+        if site == "after_projector":
+            return self.channels
+        assert self.before is not None, "encode with before_projector=True"
+        return self.before
 
     @property
     def channels(self) -> Tensor:
@@ -54,6 +64,9 @@ class VisualTokens:
         A gate has to cover all of it.
         """
         return self.tokens if self.later is None else torch.cat([self.tokens, self.later], dim=-1)
+
+
+PROJECTORS = ("multi_modal_projector", "connector", "aligner")
 
 
 def square_grid(num_tokens: int) -> tuple[int, int] | None:
@@ -159,6 +172,32 @@ class FrozenVLM:
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
+    def projector(self) -> torch.nn.Module | None:
+        """The module between vision tower and language model, where the family names one."""
+        inner = self.model.model
+        return next(
+            (m for name in PROJECTORS if (m := getattr(inner, name, None)) is not None), None
+        )
+
+    def width_at(self, site: GateSite) -> int:
+        """Channels of a token at a site: D, or P before the projector.
+
+        Raises:
+            ConfigError: see `encode`.
+        """
+        if site == "after_projector":
+            return self.width
+        blank = self.pixel_inputs([Image.new("RGB", (64, 64))])
+        return self.encode(blank, before_projector=True).at(site).shape[-1]
+
+    def finished(self, tokens: Tensor, site: GateSite) -> Tensor:
+        """Tokens of a site as the language model sees them, with gradient, [B, N, D]."""
+        if site == "after_projector":
+            return tokens
+        assert self.projector is not None
+        return self.projector(tokens.to(self.dtype))
+
+    @property
     def is_plain(self) -> bool:
         """Whether its prompt is embeddings in columns of a causal mask, nothing more."""
         family = self.family
@@ -192,16 +231,26 @@ class FrozenVLM:
         return value.to(self.dtype) if value.is_floating_point() else value
 
     @torch.no_grad()
-    def encode(self, inputs: dict[str, Tensor], class_attention: bool = False) -> VisualTokens:
+    def encode(
+        self,
+        inputs: dict[str, Tensor],
+        class_attention: bool = False,
+        before_projector: bool = False,
+    ) -> VisualTokens:
         """Visual tokens of a batch of images.
 
         Args:
             inputs: of `pixel_inputs`, or the pixels of a `TrainBatch`.
             class_attention: also return the vision tower's class-token attention.
+            before_projector: also return what the projector makes the tokens of.
+
+        Raises:
+            ConfigError: the last is asked of a model without a projector of single tokens.
         """
         inputs = {name: self._to_device(value) for name, value in inputs.items()}
         per_image = inputs.pop(TOKENS_PER_IMAGE, None)
-        output = self.model.model.get_image_features(**inputs, return_dict=True)
+        with self._watched_projector(before_projector) as seen:
+            output = self.model.model.get_image_features(**inputs, return_dict=True)
         counts = [len(feature) for feature in output.pooler_output]
         if per_image is not None:
             counts = per_image.tolist()
@@ -216,7 +265,30 @@ class FrozenVLM:
             mask = places < torch.tensor(counts, device=channels.device)[:, None]
         attention = self._class_attention(inputs["pixel_values"]) if class_attention else None
         tokens = channels[..., :width]
-        return VisualTokens(tokens, mask, square_grid(longest), attention, later, output)
+        before = self._one_per_token(seen, tokens) if before_projector else None
+        return VisualTokens(tokens, mask, square_grid(longest), attention, later, output, before)
+
+    @contextmanager
+    def _watched_projector(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """What the projector is called with meanwhile."""
+        seen: list[Tensor] = []
+        if not wanted or self.projector is None:
+            yield seen
+            return
+        hook = self.projector.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
+    def _one_per_token(self, seen: list[Tensor], tokens: Tensor) -> Tensor:
+        """The projector's input, checked to be one vector per visual token, [B, N, P]."""
+        if len(seen) == 1 and seen[0].shape[:-1] == tokens.shape[:-1]:
+            return seen[0]
+        raise ConfigError(
+            f"gate.site=before_projector: model={self.name} has no projector that takes images "
+            "of equal size token by token; use gate.site=after_projector"
+        )
 
     def encode_images(
         self, images: list[Image.Image], class_attention: bool = False

@@ -26,12 +26,21 @@ class FakeVLM:
         self.encoded = 0
         self.lengths: list[int] = []
 
+    def width_at(self, site: str) -> int:
+        return self.width
+
+    def finished(self, tokens: torch.Tensor, site: str) -> torch.Tensor:
+        return tokens
+
     def pixel_inputs(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         pixels = torch.stack([torch.from_numpy(np.array(image)).float() / 255 for image in images])
         return {"pixel_values": pixels}
 
     def encode(
-        self, inputs: dict[str, torch.Tensor], class_attention: bool = False
+        self,
+        inputs: dict[str, torch.Tensor],
+        class_attention: bool = False,
+        before_projector: bool = False,
     ) -> VisualTokens:
         pixels = inputs["pixel_values"]
         self.encoded += len(pixels)
@@ -92,6 +101,7 @@ class FakeVLM:
 class FakeSelector:
     """Scores tokens by how colourful they are."""
 
+    diversity = 0.0
     width = FakeVLM.width
     metadata: dict[str, str] = {}
 

@@ -66,7 +66,7 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
         3, TrainedState(weights, weights, weights, 3), to_dict(config), statistics.tensors()
     )
     CheckpointStore(tmp_path / "checkpoints").save(state)
-    gate = load_gate(tmp_path, 5)
+    gate = load_gate(tmp_path, FakeVLM())
     assert gate.kind == "noise" and gate.temperature == 0.03
     assert gate.denoiser is not None
     with torch.no_grad():
@@ -74,7 +74,9 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
         found = uniformly_gated(gate, tokens, 4)
     assert torch.equal(found[REPAIRED], expected[REPAIRED])
     assert not torch.equal(found[REPAIRED], found[GATED])
+    wide = FakeVLM()
+    wide.width = 7
     with pytest.raises(ConfigError, match="width 5, those of this model have 7"):
-        load_gate(tmp_path, 7)
+        load_gate(tmp_path, wide)
     with pytest.raises(ConfigError, match="no checkpoints"):
-        load_gate(tmp_path / "elsewhere", 5)
+        load_gate(tmp_path / "elsewhere", FakeVLM())

@@ -68,7 +68,7 @@ def test_stages_are_apart_and_the_speedup_counts_the_selector(pair):
         assert min(row[f"{stage}_ms"] for stage in ("select", "llm", "decode")) > 0
     stages = {"vision", "tower", "projector", "scorer", "full_prefill", "full_llm", "full_decode"}
     assert set(report["timings"]) >= stages | {"prefill@8", "selector@8", "select@8", "decode@32"}
-    assert report["vision_ms"] > report["projector_ms"] > 0
+    assert min(report[f"{stage}_ms"] for stage in ("vision", "tower", "projector")) > 0
     assert "3 interleaved rounds after 1" in report["protocol"] and report["attention"] == "sdpa"
     assert report["peak_memory_bytes"] is None or torch.cuda.is_available()
     assert report["compiled"] is None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autoselect.calibration import TokenStatistics
 from autoselect.checkpoint import CheckpointStore
-from autoselect.config import ConfigError, GateKind, TrainConfig, from_dict
+from autoselect.config import ConfigError, GateKind, GateSite, TrainConfig, from_dict
 from autoselect.denoiser import Denoiser
 from autoselect.evaluation.answering import (
     BLIND,
@@ -23,7 +23,6 @@ from autoselect.evaluation.answering import (
     Answers,
     VisualSequence,
     answer_sequences,
-    image_context,
 )
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scoring import score_answers
@@ -42,21 +41,22 @@ class TrainedGate:
         temperature: at the end of training.
         statistics: of the noise.
         denoiser: as trained; None for a run without one.
+        site: of the gate.
     """
 
     kind: GateKind
     temperature: float
     statistics: TokenStatistics
     denoiser: Denoiser | None
+    site: GateSite = "after_projector"
 
 
-def load_gate(run: Path | str, width: int, device: torch.device | str = "cpu") -> TrainedGate:
+def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
     """The gate and the Denoiser of a run's last checkpoint.
 
     Args:
         run: folder that training wrote, with `checkpoints`.
-        width: D of the VLM's tokens.
-        device: where the Denoiser runs.
+        vlm: the `FrozenVLM` that it was trained around.
 
     Raises:
         ConfigError: there is no checkpoint, or it belongs to tokens of another width.
@@ -64,13 +64,14 @@ def load_gate(run: Path | str, width: int, device: torch.device | str = "cpu") -
     state = CheckpointStore(Path(run) / "checkpoints").load()
     if state is None:
         raise ConfigError(f"run={run} has no checkpoints; give the output folder of a training run")
+    config = from_dict(TrainConfig, state.config)
+    width = vlm.width_at(config.gate.site)
     statistics = TokenStatistics.from_tensors(state.statistics)
     if len(statistics.mean) != width:
         raise ConfigError(
             f"run={run} was trained on tokens of width {len(statistics.mean)}, those of this model "
             f"have {width}; give the run of this model's selector"
         )
-    config = from_dict(TrainConfig, state.config)
     denoiser = None
     if config.denoiser.num_layers:
         prefix = "denoiser."
@@ -81,9 +82,10 @@ def load_gate(run: Path | str, width: int, device: torch.device | str = "cpu") -
         }
         denoiser = Denoiser(width, config.denoiser)
         denoiser.load_state_dict(weights)
-        denoiser.to(device).eval()
-    here = statistics.to(torch.device(device))
-    return TrainedGate(config.gate.kind, config.gate.temperature_end, here, denoiser)
+        denoiser.to(vlm.device).eval()
+    gate = config.gate
+    here = statistics.to(torch.device(vlm.device))
+    return TrainedGate(gate.kind, gate.temperature_end, here, denoiser, gate.site)
 
 
 @torch.inference_mode()
@@ -114,26 +116,29 @@ def leak(
     count = 0
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
-        tokens = image_context(vlm, chosen, ()).tokens
+        pixels = vlm.pixel_inputs([sample.image for sample in chosen])
+        visual = vlm.encode(pixels, before_projector=gate.site == "before_projector")
+        tokens = visual.tokens
         count = tokens.shape[1]
         nowhere = torch.zeros(len(tokens), 0, dtype=torch.long, device=tokens.device)
         sequences: dict[str, VisualSequence] = {FULL: (tokens, None)}
         sequences[BLIND] = (tokens[:, :0], nowhere)
-        sequences |= {n: (t, None) for n, t in uniformly_gated(gate, tokens, budget, start).items()}
+        for name, gated in uniformly_gated(gate, visual.at(gate.site), budget, start).items():
+            sequences[name] = (vlm.finished(gated, gate.site), None)
         for name, texts in answer_sequences(vlm, chosen, sequences).items():
             answers.setdefault(name, []).extend(texts)
     mean = {name: score_answers(samples, texts).mean() for name, texts in answers.items()}
-    gated, repaired, blind = mean.get(GATED), mean.get(REPAIRED), mean[BLIND]
+    bare, repaired, blind = mean.get(GATED), mean.get(REPAIRED), mean[BLIND]
     return {
         "budget": budget,
         "gate": budget / count,
         "images": len(samples),
         "full": mean[FULL],
         "blind": blind,
-        "without_denoiser": gated,
+        "without_denoiser": bare,
         "with_denoiser": repaired,
         "excess": {
-            "without_denoiser": None if gated is None else gated - blind,
+            "without_denoiser": None if bare is None else bare - blind,
             "with_denoiser": None if repaired is None else repaired - blind,
         },
     }
@@ -142,11 +147,11 @@ def leak(
 def uniformly_gated(
     gate: TrainedGate, tokens: Tensor, budget: int, first_image: int = 0
 ) -> dict[str, Tensor]:
-    """Tokens behind gates of exactly K/N each, and the same after the Denoiser, [B, N, D].
+    """Tokens behind gates of exactly K/N each, and the same after the Denoiser.
 
     Args:
         gate: of `load_gate`.
-        tokens: of some images, [B, N, D].
+        tokens: of some images at the site of the gate, [B, N, D].
         budget: K.
         first_image: number of the first one, which the noise depends on.
     """
