@@ -100,7 +100,7 @@ class Trainer:
             run_id = known["run_id"] if known["settings"] == settings else None
         tracker = Tracker.start(
             self.config.experiment,
-            f"train {Path(self.config.output).name}",
+            f"train {run_name(Path(self.config.output))}",
             flatten(to_dict(self.config)),
             {"kind": "train", "data_digest": self.shards.digest},
             run_id=run_id,
@@ -282,6 +282,11 @@ class Trainer:
             self.tracker.log_metrics(metrics, self.step)
             if not sys.stderr.isatty():
                 logger.info("step %d of %d: %s", self.step, self.config.steps, summary(metrics))
+
+
+def run_name(output: Path) -> str:
+    """How dashboards call a run: its folder, or the one above where that is just `train`."""
+    return output.absolute().parent.name if output.name == "train" else output.name
 
 
 def summary(metrics: dict[str, float]) -> str:
