@@ -1,12 +1,34 @@
-"""Starts the ranks of tests/workers."""
+"""Starts programs as users do: documented commands, and the ranks of tests/workers."""
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+BIN = Path(sys.executable).parent
 WORKERS = Path(__file__).parent / "workers"
+
+
+def call(folder: Path, *command: str) -> str:
+    """Runs a documented command in a folder, as typed; its output, or a failure that shows it."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout + ended.stderr
+
+
+def free_port() -> str:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return str(probe.getsockname()[1])
 
 
 def launch(ranks: int, worker: str, *arguments: str) -> None:

@@ -1,17 +1,12 @@
 """`autoselect ablate` for real: one cell, trained, evaluated, measured, tracked and collected."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from autoselect.reference.resources import MODEL_FOLDER
+from tests.launching import call, free_port
 
-BIN = Path(sys.executable).parent
 SIZES = ("--train", "64", "--val", "1", "--test", "12")
 YAML = """
 train_shards: shards/train-*.tar
@@ -30,17 +25,6 @@ variants:
 """
 
 
-def call(folder, *command):
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
-    return ended.stdout + ended.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (MODEL_FOLDER / "model.safetensors").is_file(), reason="no reference VLM in this checkout"
@@ -48,9 +32,7 @@ def call(folder, *command):
 def test_one_cell_from_training_to_the_tables(tmp_path):
     call(tmp_path, "autoselect", "reference", "shards", "--out", "shards", *SIZES)
     (tmp_path / "one.yaml").write_text(YAML)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     command = ("autoselect", "ablate", "--config", "one.yaml", "--out", "out", "--port", port)
     log = call(tmp_path, *command)
     assert log.count("$ deepspeed") == 1 and log.count("$ autoselect") == 3

@@ -2,10 +2,6 @@
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,28 +13,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from autoselect import Selector, attach, detach
+from tests.launching import call, free_port
 
 ROOT = Path(__file__).parent.parent.parent
-BIN = Path(sys.executable).parent
 ROWS, STEPS, BUDGET = 40, 3, 4
-
-
-def call(folder: Path, *command: str) -> str:
-    """A documented command, as typed."""
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
-    return ended.stdout + ended.stderr
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return str(probe.getsockname()[1])
 
 
 def write_data(folder: Path) -> None:
