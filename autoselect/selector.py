@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autoselect import __version__
 from autoselect.config import ConfigError, ScorerConfig, from_dict
 from autoselect.diverse_top_k import check_diversity, diverse_top_k
-from autoselect.ops.hard_top_k import hard_top_k, select_tokens
+from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
 from autoselect.scorer import Scorer
 from autoselect.selector_card import CARD_FILE, card_text, is_hub_name, scores_of
 
@@ -109,12 +109,16 @@ class Selector(nn.Module):
             ConfigError: a budget below one token or above N.
         """
         count = budget_to_tokens(budget, tokens.shape[1])
-        scores = self.score(tokens, mask)
+        return self.take(self.score(tokens, mask), tokens, count, mask)
+
+    def take(
+        self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens that stay, [B, K, D], and their positions; arguments as `choose`."""
         if self.diversity == 0:
-            return select_tokens(tokens, scores, count, mask)
-        positions = self.choose(scores, tokens, count, mask)
-        kept = tokens.gather(1, positions.clamp(min=0)[..., None].expand(-1, -1, tokens.shape[2]))
-        return kept.masked_fill((positions < 0)[..., None], 0.0), positions
+            return select_tokens(tokens, scores, k, mask)
+        positions = self.choose(scores, tokens, k, mask)
+        return tokens_at(tokens, positions), positions
 
     def choose(self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
         """Positions of the `k` tokens of each row that stay, int64, [B, K], ascending.

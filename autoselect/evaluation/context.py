@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.samples import Box
-from autoselect.ops.hard_top_k import select_tokens
+from autoselect.ops.hard_top_k import select_tokens, tokens_at
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class SelectionContext:
     def at(self, positions: Tensor) -> Kept:
         """The tokens at `positions` [B, K], in image order."""
         ordered = positions.sort(dim=-1).values
-        where = ordered[..., None].expand(-1, -1, self.tokens.shape[2])
-        return Kept(self.tokens.gather(1, where), ordered)
+        return Kept(tokens_at(self.tokens, ordered), ordered)
 
     def rows(self, owner: Tensor) -> "SelectionContext":
         """The context with row `owner[i]` as its row i; `owner` int64."""

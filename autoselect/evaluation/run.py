@@ -251,7 +251,6 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
         "rows_per_batch": plan.rows_per_batch,
         "max_new_tokens": plan.max_new_tokens,
         "scoring": plan.scoring,
-        "methods": {method.name: method.source for method in plan.methods},
     }
 
 

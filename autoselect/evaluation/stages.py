@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.ops.hard_top_k import select_tokens
 from autoselect.vlm.backbone import PROJECTORS
 
 Call = Callable[[], object]
@@ -80,12 +79,12 @@ def _replayed(vlm: Any, prompt: Prompt, names: Sequence[str]) -> Call | None:
 
 
 def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:
-    """`scorer`, and by budget `select` (top-K and gather alone) and `selector` (both)."""
+    """`scorer`, and by budget `select` (choice and gather alone) and `selector` (both)."""
     tokens, mask = prompt.tokens, prompt.mask
     scores = selector.score(tokens, mask)
     calls: dict[str, Call] = {"scorer": lambda: selector.score(tokens, mask)}
     for budget in budgets:
-        calls[f"select@{budget}"] = bound(select_tokens, tokens, scores.float(), budget, mask)
+        calls[f"select@{budget}"] = bound(selector.take, scores, tokens, budget, mask)
         calls[f"selector@{budget}"] = bound(selector.select, tokens, budget, mask)
     return calls
 

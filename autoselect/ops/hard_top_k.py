@@ -35,9 +35,13 @@ def select_tokens_reference(
     check_float("tokens", tokens, "[batch, tokens, channels]", 3)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
     indices = hard_top_k_reference(scores, k, mask)
-    absent = (indices < 0)[..., None]
+    return tokens_at(tokens, indices), indices
+
+
+def tokens_at(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens [B, N, D] at `indices` [B, K], [B, K, D]; zeros where an index is -1."""
     where = indices.clamp(min=0)[..., None].expand(-1, -1, tokens.shape[2])
-    return tokens.gather(1, where).masked_fill(absent, 0.0), indices
+    return tokens.gather(1, where).masked_fill((indices < 0)[..., None], 0.0)
 
 
 if EXTENSION is not None:

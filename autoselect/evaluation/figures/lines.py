@@ -31,12 +31,7 @@ def fidelity_figure(found: dict[str, Any]) -> Figure:
     Args:
         found: of `gating_fidelity`.
     """
-    figure = new_figure(6.4, 3.8)
-    axes = figure.subplots()
-    for name, values in found["curves"].items():
-        _curve(axes, name, found["budgets"], values)
-    _finish(axes, found["budgets"])
-    axes.legend(fontsize=9, frameon=False)
+    figure, axes = _curves(found["curves"], found["budgets"])
     title(axes, f"Random score maps: mean gap {100 * found['mean_gap']:.1f} points")
     return figure
 
@@ -47,13 +42,9 @@ def classifier_figure(found: dict[str, Any]) -> Figure:
     Args:
         found: of `classifier_accuracy`.
     """
-    figure = new_figure(6.4, 3.8)
-    axes = figure.subplots()
-    for name in ("selected", "random"):
-        _curve(axes, name, found["budgets"], found[name])
+    curves = {name: found[name] for name in ("selected", "random")}
+    figure, axes = _curves(curves, found["budgets"])
     axes.axhline(100 * found["full"], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    _finish(axes, found["budgets"])
-    axes.legend(fontsize=9, frameon=False)
     axes.annotate(
         "all patches",
         (0.0, 100 * found["full"]),
@@ -106,6 +97,17 @@ def _curve(axes: Axes, name: str, budgets: list[int], values: list[float]) -> No
         markeredgecolor="white",
         label=name,
     )
+
+
+def _curves(curves: dict[str, Any], budgets: list[int]) -> tuple[Figure, Axes]:
+    """A figure with one curve per name, by the look of that name."""
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
+    for name, values in curves.items():
+        _curve(axes, name, budgets, values)
+    _finish(axes, budgets)
+    axes.legend(fontsize=9, frameon=False)
+    return figure, axes
 
 
 def _finish(axes: Axes, budgets: list[int]) -> None:
