@@ -5,7 +5,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,25 +28,33 @@ def checkout() -> Path:
     return folder
 
 
-def call(command: Sequence[str], again: str, folder: Path | None = None) -> None:
-    """Run one program and wait for it; its output goes where this process's goes.
+def call(
+    command: Sequence[str], again: str, folder: Path | None = None, log: Path | None = None
+) -> None:
+    """Run one program and wait for it; its output goes where this process's goes, or into a file.
 
     Args:
         command: as typed.
         again: what to run again once the cause is mended, for the message.
         folder: where it runs; the current folder by default.
+        log: file that its output is appended to, for programs that run side by side.
 
     Raises:
-        ConfigError: it failed; its own message stands above.
+        ConfigError: it failed; its own message stands above, or in `log`.
     """
-    print(f"$ {shlex.join(command)}", flush=True)
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
-    code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+    with log.open("a") if log else nullcontext(sys.stdout) as output:
+        print(f"$ {shlex.join(command)}", file=output, flush=True)
+        streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT} if log else {}
+        code = subprocess.run(
+            command, cwd=folder, env=environment, check=False, **streams
+        ).returncode
     if code != 0:
+        place = f"in {log}" if log else "above"
         raise ConfigError(
-            f"the step above ended with code {code}; mend what it says and run {again}"
+            f"the step {place} ended with code {code}; mend what it says and run {again}"
         )
 
 

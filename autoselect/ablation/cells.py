@@ -4,6 +4,7 @@
       train/     run folder: configuration, checkpoints, selector
       eval/      of `autoselect eval`: report and predictions of the selector
       leak/      of `autoselect analyse leak`
+      log.txt    what its programs said, where several cells ran side by side
       cell.json  what the cell is, and its outcome; written last: a finished cell is known by it
 
 Every step is a program that goes on where it was killed, and a step whose result is there is not
@@ -31,7 +32,7 @@ from autoselect.evaluation.methods import SELECTOR
 from autoselect.programs import call, checkout, eval_command, train_command
 
 AGAIN = "`autoselect ablate` again"
-BEGUN = "begun.json"
+BEGUN, LOG = "begun.json", "log.txt"
 COLUMNS = (SELECTOR, FULL, BLIND)
 
 
@@ -62,8 +63,17 @@ class Cell:
         return json.loads(self.note.read_text())
 
 
-def run_cell(plan: AblationPlan, out: Path, variant: Variant, seed: int) -> Cell:
+def run_cell(
+    plan: AblationPlan, out: Path, variant: Variant, seed: int, log: Path | None = None
+) -> Cell:
     """Train, evaluate and measure what is not there yet; returns the finished cell.
+
+    Args:
+        plan: of the ablation.
+        out: its folder.
+        variant: the row.
+        seed: of the training.
+        log: file for what the programs say; by default they say it here.
 
     Raises:
         ConfigError: a step failed, or the folder holds a cell that was trained otherwise.
@@ -80,18 +90,25 @@ def run_cell(plan: AblationPlan, out: Path, variant: Variant, seed: int) -> Cell
         "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget},
     }
     check_training(cell, note["training"])
-    if cell.is_finished and {key: cell.read().get(key) for key in note} == note:
+    if cell.is_finished and _says(cell.read(), note):
         return cell
     cell.note.unlink(missing_ok=True)
     cell.folder.mkdir(parents=True, exist_ok=True)
     _write(cell.folder / BEGUN, note)
     if not (train / "selector" / "config.json").is_file():
-        call(_training(plan, trained_as.variant, seed, train), AGAIN)
-    evaluate(plan, cell.folder / "eval", train / "selector", variant, "none")
+        call(_training(plan, trained_as.variant, seed, train), AGAIN, log=log)
+    evaluate(plan, cell.folder / "eval", train / "selector", variant, "none", log)
     leak = _leak_command(plan, train, cell.folder / "leak")
-    _once(leak, cell.folder / "leak", note["leak"] | {"run": str(train)})
+    _once(leak, cell.folder / "leak", note["leak"] | {"run": str(train)}, log)
     _write(cell.note, {**note, "outcome": outcome_of(cell.folder, train, COLUMNS)})
     return cell
+
+
+def _says(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a finished cell is the wanted one; settings that are new since had their default."""
+    others = {key for key in wanted if key != "training"}
+    same = all(found.get(key) == wanted[key] for key in others)
+    return same and not changed_settings(found["training"], wanted["training"])
 
 
 def evaluate_baselines(plan: AblationPlan, out: Path, selector: Path) -> None:
@@ -112,7 +129,14 @@ def evaluate_baselines(plan: AblationPlan, out: Path, selector: Path) -> None:
     _write(file, {**note, "outcome": evaluated(folder)})
 
 
-def evaluate(plan: AblationPlan, out: Path, selector: Path, variant: Variant, methods: str) -> None:
+def evaluate(
+    plan: AblationPlan,
+    out: Path,
+    selector: Path,
+    variant: Variant,
+    methods: str,
+    log: Path | None = None,
+) -> None:
     """Evaluate a selector beside `methods` into `out`, unless this evaluation is there."""
     settings = {
         "model": plan.model,
@@ -125,16 +149,18 @@ def evaluate(plan: AblationPlan, out: Path, selector: Path, variant: Variant, me
         "tracking": False,
     }
     command = eval_command({**settings, **variant.eval})
-    _once(command, out, evaluation_of(plan, variant, methods))
+    _once(command, out, evaluation_of(plan, variant, methods), log)
 
 
-def _once(command: list[str], out: Path, identity: Mapping[str, Any]) -> None:
+def _once(
+    command: list[str], out: Path, identity: Mapping[str, Any], log: Path | None = None
+) -> None:
     """Run a program that writes into `out`, unless it has done so for the same identity."""
     note = out / "measured.json"
     if note.is_file() and json.loads(note.read_text()) == identity:
         return
     note.unlink(missing_ok=True)
-    call(command, AGAIN)
+    call(command, AGAIN, log=log)
     _write(note, identity)
 
 

@@ -7,11 +7,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
+from autoselect.ablation.cells import evaluate_baselines
 from autoselect.ablation.collect import collect
 from autoselect.ablation.evidence import write_page
 from autoselect.ablation.plan import AblationPlan, load_plan
 from autoselect.ablation.record import AblationRecord
+from autoselect.ablation.sweep import run_cells
 from autoselect.ablation.tables import markdown
 from autoselect.config import ConfigError
 from autoselect.evaluation.run import EvalSettings
@@ -32,6 +33,7 @@ def add_ablate_command(subparsers: Any) -> None:
     parser.add_argument("--images", type=int, help="test images")
     parser.add_argument("--ranks", type=int, help="training processes on this machine")
     parser.add_argument("--port", type=int, help="port where the ranks meet")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
     parser.add_argument("--collect", action="store_true", help="only collect what is finished")
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
     parser.set_defaults(run=run_ablation)
@@ -51,6 +53,8 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     only = _names(plan, arguments.only)
     check_eval_settings(plan)
     out = arguments.out
+    if arguments.jobs < 1:
+        raise ConfigError(f"jobs={arguments.jobs} is below 1; choose how many cells run at a time")
     if arguments.collect:
         write(out, collect(plan, out))
         return 0
@@ -58,14 +62,8 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     logger.info("%d cells in %s", len(cells), out)
     record = AblationRecord(plan, out)
     try:
-        for number, (variant, seed) in enumerate(cells, start=1):
-            finished = Cell.of(out, variant, seed).is_finished
-            state = "finished before" if finished else variant.asks
-            where = f"[cell {number}/{len(cells)}] {variant.name}, seed {seed}"
-            print(f"\n{where}: {state}", flush=True)
-            cell = run_cell(plan, out, variant, seed)
-            if number == 1:
-                evaluate_baselines(plan, out, out / cell.read()["train"] / "selector")
+        for cell in run_cells(plan, out, cells, arguments.jobs):
+            evaluate_baselines(plan, out, out / cell.read()["train"] / "selector")
             record.cell(cell)
         found = collect(plan, out)
         write(out, found)

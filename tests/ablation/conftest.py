@@ -70,7 +70,7 @@ class Programs:
         self.fail_at = None
         self.model_digest = "weights"
 
-    def __call__(self, command, again, folder=None):
+    def __call__(self, command, again, folder=None, log=None):
         flags = dict(zip(command[::1], command[1::1], strict=False))
         kind = "train" if command[0] == "deepspeed" else command[2 if "analyse" in command else 1]
         out = Path(flags["--output" if kind == "train" else "--out"])
