@@ -1,11 +1,11 @@
-"""Evaluation of models whose prompts cannot be put together from embeddings: through `attach`.
+"""Evaluation where prompts cannot be put together from embeddings: through `attach`.
 
-M-RoPE, images of many sizes, features for later layers: there the model's own processor writes the
-prompt and its own `forward` reads it, with each method attached in turn. Every method encodes the
-images again, so this costs more than the common path, which it otherwise equals.
+M-RoPE, images of many sizes, features for later layers, several images per question: there the
+model's own processor writes the prompt and its own `forward` reads it, with each method attached in
+turn. Every method encodes the images again, so this costs more than the common path, which it
+otherwise equals.
 
-Where images differ in their number of tokens a budget is a share of each image; reports state it in
-tokens of the first image.
+A budget is a share of each image; reports state it in tokens of the first image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,8 @@ from autoselect.evaluation.methods import Method
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.selector import Selector
 
+COMMON_PATH = "a model whose images all have the same number of tokens, and one image per sample"
+
 
 def prompt_lengths(vlm: Any, image: Image.Image, question: str) -> tuple[int, int]:
     """Visual and other tokens of a prompt that the model's own processor writes."""
@@ -38,15 +40,9 @@ def prompt_lengths(vlm: Any, image: Image.Image, question: str) -> tuple[int, in
 def check_attached(scoring: str, compiled: bool) -> None:
     """Raise ConfigError where this way of evaluating lacks what is asked for."""
     if compiled:
-        raise ConfigError(
-            "latency_compiled=true needs a model whose images all have the same number of tokens; "
-            "leave it out"
-        )
+        raise ConfigError(f"latency_compiled=true needs {COMMON_PATH}; leave it out")
     if scoring != GENERATION:
-        raise ConfigError(
-            f"scoring={scoring} needs a model whose images all have the same number of tokens; "
-            f"use scoring={GENERATION}"
-        )
+        raise ConfigError(f"scoring={scoring} needs {COMMON_PATH}; use scoring={GENERATION}")
 
 
 def is_attachable(method: Method) -> bool:
@@ -82,7 +78,7 @@ def answer_attached(
         with _attached(vlm, column, plan, num_tokens) as asked:
             for start in range(0, len(places), plan.rows_per_batch):
                 batch = places[start : start + plan.rows_per_batch]
-                images = [[] if column.method == BLIND else [samples[i].image] for i, _ in batch]
+                images = [[] if column.method == BLIND else samples[i].images for i, _ in batch]
                 questions = [samples[i].questions[r] for i, r in batch]
                 given = asked.answer(images, questions, options)
                 for (i, r), text in zip(batch, given, strict=True):

@@ -100,7 +100,13 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     if kind == CLASSIFIER:
         numbers = _classifier(arguments, shards, out)
     else:
-        samples = list(EvaluationSet.open(shards, arguments.max_images))
+        opened = EvaluationSet.open(shards, arguments.max_images)
+        if not opened.one_image_each:
+            raise ConfigError(
+                f"shards={shards} hold samples of several images; this analysis looks at single "
+                "ones, choose other shards"
+            )
+        samples = list(opened)
         vlm, selector, budgets = _subject(arguments, samples[0].image)
         numbers = analyse(kind, Subject(vlm, selector, samples, budgets, arguments.train_run), out)
     if kind != "frequency":

@@ -129,12 +129,13 @@ def evaluate(
         *(selector_method(own.selector, name) for name, own in selectors.items()),
         *choose_methods(settings.methods, settings.random_seeds),
     )
-    spliced = vlm.is_spliced
-    if not spliced:
+    common = vlm.is_spliced and samples.one_image_each
+    if not common:
         check_attached(settings.scoring, settings.latency_compiled)
-    num_tokens, _ = prompt_lengths(vlm, samples[0].image, samples[0].questions[0])
+    image, question = samples[0].images[0], samples[0].questions[0]
+    num_tokens, _ = prompt_lengths(vlm, image, question)
     plan = Plan(
-        methods=usable_methods(vlm, samples, methods, strict=settings.methods.strip() != "all"),
+        methods=usable_methods(vlm, samples, methods, settings.methods.strip() != "all", common),
         budgets=parse_budgets(settings.budgets, num_tokens),
         images_per_part=settings.images_per_part,
         rows_per_batch=settings.rows_per_batch,
@@ -150,15 +151,15 @@ def evaluate(
         digests["selectors"] = {name: own.digest for name, own in selectors.items()}
     out = Path(settings.out)
     store = PartStore(out / "parts", {**digests, **_plan_identity(plan), "dtype": str(vlm.dtype)})
-    answer = answer_part if spliced else answering(num_tokens)
+    answer = answer_part if common else answering(num_tokens)
     answers = answer_all(vlm, samples, plan, store, rank, world_size, barrier, answer)
     if rank != 0:
         return None
     latency = prefill_latency(
         vlm,
         selector,
-        samples[0].image,
-        samples[0].questions[0],
+        image,
+        question,
         LatencyPlan(plan.budgets, settings.latency_batch, compiled=settings.latency_compiled),
     )
     more = {
@@ -176,7 +177,7 @@ def evaluate(
     check_report(report)
     result = Evaluation(report, answers, samples, plan, vlm, selector)
     write_predictions(out / "predictions.jsonl", samples, answers, plan)
-    figures = write_figures(out / "figures", result)
+    figures = write_figures(out / "figures", result, common)
     write_report(out, report, figures)
     if settings.tracking:
         record_evaluation(settings, report, figures, selector.metadata.get("tracking_run_id"))
@@ -184,7 +185,7 @@ def evaluate(
 
 
 def usable_methods(
-    vlm: Any, samples: EvaluationSet, methods: tuple[Method, ...], strict: bool
+    vlm: Any, samples: EvaluationSet, methods: tuple[Method, ...], strict: bool, common: bool = True
 ) -> tuple[Method, ...]:
     """The methods that this model and data allow.
 
@@ -193,11 +194,12 @@ def usable_methods(
         samples: the data; boxes must be known for every sample when a method needs them.
         methods: the wanted ones.
         strict: refuse what cannot run instead of leaving it out with a log line.
+        common: prompts are put together from embeddings; otherwise methods are attached.
 
     Raises:
         ConfigError: `strict`, and a method cannot run.
     """
-    if not vlm.is_spliced:
+    if not common:
         return _attachable(methods, strict)
     lacking = {
         "class_attention": not _has_class_attention(vlm, samples),
@@ -223,7 +225,7 @@ def usable_methods(
 def _attachable(methods: tuple[Method, ...], strict: bool) -> tuple[Method, ...]:
     """The methods that `attach` can use; arguments and errors as `usable_methods`."""
     left_out = [method.name for method in methods if not is_attachable(method)]
-    reason = "this model's own processor writes its prompts, so that tokens can only be removed"
+    reason = "the model's own processor writes these prompts, so that tokens can only be removed"
     if left_out and strict:
         raise ConfigError(f"methods={left_out[0]}: {reason}; leave it out")
     for name in left_out:
@@ -254,15 +256,16 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
+def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict[str, Path]:
     """Draw the figures that the model and the data allow, as PNG files by name.
 
-    The numbers of the analyses go into the report.
+    The numbers of the analyses go into the report. Without the `common` path, see `usable_methods`,
+    there are curves only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {"retention": retention_curves(result.report)}
     vlm, selector, samples = result.vlm, result.selector, result.samples
-    grid = vlm.encode_images([samples[0].image]).grid if vlm.is_spliced else None
+    grid = vlm.encode_images([samples[0].image]).grid if common else None
     if grid is not None:
         rows = overlay_rows(vlm, selector, samples, result.answers, result.plan)
         if rows:

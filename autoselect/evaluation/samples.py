@@ -1,4 +1,4 @@
-"""What is evaluated: one image with its independent questions, read from evaluation shards."""
+"""What is evaluated: images with their independent questions, read from evaluation shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ DEFAULT_TASK = "vqa"
 
 @dataclass(frozen=True)
 class EvaluationSample:
-    """One image and its questions; every question is asked on its own, without the others.
+    """One image or several, and their questions, each asked on its own without the others.
 
     Attributes:
         key: name of the sample in its shard.
-        image: RGB.
+        images: RGB, at least one; every question is about all of them.
         questions: one text per round.
         answers: accepted answers of each round; ten of them for VQA soft accuracy.
         tasks: name of each round's task.
@@ -28,11 +28,17 @@ class EvaluationSample:
     """
 
     key: str
-    image: Image.Image
+    images: tuple[Image.Image, ...]
     questions: tuple[str, ...]
     answers: tuple[tuple[str, ...], ...]
     tasks: tuple[str, ...]
     boxes: tuple[tuple[Box, ...], ...]
+
+    @property
+    def image(self) -> Image.Image:
+        """The image of a sample that has one."""
+        (image,) = self.images
+        return image
 
 
 def parse_record(
@@ -85,6 +91,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
 
     Attributes:
         digest: identifies the shards and how many of their samples are used.
+        one_image_each: no sample has several images; known once all were read.
     """
 
     def __init__(self, shards: ShardSet, max_images: int | None = None) -> None:
@@ -95,14 +102,15 @@ class EvaluationSet(Sequence[EvaluationSample]):
         self._shards = shards
         self._length = len(shards) if max_images is None else min(max_images, len(shards))
         self.digest = f"{shards.digest}:{self._length}"
+        self.one_image_each = True
 
     @classmethod
     def open(cls, pattern: str, max_images: int | None = None) -> "EvaluationSet":
         """Open the shards that match a glob, and check every record before anything is computed.
 
         Raises:
-            ConfigError: no shards, a damaged sample, a sample without exactly one image, or a
-                record that `parse_record` refuses.
+            ConfigError: no shards, a damaged sample, a sample without an image, or a record that
+                `parse_record` refuses.
         """
         samples = cls(ShardSet.open(pattern), max_images)
         for index in range(len(samples)):
@@ -120,11 +128,13 @@ class EvaluationSet(Sequence[EvaluationSample]):
         except BadSample as error:
             raise ConfigError(f"shards: {error}; write the shard again") from error
         parse_record(sample.record, sample.key)
-        if len(sample.images) != 1:
+        if not sample.images:
             raise ConfigError(
-                f"image of sample {sample.key!r}: there are {len(sample.images)}; the evaluator "
-                "asks about one image at a time, so every sample needs exactly one"
+                f"image of sample {sample.key!r} is missing; without one there are no tokens to "
+                "select, leave the sample out"
             )
+        if len(sample.images) > 1:
+            self.one_image_each = False
         return sample
 
     def __len__(self) -> int:
@@ -143,7 +153,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
             raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
         sample = self.read(index)
         try:
-            image = sample.pictures[0]
+            images = tuple(sample.pictures)
         except BadSample as error:
             raise ConfigError(f"shards: {error}; replace the image") from error
-        return EvaluationSample(sample.key, image, *parse_record(sample.record, sample.key))
+        return EvaluationSample(sample.key, images, *parse_record(sample.record, sample.key))

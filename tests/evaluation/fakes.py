@@ -131,7 +131,7 @@ def make_samples(count: int, seed: int = 0) -> list[EvaluationSample]:
         samples.append(
             EvaluationSample(
                 key=f"{seed}-{i:04d}",
-                image=Image.fromarray(pixels),
+                images=(Image.fromarray(pixels),),
                 questions=("which colour ?", "and what colour is the cell ?"),
                 answers=((colour,), (colour,)),
                 tasks=("short", "long"),

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoselect import cli
 from autoselect.config import ConfigError, ScorerConfig
-from autoselect.evaluation import run
+from autoselect.data.shards import ShardWriter
+from autoselect.evaluation import attached, run
 from autoselect.evaluation.answering import Plan, answer_part
 from autoselect.evaluation.attached import answer_attached
 from autoselect.evaluation.latency import LatencyPlan
@@ -17,6 +19,8 @@ from autoselect.evaluation.methods import METHODS, selector_method
 from autoselect.evaluation.report import check_report
 from autoselect.evaluation.run import EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.scenes import make_scene
 from autoselect.scorer import Scorer
 from autoselect.selector import Selector
 from autoselect.vlm import FrozenVLM
@@ -76,7 +80,60 @@ def test_families_with_prompts_of_their_own_are_evaluated(other_family):
 
 
 def test_what_cannot_be_attached_is_refused_by_name(other_family):
-    with pytest.raises(ConfigError, match="methods=visionzip: this model's own processor"):
+    with pytest.raises(ConfigError, match="methods=visionzip: the model's own processor"):
         evaluate(dataclasses.replace(other_family, methods="visionzip"))
     with pytest.raises(ConfigError, match="scoring=likelihood needs a model whose images"):
         evaluate(dataclasses.replace(other_family, scoring="likelihood"))
+
+
+@pytest.fixture
+def pairs_and_singles(tmp_path):
+    """Questions about two images beside questions about one."""
+    with ShardWriter(str(tmp_path / "pairs")) as writer:
+        for index, count in enumerate((1, 2, 2)):
+            scenes = [make_scene(0, "test", 10 * index + place) for place in range(count)]
+            turns = [
+                {"from": "human", "value": "<image>" * count + "\nis there a circle ?"},
+                {"from": "gpt", "value": "yes"},
+                {"from": "human", "value": "which colour ?"},
+                {"from": "gpt", "value": "red"},
+            ]
+            record = {"id": str(index), "conversations": turns}
+            writer.write(f"{index:04d}", record, [to_jpeg(scene.image) for scene in scenes])
+    return str(tmp_path / "pairs")
+
+
+def test_questions_about_several_images(
+    model_folder, selector_folder, pairs_and_singles, tmp_path, monkeypatch
+):
+    """A budget holds for each image, and all of them reach the model."""
+    seen = []
+    real = attached.AskedVLM.inputs
+
+    def inputs(asked, images, texts):
+        encoded = real(asked, images, texts)
+        counts = (encoded["input_ids"] == asked.vlm.image_token_id).sum(dim=1).tolist()
+        seen.append((sorted(len(row) for row in images), sorted(counts)))
+        return encoded
+
+    monkeypatch.setattr(attached.AskedVLM, "inputs", inputs)
+    out = tmp_path / "out"
+    settings = EvalSettings(
+        model_folder, selector_folder, pairs_and_singles, "8,144", str(out), tracking=False
+    )
+    settings = dataclasses.replace(settings, methods="random,divprune", random_seeds=1)
+    assert evaluate(settings) is not None
+    asked_together = [counts for rows, counts in seen if rows == [1, 1, 2, 2, 2, 2]]
+    assert asked_together and all(c == [144, 144, 288, 288, 288, 288] for c in asked_together)
+    check_report(json.loads((out / "report.json").read_text()))
+    for line in (out / "predictions.jsonl").read_text().splitlines():
+        given = json.loads(line)["predictions"]
+        for method in ("autoselect", "random", "divprune"):
+            assert given[f"{method}@144#0"] == given["full@0#0"], "K = N is the untouched model"
+    with pytest.raises(ConfigError, match="scoring=likelihood needs .* one image per sample"):
+        evaluate(dataclasses.replace(settings, scoring="likelihood"))
+    words = ("--model", model_folder, "--selector", selector_folder, "--budgets", "8")
+    words = ("analyse", "similarity", *words, "--shards", pairs_and_singles, "--out", str(out))
+    arguments = cli.parser("analyse").parse_args(list(words))
+    with pytest.raises(ConfigError, match="samples of several images; this analysis looks at"):
+        arguments.run(arguments)

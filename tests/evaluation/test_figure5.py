@@ -22,7 +22,7 @@ def scene_sample(index):
     asked = ask(scene_rng(8, "test", index), scene, FAMILIES)
     return EvaluationSample(
         key=str(index),
-        image=scene.image,
+        images=(scene.image,),
         questions=tuple(q.question for q in asked),
         answers=tuple((q.answer,) for q in asked),
         tasks=tuple(q.family for q in asked),

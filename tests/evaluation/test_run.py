@@ -237,7 +237,7 @@ def test_a_sample_without_image_is_refused(tmp_path):
     with ShardWriter(str(tmp_path)) as writer:
         turns = [{"from": "human", "value": "q ?"}, {"from": "gpt", "value": "a"}]
         writer.write("bad", {"id": "bad", "conversations": turns}, [])
-    with pytest.raises(ConfigError, match="image of sample 'bad': there are 0"):
+    with pytest.raises(ConfigError, match="image of sample 'bad' is missing"):
         EvaluationSet.open(str(tmp_path))
 
 

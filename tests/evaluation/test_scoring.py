@@ -11,7 +11,7 @@ OPTIONS = "Which ?\nA. a cat\nB. a dog"
 def sample(key, *rounds):
     """Rounds are (task, question, accepted answers)."""
     tasks, questions, answers = zip(*rounds, strict=True)
-    return EvaluationSample(key, IMAGE, questions, answers, tasks, tuple(() for _ in rounds))
+    return EvaluationSample(key, (IMAGE,), questions, answers, tasks, tuple(() for _ in rounds))
 
 
 def test_each_task_has_its_own_metric():
