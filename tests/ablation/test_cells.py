@@ -48,6 +48,20 @@ def test_the_notes_alone_are_an_ablation_that_goes_on(plan, programs, run_all, t
     assert programs.calls == []
 
 
+def test_a_setting_that_is_new_since_repeats_nothing(plan, programs, tmp_path):
+    """A cell from before the setting existed was trained with what is now its default."""
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    note = cell.read()
+    for setting, counts_as_it in (("gate.site", True), ("gate.noise", False)):
+        older = {k: v for k, v in note["training"].items() if k != setting}
+        kept = tmp_path / setting / cell.note.relative_to(tmp_path)
+        kept.parent.mkdir(parents=True)
+        kept.write_text(json.dumps({**note, "training": older}))
+        programs.calls = []
+        run_cell(plan, tmp_path / setting, plan.variant("channel"), 0)
+        assert (programs.calls == []) == counts_as_it, "noise=channel is not the default"
+
+
 def test_more_images_repeat_the_evaluation_and_not_the_training(plan, programs, tmp_path):
     run_cell(plan, tmp_path, plan.variant("channel"), 0)
     programs.calls = []
