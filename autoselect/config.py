@@ -108,7 +108,7 @@ class GateConfig:
     noise: Literal["covariance", "channel"] = "covariance"
     noise_rank: int = 64
     calibration_images: int = 256
-    soft_removal: bool = True
+    soft_removal: bool = False
     kind: GateKind = "noise"
     site: GateSite = "after_projector"
 
