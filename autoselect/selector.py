@@ -266,7 +266,7 @@ def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
         ConfigError: no number, outside 1..N, or outside 0..1 for a share.
     """
     if isinstance(budget, str):
-        budget = _written_budget(budget.strip())
+        budget = written_budget(budget)
     if isinstance(budget, float):
         if not 0 < budget <= 1:
             raise ConfigError(
@@ -284,11 +284,17 @@ def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
     return budget
 
 
-def _written_budget(text: str) -> int | float:
+def written_budget(text: str) -> int | float:
+    """A budget as text: tokens (`64`), a share (`0.11`) or a percentage (`11%`).
+
+    Raises:
+        ConfigError: no number.
+    """
+    text = text.strip()
     try:
         if text.endswith("%"):
             return float(text[:-1]) / 100
-        return float(text) if "." in text else int(text)
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError as error:
         raise ConfigError(
             f"budget={text!r} is no number; give tokens (64), a share (0.11) or a percentage (11%)"

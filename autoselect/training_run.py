@@ -24,8 +24,9 @@ from autoselect.heartbeat import Heartbeat
 from autoselect.model import AutoSelect
 from autoselect.sharded_loading import gathered, sharded_loading
 from autoselect.trainer import Trainer
-from autoselect.vlm.backbone import FrozenVLM, default_dtype
+from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batch import Collator
+from autoselect.vlm.loading import default_dtype
 
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"

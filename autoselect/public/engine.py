@@ -8,7 +8,7 @@ from autoselect.attachment import attach
 from autoselect.config import ConfigError
 from autoselect.evaluation.asking import AskedVLM
 from autoselect.evaluation.attachable import BaselineSelector
-from autoselect.selector import Selector
+from autoselect.selector import Selector, written_budget
 from autoselect.vlm import FrozenVLM
 
 FULL = "full"
@@ -26,10 +26,8 @@ def parse_budget(value: object) -> int | float | None:
     if text == FULL:
         return None
     try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
+        return written_budget(text)
+    except ConfigError:
         raise ConfigError(
             f"budget={value!r} must be full, a number of tokens, a share (0.11) or a percentage"
         ) from None

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
+from autoselect.vlm.loading import load, weights_digest
 from autoselect.vlm.placeholders import TOKENS_PER_IMAGE
 from autoselect.vlm.positions import Positions
 
@@ -75,11 +75,6 @@ def square_grid(num_tokens: int) -> tuple[int, int] | None:
     return (side, side) if side * side == num_tokens else None
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on accelerators, float32 on CPUs."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
 class FrozenVLM:
     """An unmodified transformers model in eval mode, no parameter of which requires a gradient.
 
@@ -126,37 +121,8 @@ class FrozenVLM:
         Raises:
             ConfigError: there is no model, it is no VLM, or its processor is missing.
         """
-        device = torch.device(device)
-        name = Path(path).name or str(path)
-        try:
-            AutoConfig.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"model={path} cannot be loaded: {str(error).splitlines()[0]} "
-                "Give the folder of a transformers model (with config.json) or a hub name"
-            ) from error
-        try:
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=dtype or default_dtype(device)
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"model={path} is no vision-language model: {str(error).splitlines()[0]} "
-                "Give a model that AutoModelForImageTextToText can load"
-            ) from error
-        except OSError as error:
-            raise ConfigError(
-                f"model={path} is incomplete: {str(error).splitlines()[0]} "
-                "Copy or download the weights again"
-            ) from error
-        try:
-            processor = AutoProcessor.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"model={path} has no processor: {str(error).splitlines()[0]} "
-                "Copy processor_config.json and the tokenizer files into it"
-            ) from error
-        return cls(model.to(device), processor, name, weights_digest(path))
+        model, processor = load(path, dtype, torch.device(device))
+        return cls(model, processor, Path(path).name or str(path), weights_digest(path))
 
     @property
     def device(self) -> torch.device:
@@ -403,26 +369,6 @@ class FrozenVLM:
             pad_token_id=tokenizer.pad_token_id,
         )
         return [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
-
-
-def weights_digest(path: str | Path) -> str:
-    """What identifies a model's weights without reading all of them.
-
-    For a folder: sha256 over `config.json` and over name, size, first and last MiB of every weights
-    file. For a hub name: its commit.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return str(getattr(AutoConfig.from_pretrained(path), "_commit_hash", None) or path)
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
-    return digest.hexdigest()
 
 
 def chat(processor: Any, messages: list[dict[str, Any]], generation: bool) -> str:
