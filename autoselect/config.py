@@ -1,19 +1,12 @@
 """Configuration: frozen dataclasses, their checks, and the one error users see for bad input.
 
-The defaults are the reference run, so that the documented command needs no other flag. A YAML file
-and dotted flags (`--gate.token_budget 16`) change anything; unknown keys are refused. Batch sizes,
-precision, ZeRO and clipping belong to the DeepSpeed JSON alone.
+The defaults are the reference run, so that the documented command needs no other flag. Files and
+flags that change them are read in `autoselect.config_files`. Batch sizes, precision, ZeRO and
+clipping belong to the DeepSpeed JSON alone.
 """
 
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
-
-import yaml
+from typing import Literal
 
 
 class ConfigError(ValueError):
@@ -246,108 +239,3 @@ class TrainConfig:
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
-
-
-Config = TypeVar("Config")
-
-
-def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Config:
-    """Build a configuration dataclass from nested mappings.
-
-    Raises:
-        ConfigError: an unknown key (the closest known one is named) or a value of a wrong type.
-    """
-    require(isinstance(values, dict), f"{prefix or 'configuration'} must be a mapping of keys")
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    arguments = {}
-    for key, value in values.items():
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
-            raise ConfigError(f"unknown configuration key {prefix}{key}={value!r}; {hint}")
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
-    return cls(**arguments)
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """Check `value` against a type hint; text from flags is parsed as YAML first."""
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, f"{name}.")
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        require(value in choices, f"{name}={value!r} must be one of {', '.join(map(str, choices))}")
-        return value
-    if get_origin(hint) is types.UnionType:
-        if value is None:
-            return None
-        hint = next(h for h in get_args(hint) if h is not types.NoneType)
-    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            raise ConfigError(f"{name}={value!r} must be a number") from None
-    matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    require(matches, f"{name}={value!r} must be of type {hint.__name__}")
-    return value
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with nested `changes` written over it; neither argument is modified."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = merge(typing.cast(dict, old), value) if both else value
-    return merged
-
-
-def parse_flags(flags: list[str]) -> dict[str, Any]:
-    """`["--gate.token_budget", "16", "--seed=3"]` as nested mappings, values read as YAML."""
-    nested: dict[str, Any] = {}
-    remaining = list(flags)
-    while remaining:
-        flag = remaining.pop(0)
-        require(flag.startswith("--"), f"unexpected argument {flag!r}; write --NAME VALUE")
-        name, equals, text = flag[2:].partition("=")
-        if not equals:
-            require(bool(remaining), f"flag --{name} has no value; write --{name} VALUE")
-            text = remaining.pop(0)
-        *parents, last = name.split(".")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = yaml.safe_load(text)
-    return nested
-
-
-def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config:
-    """Defaults, then the YAML file, then the flags.
-
-    Raises:
-        ConfigError: the file is missing or no YAML mapping; an unknown key; a value out of range.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        file = Path(path)
-        require(file.is_file(), f"config={path} does not exist; give a YAML file")
-        try:
-            values = yaml.safe_load(file.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config={path} is no valid YAML: {error}") from error
-        require(isinstance(values, dict), f"config={path} must be a mapping of keys to values")
-    return from_dict(cls, merge(values, parse_flags(flags)))
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values, for YAML, JSON and MLflow."""
-    return dataclasses.asdict(config)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"gate": {"token_budget": 16}}` as `{"gate.token_budget": 16}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat

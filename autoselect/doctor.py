@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from autoselect.config import ConfigError, TrainConfig, load_config
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import load_config
 from autoselect.deepspeed_config import batch_sizes, load_deepspeed_config
 from autoselect.plan import GPUS
 

@@ -11,7 +11,8 @@ import argparse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from autoselect.config import ConfigError, TrainConfig, load_config
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import load_config
 from autoselect.deepspeed_config import BatchSizes, batch_sizes, load_deepspeed_config
 
 if TYPE_CHECKING:  # transformers takes seconds to import

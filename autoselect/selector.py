@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoselect import __version__
-from autoselect.config import ConfigError, ScorerConfig, from_dict
+from autoselect.config import ConfigError, ScorerConfig
+from autoselect.config_files import from_dict
 from autoselect.diverse_top_k import check_diversity, diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
 from autoselect.scorer import Scorer

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from autoselect import rank_zero, runtime
-from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import flatten, load_config, to_dict
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.heartbeat import Heartbeat, lost_contact

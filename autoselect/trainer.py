@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from autoselect import runtime, schedules
 from autoselect.checkpoint import CheckpointStore, TrainingState
-from autoselect.config import TrainConfig, flatten, to_dict
+from autoselect.config import TrainConfig
+from autoselect.config_files import flatten, to_dict
 from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet

@@ -17,7 +17,8 @@ from torch import Tensor
 from autoselect import rank_zero, runtime
 from autoselect.calibration import TokenStatistics, calibrate
 from autoselect.checkpoint import CheckpointStore, TrainingState
-from autoselect.config import ConfigError, TrainConfig, flatten, to_dict
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import flatten, to_dict
 from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import batch_sizes, step_settings, zero_stage
 from autoselect.heartbeat import Heartbeat

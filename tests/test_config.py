@@ -2,7 +2,8 @@
 
 import pytest
 
-from autoselect.config import ConfigError, TrainConfig, flatten, load_config, to_dict
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import flatten, load_config, to_dict
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):

@@ -13,7 +13,8 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from autoselect import plan
 from autoselect.calibration import TokenStatistics
-from autoselect.config import ConfigError, DenoiserConfig, ScorerConfig, TrainConfig, load_config
+from autoselect.config import ConfigError, DenoiserConfig, ScorerConfig, TrainConfig
+from autoselect.config_files import load_config
 from autoselect.denoiser import Denoiser
 from autoselect.model import AutoSelect, GateSetting
 from autoselect.plan import Assumptions, add_plan_command, trained_parameters

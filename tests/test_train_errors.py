@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 
 from autoselect import runtime
 from autoselect import train as entry
-from autoselect.config import ConfigError, TrainConfig, load_config
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import load_config
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from autoselect.config import ConfigError, TrainConfig, flatten, from_dict, load_config, to_dict
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import flatten, from_dict, load_config, to_dict
 from autoselect.programs import setting_flags
 
 OWN_SETTINGS = ("model", "data.train_shards", "output", "seed", "steps", "tracking", "experiment")

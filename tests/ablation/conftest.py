@@ -8,7 +8,8 @@ from autoselect import cli, train
 from autoselect.ablation import cells
 from autoselect.ablation.collect import collect
 from autoselect.ablation.plan import load_plan
-from autoselect.config import TrainConfig, load_config
+from autoselect.config import TrainConfig
+from autoselect.config_files import load_config
 
 YAML = """
 name: small

@@ -8,7 +8,8 @@ from fakes import FakeVLM, make_samples
 
 from autoselect.calibration import calibrate
 from autoselect.checkpoint import CheckpointStore, TrainingState
-from autoselect.config import ConfigError, DenoiserConfig, GateConfig, TrainConfig, to_dict
+from autoselect.config import ConfigError, DenoiserConfig, GateConfig, TrainConfig
+from autoselect.config_files import to_dict
 from autoselect.denoiser import Denoiser
 from autoselect.engine_state import TrainedState
 from autoselect.evaluation.analyses.leak import (

@@ -30,7 +30,8 @@ def curve(folder: Path) -> dict[str, list[float]]:
     import torch
 
     from autoselect import runtime
-    from autoselect.config import TrainConfig, from_dict
+    from autoselect.config import TrainConfig
+    from autoselect.config_files import from_dict
     from autoselect.deepspeed_config import load_deepspeed_config
     from autoselect.heartbeat import Heartbeat
     from autoselect.reference.recipe import ReferenceData

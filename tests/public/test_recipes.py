@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from published_configs import PUBLISHED
 
-from autoselect.config import TrainConfig, load_config
+from autoselect.config import TrainConfig
+from autoselect.config_files import load_config
 from autoselect.deepspeed_config import batch_sizes, load_deepspeed_config
 from autoselect.plan import GIB, GPUS, Assumptions, memory
 from autoselect.vlm.shape import read_shape

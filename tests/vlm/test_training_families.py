@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from autoselect.calibration import TokenStatistics
-from autoselect.config import ConfigError, TrainConfig, from_dict
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import from_dict
 from autoselect.model import AutoSelect, GateSetting
 from autoselect.reference.vlm import build_processor
 from autoselect.vlm import Collator, FrozenVLM, TrainBatch, VisualAdapter

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from toy import CONFIGS, start
 
-from autoselect.config import TrainConfig, from_dict
+from autoselect.config import TrainConfig
+from autoselect.config_files import from_dict
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config

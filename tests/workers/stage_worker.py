@@ -15,7 +15,8 @@ from pathlib import Path
 
 from toy import CONFIGS, start
 
-from autoselect.config import TrainConfig, from_dict
+from autoselect.config import TrainConfig
+from autoselect.config_files import from_dict
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.runtime import shutdown_distributed
 from autoselect.training_run import train

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from autoselect.calibration import TokenStatistics
 from autoselect.checkpoint import CheckpointStore
-from autoselect.config import ConfigError, GateKind, GateSite, TrainConfig, from_dict
+from autoselect.config import ConfigError, GateKind, GateSite, TrainConfig
+from autoselect.config_files import from_dict
 from autoselect.denoiser import Denoiser
 from autoselect.evaluation.answering import (
     BLIND,
