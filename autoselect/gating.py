@@ -56,6 +56,7 @@ def gate_tokens(
         mask: true at real tokens, [I, N].
     """
     noise = (statistics.mean, statistics.std, key)
+    token_budget = min(token_budget, tokens.shape[1])
     if kind == "noise":
         gated, gates = soft_top_k_noise_gate(
             tokens, scores, token_budget, temperature, *noise, mask=mask, factor=statistics.factor

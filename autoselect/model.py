@@ -13,6 +13,7 @@ width before the projector, B rows, T text tokens.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -53,8 +54,9 @@ class StepOutput:
     Attributes:
         loss_sum: next-token loss summed over answer tokens, with gradient, 0-d.
         answer_tokens: how many there are.
-        gate_sum: sum of all gates; the budget is met when it equals images * K.
-        top_gate_sum: sum of the K largest gates of every image, for the polarisation.
+        gate_sum: sum of all gates, 0-d.
+        top_gate_sum: sum of the K largest gates of every image, for the polarisation, 0-d.
+        wanted_sum: what both would be at best: K of every image, or all its tokens if it has fewer.
         images: images of the micro-batch.
     """
 
@@ -62,6 +64,7 @@ class StepOutput:
     answer_tokens: int
     gate_sum: Tensor
     top_gate_sum: Tensor
+    wanted_sum: int
     images: int
 
 
@@ -137,12 +140,17 @@ class AutoSelect(nn.Module):
             self.log_weights(visual, gates) if self.soft_removal else None,
             visual.output,
         )
-        count = min(setting.token_budget, gates.shape[1])
+        most = min(setting.token_budget, gates.shape[1])
+        if visual.mask is None:
+            wanted = most * batch.num_images
+        else:
+            wanted = int(visual.mask.sum(dim=1).clamp(max=most).sum())
         return StepOutput(
             loss_sum,
             batch.num_answer_tokens,
             gates.detach().sum(),
-            gates.detach().topk(count, dim=-1).values.sum(),
+            gates.detach().topk(most, dim=-1).values.sum(),
+            wanted,
             batch.num_images,
         )
 
@@ -155,26 +163,36 @@ class AutoSelect(nn.Module):
     def _without_images(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
         """Text-only rows: nothing to select, but every rank takes part in the step.
 
-        A blank image goes through all parts and counts for nothing: under ZeRO-3 each of them is
-        gathered from all ranks when it is used, and a rank that leaves one out makes them wait.
+        A row of its own with a blank image goes through all parts and counts for nothing: under
+        ZeRO-3 each of them is gathered from all ranks when it is used, and a rank that leaves one
+        out makes them wait.
         """
         blank = self.vlm.pixel_inputs([Image.new("RGB", (64, 64))])
         visual = self.encode(blank)
-        gated = self.gate(visual, setting, torch.zeros(1, dtype=torch.long))
-        tokens = self.repair(gated)[0]
-        row = blank_row(len(tokens), self.vlm.image_token_id).to(batch.input_ids.device)
+        nobody = torch.zeros(1, dtype=torch.long, device=visual.tokens.device)
+        tokens = self.repair(self.gate(visual, setting, nobody))[0]
+        rows = behind_blank_row(batch, len(tokens), self.vlm.image_token_id)
         recompute = self.activation_checkpointing
-        nothing = answer_loss(self.vlm, row, tokens, recompute, output=visual.output) * 0.0
-        zero = torch.zeros((), device=nothing.device)
-        return StepOutput(nothing, batch.num_answer_tokens, zero, zero, 0)
+        loss_sum = answer_loss(self.vlm, rows, tokens, recompute, output=visual.output)
+        zero = torch.zeros((), device=loss_sum.device)
+        return StepOutput(loss_sum, batch.num_answer_tokens, zero, zero, 0, 0)
 
 
-def blank_row(num_tokens: int, image_token_id: int) -> TrainBatch:
-    """A batch of one row: `num_tokens` placeholders, then one token to answer with."""
-    ids = torch.full((1, num_tokens + 1), image_token_id)
-    ids[0, -1] = 0
-    labels = torch.full_like(ids, IGNORED_LABEL)
-    labels[0, -1] = 0
-    positions = torch.arange(num_tokens + 1)[None]
-    nobody = torch.zeros(0, dtype=torch.long)
-    return TrainBatch(ids, labels, positions, torch.full_like(ids, -1), {}, nobody)
+def behind_blank_row(batch: TrainBatch, num_tokens: int, image_token_id: int) -> TrainBatch:
+    """The text-only rows of a batch behind a row of `num_tokens` placeholders without an answer."""
+    length = max(num_tokens, batch.input_ids.shape[1])
+
+    def stacked(rows: Tensor, first: Tensor, padding: int) -> Tensor:
+        first = F.pad(first, (0, length - num_tokens), value=padding)
+        rest = F.pad(rows, (0, length - rows.shape[1]), value=padding)
+        return torch.cat([first[None].to(rest), rest])
+
+    ids = torch.full((num_tokens,), image_token_id)
+    return TrainBatch(
+        stacked(batch.input_ids, ids, 0),
+        stacked(batch.labels, torch.full_like(ids, IGNORED_LABEL), IGNORED_LABEL),
+        stacked(batch.position_ids, torch.arange(num_tokens), 0),
+        stacked(batch.segments, torch.full_like(ids, -1), -2),
+        {},
+        batch.image_ids,
+    )

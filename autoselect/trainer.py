@@ -247,19 +247,19 @@ class Trainer:
         rate: float,
         seconds: float,
     ) -> dict[str, float]:
-        loss, gates, top, images = self._sum_over_ranks(
+        loss, gates, top, best, images = self._sum_over_ranks(
             [
                 sum(float(o.loss_sum.detach()) for o in outputs),
                 sum(float(o.gate_sum) for o in outputs),
                 sum(float(o.top_gate_sum) for o in outputs),
+                sum(o.wanted_sum for o in outputs),
                 sum(o.images for o in outputs),
             ]
         )
-        wanted = max(images, 1.0) * setting.token_budget
         return {
             "train/loss": loss / max(answers, 1.0),
-            "train/polarisation": top / wanted,
-            "train/budget_error_tokens": abs(gates / max(images, 1.0) - setting.token_budget),
+            "train/polarisation": top / max(best, 1.0),
+            "train/budget_error_tokens": abs(gates - best) / max(images, 1.0),
             "train/token_budget": setting.token_budget,
             "train/temperature": setting.temperature,
             "train/learning_rate": rate,

@@ -85,6 +85,9 @@ def text_hidden(
 def _mask(vlm: FrozenVLM, batch: TrainBatch, places: Tensor, log_weights: Tensor | None) -> Any:
     """What every token sees: [B, T] where plain causal order says it, else [B, 1, T, T].
 
+    The stock model cannot narrow the latter to the window of a layer, so that is done here; where
+    layers differ the masks come by kind of layer.
+
     Args:
         vlm: the frozen backbone.
         batch: see above.
@@ -99,7 +102,26 @@ def _mask(vlm: FrozenVLM, batch: TrainBatch, places: Tensor, log_weights: Tensor
     if log_weights is not None:
         bias = mask.new_zeros(places.shape).masked_scatter(places, log_weights.to(mask.dtype))
         mask = mask + bias[:, None, None, :]
-    return {"full_attention": mask, "conv": real} if vlm.family.convolutions else mask
+    if vlm.family.convolutions:
+        return {"full_attention": mask, "conv": real}
+    config = vlm.model.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return mask
+    near = within_window(mask, batch.position_ids, window)
+    return {"full_attention": mask, "sliding_attention": near} if kinds else near
+
+
+def within_window(mask: Tensor, positions: Tensor, window: int) -> Tensor:
+    """An additive mask [B, 1, T, T] without keys that are `window` or more positions back.
+
+    Args:
+        mask: of attention without a window, [B, 1, T, T].
+        positions: of the tokens in their own round, [B, T].
+        window: positions that a token sees, itself included.
+    """
+    far = positions[:, :, None] - positions[:, None, :] >= window
+    return mask.masked_fill(far[:, None], torch.finfo(mask.dtype).min)
 
 
 def image_numbers(places: Tensor) -> Tensor:

@@ -138,8 +138,62 @@ def test_a_training_step_masks_what_shorter_images_lack(name):
     trained = [p.grad for p in model.parameters() if p.requires_grad]
     assert sum(float(g.abs().sum()) for g in trained if g is not None) > 0
     assert all(p.grad is None for p in vlm.model.parameters())
+    model.zero_grad()
     alone = model(Collator(vlm)([sample(1, ())]), GateSetting(3, 1.0, 0, 0))
-    assert float(alone.loss_sum.detach()) == 0.0
+    alone.loss_sum.backward()
+    stock = answer_loss(vlm, Collator(vlm)([sample(1, ())]), torch.zeros(0, WIDTH))
+    torch.testing.assert_close(alone.loss_sum, stock)
+    assert all(float(p.grad.abs().sum()) == 0 for p in model.scorer.parameters())
+
+
+@pytest.mark.parametrize("kind", ["noise", "zero_fill", "multiplicative", "straight_through"])
+def test_a_budget_above_an_image_keeps_all_of_it(kind):
+    """Images of 4 and 18 tokens, K = 10; and K above every image of the batch."""
+    vlm = frozen("qwen2_5_vl")
+    config = from_dict(
+        TrainConfig, {"scorer": {"hidden_size": 16, "num_heads": 2}, "gate": {"kind": kind}}
+    )
+    statistics = TokenStatistics(torch.zeros(WIDTH), torch.ones(WIDTH), None, 1.0)
+    model = AutoSelect(vlm, config, statistics)
+    small, large = picture(2, (16, 16)), picture(3, (48, 24))
+    batch = Collator(vlm)([sample(0, (small,)), sample(1, (large,))])
+    counts = batch.pixels["tokens_per_image"].tolist()
+    between = (min(counts) + max(counts)) // 2
+    assert min(counts) < between < max(counts)
+    polarised = model(batch, GateSetting(between, 1e-3, 0, 0))
+    assert polarised.wanted_sum == min(counts) + between
+    assert float(polarised.top_gate_sum) / polarised.wanted_sum > 0.95, "closed or open gates"
+    assert float(polarised.gate_sum) == pytest.approx(polarised.wanted_sum, rel=1e-4)
+    everything = model(batch, GateSetting(max(counts) + 5, 1e-3, 0, 0))
+    torch.testing.assert_close(everything.loss_sum.detach(), loss_of(vlm, batch))
+    assert everything.wanted_sum == float(everything.gate_sum) == sum(counts)
+
+
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+@torch.no_grad()
+def test_layers_with_a_window_keep_it(rounds):
+    """Gemma 3, whose images see themselves, with a window shorter than the row."""
+    model = model_of("gemma3")
+    config = model.config.get_text_config()
+    before = config.sliding_window
+    layers = [layer.self_attn for layer in model.model.language_model.layers]
+    windows = [layer.sliding_window for layer in layers]
+    vlm = FrozenVLM(model, tiny_processors.gemma3(), "gemma3")
+    pairs = ROUNDS if rounds == "conversation" else ROUNDS[:1]
+    try:
+        losses = []
+        for window in (before, 6):
+            config.sliding_window = window
+            for layer in layers:
+                layer.sliding_window = window if layer.is_sliding else None
+            batch = Collator(vlm, rounds)([sample(0, (SQUARE,), pairs)])
+            losses.append(float(stock_loss(vlm, (SQUARE,), pairs)))
+            assert float(loss_of(vlm, batch)) == pytest.approx(losses[-1], rel=1e-5)
+        assert losses[0] != pytest.approx(losses[1], rel=1e-3), "the window matters here"
+    finally:
+        config.sliding_window = before
+        for layer, window in zip(layers, windows, strict=True):
+            layer.sliding_window = window
 
 
 def test_prefixes_by_hand_are_refused_where_a_prompt_is_more_than_columns():
