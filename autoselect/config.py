@@ -5,6 +5,7 @@ flags that change them are read in `autoselect.config_files`. Batch sizes, preci
 clipping belong to the DeepSpeed JSON alone.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,19 @@ def require(condition: bool, message: str) -> None:
     """Raise `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def _at_least(least: int, name: str, value: int) -> None:
+    require(value >= least, f"{name}={value} is below {least}; choose {least} or more")
+
+
+def _positive(name: str, value: float) -> None:
+    rule = f"{name}={value} must be above 0 and finite"
+    require(value > 0 and math.isfinite(value), f"{rule}; choose a number such as 0.01")
+
+
+def _share(name: str, value: float) -> None:
+    require(0 <= value <= 1, f"{name}={value} must lie in 0..1; it is a share of the whole")
 
 
 GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "none"]
@@ -38,14 +52,13 @@ class ScorerConfig:
     num_heads: int = 4
 
     def __post_init__(self) -> None:
+        _at_least(1, "scorer.hidden_size", self.hidden_size)
+        _at_least(0, "scorer.num_layers", self.num_layers)
+        _at_least(1, "scorer.num_heads", self.num_heads)
         require(
-            self.num_heads >= 1 and self.hidden_size % self.num_heads == 0,
+            self.hidden_size % self.num_heads == 0,
             f"scorer.hidden_size={self.hidden_size} is not divisible by "
             f"scorer.num_heads={self.num_heads}; choose a multiple",
-        )
-        require(
-            self.num_layers >= 0,
-            f"scorer.num_layers={self.num_layers} must not be negative; choose 0 or more",
         )
 
 
@@ -56,7 +69,8 @@ class DenoiserConfig:
     Attributes:
         num_layers: blocks of diagonal attention and MLP; 0 trains without a Denoiser.
         hidden_size: channels of each block's two bottlenecks (values and MLP).
-        told_gate: each token's gate is an input, so that the Denoiser knows how noisy it is.
+        told_gate: each token's gate is an input, so that the Denoiser knows how noisy it is; needs
+            at least one block.
     """
 
     num_layers: int = 2
@@ -64,10 +78,12 @@ class DenoiserConfig:
     told_gate: bool = False
 
     def __post_init__(self) -> None:
+        _at_least(0, "denoiser.num_layers", self.num_layers)
+        _at_least(1, "denoiser.hidden_size", self.hidden_size)
         require(
-            self.num_layers >= 0 and self.hidden_size >= 1,
-            f"denoiser.num_layers={self.num_layers}, denoiser.hidden_size={self.hidden_size}: "
-            "layers must be 0 or more and channels 1 or more",
+            self.num_layers >= 1 or not self.told_gate,
+            "denoiser.told_gate=true needs a Denoiser, but denoiser.num_layers=0; "
+            "choose denoiser.num_layers of 1 or more, or denoiser.told_gate=false",
         )
 
 
@@ -106,32 +122,26 @@ class GateConfig:
     site: GateSite = "after_projector"
 
     def __post_init__(self) -> None:
-        require(
-            self.token_budget >= 1,
-            f"gate.token_budget={self.token_budget} is below 1; choose 1 or more tokens",
-        )
+        _at_least(1, "gate.token_budget", self.token_budget)
         low = self.min_token_budget
         require(
             low is None or 1 <= low <= self.token_budget,
-            f"gate.min_token_budget={low} must lie in 1..gate.token_budget={self.token_budget}",
+            f"gate.min_token_budget={low} must lie in 1..gate.token_budget={self.token_budget}; "
+            "choose a number in between, or null to fix the budget",
         )
+        _positive("gate.temperature_start", self.temperature_start)
+        _positive("gate.temperature_end", self.temperature_end)
         require(
-            0 < self.temperature_end <= self.temperature_start,
-            f"gate.temperature_end={self.temperature_end} must be above 0 and at most "
-            f"gate.temperature_start={self.temperature_start}",
+            self.temperature_end <= self.temperature_start,
+            f"gate.temperature_end={self.temperature_end} must not exceed "
+            f"gate.temperature_start={self.temperature_start}; lower it, or raise the other",
         )
-        require(
-            0 <= self.anneal_fraction <= 1,
-            f"gate.anneal_fraction={self.anneal_fraction} must lie in 0..1",
-        )
+        _share("gate.anneal_fraction", self.anneal_fraction)
         require(
             1 <= self.noise_rank <= 64,
-            f"gate.noise_rank={self.noise_rank} must lie in 1..64",
+            f"gate.noise_rank={self.noise_rank} must lie in 1..64; choose a rank in between",
         )
-        require(
-            self.calibration_images >= 2,
-            f"gate.calibration_images={self.calibration_images} is too few; choose 2 or more",
-        )
+        _at_least(2, "gate.calibration_images", self.calibration_images)
         require(
             self.kind != "none" or self.soft_removal,
             "gate.kind=none lets every token pass, so the budget would mean nothing; "
@@ -158,15 +168,9 @@ class DataConfig:
     quarantine_budget: float = 0.001
 
     def __post_init__(self) -> None:
-        require(
-            self.max_text_tokens >= 1 and self.workers >= 0,
-            f"data.max_text_tokens={self.max_text_tokens} must be 1 or more and "
-            f"data.workers={self.workers} 0 or more",
-        )
-        require(
-            0 <= self.quarantine_budget <= 1,
-            f"data.quarantine_budget={self.quarantine_budget} must lie in 0..1",
-        )
+        _at_least(1, "data.max_text_tokens", self.max_text_tokens)
+        _at_least(0, "data.workers", self.workers)
+        _share("data.quarantine_budget", self.quarantine_budget)
 
 
 @dataclass(frozen=True)
@@ -186,15 +190,18 @@ class OptimizerConfig:
     floor_fraction: float = 0.3
 
     def __post_init__(self) -> None:
+        _positive("optimizer.learning_rate", self.learning_rate)
         require(
-            self.learning_rate > 0,
-            f"optimizer.learning_rate={self.learning_rate} must be above 0",
+            self.weight_decay >= 0 and math.isfinite(self.weight_decay),
+            f"optimizer.weight_decay={self.weight_decay} must be 0 or more and finite; "
+            "choose 0 for none",
         )
         require(
-            0 <= self.warmup_fraction < 1 and 0 <= self.floor_fraction <= 1,
-            f"optimizer.warmup_fraction={self.warmup_fraction} and "
-            f"optimizer.floor_fraction={self.floor_fraction} must lie in 0..1",
+            0 <= self.warmup_fraction < 1,
+            f"optimizer.warmup_fraction={self.warmup_fraction} must lie in 0..1, below 1; "
+            "choose 0 for no warm-up",
         )
+        _share("optimizer.floor_fraction", self.floor_fraction)
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "keep_checkpoints", "log_every", "max_skipped_steps"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
-        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+            _at_least(1, name, getattr(self, name))
+        require(
+            0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0..2^63-1; choose another number"
+        )

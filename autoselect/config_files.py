@@ -23,13 +23,17 @@ def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Co
     Raises:
         ConfigError: an unknown key (the closest known one is named) or a value of a wrong type.
     """
-    require(isinstance(values, dict), f"{prefix or 'configuration'} must be a mapping of keys")
+    require(
+        isinstance(values, dict),
+        f"{prefix.rstrip('.') or 'configuration'}={values!r} must be a group of settings; "
+        f"give its members, such as --{prefix}NAME VALUE",
+    )
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
             raise ConfigError(f"unknown configuration key {prefix}{key}={value!r}; {hint}")
         arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
@@ -51,7 +55,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(f"{name}={value!r} must be a number") from None
     matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     require(matches, f"{name}={value!r} must be of type {hint.__name__}")
@@ -69,7 +73,13 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_flags(flags: list[str]) -> dict[str, Any]:
-    """`["--gate.token_budget", "16", "--seed=3"]` as nested mappings, values read as YAML."""
+    """`["--gate.token_budget", "16", "--seed=3"]` as nested mappings.
+
+    Values are read as YAML; what is no YAML, such as the pattern `*.tar`, is plain text.
+
+    Raises:
+        ConfigError: a flag without a value, or a setting below another one that has a plain value.
+    """
     nested: dict[str, Any] = {}
     remaining = list(flags)
     while remaining:
@@ -79,12 +89,30 @@ def parse_flags(flags: list[str]) -> dict[str, Any]:
         if not equals:
             require(bool(remaining), f"flag --{name} has no value; write --{name} VALUE")
             text = remaining.pop(0)
-        *parents, last = name.split(".")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = yaml.safe_load(text)
+        _place(nested, name, _value(text))
     return nested
+
+
+def _place(nested: dict[str, Any], name: str, value: Any) -> None:
+    """Writes a value under its dotted name."""
+    *parents, last = name.split(".")
+    place = nested
+    for number, parent in enumerate(parents, 1):
+        place = place.setdefault(parent, {})
+        group = ".".join(parents[:number])
+        require(
+            isinstance(place, dict),
+            f"flag --{name}: {group}={place!r} is one value by an earlier flag; "
+            f"give either --{group} or its members",
+        )
+    place[last] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+        return text
 
 
 def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config:
@@ -93,16 +121,23 @@ def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config
     Raises:
         ConfigError: the file is missing or no YAML mapping; an unknown key; a value out of range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        file = Path(path)
-        require(file.is_file(), f"config={path} does not exist; give a YAML file")
-        try:
-            values = yaml.safe_load(file.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config={path} is no valid YAML: {error}") from error
-        require(isinstance(values, dict), f"config={path} must be a mapping of keys to values")
+    values = {} if path is None else _read_yaml(path)
     return from_dict(cls, merge(values, parse_flags(flags)))
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    file = Path(path)
+    require(file.is_file(), f"config={path} does not exist; give a YAML file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config={path} cannot be read: {error}; give a YAML file") from error
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise ConfigError(f"config={path} is no valid YAML: {error}") from error
+    require(isinstance(values, dict | None), f"config={path} must be a mapping of keys to values")
+    return values or {}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

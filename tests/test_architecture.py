@@ -17,6 +17,13 @@ TRAINING = ("autoselect.trainer", "autoselect.training_run")
 
 FORBIDDEN = {
     "config": ("autoselect.",),
+    "config_files": (
+        "autoselect.runtime",
+        "autoselect.ops",
+        "autoselect.vlm",
+        "autoselect.data",
+        *TRAINING,
+    ),
     "ops": (
         "autoselect.scorer",
         "autoselect.model",
