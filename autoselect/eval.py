@@ -26,11 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="autoselect/eval.py", description=__doc__)
     add_eval_arguments(parser)
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
-    settings = settings_of(parser.parse_args(arguments))
-    info = runtime.RankInfo.from_environment()
-    runtime.setup_logging(info)
+    options = parser.parse_args(arguments)
+    runtime.setup_logging()
     try:
-        return _evaluate(settings, info)
+        info = runtime.RankInfo.from_environment()
+        runtime.setup_logging(info)
+        return _evaluate(settings_of(options), info)
     except ConfigError as error:
         logger.error("%s", error)
         return 2

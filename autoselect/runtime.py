@@ -204,14 +204,18 @@ def _rendezvous_message(
     )
 
 
-def setup_logging(info: RankInfo, level: int = logging.INFO) -> None:
+def setup_logging(info: RankInfo | None = None, level: int = logging.INFO) -> None:
     """Sends log lines to standard error: rank 0 from `level`, the other ranks from WARNING.
 
     Every line starts with time and level; lines of ranks other than 0 name their rank and host.
+
+    Args:
+        info: this rank; None while it is not known yet.
+        level: of rank 0.
     """
-    who = "" if info.is_main else f"[rank {info.rank} {socket.gethostname()}] "
+    who = "" if info is None or info.is_main else f"[rank {info.rank} {socket.gethostname()}] "
     logging.basicConfig(
-        level=level if info.is_main else logging.WARNING,
+        level=logging.WARNING if who else level,
         format=f"%(asctime)s %(levelname)s {who}%(message)s",
         datefmt="%H:%M:%S",
         force=True,
@@ -230,11 +234,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def all_agree_true(flag: bool, device: torch.device) -> bool:
-    """True when `flag` is true on every rank (a collective: all ranks call it)."""
-    return not any_true(not flag, device)
 
 
 def any_true(flag: bool, device: torch.device) -> bool:

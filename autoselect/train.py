@@ -42,10 +42,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the training; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
-    info = runtime.RankInfo.from_environment()
-    runtime.setup_logging(info)
+    runtime.setup_logging()
     signals = runtime.SignalFlag()  # a signal during the start is answered after the first step
     try:
+        info = runtime.RankInfo.from_environment()
+        runtime.setup_logging(info)
         config = load_config(TrainConfig, options.config, flags)
         deepspeed = load_deepspeed_config(Path(options.deepspeed))
         runtime.set_accelerator_default()

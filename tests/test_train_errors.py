@@ -1,4 +1,4 @@
-"""Bad input to training: one clear message, exit code 2, nothing half-done."""
+"""Bad input to training and distributed evaluation: one clear message, exit code 2, nothing half-done."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from autoselect import eval as distributed_eval
 from autoselect import runtime
 from autoselect import train as entry
 from autoselect.config import ConfigError, TrainConfig
@@ -68,11 +69,25 @@ def test_what_does_not_fit_is_named_before_anything_is_written(folder, flag, mes
         (["--gate.token_budgett", "3"], "unknown configuration key gate.token_budgett=3"),
         (["--gate.token_budget", "0"], "gate.token_budget=0 is below 1"),
         (["--config", "none.yaml"], "config=none.yaml does not exist"),
+        (["--gate", "3", "--gate.token_budget", "4"], "gate=3 is one value by an earlier flag"),
     ],
 )
 def test_wrong_settings_end_with_code_two(capsys, arguments, message):
     assert entry.main(["--deepspeed", str(DEEPSPEED), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+EVALUATION = ["--model=m", "--selector=s", "--shards=t", "--out=o", "--budgets=8"]
+
+
+@pytest.mark.parametrize(("program", "flags"), [(entry, []), (distributed_eval, EVALUATION)])
+def test_half_of_a_launcher_ends_with_code_two(monkeypatch, capsys, program, flags):
+    """The ranks are read before anything else; their error is a line like every other."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert program.main(flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "ERROR WORLD_SIZE is not set although" in lines[0]
 
 
 def test_a_malformed_deepspeed_file_ends_with_code_two(tmp_path, capsys):
