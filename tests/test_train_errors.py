@@ -1,4 +1,4 @@
-"""Bad input to training and distributed evaluation: one clear message, exit code 2, nothing half-done."""
+"""Bad input to training or evaluation: one clear message, exit code 2, nothing half-done."""
 
 import json
 import os
