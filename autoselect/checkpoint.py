@@ -1,8 +1,9 @@
 """Checkpoints of a training run: small, world-size-free, atomic.
 
 A checkpoint holds only what is trained and what is needed to go on exactly where it was: float32
-weights and Adam moments, step, data position, random states, token statistics and the resolved
-configuration. No file depends on the number of ranks or on the ZeRO stage.
+weights and Adam moments, step, data position, token statistics and the resolved configuration. No
+file depends on the number of ranks or on the ZeRO stage. There is no random state to keep: order,
+noise and budgets are functions of seed and step.
 
     checkpoints/
       latest                      the pointer, text: step-00000200
@@ -22,15 +23,12 @@ import hashlib
 import json
 import logging
 import os
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,7 +39,10 @@ from autoselect.rank_zero import on_main
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 also held random states, which nothing depends on."""
+
 POINTER = "latest"
 PARTIAL = ".partial"
 TENSOR_FILES = ("weights", "exp_avg", "exp_avg_sq", "extra")
@@ -90,8 +91,7 @@ class CheckpointStore:
     def save(self, state: TrainingState) -> Path:
         """Writes a complete checkpoint of rank 0's state; returns its folder.
 
-        The random states of Python, NumPy and torch (rank 0) are added. Returns on all ranks
-        after the pointer has moved.
+        Returns on all ranks after the pointer has moved.
 
         Raises:
             CheckpointError: rank 0 could not write; raised on every rank.
@@ -101,7 +101,7 @@ class CheckpointStore:
         return target
 
     def load(self) -> TrainingState | None:
-        """The checkpoint the pointer names, the same on every rank, with random states restored.
+        """The checkpoint the pointer names, the same on every rank.
 
         A checkpoint that fails its checks is refused with a warning and the newest complete one
         before it is used. None means that the folder holds no trace of a checkpoint.
@@ -109,12 +109,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: checkpoints are there but none is complete; raised on every rank.
         """
-        loaded = _on_main(self._read_best, f"no usable checkpoint: {self.folder}")
-        if loaded is None:
-            return None
-        state, rng = loaded
-        _set_rng(rng)
-        return state
+        return _on_main(self._read_best, f"no usable checkpoint: {self.folder}")
 
     def _write(self, state: TrainingState, target: Path) -> None:
         if self._is_current(target):
@@ -132,17 +127,10 @@ class CheckpointStore:
         partial.rename(target)
         _flush_folder(self.folder)
         self._move_pointer(target.name)
-        self._prune(target.name)
+        self._prune()
 
     def _is_current(self, target: Path) -> bool:
-        candidates = self._candidates()
-        if not candidates or candidates[0] != target:
-            return False
-        try:
-            _verify(target)
-        except CheckpointError:
-            return False
-        return True
+        return self._candidates()[:1] == [target] and _is_usable(target)
 
     def _move_pointer(self, name: str) -> None:
         new = self.folder / f"{POINTER}{PARTIAL}"
@@ -150,11 +138,16 @@ class CheckpointStore:
         new.replace(self.folder / POINTER)
         _flush_folder(self.folder)
 
-    def _prune(self, current: str) -> None:
-        """Removes checkpoints beyond `keep` and half-written ones; never the current one."""
-        older = [path for path in self._newest_first() if path.name != current]
+    def _prune(self) -> None:
+        """Removes half-written checkpoints, and beyond `keep` those that `load` would try last.
+
+        An unusable one goes before any usable one; the current one never goes.
+        """
+        others = self._candidates()[1:]
+        if len(others) >= self.keep:
+            others.sort(key=_is_usable, reverse=True)
         unfinished = list(self.folder.glob(f"step-*{PARTIAL}"))
-        for path in older[self.keep - 1 :] + unfinished:
+        for path in others[self.keep - 1 :] + unfinished:
             # Renamed first, so that a half-removed folder is never taken for a checkpoint.
             doomed = path if path.name.endswith(PARTIAL) else path.with_name(path.name + PARTIAL)
             if doomed != path:
@@ -178,7 +171,7 @@ class CheckpointStore:
         at = found.index(named)
         return found[at:] + found[:at]
 
-    def _read_best(self) -> tuple[TrainingState, dict[str, Any]] | None:
+    def _read_best(self) -> TrainingState | None:
         candidates = self._candidates()
         if not candidates:
             if (self.folder / POINTER).exists():
@@ -198,11 +191,8 @@ class CheckpointStore:
         )
 
 
-def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
+def read_checkpoint(path: Path) -> TrainingState:
     """Verifies one checkpoint folder against its manifest and reads it.
-
-    Returns:
-        The state and the random states saved with it.
 
     Raises:
         CheckpointError: a file is missing, unexpected, changed or unreadable.
@@ -213,43 +203,59 @@ def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         values = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    extra = tensors["extra"]
-    state = TrainingState(
+    prefix = "statistics."
+    extra = tensors["extra"].items()
+    return TrainingState(
         step=values["step"],
         trained=TrainedState(
             tensors["weights"], tensors["exp_avg"], tensors["exp_avg_sq"], values["adam_step"]
         ),
         config=values["config"],
-        statistics={n[11:]: t for n, t in extra.items() if n.startswith("statistics.")},
+        statistics={n.removeprefix(prefix): t for n, t in extra if n.startswith(prefix)},
         data=values["data"],
         run=values["run"],
     )
-    return state, values["rng"] | {"torch": extra["rng.torch"]}
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        _verify(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _verify(path: Path) -> None:
+    """Compares a checkpoint folder with its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, unexpected, changed or unreadable.
+    """
     manifest_path = path / "manifest.json"
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         expected = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{manifest_path} cannot be read: {error!r}") from error
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in READABLE_FORMATS:
+        known = " and ".join(map(str, READABLE_FORMATS))
         raise CheckpointError(
-            f"{manifest_path} has format {manifest.get('format')!r}, this version reads {FORMAT}"
+            f"{manifest_path} has format {manifest.get('format')!r}, this version reads {known}"
         )
-    found = {file.name for file in path.iterdir()} - {"manifest.json"}
-    if found != set(expected):
+    try:
+        found = {p.name: _fingerprint(p) for p in path.iterdir() if p.name != manifest_path.name}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if found.keys() != expected.keys():
         raise CheckpointError(f"{path} holds {sorted(found)}, its manifest {sorted(expected)}")
     for name, fingerprint in expected.items():
-        if _fingerprint(path / name) != fingerprint:
+        if found[name] != fingerprint:
             raise CheckpointError(f"{path / name} differs from its manifest (size or sha256)")
 
 
 def _write_payloads(state: TrainingState, folder: Path) -> None:
     trained = state.trained
     extra = {f"statistics.{name}": tensor for name, tensor in state.statistics.items()}
-    extra["rng.torch"] = torch.get_rng_state()
     payloads = (trained.weights, trained.first_moments, trained.second_moments, extra)
     for name, tensors in zip(TENSOR_FILES, payloads, strict=True):
         path = folder / f"{name}.safetensors"
@@ -261,22 +267,8 @@ def _write_payloads(state: TrainingState, folder: Path) -> None:
         "config": state.config,
         "data": state.data,
         "run": state.run,
-        "rng": {"python": random.getstate(), "numpy": _numpy_rng()},
     }
     _write_text(folder / "state.json", json.dumps(values, indent=1))
-
-
-def _numpy_rng() -> list[Any]:
-    kind, keys, *rest = np.random.get_state()
-    return [kind, np.asarray(keys).tolist(), *rest]
-
-
-def _set_rng(rng: dict[str, Any]) -> None:
-    torch.set_rng_state(rng["torch"])
-    version, internal, gauss = rng["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = rng["numpy"]
-    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
 
 
 def _on_main(action: Callable[[], Any], what: str) -> Any:

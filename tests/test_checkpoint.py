@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from autoselect import checkpoint
+from autoselect import checkpoint, runtime
 from autoselect.checkpoint import CheckpointError, CheckpointStore, TrainingState
 from autoselect.engine_state import TrainedState
 
@@ -71,17 +72,39 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     assert_same(loaded, make_state(6))
 
 
-def test_random_states_go_on_where_they_were(tmp_path: Path) -> None:
+def test_reading_and_writing_leave_the_global_generators_alone(tmp_path: Path) -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
+    runtime.seed_everything(3)
+    expected = [draw(), draw(), draw()]
+    runtime.seed_everything(3)
     store = CheckpointStore(tmp_path)
-    draw()
+    found = [draw()]
     store.save(make_state(1))
-    expected = draw()
-    assert draw() != expected
+    found.append(draw())
     store.load()
-    assert draw() == expected
+    assert [*found, draw()] == expected
+
+
+def in_format_1(folder: Path) -> None:
+    """Rewrites a checkpoint as earlier versions wrote it, with random states."""
+    extra = load_file(folder / "extra.safetensors") | {"rng.torch": torch.get_rng_state()}
+    save_file(extra, folder / "extra.safetensors")
+    values = json.loads((folder / "state.json").read_text())
+    values["rng"] = {"python": random.getstate(), "numpy": ["MT19937", [1, 2], 0, 0, 0.0]}
+    (folder / "state.json").write_text(json.dumps(values))
+    (folder / "manifest.json").unlink()
+    files = {path.name: checkpoint._fingerprint(path) for path in folder.iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+
+
+def test_checkpoints_with_random_states_still_load(tmp_path: Path) -> None:
+    store = saved(tmp_path, (3, 6))
+    in_format_1(tmp_path / "step-00000006")
+    loaded = store.load()
+    assert loaded is not None
+    assert_same(loaded, make_state(6))
 
 
 def test_an_empty_folder_is_a_fresh_start_and_a_lost_checkpoint_is_not(tmp_path: Path) -> None:
@@ -100,6 +123,37 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
         "step-00000003",
         "step-00000004",
     ]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"latest"}
+
+
+def test_a_good_checkpoint_stays_rather_than_a_corrupt_newer_one(tmp_path: Path) -> None:
+    store = saved(tmp_path, (200, 300), keep=2)
+    spoil_flip(tmp_path / "step-00000300")
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 200
+    store.save(make_state(250))
+    assert names(tmp_path) == {"step-00000200", "step-00000250"}
+    spoil_flip(tmp_path / "step-00000250")
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 200
+
+
+def test_a_good_checkpoint_stays_rather_than_a_corrupt_one_after_it(tmp_path: Path) -> None:
+    store = saved(tmp_path, (1, 2, 3), keep=3)
+    spoil_flip(tmp_path / "step-00000002")
+    store.save(make_state(4))
+    assert names(tmp_path) == {"step-00000001", "step-00000003", "step-00000004"}
+
+
+def test_an_abandoned_newer_checkpoint_goes_before_an_older_one(tmp_path: Path) -> None:
+    """Both are sound, but the run does not go through the newer one any more."""
+    store = saved(tmp_path, (1, 2, 9), keep=3)
+    (tmp_path / "latest").write_text("step-00000002\n")
+    store.save(make_state(3))
+    assert names(tmp_path) == {"step-00000001", "step-00000002", "step-00000003"}
 
 
 def spoil_truncate(folder: Path) -> None:
