@@ -11,6 +11,7 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.programs import call, checkout, eval_command, train_command
+from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
@@ -78,6 +79,7 @@ def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
             "budgets": BUDGETS,
             "methods": methods,
             "max_images": images,
+            "max_new_tokens": REFERENCE_ANSWER_TOKENS,
             "out": out,
         }
     )

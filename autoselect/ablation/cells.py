@@ -30,6 +30,7 @@ from autoselect.config import ConfigError
 from autoselect.evaluation.answering import BLIND, FULL
 from autoselect.evaluation.methods import SELECTOR
 from autoselect.programs import call, checkout, eval_command, train_command
+from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
 AGAIN = "`autoselect ablate` again"
 BEGUN, LOG = "begun.json", "log.txt"
@@ -145,6 +146,7 @@ def evaluate(
         "budgets": plan.budgets,
         "methods": methods,
         "max_images": plan.images,
+        "max_new_tokens": plan.max_new_tokens,
         "out": out,
         "tracking": False,
     }
@@ -166,13 +168,15 @@ def _once(
 
 def evaluation_of(plan: AblationPlan, variant: Variant, methods: str) -> dict[str, Any]:
     """What the evaluation of a cell depends on, beside its selector."""
+    longest = plan.max_new_tokens
+    answers = {} if longest == REFERENCE_ANSWER_TOKENS else {"max_new_tokens": longest}
     return {
         "model": plan.model,
         "shards": plan.test_shards,
         "images": plan.images,
         "budgets": plan.budgets,
         "methods": methods,
-        "settings": variant.eval,
+        "settings": answers | variant.eval,
     }
 
 

@@ -10,9 +10,11 @@ import yaml
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import flatten, from_dict, load_config, to_dict
 from autoselect.programs import setting_flags
+from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
 OWN_SETTINGS = ("model", "data.train_shards", "output", "seed", "steps", "tracking", "experiment")
 PLACING = ("experiment", "tracking", "save_every", "keep_checkpoints", "log_every", "data.workers")
+COUNTS = ("ranks", "steps", "images", "max_new_tokens", "leak_images", "leak_budget")
 DEFAULTS = flatten(to_dict(TrainConfig()))
 
 
@@ -71,6 +73,7 @@ class AblationPlan:
         seeds: training seeds; a variant is trained once with each.
         images: test images.
         budgets: tokens or ratios, comma-separated.
+        max_new_tokens: longest answer in tokens.
         baselines: methods that every variant is compared with, comma-separated.
         reference: the variant that the others are compared with.
         leak_images: test images of the leak measure.
@@ -92,6 +95,7 @@ class AblationPlan:
     seeds: list = field(default_factory=lambda: [0, 1, 2])
     images: int = 500
     budgets: str = "8,16,32"
+    max_new_tokens: int = REFERENCE_ANSWER_TOKENS
     baselines: str = "random,grid,pooling,norm,cls_attention,divprune,oracle"
     reference: str = "reference"
     leak_images: int = 200
@@ -111,7 +115,7 @@ class AblationPlan:
             and all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
             and len(set(self.seeds)) == len(self.seeds),
         }
-        for name in ("ranks", "steps", "images", "leak_images", "leak_budget"):
+        for name in COUNTS:
             rules[f"{name}={getattr(self, name)} is below 1; choose 1 or more"] = (
                 getattr(self, name) >= 1
             )

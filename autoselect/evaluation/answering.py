@@ -47,7 +47,7 @@ class Plan:
     budgets: tuple[int, ...]
     images_per_part: int = 32
     rows_per_batch: int = 160
-    max_new_tokens: int = 4
+    max_new_tokens: int = 16
     scoring: str = GENERATION
 
     def columns(self) -> list[Column]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from autoselect.evaluation.attachable import BaselineSelector
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.backbone import chat
-
-IMAGE_MARK = "<image>"
+from autoselect.vlm.placeholders import question_content
+from autoselect.vlm.tokens import adds_special_tokens
 
 
 class AskedVLM:
@@ -39,7 +39,6 @@ class AskedVLM:
             images: of each row; all rows have some, or none has.
             texts: of the chat template.
         """
-        tokenizer = self.vlm.processor.tokenizer
         pictures = {"images": [list(row) for row in images]} if images[0] else {}
         encoded = self.vlm.processor(
             text=list(texts),
@@ -47,17 +46,22 @@ class AskedVLM:
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            add_special_tokens=not texts[0].startswith(tokenizer.bos_token or "\0"),
+            add_special_tokens=adds_special_tokens(self.vlm.processor.tokenizer, texts[0]),
         )
         if self.baseline is not None:
             self.baseline.keys = [image_key(image) for row in images for image in row]
         return dict(encoded.to(self.vlm.device, self.vlm.dtype))
 
     def prompt(self, image_count: int, question: str, answer: str | None = None) -> str:
-        """A conversation of one question, and perhaps its answer, in the model's chat template."""
-        content: list[dict[str, Any]] = [{"type": "image"}] * image_count
-        content.append({"type": "text", "text": question.replace(IMAGE_MARK, "").strip()})
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        """A conversation of one question, and perhaps its answer, in the model's chat template.
+
+        Args:
+            image_count: images that it is about; they stand where the question marks them, or
+                first where its marks are not as many.
+            question: text.
+            answer: its beginning is enough.
+        """
+        messages = [{"role": "user", "content": question_content(question, image_count)}]
         text = chat(self.vlm.processor, messages, generation=True)
         return text if answer is None else text + answer
 

@@ -108,6 +108,11 @@ def run_analyse(arguments: argparse.Namespace) -> int:
             )
         samples = list(opened)
         vlm, selector, budgets = _subject(arguments, samples[0].image)
+        if not vlm.is_spliced:
+            raise ConfigError(
+                f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
+                f"tokens; only {CLASSIFIER} goes with others"
+            )
         numbers = analyse(kind, Subject(vlm, selector, samples, budgets, arguments.train_run), out)
     if kind != "frequency":
         print(json.dumps(numbers, indent=1))

@@ -9,9 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from autoselect.config import ConfigError
 from autoselect.evaluation import coverage, merging, ranking
 from autoselect.evaluation.context import Kept, SelectionContext
@@ -41,10 +38,6 @@ class Method:
     per_question: bool = False
     seeds: tuple[int, ...] = (0,)
     selector: Any = None
-
-    def missing(self, context: SelectionContext) -> str | None:
-        """The first needed field that the context lacks, None when the method can run."""
-        return next((field for field in self.needs if getattr(context, field) is None), None)
 
 
 def selector_method(selector: object, name: str = SELECTOR) -> Method:
@@ -134,9 +127,3 @@ def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:
         else METHODS[name]
         for name in dict.fromkeys(wanted)
     )
-
-
-def all_positions(context: SelectionContext) -> Tensor:
-    """Positions 0..N-1 of every row, [B, N]."""
-    batch, count = context.tokens.shape[:2]
-    return torch.arange(count, device=context.tokens.device).expand(batch, count)

@@ -93,8 +93,8 @@ def option_accuracy(prediction: str, question: str, answer: str) -> float:
 def choose_option(prediction: str, options: Sequence[str]) -> int | None:
     """The index of the option that a generated answer names, None when it names none or several.
 
-    A leading or stated letter comes first (`B`, `(B)`, `B.`, `the answer is B`), then an option's
-    whole text within the answer.
+    A leading or stated letter comes first (`B`, `(B)`, `B.`, `B is right`, `the answer is B`; not
+    the article of `A dog is ...`), then an option's whole text within the answer.
 
     Args:
         prediction: the generated text.
@@ -103,7 +103,8 @@ def choose_option(prediction: str, options: Sequence[str]) -> int | None:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
     text = prediction.strip()
     for pattern in (
-        rf"^\(?([{letters}])\)?(?:[.,:;]|$|\s+(?=\S))(?!\s*[a-z]+\s)",
+        rf"^\(?([{letters}])(?:[).,:;]|$)",
+        rf"^(?![AI]\s+(?!is\b)[a-z])([{letters}])\s",
         rf"\((?=[{letters}]\))([{letters}])\)",
         rf"(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*\(?([{letters}])\b",
     ):

@@ -95,7 +95,7 @@ def build_report(
         "full": _reference(full, details[FULL, 0]),
         "blind": _reference(tables[BLIND, 0], details[BLIND, 0]),
         "rows": rows,
-        "intervals": _differences(retained, plan),
+        "intervals": _differences(rows, retained, plan),
         "latency": latency,
         "images": len(samples),
         "questions": sum(len(sample.questions) for sample in samples),
@@ -109,8 +109,17 @@ def _reference(table: ScoreTable, details: Details) -> dict[str, Any]:
     return {"mean": table.mean(), "tasks": table.task_means(), "details": details}
 
 
-def _differences(retained: dict[tuple[str, int], Any], plan: Plan) -> list[dict[str, Any]]:
-    """Retention of the selector minus that of each other method, with its paired interval."""
+def _differences(
+    measured: list[dict[str, Any]], retained: dict[tuple[str, int], Any], plan: Plan
+) -> list[dict[str, Any]]:
+    """Retention of the selector minus that of each other method, with its paired interval.
+
+    Args:
+        measured: rows of the report.
+        retained: retention in every resample, by method and budget.
+        plan: what was evaluated.
+    """
+    kept = {(row["method"], row["budget"]): row["retention"] for row in measured}
     names = [method.name for method in plan.methods]
     if SELECTOR not in names:
         return []
@@ -125,7 +134,7 @@ def _differences(retained: dict[tuple[str, int], Any], plan: Plan) -> list[dict[
                 {
                     "budget": budget,
                     "against": name,
-                    "difference": float(gap.mean()),
+                    "difference": kept[SELECTOR, budget] - kept[name, budget],
                     "ci95": [low, high],
                     "better": low > 0,
                 }

@@ -69,7 +69,7 @@ class EvalSettings:
     random_seeds: int = 3
     images_per_part: int = 32
     rows_per_batch: int = 160
-    max_new_tokens: int = 4
+    max_new_tokens: int = 16
     scoring: str = GENERATION
     diversity: float | None = None
     latency_batch: int = 1

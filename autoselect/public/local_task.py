@@ -16,7 +16,7 @@ from autoselect.data.writer import image_suffix
 from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.scoring import question_score
 
-MAX_NEW_TOKENS = 4
+MAX_NEW_TOKENS = 16
 FUNCTIONS = "from autoselect.public.local_task import process_results, text, visual  # noqa: F401\n"
 
 

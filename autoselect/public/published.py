@@ -5,7 +5,6 @@ in November 2026. The sets of benchmarks and the evaluation code differ between 
 """
 
 MODEL = "llava-1.5-7b"
-NUM_TOKENS = 576
 
 FULL_MODEL = {
     "gqa": 61.9,

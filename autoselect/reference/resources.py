@@ -9,6 +9,8 @@ from autoselect.reference.shards import render_shards
 MODEL_FOLDER = Path(__file__).parent / "model"
 SHARDS_FOLDER = Path("runs/reference/shards")
 REFERENCE = "reference"
+REFERENCE_ANSWER_TOKENS = 4
+"""The longest answer of the reference data, its end included."""
 
 
 def resolve_model(name: str) -> str:

@@ -22,7 +22,8 @@ from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.loading import load, weights_digest
-from autoselect.vlm.placeholders import TOKENS_PER_IMAGE
+from autoselect.vlm.placeholders import TOKENS_PER_IMAGE, question_content
+from autoselect.vlm.tokens import adds_special_tokens
 from autoselect.vlm.positions import Positions
 
 
@@ -232,7 +233,17 @@ class FrozenVLM:
         attention = self._class_attention(inputs["pixel_values"]) if class_attention else None
         tokens = channels[..., :width]
         before = self._one_per_token(seen, tokens) if before_projector else None
-        return VisualTokens(tokens, mask, square_grid(longest), attention, later, output, before)
+        grid = self._grid(inputs, longest)
+        return VisualTokens(tokens, mask, grid, attention, later, output, before)
+
+    def _grid(self, inputs: dict[str, Tensor], count: int) -> tuple[int, int] | None:
+        """The raster of `count` tokens: as the inputs give it, else the square of fixed images."""
+        if "image_grid_thw" in inputs:
+            sizes = {tuple(size) for size in inputs["image_grid_thw"].tolist()}
+            side = int(getattr(self.model.config.vision_config, "spatial_merge_size", 1))
+            frames, rows, columns = sizes.pop()
+            return (rows // side, columns // side) if not sizes and frames == 1 else None
+        return None if self.num_tokens is None else square_grid(count)
 
     @contextmanager
     def _watched_projector(self, wanted: bool) -> Iterator[list[Tensor]]:
@@ -279,7 +290,7 @@ class FrozenVLM:
         """Prompts of one image and one question each, with all N placeholders, padded on the left.
 
         Args:
-            questions: plain text.
+            questions: plain text; the image goes first, or where a question marks it.
             num_tokens: N; that of the model by default.
 
         Returns:
@@ -291,7 +302,7 @@ class FrozenVLM:
         placeholder = tokenizer.convert_ids_to_tokens(self.image_token_id)
         texts = []
         for question in questions:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
+            content = question_content(question, num_images=1)
             text = chat(self.processor, [{"role": "user", "content": content}], generation=True)
             texts.append(text.replace(placeholder, placeholder * count))
         encoded = tokenizer(
@@ -299,7 +310,7 @@ class FrozenVLM:
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            add_special_tokens=not texts[0].startswith(tokenizer.bos_token or "\0"),
+            add_special_tokens=adds_special_tokens(tokenizer, texts[0]),
         )
         return {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}
 

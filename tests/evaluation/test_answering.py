@@ -59,6 +59,10 @@ def test_oracle_is_above_random_and_blind():
     assert report["full"]["mean"] == 1.0
     assert by_name["oracle"]["retention"] == by_name["autoselect"]["retention"] == 1.0
     assert by_name["random"]["retention"] < 0.5
+    kept = {(row["method"], row["budget"]): row["retention"] for row in report["rows"]}
+    for gap in report["intervals"]:
+        here, there = kept["autoselect", gap["budget"]], kept[gap["against"], gap["budget"]]
+        assert gap["difference"] == here - there
     gap = next(r for r in report["intervals"] if r["against"] == "random")
     assert gap["better"] and gap["ci95"][0] > 0
     text = markdown(report)

@@ -10,7 +10,7 @@ import torch
 from autoselect import cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
-from autoselect.evaluation import attached, run
+from autoselect.evaluation import attached, commands, run
 from autoselect.evaluation.answering import Plan, answer_part
 from autoselect.evaluation.attached import answer_attached
 from autoselect.evaluation.latency import LatencyPlan
@@ -84,6 +84,16 @@ def test_what_cannot_be_attached_is_refused_by_name(other_family):
         evaluate(dataclasses.replace(other_family, methods="visionzip"))
     with pytest.raises(ConfigError, match="scoring=likelihood needs a model whose images"):
         evaluate(dataclasses.replace(other_family, scoring="likelihood"))
+
+
+def test_analyses_of_rasters_are_refused_by_name(other_family, monkeypatch, tmp_path):
+    vlm, loaded = run.load_selectors()
+    monkeypatch.setattr(commands, "load_pair", lambda *_: (vlm, loaded["autoselect"].selector))
+    words = ["analyse", "frequency", "--model", "m", "--selector", "s", "--budgets", "25%"]
+    words += ["--shards", other_family.shards, "--out", str(tmp_path)]
+    arguments = cli.parser("analyse").parse_args(words)
+    with pytest.raises(ConfigError, match="frequency needs a model whose images all have the same"):
+        arguments.run(arguments)
 
 
 @pytest.fixture

@@ -169,6 +169,17 @@ def test_a_budget_above_an_image_keeps_all_of_it(kind):
     assert everything.wanted_sum == float(everything.gate_sum) == sum(counts)
 
 
+def test_a_raster_is_what_the_model_says_or_none():
+    """A perfect square of tokens is no square of the image."""
+    wide = [picture(0, (64, 16))]
+    vlm = frozen("qwen2_5_vl")
+    visual = vlm.encode_images(wide)
+    rows, columns = visual.grid
+    assert rows * columns == visual.tokens.shape[1] and columns == 4 * rows
+    assert vlm.encode_images([*wide, picture(1, (64, 64))]).grid is None, "two sizes"
+    assert frozen("idefics3").encode_images([SQUARE]).grid is None
+
+
 @pytest.mark.parametrize("rounds", ["independent", "conversation"])
 @torch.no_grad()
 def test_layers_with_a_window_keep_it(rounds):
