@@ -13,6 +13,10 @@ FaultKind = Literal[
     "too_large",
     "wrong_json",
     "unreadable",
+    "unprocessable",
+    "placeholder_text",
+    "too_long",
+    "no_answer",
 ]
 
 
@@ -21,7 +25,9 @@ class Fault:
     """One thing found wrong in a shard, named precisely enough to look at it with `dd`.
 
     Attributes:
-        kind: what rule was broken.
+        kind: what rule was broken. The last four are those of the model that is trained: its
+            processor refuses the images, its placeholders stand in the text, not even one round
+            fits its rows, or there is nothing to learn.
         shard: path or URL of the shard.
         key: WebDataset key of the sample; empty when its header is unreadable.
         offset: where the sample or member starts in the shard, in bytes.

@@ -53,7 +53,9 @@ class _MicroBatches(Dataset):
         faults: list[Fault] = []
         # All reads before all decoding: measured 5 to 10 % faster than taking turns.
         stored = [self._read(one, faults) for one in self.sample_ids(step)[turn]]
-        return self.collate([self._decode(sample, faults) for sample in stored]), faults
+        samples = [self._decode(sample, faults) for sample in stored]
+        micro_batch, refused = collate_usable(self.collate, samples)
+        return micro_batch, faults + refused
 
     def _read(self, sample_id: int, faults: list[Fault]) -> Sample:
         """A sample; a bad one is noted and replaced by a blank."""
@@ -73,6 +75,32 @@ class _MicroBatches(Dataset):
             return blank_sample(sample.sample_id, error.fault)
 
 
+def collate_usable(collate: Collate, samples: Sequence[Sample]) -> tuple[Any, list[Fault]]:
+    """A micro-batch with blanks in the place of the samples that `collate` refuses, and why.
+
+    Args:
+        collate: raises `BadSample` for a sample that it cannot take, whatever stands beside it.
+        samples: decoded.
+    """
+    faults: list[Fault] = []
+    samples = list(samples)
+    while True:
+        try:
+            return collate(samples), faults
+        except BadSample as error:
+            refused = [place for place, one in enumerate(samples) if _is_of(one, error.fault)]
+            assert refused, f"what collate refuses is a sample of its micro-batch: {error}"
+            faults.append(error.fault)
+            for place in refused:
+                samples[place] = blank_sample(samples[place].sample_id, error.fault)
+
+
+def _is_of(sample: Sample, fault: Fault) -> bool:
+    """Whether a fault is that of a sample; blanks have had theirs."""
+    place = (sample.shard, sample.key, sample.offset)
+    return not sample.quarantined and place == (fault.shard, fault.key, fault.offset)
+
+
 class Loader:
     """Yields, per optimiser step, the list of this rank's collated micro-batches, for ever.
 
@@ -83,8 +111,8 @@ class Loader:
         shards: the data.
         collate: makes one micro-batch of `micro_batch` samples, whose `pictures` are decoded
             already. Unusable samples arrive as blanks (`Sample.quarantined`): text-only rows
-            without an answer. With workers it runs in other processes, and its result travels
-            between them.
+            without an answer; so do those for which it raises `BadSample`, when it is called again.
+            With workers it runs in other processes, and its result travels between them.
         seed: of the order.
         micro_batch: samples per forward pass of one rank.
         accumulation: forward passes per optimiser step.
