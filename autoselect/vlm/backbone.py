@@ -23,8 +23,8 @@ from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.loading import load, weights_digest
 from autoselect.vlm.placeholders import TOKENS_PER_IMAGE, question_content
-from autoselect.vlm.tokens import adds_special_tokens
 from autoselect.vlm.positions import Positions
+from autoselect.vlm.tokens import adds_special_tokens
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ attention mask on the stock model.
 Dimension letters: B rows, T text tokens, I images of the batch.
 """
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -17,18 +19,28 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.vlm.backbone import FrozenVLM, chat
-from autoselect.vlm.placeholders import ProcessedImages, fill_marks, image_mark, process_images
+from autoselect.data.faults import BadSample, Fault, FaultKind
+from autoselect.data.record import (
+    IMAGE_PLACEHOLDER,
+    RecordError,
+    check_conversation,
+    check_placeholders,
+)
+from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.placeholders import ProcessedImages, image_mark, process_images
+from autoselect.vlm.rows import Row, RowWriter
+from autoselect.vlm.tokens import IGNORED_LABEL
 
-IGNORED_LABEL = -100
-IMAGE_MARK = "<image>"
+logger = logging.getLogger(__name__)
+
 MOST_IMAGES = 4096
+IMAGE_ERRORS = (ValueError, ArithmeticError)
+"""What image processors raise about a picture that they cannot take, such as a line of pixels."""
 Rounds = Literal["independent", "conversation"]
-Round = tuple[str, str | None]
 
 
 class ShardSample(Protocol):
-    """What the collator reads of a sample of the shards."""
+    """What the collator reads of a sample of the shards; the last three to name a refused one."""
 
     @property
     def key(self) -> str: ...
@@ -41,6 +53,15 @@ class ShardSample(Protocol):
 
     @property
     def pictures(self) -> tuple[Image.Image, ...]: ...
+
+    @property
+    def shard(self) -> str: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def quarantined(self) -> bool: ...
 
 
 @dataclass
@@ -89,21 +110,18 @@ class Collator:
     Args:
         vlm: whose processor is used.
         rounds: how several rounds of one sample are read.
-        max_text_tokens: longest row, placeholders included; later rounds are cut off.
+        max_text_tokens: longest row, placeholders included; rounds that do not fit are left out.
+
+    Attributes:
+        dropped_rounds: rounds left out so far, in this process.
+
+    Raises:
+        ConfigError: the model cannot be trained on, or not this way.
     """
 
     def __init__(
         self, vlm: FrozenVLM, rounds: Rounds = "independent", max_text_tokens: int = 2048
     ) -> None:
-        self.processor = vlm.processor
-        self.model_name = vlm.name
-        self.num_tokens = vlm.num_tokens
-        self.rounds = rounds
-        self.max_text_tokens = max_text_tokens
-        tokenizer = vlm.processor.tokenizer
-        self.placeholder = tokenizer.convert_ids_to_tokens(vlm.image_token_id)
-        self.mark = image_mark(vlm.processor, self.placeholder)
-        self.pad_id = tokenizer.pad_token_id or 0
         if vlm.family.convolutions and rounds == "independent":
             raise ConfigError(
                 f"data.rounds=independent: convolutions of model={vlm.name} "
@@ -115,33 +133,95 @@ class Collator:
                 f"model={vlm.name} ({vlm.model.config.model_type}) cannot be trained on: "
                 f"{vlm.family.untrained}; choose another family of docs/backbones.md"
             )
+        self.processor = vlm.processor
+        self.num_tokens = vlm.num_tokens
+        self.rounds = rounds
+        self.max_text_tokens = max_text_tokens
+        tokenizer = vlm.processor.tokenizer
+        self.placeholder = tokenizer.convert_ids_to_tokens(vlm.image_token_id)
+        mark = image_mark(vlm.processor, self.placeholder)
+        self.write = RowWriter(vlm, mark, max_text_tokens)
+        self.reserved = _any_of(IMAGE_PLACEHOLDER, mark, self.placeholder, _video_token(vlm))
+        self.pad_id = tokenizer.pad_token_id or 0
+        self.dropped_rounds = 0
+        self._next_report = 1
 
     def __call__(self, samples: Sequence[ShardSample]) -> TrainBatch:
-        processed = self._process([sample.pictures for sample in samples])
+        """The batch of some samples.
+
+        Raises:
+            BadSample: the first sample found that the model cannot be trained on. Whether one is
+                refused does not depend on the others.
+            ConfigError: the model's processor or chat template lacks what training needs.
+        """
+        for sample in samples:
+            self._check(sample)
+        processed = self._process(samples, [sample.pictures for sample in samples])
         pairs = zip(samples, processed.texts, strict=True)
         rows = [self._row(sample, texts) for sample, texts in pairs]
-        longest = max(len(ids) for ids, _, _, _ in rows)
-
-        def padded(column: int, padding: int) -> Tensor:
-            lists = [row[column] + [padding] * (longest - len(row[column])) for row in rows]
-            return torch.tensor(lists, dtype=torch.long)
-
+        pairs_of_rows = list(zip(samples, rows, strict=True))
+        shown = [sample.pictures[: row.num_images] for sample, row in pairs_of_rows]
+        if any(row.num_images < len(sample.pictures) for sample, row in pairs_of_rows):
+            processed = self._process(samples, shown)
+        self._report_dropped(rows)
         ids = [
             sample.sample_id * MOST_IMAGES + place
-            for sample in samples
-            for place in range(len(sample.pictures))
+            for sample, pictures in zip(samples, shown, strict=True)
+            for place in range(len(pictures))
         ]
         return TrainBatch(
-            input_ids=padded(0, self.pad_id),
-            labels=padded(1, IGNORED_LABEL),
-            position_ids=padded(2, 0),
-            segments=padded(3, -2),
+            input_ids=_padded([row.ids for row in rows], self.pad_id),
+            labels=_padded([row.labels for row in rows], IGNORED_LABEL),
+            position_ids=_padded([row.positions for row in rows], 0),
+            segments=_padded([row.segments for row in rows], -2),
             pixels=processed.pixels,
             image_ids=torch.tensor(ids, dtype=torch.long),
         )
 
-    def _process(self, rows: list[tuple[Image.Image, ...]]) -> ProcessedImages:
-        """Pixels of a batch, and texts of images whose number of tokens varies."""
+    def _check(self, sample: ShardSample) -> None:
+        """Refuses records whose text would be taken for images."""
+        try:
+            check_conversation(sample.record)
+            check_placeholders(sample.record, len(sample.pictures))
+        except RecordError as error:
+            raise refusal(sample, error.kind, str(error)) from error
+        for number, turn in enumerate(sample.record["conversations"]):
+            text = turn["value"]
+            if turn["from"] == "human":
+                text = text.replace(IMAGE_PLACEHOLDER, "\n")
+            if found := self.reserved.search(text):
+                raise refusal(
+                    sample,
+                    "placeholder_text",
+                    f"turn {number} holds {found[0]!r}, which stands for visual tokens; reword it",
+                )
+
+    def _process(
+        self, samples: Sequence[ShardSample], rows: Sequence[tuple[Image.Image, ...]]
+    ) -> ProcessedImages:
+        """`_pixels` of a batch; finds the sample whose images are refused."""
+        try:
+            return self._pixels(rows)
+        except ConfigError:
+            raise
+        except IMAGE_ERRORS:
+            for sample, row in zip(samples, rows, strict=True):
+                self._process_alone(sample, row)
+            raise
+
+    def _process_alone(self, sample: ShardSample, row: tuple[Image.Image, ...]) -> None:
+        try:
+            self._pixels([row])
+        except IMAGE_ERRORS as error:
+            sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in row)
+            raise refusal(
+                sample,
+                "unprocessable",
+                f"{type(self.processor).__name__} refuses its images of {sizes} pixels: {error}",
+            ) from error
+
+    def _pixels(self, rows: Sequence[tuple[Image.Image, ...]]) -> ProcessedImages:
+        """Pixels of a batch, and texts of its images."""
         if self.num_tokens is None:
             return process_images(self.processor, rows, self.placeholder)
         images = [picture for row in rows for picture in row]
@@ -151,117 +231,60 @@ class Collator:
             dict(pixels), [[self.placeholder * self.num_tokens] * len(row) for row in rows]
         )
 
-    def _row(
-        self, sample: ShardSample, texts_of_images: list[str]
-    ) -> tuple[list[int], list[int], list[int], list[int]]:
-        rounds = conversation_rounds(sample)
-        if self.rounds == "independent" and sample.pictures:
-            texts = [self._texts(sample, [pair]) for pair in rounds]
-            prefix, pieces = split_prefix([parts for parts in texts], self.mark)
-            prefix = fill_marks(prefix, self.mark, texts_of_images)
-        else:
-            prefix, parts = "", self._texts(sample, rounds)
-            if parts:
-                parts[0] = (fill_marks(parts[0][0], self.mark, texts_of_images), False)
-            pieces = [parts]
-        ids = self._encode(prefix)
-        labels = [IGNORED_LABEL] * len(ids)
-        segments = [-1] * len(ids)
-        positions = list(range(len(ids)))
-        prefix_length = len(ids)
-        for number, parts in enumerate(pieces):
-            piece_ids, piece_labels = self._encode_parts(parts)
-            if len(ids) + len(piece_ids) > self.max_text_tokens:
-                if sample.pictures and not prefix:
-                    raise ConfigError(
-                        f"sample {sample.key}: its {len(piece_ids)} tokens exceed "
-                        f"data.max_text_tokens={self.max_text_tokens}, and its images cannot be "
-                        "cut; raise the limit or use smaller images"
-                    )
-                break
-            start = prefix_length if prefix else len(ids)
-            positions += range(start, start + len(piece_ids))
-            segments += [number] * len(piece_ids)
-            ids += piece_ids
-            labels += piece_labels
-        shifted = labels[1:] + [IGNORED_LABEL]
-        if prefix:
-            _cut_at_segment_ends(shifted, segments)
-        return ids, shifted, positions, segments
-
-    def _texts(self, sample: ShardSample, rounds: list[Round]) -> list[tuple[str, bool]]:
-        """Alternating prompt and answer texts of a conversation: (text, is_answer)."""
-        messages: list[dict[str, Any]] = []
-        parts: list[tuple[str, bool]] = []
-        written = ""
-        for number, (question, answer) in enumerate(rounds):
-            content: list[dict[str, Any]] = []
-            if number == 0:
-                content += [{"type": "image"}] * len(sample.pictures)
-            content.append({"type": "text", "text": question.replace(IMAGE_MARK, "").strip()})
-            messages.append({"role": "user", "content": content})
-            asked = chat(self.processor, messages, generation=True)
-            if answer is None:
-                parts.append((asked[len(written) :], False))
-                break
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-            told = chat(self.processor, messages, generation=False)
-            if not (asked.startswith(written) and told.startswith(asked)):
-                raise ConfigError(
-                    f"model={self.model_name}: its chat template rewrites earlier turns, so "
-                    "answers cannot be located; train on single-round samples"
-                )
-            parts += [(asked[len(written) :], False), (told[len(asked) :], True)]
-            written = told
-        return parts
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _encode_parts(self, parts: list[tuple[str, bool]]) -> tuple[list[int], list[int]]:
-        ids: list[int] = []
-        labels: list[int] = []
-        for text, is_answer in parts:
-            piece = self._encode(text)
-            ids += piece
-            labels += piece if is_answer else [IGNORED_LABEL] * len(piece)
-        return ids, labels
-
-
-def conversation_rounds(sample: ShardSample) -> list[Round]:
-    """(question, answer) pairs of a LLaVA-style record; a last question may have no answer.
-
-    Raises:
-        ConfigError: turns do not alternate human, gpt.
-    """
-    turns = sample.record["conversations"]
-    speakers = [turn["from"] for turn in turns]
-    if speakers != (["human", "gpt"] * len(turns))[: len(turns)]:
-        raise ConfigError(
-            f"sample {sample.key}: conversations={speakers} must alternate human, gpt; "
-            "mend the record or leave it out"
+    def _row(self, sample: ShardSample, texts: list[str]) -> Row:
+        """The row of a sample; blank ones have no answer, others need one."""
+        shared = self.rounds == "independent" and texts
+        write = self.write.independent if shared else self.write.conversation
+        try:
+            row = write(sample.record, texts)
+        except RecordError as error:
+            raise refusal(sample, error.kind, str(error)) from error
+        if row.has_answer or sample.quarantined:
+            return row
+        if not row.dropped:
+            raise refusal(sample, "no_answer", "none of its rounds has an answer")
+        visual = sum(text.count(self.placeholder) for text in texts)
+        raise refusal(
+            sample,
+            "too_long",
+            f"no answer fits data.max_text_tokens={self.max_text_tokens}, of which its images take "
+            f"{visual}; raise the limit, shorten the text or use smaller images",
         )
-    texts: list[str | None] = [turn["value"] for turn in turns]
-    if len(texts) % 2:
-        texts.append(None)
-    return [(str(texts[i]), texts[i + 1]) for i in range(0, len(texts), 2)]
+
+    def _report_dropped(self, rows: Sequence[Row]) -> None:
+        """Logs how many rounds were left out, each time that there are ten times as many."""
+        self.dropped_rounds += sum(row.dropped for row in rows if row.has_answer)
+        if self.dropped_rounds < self._next_report:
+            return
+        while self.dropped_rounds >= self._next_report:
+            self._next_report *= 10
+        logger.warning(
+            "%d rounds so far did not fit data.max_text_tokens=%d and were left out; raise the "
+            "limit to train on them",
+            self.dropped_rounds,
+            self.max_text_tokens,
+        )
 
 
-def split_prefix(
-    texts: list[list[tuple[str, bool]]], placeholder: str
-) -> tuple[str, list[list[tuple[str, bool]]]]:
-    """The common text up to the last image, and what follows it in each round."""
-    end = texts[0][0][0].rindex(placeholder) + len(placeholder)
-    prefix = texts[0][0][0][:end]
-    assert all(parts[0][0].startswith(prefix) for parts in texts)
-    return prefix, [[(parts[0][0][end:], False), *parts[1:]] for parts in texts]
+def refusal(sample: ShardSample, kind: FaultKind, detail: str) -> BadSample:
+    """A sample that cannot be collated, as the fault that it is."""
+    return BadSample(Fault(kind, sample.shard, sample.key, sample.offset, detail))
 
 
-def _cut_at_segment_ends(labels: list[int], segments: list[int]) -> None:
-    """The last token of a round predicts nothing: what follows belongs to another round."""
-    for i in range(len(labels) - 1):
-        if segments[i] != segments[i + 1]:
-            labels[i] = IGNORED_LABEL
+def _padded(rows: Sequence[list[int]], padding: int) -> Tensor:
+    """Rows padded on the right, [B, T]."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [padding] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+
+def _video_token(vlm: FrozenVLM) -> str | None:
+    """What stands for a frame of a clip, where the model has clips."""
+    number = getattr(vlm.model.config, "video_token_id", None)
+    return None if number is None else vlm.processor.tokenizer.convert_ids_to_tokens(number)
+
+
+def _any_of(*texts: str | None) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(text) for text in dict.fromkeys(texts) if text))
 
 
 def attention_mask(segments: Tensor, dtype: torch.dtype, images: Tensor | None = None) -> Tensor:

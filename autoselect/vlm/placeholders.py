@@ -1,4 +1,6 @@
-"""Placeholders of images whose number of tokens depends on the image: the processor writes them.
+"""Images in text: where a question has them, and the placeholders of their visual tokens.
+
+Where the number of tokens depends on the image, the model's own processor writes the placeholders.
 
 Dimension letters: I images of a batch.
 """
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.data.record import IMAGE_PLACEHOLDER
 
 TOKENS_PER_IMAGE = "tokens_per_image"
 OFFSETS = "text_replacement_offsets"
@@ -29,6 +32,33 @@ class ProcessedImages:
 
     pixels: dict[str, Tensor]
     texts: list[list[str]]
+
+
+def question_content(question: str, num_images: int) -> list[dict[str, Any]]:
+    """Content parts of a chat message: text, and an image at every mark of the question.
+
+    Where the marks are not as many as the images, they are taken out and the images go first. White
+    space at both ends is dropped, also where marks stand between it and the text, as in the
+    "<image>\\n" that begins questions of LLaVA.
+
+    Args:
+        question: text with marks.
+        num_images: images that it is asked about.
+    """
+    pieces = question.split(IMAGE_PLACEHOLDER)
+    if len(pieces) != num_images + 1:
+        pieces = [""] * num_images + ["".join(pieces)]
+    written = [place for place, piece in enumerate(pieces) if piece.strip()] or [num_images]
+    first, last = written[0], written[-1]
+    pieces[first] = pieces[first].lstrip()
+    pieces[last] = pieces[last].rstrip()
+    content: list[dict[str, Any]] = []
+    for place, piece in enumerate(pieces):
+        if place:
+            content.append({"type": "image"})
+        if first <= place <= last and (piece or first == last):
+            content.append({"type": "text", "text": piece})
+    return content
 
 
 def process_images(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from autoselect.config import ConfigError
+from autoselect.data.faults import BadSample
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
@@ -19,6 +19,9 @@ class FakeSample:
     sample_id: int
     record: dict
     pictures: tuple
+    shard: str = "a.tar"
+    offset: int = 512
+    quarantined: bool = False
 
 
 def sample(number: int, rounds: list[tuple[str, str]], image: bool = True) -> FakeSample:
@@ -81,7 +84,8 @@ def test_padding_changes_no_loss(vlm):
 
 
 def test_rows_without_an_image_or_an_answer(vlm):
-    silent = FakeSample("q", 5, {"conversations": [{"from": "human", "value": ""}]}, ())
+    turns = [{"from": "human", "value": ""}]
+    silent = FakeSample("q", 5, {"conversations": turns}, (), quarantined=True)
     batch = Collator(vlm)([sample(0, ROUNDS), sample(1, ROUNDS, image=False), silent])
     assert batch.num_images == 1
     assert answers_of(batch, 2, None) == []
@@ -114,7 +118,9 @@ def test_the_mask_of_independent_rounds_by_hand():
 
 def test_turns_that_do_not_alternate_are_named(vlm):
     bad = FakeSample("bad", 0, {"conversations": [{"from": "gpt", "value": "x"}]}, ())
-    with pytest.raises(ConfigError, match="sample bad"):
+    with pytest.raises(
+        BadSample, match="sample 'bad' .* wrong_json: turn 0: 'from' must be 'human'"
+    ):
         Collator(vlm)([bad])
 
 

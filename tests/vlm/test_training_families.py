@@ -10,6 +10,7 @@ from PIL import Image
 from autoselect.calibration import TokenStatistics
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import from_dict
+from autoselect.data.faults import BadSample
 from autoselect.model import AutoSelect, GateSetting
 from autoselect.reference.vlm import build_processor
 from autoselect.vlm import Collator, FrozenVLM, TrainBatch, VisualAdapter
@@ -30,6 +31,9 @@ class Sample:
     sample_id: int
     record: dict
     pictures: tuple = field(default=())
+    shard: str = "a.tar"
+    offset: int = 512
+    quarantined: bool = False
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -213,9 +217,10 @@ def test_prefixes_by_hand_are_refused_where_a_prompt_is_more_than_columns():
         vlm.prefix({"input_ids": torch.tensor([[IMAGE]])}, torch.zeros(1, 1, WIDTH))
 
 
-def test_a_limit_that_would_cut_images_is_named():
-    collate = Collator(frozen("idefics3"), "conversation", max_text_tokens=50)
-    with pytest.raises(ConfigError, match="sample s0: .* data.max_text_tokens=50"):
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+def test_a_limit_that_would_cut_images_is_named(rounds):
+    collate = Collator(frozen("idefics3"), rounds, max_text_tokens=50)
+    with pytest.raises(BadSample, match="'s0' .* data.max_text_tokens=50, .* images take 48"):
         collate([sample(0, (WIDE,))])
 
 

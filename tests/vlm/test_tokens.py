@@ -1,0 +1,139 @@
+"""Training rows hold the tokens of inference, whatever the tokenizer does to the text."""
+
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from autoselect.evaluation.asking import AskedVLM
+from autoselect.vlm import Collator, FrozenVLM
+from autoselect.vlm.batch import IGNORED_LABEL
+from tests.vlm import tiny_tokenizers
+from tests.vlm.stock import model_of
+from tests.vlm.test_training_families import sample
+
+KINDS = ["llama", "metaspace", "byte_level", "byte_level_with_bos", "word_pieces"]
+LLAVA = (  # llava-hf's: no BOS, images first, nothing special around the answer
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for p in m['content'] if p['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+SPACED = LLAVA.replace("'ASSISTANT:'", "'ASSISTANT: '")
+MARKED = (  # BOS of its own, parts where they stand
+    "{{ '<s>' }}{% for m in messages %}{{ '<user>' if m['role'] == 'user' else '<assistant>' }}"
+    "{% for p in m['content'] %}{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+TEMPLATES = {"llava": LLAVA, "spaced": SPACED, "marked": MARKED}
+ROUNDS = [("is there a red star ?", "no"), ("what does the sign say ?", "K7 and  3 é星 hearts")]
+PICTURES = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+TOKENS = 16
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request):
+    return getattr(tiny_tokenizers, request.param)()
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def vlm(request, tokenizer):
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    processor = hf.LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATES[request.param],
+    )
+    vlm = FrozenVLM(model_of("llava"), processor, request.param)
+    vlm.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    vlm.num_tokens = TOKENS
+    return vlm
+
+
+def asked_ids(vlm, text, count):
+    """Token ids that inference gives a text."""
+    return AskedVLM(vlm).inputs([PICTURES[:count]], [text])["input_ids"][0].tolist()
+
+
+def told(vlm, rounds, count):
+    """The text of a conversation with its answers."""
+    messages = []
+    for number, (question, answer) in enumerate(rounds):
+        images = [{"type": "image"}] * (count if number == 0 else 0)
+        messages += [
+            {"role": "user", "content": [*images, {"type": "text", "text": question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    return vlm.processor.apply_chat_template(messages, tokenize=False)
+
+
+def characters(tokenizer, ids):
+    """What tokens say, but for white space."""
+    return "".join(tokenizer.decode(ids).split())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_conversation_has_the_tokens_of_inference(vlm, tokenizer, count):
+    batch = Collator(vlm, "conversation")([sample(0, PICTURES[:count], ROUNDS)])
+    assert batch.input_ids[0].tolist() == asked_ids(vlm, told(vlm, ROUNDS, count), count)
+    assert batch.position_ids[0].tolist() == list(range(batch.input_ids.shape[1]))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_independent_rounds_have_the_tokens_of_inference(vlm, tokenizer, count):
+    batch = Collator(vlm, "independent")([sample(0, PICTURES[:count], ROUNDS)])
+    for number, pair in enumerate(ROUNDS):
+        seen = (batch.segments[0] == -1) | (batch.segments[0] == number)
+        expected = asked_ids(vlm, told(vlm, [pair], count), count)
+        assert batch.input_ids[0][seen].tolist() == expected
+        assert batch.position_ids[0][seen].tolist() == list(range(len(expected)))
+
+
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+def test_prompts_of_one_image_begin_the_rows(vlm, tokenizer, rounds):
+    (question, answer), *_ = ROUNDS
+    batch = Collator(vlm, rounds)([sample(0, PICTURES[:1], [(question, answer)])])
+    prompt = vlm.prompt([question])["input_ids"][0].tolist()
+    space = vlm.name == "spaced"  # which some tokenizers join to the answer
+    assert batch.input_ids[0].tolist()[: len(prompt) - space] == prompt[: len(prompt) - space]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+def test_exactly_the_answers_are_labelled(vlm, tokenizer, rounds, count):
+    batch = Collator(vlm, rounds)([sample(0, PICTURES[:count], ROUNDS)])
+    labels = batch.labels[batch.labels != IGNORED_LABEL]
+    end = "</s>" if vlm.name == "marked" else ""
+    told = "".join(f"{answer}{end}" for _, answer in ROUNDS)
+    expected = characters(tokenizer, tokenizer(told, add_special_tokens=False)["input_ids"])
+    assert characters(tokenizer, labels) == expected
+    assert not bool(
+        torch.isin(labels, torch.tensor([tokenizer.bos_token_id, vlm.image_token_id])).any()
+    )
+
+
+def test_the_first_label_is_the_first_token_of_the_answer(vlm, tokenizer):
+    """What the model is asked for right behind the prompt."""
+    batch = Collator(vlm)([sample(0, PICTURES[:1], ROUNDS[:1])])
+    first = int((batch.labels[0] != IGNORED_LABEL).int().argmax())
+    whole = asked_ids(vlm, told(vlm, ROUNDS[:1], 1), 1)
+    prompt = vlm.prompt([ROUNDS[0][0]])["input_ids"][0].tolist()
+    common = 0
+    while common < len(prompt) and prompt[common] == whole[common]:
+        common += 1
+    assert first == common - 1
+    assert torch.equal(batch.labels[0, first:-1], batch.input_ids[0, first + 1 :])
+
+
+def test_a_tokenizer_adds_bos_where_the_template_does_not(vlm, tokenizer):
+    row = Collator(vlm)([sample(0, PICTURES[:1], ROUNDS)]).input_ids[0].tolist()
+    adds = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+    wanted = 1 if adds or vlm.name == "marked" else 0
+    assert row.count(tokenizer.bos_token_id) == wanted
