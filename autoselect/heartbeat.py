@@ -8,7 +8,9 @@ by rank 0): a counter, and how far the training loop is. Rank 0 reads them and g
 * stalled: a rank stays behind in the loop while the others wait for it.
 
 All ranks read the verdict, say it and leave, well within 120 s. A rank whose main thread is stuck
-in native code is ended by its beat thread.
+in native code is ended by its beat thread. Work that every rank does by itself, such as loading the
+model, may take one of them much longer than another: the others meet it through the store, where no
+collective times out, and it is stalled only after `Times.apart`.
 """
 
 from __future__ import annotations
@@ -20,24 +22,28 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
 
 import torch.distributed as dist
 
-from autoselect.rank_judge import Beat, Judge, Times, Verdict
+from autoselect.rank_judge import Beat, Judge, RankFailedError, RankLostError, Times, Verdict
 from autoselect.rank_zero import open_store
 from autoselect.runtime import RankInfo
 
 logger = logging.getLogger(__name__)
+LONGEST_PAUSE_S = 0.25
 
 
 class Heartbeat:
     """Context manager around the whole run of every rank; created after `init_distributed`.
 
     with Heartbeat(info) as heartbeat:
-        heartbeat.progress("loading the model")           # at the same places on every rank
+        with heartbeat.independently("loading the model"):
+            ...                                           # no collective inside is needed
+        heartbeat.progress("building the engine")         # at the same places on every rank
         ...
         for step in ...:
             batch = next(batches)
@@ -61,6 +67,7 @@ class Heartbeat:
         self._closing = threading.Event()
         self._decided = threading.Event()
         self._thread: threading.Thread | None = None
+        self._meetings = 0
         if info.world_size > 1:
             self._store = self._open_store()
             self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -76,6 +83,41 @@ class Heartbeat:
         """Tells how far the loop is; call it at the same places of the loop on every rank."""
         self._own.progress += 1
         self._own.doing = doing
+
+    @contextmanager
+    def independently(self, doing: str) -> Iterator[None]:
+        """Around work that each rank does by itself; at its end every rank waits for all others.
+
+        Raises:
+            RankLostError, RankFailedError: another rank is dead, failed, or did not come within
+                `Times.apart`.
+            DistNetworkError: rank 0 does not answer.
+        """
+        self.progress(doing)
+        yield
+        if self._thread is None:
+            return
+        self._own.waiting = True
+        self.progress(f"waiting for the others after {doing}")
+        self._meetings += 1
+        self._meet(f"meeting {self._meetings}")
+        self._own.waiting = False
+
+    def _meet(self, meeting: str) -> None:
+        came, pause = self._come(meeting, 1), 0.01
+        while came < self.info.world_size:
+            if self._decided.wait(pause):
+                assert self.verdict is not None
+                raise self.verdict.error()
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            came = self._come(meeting, 0)
+
+    def _come(self, meeting: str, ranks: int) -> int:
+        """Adds to those who came to a meeting; how many they are now."""
+        try:
+            return self._store.add(meeting, ranks)
+        except RuntimeError as error:  # DistStoreError, DistNetworkError and plain RuntimeError
+            raise dist.DistNetworkError(f"rank 0 does not answer: {error}") from error
 
     def close(self) -> None:
         """Ends the watch after a run that went well (a collective)."""
@@ -107,6 +149,9 @@ class Heartbeat:
         if error is None:
             self.close()
             return
+        if self.verdict is not None and isinstance(error, RankLostError | RankFailedError):
+            self._leave()
+            return
         if not lost_contact(error):
             self._own.failed = f"{type(error).__name__}: {error}"
             if self._decided.wait(3 * self.times.beat):
@@ -117,10 +162,14 @@ class Heartbeat:
         self._decided.wait(2 * self.times.dead)
         unknown = Verdict("the other ranks cannot be reached, for an unknown reason")
         verdict = self.verdict or unknown
+        self._leave()
+        raise verdict.error() from error
+
+    def _leave(self) -> None:
+        """Ends the watch after a verdict; the store lives on rank 0, so let the others read."""
         if self.info.is_main:
             time.sleep(3 * self.times.beat)
         self._closing.set()
-        raise verdict.error() from error
 
     def _write(self, store: dist.TCPStore) -> None:
         self._own.count += 1

@@ -39,29 +39,43 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Times:
-    """Patience, in seconds; the sum of the longest chain stays under 120.
+    """Patience, in seconds; without `apart` the sum of the longest chain stays under 120.
 
     Attributes:
         beat: between two beats.
         dead: without a beat after which a rank is dead.
         stalled: a rank may stay behind the others, shorter than the collective timeout.
+        apart: a rank may stay behind while the others wait for it outside any collective.
         leave: for the main thread to end by itself after the verdict.
     """
 
     beat: float = 1.0
     dead: float = 15.0
     stalled: float = 80.0
+    apart: float = 3600.0
     leave: float = 15.0
 
 
 @dataclass
 class Beat:
-    """What one rank says about itself."""
+    """What one rank says about itself.
+
+    Attributes:
+        host: its machine.
+        count: of its beats.
+        progress: places of the loop it has come to.
+        doing: name of the last one.
+        waiting: it waits for the others outside any collective.
+        failed: its own error.
+        lost_contact: a collective of its own broke.
+        done: it ended well.
+    """
 
     host: str
     count: int = 0
     progress: int = 0
     doing: str = "starting"
+    waiting: bool = False
     failed: str | None = None
     lost_contact: bool = False
     done: bool = False
@@ -79,7 +93,6 @@ class Judge:
 
     def look(self, beats: list[Beat], now: float) -> Verdict | None:
         """The verdict on the latest beats of all ranks, or None while all is well."""
-        front = max(beat.progress for beat in beats)
         names = [f"rank {rank} ({beat.host})" for rank, beat in enumerate(beats)]
         for rank, beat in enumerate(beats):
             if beat.failed is not None:
@@ -91,17 +104,19 @@ class Judge:
             if silent > self.times.dead and not beat.done:
                 return Verdict(f"{names[rank]} is dead: no sign of life for {silent:.0f} s")
         for rank, beat in enumerate(beats):
-            behind = self._behind(rank, beat, front, now)
-            if behind > self.times.stalled:
+            ahead = [other for other in beats if other.progress > beat.progress]
+            behind = self._behind(rank, beat, bool(ahead), now)
+            patient = all(other.waiting for other in ahead)
+            if behind > (self.times.apart if patient else self.times.stalled):
                 return Verdict(
                     f"{names[rank]} is stalled: {behind:.0f} s behind the others, "
                     f"after '{beat.doing}'"
                 )
         return self._all_alive_but_apart(beats, names, now)
 
-    def _behind(self, rank: int, beat: Beat, front: int, now: float) -> float:
+    def _behind(self, rank: int, beat: Beat, is_behind: bool, now: float) -> float:
         """Seconds for which the rank has stood at its present place while another is ahead."""
-        if beat.progress >= front or beat.done:
+        if not is_behind or beat.done:
             self.behind_since[rank] = None
             return 0.0
         since = self.behind_since[rank]

@@ -94,13 +94,14 @@ def assemble(
     """A trainer at the step it starts from; arguments and errors as `train`."""
     device = runtime.choose_device(info)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    heartbeat.progress("loading the model")
-    with sharded_loading(deepspeed, dtype or default_dtype(device)):
+    sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
+    with heartbeat.independently("loading the model"), sharded:
         vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     batch_sizes(deepspeed, info.world_size)  # refused before anything is written
-    heartbeat.progress("opening the shards")
-    shards = ShardSet.open(config.data.train_shards)
+    with heartbeat.independently("opening the shards"):
+        shards = ShardSet.open(config.data.train_shards)
+    heartbeat.progress("reading the checkpoint or calibrating")
     collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
     state = store.load()

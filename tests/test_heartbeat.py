@@ -40,10 +40,10 @@ def run_ranks(
     results: list[tuple[int, str]] = [(0, "")] * ranks
     for rank in sorted(range(ranks), key=lambda rank: rank == victim):
         process = processes[rank]
-        if rank == victim and what in ("stop", "stall", "apart") and process.poll() is None:
-            os.kill(process.pid, signal.SIGCONT)
+        if rank == victim and what.removeprefix("apart_") in ("stop", "stall", "apart"):
+            process.send_signal(signal.SIGCONT)  # nothing happens to one that has ended
         try:
-            log, _ = process.communicate(timeout=60)
+            log, _ = process.communicate(timeout=240)
         finally:
             process.kill()
         results[rank] = (process.returncode, log)
@@ -60,6 +60,17 @@ def run_ranks(
         pytest.param("stop", 2, 3, "is dead", marks=pytest.mark.slow),
         pytest.param("stall", 1, 3, "is stalled", marks=pytest.mark.slow),
         pytest.param("apart", 1, 3, "is stalled", marks=pytest.mark.slow),
+        ("apart_kill", 1, 2, "is dead"),
+        pytest.param("apart_kill", 0, 2, "is dead", marks=pytest.mark.slow),
+        pytest.param("apart_stop", 2, 3, "is dead", marks=pytest.mark.slow),
+        pytest.param("apart_stall", 1, 3, "after 'loading the model'", marks=pytest.mark.slow),
+        pytest.param(
+            "apart_raise",
+            1,
+            3,
+            "failed: ValueError: shard train-000003.tar is broken",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_culprit_is_named_and_nobody_hangs(
@@ -70,7 +81,7 @@ def test_the_culprit_is_named_and_nobody_hangs(
         assert code != 0, (rank, log)
         if rank != victim:
             assert f"rank {victim} " in log and words in log, (rank, log)
-            assert code == (1 if what == "raise" else results[rank][0]), (rank, log)
+            assert code == (1 if what.endswith("raise") else results[rank][0]), (rank, log)
             for other in set(range(ranks)) - {victim}:
                 assert f"rank {other} ({os.uname().nodename}) is" not in log
     if what == "stall":
@@ -91,13 +102,22 @@ def test_the_culprit_is_named_before_the_first_step(what: str, words: str) -> No
     assert what != "stall" or "after 'loading the model'" in log
 
 
-def test_a_good_run_ends_with_zero() -> None:
-    for code, log in run_ranks("nothing", 0, 2):
+@pytest.mark.slow
+def test_a_rank_that_loads_slowly_is_waited_for() -> None:
+    """Twice as long as a stalled one; here every rank then ends by the same error."""
+    for code, log in run_ranks("late", 1, 2, "start_worker.py"):
+        assert code == 2 and "all ranks came to the shards" in log, log
+        assert "stalled" not in log
+
+
+@pytest.mark.parametrize("what", ["nothing", "apart_late"])
+def test_a_good_run_ends_with_zero(what: str) -> None:
+    for code, log in run_ranks(what, 1, 2):
         assert code == 0, log
         assert "dead" not in log and "stalled" not in log
 
 
-TIMES = Times(beat=1, dead=10, stalled=30, leave=1)
+TIMES = Times(beat=1, dead=10, stalled=30, apart=100, leave=1)
 
 
 def test_judge_waits_for_its_patience_and_then_names_the_rank() -> None:
@@ -138,6 +158,36 @@ def test_judge_counts_the_time_at_one_place_only() -> None:
             break
     assert verdict is not None and not verdict.failed
     assert "rank 1 (b) is stalled" in verdict.text and "reading" in verdict.text
+
+
+def test_judge_waits_longer_where_no_collective_does() -> None:
+    judge = Judge(TIMES, 3)
+    for now in range(0, 200):
+        beats = [
+            Beat("a", count=now, progress=3, waiting=True),
+            Beat("b", count=now, progress=2, doing="loading the model"),
+            Beat("c", count=now, progress=3, waiting=True),
+        ]
+        verdict = judge.look(beats, float(now))
+        assert (verdict is not None) == (now > TIMES.apart)
+        if verdict is not None:
+            assert not verdict.failed
+            assert "rank 1 (b) is stalled" in verdict.text and "loading" in verdict.text
+            break
+
+
+def test_judge_counts_the_wait_anew_where_a_collective_waits() -> None:
+    """A rank that came late to the meeting has its whole patience afterwards."""
+    judge = Judge(TIMES, 2)
+    for now in range(0, 90):
+        beats = [Beat("a", count=now, progress=3, waiting=True), Beat("b", count=now, progress=2)]
+        assert judge.look(beats, float(now)) is None
+    for now in range(90, 200):
+        beats = [Beat("a", count=now, progress=4), Beat("b", count=now, progress=3)]
+        verdict = judge.look(beats, float(now))
+        assert (verdict is not None) == (now > 90 + TIMES.stalled)
+        if verdict is not None:
+            break
 
 
 def test_judge_lets_finished_ranks_go() -> None:

@@ -1,6 +1,8 @@
 """One rank of `tests/test_heartbeat.py`: steps with a collective each; one rank misbehaves.
 
 Usage: heartbeat_worker.py WHAT VICTIM   (ranks come from the environment)
+
+A WHAT that begins with `apart_` happens before the steps, in work that each rank does by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from autoselect.heartbeat import Heartbeat
 from autoselect.rank_judge import Times
 from autoselect.runtime import RankInfo, setup_logging, shutdown_distributed
 
-TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, leave=1.0)
+TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=8.0, leave=1.0)
 
 
 def misbehave(what: str) -> None:
@@ -28,6 +30,8 @@ def misbehave(what: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "stall":
         time.sleep(60)
+    elif what == "late":
+        time.sleep(2 * TIMES.stalled)
     elif what == "raise":
         raise ValueError("shard train-000003.tar is broken")
 
@@ -38,6 +42,9 @@ def main(what: str, victim: int) -> None:
     timeout = timedelta(seconds=5 if what == "apart" else 30)
     dist.init_process_group("gloo", timeout=timeout)  # without DeepSpeed: starts in half the time
     with Heartbeat(info, TIMES) as heartbeat:
+        with heartbeat.independently("loading the model"):
+            if what.startswith("apart_") and info.rank == victim:
+                misbehave(what.removeprefix("apart_"))
         for step in range(6):
             heartbeat.progress(f"update {step}: begun")
             if step == 3 and info.rank == victim:

@@ -2,7 +2,7 @@
 
 Usage: start_worker.py WHAT VICTIM   (ranks come from the environment)
 
-The victim never comes back from loading the model; the others wait for it.
+The victim comes late from loading the model, or never; the others wait for it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from heartbeat_worker import misbehave
 
 from autoselect import heartbeat, runtime
+from autoselect.config import ConfigError
 from autoselect.data.shards import ShardSet
 from autoselect.rank_judge import Times
 from autoselect.train import main
@@ -28,9 +29,14 @@ def run(what: str, victim: int) -> int:
             misbehave(what)
         return load(*arguments, **settings)
 
+    def opened(*_: Any) -> ShardSet:
+        dist.barrier()
+        raise ConfigError("all ranks came to the shards")
+
     FrozenVLM.from_pretrained = loaded
-    ShardSet.open = lambda *_: dist.barrier()
-    heartbeat.Times = lambda: Times(beat=0.2, dead=5.0, stalled=5.0, leave=1.0)
+    ShardSet.open = opened
+    apart = 30.0 if what == "late" else 5.0
+    heartbeat.Times = lambda: Times(beat=0.2, dead=5.0, stalled=3.0, apart=apart, leave=1.0)
     return main(["--data.train_shards", "unread.tar", "--tracking", "false"])
 
 
