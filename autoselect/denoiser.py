@@ -59,6 +59,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, width: int, config: DenoiserConfig) -> None:
         super().__init__()
+        self.width = width
         self.config = config
         self.gate_input = nn.Linear(2, width) if config.told_gate else None
         if self.gate_input is not None:

@@ -21,6 +21,25 @@ from autoselect.evaluation.analyses.leak import (
     uniformly_gated,
 )
 
+
+class OneSizeVLM(FakeVLM):
+    """Takes images of any size, adds `extra` channels to its tokens and `later` layers."""
+
+    def __init__(self, extra: int = 0, later: int = 0) -> None:
+        super().__init__()
+        self.extra, self.layers = extra, later
+        self.width = FakeVLM.width + extra
+
+    def pixel_inputs(self, images):
+        return super().pixel_inputs([image.resize((24, 24)) for image in images])
+
+    def encode(self, inputs, class_attention=False, before_projector=False):
+        visual = super().encode(inputs, class_attention)
+        tokens = torch.nn.functional.pad(visual.tokens, (0, self.extra))
+        later = torch.cat([tokens] * self.layers, dim=-1) if self.layers else None
+        return dataclasses.replace(visual, tokens=tokens, later=later)
+
+
 SMALL = DenoiserConfig(num_layers=1, hidden_size=8)
 
 
@@ -67,7 +86,7 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
         3, TrainedState(weights, weights, weights, 3), to_dict(config), statistics.tensors()
     )
     CheckpointStore(tmp_path / "checkpoints").save(state)
-    gate = load_gate(tmp_path, FakeVLM())
+    gate = load_gate(tmp_path, OneSizeVLM())
     assert gate.kind == "noise" and gate.temperature == 0.03
     assert gate.denoiser is not None
     with torch.no_grad():
@@ -75,9 +94,29 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
         found = uniformly_gated(gate, tokens, 4)
     assert torch.equal(found[REPAIRED], expected[REPAIRED])
     assert not torch.equal(found[REPAIRED], found[GATED])
-    wide = FakeVLM()
-    wide.width = 7
-    with pytest.raises(ConfigError, match="width 5, those of this model have 7"):
-        load_gate(tmp_path, wide)
+    with pytest.raises(ConfigError, match="of 5 channels, those of this model have 7"):
+        load_gate(tmp_path, OneSizeVLM(extra=2))
+    with pytest.raises(ConfigError, match="of 5 channels, those of this model have 15"):
+        load_gate(tmp_path, OneSizeVLM(later=2))
     with pytest.raises(ConfigError, match="no checkpoints"):
-        load_gate(tmp_path / "elsewhere", FakeVLM())
+        load_gate(tmp_path / "elsewhere", OneSizeVLM())
+
+
+def test_features_of_later_layers_are_gated_and_not_repaired(tmp_path):
+    """As in training: statistics cover them, the Denoiser does not."""
+    vlm = OneSizeVLM(later=2)
+    tokens = vlm.encode_images([sample.image for sample in make_samples(8)]).channels
+    statistics = calibrate([tokens.flatten(0, 1)], None)
+    denoiser = Denoiser(5, SMALL)
+    torch.nn.init.normal_(denoiser.blocks[0].mlp_out.weight)
+    weights = {f"denoiser.{name}": t.detach() for name, t in denoiser.state_dict().items()}
+    config = to_dict(TrainConfig(denoiser=SMALL))
+    state = TrainingState(
+        3, TrainedState(weights, weights, weights, 3), config, statistics.tensors()
+    )
+    CheckpointStore(tmp_path / "checkpoints").save(state)
+    with torch.no_grad():
+        found = uniformly_gated(load_gate(tmp_path, vlm), tokens, 4)
+    assert found[GATED].shape == found[REPAIRED].shape == tokens.shape
+    assert torch.equal(found[GATED][..., 5:], found[REPAIRED][..., 5:])
+    assert not torch.equal(found[GATED][..., :5], found[REPAIRED][..., :5])

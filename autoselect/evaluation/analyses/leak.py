@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from autoselect.calibration import TokenStatistics
@@ -60,18 +61,18 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
         vlm: the `FrozenVLM` that it was trained around.
 
     Raises:
-        ConfigError: there is no checkpoint, or it belongs to tokens of another width.
+        ConfigError: there is no checkpoint, or what it gated has another width than here.
     """
     state = CheckpointStore(Path(run) / "checkpoints").load()
     if state is None:
         raise ConfigError(f"run={run} has no checkpoints; give the output folder of a training run")
     config = from_dict(TrainConfig, state.config)
-    width = vlm.width_at(config.gate.site)
     statistics = TokenStatistics.from_tensors(state.statistics)
-    if len(statistics.mean) != width:
+    channels = _gated_channels(vlm, config.gate.site)
+    if len(statistics.mean) != channels:
         raise ConfigError(
-            f"run={run} was trained on tokens of width {len(statistics.mean)}, those of this model "
-            f"have {width}; give the run of this model's selector"
+            f"run={run} gated tokens of {len(statistics.mean)} channels, those of this model have "
+            f"{channels}; give the run of this model's selector"
         )
     denoiser = None
     if config.denoiser.num_layers:
@@ -81,12 +82,18 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
             for name, tensor in state.trained.weights.items()
             if name.startswith(prefix)
         }
-        denoiser = Denoiser(width, config.denoiser)
+        denoiser = Denoiser(vlm.width_at(config.gate.site), config.denoiser)
         denoiser.load_state_dict(weights)
         denoiser.to(vlm.device).eval()
     gate = config.gate
     here = statistics.to(torch.device(vlm.device))
     return TrainedGate(gate.kind, gate.temperature_end, here, denoiser, gate.site)
+
+
+def _gated_channels(vlm: Any, site: GateSite) -> int:
+    """Channels that a gate covers at a site, those for later layers included, of a blank image."""
+    blank = vlm.pixel_inputs([Image.new("RGB", (64, 64))])
+    return vlm.encode(blank, before_projector=site == "before_projector").at(site).shape[-1]
 
 
 @torch.inference_mode()
@@ -103,7 +110,7 @@ def leak(
     accuracies are None; soft removal is left out, since it weighs all tokens alike here.
 
     Args:
-        vlm: a `FrozenVLM`.
+        vlm: a `FrozenVLM` whose prompts can be spliced.
         gate: of `load_gate`.
         samples: what is asked.
         budget: K.
@@ -150,9 +157,11 @@ def uniformly_gated(
 ) -> dict[str, Tensor]:
     """Tokens behind gates of exactly K/N each, and the same after the Denoiser.
 
+    As in training the gate covers what a family adds in later layers; the Denoiser leaves it.
+
     Args:
         gate: of `load_gate`.
-        tokens: of some images at the site of the gate, [B, N, D].
+        tokens: of some images at the site of the gate, [B, N, (1 + L) D].
         budget: K.
         first_image: number of the first one, which the noise depends on.
     """
@@ -164,5 +173,7 @@ def uniformly_gated(
     gated = gate_tokens(gate.kind, tokens, scores, budget, gate.temperature, gate.statistics, key)
     found = {GATED: gated.tokens}
     if gate.denoiser is not None:
-        found[REPAIRED] = gate.denoiser(gated.tokens, gated.gates)
+        width = gate.denoiser.width
+        own, later = gated.tokens[..., :width], gated.tokens[..., width:]
+        found[REPAIRED] = torch.cat([gate.denoiser(own, gated.gates), later], dim=-1)
     return found
