@@ -180,9 +180,10 @@ def _cannot_write(folder: Path) -> str:
 
 def check_disk(subject: Subject) -> Finding:
     """Free space against checkpoints (one more than are kept), the export and some logs."""
-    width = _shape(subject).width
-    count = trained_parameters(width, subject.config)
-    one = 4 * MOMENTS * count + NOISE_BYTES_PER_CHANNEL * width
+    shape = _shape(subject)
+    count = trained_parameters(shape, subject.config)
+    gated = shape.width_at(subject.config.gate.site)
+    one = 4 * MOMENTS * count + NOISE_BYTES_PER_CHANNEL * gated
     needed = one * (subject.config.keep_checkpoints + 1) + 4 * count + SPARE_BYTES
     place = _existing(Path(subject.config.output))
     free = shutil.disk_usage(place).free

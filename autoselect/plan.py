@@ -77,14 +77,21 @@ class Memory:
         return self.frozen + self.trained + self.activations + self.buffers
 
 
-def trained_parameters(width: int, config: TrainConfig) -> int:
-    """Parameters of Scorer and Denoiser on tokens of `width` channels."""
-    h, layers = config.scorer.hidden_size, config.scorer.num_layers
-    block = 2 * (2 * h) + (h * 3 * h + 3 * h) + (h * h + h) + (2 * h * h + 2 * h) + (2 * h * h + h)
-    scorer = 2 * width + width * h + h + layers * block + 2 * h + h + 1
-    inner = config.denoiser.hidden_size
-    bottleneck = (width * inner + inner) + (inner * width + width)
-    return scorer + config.denoiser.num_layers * 2 * (2 * width + bottleneck)
+def trained_parameters(shape: VLMShape, config: TrainConfig) -> int:
+    """Parameters of Scorer and Denoiser, counted on modules without memory.
+
+    Raises:
+        ConfigError: the gate's site does not go with the model.
+    """
+    import torch
+
+    from autoselect.denoiser import Denoiser
+    from autoselect.scorer import Scorer
+
+    with torch.device("meta"):
+        scorer = Scorer(shape.width, config.scorer)
+        denoiser = Denoiser(shape.width_at(config.gate.site), config.denoiser)
+    return sum(p.numel() for module in (scorer, denoiser) for p in module.parameters())
 
 
 def activation_bytes(shape: VLMShape, rows: int, config: TrainConfig, have: Assumptions) -> float:
@@ -105,9 +112,9 @@ def activation_bytes(shape: VLMShape, rows: int, config: TrainConfig, have: Assu
     )
     logits = rows * have.answer_tokens * shape.vocabulary * (b + 8)
     visual = rows * shape.visual_tokens
-    inner = config.denoiser.hidden_size
-    denoiser = config.denoiser.num_layers * 4 * (5 * d + 4 * inner)
-    gate = 4 * 3 * d
+    inner, gated = config.denoiser.hidden_size, shape.width_at(config.gate.site)
+    denoiser = config.denoiser.num_layers * 4 * (5 * gated + 4 * inner)
+    gate = 4 * 3 * gated
     scorer = 4 * (d + 16 * config.scorer.hidden_size * max(1, config.scorer.num_layers))
     vision = rows * shape.patches * shape.vision_width * (4 * b + 8)
     return float(tokens * kept + logits + visual * (denoiser + gate + scorer) + vision)
@@ -121,7 +128,7 @@ def memory(
     The trained part is float32: weights and gradients 4 bytes each, two moments 8; stages 1 and 2
     keep a partitioned float32 copy beside the weights, stage 3 partitions everything.
     """
-    count, frozen = trained_parameters(shape.width, config), shape.parameters * have.weight_bytes
+    count, frozen = trained_parameters(shape, config), shape.parameters * have.weight_bytes
     if stage == "3_offload":
         share = 1.0 * shape.largest_layer_parameters * have.weight_bytes * have.prefetched_layers
         trained = 4.0 * count
@@ -155,7 +162,7 @@ def step_flops(shape: VLMShape, rows: int, config: TrainConfig, have: Assumption
     head = 4.0 * shape.vocabulary * shape.width * have.answer_tokens
     vision = 2.0 * shape.vision_parameters * shape.patches
     vision += 4.0 * shape.patches**2 * shape.vision_width * shape.vision_layers
-    trained = 6.0 * trained_parameters(shape.width, config) * shape.visual_tokens
+    trained = 6.0 * trained_parameters(shape, config) * shape.visual_tokens
     return rows * (linear + attention + head + vision + trained)
 
 
@@ -197,7 +204,7 @@ def report(arguments: argparse.Namespace) -> str:
     asked = STAGES if arguments.stage == "auto" else (arguments.stage,)
     flops = step_flops(shape, sizes.total, config, have)
     seconds = flops / (arguments.gpus * hardware.tflops * 1e12 * have.utilisation)
-    trained = trained_parameters(shape.width, config)
+    trained = trained_parameters(shape, config)
     lines = [
         f"model      {arguments.model} ({shape.name}): {_count(shape.parameters)} frozen "
         f"parameters, {_count(trained)} trained; {shape.visual_tokens} visual tokens of width "

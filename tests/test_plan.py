@@ -13,13 +13,18 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from autoselect import plan
 from autoselect.calibration import TokenStatistics
-from autoselect.config import ConfigError, DenoiserConfig, ScorerConfig, TrainConfig
+from autoselect.config import (
+    ConfigError,
+    DenoiserConfig,
+    GateConfig,
+    GateSite,
+    ScorerConfig,
+    TrainConfig,
+)
 from autoselect.config_files import load_config
-from autoselect.denoiser import Denoiser
 from autoselect.model import AutoSelect, GateSetting
 from autoselect.plan import Assumptions, add_plan_command, trained_parameters
 from autoselect.reference.vlm import build_model, build_processor, save_vlm
-from autoselect.scorer import Scorer
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batch import IGNORED_LABEL, TrainBatch
 from autoselect.vlm.shape import read_shape
@@ -55,7 +60,7 @@ def make_batch(vlm: FrozenVLM) -> TrainBatch:
 
 def make_model(config: TrainConfig) -> AutoSelect:
     vlm = FrozenVLM(build_model(), build_processor(), "test")
-    width = vlm.width
+    width = vlm.width_at(config.gate.site)
     statistics = TokenStatistics(torch.zeros(width), torch.ones(width), None, 1.0)
     return AutoSelect(vlm, config, statistics)
 
@@ -89,14 +94,18 @@ def test_the_shape_is_read_without_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("scorer", [ScorerConfig(), ScorerConfig(hidden_size=24, num_layers=3)])
-@pytest.mark.parametrize("denoiser", [DenoiserConfig(), DenoiserConfig(3, 40), DenoiserConfig(0)])
+@pytest.mark.parametrize(
+    "denoiser",
+    [DenoiserConfig(), DenoiserConfig(3, 40), DenoiserConfig(0), DenoiserConfig(told_gate=True)],
+)
+@pytest.mark.parametrize("site", ["after_projector", "before_projector"])
 def test_trained_parameters_are_counted_exactly(
-    scorer: ScorerConfig, denoiser: DenoiserConfig
+    folder: Path, scorer: ScorerConfig, denoiser: DenoiserConfig, site: GateSite
 ) -> None:
-    config = TrainConfig(scorer=scorer, denoiser=denoiser)
-    modules = (Scorer(192, scorer), Denoiser(192, denoiser))
-    expected = sum(p.numel() for module in modules for p in module.parameters())
-    assert plan.trained_parameters(192, config) == expected
+    config = TrainConfig(scorer=scorer, denoiser=denoiser, gate=GateConfig(site=site))
+    model = make_model(config)
+    expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained_parameters(read_shape(str(folder)), config) == expected
 
 
 def test_kept_activations_match_a_measured_step(folder: Path) -> None:
@@ -220,7 +229,7 @@ def test_a_run_is_planned_from_its_own_configuration(
     planned = capsys.readouterr().out
     config = load_config(TrainConfig, preset, [])
     assert f"h for {config.steps} steps" in planned
-    trained = trained_parameters(read_shape(str(folder)).width, config) / 1e6
+    trained = trained_parameters(read_shape(str(folder)), config) / 1e6
     assert f"{trained:.2f} M trained" in planned
     arguments = parse("--config", preset, "--model", str(folder), "--gpus", "2", "--steps", "7")
     arguments.run(arguments)

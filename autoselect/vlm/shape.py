@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, GateSite
+from autoselect.vlm.backbone import PROJECTORS
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class VLMShape:
         vision_width: its channels.
         visual_tokens: N, that the language model sees per image.
         patches: that the vision tower computes per image; at least N.
+        projector_width: P, channels that the projector takes; None where the family names none.
     """
 
     name: str
@@ -50,6 +52,22 @@ class VLMShape:
     vision_width: int
     visual_tokens: int
     patches: int
+    projector_width: int | None
+
+    def width_at(self, site: GateSite) -> int:
+        """Channels of a token at a site of the gate: D, or P before the projector.
+
+        Raises:
+            ConfigError: there is no projector to gate before.
+        """
+        if site == "after_projector":
+            return self.width
+        if self.projector_width is None:
+            raise ConfigError(
+                f"gate.site=before_projector: the family {self.name} names no projector; "
+                "use gate.site=after_projector"
+            )
+        return self.projector_width
 
     @property
     def parameters(self) -> int:
@@ -111,12 +129,20 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
         vision_width=vision_width,
         visual_tokens=tokens,
         patches=max(tokens * _merged(config), _patches(vision, tokens)),
+        projector_width=_projector_width(model.model),
     )
 
 
 def _language_model(model: Any) -> Any:
     inside = model.model
     return getattr(inside, "language_model", getattr(inside, "text_model", inside))
+
+
+def _projector_width(inside: Any) -> int | None:
+    """Input channels of the projector's first linear layer."""
+    projectors = [getattr(inside, name) for name in PROJECTORS if hasattr(inside, name)]
+    layers = [module for projector in projectors for module in projector.modules()]
+    return next((m.in_features for m in layers if isinstance(m, torch.nn.Linear)), None)
 
 
 def _count(module: torch.nn.Module) -> int:
