@@ -50,7 +50,7 @@ def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, A
         "report": {key: report[key] for key in ("model", "num_tokens", "environment", "digests")},
         "scores": {
             "keys": list(scores.keys),
-            "tasks": list(some.tasks),
+            "tasks": list(some.parts),
             "counts": _numbers(some.counts),
             "sums": {f"{m}@{b}": _numbers(t.sums) for (m, b), t in scores.tables.items()},
         },

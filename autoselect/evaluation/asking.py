@@ -50,6 +50,7 @@ class AskedVLM:
         )
         if self.baseline is not None:
             self.baseline.keys = [image_key(image) for row in images for image in row]
+            self.baseline.sizes = [image.size for row in images for image in row]
         return dict(encoded.to(self.vlm.device, self.vlm.dtype))
 
     def prompt(self, image_count: int, question: str, answer: str | None = None) -> str:

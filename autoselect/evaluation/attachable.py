@@ -14,6 +14,7 @@ from autoselect.config import ConfigError
 from autoselect.evaluation.context import SelectionContext
 from autoselect.evaluation.methods import METHODS
 from autoselect.ops.hard_top_k import hard_top_k
+from autoselect.overlay import token_raster
 from autoselect.selector import budget_to_tokens
 
 BASELINES = ("random", "grid", "norm", "divprune")
@@ -31,6 +32,8 @@ class BaselineSelector(nn.Module):
     Attributes:
         keys: a name for each image of the next call, from which random choices are drawn; the
             same image then gets the same choice in every batch.
+        sizes: width and height of each image of the next call, pixels; the raster of its tokens is
+            taken to be the one nearest to that shape.
 
     Raises:
         ConfigError: a method that cannot be written as scores.
@@ -48,6 +51,7 @@ class BaselineSelector(nn.Module):
         self.width = width
         self.seed = seed
         self.keys: Sequence[str] = ()
+        self.sizes: Sequence[tuple[int, int]] = ()
         self.metadata = {"model": f"any; baseline {method}"}
 
     @torch.no_grad()
@@ -59,11 +63,12 @@ class BaselineSelector(nn.Module):
             mask: true at real tokens, [B, N].
         """
         scores = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32)
-        named = len(self.keys) == len(tokens)
+        named, measured = (len(own) == len(tokens) for own in (self.keys, self.sizes))
         for row, own in enumerate(tokens):
             count = len(own) if mask is None else int(mask[row].sum())
             key = self.keys[row] if named else str(row)
-            context = SelectionContext(own[None, :count], (key,), seed=self.seed)
+            grid = token_raster(count, self.sizes[row]) if measured else None
+            context = SelectionContext(own[None, :count], (key,), grid=grid, seed=self.seed)
             kept = self.method.keep(context, budget_to_tokens(self.budget, count))
             scores[row, kept.positions[0]] = 1.0
         return scores

@@ -62,13 +62,14 @@ def cdpruner(context: SelectionContext, budget: int) -> Kept:
 
     CDPruner (arXiv 2506.10967) with kernel r_i cos(x_i, x_j) r_j, maximised greedily by incremental
     Cholesky (Chen et al. 2018). The paper takes the relevance r from CLIP's text encoder, which a
-    general VLM does not have; here it is the cosine to the mean embedding of the question, scaled
-    to [0, 1] in each row.
+    general VLM does not have; here it is the cosine to the mean embedding of the question. As in
+    the authors' code its sign is turned before it is scaled to [0, 1] in each row: the tokens least
+    like the question count as the most relevant.
     """
     assert context.question is not None
     unit = context.unit_tokens()
     text = torch.nn.functional.normalize(context.question.float(), dim=-1)
-    relevance = (unit @ text[:, :, None]).squeeze(-1)
+    relevance = -(unit @ text[:, :, None]).squeeze(-1)
     low, high = relevance.amin(-1, keepdim=True), relevance.amax(-1, keepdim=True)
     relevance = 0.01 + 0.99 * (relevance - low) / (high - low).clamp(min=1e-6)
     if context.mask is not None:

@@ -27,11 +27,11 @@ class Resampling:
         return cls(generator.multinomial(images, uniform, size=draws).astype(np.float32))
 
     def task_means(self, table: ScoreTable) -> np.ndarray:
-        """Task means in every draw, [draws, tasks]; nan where a draw lacks a task."""
+        """Task scores in every draw, [draws, tasks]; nan where a draw lacks a task."""
         counts = self.weights @ table.counts.astype(np.float32)
         sums = self.weights @ table.sums.astype(np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return sums / counts
+            return table.by_task(sums / counts)
 
     def retention(self, table: ScoreTable, full: ScoreTable) -> np.ndarray:
         """Retention in every draw, [draws]; nan where the full model scores 0 in every task."""

@@ -13,7 +13,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from autoselect.data.public.mme import COGNITION, PERCEPTION
 from autoselect.evaluation.vqa_text import normalise_vqa_answer
@@ -54,15 +54,27 @@ def parse_yes_no(text: str) -> str:
     return "no" if "no" in words or "not" in words else "yes"
 
 
-def yes_no_statistics(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+def parse_mme(text: str) -> str:
+    """`"yes"` or `"no"` where it stands within the first four characters, else `"other"`.
+
+    The rule of the MME evaluation: an answer that is neither is wrong.
+    """
+    start = text.strip().lower()[:4]
+    return next((word for word in ("yes", "no") if word in start), "other")
+
+
+def yes_no_statistics(
+    predictions: Sequence[str],
+    answers: Sequence[str],
+    parse: Callable[[str], str] = parse_yes_no,
+) -> dict[str, float]:
     """Accuracy, precision, recall and F1 of "yes", and the share of "yes" among predictions.
 
     Precision and recall are 0 where they have no denominator.
     """
-    said = [parse_yes_no(p) == "yes" for p in predictions]
-    truth = [parse_yes_no(a) == "yes" for a in answers]
+    said, truth = [parse(p) == "yes" for p in predictions], [parse(a) == "yes" for a in answers]
     hits = sum(s and t for s, t in zip(said, truth, strict=True))
-    right = sum(s == t for s, t in zip(said, truth, strict=True))
+    right = sum(parse(p) == parse(a) for p, a in zip(predictions, answers, strict=True))
     precision = hits / sum(said) if any(said) else 0.0
     recall = hits / sum(truth) if any(truth) else 0.0
     both = precision + recall

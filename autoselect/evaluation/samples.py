@@ -1,10 +1,12 @@
 """What is evaluated: images with their independent questions, read from evaluation shards."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, overload
 
 from PIL import Image
+from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
@@ -12,6 +14,7 @@ from autoselect.data.shards import Sample, ShardSet
 
 Box = tuple[float, float, float, float]
 DEFAULT_TASK = "vqa"
+CHECKED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,19 @@ def parse_record(
                 f"{field} of sample {key!r} has {len(values)} entries for {len(questions)} rounds; "
                 "give one entry per round"
             )
+    if any(not isinstance(accepted, list) for accepted in answers):
+        raise ConfigError(
+            f"answers of sample {key!r} must be a list of accepted answers for every round, are "
+            f'{answers!r}; write [["yes"], ["a cat", "cat"]]'
+        )
     if any(not accepted or not str(accepted[0]).strip() for accepted in answers):
         raise ConfigError(
             f"answers of sample {key!r} are empty in a round; without them nothing can be scored"
+        )
+    if any(len(box) != 4 for regions in boxes for box in regions):
+        raise ConfigError(
+            f"boxes of sample {key!r} must be (left, top, right, bottom) in pixels, are {boxes!r}; "
+            "mend the record"
         )
     return (
         questions,
@@ -80,6 +93,18 @@ def parse_record(
         tuple(str(task) for task in tasks),
         tuple(tuple((b[0], b[1], b[2], b[3]) for b in regions) for regions in boxes),
     )
+
+
+def decoded(sample: Sample) -> tuple[Image.Image, ...]:
+    """The images of a stored sample.
+
+    Raises:
+        ConfigError: one cannot be decoded.
+    """
+    try:
+        return sample.pictures
+    except BadSample as error:
+        raise ConfigError(f"shards: {error}; replace the image") from error
 
 
 class EvaluationSet(Sequence[EvaluationSample]):
@@ -109,12 +134,24 @@ class EvaluationSet(Sequence[EvaluationSample]):
         """Open the shards that match a glob, and check every record before anything is computed.
 
         Raises:
-            ConfigError: no shards, a damaged sample, a sample without an image, or a record that
-                `parse_record` refuses.
+            ConfigError: no shards, a damaged sample, a sample without an image, an image that
+                cannot be decoded, or a record that `parse_record` refuses.
         """
-        samples = cls(ShardSet.open(pattern), max_images)
-        for index in range(len(samples)):
-            samples.read(index)
+        shards = ShardSet.open(pattern)
+        if shards.faults:
+            raise ConfigError(
+                f"shards={pattern}: {len(shards.faults)} samples cannot be used, the first: "
+                f"{shards.faults[0]}; write the shard again, an evaluation leaves nothing out"
+            )
+        samples = cls(shards, max_images)
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(total=len(samples), desc="checking images", disable=None) as bar,
+        ):
+            for start in range(0, len(samples), CHECKED_TOGETHER):
+                stop = min(start + CHECKED_TOGETHER, len(samples))
+                stored = [samples.read(index) for index in range(start, stop)]
+                bar.update(len(list(pool.map(decoded, stored))))
         return samples
 
     def read(self, index: int) -> Sample:
@@ -152,8 +189,6 @@ class EvaluationSet(Sequence[EvaluationSample]):
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
         sample = self.read(index)
-        try:
-            images = tuple(sample.pictures)
-        except BadSample as error:
-            raise ConfigError(f"shards: {error}; replace the image") from error
-        return EvaluationSample(sample.key, images, *parse_record(sample.record, sample.key))
+        return EvaluationSample(
+            sample.key, decoded(sample), *parse_record(sample.record, sample.key)
+        )

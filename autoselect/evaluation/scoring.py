@@ -10,7 +10,11 @@ from autoselect.evaluation import metrics
 
 QuestionScore = Callable[[str, Sequence[str]], float]
 ANLS_TASKS = ("docvqa", "infographicvqa", "stvqa")
-YES_NO_TASKS = ("pope", "mme")
+VQA_TASKS = ("vqav2", "textvqa", "vizwiz", "okvqa")
+VQA_ANNOTATORS = 10
+MME, MMBENCH = "mme_", "mmbench"
+YES_NO_TASKS = {"pope": metrics.parse_yes_no, "mme": metrics.parse_mme}
+PART = "::"
 
 
 class Answered(Protocol):
@@ -35,19 +39,18 @@ def question_score(task: str, question: str, answers: Sequence[str]) -> Question
     Args:
         task: name of the task, as in lmms-eval or the reference data.
         question: its text; lines `A. text` make it multiple choice.
-        answers: accepted answers; several mean VQA soft accuracy.
+        answers: accepted answers; ten of them, or a VQA task, mean VQA soft accuracy.
     """
     if metrics.parse_options(question):
         return lambda text, given: metrics.option_accuracy(text, question, given[0])
     if task.startswith(ANLS_TASKS):
         return metrics.anls
-    if task.startswith(YES_NO_TASKS):
-        return lambda text, given: float(
-            metrics.parse_yes_no(text) == metrics.parse_yes_no(given[0])
-        )
-    if len(answers) > 1:
+    for prefix, parse in YES_NO_TASKS.items():
+        if task.startswith(prefix):
+            return lambda text, given: float(parse(text) == parse(given[0]))
+    if task.startswith(VQA_TASKS) or len(answers) >= VQA_ANNOTATORS:
         return metrics.vqa_soft_accuracy
-    return lambda text, given: metrics.exact_match(text, given[0])
+    return lambda text, given: max(metrics.exact_match(text, accepted) for accepted in given)
 
 
 def answer_score(sample: Answered, turn: int, text: str) -> float:
@@ -62,18 +65,30 @@ class ScoreTable:
     """Scores of one column, kept per image so that images can be resampled.
 
     Attributes:
-        tasks: names of the tasks, sorted.
-        sums: sum of the scores of each image's questions per task, [images, tasks].
-        counts: number of each image's questions per task, [images, tasks].
+        parts: what is averaged over questions or images: a task, or `TASK::PART` where the score of
+            a task is the mean of several averages (MME: accuracy and accuracy+ of each subtask).
+        sums: sum of each image's scores per part, [images, parts].
+        counts: how many scores those are, [images, parts].
     """
 
-    tasks: tuple[str, ...]
+    parts: tuple[str, ...]
     sums: np.ndarray
     counts: np.ndarray
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of their parts."""
+        return tuple(dict.fromkeys(part.split(PART)[0] for part in self.parts))
+
+    def by_task(self, means: np.ndarray) -> np.ndarray:
+        """Means of parts, [..., parts], as scores of tasks, [..., tasks]."""
+        owners = [part.split(PART)[0] for part in self.parts]
+        columns = [[i for i, own in enumerate(owners) if own == task] for task in self.tasks]
+        return np.stack([means[..., own].mean(axis=-1) for own in columns], axis=-1)
+
     def task_means(self) -> dict[str, float]:
-        """Mean score over the questions of each task."""
-        means = self.sums.sum(axis=0) / self.counts.sum(axis=0)
+        """Score of each task, in 0..1."""
+        means = self.by_task(self.sums.sum(axis=0) / self.counts.sum(axis=0))
         return dict(zip(self.tasks, means.tolist(), strict=True))
 
     def mean(self) -> float:
@@ -83,61 +98,83 @@ class ScoreTable:
 
 def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]]) -> ScoreTable:
     """Score `answers` (image -> round -> text) against the samples' accepted answers."""
-    tasks = tuple(sorted({task for sample in samples for task in sample.tasks}))
-    place = {task: i for i, task in enumerate(tasks)}
-    sums = np.zeros((len(samples), len(tasks)))
-    counts = np.zeros((len(samples), len(tasks)))
-    for row, (sample, texts) in enumerate(zip(samples, answers, strict=True)):
-        for turn, task in enumerate(sample.tasks):
-            sums[row, place[task]] += answer_score(sample, turn, texts[turn])
-            counts[row, place[task]] += 1
-    return ScoreTable(tasks, sums, counts)
+    scores = [
+        [(sample.tasks[i], answer_score(sample, i, text)) for i, text in enumerate(texts)]
+        for sample, texts in zip(samples, answers, strict=True)
+    ]
+    found: dict[str, dict[int, list[float]]] = {}
+    for row, own in enumerate(scores):
+        for task, score in own:
+            if task.startswith(MMBENCH):
+                continue
+            name = f"mme{PART}{task.removeprefix(MME)}" if task.startswith(MME) else task
+            found.setdefault(name, {}).setdefault(row, []).append(score)
+            if task.startswith(MME):
+                every = found.setdefault(f"{name}+", {}).setdefault(row, [1.0])
+                every[0] = min(every[0], score)
+    for (task, _), (row, right) in _rotations(samples, scores).items():
+        found.setdefault(task, {}).setdefault(row, []).append(float(right))
+    parts = tuple(sorted(found))
+    sums, counts = np.zeros((2, len(samples), len(parts)))
+    for column, part in enumerate(parts):
+        for row, values in found[part].items():
+            sums[row, column], counts[row, column] = sum(values), len(values)
+    return ScoreTable(parts, sums, counts)
+
+
+def _rotations(
+    samples: Sequence[Answered], scores: Sequence[Sequence[tuple[str, float]]]
+) -> dict[tuple[str, str], tuple[int, bool]]:
+    """MMBench's questions, and whether all their rotations are right (circular evaluation).
+
+    Rotations of a question are rounds of one sample, or of samples that share the key up to `#`.
+    """
+    found: dict[tuple[str, str], tuple[int, bool]] = {}
+    for row, (sample, own) in enumerate(zip(samples, scores, strict=True)):
+        for task, score in own:
+            if task.startswith(MMBENCH):
+                question = (task, sample.key.split("#")[0])
+                first, right = found.get(question, (row, True))
+                found[question] = (first, right and score > 0)
+    return found
 
 
 def average(tables: Sequence[ScoreTable]) -> ScoreTable:
     """The mean of several seeds' tables."""
     return ScoreTable(
-        tables[0].tasks, np.mean([table.sums for table in tables], axis=0), tables[0].counts
+        tables[0].parts, np.mean([table.sums for table in tables], axis=0), tables[0].counts
     )
 
 
 def task_details(
     samples: Sequence[Answered], answers: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """Further numbers of single tasks: POPE's statistics of every yes/no task, MME's scores."""
-    by_task: dict[str, list[tuple[str, str, str]]] = {}
+    """Further numbers of single tasks.
+
+    POPE's statistics of every yes/no task, MME's scores as its paper gives them, and MMBench's
+    accuracy over all rotations, of which its score is the circular one.
+    """
+    by_task: dict[str, list[tuple[str, str, str, float]]] = {}
     for sample, texts in zip(samples, answers, strict=True):
-        for task, accepted, text in zip(sample.tasks, sample.answers, texts, strict=True):
-            by_task.setdefault(task, []).append((sample.key, text, accepted[0]))
+        for turn, (task, text) in enumerate(zip(sample.tasks, texts, strict=True)):
+            score = answer_score(sample, turn, text)
+            row = (sample.key, text, sample.answers[turn][0], score)
+            by_task.setdefault(task, []).append(row)
     details: dict[str, dict[str, float]] = {}
     subtasks = {}
     for task, rows in by_task.items():
-        keys, texts, accepted = zip(*rows, strict=True)
+        keys, texts, accepted, scores = zip(*rows, strict=True)
         if {answer.strip().lower() for answer in accepted} <= {"yes", "no"}:
-            details[task] = metrics.yes_no_statistics(texts, accepted)
-            if task.startswith("mme_"):
-                right = [
-                    metrics.parse_yes_no(t) == metrics.parse_yes_no(a)
-                    for t, a in zip(texts, accepted, strict=True)
-                ]
-                subtasks[task.removeprefix("mme_")] = metrics.mme_subtask_score(keys, right)
+            parse = metrics.parse_mme if task.startswith(MME) else metrics.parse_yes_no
+            details[task] = metrics.yes_no_statistics(texts, accepted, parse)
+        if task.startswith(MME):
+            right = [score > 0 for score in scores]
+            subtasks[task.removeprefix(MME)] = metrics.mme_subtask_score(keys, right)
+        if task.startswith(MMBENCH):
+            right = [score > 0 for score in scores]
+            circular = metrics.circular_accuracy([key.split("#")[0] for key in keys], right)
+            accuracy = sum(scores) / len(scores)
+            details[task] = {"accuracy": accuracy, "circular_accuracy": circular}
     if subtasks:
         details["mme"] = {**subtasks, **metrics.mme_scores(subtasks)}
-    details |= _circular_details(samples, answers)
     return details
-
-
-def _circular_details(
-    samples: Sequence[Answered], answers: Sequence[Sequence[str]]
-) -> dict[str, dict[str, float]]:
-    """Circular accuracy of MMBench, whose rotations of one question share the key up to `#`."""
-    rows: dict[str, list[tuple[str, bool]]] = {}
-    for sample, texts in zip(samples, answers, strict=True):
-        for turn, task in enumerate(sample.tasks):
-            if task.startswith("mmbench"):
-                right = answer_score(sample, turn, texts[turn]) > 0
-                rows.setdefault(task, []).append((sample.key.split("#")[0], right))
-    return {
-        task: {"circular_accuracy": metrics.circular_accuracy(*zip(*found, strict=True))}
-        for task, found in rows.items()
-    }

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -223,6 +225,8 @@ TURNS = [{"from": "human", "value": "<image>\nq ?"}, {"from": "gpt", "value": "a
         ({"conversations": TURNS[:1]}, "1 questions, 0 answers"),
         ({"tasks": ["a", "b"]}, "tasks of sample 'bad' has 2 entries for 1 rounds"),
         ({"answers": [[]]}, "answers of sample 'bad' are empty"),
+        ({"answers": ["yes"]}, "answers of sample 'bad' must be a list of accepted answers for"),
+        ({"boxes": [[[1, 2, 3]]]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
     ],
 )
 def test_records_that_cannot_be_scored_are_refused(tmp_path, change, message):
@@ -238,6 +242,34 @@ def test_a_sample_without_image_is_refused(tmp_path):
         turns = [{"from": "human", "value": "q ?"}, {"from": "gpt", "value": "a"}]
         writer.write("bad", {"id": "bad", "conversations": turns}, [])
     with pytest.raises(ConfigError, match="image of sample 'bad' is missing"):
+        EvaluationSet.open(str(tmp_path))
+
+
+def test_what_the_index_left_out_is_no_part_of_an_evaluation(tmp_path):
+    """A record names an image that is not stored: the others would be evaluated without it."""
+    with ShardWriter(str(tmp_path)) as writer:
+        for key in ("good", "bad"):
+            writer.write(key, {"id": key, "image": f"{key}.jpg", "conversations": TURNS}, [JPEG])
+    (shard,) = tmp_path.glob("*.tar")
+    with tarfile.open(shard) as tar:
+        kept = [(m, tar.extractfile(m).read()) for m in tar if m.name != "bad.jpg"]
+    for stale in tmp_path.iterdir():
+        stale.unlink()
+    with tarfile.open(shard, "w") as tar:
+        for member, data in kept:
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(
+        ConfigError, match=r"1 samples cannot be used, the first: .*bad.* write the"
+    ):
+        EvaluationSet.open(str(tmp_path))
+
+
+def test_an_image_that_cannot_be_decoded_is_named_before_anything_is_computed(tmp_path):
+    with ShardWriter(str(tmp_path)) as writer:
+        for key, data in (("good", JPEG), ("bad", JPEG[:-100])):
+            record = {"id": key, "image": f"{key}.jpg", "conversations": TURNS}
+            writer.write(key, record, [data])
+    with pytest.raises(ConfigError, match="bad.*; replace the image"):
         EvaluationSet.open(str(tmp_path))
 
 

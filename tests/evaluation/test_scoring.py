@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 from PIL import Image
 
+from autoselect.evaluation.intervals import Resampling
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scoring import score_answers, task_details
 
@@ -65,4 +67,48 @@ def test_mmbench_counts_a_question_only_when_every_rotation_is_right():
         sample("q2#1", ("mmbench_en_dev", OPTIONS, ("B",))),
     ]
     details = task_details(samples, [["A"], ["B"], ["A"], ["A"]])
-    assert details["mmbench_en_dev"] == {"circular_accuracy": 0.5}
+    assert details["mmbench_en_dev"] == {"accuracy": 0.75, "circular_accuracy": 0.5}
+    table = score_answers(samples, [["A"], ["B"], ["A"], ["A"]])
+    assert table.task_means() == {"mmbench_en_dev": 0.5}, "retention is of circular accuracy"
+    rounds = [(("mmbench_en_dev", OPTIONS, ("A",)), ("mmbench_en_dev", OPTIONS, ("B",)))] * 2
+    together = [sample(f"q{i}", *own) for i, own in enumerate(rounds)]
+    assert score_answers(together, [["A", "B"], ["A", "A"]]).task_means() == table.task_means()
+
+
+def test_mme_counts_as_one_benchmark_of_accuracy_and_accuracy_plus():
+    """Perception and cognition over 2800, beside one other task of the same weight."""
+    pair = (("mme_existence", "q", ("Yes",)), ("mme_existence", "r", ("No",)))
+    other = (("mme_OCR", "q", ("Yes",)), ("mme_OCR", "r", ("No",)))
+    samples = [sample("a", *pair), sample("b", *pair), sample("c", *other)]
+    samples.append(sample("d", ("gqa", "q", ("cat",))))
+    answers = [["Yes", "No"], ["Yes", "yes, it is"], ["banana", ""], ["cat"]]
+    table = score_answers(samples, answers)
+    details = task_details(samples, answers)
+    assert details["mme"]["existence"] == 125.0 and details["mme"]["OCR"] == 0.0
+    assert table.tasks == ("gqa", "mme")
+    assert table.task_means() == {"gqa": 1.0, "mme": pytest.approx(125 / 400)}
+    drawn = Resampling.of(4, draws=200)
+    means = drawn.task_means(table)
+    assert means.shape == (200, 2)
+    whole = drawn.weights.min(axis=1) > 0
+    by_hand = [
+        np.mean([(2 * a + b) / (2 * (a + b)), a / (a + b), 0.0, 0.0])
+        for a, b in drawn.weights[whole][:, :2]
+    ]
+    np.testing.assert_allclose(means[whole, 1], by_hand, rtol=1e-6)
+
+
+def test_an_answer_that_is_neither_yes_nor_no_is_wrong_in_mme():
+    samples = [sample("a", ("mme_existence", "q", ("Yes",)), ("mme_existence", "r", ("No",)))]
+    for text in ("", "banana", "It is not clear, yes"):
+        assert score_answers(samples, [[text, text]]).task_means() == {"mme": 0.0}
+    assert score_answers(samples, [["YES.", "No, it is not"]]).task_means() == {"mme": 1.0}
+
+
+def test_a_few_accepted_answers_are_alternatives_and_ten_are_annotators():
+    few = [sample("a", ("vqa", "q", ("cat", "kitten")))]
+    assert score_answers(few, [["Kitten."]]).task_means() == {"vqa": 1.0}
+    ten = [sample("a", ("vqa", "q", ("cat",) * 2 + ("kitten",) * 8))]
+    assert score_answers(ten, [["cat"]]).task_means() == {"vqa": pytest.approx(0.6)}
+    named = [sample("a", ("textvqa_val", "q", ("cat", "cat", "kitten")))]
+    assert score_answers(named, [["cat"]]).task_means()["textvqa_val"] < 1

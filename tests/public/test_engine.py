@@ -11,6 +11,7 @@ from autoselect.config import ConfigError, ScorerConfig
 from autoselect.evaluation.answering import Plan, answer_part
 from autoselect.evaluation.asking import image_key
 from autoselect.evaluation.attachable import BASELINES, BaselineSelector
+from autoselect.evaluation.coverage import grid_positions
 from autoselect.evaluation.methods import METHODS, selector_method
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.public.engine import PrunedVLM, parse_budget
@@ -117,6 +118,15 @@ def test_a_baseline_keeps_what_the_evaluator_keeps(method):
     masked = selector.score(tokens, mask)
     assert masked.sum(dim=1).tolist() == [15, 10]
     assert not masked[1, 20:].any()
+
+
+def test_an_attached_grid_is_one_on_the_image():
+    """24 of 24 x 24 tokens lie in several columns, as in the evaluator's own path."""
+    selector = BaselineSelector("grid", 24, 6)
+    selector.keys, selector.sizes = ("a",), ((336, 336),)
+    kept = selector.score(torch.zeros(1, 576, 6))[0].nonzero()[:, 0]
+    assert kept.tolist() == grid_positions((24, 24), 576, 24).tolist()
+    assert len(set((kept % 24).tolist())) > 3 and len(set((kept // 24).tolist())) > 3
 
 
 def test_budgets_are_read_as_users_write_them():

@@ -208,7 +208,8 @@ def test_mmbench_counts_a_question_only_when_every_rotation_is_right(tmp_path):
     assert [answers[0] for answers in first.answers] == ["B", "A"]
     details = task_details(samples, [["B", "A"], ["C", "C", "A"]])
     assert details["mmbench_en_dev"]["circular_accuracy"] == 0.5
-    assert score_answers(samples, [["B", "A"], ["C", "C", "A"]]).mean() == pytest.approx(4 / 5)
+    assert details["mmbench_en_dev"]["accuracy"] == pytest.approx(4 / 5)
+    assert score_answers(samples, [["B", "A"], ["C", "C", "A"]]).mean() == 0.5
 
 
 def test_mmbench_rotations_of_the_file_are_used_as_they_are(tmp_path):

@@ -29,6 +29,8 @@ COGNITION = (
     "code_reasoning",
 )
 SUFFIXES = (".jpg", ".png", ".jpeg")
+YES_OR_NO = " Please answer yes or no."
+"""Stands behind every question; the short-answer line replaces it, as in lmms-eval."""
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
@@ -67,6 +69,11 @@ def _questions(path: Path, subtask: str, name: str) -> list[Question]:
     if len(pairs) != 2 or any(len(p) != 2 or p[1].strip() not in ("Yes", "No") for p in pairs):
         raise ConfigError(f"{path} must hold two lines: question, tab, Yes or No")
     return [
-        Question(f"{name}#{number}", text + SHORT_ANSWER, (answer.strip(),), f"mme_{subtask}")
+        Question(
+            f"{name}#{number}",
+            text.replace(YES_OR_NO, "") + SHORT_ANSWER,
+            (answer.strip(),),
+            f"mme_{subtask}",
+        )
         for number, (text, answer) in enumerate(pairs)
     ]
