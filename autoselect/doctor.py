@@ -61,10 +61,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined: a run that could be read, and the machine."""
+    """What is examined: a run that could be read, and the machine.
+
+    Attributes:
+        config: of the run.
+        deepspeed: content of the DeepSpeed file.
+        source: that file.
+        machine: that will train.
+    """
 
     config: TrainConfig
     deepspeed: dict
+    source: str
     machine: Machine
 
 
@@ -89,7 +97,7 @@ def read_configuration(
             _refused("deepspeed", error, f"correct {deepspeed}, or give another number of --gpus")
         )
         return findings, None
-    return findings, None if config is None else Subject(config, settings, machine)
+    return findings, None if config is None else Subject(config, settings, deepspeed, machine)
 
 
 def _refused(name: str, error: ConfigError, fix: str) -> Finding:

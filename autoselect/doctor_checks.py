@@ -23,7 +23,15 @@ from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import batch_sizes
 from autoselect.doctor import Finding, Machine, Subject
 from autoselect.doctor_model import WAIT_S, check_model
-from autoselect.plan import GIB, GPUS, Assumptions, memory, smallest_stage, trained_parameters
+from autoselect.plan import (
+    GIB,
+    GPUS,
+    Assumptions,
+    memory,
+    smallest_stage,
+    stage_advice,
+    trained_parameters,
+)
 from autoselect.reference.resources import REFERENCE, resolve_model
 from autoselect.vlm.shape import VLMShape, read_shape
 
@@ -237,7 +245,7 @@ def check_memory(subject: Subject) -> Finding:
     if need <= gib:
         return Finding("memory", "ok", found)
     fits = smallest_stage(shape, machine.gpus, micro, subject.config, have, gib)
-    advice = f"use configs/deepspeed/zero{fits}.json" if fits else "use more devices"
+    advice = f"use {stage_advice(subject.source, fits)}" if fits else "use more devices"
     fix = f"{advice}, a smaller micro batch, or activation_checkpointing: true"
     return Finding("memory", "fail", found, fix)
 

@@ -8,7 +8,9 @@ is printed with its value.
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoselect.config import ConfigError, TrainConfig
@@ -176,6 +178,21 @@ def smallest_stage(
     return None
 
 
+def stage_advice(path: str | Path, stage: str) -> str:
+    """How to come from one DeepSpeed file to a stage: the file beside it that differs in that.
+
+    Args:
+        path: such as `public_zero2.json`, whose neighbour of stage 3 is `public_zero3.json`.
+        stage: one of `STAGES`.
+    """
+    path = Path(path)
+    beside = path.with_name(re.sub(r"zero\d\w*$", f"zero{stage}", path.stem) + path.suffix)
+    same = beside.name == path.name and f"zero{stage}" not in path.stem
+    if same or not beside.is_file():
+        return f"a copy of {path} at stage {stage}, as in configs/deepspeed/zero{stage}.json"
+    return str(beside)
+
+
 def report(arguments: argparse.Namespace) -> str:
     """The plan as text.
 
@@ -210,7 +227,7 @@ def report(arguments: argparse.Namespace) -> str:
         f"parameters, {_count(trained)} trained; {shape.visual_tokens} visual tokens of width "
         f"{shape.width}",
         f"batch      {sizes.total} images = {sizes.micro} x {arguments.gpus} devices x "
-        f"{sizes.accumulation} accumulation steps{note}",
+        f"{sizes.accumulation} accumulation steps, by {arguments.deepspeed}{note}",
         "memory per device, GiB:",
         "  stage       frozen  trained  activations  buffers   total",
     ]
@@ -225,7 +242,7 @@ def report(arguments: argparse.Namespace) -> str:
     if fitting is None:
         advice = "none fits; use a smaller micro batch, --checkpointing or more devices"
     else:
-        advice = f"{fitting} (configs/deepspeed/zero{fitting}.json)"
+        advice = f"{fitting} ({stage_advice(arguments.deepspeed, fitting)})"
     lines += [
         f"smallest stage that fits: {advice}",
         f"time       {flops / 1e12:.2f} TFLOP per step: {seconds:.3g} s per step, "
@@ -269,7 +286,7 @@ def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
     fitting = max(m for m in range(1, min(micro, share) + 1) if share % m == 0)
     note = ""
     if fitting != micro:
-        note = f" ({arguments.deepspeed}: lower its micro batch of {micro} to {fitting})"
+        note = f" (lower its micro batch of {micro} to {fitting})"
     split = config | {"train_micro_batch_size_per_gpu": fitting}
     return batch_sizes(split, arguments.gpus), note
 

@@ -1,9 +1,12 @@
 #!/bin/bash
 # Trains a selector under Slurm, one task per GPU (or per CPU rank), on any number of nodes:
 #
-#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 slurm/train.sh --config FILE.yaml
+#   DEEPSPEED_CONFIG=configs/deepspeed/public_zero2.json \
+#       sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 slurm/train.sh --config FILE.yaml
 #
-# Submit from the project folder; everything after the script's name goes to autoselect/train.py.
+# The batch of DEEPSPEED_CONFIG has to split over all tasks; that of the default, zero2.json, does so
+# over 1 or 2. Submit from the project folder; everything after the script's name goes to
+# autoselect/train.py.
 # 120 s before the time limit, and on preemption, the run saves a checkpoint and the job goes back
 # to the queue; it then goes on from there, in the same log and the same MLflow run.
 

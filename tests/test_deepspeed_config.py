@@ -19,7 +19,7 @@ STAGES = {
     "zero3": 3,
     "zero3_offload": 3,
 }
-PUBLIC_STAGES = {"public_zero2": 2}
+PUBLIC_STAGES = {f"public_{name}": stage for name, stage in STAGES.items() if stage > 0}
 MINIMAL = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}
 
 
@@ -42,12 +42,17 @@ def test_shipped_files_state_the_reference_run(name: str) -> None:
 def test_files_for_public_models_split_over_whole_nodes(name: str) -> None:
     config = load_deepspeed_config(FOLDER / f"{name}.json")
     assert zero_stage(config) == PUBLIC_STAGES[name]
-    sizes = [batch_sizes(config, world_size=count) for count in (8, 16, 32)]
-    assert [(s.total, s.micro, s.accumulation) for s in sizes] == [
-        (128, 4, 4),
-        (128, 4, 2),
-        (128, 4, 1),
-    ]
+    for count in (1, 2, 4, 8, 16, 32):
+        sizes = batch_sizes(config, world_size=count)
+        assert (sizes.total, sizes.micro, sizes.accumulation) == (128, 4, 32 // count)
+
+
+@pytest.mark.parametrize("name", PUBLIC_STAGES)
+def test_files_for_public_models_differ_in_batch_sizes_only(name: str) -> None:
+    public = load_deepspeed_config(FOLDER / f"{name}.json")
+    reference = load_deepspeed_config(FOLDER / f"{name.removeprefix('public_')}.json")
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu")
+    assert public == reference | {size: public[size] for size in sizes}
 
 
 def test_no_other_file_is_shipped() -> None:

@@ -246,6 +246,27 @@ def test_a_micro_batch_that_must_be_lowered_is_said(
     assert "lower its micro batch of 16 to 2" in text
 
 
+@pytest.mark.parametrize("name", ["public_zero2.json", "zero2.json"])
+def test_the_advised_file_has_the_batch_of_the_given_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A 70b model does not fit at stage 2; what is advised must not change the training."""
+    given = ROOT / "configs/deepspeed" / name
+    arguments = parse("--model", llava(tmp_path, "70b"), "--gpus", "8", "--checkpointing")
+    arguments.deepspeed = str(given)
+    arguments.run(arguments)
+    text = capsys.readouterr().out
+    assert f"accumulation steps, by {given}" in text
+    assert f"fits: 3 ({given.with_name(name.replace('2', '3'))})" in text
+    own = tmp_path / "own.json"
+    own.write_text(given.read_text())
+    assert plan.stage_advice(own, "3").startswith(f"a copy of {own} at stage 3")
+    alone = tmp_path / "zero2.json"
+    assert plan.stage_advice(alone, "3").startswith(f"a copy of {alone} at stage 3")
+    alone.write_text("")
+    assert plan.stage_advice(alone, "2") == str(alone)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
