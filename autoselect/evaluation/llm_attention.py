@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.vlm.backbone import eager_attention
+from autoselect.vlm.attention_maps import attention_layers, attention_maps
 
 FASTV_LAYER = 2
 
@@ -13,7 +13,10 @@ FASTV_LAYER = 2
 def has_llm_attention(vlm: Any) -> bool:
     """Whether the language model can be asked for attention maps."""
     inner = getattr(getattr(vlm, "model", None), "model", None)
-    return hasattr(getattr(inner, "language_model", None), "set_attn_implementation")
+    language = getattr(inner, "language_model", None)
+    if language is None or not hasattr(language, "set_attn_implementation"):
+        return False
+    return len(attention_layers(language)) >= FASTV_LAYER
 
 
 @torch.inference_mode()
@@ -22,9 +25,6 @@ def visual_attention(
 ) -> Tensor:
     """Attention of the prompt's last token to each visual token, mean over heads, [R, N].
 
-    Only the eager implementation gives attention maps, so the language model runs eagerly here and
-    is put back.
-
     Args:
         vlm: a `FrozenVLM`.
         prompt: of `vlm.prompt`, [R, T].
@@ -32,8 +32,12 @@ def visual_attention(
         layer: counted from 1; FastV takes the second.
     """
     prefix = vlm.prefix(prompt, tokens, None)
-    with eager_attention(vlm.model.model.language_model):
-        maps = vlm.model.model(**prefix, output_attentions=True, use_cache=False).attentions
-    last = maps[layer - 1][:, :, -1].mean(dim=1)
+    language = vlm.model.model.language_model
+    maps = attention_maps(
+        language,
+        attention_layers(language)[layer - 1],
+        lambda: vlm.model.model(**prefix, use_cache=False),
+    )
+    last = maps[:, :, -1].mean(dim=1)
     is_image = prompt["input_ids"] == vlm.image_token_id
     return last[is_image].view(len(tokens), -1)

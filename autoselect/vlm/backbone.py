@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError, GateSite
+from autoselect.vlm.attention_maps import attention_layers, attention_maps
 from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.loading import load, weights_digest
@@ -36,7 +37,8 @@ class VisualTokens:
         mask: true at real tokens, [B, N]; None when every token is real.
         grid: rows and columns of the tokens' raster; None when they form none.
         class_attention: attention of the vision tower's class token to each patch in the last used
-            layer, mean over heads, [B, N]; only on request.
+            layer, mean over heads, [B, N]; without such a token what each patch receives on
+            average; only on request.
         later: what the family adds to each token in L later layers, [B, N, L D]; None where
             nothing is.
         output: of the model's own encoder, from which all this was read.
@@ -208,11 +210,12 @@ class FrozenVLM:
 
         Args:
             inputs: of `pixel_inputs`, or the pixels of a `TrainBatch`.
-            class_attention: also return the vision tower's class-token attention.
+            class_attention: also return the attention of the vision tower.
             before_projector: also return what the projector makes the tokens of.
 
         Raises:
-            ConfigError: the last is asked of a model without a projector of single tokens.
+            ConfigError: attention is asked of a tower that gives none for each token, or the last
+                of a model without a projector of single tokens.
         """
         inputs = {name: self._to_device(value) for name, value in inputs.items()}
         per_image = inputs.pop(TOKENS_PER_IMAGE, None)
@@ -230,7 +233,9 @@ class FrozenVLM:
         if min(counts) != longest:
             places = torch.arange(longest, device=channels.device)
             mask = places < torch.tensor(counts, device=channels.device)[:, None]
-        attention = self._class_attention(inputs["pixel_values"]) if class_attention else None
+        attention = None
+        if class_attention:
+            attention = self._class_attention(inputs["pixel_values"], longest)
         tokens = channels[..., :width]
         before = self._one_per_token(seen, tokens) if before_projector else None
         grid = self._grid(inputs, longest)
@@ -273,18 +278,25 @@ class FrozenVLM:
         """`encode` of PIL images."""
         return self.encode(self.pixel_inputs(images), class_attention)
 
-    def _class_attention(self, pixel_values: Tensor) -> Tensor:
-        tower = getattr(self.model.model, "vision_tower", None)
-        layer = getattr(self.model.config, "vision_feature_layer", -1)
-        if tower is None or not isinstance(layer, int):
+    def _class_attention(self, pixel_values: Tensor, count: int) -> Tensor:
+        tower: Any = getattr(self.model.model, "vision_tower", None)
+        number = getattr(self.model.config, "vision_feature_layer", -1)
+        layers = attention_layers(tower) if tower is not None else []
+        if not layers or not isinstance(number, int):
             raise ConfigError(
-                f"model={self.name} has no vision tower with a class token; "
-                "leave out the method class_attention"
+                f"model={self.name} has no vision tower whose attention can be read; leave out the "
+                "methods cls_attention and visionzip"
             )
-        with eager_attention(tower):
-            attentions = tower(pixel_values, output_attentions=True).attentions
-        last = attentions[layer if layer < 0 else layer - 1]
-        return last[:, :, 0, 1:].mean(dim=1)
+        layer = layers[number if number < 0 else number - 1]
+        maps = attention_maps(tower, layer, lambda: tower(pixel_values)).mean(dim=1)
+        if maps.shape[-1] == count + 1:
+            return maps[:, 0, 1:]
+        if maps.shape[-1] == count:
+            return maps.mean(dim=1)
+        raise ConfigError(
+            f"model={self.name}: its vision tower attends among {maps.shape[-1]} places, but the "
+            f"language model sees {count} tokens; leave out the methods cls_attention and visionzip"
+        )
 
     def prompt(self, questions: list[str], num_tokens: int | None = None) -> dict[str, Tensor]:
         """Prompts of one image and one question each, with all N placeholders, padded on the left.
@@ -385,14 +397,3 @@ class FrozenVLM:
 def chat(processor: Any, messages: list[dict[str, Any]], generation: bool) -> str:
     """Text of a conversation in the model's chat template."""
     return processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False)
-
-
-@contextmanager
-def eager_attention(module: Any):
-    """Attention maps are only given by the eager implementation; the former one is put back."""
-    before = module.config._attn_implementation
-    module.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        module.set_attn_implementation(before)
