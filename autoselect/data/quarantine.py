@@ -88,7 +88,7 @@ class Quarantine:
             raise QuarantineBudgetError(
                 f"data.quarantine_budget={self.budget:g} is exceeded: {self.count} of {self.total} "
                 f"samples are unusable (last: {self.faults[-1]}); repair the shards (`autoselect "
-                "shards verify` lists the damage) or raise the budget"
+                "shards verify` lists the damage), leave the samples out, or raise the budget"
             )
 
     def _remember(self, fault: Fault) -> bool:

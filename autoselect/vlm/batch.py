@@ -156,18 +156,17 @@ class Collator:
         """
         for sample in samples:
             self._check(sample)
-        processed = self._process(samples, [sample.pictures for sample in samples])
-        pairs = zip(samples, processed.texts, strict=True)
-        rows = [self._row(sample, texts) for sample, texts in pairs]
-        pairs_of_rows = list(zip(samples, rows, strict=True))
-        shown = [sample.pictures[: row.num_images] for sample, row in pairs_of_rows]
-        if any(row.num_images < len(sample.pictures) for sample, row in pairs_of_rows):
-            processed = self._process(samples, shown)
+        pictures = [sample.pictures for sample in samples]
+        processed = self._process(samples, pictures)
+        rows = [self._row(*pair) for pair in zip(samples, processed.texts, strict=True)]
+        shown = [own[: row.num_images] for own, row in zip(pictures, rows, strict=True)]
+        if any(len(own) < len(all_own) for own, all_own in zip(shown, pictures, strict=True)):
+            processed = self._process(samples, shown)  # images of rounds that did not fit are out
         self._report_dropped(rows)
         ids = [
             sample.sample_id * MOST_IMAGES + place
-            for sample, pictures in zip(samples, shown, strict=True)
-            for place in range(len(pictures))
+            for sample, own in zip(samples, shown, strict=True)
+            for place in range(len(own))
         ]
         return TrainBatch(
             input_ids=_padded([row.ids for row in rows], self.pad_id),
@@ -202,17 +201,20 @@ class Collator:
         """`_pixels` of a batch; finds the sample whose images are refused."""
         try:
             return self._pixels(rows)
-        except ConfigError:
-            raise
-        except IMAGE_ERRORS:
+        except IMAGE_ERRORS as error:
+            if isinstance(error, ConfigError):
+                raise
             for sample, row in zip(samples, rows, strict=True):
                 self._process_alone(sample, row)
             raise
 
     def _process_alone(self, sample: ShardSample, row: tuple[Image.Image, ...]) -> None:
+        """Refuses a sample whose images are refused without others beside them."""
         try:
             self._pixels([row])
         except IMAGE_ERRORS as error:
+            if isinstance(error, ConfigError):
+                raise
             sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in row)
             raise refusal(
                 sample,
@@ -259,8 +261,8 @@ class Collator:
         while self.dropped_rounds >= self._next_report:
             self._next_report *= 10
         logger.warning(
-            "%d rounds so far did not fit data.max_text_tokens=%d and were left out; raise the "
-            "limit to train on them",
+            "%d rounds so far in this process did not fit data.max_text_tokens=%d and were left "
+            "out; raise the limit to train on them",
             self.dropped_rounds,
             self.max_text_tokens,
         )
@@ -279,7 +281,8 @@ def _padded(rows: Sequence[list[int]], padding: int) -> Tensor:
 
 def _video_token(vlm: FrozenVLM) -> str | None:
     """What stands for a frame of a clip, where the model has clips."""
-    number = getattr(vlm.model.config, "video_token_id", None)
+    config = vlm.model.config
+    number = getattr(config, "video_token_id", getattr(config, "video_token_index", None))
     return None if number is None else vlm.processor.tokenizer.convert_ids_to_tokens(number)
 
 

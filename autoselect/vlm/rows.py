@@ -75,7 +75,8 @@ class RowWriter:
         self.mark = mark
         self.max_text_tokens = max_text_tokens
         self.placeholder_id = vlm.image_token_id
-        self.splitting_ids = {*self.tokenizer.added_tokens_decoder, vlm.image_token_id}
+        added = self.tokenizer.added_tokens_decoder.items()
+        self.splitting_ids = {vlm.image_token_id, *(n for n, token in added if token.special)}
 
     def conversation(self, record: dict[str, Any], images: Sequence[str]) -> Row:
         """All rounds in one sequence; from the first round that does not fit, they are left out.
@@ -152,10 +153,11 @@ class RowWriter:
         return replace(row, dropped=len(rounds) - kept)
 
     def _prefix(self, text: str) -> tuple[Tokens, str, str]:
-        """Tokens up to the last one that splits the text, its text, and the text behind it.
+        """Tokens up to the last special one, its text, and the text behind it.
 
-        What follows is not tokenised here, because it joins the text of each round: Gemma's
-        processor ends an image with line breaks.
+        Special tokens split a text: what stands before one changes nothing behind it. What follows
+        the last is not tokenised here, because it joins the text of each round: Gemma's processor
+        ends an image with line breaks.
         """
         tokens = tokenise(self.tokenizer, text, adds_special_tokens(self.tokenizer, text))
         place = max(

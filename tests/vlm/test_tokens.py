@@ -9,6 +9,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from autoselect.evaluation.asking import AskedVLM
 from autoselect.vlm import Collator, FrozenVLM
 from autoselect.vlm.batch import IGNORED_LABEL
+from autoselect.vlm.rows import RowWriter
 from tests.vlm import tiny_tokenizers
 from tests.vlm.stock import model_of
 from tests.vlm.test_training_families import sample
@@ -137,3 +138,16 @@ def test_a_tokenizer_adds_bos_where_the_template_does_not(vlm, tokenizer):
     adds = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
     wanted = 1 if adds or vlm.name == "marked" else 0
     assert row.count(tokenizer.bos_token_id) == wanted
+
+
+def test_what_ends_an_image_joins_the_text_of_each_round(vlm, tokenizer):
+    """Gemma's processor writes line breaks around an image."""
+    image = "\n\n<image><image>\n\n"
+    row = RowWriter(vlm, "<image>", 2048).independent(sample(0, (), ROUNDS).record, [image])
+    for number, pair in enumerate(ROUNDS):
+        text = told(vlm, [pair], 1).replace("<image>", image)
+        special = not text.startswith("<s>")
+        seen = [
+            token for token, own in zip(row.ids, row.segments, strict=True) if own in (-1, number)
+        ]
+        assert seen == tokenizer(text, add_special_tokens=special)["input_ids"]
