@@ -1,5 +1,6 @@
 """The tracker against a temporary SQLite store, a dying process and a server that is down."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from autoselect.config import ConfigError
 from autoselect.tracking import Tracker
+from autoselect.tracking.leaderboard import metric_at
+from autoselect.tracking.models import download_model, is_logged_model
 from autoselect.tracking.store import ServerUnreachableError, Store, default_uri
 
 
@@ -285,3 +289,115 @@ def test_a_model_can_be_loaded_back(project):
     assert model.params == {"width": "5"}
     location = Path(model.artifact_location.removeprefix("file://"))
     assert (location / "config.json").read_text() == "{}"
+
+
+def test_a_run_that_the_store_lost_does_not_stop_its_successor(caplog):
+    """The store was deleted, or MLFLOW_TRACKING_URI names another one than before."""
+    tracker = start(run_id="0" * 32)
+    tracker.finish()
+    assert "is not in sqlite" in caplog.text
+    assert client().get_run(tracker.run_id).info.status == "FINISHED"
+    client().delete_run(tracker.run_id)
+    again = start(run_id=tracker.run_id)
+    again.finish()
+    assert again.run_id != tracker.run_id
+
+
+def test_a_table_is_replaced_and_a_model_is_kept_when_a_run_is_repeated(project):
+    (project / "selector").mkdir()
+    (project / "selector" / "config.json").write_text("{}")
+    first = start()
+    for tracker in (first, start(run_id=first.run_id)):
+        tracker.log_table({"method": ["a", "b"], "retention": [0.1, 0.2]}, "rows.json")
+        tracker.log_model(project / "selector", "selector", {})
+        tracker.finish()
+    table = client().load_table(
+        client().get_run(first.run_id).info.experiment_id, "rows.json", [first.run_id]
+    )
+    assert table.to_dict("list") == {"method": ["a", "b"], "retention": [0.1, 0.2]}
+    assert len(client().search_logged_models(["1"])) == 1
+
+
+def test_a_logged_model_comes_back_by_both_addresses(project):
+    (project / "selector").mkdir()
+    (project / "selector" / "config.json").write_text('{"width": 5}')
+    tracker = start()
+    tracker.log_model(project / "selector", "selector", {})
+    tracker.finish()
+    model = client().get_run(tracker.run_id).data.tags["model.selector"]
+    for address in (f"models:/{model}", f"runs:/{tracker.run_id}/selector"):
+        assert is_logged_model(address)
+        assert (download_model(address) / "config.json").read_text() == '{"width": 5}'
+    for address in ("models:/m-nothing", "runs:/nothing/selector", f"runs:/{tracker.run_id}/b"):
+        with pytest.raises(ConfigError, match="is not in sqlite"):
+            download_model(address)
+    assert not is_logged_model("org/name") and not is_logged_model("runs/demo/selector")
+
+
+def test_runs_name_each_other_once_and_keep_what_a_person_wrote(project):
+    training = start()
+    training.describe("My own words.")
+    training.finish()
+    evaluation = start()
+    for text in ("half a report", "96.0 % at 8 tokens"):
+        evaluation.mention_on(training.run_id, "evaluations", "Evaluations", text)
+    second = start()
+    second.mention_on(training.run_id, "evaluations", "Evaluations", "another one")
+    second.mention_on("0" * 32, "evaluations", "Evaluations", "of an unknown run")
+    second.finish()
+    evaluation.finish()
+    tags = client().get_run(training.run_id).data.tags
+    assert tags["evaluations"] == f"{evaluation.run_id} {second.run_id}"
+    text = tags["mlflow.note.content"]
+    assert text.startswith("My own words.") and "half a report" not in text
+    assert f"[96.0 % at 8 tokens](#/experiments/1/runs/{evaluation.run_id})" in text
+    assert f"[another one](#/experiments/1/runs/{second.run_id})" in text
+    assert second.link_to(training.run_id) == f"#/experiments/1/runs/{training.run_id}"
+    assert second.link_to("0" * 32) is None
+
+
+def evaluation_of(selector, retentions, data="24 images", **more):
+    """A finished evaluation with one selector, as `autoselect eval` logs it."""
+    tags = {"kind": "evaluation", "model": "tiny", "data": data, "selector": selector}
+    run = Tracker.start("project", f"eval {selector}", tags={**tags, **more})
+    for budget, value in retentions.items():
+        run.log_metrics({metric_at("retention", budget): value})
+        run.log_metrics({metric_at("retention_low", budget): value - 0.01})
+        run.log_metrics({metric_at("retention_high", budget): value + 0.01})
+        run.log_metrics({metric_at("speedup", budget): 2.5})
+    run.rank_selectors("project")
+    run.finish()
+    return run.run_id
+
+
+def test_the_experiment_says_which_selector_is_best_at_which_budget():
+    evaluation_of("other", {64: 0.5}, data="3 images")
+    small, large = evaluation_of("small", {64: 0.91, 128: 0.97}), None
+    experiment = client().get_experiment_by_name("project").experiment_id
+    first = client().get_experiment(experiment).tags["mlflow.note.content"]
+    assert first.startswith("**Best selector** K=64 small 91.0 % (90.0 to 92.0), 2.50 x; K=128")
+    client().set_experiment_tag(experiment, "mlflow.note.content", f"{first}\n\nOur own words.")
+    large = evaluation_of("large", {64: 0.95})
+    tags = client().get_experiment(experiment).tags
+    text = tags["mlflow.note.content"]
+    assert text.splitlines()[0] == (
+        "**Best selector** K=64 large 95.0 % (94.0 to 96.0), 2.50 x; "
+        "K=128 small 97.0 % (96.0 to 98.0), 2.50 x"
+    )
+    assert text.endswith("Our own words.") and text.count("Our own words.") == 1
+    assert text.index(large) < text.index(small), "best first"
+    assert text.index("tiny, 24 images") < text.index("tiny, 3 images"), "latest data first"
+    view = json.loads(tags["mlflow.sharedViewState.selectors"])
+    state = json.loads(view["state"])
+    assert "metrics.`retention_at_64_tokens`" in state["selectedColumns"]
+    assert state["orderByKey"] == "metrics.`retention_at_64_tokens`" and not state["orderByAsc"]
+
+
+def test_an_evaluation_that_failed_is_not_ranked():
+    run = Tracker.start("project", "eval", tags={"kind": "evaluation"})
+    run.log_metrics({metric_at("retention", 8): 0.5})
+    run.finish("FAILED")
+    other = start()
+    other.rank_selectors("project")
+    other.finish()
+    assert "mlflow.note.content" not in client().get_experiment_by_name("project").tags

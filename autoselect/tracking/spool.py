@@ -48,6 +48,12 @@ class Spool:
         """The id that the server gave to an offline run, None while it has none."""
         return self._resolved.read_text() if self._resolved.exists() else None
 
+    def final(self, run_id: str) -> str:
+        """The id that the server gave to a run that began offline; any other is returned as is."""
+        if not run_id.startswith(OFFLINE):
+            return run_id
+        return Spool(self.folder, run_id).run_id or run_id
+
     def resolve(self, run_id: str) -> None:
         """Note the id that the server gave."""
         self._resolved.write_text(run_id)

@@ -5,12 +5,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from autoselect.tracking.leaderboard import (
+    EVALUATION,
+    NOTE_TAG,
+    VIEW_TAG,
+    note,
+    saved_view,
+    standings,
+)
 from autoselect.tracking.processes import is_gone
 from autoselect.tracking.spool import Event
 
@@ -19,6 +28,9 @@ PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "mlflow.experimentKind"
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 LONGEST_VALUE = 6000
+LONGEST_NOTE = 19000
+MENTIONS = 20
+UNKNOWN_CODES = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 UNREACHABLE_CODES = {
     "INTERNAL_ERROR",
     "TEMPORARILY_UNAVAILABLE",
@@ -87,6 +99,51 @@ class Store:
             )
             self._steps[run.info.run_id, "*"] = set()
             return run.info.run_id
+
+    def knows(self, run_id: str) -> bool:
+        """Whether this store has such a run, and nobody deleted it."""
+        with _reachable():
+            run = self._run(run_id)
+            return run is not None and run.info.lifecycle_stage == "active"
+
+    def link(self, run_id: str) -> str | None:
+        """Where the dashboard shows a run, relative to its address; None for an unknown one."""
+        with _reachable():
+            run = self._run(run_id)
+            return None if run is None else _link(run)
+
+    def model_folder(self, address: str) -> Path | None:
+        """Where the files of a logged model lie after a download; None for an unknown one.
+
+        Args:
+            address: `models:/...`, or `runs:/RUN/NAME`.
+        """
+        with _reachable():
+            if address.startswith("runs:/"):
+                run_id, _, name = address.removeprefix("runs:/").partition("/")
+                run = self._run(run_id)
+                model = None if run is None else run.data.tags.get(f"model.{name}")
+                if model is None:
+                    return None
+                address = f"models:/{model}"
+            try:
+                folder = mlflow.artifacts.download_artifacts(
+                    artifact_uri=address, tracking_uri=self.client.tracking_uri
+                )
+            except MlflowException as error:
+                if error.error_code in UNKNOWN_CODES:
+                    return None
+                raise
+        return Path(folder)
+
+    def _run(self, run_id: str) -> Any:
+        """MLflow's run, None for an unknown one."""
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in UNKNOWN_CODES:
+                return None
+            raise
 
     def log_params(self, run_id: str, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         """Log parameters; those that the run has with another value are returned (before, now)."""
@@ -178,10 +235,62 @@ class Store:
             self.client.log_artifact(run_id, str(path), folder or None)
 
     def _apply_table(self, run_id: str, event: Event) -> None:
-        self.client.log_table(run_id, event["columns"], event["name"])
+        """As MLflow logs a table, in place of an earlier one: MLflow itself would add the rows."""
+        columns, name = event["columns"], event["name"]
+        if any(file.path == name for file in self.client.list_artifacts(run_id)):
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            self.client.log_dict(run_id, {"columns": list(columns), "data": rows}, name)
+        else:
+            self.client.log_table(run_id, columns, name)
+
+    def _apply_mention(self, run_id: str, event: Event) -> None:
+        """Name this run on another one, in a tag and in its description, once."""
+        other = self._run(event["on"])
+        if other is None:
+            return
+        tag, link = event["tag"], _link(self.client.get_run(run_id))
+        ids = other.data.tags.get(tag, "").split()
+        self._apply_tags(
+            other.info.run_id,
+            {
+                "values": {
+                    tag: " ".join(dict.fromkeys([*ids, run_id])),
+                    NOTE_TAG: with_mention(
+                        other.data.tags.get(NOTE_TAG, ""), event["title"], event["text"], link
+                    ),
+                }
+            },
+        )
+
+    def _apply_leaderboard(self, run_id: str, event: Event) -> None:
+        """Rewrite what the experiment's page says of its evaluations."""
+        experiment = self._experiment(event["experiment"])
+        found = standings(list(self._evaluations(experiment)))
+        if not found:
+            return
+        before = self.client.get_experiment(experiment).tags.get(NOTE_TAG, "")
+        values = {
+            NOTE_TAG: note(found, experiment, before)[:LONGEST_NOTE],
+            VIEW_TAG: saved_view(found, event["time_ms"]),
+        }
+        for name, value in values.items():
+            self.client.set_experiment_tag(experiment, name, value)
+
+    def _evaluations(self, experiment: str) -> Iterator[Run]:
+        """Runs of evaluations that went well so far."""
+        token = None
+        while token is None or token:
+            page = self.client.search_runs(
+                [experiment], f"tags.kind = '{EVALUATION}'", page_token=token
+            )
+            yield from (run for run in page if run.info.status in ("FINISHED", "RUNNING"))
+            token = page.token or ""
 
     def _apply_model(self, run_id: str, event: Event) -> None:
+        """Log a model folder; one of this name that the run has already is kept."""
         run = self.client.get_run(run_id)
+        if f"model.{event['name']}" in run.data.tags:
+            return
         model = self.client.create_logged_model(
             run.info.experiment_id,
             name=event["name"],
@@ -211,6 +320,26 @@ class Store:
             if found is None:
                 raise error
             return found.experiment_id
+
+
+def _link(run: Run) -> str:
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def with_mention(text: str, title: str, words: str, link: str) -> str:
+    """A description with a line about another run under `title`, in place of an earlier one.
+
+    Args:
+        text: the description so far.
+        title: heading of the list, which ends the description.
+        words: what the line says.
+        link: where it leads.
+    """
+    heading = f"#### {title}"
+    before, _, listed = text.partition(heading)
+    lines = [line for line in listed.splitlines() if line and f"({link})" not in line]
+    lines = [f"* [{words}]({link})", *lines][:MENTIONS]
+    return "\n".join([before.rstrip(), "", heading, "", *lines]).lstrip()
 
 
 def default_uri() -> str:

@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from autoselect.tracking.leaderboard import NOTE_TAG
 from autoselect.tracking.processes import is_gone, own_process
 from autoselect.tracking.spool import OFFLINE, Event, Spool
 from autoselect.tracking.store import PARENT_TAG, ServerUnreachableError, Store
@@ -28,7 +29,7 @@ from autoselect.tracking.store import PARENT_TAG, ServerUnreachableError, Store
 SPOOL_FOLDER = "mlruns/spool"
 RETRY_SECONDS = 30.0
 DELIVERY_SECONDS = 5.0
-NOTE_TAG, SOURCE_TAG = "mlflow.note.content", "mlflow.source.name"
+SOURCE_TAG = "mlflow.source.name"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Tracker:
             run_name: shown in the list of runs.
             params: settings; those of a resumed run are compared.
             tags: facts to search by.
-            run_id: the run to resume, from `run_id` of an earlier tracker.
+            run_id: the run to resume, from `run_id` of an earlier tracker; a new one begins where
+                the store does not know it.
             parent_run_id: makes this a nested run.
         """
         spool_folder = Path(SPOOL_FOLDER)
@@ -83,6 +85,9 @@ class Tracker:
         if name is not None:
             run_id = Spool(spool_folder, name).run_id
         store = Store.open()
+        if run_id is not None and not _is_known(store, run_id):
+            logger.warning("run %s is not in %s; a new run begins", run_id, store.uri)
+            run_id = name = None
         everything = {k: str(v) for k, v in {**own_process(), **(tags or {})}.items()}
         everything.setdefault(SOURCE_TAG, Path(sys.argv[0]).name)
         if parent_run_id is not None:
@@ -170,9 +175,38 @@ class Tracker:
         self._send({"kind": "table", "columns": values, "name": name})
 
     def log_model(self, folder: str | Path, name: str, params: Mapping[str, object]) -> None:
-        """Log a model folder as a model of this run, which `download_model` loads back."""
+        """Log a model folder as a model of this run, once.
+
+        Its address is `models:/ID`, the id being the run's tag `model.NAME`, or `runs:/RUN/NAME`;
+        `autoselect.tracking.models.download_model` and `Selector.from_pretrained` load it back.
+        """
         settings = {key: str(value) for key, value in params.items()}
         self._send({"kind": "model", "path": str(folder), "name": name, "params": settings})
+
+    def mention_on(self, run_id: str, tag: str, title: str, text: str) -> None:
+        """Name this run on another one; nothing happens where this store does not know that one.
+
+        Args:
+            run_id: of the other run, as its `run_id` was.
+            tag: that gets this run's id, beside those it has.
+            title: of the list in the other run's description.
+            text: of the link in that list.
+        """
+        on = self._spool.final(run_id) if self._spool is not None else run_id
+        self._send({"kind": "mention", "on": on, "tag": tag, "title": title, "text": text})
+
+    def link_to(self, run_id: str) -> str | None:
+        """Where the dashboard shows another run; None when this store does not know it now."""
+        if self._store is None or self._spool is None:
+            return None
+        try:
+            return self._store.link(self._spool.final(run_id))
+        except ServerUnreachableError:
+            return None
+
+    def rank_selectors(self, experiment: str) -> None:
+        """Rewrite what the experiment's page says of its evaluations, see `leaderboard`."""
+        self._send({"kind": "leaderboard", "experiment": experiment, "time_ms": _now_ms()})
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run with what happened: FINISHED, FAILED or KILLED. The first call counts."""
@@ -300,6 +334,14 @@ def _has_ended(spool: Spool) -> bool:
     owners = [event["tags"] for event in events if event["kind"] == "resume"]
     ended = any(event["kind"] == "status" for event in events)
     return ended or not owners or is_gone(owners[-1])
+
+
+def _is_known(store: Store, run_id: str) -> bool:
+    """True as well while the server does not answer: nothing speaks against the run then."""
+    try:
+        return store.knows(run_id)
+    except ServerUnreachableError:
+        return True
 
 
 def _now_ms() -> int:

@@ -1,0 +1,40 @@
+"""Model folders that runs logged, by the addresses that MLflow gives them."""
+
+import re
+from pathlib import Path
+
+from autoselect.config import ConfigError
+from autoselect.tracking.store import ServerUnreachableError, Store
+
+ADDRESS = re.compile(r"models:/\S+|runs:/[^/\s]+/\S+")
+
+
+def is_logged_model(name: object) -> bool:
+    """Whether `name` is `models:/ID` or `runs:/RUN/NAME`."""
+    return isinstance(name, str) and ADDRESS.fullmatch(name) is not None
+
+
+def download_model(address: str) -> Path:
+    """A folder with the files of a logged model; in a local store the one where they lie.
+
+    Args:
+        address: `models:/ID`, `models:/NAME/VERSION` of a registered model, or `runs:/RUN/NAME`
+            with the name that `Tracker.log_model` was given.
+
+    Raises:
+        ConfigError: this store has no such model, or does not answer.
+    """
+    store = Store.open()
+    try:
+        folder = store.model_folder(address)
+    except ServerUnreachableError as error:
+        raise ConfigError(
+            f"model={address}: the tracking server {store.uri} does not answer ({error}); set "
+            "MLFLOW_TRACKING_URI, or give a folder"
+        ) from error
+    if folder is None:
+        raise ConfigError(
+            f"model={address} is not in {store.uri}; the tag model.selector of an evaluation's run "
+            "names one (models:/ID), and MLFLOW_TRACKING_URI the store"
+        )
+    return folder
