@@ -1,7 +1,8 @@
 """`autoselect doctor`: everything but compute is checked before a night is lost.
 
-Each check says what it found and, where something is wrong, how to mend it. Nothing is trained,
-no weights are read whole, and nothing is written but a probe file that is removed again.
+Each check says what it found and, where something is wrong, how to mend it. Nothing is trained, no
+weights are read whole, and nothing is written but a probe file that is removed again and, of a hub
+model, its configuration in the hub's cache.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,10 @@ import torch
 from packaging.requirements import Requirement
 
 from autoselect.config import ConfigError
+from autoselect.data.index import sidecar
+from autoselect.data.paths import expand
 from autoselect.data.shards import ShardSet
+from autoselect.data.storage import read_first_line
 from autoselect.deepspeed_config import batch_sizes
 from autoselect.doctor import Finding, Machine, Subject
 from autoselect.doctor_model import WAIT_S, check_model
@@ -43,6 +47,10 @@ MOMENTS = 3
 
 NOISE_BYTES_PER_CHANNEL = 4 * (64 + 2)
 """Of the token statistics in a checkpoint: mean, deviation, and the factor at its largest rank."""
+
+
+INDEX_THREADS = 16
+"""Places that are looked at together for the indexes of shards."""
 
 
 def check_packages(machine: Machine) -> Finding:
@@ -108,8 +116,10 @@ def check_port(machine: Machine) -> Finding:
     return Finding("port", "ok", f"{machine.port} is free on {socket.gethostname()}")
 
 
-def check_tracking(machine: Machine) -> Finding:
+def check_tracking(subject: Subject) -> Finding:
     """Whether the tracking server answers; the default store is a file of this folder."""
+    if not subject.config.tracking:
+        return Finding("tracking", "ok", "tracking is off")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
         where = uri or f"sqlite in {Path.cwd()}"
@@ -135,11 +145,17 @@ def check_tracking(machine: Machine) -> Finding:
 
 
 def check_shards(subject: Subject) -> Finding:
-    """Every shard with its index, and all keys distinct."""
+    """Every shard with its index, and all keys distinct; missing indexes are not built here."""
     pattern = subject.config.data.train_shards
     if pattern == REFERENCE:
         return Finding("shards", "ok", "the reference data, rendered at the first start")
     try:
+        named = expand(pattern)
+        bare = _without_index(named)
+        if bare:
+            found = f"{len(bare)} of {len(named)} shards have no index, such as {bare[0]}"
+            fix = "run `autoselect shards index`, or training reads these whole when it starts"
+            return Finding("shards", "warn", f"{found}; their content is not examined", fix)
         shards = ShardSet.open(pattern)
         shards.check_keys()
     except ConfigError as error:
@@ -154,6 +170,27 @@ def check_shards(subject: Subject) -> Finding:
         found += f", {len(shards.faults)} unusable samples"
         return Finding("shards", "fail" if over else "warn", found, fix)
     return Finding("shards", "ok", found)
+
+
+def _without_index(shards: list[str]) -> list[str]:
+    """Those of some shards beside which no index lies.
+
+    Raises:
+        ConfigError: a place cannot be read.
+    """
+
+    def lacks(shard: str) -> bool:
+        try:
+            read_first_line(sidecar(shard))
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise ConfigError(f"shard={shard}: its index cannot be read: {error}") from error
+        return False
+
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:  # of remote shards it is waiting for answers
+        missing = list(pool.map(lacks, shards))
+    return [shard for shard, is_bare in zip(shards, missing, strict=True) if is_bare]
 
 
 def check_output(subject: Subject) -> Finding:
@@ -262,12 +299,12 @@ MACHINE_CHECKS: tuple[Callable[[Machine], Finding], ...] = (
     check_packages,
     check_extension,
     check_port,
-    check_tracking,
 )
 NEED_MODEL = ("disk", "budget", "memory")
 """Checks that read the model's configuration."""
 
 RUN_CHECKS: tuple[tuple[str, Callable[[Subject], Finding]], ...] = (
+    ("tracking", check_tracking),
     ("model", check_model),
     ("shards", check_shards),
     ("output", check_output),

@@ -184,6 +184,27 @@ def test_devices_that_do_not_divide_the_batch_are_found(run):
     assert "another number of --gpus" in findings["deepspeed"]["fix"]
 
 
+def test_a_dead_tracking_server_is_no_fault_of_a_run_that_does_not_track(run, monkeypatch):
+    """The advice of the failing check, taken."""
+    plant_dead_server(monkeypatch)
+    code, findings = run("--", "--tracking=false")
+    assert code == 0
+    assert findings["tracking"]["status"] == "ok"
+    assert "tracking is off" in findings["tracking"]["found"]
+
+
+def test_missing_indexes_are_said_and_not_built(run):
+    index = Path("shards/train-000001.tar.index.jsonl")
+    index.unlink()
+    before = sorted(Path("shards").iterdir())
+    code, findings = run()
+    assert code == 0 and findings["shards"]["status"] == "warn"
+    assert "1 of 2 shards have no index, such as" in findings["shards"]["found"]
+    assert "train-000001.tar" in findings["shards"]["found"]
+    assert "autoselect shards index" in findings["shards"]["fix"]
+    assert sorted(Path("shards").iterdir()) == before
+
+
 def test_a_run_that_lies_there_is_named(run):
     pointer = Path("run/checkpoints/latest")
     pointer.parent.mkdir(parents=True)
