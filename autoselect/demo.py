@@ -11,7 +11,7 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.programs import call, checkout, eval_command, train_command
-from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
+from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
@@ -80,6 +80,7 @@ def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
             "methods": methods,
             "max_images": images,
             "max_new_tokens": REFERENCE_ANSWER_TOKENS,
+            "rows_per_batch": REFERENCE_ROWS,
             "out": out,
         }
     )

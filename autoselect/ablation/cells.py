@@ -147,6 +147,7 @@ def evaluate(
         "methods": methods,
         "max_images": plan.images,
         "max_new_tokens": plan.max_new_tokens,
+        "rows_per_batch": plan.rows_per_batch,
         "out": out,
         "tracking": False,
     }

@@ -10,11 +10,19 @@ import yaml
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import flatten, from_dict, load_config, to_dict
 from autoselect.programs import setting_flags
-from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
+from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
 OWN_SETTINGS = ("model", "data.train_shards", "output", "seed", "steps", "tracking", "experiment")
 PLACING = ("experiment", "tracking", "save_every", "keep_checkpoints", "log_every", "data.workers")
-COUNTS = ("ranks", "steps", "images", "max_new_tokens", "leak_images", "leak_budget")
+COUNTS = (
+    "leak_images",
+    "leak_budget",
+    "ranks",
+    "steps",
+    "images",
+    "max_new_tokens",
+    "rows_per_batch",
+)
 DEFAULTS = flatten(to_dict(TrainConfig()))
 
 
@@ -74,6 +82,7 @@ class AblationPlan:
         images: test images.
         budgets: tokens or ratios, comma-separated.
         max_new_tokens: longest answer in tokens.
+        rows_per_batch: questions answered together.
         baselines: methods that every variant is compared with, comma-separated.
         reference: the variant that the others are compared with.
         leak_images: test images of the leak measure.
@@ -96,6 +105,7 @@ class AblationPlan:
     images: int = 500
     budgets: str = "8,16,32"
     max_new_tokens: int = REFERENCE_ANSWER_TOKENS
+    rows_per_batch: int = REFERENCE_ROWS
     baselines: str = "random,grid,pooling,norm,cls_attention,divprune,oracle"
     reference: str = "reference"
     leak_images: int = 200

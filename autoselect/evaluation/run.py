@@ -68,7 +68,7 @@ class EvalSettings:
     max_images: int | None = None
     random_seeds: int = 3
     images_per_part: int = 32
-    rows_per_batch: int = 160
+    rows_per_batch: int = 32
     max_new_tokens: int = 16
     scoring: str = GENERATION
     diversity: float | None = None

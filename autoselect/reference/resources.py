@@ -11,6 +11,8 @@ SHARDS_FOLDER = Path("runs/reference/shards")
 REFERENCE = "reference"
 REFERENCE_ANSWER_TOKENS = 4
 """The longest answer of the reference data, its end included."""
+REFERENCE_ROWS = 160
+"""Questions answered together; the reference VLM is small enough for many."""
 
 
 def resolve_model(name: str) -> str:
