@@ -19,6 +19,7 @@ from autoselect.calibration import TokenStatistics, calibrate
 from autoselect.checkpoint import CheckpointStore, TrainingState
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import flatten, to_dict
+from autoselect.data.loader import collate_usable
 from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import batch_sizes, step_settings, zero_stage
 from autoselect.heartbeat import Heartbeat
@@ -209,7 +210,10 @@ def calibrate_on(
         with_images = (sample for sample in shards.usable() if sample.pictures)
         first = islice(with_images, config.gate.calibration_images)
         while chunk := list(islice(first, CALIBRATION_BATCH)):
-            visual = vlm.encode(collator(chunk).pixels, before_projector=site != DEFAULT_SITE)
+            batch, _ = collate_usable(collator, chunk)
+            if not batch.num_images:
+                continue
+            visual = vlm.encode(batch.pixels, before_projector=site != DEFAULT_SITE)
             tokens, mask = visual.at(site), visual.mask
             yield tokens.flatten(0, 1) if mask is None else tokens[mask]
 

@@ -79,7 +79,7 @@ def answer_attached(
             for start in range(0, len(places), plan.rows_per_batch):
                 batch = places[start : start + plan.rows_per_batch]
                 images = [[] if column.method == BLIND else samples[i].images for i, _ in batch]
-                questions = [samples[i].questions[r] for i, r in batch]
+                questions = [samples[i].asked(r) for i, r in batch]
                 given = asked.answer(images, questions, options)
                 for (i, r), text in zip(batch, given, strict=True):
                     texts[i][r] = text

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
+from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.data.shards import Sample, ShardSet
 
 Box = tuple[float, float, float, float]
@@ -28,6 +29,7 @@ class EvaluationSample:
         answers: accepted answers of each round; ten of them for VQA soft accuracy.
         tasks: name of each round's task.
         boxes: known regions of each round, (left, top, right, bottom) in pixels.
+        marked: the questions with marks where their images stand; empty where nothing is known.
     """
 
     key: str
@@ -36,12 +38,17 @@ class EvaluationSample:
     answers: tuple[tuple[str, ...], ...]
     tasks: tuple[str, ...]
     boxes: tuple[tuple[Box, ...], ...]
+    marked: tuple[str, ...] = ()
 
     @property
     def image(self) -> Image.Image:
         """The image of a sample that has one."""
         (image,) = self.images
         return image
+
+    def asked(self, turn: int) -> str:
+        """A question as a model is asked it: of several images each stands at its mark."""
+        return self.marked[turn] if len(self.images) > 1 and self.marked else self.questions[turn]
 
 
 def parse_record(
@@ -63,7 +70,7 @@ def parse_record(
             f"conversations of sample {key!r} have {len(asked)} questions, {len(given)} answers; "
             "evaluation needs one answer to every question"
         )
-    questions = tuple(q.replace("<image>", "").strip() for q in asked)
+    questions = tuple(q.replace(IMAGE_PLACEHOLDER, "").strip() for q in asked)
     answers = record.get("answers") or [[answer] for answer in given]
     tasks = record.get("tasks") or [DEFAULT_TASK] * len(questions)
     boxes = record.get("boxes") or [[] for _ in questions]
@@ -189,6 +196,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
         sample = self.read(index)
-        return EvaluationSample(
-            sample.key, decoded(sample), *parse_record(sample.record, sample.key)
-        )
+        turns = sample.record["conversations"]
+        marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
+        parsed = parse_record(sample.record, sample.key)
+        return EvaluationSample(sample.key, decoded(sample), *parsed, marked=marked)

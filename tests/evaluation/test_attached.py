@@ -16,7 +16,7 @@ from autoselect.evaluation.attached import answer_attached
 from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.loading import LoadedSelector, load_pair
 from autoselect.evaluation.methods import METHODS, selector_method
-from autoselect.evaluation.report import check_report
+from autoselect.evaluation.report_check import check_report
 from autoselect.evaluation.run import EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.reference.corpus import to_jpeg
@@ -103,7 +103,7 @@ def pairs_and_singles(tmp_path):
         for index, count in enumerate((1, 2, 2)):
             scenes = [make_scene(0, "test", 10 * index + place) for place in range(count)]
             turns = [
-                {"from": "human", "value": "<image>" * count + "\nis there a circle ?"},
+                {"from": "human", "value": " and ".join(["<image>"] * count) + " have a circle ?"},
                 {"from": "gpt", "value": "yes"},
                 {"from": "human", "value": "which colour ?"},
                 {"from": "gpt", "value": "red"},
@@ -135,6 +135,10 @@ def test_questions_about_several_images(
     assert evaluate(settings) is not None
     asked_together = [counts for rows, counts in seen if rows == [1, 1, 2, 2, 2, 2]]
     assert asked_together and all(c == [144, 144, 288, 288, 288, 288] for c in asked_together)
+    single, pair, _ = EvaluationSet.open(pairs_and_singles)
+    assert pair.questions[0] == "and  have a circle ?", "as reports show it"
+    assert pair.asked(0) == "<image> and <image> have a circle ?", "as the model is asked it"
+    assert single.asked(0) == single.questions[0] == "have a circle ?"
     check_report(json.loads((out / "report.json").read_text()))
     for line in (out / "predictions.jsonl").read_text().splitlines():
         given = json.loads(line)["predictions"]

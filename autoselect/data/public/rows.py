@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.data.record import IMAGE_PLACEHOLDER
 
 Row = dict[str, Any]
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -44,8 +45,9 @@ def image_row(name: str, image: str, questions: Iterable[Question]) -> Row:
     asked = list(questions)
     turns = []
     for number, question in enumerate(asked):
-        mark = "<image>\n" if number == 0 else ""
-        turns.append({"from": "human", "value": mark + question.text.replace("<image>", "")})
+        mark = f"{IMAGE_PLACEHOLDER}\n" if number == 0 else ""
+        text = question.text.replace(IMAGE_PLACEHOLDER, "")
+        turns.append({"from": "human", "value": mark + text})
         turns.append({"from": "gpt", "value": question.target or question.answers[0]})
     return {
         "id": name,
