@@ -16,7 +16,7 @@ from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_RO
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
 BUDGETS = "8,16,32"
-DEMO_METHODS = "random,grid,cls_attention,norm,divprune,oracle"
+DEMO_METHODS = "random,grid,norm,cls_attention,visionzip,divprune,cdpruner,fastv,oracle"
 
 
 def add_demo_command(subparsers: Any) -> None:
