@@ -78,8 +78,9 @@ def _train(
     signals: runtime.SignalFlag,
     heartbeat: Heartbeat,
 ) -> bool:
-    from autoselect.reference.resources import resolve_model, resolve_shards
-    from autoselect.training_run import train
+    with heartbeat.independently("importing the program"):  # seconds, or minutes of a cold disk
+        from autoselect.reference.resources import resolve_model, resolve_shards
+        from autoselect.training_run import train
 
     heartbeat.progress("resolving model and shards")
     model = resolve_model(config.model)

@@ -104,7 +104,7 @@ def test_the_culprit_is_named_before_the_first_step(what: str, words: str) -> No
 
 @pytest.mark.slow
 def test_a_rank_that_loads_slowly_is_waited_for() -> None:
-    """Twice as long as a stalled one; here every rank then ends by the same error."""
+    """Longer than a stalled one; here every rank then ends by the same error."""
     for code, log in run_ranks("late", 1, 2, "start_worker.py"):
         assert code == 2 and "all ranks came to the shards" in log, log
         assert "stalled" not in log

@@ -20,7 +20,7 @@ from autoselect.heartbeat import Heartbeat
 from autoselect.rank_judge import Times
 from autoselect.runtime import RankInfo, setup_logging, shutdown_distributed
 
-TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=8.0, leave=1.0)
+TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=15.0, leave=1.0)
 
 
 def misbehave(what: str) -> None:
@@ -31,7 +31,7 @@ def misbehave(what: str) -> None:
     elif what == "stall":
         time.sleep(60)
     elif what == "late":
-        time.sleep(2 * TIMES.stalled)
+        time.sleep(3 * TIMES.stalled)
     elif what == "raise":
         raise ValueError("shard train-000003.tar is broken")
 
