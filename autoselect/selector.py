@@ -23,7 +23,13 @@ from autoselect.config_files import from_dict
 from autoselect.diverse_top_k import check_diversity, diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
 from autoselect.scorer import Scorer
-from autoselect.selector_card import CARD_FILE, card_text, is_hub_name, scores_of
+from autoselect.selector_card import (
+    CARD_FILE,
+    card_text,
+    is_hub_name,
+    is_logged_model,
+    scores_of,
+)
 
 WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
 FORMAT = "autoselect-selector"
@@ -202,14 +208,17 @@ class Selector(nn.Module):
         """Load what `save_pretrained` or `push_to_hub` wrote.
 
         Args:
-            folder: a folder, or `org/name` on the hub where there is no such folder.
+            folder: a folder; `org/name` on the hub where there is no such folder; or a logged model
+                of the tracking store, `models:/ID` or `runs:/RUN/selector`.
             device: where it runs.
             revision: branch, tag or commit on the hub.
 
         Raises:
             ConfigError: files are missing, damaged or belong to another format; weights do not
-                fit; the hub has no such selector or cannot be reached.
+                fit; the hub or the store has no such selector or cannot be reached.
         """
+        if is_logged_model(folder):
+            folder = _logged(str(folder))
         folder = _download(str(folder), revision) if is_hub_name(str(folder)) else Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
@@ -235,6 +244,13 @@ class Selector(nn.Module):
                 f"{error}"
             ) from error
         return selector.to(device).eval()
+
+
+def _logged(address: str) -> Path:
+    """The folder of a selector that a run logged."""
+    from autoselect.tracking.models import download_model
+
+    return download_model(address)
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -14,12 +14,18 @@ import yaml
 CARD_FILE = "README.md"
 LICENCE = "apache-2.0"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LOGGED_MODEL = re.compile(r"models:/\S+|runs:/[^/\s]+/\S+")
 METHOD = "autoselect"
 
 
 def is_hub_name(name: object) -> bool:
     """Whether `name` has the form `org/name` and is no local folder."""
     return isinstance(name, str) and bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def is_logged_model(name: object) -> bool:
+    """Whether `name` is the address of a logged model, `models:/ID` or `runs:/RUN/NAME`."""
+    return isinstance(name, str) and bool(LOGGED_MODEL.fullmatch(name))
 
 
 def scores_of(report: Mapping[str, Any]) -> dict[str, Any]:

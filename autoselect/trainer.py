@@ -103,7 +103,12 @@ class Trainer:
             self.config.experiment,
             f"train {run_name(Path(self.config.output))}",
             flatten(to_dict(self.config)),
-            {"kind": "train", "data_digest": self.shards.digest},
+            {
+                "kind": "train",
+                "model": self.engine.module.vlm.name,
+                "model_digest": self.engine.module.vlm.digest,
+                "data_digest": self.shards.digest,
+            },
             run_id=run_id,
         )
         partial = note.with_suffix(".partial")

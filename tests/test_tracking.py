@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from autoselect.config import ConfigError
+from autoselect.selector_card import is_logged_model
 from autoselect.tracking import Tracker
 from autoselect.tracking.leaderboard import metric_at
-from autoselect.tracking.models import download_model, is_logged_model
+from autoselect.tracking.models import download_model
 from autoselect.tracking.store import ServerUnreachableError, Store, default_uri
 
 
@@ -375,15 +376,15 @@ def test_the_experiment_says_which_selector_is_best_at_which_budget():
     small, large = evaluation_of("small", {64: 0.91, 128: 0.97}), None
     experiment = client().get_experiment_by_name("project").experiment_id
     first = client().get_experiment(experiment).tags["mlflow.note.content"]
-    assert first.startswith("**Best selector** K=64 small 91.0 % (90.0 to 92.0), 2.50 x; K=128")
+    assert first.startswith("**Best selector** K=64 small 91.0 %, 2.50 x; K=128")
     client().set_experiment_tag(experiment, "mlflow.note.content", f"{first}\n\nOur own words.")
     large = evaluation_of("large", {64: 0.95})
     tags = client().get_experiment(experiment).tags
     text = tags["mlflow.note.content"]
     assert text.splitlines()[0] == (
-        "**Best selector** K=64 large 95.0 % (94.0 to 96.0), 2.50 x; "
-        "K=128 small 97.0 % (96.0 to 98.0), 2.50 x"
+        "**Best selector** K=64 large 95.0 %, 2.50 x; K=128 small 97.0 %, 2.50 x"
     )
+    assert "| 64 | large | 95.0 % (94.0 to 96.0) | 2.50 |" in text
     assert text.endswith("Our own words.") and text.count("Our own words.") == 1
     assert text.index(large) < text.index(small), "best first"
     assert text.index("tiny, 24 images") < text.index("tiny, 3 images"), "latest data first"

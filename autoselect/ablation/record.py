@@ -60,6 +60,9 @@ class AblationRecord:
         child.log_metrics(_metrics(report, leak, training))
         for file in ("report.md", "report.html", "report.json"):
             child.log_artifact(cell.folder / "eval" / file)
+        if training.get("tracking_run_id"):
+            text = f"ablation {self.out.name}: {name}"
+            child.mention_on(training["tracking_run_id"], "evaluations", "Evaluations", text)
         child.finish()
         self._keep(name, child.run_id)
 

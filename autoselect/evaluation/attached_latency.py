@@ -70,6 +70,7 @@ def attached_latency(
         )
         calls[f"prefill@{budget}"] = bound(forward, keep)
     timings = measure(calls, repeats, warmup, device)
+    machine = environment(device)
     full, vision = timings["full_prefill"].median, timings["vision"].median
 
     def row(budget: int) -> Mapping[str, Any]:
@@ -95,7 +96,7 @@ def attached_latency(
         "compiled": None,
         **protocol(vlm, plan, device),
         "timings": {name: timing.summary() for name, timing in timings.items()},
-        "environment": environment(),
+        "environment": machine,
     }
 
 

@@ -12,6 +12,7 @@ from autoselect.evaluation.analyse import ANALYSES, Subject, analyse, analyse_cl
 from autoselect.evaluation.bench import bench_lines, bench_prefill
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.loading import load_pair
+from autoselect.evaluation.report_tables import terminal_table
 from autoselect.evaluation.run import EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.flags import add_setting_flags
@@ -71,8 +72,9 @@ def run_eval(arguments: argparse.Namespace) -> int:
     """Evaluate, print the table and say where the report is."""
     result = evaluate(settings_of(arguments))
     if result is not None:
-        print((Path(arguments.out) / "report.md").read_text())
-        print(f"report: {Path(arguments.out) / 'report.json'}")
+        out = Path(arguments.out)
+        print(f"\n{terminal_table(result.report)}")
+        print(f"report: {out / 'report.html'}, {out / 'report.md'}, {out / 'report.json'}")
     return 0
 
 

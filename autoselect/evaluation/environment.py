@@ -12,8 +12,14 @@ import torch
 PACKAGES = ("torch", "transformers", "webdataset", "mlflow", "deepspeed")
 
 
-def environment() -> dict[str, Any]:
-    """Processor or GPU, threads, operating system, versions and the git commit."""
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Processor or GPU, threads, operating system, versions and the git commit.
+
+    Args:
+        device: where the measurement ran. The clocks of a GPU are those of this moment: call it
+            right after what was timed.
+    """
+    clocks = gpu_clocks(torch.device(device))
     facts: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -21,11 +27,9 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["gpu_clocks"] = _command(
-            ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
-        )
+    if torch.device(device).type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["gpu_clocks"] = clocks
     for package in PACKAGES:
         try:
             facts[package] = metadata.version(package)
@@ -33,6 +37,18 @@ def environment() -> dict[str, Any]:
             facts[package] = None
     facts["git_commit"] = git_commit()
     return facts
+
+
+def gpu_clocks(device: torch.device) -> str | None:
+    """Clocks of the multiprocessors and the memory of a GPU; None for a CPU, or where unknown.
+
+    By the GPU's UUID, because CUDA and nvidia-smi may count the GPUs of a machine differently.
+    """
+    if device.type != "cuda":
+        return None
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = ["--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
+    return _command(["nvidia-smi", f"--id={uuid}", *query])
 
 
 def git_commit() -> str | None:

@@ -8,10 +8,24 @@ from typing import Any
 
 from autoselect.evaluation.methods import SELECTOR
 from autoselect.evaluation.report import (
+    DIFFERENCE_NOTE,
+    DIFFERENCE_TITLE,
+    RETENTION_NOTE,
     latency_notes,
-    latency_table,
     method_sources,
+    unscored_note,
+)
+from autoselect.evaluation.report_tables import (
+    BOUND,
+    Cell,
+    Row,
+    Table,
+    accuracy_table,
+    difference_table,
+    latency_table,
     percent,
+    task_table,
+    unscored_tasks,
 )
 
 CAPTIONS = {
@@ -21,10 +35,10 @@ CAPTIONS = {
     "fidelity": "Noise gating against hard removal, random score maps (figure 5 of the paper).",
     "frequency": "How often each position of the image is kept.",
     "classifier": "An image classifier without the dropped patches (figure 3 of the paper).",
-    "gates": "Gates and polarisation over training.",
+    "gates": "Gates of all tokens at several temperatures.",
 }
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2430; max-width: 1180px;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2430; max-width: 1240px;
        margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 .facts { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0 }
@@ -39,9 +53,18 @@ tr.band td { background: #f4f5f8; font-weight: 600; text-align: left }
 tr.own td { color: #d1352b; font-weight: 600 }
 tr.oracle td { font-style: italic; color: #6b7280 }
 tr.bound td { border-bottom: 2px solid #d9dce3; font-weight: 600 }
+td.best, td.better { font-weight: 700; background: #eef7f0 }
+td.worse { font-weight: 700; background: #fdecea }
 .warning { border-left: 4px solid #b45309; background: #fff7ed; padding: .5rem .9rem }
 figure { margin: 1.2rem 0 } img { max-width: 100%; border: 1px solid #eceef2; border-radius: 6px }
 """
+
+
+def caption_of(name: str, report: dict[str, Any]) -> str:
+    """What a figure shows; the course of training is there only where it was logged."""
+    if name == "gates" and report.get("analyses", {}).get("gates", {}).get("course"):
+        return f"{CAPTIONS[name].removesuffix('.')}, and their polarisation over training."
+    return CAPTIONS.get(name, name)
 
 
 def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
@@ -57,32 +80,37 @@ def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
         f"<style>{STYLE}</style></head><body>",
         f"<h1>Token selection on {escape(report['model'])}</h1>",
         f"<p class='note'>{report['images']} images, {report['questions']} questions, "
-        f"{report['num_tokens']} visual tokens. Retention is the mean over the tasks of score / "
-        "full score; intervals are 95 %, from a paired bootstrap over images.</p>",
+        f"{report['num_tokens']} visual tokens. {escape(RETENTION_NOTE)}</p>",
         *(f"<p class='warning'>{escape(text)}.</p>" for text in report.get("warnings", [])),
         _headline(report),
         "<h2>Accuracy</h2>",
         _accuracy(report),
+        "<h2>Retention per task</h2>",
+        _table(task_table(report)),
+        _differences(report),
     ]
     for name, path in figures.items():
         image = base64.b64encode(path.read_bytes()).decode()
-        caption = escape(CAPTIONS.get(name, name))
+        caption = escape(caption_of(name, report))
         parts.append(
             f"<figure><img alt='{caption}' src='data:image/png;base64,{image}'>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    parts += [_differences(report), _latency(report), _methods(report), _environment(report)]
+    parts += [_latency(report), _methods(report), _environment(report)]
     parts.append("</body></html>")
     return "\n".join(parts)
 
 
-def _table(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
-    """Rows are (class, cells); a row of one cell spans the table."""
-    lines = ["<table><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    for kind, cells in rows:
-        span = f" colspan='{len(head)}'" if len(cells) == 1 else ""
-        body = "".join(f"<td{span}>{escape(cell)}</td>" for cell in cells)
-        lines.append(f"<tr class='{kind}'>{body}</tr>")
+def _table(table: Table) -> str:
+    """A row of one cell spans the table."""
+    lines = ["<table><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in table.head) + "</tr>"]
+    for row in table.rows:
+        span = f" colspan='{len(table.head)}'" if len(row.cells) == 1 else ""
+        body = "".join(
+            f"<td{span}{f' class={cell.mark!r}' if cell.mark else ''}>{escape(cell.text)}</td>"
+            for cell in row.cells
+        )
+        lines.append(f"<tr class='{row.kind}'>{body}</tr>")
     return "\n".join([*lines, "</table>"])
 
 
@@ -105,53 +133,26 @@ def _headline(report: dict[str, Any]) -> str:
 
 
 def _accuracy(report: dict[str, Any]) -> str:
-    tasks = list(report["full"]["tasks"])
-    count = report["num_tokens"]
-    head = ["method", "tokens", *tasks, "mean", "retention", "95 % interval"]
-
-    def cells(name: str, tokens: int, row: dict[str, Any]) -> list[str]:
-        return [name, str(tokens), *(percent(row["tasks"][t]) for t in tasks), percent(row["mean"])]
-
-    rows = [("bound", [*cells("upper bound", count, report["full"]), "100.0", "–"])]
-    for budget in sorted({row["budget"] for row in report["rows"]}, reverse=True):
-        rows.append(("band", [f"{budget} of {count} tokens ({percent(budget / count)} %)"]))
-        band = [row for row in report["rows"] if row["budget"] == budget]
-        for row in sorted(band, key=lambda r: -(r["retention"] or 0.0)):
-            low, high = row["retention_ci95"]
-            line = cells(row["method"], budget, row)
-            line += [percent(row["retention"]), f"{percent(low)} to {percent(high)}"]
-            kinds = {SELECTOR: "own", "oracle": "oracle"}
-            rows.append((kinds.get(row["method"], ""), line))
-    rows.append(("", [*cells("blind", 0, report["blind"]), "–", "–"]))
-    return _table(head, rows)
+    parts = [_table(accuracy_table(report))]
+    if unscored_tasks(report):
+        parts.append(f"<p class='note'>{escape(unscored_note(report))}</p>")
+    return "\n".join(parts)
 
 
 def _differences(report: dict[str, Any]) -> str:
     if not report.get("intervals"):
         return ""
-    rows = [
-        (
-            "",
-            [
-                row["against"],
-                str(row["budget"]),
-                percent(row["difference"]),
-                f"{percent(row['ci95'][0])} to {percent(row['ci95'][1])}",
-            ],
-        )
-        for row in report["intervals"]
-    ]
-    title = f"<h2>Retention of {SELECTOR} minus each other method, in points</h2>"
-    return title + _table(["against", "tokens", "difference", "95 % interval"], rows)
+    note = f"<p class='note'>{escape(DIFFERENCE_NOTE)}</p>"
+    return f"<h2>{escape(DIFFERENCE_TITLE)}</h2>{_table(difference_table(report))}{note}"
 
 
 def _latency(report: dict[str, Any]) -> str:
     latency = report["latency"]
     head, rows = latency_table(report)
-    kinds = ["bound", *[""] * (len(rows) - 1)]
+    kinds = [BOUND, *[""] * (len(rows) - 1)]
+    shown = [Row([*map(Cell, cells)], kind) for cells, kind in zip(rows, kinds, strict=True)]
     notes = " ".join([latency.get("protocol", ""), *latency_notes(latency)])
-    table = _table(head, list(zip(kinds, rows, strict=True)))
-    return f"<h2>Latency</h2>{table}<p class='note'>{escape(notes)}</p>"
+    return f"<h2>Latency</h2>{_table(Table(head, shown))}<p class='note'>{escape(notes)}</p>"
 
 
 def _methods(report: dict[str, Any]) -> str:
@@ -163,6 +164,7 @@ def _methods(report: dict[str, Any]) -> str:
 
 
 def _environment(report: dict[str, Any]) -> str:
-    facts = {**report.get("environment", {}), **report.get("digests", {})}
-    rows = [("", [str(key), str(value)]) for key, value in facts.items()]
-    return "<h2>Environment</h2>" + _table(["", ""], rows) if rows else ""
+    digests = {f"digest of {name}": value for name, value in report.get("digests", {}).items()}
+    facts = {**report.get("environment", {}), **digests}
+    rows = [Row([Cell(str(key)), Cell(str(value))]) for key, value in facts.items()]
+    return "<h2>Environment</h2>" + _table(Table(["", ""], rows)) if rows else ""

@@ -84,6 +84,7 @@ def latency_report(
         calls |= _compiled_calls(vlm, selector, prompt, plan.budgets)
     with _many_shapes():
         timings = measure(calls, repeats, warmup, device)
+    machine = environment(device)
     memory = _Memory(device)
     lengths = {
         budget: prompt.text["input_ids"].shape[1] - prompt.tokens.shape[1] + tokens.shape[1]
@@ -111,7 +112,7 @@ def latency_report(
         **protocol(vlm, plan, device),
         "peak_memory_bytes": memory.highest,
         "timings": {name: timing.summary() for name, timing in timings.items()},
-        "environment": environment(),
+        "environment": machine,
     }
 
 

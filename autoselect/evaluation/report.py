@@ -1,8 +1,10 @@
-"""The report: its JSON with a checked schema, and the same as Markdown."""
+"""The report: everything that was measured as JSON values, and the same as Markdown."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from autoselect.evaluation.answering import BLIND, FULL, Answers, Plan
 from autoselect.evaluation.intervals import (
@@ -12,12 +14,29 @@ from autoselect.evaluation.intervals import (
     task_retentions,
 )
 from autoselect.evaluation.methods import SELECTOR
+from autoselect.evaluation.report_tables import (
+    LOWER,
+    UPPER,
+    accuracy_table,
+    answer_line,
+    difference_table,
+    latency_table,
+    markdown_table,
+    task_table,
+    unscored_tasks,
+)
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scoring import ScoreTable, average, score_answers, task_details
 
-ROW_KEYS = {"method", "budget", "mean", "retention", "retention_ci95", "tasks"}
 Details = dict[str, dict[str, float]]
-LATENCY_ROW_KEYS = {"budget", "prefill_ms", "selector_ms", "speedup"}
+
+
+RETENTION_NOTE = (
+    "Retention is the mean over the tasks of score / full score, with its 95 % interval from a "
+    "paired bootstrap over images; the best of each budget is bold, the oracle aside."
+)
+DIFFERENCE_TITLE = f"Retention of {SELECTOR} minus each other method, in points"
+DIFFERENCE_NOTE = "Paired by image, with 95 % intervals; those that exclude 0 are bold."
 
 
 def score_tables(
@@ -70,9 +89,9 @@ def build_report(
     """
     tables = score_tables(samples, answers, plan)
     details = detail_tables(samples, answers, plan)
-    full = tables[FULL, 0]
+    full, blind = tables[FULL, 0], tables[BLIND, 0]
     draws = Resampling.of(len(samples))
-    retained = {p: draws.retention(t, full) for p, t in tables.items() if p[1] > 0}
+    retained = {p: draws.retention(t, full) for p, t in tables.items() if p != (FULL, 0)}
     rows = []
     for budget in plan.budgets:
         for method in plan.methods:
@@ -86,6 +105,7 @@ def build_report(
                     "retention_ci95": list(interval(retained[method.name, budget])),
                     "tasks": table.task_means(),
                     "retention_tasks": task_retentions(table, full),
+                    "retention_tasks_ci95": task_intervals(draws, table, full),
                     "details": details[method.name, budget],
                 }
             )
@@ -93,7 +113,11 @@ def build_report(
         "model": model,
         "num_tokens": num_tokens,
         "full": _reference(full, details[FULL, 0]),
-        "blind": _reference(tables[BLIND, 0], details[BLIND, 0]),
+        "blind": {
+            **_reference(blind, details[BLIND, 0]),
+            "retention": retention(blind, full),
+            "retention_ci95": list(interval(retained[BLIND, 0])),
+        },
         "rows": rows,
         "intervals": _differences(rows, retained, plan),
         "latency": latency,
@@ -103,6 +127,19 @@ def build_report(
         **(extra or {}),
     }
     return _without_nan(report)
+
+
+def task_intervals(
+    draws: Resampling, table: ScoreTable, full: ScoreTable
+) -> dict[str, list[float]]:
+    """The 95 % interval of each task's retention, paired by image with the full model."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = draws.task_means(table) / draws.task_means(full)
+    ratios[~np.isfinite(ratios)] = np.nan
+    return {
+        task: list(interval(ratios[:, table.tasks.index(task)]))
+        for task in task_retentions(table, full)
+    }
 
 
 def _reference(table: ScoreTable, details: Details) -> dict[str, Any]:
@@ -151,100 +188,42 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_report(report: dict[str, Any]) -> None:
-    """Raise ValueError where a report does not have the promised keys and ranges."""
-    for key in ("model", "num_tokens", "full", "blind", "rows", "latency"):
-        if key not in report:
-            raise ValueError(f"report lacks {key!r}")
-    for name in ("full", "blind"):
-        if not {"mean", "tasks"} <= set(report[name]):
-            raise ValueError(f"report[{name!r}] needs mean and tasks")
-    for row in report["rows"]:
-        if not ROW_KEYS <= set(row):
-            raise ValueError(f"row of {row.get('method')} lacks {sorted(ROW_KEYS - set(row))}")
-        if not 1 <= row["budget"] <= report["num_tokens"]:
-            raise ValueError(f"row of {row['method']}: budget {row['budget']} outside 1..N")
-        if set(row["tasks"]) != set(report["full"]["tasks"]):
-            raise ValueError(f"row of {row['method']}: other tasks than the full model")
-    latency = report["latency"]
-    if not {"full_prefill_ms", "pruned"} <= set(latency):
-        raise ValueError("latency needs full_prefill_ms and pruned")
-    for row in latency["pruned"]:
-        if not LATENCY_ROW_KEYS <= set(row):
-            raise ValueError(f"latency row lacks {sorted(LATENCY_ROW_KEYS - set(row))}")
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as per cent, a dash when there is none."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
 def markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown: accuracy table by budget, differences, latency, environment."""
-    lines = [f"# Token selection on {report['model']}", ""]
+    """The report as Markdown: the answer, then the tables of what was measured."""
+    lines = [f"# Token selection on {report['model']}", "", f"**{answer_line(report)}**", ""]
     lines += [
         f"{report['images']} images, {report['questions']} questions; accuracy and retention in "
-        "per cent; retention is the mean over the tasks of score / full score, with its 95 % "
-        "interval from a paired bootstrap over images.",
+        f"per cent. {RETENTION_NOTE}",
         "",
     ]
+    if unscored_tasks(report):
+        lines += [f"{unscored_note(report)}\n"]
     lines += [f"> **Warning:** {text}.\n" for text in report.get("warnings", [])]
-    lines += _accuracy_table(report) + _difference_table(report)
+    lines += markdown_table(accuracy_table(report))
+    lines += ["", "## Retention per task", "", *markdown_table(task_table(report))]
+    if report.get("intervals"):
+        lines += ["", f"## {DIFFERENCE_TITLE}", "", DIFFERENCE_NOTE, ""]
+        lines += markdown_table(difference_table(report))
     lines += _detail_tables(report) + _latency_table(report)
     lines += ["", "## Methods", ""]
     lines += [f"* **{name}**: {source}" for name, source in method_sources(report).items()]
-    if "environment" in report:
-        lines += ["", "## Environment", ""]
-        lines += [f"* {key}: {value}" for key, value in report["environment"].items()]
+    for title, key in (("Environment", "environment"), ("Digests", "digests")):
+        if key in report:
+            lines += ["", f"## {title}", ""]
+            lines += [f"* {name}: {value}" for name, value in report[key].items()]
     return "\n".join(lines) + "\n"
+
+
+def unscored_note(report: dict[str, Any]) -> str:
+    """Which tasks have no retention, and why."""
+    names = ", ".join(unscored_tasks(report))
+    return f"Left out of every retention, because the full model scores nothing there: {names}."
 
 
 def method_sources(report: dict[str, Any]) -> dict[str, str]:
     """What stands behind each row name of the accuracy table."""
-    bounds = {"upper bound": "all tokens, the untouched model", "blind": "no visual token at all"}
+    bounds = {UPPER: "all tokens, the untouched model", LOWER: "no visual token at all"}
     return {**bounds, **report.get("methods", {})}
-
-
-def _accuracy_table(report: dict[str, Any]) -> list[str]:
-    tasks = list(report["full"]["tasks"])
-    count = report["num_tokens"]
-    lines = [
-        "| method | tokens | " + " | ".join(tasks) + " | mean | retention | 95 % interval |",
-        "|---|---:|" + "---:|" * (len(tasks) + 3),
-    ]
-
-    def line(name: str, tokens: int, row: dict[str, Any], end: str) -> str:
-        cells = [percent(row["tasks"][task]) for task in tasks] + [percent(row["mean"])]
-        return f"| {name} | {tokens} | " + " | ".join(cells) + f" | {end} |"
-
-    lines.append(line("upper bound", count, report["full"], "100.0 | –"))
-    for budget in sorted({row["budget"] for row in report["rows"]}, reverse=True):
-        band = [row for row in report["rows"] if row["budget"] == budget]
-        lines.append(
-            f"| **{budget} of {count} tokens ({percent(budget / count)} %)** |"
-            + " |" * (len(tasks) + 4)
-        )
-        for row in sorted(band, key=lambda r: -(r["retention"] or 0.0)):
-            low, high = row["retention_ci95"]
-            name = f"**{row['method']}**" if row["method"] == SELECTOR else row["method"]
-            ends = f"{percent(row['retention'])} | {percent(low)} to {percent(high)}"
-            lines.append(line(name, budget, row, ends))
-    lines.append(line("blind", 0, report["blind"], "– | –"))
-    return lines
-
-
-def _difference_table(report: dict[str, Any]) -> list[str]:
-    if not report.get("intervals"):
-        return []
-    lines = ["", f"## Retention of {SELECTOR} minus each other method, in points", ""]
-    lines += ["| tokens | against | difference | 95 % interval |", "|---:|---|---:|---|"]
-    for row in report["intervals"]:
-        low, high = row["ci95"]
-        lines.append(
-            f"| {row['budget']} | {row['against']} | {percent(row['difference'])} | "
-            f"{percent(low)} to {percent(high)} |"
-        )
-    return lines
 
 
 def _detail_tables(report: dict[str, Any]) -> list[str]:
@@ -254,7 +233,7 @@ def _detail_tables(report: dict[str, Any]) -> list[str]:
         lines += ["", f"## Further numbers: {task}", ""]
         lines += ["| method | tokens | " + " | ".join(numbers) + " |"]
         lines += ["|---|---:|" + "---:|" * len(numbers)]
-        full = {"method": "upper bound", "budget": report["num_tokens"], **report["full"]}
+        full = {"method": UPPER, "budget": report["num_tokens"], **report["full"]}
         for row in [full, *report["rows"]]:
             cells = [f"{row['details'][task][key]:.3f}" for key in numbers]
             lines.append(f"| {row['method']} | {row['budget']} | " + " | ".join(cells) + " |")
@@ -271,29 +250,6 @@ def _latency_table(report: dict[str, Any]) -> list[str]:
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *latency_notes(latency)]
     return lines
-
-
-def latency_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the latency table, full model first; a dash where nothing was measured."""
-    latency = report["latency"]
-    full = {"prefill_ms": latency["full_prefill_ms"], **latency.get("full", {})}
-    head = ["tokens", "selector ms", "prefill ms", "first token ms", "decode ms/token", "KV MiB"]
-    head += ["speedup", "with vision"]
-    rows = []
-    for row in [full, *latency["pruned"]]:
-        count = row.get("budget")
-        cache = row.get("kv_cache_bytes")
-        numbers = [
-            row.get(f"{stage}_ms") for stage in ("selector", "prefill", "first_token", "decode")
-        ]
-        numbers.append(None if cache is None else cache / 2**20)
-        numbers += [
-            row.get(key, 1.0 if count is None else None)
-            for key in ("speedup", "speedup_with_vision")
-        ]
-        cells = ["–" if number is None else f"{number:.2f}" for number in numbers]
-        rows.append([f"{report['num_tokens']} (full)" if count is None else str(count), *cells])
-    return head, rows
 
 
 def latency_notes(latency: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """One evaluation from settings to report: load, check, answer, time, write."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from autoselect.evaluation.answering import Answers, Plan, answer_part
 from autoselect.evaluation.attached import answering, check_attached, is_attachable, prompt_lengths
 from autoselect.evaluation.attached_latency import prefill_latency
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.environment import environment
+from autoselect.evaluation.environment import git_commit
 from autoselect.evaluation.examples import overlay_rows
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
@@ -21,15 +22,30 @@ from autoselect.evaluation.html import html_report
 from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.likelihood import GENERATION, check_scoring
 from autoselect.evaluation.llm_attention import has_llm_attention
-from autoselect.evaluation.loading import load_selectors, other_weights, shown_name
+from autoselect.evaluation.loading import (
+    LoadedSelector,
+    load_selectors,
+    other_weights,
+    shown_name,
+)
 from autoselect.evaluation.methods import SELECTOR, Method, choose_methods, selector_method
 from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
-from autoselect.evaluation.record import record_evaluation
-from autoselect.evaluation.report import build_report, check_report, markdown
+from autoselect.evaluation.record import EvaluationRecord
+from autoselect.evaluation.report import build_report, markdown
+from autoselect.evaluation.report_check import check_report
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.vlm import FrozenVLM
 
 logger = logging.getLogger(__name__)
 ANALYSED_IMAGES = 128
+COUNTS = {
+    "max_images": "how many images are evaluated, or leave it out for all",
+    "random_seeds": "how many seeds the random method has",
+    "images_per_part": "how many images are encoded together",
+    "rows_per_batch": "how many questions are answered together",
+    "max_new_tokens": "how long an answer may be, for example 16",
+    "latency_batch": "how many equal rows are timed together, for example 1",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,12 @@ class EvalSettings:
     experiment: str = "autoselect"
     tracking: bool = True
 
+    def __post_init__(self) -> None:
+        for name, what in COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is below 1; give {what}")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -90,6 +112,7 @@ class Evaluation:
         plan: methods, budgets and sizes.
         vlm: the model.
         selector: the first selector.
+        selectors: all of them, by the name of their row.
     """
 
     report: dict[str, Any]
@@ -98,6 +121,7 @@ class Evaluation:
     plan: Plan
     vlm: Any
     selector: Any
+    selectors: dict[str, Any]
 
 
 def evaluate(
@@ -119,12 +143,78 @@ def evaluate(
     Raises:
         ConfigError: any setting that does not fit, before anything is computed.
     """
+    ready = prepare(settings)
+    plan, answer = ready.plan, ready.answer_part()
+    record = ready.record(settings) if rank == 0 else EvaluationRecord.disabled(settings)
+    with record:
+        answers = answer_all(
+            ready.vlm, ready.samples, plan, ready.store, rank, world_size, barrier, answer
+        )
+        if rank != 0:
+            return None
+        report = measure(settings, ready, answers, extra)
+        check_report(report)
+        selectors = {name: own.selector for name, own in ready.selectors.items()}
+        result = Evaluation(
+            report, answers, ready.samples, plan, ready.vlm, selectors[SELECTOR], selectors
+        )
+        out = Path(settings.out)
+        write_predictions(out / "predictions.jsonl", ready.samples, answers, plan)
+        figures = write_figures(out / "figures", result, ready.common)
+        write_report(out, report, figures)
+        record.log(report, figures, selectors)
+    return result
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is loaded and checked before the first answer.
+
+    Attributes:
+        vlm: the model.
+        selectors: by the name of their row.
+        samples: what is asked.
+        plan: methods, budgets and sizes.
+        common: prompts are put together from embeddings; otherwise methods are attached.
+        num_tokens: visual tokens of the first image.
+        digests: identify model, selectors and data.
+        store: of the answered parts.
+    """
+
+    vlm: FrozenVLM
+    selectors: dict[str, LoadedSelector]
+    samples: EvaluationSet
+    plan: Plan
+    common: bool
+    num_tokens: int
+    digests: dict[str, Any]
+    store: PartStore
+
+    def answer_part(self) -> Any:
+        """What answers a part, see `answer_all`."""
+        return answer_part if self.common else answering(self.num_tokens)
+
+    def record(self, settings: EvalSettings) -> EvaluationRecord:
+        """The tracked run, begun."""
+        named = {name: value for name, value in self.digests.items() if name != "selectors"}
+        tags = {f"{name}_digest": value for name, value in named.items()}
+        tags |= {
+            "model": shown_name(settings.model, self.vlm),
+            "data": f"{len(self.samples)} images ({self.samples.digest[:8]})",
+            "git_commit": git_commit(),
+        }
+        identity = {**dataclasses.asdict(settings), "fingerprint": self.store.fingerprint}
+        training = self.selectors[SELECTOR].selector.metadata.get("tracking_run_id")
+        return EvaluationRecord(settings, identity, tags, training)
+
+
+def prepare(settings: EvalSettings) -> Prepared:
+    """Load and check everything that an evaluation needs; errors as `evaluate`."""
     check_scoring(settings.scoring)
     samples = EvaluationSet.open(settings.shards, settings.max_images)
     vlm, selectors = load_selectors(
         settings.model, settings.selector, settings.device, settings.diversity
     )
-    selector = selectors[SELECTOR].selector
     methods = (
         *(selector_method(own.selector, name) for name, own in selectors.items()),
         *choose_methods(settings.methods, settings.random_seeds),
@@ -132,8 +222,7 @@ def evaluate(
     common = vlm.is_spliced and samples.one_image_each
     if not common:
         check_attached(settings.scoring, settings.latency_compiled)
-    image, question = samples[0].images[0], samples[0].questions[0]
-    num_tokens, _ = prompt_lengths(vlm, image, question)
+    num_tokens, _ = prompt_lengths(vlm, samples[0].images[0], samples[0].questions[0])
     plan = Plan(
         methods=usable_methods(vlm, samples, methods, settings.methods.strip() != "all", common),
         budgets=parse_budgets(settings.budgets, num_tokens),
@@ -143,45 +232,55 @@ def evaluate(
         scoring=settings.scoring,
     )
     digests: dict[str, Any] = {
-        "model": _path_digest(settings.model),
+        "model": vlm.digest or "unknown",
         "selector": selectors[SELECTOR].digest,
         "data": samples.digest,
     }
     if len(selectors) > 1:
         digests["selectors"] = {name: own.digest for name, own in selectors.items()}
-    out = Path(settings.out)
-    store = PartStore(out / "parts", {**digests, **_plan_identity(plan), "dtype": str(vlm.dtype)})
-    answer = answer_part if common else answering(num_tokens)
-    answers = answer_all(vlm, samples, plan, store, rank, world_size, barrier, answer)
-    if rank != 0:
-        return None
+    identity = {
+        **digests,
+        "model_files": _files_digest(settings.model),
+        **_plan_identity(plan),
+        "dtype": str(vlm.dtype),
+    }
+    store = PartStore(Path(settings.out) / "parts", identity)
+    return Prepared(vlm, selectors, samples, plan, common, num_tokens, digests, store)
+
+
+def measure(
+    settings: EvalSettings,
+    ready: Prepared,
+    answers: dict[str, Answers],
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Time the first sample's prompt, and put the report together.
+
+    Args:
+        settings: what is evaluated.
+        ready: what was loaded.
+        answers: column name -> image -> round -> text.
+        extra: further keys for the report.
+    """
+    vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
+    selector = ready.selectors[SELECTOR].selector
     latency = prefill_latency(
         vlm,
         selector,
-        image,
-        question,
+        sample.images[0],
+        sample.questions[0],
         LatencyPlan(plan.budgets, settings.latency_batch, compiled=settings.latency_compiled),
     )
+    warnings = (other_weights(vlm, own.selector) for own in ready.selectors.values())
     more = {
-        "environment": environment(),
-        "digests": digests,
+        "environment": latency["environment"],
+        "digests": ready.digests,
         "training": selector.metadata,
-        "warnings": [
-            text for own in selectors.values() if (text := other_weights(vlm, own.selector))
-        ],
+        "warnings": [text for text in warnings if text],
         **(extra or {}),
     }
-    report = build_report(
-        samples, answers, plan, shown_name(settings.model, vlm), num_tokens, latency, more
-    )
-    check_report(report)
-    result = Evaluation(report, answers, samples, plan, vlm, selector)
-    write_predictions(out / "predictions.jsonl", samples, answers, plan)
-    figures = write_figures(out / "figures", result, common)
-    write_report(out, report, figures)
-    if settings.tracking:
-        record_evaluation(settings, report, figures, selector.metadata.get("tracking_run_id"))
-    return result
+    name = shown_name(settings.model, vlm)
+    return build_report(ready.samples, answers, plan, name, ready.num_tokens, latency, more)
 
 
 def usable_methods(
@@ -242,8 +341,9 @@ def _has_class_attention(vlm: Any, samples: EvaluationSet) -> bool:
     return attention is not None and attention.shape == visual.tokens.shape[:2]
 
 
-def _path_digest(model: str) -> str:
-    return folder_digest(model) if Path(model).is_dir() else model
+def _files_digest(model: str) -> str | None:
+    """Notices another processor or chat template, too; of a hub name the commit says everything."""
+    return folder_digest(model) if Path(model).is_dir() else None
 
 
 def _plan_identity(plan: Plan) -> dict[str, Any]:

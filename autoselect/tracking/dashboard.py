@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from autoselect.config import ConfigError
-from autoselect.tracking.store import default_uri
+from autoselect.tracking.store import Store, default_uri
 
 HOST = "127.0.0.1"
 
@@ -29,6 +29,10 @@ def serve(port: int) -> int:
                 "make dashboard PORT=5001"
             ) from error
     uri = default_uri()
-    print(f"MLflow pages of {uri} on http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
+    address = f"http://{HOST}:{port}"
+    print(f"MLflow pages of {uri} on {address} (Ctrl-C ends it)")
+    for name, page in Store(uri).leaderboards().items():
+        print(f"selectors of {name}, retention and speedup: {address}/{page}")
+    sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     return subprocess.run([*command, "--host", HOST, "--port", str(port)], check=False).returncode

@@ -58,12 +58,10 @@ class Standing:
     training_run: str | None
     time_ms: int
 
-    def cells(self) -> str:
-        """`96.0 % (94.2 to 97.8), 2.83 x`."""
-        return f"{100 * self.retention:.1f} %{self.interval and f' ({self.interval})'}{self.cost()}"
-
-    def cost(self) -> str:
-        return "" if self.speedup is None else f", {self.speedup:.2f} x"
+    def short(self) -> str:
+        """`96.0 %, 2.83 x`."""
+        cost = "" if self.speedup is None else f", {self.speedup:.2f} x"
+        return f"{100 * self.retention:.1f} %{cost}"
 
 
 def standings(runs: Sequence[Any]) -> list[Standing]:
@@ -80,14 +78,13 @@ def _of_run(run: Any) -> Iterator[Standing]:
             continue
         budget, other = int(match[1]), match[2]
         ends = [metrics.get(metric_at(f"retention_{end}", budget)) for end in ("low", "high")]
-        low, high = ends if other is None else (None, None)
-        known = low is not None and high is not None
+        shown = [f"{100 * end:.1f}" for end in ends if end is not None and other is None]
         yield Standing(
             data=(tags.get("model", "unknown model"), tags.get("data", "unknown data")),
             selector=other or tags.get("selector", run.info.run_name),
             budget=budget,
             retention=value,
-            interval=f"{100 * low:.1f} to {100 * high:.1f}" if known else "",
+            interval=" to ".join(shown) if len(shown) == 2 else "",
             speedup=metrics.get(metric_at("speedup", budget)) if other is None else None,
             run_id=run.info.run_id,
             run_name=run.info.run_name,
@@ -109,7 +106,7 @@ def note(found: Sequence[Standing], experiment_id: str, before: str = "") -> str
         groups.setdefault(standing.data, []).append(standing)
     runs = f"#/experiments/{experiment_id}/runs"
     latest = _best(groups[found[0].data])
-    answer = "; ".join(f"K={s.budget} {s.selector} {s.cells()}" for s in latest)
+    answer = "; ".join(f"K={s.budget} {s.selector} {s.short()}" for s in latest)
     lines = [
         f"**Best selector** {answer}",
         "",
@@ -148,11 +145,12 @@ def _ranked(rows: Sequence[Standing]) -> Iterator[Standing]:
 def saved_view(found: Sequence[Standing], time_ms: int) -> str:
     """The saved view of MLflow's list of runs, as the value of its tag."""
     budgets = sorted({row.budget for row in found})[:BUDGETS]
-    columns = ["tags.`selector`", "tags.`model`"]
-    columns += [f"metrics.`{metric_at('retention', budget)}`" for budget in budgets]
-    columns += [f"metrics.`{metric_at('speedup', budget)}`" for budget in budgets]
+    columns = ["tags.`selector`", "tags.`data`"]
+    for budget in budgets:
+        columns += [f"metrics.`{metric_at(name, budget)}`" for name in ("retention", "speedup")]
     state = {
         "selectedColumns": columns,
+        "columnOrder": columns,
         "columnWidths": {column: COLUMN_WIDTH for column in columns},
         "searchFilter": f"tags.kind = '{EVALUATION}'",
         "orderByKey": f"metrics.`{metric_at('retention', budgets[0])}`",

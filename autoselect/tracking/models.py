@@ -1,17 +1,9 @@
 """Model folders that runs logged, by the addresses that MLflow gives them."""
 
-import re
 from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.tracking.store import ServerUnreachableError, Store
-
-ADDRESS = re.compile(r"models:/\S+|runs:/[^/\s]+/\S+")
-
-
-def is_logged_model(name: object) -> bool:
-    """Whether `name` is `models:/ID` or `runs:/RUN/NAME`."""
-    return isinstance(name, str) and ADDRESS.fullmatch(name) is not None
 
 
 def download_model(address: str) -> Path:

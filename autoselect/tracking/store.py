@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from autoselect.tracking.leaderboard import (
     EVALUATION,
     NOTE_TAG,
+    VIEW,
     VIEW_TAG,
     note,
     saved_view,
@@ -275,6 +276,15 @@ class Store:
         }
         for name, value in values.items():
             self.client.set_experiment_tag(experiment, name, value)
+
+    def leaderboards(self) -> dict[str, str]:
+        """Name of each experiment with evaluations, and its list of selectors on the dashboard."""
+        with _reachable():
+            return {
+                found.name: f"#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
+                for found in self.client.search_experiments()
+                if VIEW_TAG in found.tags
+            }
 
     def _evaluations(self, experiment: str) -> Iterator[Run]:
         """Runs of evaluations that went well so far."""

@@ -1,6 +1,8 @@
 """What a person sees: the HTML report and the MLflow pages, rendered by headless Chromium."""
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,19 +12,23 @@ import urllib.request
 import pytest
 from fakes import GRID, FakeSelector, FakeVLM, make_samples
 
+from autoselect.config import ScorerConfig
 from autoselect.evaluation.answering import Plan, answer_part
 from autoselect.evaluation.examples import choose_places, overlay_rows
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.html import html_report
 from autoselect.evaluation.methods import choose_methods, selector_method
-from autoselect.evaluation.record import record_evaluation
+from autoselect.evaluation.record import EvaluationRecord
 from autoselect.evaluation.report import build_report, markdown
 from autoselect.evaluation.run import EvalSettings
+from autoselect.scorer import Scorer
+from autoselect.selector import Selector
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--headless",
+    "--window-size=2400,1200",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -75,7 +81,8 @@ def test_shown_samples_are_one_per_task_from_different_images(finished):
 @needs_chromium
 def test_the_html_report_shows_table_and_figures(finished, tmp_path):
     page = dom((finished[0] / "report.html").as_uri(), tmp_path)
-    assert page.count("<tr") >= 2 + 2 * 4 + 1
+    assert page.count("<tr") >= 3 + 2 * 4 + 2 * 4
+    assert "lower bound (blind)" in page and "Retention per task" in page
     assert page.count("<img alt=") == 2
     assert "&lt;stand-in&gt;" in page and "<stand-in>" not in page
     assert "95 % interval" in page and "2.00" in page
@@ -87,10 +94,11 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
     out, report, figures, _ = finished
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "selector").mkdir()
-    (tmp_path / "selector" / "config.json").write_text("{}")
-    settings = EvalSettings("m", str(tmp_path / "selector"), "shards", "1,4", str(out))
-    run_id = record_evaluation(settings, report, figures, "0123456789abcdef")
+    settings = EvalSettings("m", "runs/mine/selector", "shards", "1,4", str(out))
+    tags = {"model": report["model"], "data": "24 images"}
+    with EvaluationRecord(settings, {}, tags, "0123456789abcdef") as record:
+        record.log(report, figures, {"autoselect": Selector(Scorer(5, ScorerConfig()))})
+    run_id = record.run_id
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -106,12 +114,28 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
         _wait_for(f"http://127.0.0.1:{port}/health")
         address = f"http://127.0.0.1:{port}/#/experiments/1/runs/{run_id}"
         page = dom(address, tmp_path / "profile", 20000)
+        table = dom(
+            f"http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=selectors",
+            tmp_path / "profile",
+            20000,
+        )
     finally:
-        server.terminate()
-        server.wait(timeout=30)
-    for text in ("accuracy/full", "retention/autoselect", "speedup_at_4_tokens", "upper bound"):
+        _stop(server)
+    for text in ("accuracy/full", "retention/autoselect", "speedup_at_4_tokens", "K=1 keeps"):
         assert text in page, f"{text} is not on the page of the run"
+    for text in ("Best selector", "K=4 runs/mine", "retention_at_1_tokens", "speedup_at_1_tokens"):
+        assert text in table, f"{text} is not in the list of selectors"
     assert "autoselect, 4 tokens" in page, "the nested runs are linked"
+
+
+def _stop(server):
+    """The server and its workers; a worker waits for the browser's open connections."""
+    os.killpg(server.pid, signal.SIGTERM)
+    try:
+        server.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def _wait_for(address):

@@ -25,8 +25,8 @@ from autoselect.evaluation.likelihood import (
 from autoselect.evaluation.llm_attention import visual_attention
 from autoselect.evaluation.loading import load_pair, selector_folders
 from autoselect.evaluation.methods import METHODS, selector_method
-from autoselect.evaluation.report import check_report
-from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.evaluation.report_check import check_report
+from autoselect.evaluation.run import EvalSettings, evaluate, prepare
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.reference.corpus import to_jpeg
 from autoselect.scorer import Scorer
@@ -328,3 +328,20 @@ def test_a_selector_of_these_weights_gives_no_warning(model_folder, tmp_path, ca
 def _selector(folder, training):
     Selector(Scorer(192, ScorerConfig()), training).save_pretrained(folder)
     return str(folder)
+
+
+def test_another_revision_of_the_model_does_not_reuse_answers(settings, monkeypatch):
+    first = prepare(settings)
+    monkeypatch.setattr("autoselect.vlm.backbone.weights_digest", lambda path: "another commit")
+    second = prepare(settings)
+    assert second.digests["model"] == "another commit"
+    assert first.store.fingerprint != second.store.fingerprint
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rows_per_batch", "images_per_part", "latency_batch", "max_new_tokens", "random_seeds"],
+)
+def test_sizes_below_one_are_refused_by_name(settings, name):
+    with pytest.raises(ConfigError, match=f"{name}=0 is below 1; give how"):
+        dataclasses.replace(settings, **{name: 0})

@@ -1,0 +1,114 @@
+"""A report is refused, by the name of the place, for whatever is not as promised."""
+
+import copy
+import json
+
+import pytest
+from fakes import GRID, FakeSelector, FakeVLM, make_samples
+
+from autoselect.evaluation.answering import Plan, answer_part
+from autoselect.evaluation.environment import environment
+from autoselect.evaluation.json_schema import violations
+from autoselect.evaluation.methods import choose_methods, selector_method
+from autoselect.evaluation.report import build_report
+from autoselect.evaluation.report_check import SCHEMA_FILE, check_report
+
+BUDGETS = (2, 6)
+LATENCY = {
+    "full_prefill_ms": 4.0,
+    "pruned": [
+        {"budget": budget, "prefill_ms": 1.0, "selector_ms": 1.0, "speedup": 2.0}
+        for budget in BUDGETS
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def sound():
+    samples = make_samples(12)
+    methods = (selector_method(FakeSelector()), *choose_methods("grid,norm", 1))
+    plan = Plan(methods, BUDGETS)
+    more = {
+        "environment": environment(),
+        "digests": {"model": "m", "selector": "s", "data": "d"},
+    }
+    answers = answer_part(FakeVLM(), samples, plan)
+    return build_report(samples, answers, plan, "fake", GRID * GRID, LATENCY, more)
+
+
+def changed(report, path, value):
+    """A copy with another value at a path; `...` in place of the value removes it."""
+    report = copy.deepcopy(report)
+    *steps, last = path
+    place = report
+    for step in steps:
+        place = place[step]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return report
+
+
+def test_a_sound_report_passes_also_after_json(sound):
+    check_report(sound)
+    check_report(json.loads(json.dumps(sound)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("intervals",), ..., "lacks 'intervals'"),
+        (("environment",), ..., "lacks 'environment'"),
+        (("digests",), ..., "lacks 'digests'"),
+        (("digests", "model"), ..., "digests lacks 'model'"),
+        (("environment", "git_commit"), 3, "environment.git_commit: 3 must be of type string or"),
+        (("rows",), [], r"rows: \[\] has fewer items than 1"),
+        (("rows", 0, "tasks"), ..., r"rows\[0\] lacks 'tasks'"),
+        (("rows", 1, "budget"), "8", r"rows\[1\].budget: '8' must be of type integer"),
+        (("rows", 1, "budget"), 37, "exceeds the 36 tokens"),
+        (("rows", 1, "mean"), 7.0, r"rows\[1\].mean: 7.0 is above 1"),
+        (("rows", 1, "mean"), 0.123, r"rows\[1\].*mean=0.123 is not the mean of its tasks"),
+        (("rows", 2, "retention"), "lots", r"rows\[2\].retention: 'lots' must be of type number"),
+        (("rows", 2, "retention"), 950, r"rows\[2\].*retention=950 does not follow"),
+        (("rows", 2, "retention"), None, r"rows\[2\].*retention=None does not follow"),
+        (("rows", 0, "retention_ci95"), [0.9, 0.1], r"rows\[0\].*ends before it begins"),
+        (("rows", 0, "retention_ci95"), [0.9], "has fewer items than 2"),
+        (("rows", 0, "retention_ci95"), [None, None], r"rows\[0\].*lacks an end"),
+        (("rows", 0, "tasks", "short"), ..., r"rows\[0\].*tasks are \['long'\]"),
+        (("rows", 0, "retention_tasks", "short"), 0.01, "retention_tasks.short does not follow"),
+        (("intervals", 1), ..., "intervals lack norm with 2 tokens"),
+        (("intervals", 0, "difference"), 0.9, r"intervals\[0\].*difference=0.9 is not that"),
+        (("intervals", 0, "against"), "luck", r"intervals\[0\] \(luck, 2 tokens\) is of no row"),
+        (("intervals", 0, "ci95"), [0.5, 0.1], "ends before it begins"),
+        (("latency", "pruned", 0, "speedup"), None, r"latency.pruned\[0\].speedup: None must be"),
+        (("latency", "pruned", 0, "speedup"), 3.0, r"latency.pruned\[0\].speedup=3.0 is not full"),
+        (("latency", "pruned", 1), ..., "latency.pruned lacks 6 tokens"),
+        (("full", "mean"), True, "full.mean: True must be of type number"),
+        (("blind", "tasks"), {"short": 0.1}, r"blind.tasks are \['short'\]"),
+    ],
+)
+def test_what_is_not_as_promised_is_refused_by_its_place(sound, path, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_report(changed(sound, path, value))
+
+
+def test_a_contradicted_verdict_is_refused(sound):
+    better = sound["intervals"][0]["better"]
+    with pytest.raises(ValueError, match=r"intervals\[0\].*better=.* contradicts its interval"):
+        check_report(changed(sound, ("intervals", 0, "better"), not better))
+
+
+def test_our_reading_of_the_schema_is_that_of_the_jsonschema_package(sound):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(SCHEMA_FILE.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    other = jsonschema.Draft202012Validator(schema)
+    broken = [("rows", 0, "mean"), ("rows", 1, "budget"), ("latency", "pruned"), ("full", "tasks")]
+    for path in broken:
+        for value in (7, "8", None, [], {}, True, 1.5, -1):
+            report = json.loads(json.dumps(changed(sound, path, value)))
+            assert bool(list(violations(report, schema))) == (not other.is_valid(report)), (
+                path,
+                value,
+            )

@@ -1,0 +1,152 @@
+"""Evaluations as MLflow runs, on an untrained reference VLM and a store of their own."""
+
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+from autoselect.config import ConfigError, ScorerConfig
+from autoselect.evaluation import bench
+from autoselect.evaluation.latency import LatencyPlan
+from autoselect.evaluation.loading import load_pair, selector_digest
+from autoselect.evaluation.record import shown_folder, shown_selector
+from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.scorer import Scorer
+from autoselect.selector import Selector
+from autoselect.tracking import Tracker
+from autoselect.tracking.store import Store, default_uri
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """An SQLite store with its tables, made once; they take seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
+    return (folder / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def tracked(template, model_folder, shards, tmp_path, monkeypatch):
+    """Settings, in a folder with a store that holds the run in which the selector was trained."""
+    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
+    (tmp_path / "mlflow.db").write_bytes(template)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    training = Tracker.start("autoselect", "train mine")
+    training.finish()
+    folder = tmp_path / "mine" / "selector"
+    known = {"tracking_run_id": training.run_id}
+    Selector(Scorer(192, ScorerConfig()), known).save_pretrained(folder)
+    return EvalSettings(
+        model=model_folder,
+        selector=str(folder),
+        shards=shards,
+        budgets="4,11%",
+        out=str(tmp_path / "out"),
+        methods="none",
+        random_seeds=1,
+    )
+
+
+def runs(kind):
+    found = MlflowClient(default_uri()).search_runs(["1"], f"tags.kind = '{kind}'")
+    return sorted(found, key=lambda run: run.info.start_time)
+
+
+def test_an_evaluation_is_one_run_however_often_it_is_repeated(tracked, model_folder):
+    evaluate(tracked)
+    evaluate(tracked)
+    (parent,) = runs("evaluation")
+    assert parent.info.status == "FINISHED" and parent.info.run_name == "eval out"
+    assert len(runs("evaluation row")) == 2
+    vlm, _ = load_pair(model_folder, tracked.selector, "cpu")
+    assert parent.data.tags["model_digest"] == vlm.digest
+    assert parent.data.tags["selector"].endswith("mine")
+    assert parent.data.tags["mlflow.note.content"].startswith("**K=4 keeps")
+    assert (
+        f"#/experiments/1/runs/{parent.data.tags['training_run']}"
+        in (parent.data.tags["mlflow.note.content"])
+    )
+    training = MlflowClient(default_uri()).get_run(parent.data.tags["training_run"])
+    assert training.data.tags["evaluations"] == parent.info.run_id
+    assert f"#/experiments/1/runs/{parent.info.run_id}" in training.data.tags["mlflow.note.content"]
+    evaluate(dataclasses.replace(tracked, budgets="8"))
+    assert len(runs("evaluation")) == 2, "another evaluation in the same folder"
+
+
+def test_the_run_begins_before_the_answers_and_ends_as_what_happened(tracked, monkeypatch):
+    seen = []
+
+    def dies_with(error):
+        def answer(*arguments):
+            (run,) = runs("evaluation")
+            seen.append(run.info.status)
+            raise error
+
+        return answer
+
+    for error, status in ((RuntimeError("no memory"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
+        monkeypatch.setattr("autoselect.evaluation.run.answer_all", dies_with(error))
+        with pytest.raises(type(error)):
+            evaluate(tracked)
+        assert runs("evaluation")[0].info.status == status
+    assert seen == ["RUNNING", "RUNNING"]
+    monkeypatch.setattr(
+        "autoselect.evaluation.run.answer_all",
+        lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(10),
+    )
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(tracked)
+    assert stopped.value.code == 143
+    (run,) = runs("evaluation")
+    assert run.info.status == "KILLED"
+
+
+def test_a_logged_selector_is_evaluated_timed_and_analysed_by_its_address(
+    tracked, tmp_path, capsys
+):
+    evaluate(tracked)
+    (run,) = runs("evaluation")
+    own = Selector.from_pretrained(tracked.selector)
+    for address in (
+        f"runs:/{run.info.run_id}/selector",
+        f"models:/{run.data.tags['model.selector']}",
+    ):
+        back = Selector.from_pretrained(address)
+        assert selector_digest(back) == selector_digest(own)
+    other = dataclasses.replace(tracked, selector=address, out=str(tmp_path / "again"))
+    report = evaluate(other).report
+    assert report["digests"]["selector"] == selector_digest(own)
+    assert runs("evaluation")[-1].data.tags["selector"] == address
+    timed = bench.bench_prefill(tracked.model, address, "8", [1], 1, 0, "cpu")
+    assert timed["runs"][0]["pruned"]
+    with pytest.raises(ConfigError, match="models:/m-0 is not in sqlite"):
+        Selector.from_pretrained("models:/m-0")
+
+
+def test_several_selectors_are_logged_as_models(tracked, selector_folder):
+    evaluate(dataclasses.replace(tracked, selector=f"{tracked.selector},b={selector_folder}"))
+    (run,) = runs("evaluation")
+    assert {"model.selector", "model.selector-b"} <= set(run.data.tags)
+
+
+@pytest.mark.parametrize(
+    ("selector", "shown"),
+    [
+        ("runs/ablation/cells/raw/seed-0/train/selector", "raw/seed-0"),
+        ("runs/mine/selector", "runs/mine"),
+        ("own=runs/mine/train/selector,other=x", "runs/mine"),
+        ("models:/m-0123", "models:/m-0123"),
+        ("org/name", "org/name"),
+    ],
+)
+def test_selectors_are_called_by_what_names_them(selector, shown):
+    assert shown_selector(selector) == shown
+
+
+def test_evaluations_are_called_by_their_folder():
+    assert shown_folder("runs/report") == "report"
+    assert shown_folder("runs/mine/eval") == "mine"
