@@ -47,7 +47,7 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
 def test_ranks_without_an_image_do_not_hang_at_any_stage(folder: Path) -> None:
     """Every second sample has no image, one sample per micro-batch: some ranks have none.
 
-    Their answers differ in length, and some have none.
+    Their answers differ in length; those without any are replaced by blanks.
     """
     (folder / "mixed").mkdir()
     with ShardWriter(folder / "mixed", "train") as writer:
