@@ -213,7 +213,7 @@ def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:
     command += ["--selector", str(train / "selector"), "--shards", plan.test_shards]
     images = min(plan.leak_images, plan.images)
     command += ["--budgets", str(plan.leak_budget), "--max-images", str(images)]
-    return [*command, "--out", str(out)]
+    return [*command, "--out", str(out), "--no-tracking"]
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -17,6 +17,10 @@ from autoselect.evaluation.loading import load_pair
 QUESTION = "what is in the image ?"
 IMAGE_SIZE = 336
 STAGES = ("prefill", "first_token", "decode")
+SPEEDUPS = (
+    "Times in ms; speedup is full prefill / (pruned prefill + selector), with vision the vision "
+    "tower and the projector stand on both sides."
+)
 
 
 def bench_prefill(
@@ -46,6 +50,10 @@ def bench_prefill(
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"batches={list(batches)} must be one or more sizes of at least 1")
+    if repeats is not None and repeats < 1:
+        raise ConfigError(f"repeats={repeats} is below 1; give how many rounds are measured")
+    if warmup is not None and warmup < 0:
+        raise ConfigError(f"warmup={warmup} is below 0; give how many rounds run before, or 0")
     vlm, trained = load_pair(model, selector, device)
     image = fixed_image()
     if not vlm.is_spliced:
@@ -77,21 +85,18 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
         result: of `bench_prefill`.
     """
     names = ("batch", "tokens", "selector", "prefill", "first token", "decode", "KV MiB", "speedup")
-    lines = [" ".join(f"{name:>11}" for name in names)]
+    lines = [" ".join(f"{name:>11}" for name in (*names, "with vision"))]
 
-    def line(batch: int, tokens: int, row: dict[str, Any], selector: str, speedup: float) -> str:
-        numbers = [row[f"{stage}_ms"] if f"{stage}_ms" in row else None for stage in STAGES]
+    def line(batch: int, row: dict[str, Any]) -> str:
+        numbers = [row.get(f"{stage}_ms") for stage in ("selector", *STAGES)]
         numbers.append(row["kv_cache_bytes"] / 2**20)
+        numbers += [row["speedup"], row["speedup_with_vision"]]
         shown = ("-" if number is None else f"{number:.2f}" for number in numbers)
-        cells = [str(batch), str(tokens), selector, *shown]
-        return " ".join(f"{cell:>11}" for cell in [*cells, f"{speedup:.2f}"])
+        return " ".join(f"{cell:>11}" for cell in [str(batch), str(row["budget"]), *shown])
 
     for run in result["runs"]:
-        batch = run["batch_size"]
-        lines.append(line(batch, result["num_tokens"], run["full"], "-", 1.0))
-        for row in run["pruned"]:
-            selector = f"{row['selector_ms']:.2f}"
-            lines.append(line(batch, row["budget"], row, selector, row["speedup"]))
+        full = {"budget": result["num_tokens"], "speedup": 1.0, "speedup_with_vision": 1.0}
+        lines += [line(run["batch_size"], row) for row in [full | run["full"], *run["pruned"]]]
         if run["compiled"]:
             compiled = run["compiled"]
             lines.append(f"{compiled['how']}: full prefill {compiled['full_prefill_ms']:.2f} ms")
@@ -100,7 +105,8 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
                 f"{row['selector_ms']:.2f}, speedup {row['speedup']:.2f}"
                 for row in compiled["pruned"]
             ]
-    return lines
+    protocols = dict.fromkeys(run["protocol"] for run in result["runs"])
+    return [*lines, *protocols, SPEEDUPS]
 
 
 def fixed_image() -> Image.Image:

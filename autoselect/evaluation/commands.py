@@ -3,43 +3,71 @@
 import argparse
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import ShardSet
 from autoselect.evaluation.analyse import ANALYSES, Subject, analyse, analyse_classifier
+from autoselect.evaluation.analysis_record import log_analysis, start_analysis
 from autoselect.evaluation.bench import bench_lines, bench_prefill
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.loading import load_pair
+from autoselect.evaluation.loading import load_pair, selector_digest
+from autoselect.evaluation.methods import METHODS
 from autoselect.evaluation.report_tables import terminal_table
-from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.evaluation.run import COUNTS, EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.flags import add_setting_flags
 from autoselect.public.commands import add_public_bench
 from autoselect.reference.resources import resolve_model, resolve_shards
+from autoselect.tracking import Tracker
+from autoselect.tracking.ending import ended_truthfully
 
 CLASSIFIER = "classifier"
+MOST_ANALYSED = 256
+BENCH_BUDGETS, BATCHES = "5.5%,11%,22%,33%", "1,8,32"
+ANALYSED = [
+    *("model", "selector", "shards", "budgets", "out", "train_run", "classifier", "max_images"),
+    *("device", "experiment"),
+]
+ONE_SELECTOR = {
+    "selector": "folder or hub name of the trained selector, or models:/ID or runs:/RUN/selector "
+    "of the tracking store"
+}
 HELP = {
     "model": "folder or hub name of the vision-language model, or reference",
-    "selector": "folder or hub name of the trained selector; eval takes several, comma-separated, "
-    "each optionally as NAME=FOLDER",
+    "selector": f"{ONE_SELECTOR['selector']}; several are comma-separated, each optionally as "
+    "NAME=FOLDER",
     "shards": "glob of the evaluation shards, or reference",
     "budgets": "visual tokens kept: counts, ratios (0.11) or percentages (11%%), comma-separated",
     "out": "folder for report.json, report.md, the figures and the predictions",
-    "methods": "baselines, comma-separated, or all",
-    "max_images": "evaluate only the first images",
+    "methods": f"baselines, comma-separated, of {', '.join(METHODS)}; or all, or none",
+    "max_images": "evaluate only the first images; all by default",
     "random_seeds": "seeds of the random baseline",
     "images_per_part": "images encoded together; the unit of restart",
     "rows_per_batch": "questions answered together",
     "max_new_tokens": "longest answer in tokens",
-    "scoring": "generation; likelihood or text_likelihood where the possible answers are known",
-    "diversity": "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K",
+    "scoring": "generation; or likelihood or text_likelihood where the possible answers are known",
+    "diversity": "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, "
+    "and without the flag the selector's own setting counts",
     "latency_batch": "batch size of the latency measurement",
     "latency_compiled": "time the LLM and the selector compiled, too (CUDA graphs on a GPU)",
     "experiment": "MLflow experiment",
     "tracking": "log to MLflow",
     "device": "cpu or cuda; a GPU where there is one by default",
+}
+
+
+def _shown(default: Any) -> str:
+    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
+
+
+HELP |= {
+    field.name: f"{HELP[field.name]} (default {_shown(field.default)})"
+    for field in dataclasses.fields(EvalSettings)
+    if type(field.default) in (bool, int, float, str)
 }
 
 
@@ -78,58 +106,97 @@ def run_eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+ANALYSE_HELP = {**ONE_SELECTOR, "out": "folder for KIND.json and KIND.png"}
+
+
 def add_analyse_command(subparsers: Any) -> None:
     """Add `analyse` to the `autoselect` command."""
     parser = subparsers.add_parser("analyse", help="one analysis of a selector, with its figure")
     parser.add_argument("kind", choices=sorted([*ANALYSES, CLASSIFIER]), help="what to analyse")
     for name in ("model", "selector", "shards", "budgets", "out"):
-        parser.add_argument(f"--{name}", required=True, help=HELP[name])
+        parser.add_argument(f"--{name}", required=True, help=ANALYSE_HELP.get(name, HELP[name]))
     parser.add_argument("--run", help="output folder of the training run (leak)", dest="train_run")
     parser.add_argument(
         "--classifier",
         default="reference",
-        help="folder or hub name of a transformers image classifier, or reference (classifier)",
+        help="folder or hub name of a transformers image classifier, or reference, the default "
+        "(classifier)",
     )
-    parser.add_argument("--max-images", type=int, default=256, help=HELP["max_images"])
+    most = "analyse only the first images (default %(default)s)"
+    parser.add_argument("--max-images", type=int, default=MOST_ANALYSED, help=most)
     parser.add_argument("--device", default=None, help=HELP["device"])
+    parser.add_argument("--experiment", default=EvalSettings.experiment, help=HELP["experiment"])
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--tracking", action=switch, default=True, help=HELP["tracking"])
     parser.set_defaults(run=run_analyse)
 
 
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Analyse, and print the numbers and where the figure is."""
+    if arguments.max_images < 1:
+        raise ConfigError(
+            f"max_images={arguments.max_images} is below 1; give {COUNTS['max_images']}"
+        )
     kind, out = arguments.kind, Path(arguments.out)
-    shards = resolve_shards(arguments.shards, "test")
-    if kind == CLASSIFIER:
-        numbers = _classifier(arguments, shards, out)
-    else:
-        opened = EvaluationSet.open(shards, arguments.max_images)
-        if not opened.one_image_each:
-            raise ConfigError(
-                f"shards={shards} hold samples of several images; this analysis looks at single "
-                "ones, choose other shards"
-            )
-        samples = list(opened)
-        vlm, selector, budgets = _subject(arguments, samples[0].image)
-        if not vlm.is_spliced:
-            raise ConfigError(
-                f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
-                f"tokens; only {CLASSIFIER} goes with others"
-            )
-        numbers = analyse(kind, Subject(vlm, selector, samples, budgets, arguments.train_run), out)
+    vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
+    settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
+    tags = {
+        "model": vlm.name,
+        "model_digest": vlm.digest,
+        "selector_digest": selector_digest(selector),
+    }
+    training = selector.metadata.get("tracking_run_id")
+    tracker = Tracker.disabled()
+    if arguments.tracking:
+        tracker = start_analysis(kind, settings, tags, training)
+    with ended_truthfully(tracker):
+        numbers = work()
+        if arguments.tracking:
+            log_analysis(tracker, kind, numbers, out, training)
     if kind != "frequency":
         print(json.dumps(numbers, indent=1))
     print(f"figure: {out / kind}.png")
     return 0
 
 
-def _classifier(arguments: argparse.Namespace, shards: str, out: Path) -> dict[str, Any]:
+Work = Callable[[], dict[str, Any]]
+
+
+def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
+    """VLM, selector, and what computes the numbers; everything is checked before."""
+    kind, shards = arguments.kind, resolve_shards(arguments.shards, "test")
+    opened = EvaluationSet.open(shards, arguments.max_images)
+    if not opened.one_image_each:
+        raise ConfigError(
+            f"shards={shards} hold samples of several images; this analysis looks at single ones, "
+            "choose other shards"
+        )
+    samples = list(opened)
+    vlm, selector, budgets = _subject(arguments, samples[0].image)
+    if not vlm.is_spliced:
+        raise ConfigError(
+            f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
+            f"tokens; only {CLASSIFIER} goes with others"
+        )
+    subject = Subject(vlm, selector, samples, budgets, arguments.train_run)
+    return vlm, selector, partial(analyse, kind, subject, Path(arguments.out))
+
+
+def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
+    """As `_analysis`, for images without questions."""
+    shards = resolve_shards(arguments.shards, "test")
     every = ShardSet.open(shards)
     samples = [every[i] for i in range(min(arguments.max_images, len(every)))]
     pictures = [sample.pictures[0] for sample in samples if sample.pictures]
     if not pictures:
         raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
     vlm, selector, budgets = _subject(arguments, pictures[0])
-    return analyse_classifier(vlm, selector, arguments.classifier, samples, budgets, out)
+    out = Path(arguments.out)
+    return (
+        vlm,
+        selector,
+        partial(analyse_classifier, vlm, selector, arguments.classifier, samples, budgets, out),
+    )
 
 
 def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple[int, ...]]:
@@ -145,16 +212,43 @@ def add_bench_command(subparsers: Any) -> None:
     kinds = bench.add_subparsers(dest="kind", required=True)
     parser = kinds.add_parser("prefill", help="prefill latency, full against pruned")
     parser.add_argument("--model", required=True, help=HELP["model"])
-    parser.add_argument("--selector", required=True, help=HELP["selector"])
-    parser.add_argument("--budgets", default="5.5%,11%,22%,33%", help=HELP["budgets"])
-    parser.add_argument("--batches", default="1,8,32", help="batch sizes, comma-separated")
-    parser.add_argument("--repeats", type=int, default=None, help="measured rounds")
-    parser.add_argument("--warmup", type=int, default=None, help="rounds before, not measured")
+    parser.add_argument("--selector", required=True, help=ONE_SELECTOR["selector"])
+    parser.add_argument(
+        "--budgets",
+        default=BENCH_BUDGETS,
+        help=f"{HELP['budgets']} (default %(default)s)",
+    )
+    parser.add_argument(
+        "--batches", default=BATCHES, help=f"batch sizes, comma-separated (default {BATCHES})"
+    )
+    parser.add_argument(
+        "--repeats", type=int, help="measured rounds (default 100 on a GPU, 20 on a CPU)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, help="rounds before, not measured (default 20 on a GPU, 3 on a CPU)"
+    )
     parser.add_argument("--device", default=None, help=HELP["device"])
     parser.add_argument("--compile", action="store_true", help=HELP["latency_compiled"])
     parser.add_argument("--json", required=True, help="file for the result")
     parser.set_defaults(run=run_bench)
     add_public_bench(kinds)
+
+
+def parse_batches(text: str) -> list[int]:
+    """Batch sizes as text: `1,8,32`.
+
+    Raises:
+        ConfigError: no whole numbers of at least 1.
+    """
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"batches={text!r} must be whole numbers, comma-separated, for example {BATCHES}"
+        ) from None
+    if min(sizes) < 1:
+        raise ConfigError(f"batches={text!r} must be sizes of at least 1, for example {BATCHES}")
+    return sizes
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
@@ -163,7 +257,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
         resolve_model(arguments.model),
         arguments.selector,
         arguments.budgets,
-        [int(size) for size in arguments.batches.split(",")],
+        parse_batches(arguments.batches),
         repeats=arguments.repeats,
         warmup=arguments.warmup,
         device=arguments.device,

@@ -6,6 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from autoselect.evaluation.figures.style import DPI
 from autoselect.evaluation.methods import SELECTOR
 from autoselect.evaluation.report import (
     DIFFERENCE_NOTE,
@@ -28,6 +31,7 @@ from autoselect.evaluation.report_tables import (
     unscored_tasks,
 )
 
+PIXELS_PER_INCH = 105
 CAPTIONS = {
     "retention": "Accuracy kept against the number of visual tokens, and accuracy per task.",
     "overlays": "What the language model still sees, its answer with all tokens and with fewer.",
@@ -91,14 +95,20 @@ def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
     ]
     for name, path in figures.items():
         image = base64.b64encode(path.read_bytes()).decode()
-        caption = escape(caption_of(name, report))
+        caption, width = escape(caption_of(name, report)), _shown_width(path)
         parts.append(
-            f"<figure><img alt='{caption}' src='data:image/png;base64,{image}'>"
+            f"<figure><img alt='{caption}' width='{width}' src='data:image/png;base64,{image}'>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
     parts += [_latency(report), _methods(report), _environment(report)]
     parts.append("</body></html>")
     return "\n".join(parts)
+
+
+def _shown_width(path: Path) -> int:
+    """Pixels on the page: the same scale for all figures, so that type has one size."""
+    with Image.open(path) as image:
+        return round(PIXELS_PER_INCH / DPI * image.width)
 
 
 def _table(table: Table) -> str:

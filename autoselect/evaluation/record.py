@@ -5,12 +5,10 @@ as what happened. An evaluation that is repeated goes on in the same runs, see `
 """
 
 import dataclasses
-import signal
 import tempfile
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from autoselect.evaluation.methods import SELECTOR
@@ -24,12 +22,12 @@ from autoselect.evaluation.report_tables import (
     span,
 )
 from autoselect.tracking import Tracker
+from autoselect.tracking.ending import ended_truthfully
 from autoselect.tracking.leaderboard import EVALUATION, metric_at
 from autoselect.tracking.note import RunNote
 
 PARENT, ROW = "parent", "evaluation row"
 FOLDERS_WITHOUT_NAME = ("selector", "train", "eval")
-TERMINATED = 128 + signal.SIGTERM
 
 
 class EvaluationRecord:
@@ -51,13 +49,12 @@ class EvaluationRecord:
     ) -> None:
         self.settings, self.training_run = settings, training_run
         self._parent = Tracker.disabled()
-        self._handler: Any = None
         if not settings.tracking:
             return
         own = {"kind": EVALUATION, "selector": shown_selector(settings.selector), **tags}
         if training_run:
             own["training_run"] = training_run
-        self._note = RunNote(Path(settings.out), identity)
+        self._note = RunNote(Path(settings.out), EVALUATION, identity)
         self._parent = Tracker.start(
             settings.experiment,
             f"eval {shown_folder(settings.out)}",
@@ -78,8 +75,8 @@ class EvaluationRecord:
         return self._parent.run_id
 
     def __enter__(self) -> Self:
-        if self.settings.tracking and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, _terminated)
+        self._ending = ended_truthfully(self._parent)
+        self._ending.__enter__()
         return self
 
     def __exit__(
@@ -88,13 +85,7 @@ class EvaluationRecord:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-        if kind is None:
-            self._parent.finish()
-        else:
-            stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
-            self._parent.finish("KILLED" if stopped else "FAILED")
+        self._ending.__exit__(kind, error, trace)
 
     def log(
         self, report: dict[str, Any], figures: Mapping[str, Path], selectors: Mapping[str, Any]
@@ -196,10 +187,6 @@ def shown_selector(address: str) -> str:
         return address
     parts = [part for part in Path(address).parts if part not in FOLDERS_WITHOUT_NAME]
     return "/".join(parts[-2:]) or address
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
 
 
 def _model_name(name: str) -> str:

@@ -8,32 +8,34 @@ NOTE_FILE = "tracking.json"
 
 
 class RunNote:
-    """Ids of the runs of a folder, by name, in its `tracking.json`.
+    """Ids of runs by name, in the `tracking.json` of a folder, where others may keep theirs, too.
 
     Args:
         folder: the output folder; made with the first id.
-        identity: what the runs are of, a JSON value; ids of anything else are forgotten.
+        work: what the runs are of, such as `evaluation`.
+        identity: what makes later work the same, a JSON value; ids of any other are forgotten.
     """
 
-    def __init__(self, folder: Path, identity: Any) -> None:
-        self._path = folder / NOTE_FILE
-        self._content: dict[str, Any] = {"identity": identity, "runs": {}}
-        if self._path.is_file():
-            known = json.loads(self._path.read_text())
-            if known.get("identity") == json.loads(json.dumps(identity)):
-                self._content = known
+    def __init__(self, folder: Path, work: str, identity: Any) -> None:
+        self._path, self._work = folder / NOTE_FILE, work
+        known = self._read().get(work, {})
+        same = known.get("identity") == json.loads(json.dumps(identity))
+        self._own: dict[str, Any] = known if same else {"identity": identity, "runs": {}}
 
     def get(self, name: str) -> str | None:
         """The id of a run, None when it never began."""
-        found: str | None = self._content["runs"].get(name)
+        found: str | None = self._own["runs"].get(name)
         return found
 
     def keep(self, name: str, run_id: str | None) -> None:
         """Write an id down; None, of a run without tracking, is left out."""
         if run_id is None:
             return
-        self._content["runs"][name] = run_id
+        self._own["runs"][name] = run_id
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._content, indent=1))
+        partial.write_text(json.dumps({**self._read(), self._work: self._own}, indent=1))
         partial.replace(self._path)
+
+    def _read(self) -> dict[str, Any]:
+        return dict(json.loads(self._path.read_text())) if self._path.is_file() else {}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from autoselect import cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.evaluation import bench, commands
@@ -345,3 +346,46 @@ def test_another_revision_of_the_model_does_not_reuse_answers(settings, monkeypa
 def test_sizes_below_one_are_refused_by_name(settings, name):
     with pytest.raises(ConfigError, match=f"{name}=0 is below 1; give how"):
         dataclasses.replace(settings, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [("1,x", "batches='1,x' must be whole numbers"), ("0,2", "sizes of at least 1"), ("", "whole")],
+)
+def test_batches_that_are_no_sizes_are_refused(batches, message):
+    with pytest.raises(ConfigError, match=message):
+        commands.parse_batches(batches)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"repeats": 0}, "repeats=0 is below 1"), ({"warmup": -1}, "warmup=-1 is below 0")],
+)
+def test_rounds_that_measure_nothing_are_refused(model_folder, selector_folder, more, message):
+    with pytest.raises(ConfigError, match=message):
+        bench.bench_prefill(model_folder, selector_folder, "8", [1], device="cpu", **more)
+
+
+def test_the_bench_prints_its_protocol_and_the_speedup_with_vision(model_folder, selector_folder):
+    found = bench.bench_prefill(model_folder, selector_folder, "8", [1, 2], 2, 1, "cpu")
+    lines = bench.bench_lines(found)
+    assert lines[0].split()[-3:] == ["speedup", "with", "vision"]
+    row = found["runs"][0]["pruned"][0]
+    assert lines[2].split()[-1] == f"{row['speedup_with_vision']:.2f}"
+    assert "Batch 1, 2 interleaved rounds after" in "\n".join(lines)
+    assert "Batch 2, 2 interleaved rounds after" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("command", ["eval", "analyse", "bench"])
+def test_help_shows_defaults_and_names_of_methods(command, capsys):
+    words = {"bench": ["bench", "prefill"]}.get(command, [command])
+    with pytest.raises(SystemExit):
+        cli.parser(command).parse_args([*words, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    shown = {
+        "eval": ["visionzip", "questions answered together (default 32)", "(default 16)"],
+        "analyse": ["(default 256)", "log to MLflow (default yes)"],
+        "bench": ["(default 1,8,32)", "(default 5.5%,11%,22%,33%)", "default 100 on a GPU"],
+    }
+    for part in shown[command]:
+        assert part in text

@@ -8,8 +8,10 @@ import time
 import pytest
 from mlflow import MlflowClient
 
+from autoselect import cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.evaluation import bench
+from autoselect.evaluation.analysis_record import points
 from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.record import shown_folder, shown_selector
@@ -150,3 +152,63 @@ def test_selectors_are_called_by_what_names_them(selector, shown):
 def test_evaluations_are_called_by_their_folder():
     assert shown_folder("runs/report") == "report"
     assert shown_folder("runs/mine/eval") == "mine"
+
+
+def analyse(tracked, kind, *more):
+    words = ["--model", tracked.model, "--selector", tracked.selector, "--shards", tracked.shards]
+    words += ["--budgets", "4,16", "--out", f"{tracked.out}-analyses", *more]
+    arguments = cli.parser("analyse").parse_args(["analyse", kind, *words])
+    assert arguments.run(arguments) == 0
+
+
+def test_an_analysis_is_a_run_with_its_numbers_and_its_figure(tracked):
+    for _ in range(2):
+        analyse(tracked, "fidelity")
+    (run,) = runs("analysis")
+    assert run.info.status == "FINISHED" and run.info.run_name == "analyse fidelity out-analyses"
+    assert run.data.metrics["analysis/fidelity/mean_gap"] >= 0
+    assert run.data.tags["analysis"] == "fidelity" and run.data.tags["model_digest"]
+    client = MlflowClient(default_uri())
+    curve = client.get_metric_history(run.info.run_id, "analysis/fidelity/curves/noise gating")
+    assert [metric.step for metric in curve] == [4, 16]
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "figures")] == [
+        "figures/fidelity.png"
+    ]
+    training = client.get_run(run.data.tags["training_run"])
+    assert training.data.tags["analyses"] == run.info.run_id
+    analyse(tracked, "similarity", "--no-tracking")
+    assert len(runs("analysis")) == 1
+
+
+def test_an_evaluation_and_an_analysis_share_a_folder(tracked):
+    evaluate(tracked)
+    tracked = dataclasses.replace(tracked, out=tracked.out)
+    words = ["--model", tracked.model, "--selector", tracked.selector, "--shards", tracked.shards]
+    arguments = cli.parser("analyse").parse_args(
+        ["analyse", "gates", *words, "--budgets", "4", "--out", tracked.out]
+    )
+    arguments.run(arguments)
+    evaluate(tracked)
+    assert len(runs("evaluation")) == len(runs("analysis")) == 1
+
+
+def test_numbers_of_an_analysis_become_metrics_by_budget_or_step():
+    numbers = {
+        "budgets": [8, 16],
+        "selected": [0.5, 0.75],
+        "full": 1.0,
+        "unknown": None,
+        "gaps": [{"budget": 8, "gap": 0.1, "ci95": [0.0, 0.2]}],
+        "course": [(10, 0.3), (20, 0.9)],
+        "positions": [0.1, 0.2, 0.3],
+        "images": 4,
+    }
+    assert sorted(points(numbers)) == [
+        ("course", 0.3, 10),
+        ("course", 0.9, 20),
+        ("full", 1.0, None),
+        ("gaps/gap", 0.1, 8),
+        ("images", 4.0, None),
+        ("selected", 0.5, 8),
+        ("selected", 0.75, 16),
+    ]

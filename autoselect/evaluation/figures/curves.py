@@ -4,6 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from autoselect.evaluation.figures.style import (
@@ -19,6 +20,7 @@ from autoselect.evaluation.figures.style import (
 from autoselect.evaluation.methods import SELECTOR
 
 Row = dict[str, Any]
+FULL_STYLE, BLIND_STYLE = (0, (4, 3)), (0, (1, 2))
 
 
 def retention_curves(report: dict[str, Any]) -> Figure:
@@ -35,7 +37,33 @@ def retention_curves(report: dict[str, Any]) -> Figure:
     for i, task in enumerate(tasks):
         axes = figure.add_subplot(grid[i // columns, 1 + i % columns])
         _task_panel(axes, report, task)
+        if i % columns == 0:
+            axes.set_ylabel("accuracy in %", fontsize=8, color=INK)
+        if i + columns >= len(tasks):
+            axes.set_xlabel("tokens kept", fontsize=8, color=INK)
+    figure.legend(
+        handles=_legend(report),
+        loc="outside lower right",
+        ncols=min(6, len(by_method(report)) + 2),
+        fontsize=7.5,
+        frameon=False,
+        labelcolor=INK,
+    )
     return figure
+
+
+def _legend(report: dict[str, Any]) -> list[Line2D]:
+    """What the lines of the small panels are."""
+    handles = [
+        Line2D([], [], color=colour_of(method), linestyle=_style(method), label=method)
+        for method in reversed(by_method(report))
+    ]
+    handles.append(Line2D([], [], color=MUTED, linestyle=FULL_STYLE, label="all tokens"))
+    return [*handles, Line2D([], [], color=MUTED, linestyle=BLIND_STYLE, label="blind")]
+
+
+def _style(method: str) -> Any:
+    return (0, (3, 2)) if method == "oracle" else "-"
 
 
 def by_method(report: dict[str, Any]) -> dict[str, list[Row]]:
@@ -63,7 +91,7 @@ def _mean_panel(axes: Axes, report: dict[str, Any]) -> None:
         _line(axes, method, budgets, values)
         ends.append(values[-1])
         labels.append(method)
-    axes.axhline(100, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(100, color=MUTED, linewidth=0.9, linestyle=FULL_STYLE)
     axes.annotate(
         f"full model, {report['num_tokens']} tokens",
         (0.0, 100),
@@ -88,7 +116,7 @@ def _line(axes: Axes, method: str, budgets: list[int], values: list[float]) -> N
         values,
         color=colour_of(method),
         linewidth=2.6 if is_selector else 1.4,
-        linestyle=(0, (3, 2)) if method == "oracle" else "-",
+        linestyle=_style(method),
         marker=MARKERS.get(method, "."),
         markersize=7 if is_selector else 4.5,
         markeredgecolor="white",
@@ -111,7 +139,15 @@ def _end_labels(axes: Axes, values: list[float], labels: list[str], budget: int)
             color=colour_of(label),
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour_of(label), "lw": 0.5, "alpha": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour_of(label),
+                "lw": 0.5,
+                "alpha": 0.6,
+                "relpos": (0.0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 3,
+            },
         )
 
 
@@ -126,22 +162,12 @@ def _task_panel(axes: Axes, report: dict[str, Any], task: str) -> None:
             color=colour_of(method),
             linewidth=2.0 if is_selector else 0.9,
             alpha=1.0 if is_selector else 0.75,
-            linestyle=(0, (3, 2)) if method == "oracle" else "-",
+            linestyle=_style(method),
             zorder=5 if is_selector else 3,
         )
-    for name, style in (("full", (0, (4, 3))), ("blind", (0, (1, 2)))):
+    for name, style in (("full", FULL_STYLE), ("blind", BLIND_STYLE)):
         level = 100 * report[name]["tasks"][task]
         axes.axhline(level, color=MUTED, linewidth=0.9, linestyle=style)
-        axes.annotate(
-            name,
-            (1.0, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 2),
-            textcoords="offset points",
-            fontsize=6.5,
-            ha="right",
-            color=MUTED,
-        )
     _budget_axis(axes, report, share=False)
     tidy(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))

@@ -32,7 +32,9 @@ def fidelity_figure(found: dict[str, Any]) -> Figure:
         found: of `gating_fidelity`.
     """
     figure, axes = _curves(found["curves"], found["budgets"])
-    title(axes, f"Random score maps: mean gap {100 * found['mean_gap']:.1f} points")
+    axes.set_ylabel("accuracy, mean over tasks", fontsize=9, color=INK)
+    gap = f"{100 * found['mean_gap']:.1f} points"
+    title(axes, f"Random score maps: noise gating to removal, mean absolute gap {gap}")
     return figure
 
 
@@ -54,6 +56,7 @@ def classifier_figure(found: dict[str, Any]) -> Figure:
         fontsize=8,
         color=MUTED,
     )
+    axes.set_ylabel("accuracy of the classifier", fontsize=9, color=INK)
     rows, columns = found["grids"]["classifier"]
     title(axes, f"Image classifier ({rows} x {columns} patches) without the dropped patches")
     return figure

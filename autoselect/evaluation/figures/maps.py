@@ -114,7 +114,7 @@ def frequency_figure(shares: dict[int, Tensor], grid: tuple[int, int]) -> Figure
 def gate_figure(
     gates: Sequence[GateSample], course: Sequence[tuple[int, float]] | None = None
 ) -> Figure:
-    """Histogram of the gates at several temperatures, and polarisation over training.
+    """Histogram of the gates at several temperatures, and polarisation over training if known.
 
     Args:
         gates: of `gate_samples`.
@@ -136,6 +136,7 @@ def gate_figure(
     panels[0].set_yscale("log")
     panels[0].legend(fontsize=7.5, frameon=False)
     panels[0].set_xlabel("gate", fontsize=9, color=INK)
+    panels[0].set_ylabel("tokens", fontsize=9, color=INK)
     tidy(panels[0])
     title(panels[0], "Gates of all tokens")
     if course:
@@ -144,6 +145,7 @@ def gate_figure(
         panels[1].set_ylim(0, 1.02)
         panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[1].set_xlabel("training step", fontsize=9, color=INK)
+        panels[1].set_ylabel("polarisation", fontsize=9, color=INK)
         tidy(panels[1])
         title(panels[1], "Polarisation over training")
     return figure

@@ -1,0 +1,202 @@
+"""What the tables of a report say, on a small report written by hand."""
+
+import copy
+
+import pytest
+from PIL import Image
+
+from autoselect.evaluation.figures.curves import retention_curves
+from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure
+from autoselect.evaluation.html import caption_of, html_report
+from autoselect.evaluation.report import markdown
+from autoselect.evaluation.report_tables import (
+    BEST,
+    BETTER,
+    WORSE,
+    accuracy_table,
+    answer_line,
+    difference_table,
+    task_table,
+    terminal_table,
+)
+
+
+def row(method, budget, colour, count):
+    """A row of a report whose full model has 80 % and 50 %."""
+    kept = {"colour": colour / 0.8, "count": count / 0.5}
+    mean = sum(kept.values()) / 2
+    return {
+        "method": method,
+        "budget": budget,
+        "mean": (colour + count) / 2,
+        "tasks": {"colour": colour, "count": count},
+        "retention": mean,
+        "retention_ci95": [mean - 0.05, mean + 0.05],
+        "retention_tasks": kept,
+        "retention_tasks_ci95": {task: [v - 0.1, v + 0.1] for task, v in kept.items()},
+    }
+
+
+def gap(against, budget, difference, low, high):
+    return {
+        "against": against,
+        "budget": budget,
+        "difference": difference,
+        "ci95": [low, high],
+        "better": low > 0,
+    }
+
+
+@pytest.fixture
+def report():
+    return {
+        "model": "tiny",
+        "num_tokens": 64,
+        "images": 10,
+        "questions": 20,
+        "full": {"mean": 0.65, "tasks": {"colour": 0.8, "count": 0.5}, "details": {}},
+        "blind": {
+            "mean": 0.15,
+            "tasks": {"colour": 0.2, "count": 0.1},
+            "details": {},
+            "retention": 0.225,
+            "retention_ci95": [0.2, 0.3],
+        },
+        "rows": [
+            row("autoselect", 8, 0.8, 0.4),
+            row("grid", 8, 0.4, 0.4),
+            row("oracle", 8, 0.8, 0.5),
+            row("autoselect", 16, 0.8, 0.4),
+            row("grid", 16, 0.8, 0.45),
+            row("oracle", 16, 0.8, 0.5),
+        ],
+        "intervals": [
+            gap("grid", 8, 0.25, 0.1, 0.4),
+            gap("oracle", 8, -0.1, -0.2, -0.01),
+            gap("grid", 16, -0.05, -0.1, 0.02),
+            gap("oracle", 16, -0.1, -0.2, 0.0),
+        ],
+        "latency": {
+            "full_prefill_ms": 4.0,
+            "pruned": [
+                {
+                    "budget": budget,
+                    "prefill_ms": 1.0,
+                    "selector_ms": 1.0,
+                    "speedup": 2.0,
+                    "speedup_with_vision": 1.5,
+                }
+                for budget in (8, 16)
+            ],
+        },
+    }
+
+
+def texts(table):
+    return [[cell.text for cell in line.cells] for line in table.rows]
+
+
+def test_both_bounds_stand_on_top_and_the_best_of_each_band_is_marked(report):
+    table = accuracy_table(report)
+    assert [line[0] for line in texts(table)] == [
+        "upper bound",
+        "lower bound (blind)",
+        "16 of 64 tokens (25.0 %)",
+        "oracle",
+        "grid",
+        "autoselect",
+        "8 of 64 tokens (12.5 %)",
+        "oracle",
+        "autoselect",
+        "grid",
+    ]
+    assert texts(table)[0][-2:] == ["100.0", "–"]
+    assert texts(table)[1][-2:] == ["22.5", "20.0 to 30.0"]
+    marked = [line.cells[0].text for line in table.rows if line.cells[-2:][0].mark == BEST]
+    assert marked == ["grid", "autoselect"], "the oracle is no competitor"
+
+
+def test_retention_per_task_has_its_interval(report):
+    table = task_table(report)
+    assert ["autoselect", "100.0 (90.0 to 110.0)", "80.0 (70.0 to 90.0)"] in texts(table)
+    assert "100.0 (90.0 to 110.0)" in markdown(report)
+
+
+def test_differences_are_one_row_per_method_and_marked_where_they_exclude_0(report):
+    table = difference_table(report)
+    assert table.head == ["against", "8 tokens", "16 tokens"]
+    assert texts(table) == [
+        ["grid", "+25.0 (10.0 to 40.0)", "-5.0 (-10.0 to 2.0)"],
+        ["oracle", "-10.0 (-20.0 to -1.0)", "-10.0 (-20.0 to 0.0)"],
+    ]
+    assert [[cell.mark for cell in line.cells] for line in table.rows] == [
+        ["", BETTER, ""],
+        ["", WORSE, ""],
+    ]
+    text = markdown(report)
+    assert "| grid | **+25.0 (10.0 to 40.0)** | -5.0 (-10.0 to 2.0) |" in text
+    assert "those that exclude 0 are bold" in text
+
+
+def test_the_answer_names_a_better_method(report):
+    assert answer_line(report) == (
+        "K=8 keeps 90.0 % (85.0 to 95.0), prefill 2.00 x as fast; "
+        "K=16 keeps 90.0 % (85.0 to 95.0), prefill 2.00 x as fast (best: grid 95.0 %)"
+    )
+
+
+def test_the_terminal_gets_an_aligned_table_that_fits(report):
+    lines = terminal_table(report).splitlines()
+    assert lines[0].split() == ["retention", "in", "%", "8", "tokens", "16", "tokens"]
+    assert any(line.startswith("prefill speedup") and "2.00 x" in line for line in lines)
+    assert any(line.startswith("with vision tower") and "1.50 x" in line for line in lines)
+    starred = [line.split()[0] for line in lines[1:-1] if "*" in line]
+    assert sorted(starred) == ["autoselect", "grid"]
+    assert max(map(len, lines)) <= 118
+    report["rows"] = [
+        row(r["method"], r["budget"] + 100 * i, 0.8, 0.4) for i in range(3) for r in report["rows"]
+    ]
+    assert max(map(len, terminal_table(report).splitlines())) <= 118, "without intervals"
+    assert "(" not in terminal_table(report).splitlines()[1]
+
+
+def test_a_task_without_score_has_no_retention(report):
+    report["full"]["tasks"]["count"] = 0.0
+    for line in report["rows"]:
+        line["retention_tasks"].pop("count")
+        line["retention_tasks_ci95"].pop("count")
+    assert ["grid", "50.0 (40.0 to 60.0)", "–"] in texts(task_table(report))
+    assert "the full model scores nothing there: count." in markdown(report)
+    nothing = copy.deepcopy(report)
+    nothing["full"]["tasks"]["colour"] = 0.0
+    assert texts(accuracy_table(nothing))[0][-2:] == ["–", "–"]
+
+
+def test_figures_of_the_html_report_have_one_scale(report, tmp_path):
+    for name, width in (("retention", 1600), ("gates", 800)):
+        Image.new("RGB", (width, 40)).save(tmp_path / f"{name}.png")
+    page = html_report(report, {n: tmp_path / f"{n}.png" for n in ("retention", "gates")})
+    assert "width='1050'" in page and "width='525'" in page
+    assert "class='better'" in page and "class='worse'" in page
+
+
+def test_the_caption_of_the_gates_speaks_of_training_only_where_it_was_logged(report):
+    assert "training" not in caption_of("gates", report)
+    report["analyses"] = {"gates": {"course": [(1, 0.5)]}}
+    assert caption_of("gates", report).endswith("and their polarisation over training.")
+
+
+def test_panels_say_what_their_axes_and_lines_are(report):
+    figure = retention_curves(report)
+    _, *panels = figure.axes
+    assert [axes.get_ylabel() for axes in panels] == ["accuracy in %", "accuracy in %"]
+    assert [axes.get_xlabel() for axes in panels] == ["", "tokens kept"]
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == ["autoselect", "oracle", "grid", "all tokens", "blind"]
+    found = {"curves": {"hard removal": [0.5]}, "budgets": [8], "mean_gap": 0.012}
+    (axes,) = fidelity_figure(found).axes
+    assert "mean absolute gap 1.2 points" in axes.get_title(loc="left")
+    assert axes.get_ylabel() == "accuracy, mean over tasks"
+    grids = {"classifier": [3, 3]}
+    found = {"selected": [0.5], "random": [0.4], "budgets": [8], "full": 1.0, "grids": grids}
+    assert classifier_figure(found).axes[0].get_ylabel() == "accuracy of the classifier"
