@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from autoselect.config import ConfigError
 from autoselect.selector_card import is_logged_model
 from autoselect.tracking import Tracker
-from autoselect.tracking.leaderboard import metric_at
+from autoselect.tracking.leaderboard import OWN_TEXT, Standing, metric_at, note
 from autoselect.tracking.models import download_model
 from autoselect.tracking.store import ServerUnreachableError, Store, default_uri
 
@@ -402,3 +402,16 @@ def test_an_evaluation_that_failed_is_not_ranked():
     other.rank_selectors("project")
     other.finish()
     assert "mlflow.note.content" not in client().get_experiment_by_name("project").tags
+
+
+def test_a_long_history_leaves_room_for_what_a_person_wrote():
+    """MLflow takes 20,000 characters."""
+    found = [
+        Standing(
+            ("tiny", f"data {i // 50}"), f"selector {i}", 8 * (i % 5 + 1), 0.9, "88 to 92", 2.0
+        )
+        for i in range(600)
+    ]
+    text = note(found, "1", f"**Best selector** none\n{OWN_TEXT}\n\nOur own words.")
+    assert len(text) < 20000 and text.endswith("Our own words.")
+    assert "tiny, data 0" in text and "tiny, data 11" not in text

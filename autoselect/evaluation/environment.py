@@ -12,14 +12,15 @@ import torch
 PACKAGES = ("torch", "transformers", "webdataset", "mlflow", "deepspeed")
 
 
-def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+def environment(device: torch.device | str | None = None) -> dict[str, Any]:
     """Processor or GPU, threads, operating system, versions and the git commit.
 
     Args:
-        device: where the measurement ran. The clocks of a GPU are those of this moment: call it
-            right after what was timed.
+        device: where the measurement ran; None for the GPU in use where there is one. The clocks of
+            a GPU are those of this moment: call it right after what was timed.
     """
-    clocks = gpu_clocks(torch.device(device))
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    clocks = gpu_clocks(where)
     facts: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -27,8 +28,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    if torch.device(device).type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+    if where.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(where)
         facts["gpu_clocks"] = clocks
     for package in PACKAGES:
         try:

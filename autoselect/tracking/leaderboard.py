@@ -15,13 +15,11 @@ from typing import Any
 EVALUATION = "evaluation"
 VIEW, VIEW_NAME = "selectors", "Selectors: retention and speedup"
 VIEW_TAG, NOTE_TAG = f"mlflow.sharedViewState.{VIEW}", "mlflow.note.content"
-PRIMARY_TAGS = (
-    "mlflow.experiment.primaryMetric.name",
-    "mlflow.experiment.primaryMetric.greaterIsBetter",
-)
+ANSWER = "**Best selector**"
 OWN_TEXT = "*Text below this line is kept.*"
 RETENTION = re.compile(r"retention_at_(\d+)_tokens(?:/(.+))?")
-ROWS_PER_BUDGET, BUDGETS, GROUPS = 8, 6, 6
+ROWS_PER_BUDGET, BUDGETS = 8, 6
+LONGEST_NOTE = 19000
 COLUMN_WIDTH = 185
 
 
@@ -43,7 +41,6 @@ class Standing:
         speedup: of the prefill, selector included.
         run_id: of the evaluation.
         run_name: of the evaluation.
-        training_run: where it was trained, when this store knows that run.
         time_ms: when the evaluation began.
     """
 
@@ -53,10 +50,9 @@ class Standing:
     retention: float
     interval: str
     speedup: float | None
-    run_id: str
-    run_name: str
-    training_run: str | None
-    time_ms: int
+    run_id: str = ""
+    run_name: str = ""
+    time_ms: int = 0
 
     def short(self) -> str:
         """`96.0 %, 2.83 x`."""
@@ -88,7 +84,6 @@ def _of_run(run: Any) -> Iterator[Standing]:
             speedup=metrics.get(metric_at("speedup", budget)) if other is None else None,
             run_id=run.info.run_id,
             run_name=run.info.run_name,
-            training_run=tags.get("training_run") if other is None else None,
             time_ms=run.info.start_time,
         )
 
@@ -105,25 +100,39 @@ def note(found: Sequence[Standing], experiment_id: str, before: str = "") -> str
     for standing in found:
         groups.setdefault(standing.data, []).append(standing)
     runs = f"#/experiments/{experiment_id}/runs"
-    latest = _best(groups[found[0].data])
-    answer = "; ".join(f"K={s.budget} {s.selector} {s.short()}" for s in latest)
-    lines = [
-        f"**Best selector** {answer}",
+    answer = "; ".join(
+        f"K={s.budget} {s.selector} {s.short()}" for s in _best(groups[found[0].data])
+    )
+    head = [
+        f"{ANSWER} {answer}",
         "",
         f"[All evaluations with retention and speedup]({runs}?viewStateShareKey={VIEW}). Retention "
         "is the mean over the tasks of score / score with all tokens, with its 95 % interval; "
         "speedup is that of the prefill, the selector's own time included.",
     ]
-    for (model, data), rows in list(groups.items())[:GROUPS]:
-        lines += ["", f"#### {model}, {data}", ""]
-        lines += ["| K | selector | retention | speedup | evaluation |", "|---:|---|---|---:|---|"]
-        for row in _ranked(rows):
-            speedup = "–" if row.speedup is None else f"{row.speedup:.2f}"
-            kept = f"{100 * row.retention:.1f} %" + (row.interval and f" ({row.interval})")
-            link = f"[{row.run_name}]({runs}/{row.run_id})"
-            lines.append(f"| {row.budget} | {row.selector} | {kept} | {speedup} | {link} |")
-    own = before.partition(OWN_TEXT)[2] or ("" if before.startswith("**Best") else f"\n\n{before}")
-    return "\n".join([*lines, "", OWN_TEXT]) + own.rstrip()
+    own = before.partition(OWN_TEXT)[2].rstrip()
+    if before and OWN_TEXT not in before and not before.startswith(ANSWER):
+        own = f"\n\n{before.rstrip()}"
+    room = LONGEST_NOTE - len("\n".join(head)) - len(OWN_TEXT) - len(own) - 2
+    tables = []
+    for (model, data), rows in groups.items():
+        table = "\n".join(["", f"#### {model}, {data}", "", *_table(rows, runs)])
+        room -= len(table) + 1
+        if room < 0:
+            break
+        tables.append(table)
+    return "\n".join([*head, *tables, "", OWN_TEXT]) + own
+
+
+def _table(rows: Sequence[Standing], runs: str) -> Iterator[str]:
+    """Lines of the table of one model and data set."""
+    yield "| K | selector | retention | speedup | evaluation |"
+    yield "|---:|---|---|---:|---|"
+    for row in _ranked(rows):
+        speedup = "–" if row.speedup is None else f"{row.speedup:.2f}"
+        kept = f"{100 * row.retention:.1f} %" + (row.interval and f" ({row.interval})")
+        link = f"[{row.run_name}]({runs}/{row.run_id})"
+        yield f"| {row.budget} | {row.selector} | {kept} | {speedup} | {link} |"
 
 
 def _best(rows: Sequence[Standing]) -> list[Standing]:

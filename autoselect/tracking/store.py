@@ -29,7 +29,6 @@ PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "mlflow.experimentKind"
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 LONGEST_VALUE = 6000
-LONGEST_NOTE = 19000
 MENTIONS = 20
 UNKNOWN_CODES = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 UNREACHABLE_CODES = {
@@ -271,7 +270,7 @@ class Store:
             return
         before = self.client.get_experiment(experiment).tags.get(NOTE_TAG, "")
         values = {
-            NOTE_TAG: note(found, experiment, before)[:LONGEST_NOTE],
+            NOTE_TAG: note(found, experiment, before),
             VIEW_TAG: saved_view(found, event["time_ms"]),
         }
         for name, value in values.items():
