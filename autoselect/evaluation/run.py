@@ -1,43 +1,40 @@
 """One evaluation from settings to report: load, check, answer, time, write."""
 
 import dataclasses
-import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.analyse import ANALYSES, Subject
 from autoselect.evaluation.answering import Answers, Plan, answer_part
-from autoselect.evaluation.attached import answering, check_attached, is_attachable, prompt_lengths
+from autoselect.evaluation.attached import answering, check_attached, prompt_lengths
 from autoselect.evaluation.attached_latency import prefill_latency
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.environment import git_commit
-from autoselect.evaluation.examples import overlay_rows
-from autoselect.evaluation.figures.curves import retention_curves
-from autoselect.evaluation.figures.overlays import patch_overlays
-from autoselect.evaluation.html import html_report
 from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.likelihood import GENERATION, check_scoring
-from autoselect.evaluation.llm_attention import has_llm_attention
 from autoselect.evaluation.loading import (
     LoadedSelector,
     load_selectors,
     other_weights,
     shown_name,
 )
-from autoselect.evaluation.methods import SELECTOR, Method, choose_methods, selector_method
+from autoselect.evaluation.methods import SELECTOR, choose_methods, selector_method
 from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
 from autoselect.evaluation.record import EvaluationRecord
-from autoselect.evaluation.report import build_report, markdown
+from autoselect.evaluation.report import build_report
 from autoselect.evaluation.report_check import check_report
+from autoselect.evaluation.results import (
+    Evaluation,
+    write_figures,
+    write_predictions,
+    write_report,
+)
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.usable import usable_methods
 from autoselect.vlm import FrozenVLM
 
-logger = logging.getLogger(__name__)
-ANALYSED_IMAGES = 128
 COUNTS = {
     "max_images": "how many images are evaluated, or leave it out for all",
     "random_seeds": "how many seeds the random method has",
@@ -99,29 +96,6 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} is below 1; give {what}")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation computed, for figures and tracking.
-
-    Attributes:
-        report: the report's JSON value.
-        answers: column name -> image -> round -> text.
-        samples: what was asked.
-        plan: methods, budgets and sizes.
-        vlm: the model.
-        selector: the first selector.
-        selectors: all of them, by the name of their row.
-    """
-
-    report: dict[str, Any]
-    answers: dict[str, Answers]
-    samples: EvaluationSet
-    plan: Plan
-    vlm: Any
-    selector: Any
-    selectors: dict[str, Any]
 
 
 def evaluate(
@@ -283,64 +257,6 @@ def measure(
     return build_report(ready.samples, answers, plan, name, ready.num_tokens, latency, more)
 
 
-def usable_methods(
-    vlm: Any, samples: EvaluationSet, methods: tuple[Method, ...], strict: bool, common: bool = True
-) -> tuple[Method, ...]:
-    """The methods that this model and data allow.
-
-    Args:
-        vlm: the model.
-        samples: the data; boxes must be known for every sample when a method needs them.
-        methods: the wanted ones.
-        strict: refuse what cannot run instead of leaving it out with a log line.
-        common: prompts are put together from embeddings; otherwise methods are attached.
-
-    Raises:
-        ConfigError: `strict`, and a method cannot run.
-    """
-    if not common:
-        return _attachable(methods, strict)
-    lacking = {
-        "class_attention": not _has_class_attention(vlm, samples),
-        "llm_attention": not has_llm_attention(vlm),
-        "boxes": not all(all(sample.boxes) for sample in samples),
-        "question": False,
-    }
-    usable = []
-    for method in methods:
-        missing = [need for need in method.needs if lacking[need]]
-        if not missing:
-            usable.append(method)
-        elif strict:
-            raise ConfigError(
-                f"methods={method.name} needs {missing[0]}, which this model or data does not "
-                "give; leave it out"
-            )
-        else:
-            logger.warning("method %s left out: there is no %s", method.name, missing[0])
-    return tuple(usable)
-
-
-def _attachable(methods: tuple[Method, ...], strict: bool) -> tuple[Method, ...]:
-    """The methods that `attach` can use; arguments and errors as `usable_methods`."""
-    left_out = [method.name for method in methods if not is_attachable(method)]
-    reason = "the model's own processor writes these prompts, so that tokens can only be removed"
-    if left_out and strict:
-        raise ConfigError(f"methods={left_out[0]}: {reason}; leave it out")
-    for name in left_out:
-        logger.warning("method %s left out: %s", name, reason)
-    return tuple(method for method in methods if is_attachable(method))
-
-
-def _has_class_attention(vlm: Any, samples: EvaluationSet) -> bool:
-    try:
-        visual = vlm.encode_images([samples[0].image], class_attention=True)
-    except ConfigError:
-        return False
-    attention = visual.class_attention
-    return attention is not None and attention.shape == visual.tokens.shape[:2]
-
-
 def _files_digest(model: str) -> str | None:
     """Notices another processor or chat template, too; of a hub name the commit says everything."""
     return folder_digest(model) if Path(model).is_dir() else None
@@ -354,56 +270,3 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
         "max_new_tokens": plan.max_new_tokens,
         "scoring": plan.scoring,
     }
-
-
-def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict[str, Path]:
-    """Draw the figures that the model and the data allow, as PNG files by name.
-
-    The numbers of the analyses go into the report. Without the `common` path, see `usable_methods`,
-    there are curves only.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"retention": retention_curves(result.report)}
-    vlm, selector, samples = result.vlm, result.selector, result.samples
-    grid = vlm.encode_images([samples[0].image]).grid if common else None
-    if grid is not None:
-        rows = overlay_rows(vlm, selector, samples, result.answers, result.plan)
-        if rows:
-            drawn["overlays"] = patch_overlays(rows, grid)
-        subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
-        for kind in ("similarity", "frequency", "gates"):
-            numbers, drawn[kind] = ANALYSES[kind](subject)
-            result.report.setdefault("analyses", {})[kind] = numbers
-    paths = {name: folder / f"{name}.png" for name in drawn}
-    for name, figure in drawn.items():
-        figure.savefig(paths[name])
-    return paths
-
-
-def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) -> None:
-    """Write `report.md`, `report.html` and last `report.json`, complete or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(markdown(report))
-    (out / "report.html").write_text(html_report(report, figures))
-    partial = out / "report.json.partial"
-    partial.write_text(json.dumps(report, indent=1))
-    partial.replace(out / "report.json")
-
-
-def write_predictions(
-    path: Path, samples: EvaluationSet, answers: dict[str, Answers], plan: Plan
-) -> None:
-    """One JSON line per question: what was asked, accepted and answered in every column."""
-    columns = [str(column) for column in plan.columns()]
-    with path.open("w") as file:
-        for i, sample in enumerate(samples):
-            for r, question in enumerate(sample.questions):
-                row = {
-                    "key": sample.key,
-                    "round": r,
-                    "task": sample.tasks[r],
-                    "question": question,
-                    "answers": sample.answers[r],
-                    "predictions": {column: answers[column][i][r] for column in columns},
-                }
-                file.write(json.dumps(row) + "\n")

@@ -124,6 +124,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
     Attributes:
         digest: identifies the shards and how many of their samples are used.
         one_image_each: no sample has several images; known once all were read.
+        has_boxes: every round of every sample has boxes; known once all were read.
     """
 
     def __init__(self, shards: ShardSet, max_images: int | None = None) -> None:
@@ -135,6 +136,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
         self._length = len(shards) if max_images is None else min(max_images, len(shards))
         self.digest = f"{shards.digest}:{self._length}"
         self.one_image_each = True
+        self.has_boxes = True
 
     @classmethod
     def open(cls, pattern: str, max_images: int | None = None) -> "EvaluationSet":
@@ -171,7 +173,8 @@ class EvaluationSet(Sequence[EvaluationSample]):
             sample = self._shards[index]
         except BadSample as error:
             raise ConfigError(f"shards: {error}; write the shard again") from error
-        parse_record(sample.record, sample.key)
+        _, _, _, boxes = parse_record(sample.record, sample.key)
+        self.has_boxes &= all(boxes)
         if not sample.images:
             raise ConfigError(
                 f"image of sample {sample.key!r} is missing; without one there are no tokens to "
