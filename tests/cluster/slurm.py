@@ -180,6 +180,11 @@ class Slurm:
     def wait_until_idle(self) -> None:
         self._wait_for(lambda: self._idle() == 2, "two idle nodes", limit_s=180)
 
+    def wait_until_all_is_told(self) -> None:
+        """No message of the controller waits for a node."""
+        queue = re.compile(r"Agent queue size:\s*0\b")
+        self._wait_for(lambda: queue.search(self.run("sdiag")) is not None, "an empty agent queue")
+
     def _wait_for(self, happened, what: str, limit_s: float = 60) -> None:
         deadline = time.monotonic() + limit_s
         while not happened():

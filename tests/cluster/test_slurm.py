@@ -137,9 +137,14 @@ def test_a_node_that_dies_is_survived(jobs: Jobs, uninterrupted: dict[str, bytes
     kill_tasks_of_node(job, "n2")
     try:
         jobs.wait_until(job, lambda: jobs.slurm.field(job, "Restarts") == "1", "the requeue")
+        jobs.slurm.run("scontrol", "hold", job)
         jobs.slurm.wait_until_down("n2")
     finally:
         jobs.slurm.start_node("n2")
+    # What Slurm still has to tell the node of the first start would end the second one there.
+    jobs.slurm.wait_until_idle()
+    jobs.slurm.wait_until_all_is_told()
+    jobs.slurm.run("scontrol", "release", job)
     assert jobs.slurm.wait_for_end(job) == "COMPLETED", jobs.log(job)
     assert re.search(r"going on at step \d+ of", jobs.log(job))
     assert jobs.results("runs/crashed") == uninterrupted
