@@ -25,8 +25,7 @@ from autoselect.evaluation.report_tables import (
     task_table,
     unscored_tasks,
 )
-from autoselect.evaluation.samples import EvaluationSample
-from autoselect.evaluation.scoring import ScoreTable, average, score_answers, task_details
+from autoselect.evaluation.scoring import Answered, ScoreTable, average, score_answers, task_details
 
 Details = dict[str, dict[str, float]]
 
@@ -40,7 +39,7 @@ DIFFERENCE_NOTE = "Paired by image, with 95 % intervals; those that exclude 0 ar
 
 
 def score_tables(
-    samples: Sequence[EvaluationSample], answers: dict[str, Answers], plan: Plan
+    samples: Sequence[Answered], answers: dict[str, Answers], plan: Plan
 ) -> dict[tuple[str, int], ScoreTable]:
     """Scores of every method and budget, averaged over seeds; full and blind at budget 0."""
     seeds: dict[tuple[str, int], list[ScoreTable]] = {}
@@ -51,7 +50,7 @@ def score_tables(
 
 
 def detail_tables(
-    samples: Sequence[EvaluationSample], answers: dict[str, Answers], plan: Plan
+    samples: Sequence[Answered], answers: dict[str, Answers], plan: Plan
 ) -> dict[tuple[str, int], Details]:
     """`task_details` of every method and budget, averaged over seeds."""
     seeds: dict[tuple[str, int], list[Details]] = {}
@@ -68,7 +67,7 @@ def detail_tables(
 
 
 def build_report(
-    samples: Sequence[EvaluationSample],
+    samples: Sequence[Answered],
     answers: dict[str, Answers],
     plan: Plan,
     model: str,
@@ -79,7 +78,7 @@ def build_report(
     """Everything that was measured, as JSON values; fractions and milliseconds.
 
     Args:
-        samples: the images that were asked about.
+        samples: the images that were asked about, or what is known of them without decoding.
         answers: column name -> image -> round -> text.
         plan: what was evaluated.
         model: name of the VLM.

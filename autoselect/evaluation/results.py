@@ -1,6 +1,7 @@
 """What an evaluation computed, and the files that it writes."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.html import html_report
 from autoselect.evaluation.report import markdown
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.scoring import Answered
 
 ANALYSED_IMAGES = 128
 
@@ -75,7 +77,7 @@ def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) ->
 
 
 def write_predictions(
-    path: Path, samples: EvaluationSet, answers: dict[str, Answers], plan: Plan
+    path: Path, samples: Sequence[Answered], answers: dict[str, Answers], plan: Plan
 ) -> None:
     """One JSON line per question: what was asked, accepted and answered in every column."""
     columns = [str(column) for column in plan.columns()]

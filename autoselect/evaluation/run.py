@@ -1,7 +1,7 @@
 """One evaluation from settings to report: load, check, answer, time, write."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from autoselect.evaluation.results import (
     write_report,
 )
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.scoring import Answered
 from autoselect.evaluation.usable import usable_methods
 from autoselect.vlm import FrozenVLM
 
@@ -126,14 +127,15 @@ def evaluate(
         )
         if rank != 0:
             return None
-        report = measure(settings, ready, answers, extra)
+        asked = ready.samples.answered()  # scoring reads every sample once per column
+        report = measure(settings, ready, asked, answers, extra)
         check_report(report)
         selectors = {name: own.selector for name, own in ready.selectors.items()}
         result = Evaluation(
             report, answers, ready.samples, plan, ready.vlm, selectors[SELECTOR], selectors
         )
         out = Path(settings.out)
-        write_predictions(out / "predictions.jsonl", ready.samples, answers, plan)
+        write_predictions(out / "predictions.jsonl", asked, answers, plan)
         figures = write_figures(out / "figures", result, ready.common)
         write_report(out, report, figures)
         record.log(report, figures, selectors)
@@ -225,6 +227,7 @@ def prepare(settings: EvalSettings) -> Prepared:
 def measure(
     settings: EvalSettings,
     ready: Prepared,
+    asked: Sequence[Answered],
     answers: dict[str, Answers],
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -233,6 +236,7 @@ def measure(
     Args:
         settings: what is evaluated.
         ready: what was loaded.
+        asked: questions and accepted answers of the samples.
         answers: column name -> image -> round -> text.
         extra: further keys for the report.
     """
@@ -254,7 +258,7 @@ def measure(
         **(extra or {}),
     }
     name = shown_name(settings.model, vlm)
-    return build_report(ready.samples, answers, plan, name, ready.num_tokens, latency, more)
+    return build_report(asked, answers, plan, name, ready.num_tokens, latency, more)
 
 
 def _files_digest(model: str) -> str | None:

@@ -12,6 +12,7 @@ from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.data.shards import Sample, ShardSet
+from autoselect.evaluation.predictions import AnsweredSample
 
 Box = tuple[float, float, float, float]
 DEFAULT_TASK = "vqa"
@@ -183,6 +184,16 @@ class EvaluationSet(Sequence[EvaluationSample]):
         if len(sample.images) > 1:
             self.one_image_each = False
         return sample
+
+    def answered(self) -> list[AnsweredSample]:
+        """What scoring reads of every sample; no image is decoded."""
+        found = []
+        for index in range(len(self)):
+            sample = self.read(index)
+            questions, answers, tasks, _ = parse_record(sample.record, sample.key)
+            accepted = [list(own) for own in answers]
+            found.append(AnsweredSample(sample.key, list(questions), accepted, list(tasks)))
+        return found
 
     def __len__(self) -> int:
         return self._length
