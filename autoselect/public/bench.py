@@ -27,7 +27,7 @@ from autoselect.evaluation.parts import folder_digest
 from autoselect.public.engine import FULL, SELECTOR, parse_budget
 from autoselect.public.report import build_public_report, public_markdown
 from autoselect.public.tasks import task_score
-from autoselect.public.tracked import record_public
+from autoselect.public.tracked import PublicRecord
 
 logger = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"
@@ -234,12 +234,14 @@ def bench_public(settings: PublicSettings) -> dict[str, Any]:
     known = identity(settings)
     cells(settings)
     _claim(out, known)
-    results = list(finished_cells(settings))
-    latency = _latency(settings) if settings.latency else {"missing": "not asked for"}
-    more = {"identity": known, "environment": environment(), "settings": asdict(settings)}
-    report = build_public_report(settings.model, results, latency, more)
-    (out / "report.md").write_text(public_markdown(report))
-    _write(out / "report.json", report)
-    if settings.tracking:
-        record_public(settings.experiment, out, report)
+    around = environment()
+    record = PublicRecord(settings, known, around)
+    with record.ended_truthfully():
+        results = list(finished_cells(settings))
+        latency = _latency(settings) if settings.latency else {"missing": "not asked for"}
+        more = {"identity": known, "environment": around, "settings": asdict(settings)}
+        report = build_public_report(settings.model, results, latency, more)
+        (out / "report.md").write_text(public_markdown(report))
+        _write(out / "report.json", report)
+        record.log(report)
     return report

@@ -1,52 +1,83 @@
-"""A run over public tasks in MLflow: a parent with the report, a child per method and budget."""
+"""A run over public tasks in MLflow: a parent from start to end, a child per method and budget.
+
+A run that is repeated, or gets further budgets and tasks in its folder, goes on in the same runs.
+"""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from autoselect.public.report import public_markdown
 from autoselect.tracking import Tracker
+from autoselect.tracking.ending import ended_truthfully
+from autoselect.tracking.note import RunNote
 
-LENGTH = re.compile(r"[^\w./ -]")
+KIND, PARENT = "public benchmarks", "parent"
+NOT_IN_NAMES = re.compile(r"[^\w./ -]")
 
 
-def record_public(experiment: str, out: Path, report: dict[str, Any]) -> None:
-    """Log a finished report.
+class PublicRecord:
+    """The runs of one output folder.
 
     Args:
-        experiment: of MLflow.
-        out: folder with `report.json` and `report.md`.
-        report: as `build_public_report` gives it.
+        settings: the `PublicSettings`; without `tracking` nothing is logged.
+        identity: what makes a later run the same one, a JSON value.
+        environment: as `evaluation.environment` gives it.
     """
-    tags = {"kind": "public benchmarks", "git_commit": report["environment"].get("git_commit")}
-    parent = Tracker.start(experiment, f"public {out.name}", report["settings"], tags)
-    try:
-        parent.describe(public_markdown(report))
-        parent.log_metrics(_metrics("full", report["full"]["tasks"]))
+
+    def __init__(self, settings: Any, identity: Any, environment: dict[str, Any]) -> None:
+        self.settings = settings
+        self._parent = Tracker.disabled()
+        if not settings.tracking:
+            return
+        out = Path(settings.out)
+        self._note = RunNote(out, KIND, identity)
+        self._parent = Tracker.start(
+            settings.experiment,
+            f"public {out.absolute().name}",
+            asdict(settings),
+            {"kind": KIND, "git_commit": environment.get("git_commit")},
+            run_id=self._note.get(PARENT),
+        )
+        self._note.keep(PARENT, self._parent.run_id)
+
+    @contextmanager
+    def ended_truthfully(self) -> Iterator[None]:
+        """Around the work: the parent run ends as what happened to it."""
+        with ended_truthfully(self._parent):
+            yield
+
+    def log(self, report: dict[str, Any]) -> None:
+        """Log a finished report, as `build_public_report` gives it, and its files."""
+        if not self.settings.tracking:
+            return
+        self._parent.describe(public_markdown(report))
+        self._parent.log_metrics(_metrics("full", report["full"]["tasks"]))
         for name in ("report.md", "report.json"):
-            parent.log_artifact(out / name)
+            self._parent.log_artifact(Path(self.settings.out) / name)
         for row in report["rows"]:
-            _log_row(experiment, row, parent.run_id)
-    except BaseException:
-        parent.finish("FAILED")
-        raise
-    parent.finish()
+            self._log_row(row)
 
-
-def _log_row(experiment: str, row: dict[str, Any], parent_run_id: str | None) -> None:
-    child = Tracker.start(
-        experiment,
-        f"{row['method']}, {row['budget']} tokens",
-        {"method": row["method"], "token_budget": row["budget"]},
-        {"kind": "public benchmark row", "method": row["method"]},
-        parent_run_id=parent_run_id,
-    )
-    metrics = _metrics("score", row["tasks"])
-    if row["retention"] is not None:
-        metrics["retention"] = row["retention"]
-    child.log_metrics(metrics)
-    child.finish()
+    def _log_row(self, row: dict[str, Any]) -> None:
+        name = f"{row['method']}, {row['budget']} tokens"
+        child = Tracker.start(
+            self.settings.experiment,
+            name,
+            {"method": row["method"], "token_budget": row["budget"]},
+            {"kind": "public benchmark row", "method": row["method"]},
+            run_id=self._note.get(name),
+            parent_run_id=self._parent.run_id,
+        )
+        self._note.keep(name, child.run_id)
+        metrics = _metrics("score", row["tasks"])
+        if row["retention"] is not None:
+            metrics["retention"] = row["retention"]
+        child.log_metrics(metrics)
+        child.finish()
 
 
 def _metrics(prefix: str, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{LENGTH.sub('_', task)}": score for task, score in scores.items()}
+    return {f"{prefix}/{NOT_IN_NAMES.sub('_', task)}": score for task, score in scores.items()}

@@ -100,19 +100,42 @@ def test_a_killed_run_goes_on_with_the_next_cell(settings, lmms):
         bench_public(replace(settings, limit=5))
 
 
-def test_a_run_is_tracked_with_a_child_for_every_row(settings, lmms, monkeypatch):
+def tracked_runs():
     from mlflow import MlflowClient
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    bench_public(replace(settings, tracking=True, budgets="64"))
     client = MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("autoselect-public").experiment_id
-    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    return client.search_runs([experiment])
+
+
+def test_a_run_is_tracked_with_a_child_for_every_row(settings, lmms, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    bench_public(replace(settings, tracking=True, budgets="64"))
+    runs = {run.info.run_name: run for run in tracked_runs()}
     assert set(runs) == {"public out", "autoselect, 64 tokens", "random, 64 tokens"}
     assert runs["public out"].data.metrics["full/gqa"] == 80.0
     row = runs["autoselect, 64 tokens"]
     assert row.data.metrics["retention"] == pytest.approx(0.75)
     assert row.data.tags["mlflow.parentRunId"] == runs["public out"].info.run_id
+
+
+def test_a_killed_and_a_repeated_run_go_on_in_the_same_tracked_runs(settings, lmms, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = replace(settings, tracking=True, budgets="64")
+    lmms.fail_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        bench_public(settings)
+    (killed,) = tracked_runs()
+    assert killed.info.status == "KILLED"
+    lmms.fail_at = None
+    bench_public(settings)
+    first = {run.info.run_name: run.info.run_id for run in tracked_runs()}
+    assert first["public out"] == killed.info.run_id
+    bench_public(replace(settings, methods="autoselect,grid"))
+    after = {run.info.run_name: run for run in tracked_runs()}
+    assert set(after) == {*first, "grid, 64 tokens"} and len(tracked_runs()) == 4
+    assert {name: after[name].info.run_id for name in first} == first
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
 
 
 def test_the_call_is_the_documented_one(settings, tmp_path):
