@@ -40,7 +40,7 @@ Rounds = Literal["independent", "conversation"]
 
 
 class ShardSample(Protocol):
-    """What the collator reads of a sample of the shards; the last three to name a refused one."""
+    """What the collator reads of a sample of the shards; the last two to name a refused one."""
 
     @property
     def key(self) -> str: ...
@@ -59,9 +59,6 @@ class ShardSample(Protocol):
 
     @property
     def offset(self) -> int: ...
-
-    @property
-    def quarantined(self) -> bool: ...
 
 
 @dataclass
@@ -106,6 +103,10 @@ class TrainBatch:
 
 class Collator:
     """Turns shard samples into a `TrainBatch`. Holds no model, so that it travels to workers.
+
+    A sample without an image teaches a selector nothing: no gradient from it reaches Scorer or
+    Denoiser. Its row is a single token without an answer, so that the longest text of a mixed data
+    set neither pads the rows beside it nor dilutes their loss.
 
     Args:
         vlm: whose processor is used.
@@ -234,15 +235,17 @@ class Collator:
         )
 
     def _row(self, sample: ShardSample, texts: list[str]) -> Row:
-        """The row of a sample; blank ones have no answer, others need one."""
-        shared = self.rounds == "independent" and texts
-        write = self.write.independent if shared else self.write.conversation
+        """The row of a sample; with images it needs an answer."""
+        if not texts:
+            return self._blank()
+        independent = self.rounds == "independent"
+        write = self.write.independent if independent else self.write.conversation
         try:
             row = write(sample.record, texts)
         except RecordError as error:
             raise refusal(sample, error.kind, str(error)) from error
-        if row.has_answer or sample.quarantined:
-            return row
+        if row.has_answer:
+            return row if row.num_images else self._blank(row.dropped)
         if not row.dropped:
             raise refusal(sample, "no_answer", "none of its rounds has an answer")
         visual = sum(text.count(self.placeholder) for text in texts)
@@ -253,9 +256,13 @@ class Collator:
             f"{visual}; raise the limit, shorten the text or use smaller images",
         )
 
+    def _blank(self, dropped: int = 0) -> Row:
+        """One token that predicts nothing; `dropped` rounds did not fit."""
+        return Row([self.pad_id], [IGNORED_LABEL], [0], [0], num_images=0, dropped=dropped)
+
     def _report_dropped(self, rows: Sequence[Row]) -> None:
         """Logs how many rounds were left out, each time that there are ten times as many."""
-        self.dropped_rounds += sum(row.dropped for row in rows if row.has_answer)
+        self.dropped_rounds += sum(row.dropped for row in rows)
         if self.dropped_rounds < self._next_report:
             return
         while self.dropped_rounds >= self._next_report:

@@ -1,4 +1,4 @@
-"""Training batches: answers are labelled, rounds are independent, text-only rows are possible."""
+"""Training batches: answers are labelled, rounds are independent, text without images is out."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,6 @@ class FakeSample:
     pictures: tuple
     shard: str = "a.tar"
     offset: int = 512
-    quarantined: bool = False
 
 
 def sample(number: int, rounds: list[tuple[str, str]], image: bool = True) -> FakeSample:
@@ -83,13 +82,31 @@ def test_padding_changes_no_loss(vlm):
     )
 
 
-def test_rows_without_an_image_or_an_answer(vlm):
-    turns = [{"from": "human", "value": ""}]
-    silent = FakeSample("q", 5, {"conversations": turns}, (), quarantined=True)
-    batch = Collator(vlm)([sample(0, ROUNDS), sample(1, ROUNDS, image=False), silent])
-    assert batch.num_images == 1
-    assert answers_of(batch, 2, None) == []
-    assert len(answers_of(batch, 1, None)) == len(answers_of(batch, 0, None))
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+def test_text_without_an_image_trains_nothing_and_lengthens_no_row(vlm, rounds):
+    """A micro-batch beside a long text is the one beside a blank, in length, labels and loss."""
+    collate = Collator(vlm, rounds)
+    pictured, long = sample(0, ROUNDS), sample(1, ROUNDS * 40, image=False)
+    blank = FakeSample("q", 1, {"conversations": [{"from": "human", "value": ""}]}, ())
+    alone, mixed, beside_blank = (collate([pictured, *more]) for more in ([], [long], [blank]))
+    assert mixed.num_images == 1
+    assert answers_of(mixed, 1, None) == []
+    assert mixed.num_answer_tokens == alone.num_answer_tokens
+    assert mixed.input_ids.shape == (2, alone.input_ids.shape[1])
+    assert torch.equal(mixed.input_ids, beside_blank.input_ids)
+    assert collate.dropped_rounds == 0
+    visual = vlm.encode(alone.pixels).tokens.flatten(0, 1)
+    torch.testing.assert_close(answer_loss(vlm, mixed, visual), answer_loss(vlm, alone, visual))
+
+
+def test_rounds_whose_images_did_not_fit_train_nothing(vlm):
+    """What is left of the conversation is text only."""
+    later = FakeSample("s", 2, sample(0, ROUNDS).record, sample(0, ROUNDS).pictures)
+    later.record["conversations"][2]["value"] = "<image>\nwhat does the sign say ?"
+    collate = Collator(vlm, "conversation", max_text_tokens=60)
+    batch = collate([later])
+    assert (batch.num_images, batch.num_answer_tokens, collate.dropped_rounds) == (0, 0, 1)
+    assert batch.input_ids.shape == (1, 1)
 
 
 def test_recomputation_changes_no_gradient(vlm):

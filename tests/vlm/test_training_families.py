@@ -33,7 +33,6 @@ class Sample:
     pictures: tuple = field(default=())
     shard: str = "a.tar"
     offset: int = 512
-    quarantined: bool = False
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -119,9 +118,8 @@ def test_rows_of_many_sizes_have_the_sum_of_their_losses(name, rounds):
     if visual.mask is not None:
         assert torch.equal(visual.mask.sum(1), counts)
     answers = batch.labels[batch.labels != IGNORED_LABEL].tolist()
-    assert answers == vlm.processor.tokenizer("no</s>K7</s>" * 3)["input_ids"]
+    assert answers == vlm.processor.tokenizer("no</s>K7</s>" * 2)["input_ids"]
     apart = sum(loss_of(vlm, collate([one])) for one in samples if one.pictures)
-    apart += answer_loss(vlm, collate([samples[1]]), torch.zeros(0, WIDTH))
     torch.testing.assert_close(loss_of(vlm, batch), apart, rtol=1e-4, atol=1e-4)
 
 
@@ -145,8 +143,7 @@ def test_a_training_step_masks_what_shorter_images_lack(name):
     model.zero_grad()
     alone = model(Collator(vlm)([sample(1, ())]), GateSetting(3, 1.0, 0, 0))
     alone.loss_sum.backward()
-    stock = answer_loss(vlm, Collator(vlm)([sample(1, ())]), torch.zeros(0, WIDTH))
-    torch.testing.assert_close(alone.loss_sum, stock)
+    assert float(alone.loss_sum.detach()) == 0
     assert all(float(p.grad.abs().sum()) == 0 for p in model.scorer.parameters())
 
 
