@@ -16,6 +16,7 @@ from autoselect import runtime
 from autoselect.config import ConfigError
 from autoselect.evaluation.commands import add_eval_arguments, settings_of
 from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.rank_judge import EXIT_RANK_LOST, RankLostError
 
 logger = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         logger.error("%s", error)
         return 2
+    except RankLostError as error:
+        logger.error("%s", error)
+        return EXIT_RANK_LOST
 
 
 def _evaluate(settings: EvalSettings, info: runtime.RankInfo) -> int:

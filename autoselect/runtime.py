@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from autoselect import rank_zero
 from autoselect.config import ConfigError
+from autoselect.rank_judge import RankLostError
 
 EXIT_PREEMPTED = 75
 """Exit code after a signal and a complete checkpoint (EX_TEMPFAIL): the same command goes on."""
@@ -33,6 +34,9 @@ EXIT_PREEMPTED = 75
 DEFAULT_PORT = 29500
 COLLECTIVE_TIMEOUT_S = 90.0
 """Longest wait of a rank for the others, in seconds; a stalled rank ends the run after it."""
+
+MEETING_TIMEOUT_S = 600.0
+"""Longest wait for all ranks to come, in seconds: some read the program from a cold disk."""
 
 logger = logging.getLogger(__name__)
 
@@ -120,17 +124,22 @@ def choose_device(info: RankInfo) -> torch.device:
 
 
 def init_distributed(
-    info: RankInfo, device: torch.device, timeout_s: float = COLLECTIVE_TIMEOUT_S
+    info: RankInfo,
+    device: torch.device,
+    timeout_s: float = COLLECTIVE_TIMEOUT_S,
+    meeting_s: float = MEETING_TIMEOUT_S,
 ) -> None:
     """Joins the ranks: gloo between CPUs, NCCL between GPUs.
 
     Args:
         info: this rank.
         device: its device; decides the backend.
-        timeout_s: longest wait for other ranks, in seconds, in the rendezvous and in collectives.
+        timeout_s: longest wait for other ranks in collectives, in seconds.
+        meeting_s: longest wait until all ranks are there, in seconds.
 
     Raises:
-        ConfigError: the rendezvous port is in use, or the other ranks did not come in time.
+        ConfigError: the rendezvous port is in use.
+        RankLostError: the other ranks did not come in time.
     """
     set_accelerator_default()
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
@@ -141,16 +150,28 @@ def init_distributed(
     # Only DeepSpeed's inference uses this op. Compiling it takes a minute at the first start, and a
     # run that is killed meanwhile leaves a lock behind that makes every later start wait for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout_s)
     try:
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=timedelta(seconds=timeout_s),
+        dist.init_process_group(
+            backend,
+            store=_meet(info, timedelta(seconds=meeting_s), patience),
+            rank=info.rank,
+            world_size=info.world_size,
+            timeout=patience,
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise ConfigError(_rendezvous_message(error, environment, info, timeout_s)) from error
+        raise _not_met(error, environment, info, meeting_s) from error
+    deepspeed.init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=patience
+    )
     rank_zero.prepare()
+
+
+def _meet(info: RankInfo, longest: timedelta, patience: timedelta) -> dist.Store:
+    """Waits until all ranks are there; `patience` is the store's from then on."""
+    store, _, _ = next(iter(dist.rendezvous("env://", info.rank, info.world_size, timeout=longest)))
+    store.set_timeout(patience)
+    return store
 
 
 def shutdown_distributed() -> None:
@@ -188,18 +209,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _rendezvous_message(
-    error: Exception, environment: dict[str, str], info: RankInfo, timeout_s: float
-) -> str:
+def _not_met(
+    error: Exception, environment: dict[str, str], info: RankInfo, meeting_s: float
+) -> ConfigError | RankLostError:
     port, address = environment["MASTER_PORT"], environment["MASTER_ADDR"]
     if "EADDRINUSE" in str(error) or os.strerror(errno.EADDRINUSE) in str(error):
-        return (
+        return ConfigError(
             f"MASTER_PORT={port} is already in use on {socket.gethostname()}, probably by another "
             "run; choose a free one with deepspeed --master_port PORT or MASTER_PORT=PORT"
         )
-    return (
+    return RankLostError(
         f"rank {info.rank} of {info.world_size} could not meet the others at {address}:{port} "
-        f"within {timeout_s:.0f} s; check that every rank was started and that MASTER_ADDR and "
+        f"within {meeting_s:.0f} s; check that every rank was started and that MASTER_ADDR and "
         f"MASTER_PORT are reachable from {socket.gethostname()} ({error})"
     )
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -96,17 +97,24 @@ def worker(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 JOIN = """
+import time
 from autoselect import runtime
 info = runtime.RankInfo.from_environment()
 device = runtime.choose_device(info)
+time.sleep(info.rank * {late})
 try:
-    runtime.init_distributed(info, device, timeout_s={timeout})
-except runtime.ConfigError as error:
-    print("ConfigError:", error)
+    runtime.init_distributed(info, device, timeout_s={patience}, meeting_s={meeting})
+except (runtime.ConfigError, runtime.RankLostError) as error:
+    print(f"{{type(error).__name__}}:", error)
 else:
     print("joined", runtime.any_true(True, device), runtime.any_true(False, device))
     runtime.shutdown_distributed()
 """
+
+
+def join(meeting: float, patience: float = 20, late: float = 0) -> str:
+    """Program of a rank; `late`: seconds that rank 1 comes after rank 0."""
+    return JOIN.format(meeting=meeting, patience=patience, late=late)
 
 
 def test_a_port_in_use_is_named_with_the_fix() -> None:
@@ -115,7 +123,7 @@ def test_a_port_in_use_is_named_with_the_fix() -> None:
         holder.listen()
         port = str(holder.getsockname()[1])
         done = worker(
-            JOIN.format(timeout=20),
+            join(meeting=20),
             RANK="0",
             WORLD_SIZE="2",
             LOCAL_RANK="0",
@@ -128,19 +136,31 @@ def test_a_port_in_use_is_named_with_the_fix() -> None:
 
 def test_ranks_that_never_come_are_reported() -> None:
     done = worker(
-        JOIN.format(timeout=3),
+        join(meeting=3),
         RANK="1",
         WORLD_SIZE="2",
         LOCAL_RANK="1",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(runtime._free_port()),
     )
-    assert "ConfigError: rank 1 of 2 could not meet the others" in done.stdout, done.stderr
+    assert "RankLostError: rank 1 of 2 could not meet the others" in done.stdout, done.stderr
+
+
+def test_a_rank_that_comes_late_is_waited_for_longer_than_in_collectives() -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(runtime._free_port())
+    code = join(meeting=90, patience=10, late=15)
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [
+            pool.submit(worker, code, RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")
+        ]
+    for rank in ranks:
+        assert "joined True False" in rank.result().stdout, rank.result().stderr
 
 
 def test_a_single_process_needs_no_launcher_and_no_fixed_port() -> None:
     environment = {"MASTER_PORT": "1"}  # left over from another run; a single process ignores it
-    done = worker(JOIN.format(timeout=20), **environment)
+    done = worker(join(meeting=20), **environment)
     assert "joined True False" in done.stdout, done.stderr
 
 
