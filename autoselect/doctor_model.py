@@ -20,7 +20,7 @@ WAIT_S = 5.0
 
 
 def check_model(subject: Subject) -> Finding:
-    """The model's folder: configuration, every weight file whole, processor and tokenizer."""
+    """The model's folder: configuration, every weight file whole, and a processor that loads."""
     name = subject.config.model
     folder = Path(resolve_model(name))
     if not folder.is_dir():
@@ -42,6 +42,12 @@ def check_model(subject: Subject) -> Finding:
         found = "; ".join(damaged) or "no *.safetensors"
         fix = f"download the named files again: hf download REPO --local-dir {folder}"
         return Finding("model", "fail", f"{folder}: {found}", fix)
+    from autoselect.vlm.loading import load_processor  # transformers takes seconds to import
+
+    try:
+        load_processor(folder)
+    except ConfigError as error:
+        return Finding("model", "fail", str(error), "mend the processor, or install what it needs")
     size = sum((folder / file).stat().st_size for file in weights)
     return Finding("model", "ok", f"{folder}: {len(weights)} weight files, {size / GIB:.2f} GiB")
 

@@ -1,6 +1,7 @@
 """`autoselect doctor` finds every planted fault and names the fix; a sound run passes."""
 
 import json
+import re
 import shutil
 import socket
 from collections import namedtuple
@@ -93,6 +94,15 @@ def plant_missing_processor(monkeypatch):
     Path("model/processor_config.json").unlink()
 
 
+def plant_missing_package(monkeypatch):
+    from transformers import AutoProcessor
+
+    def unavailable(path):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not")
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", unavailable)
+
+
 def plant_foreign_index(monkeypatch):
     with Path("shards/train-000001.tar").open("ab") as shard:
         shard.write(b"\0" * 10240)
@@ -141,6 +151,7 @@ FAULTS = [
     (plant_missing_weights, "model", "model-2-of-2.safetensors is missing", "hf download"),
     (plant_truncated_weights, "model", "has 100000 of", "hf download"),
     (plant_missing_processor, "model", "lacks processor_config.json", "hf download"),
+    (plant_missing_package, "model", "requires the Torchvision library", "install what it needs"),
     (plant_foreign_index, "shards", "belongs to another file", "autoselect shards index"),
     (plant_full_disk, "disk", "0.0 GiB free", "lower keep_checkpoints"),
     (plant_old_package, "packages", "transformers 4.57.1 is not >=5.20", "make setup"),
@@ -176,6 +187,23 @@ def test_a_taken_port_and_a_small_gpu_are_found(run):
     assert "MASTER_PORT=PORT" in findings["port"]["fix"]
     assert findings["memory"]["status"] == "fail"
     assert "of 0.5 GiB" in findings["memory"]["found"]
+
+
+def test_the_longest_rows_decide_about_memory(run):
+    """Between what typical rows need and what the longest need, only shorter ones fit."""
+    code, findings = run()
+    found = findings["memory"]["found"]
+    worst, usual = map(float, re.findall(r"(?:about|tokens=2048;) ([\d.]+)", found))
+    between = str((worst + usual) / 2)
+    code, findings = run("--gpu-memory", between)
+    assert code == 1 and findings["memory"]["status"] == "fail"
+    fix = findings["memory"]["fix"]
+    assert "activation_checkpointing: true" in fix and "data.max_text_tokens" in fix
+    code, findings = run("--gpu-memory", between, "--", "--data.max_text_tokens=200")
+    assert code == 0 and findings["memory"]["status"] == "ok"
+    flags = ("--data.max_text_tokens=20000", "--activation_checkpointing=true")
+    code, findings = run("--gpu-memory", between, "--", *flags)
+    assert "activation_checkpointing" not in findings["memory"]["fix"]
 
 
 def test_devices_that_do_not_divide_the_batch_are_found(run):

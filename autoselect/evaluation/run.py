@@ -35,6 +35,7 @@ from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scoring import Answered
 from autoselect.evaluation.usable import usable_methods
 from autoselect.vlm import FrozenVLM
+from autoselect.vlm.loading import local_folder
 
 COUNTS = {
     "max_images": "how many images are evaluated, or leave it out for all",
@@ -262,8 +263,9 @@ def measure(
 
 
 def _files_digest(model: str) -> str | None:
-    """Notices another processor or chat template, too; of a hub name the commit says everything."""
-    return folder_digest(model) if Path(model).is_dir() else None
+    """Notices another processor or chat template, too."""
+    folder = local_folder(model)
+    return folder_digest(folder) if folder else None
 
 
 def _plan_identity(plan: Plan) -> dict[str, Any]:

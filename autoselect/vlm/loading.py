@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from huggingface_hub import try_to_load_from_cache
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from autoselect.config import ConfigError
 
@@ -18,45 +24,69 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> tuple[Any, Any]:
     """Model and processor of a folder or a hub name; arguments and errors as `FrozenVLM`."""
     try:
-        AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model={path} cannot be loaded: {str(error).splitlines()[0]} "
             "Give the folder of a transformers model (with config.json) or a hub name"
         ) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ConfigError(
+            f"model={path} is no vision-language model: its model_type is {config.model_type!r}. "
+            "Give a model that AutoModelForImageTextToText can load"
+        )
+    processor = load_processor(path)
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype or default_dtype(device)
         )
-    except ValueError as error:
-        raise ConfigError(
-            f"model={path} is no vision-language model: {str(error).splitlines()[0]} "
-            "Give a model that AutoModelForImageTextToText can load"
-        ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"model={path} is incomplete: {str(error).splitlines()[0]} "
             "Copy or download the weights again"
         ) from error
+    return model.to(device), processor
+
+
+def load_processor(path: str | Path) -> Any:
+    """The processor of a folder or a hub name.
+
+    Raises:
+        ConfigError: there is none, or a package that it needs is not installed.
+    """
     try:
-        processor = AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path)
+    except ImportError as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ConfigError(
+            f"model={path}: its processor needs a package that is not installed. {reason.strip()} "
+            "Install it beside torch; torchvision must be of the build that torch is (see "
+            "docs/backbones.md)"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model={path} has no processor: {str(error).splitlines()[0]} "
             "Copy processor_config.json and the tokenizer files into it"
         ) from error
-    return model.to(device), processor
+
+
+def local_folder(path: str | Path) -> Path | None:
+    """The folder of a model: `path` itself, or where the cache has a hub name; None if nowhere."""
+    if Path(path).is_dir():
+        return Path(path)
+    cached = try_to_load_from_cache(str(path), "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def weights_digest(path: str | Path) -> str:
     """What identifies a model's weights without reading all of them.
 
-    For a folder: sha256 over `config.json` and over name, size, first and last MiB of every weights
-    file. For a hub name: its commit.
+    sha256 over `config.json` and over name, size, first and last MiB of every weights file; the
+    same for a hub name, once it was loaded, and for a copy of its files in a folder.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        return str(getattr(AutoConfig.from_pretrained(path), "_commit_hash", None) or path)
+    folder = local_folder(path)
+    if folder is None:
+        return str(path)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size

@@ -1,0 +1,64 @@
+"""A processor that cannot be built is named before the weights are read; digests of weights."""
+
+import shutil
+from importlib.util import find_spec
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import AutoModelForImageTextToText
+
+from autoselect.config import ConfigError
+from autoselect.reference.resources import MODEL_FOLDER
+from autoselect.vlm.loading import load, load_processor, local_folder, weights_digest
+from tests.vlm import tiny_processors
+from tests.vlm.stock import model_of
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Qwen2.5-VL as it comes from the hub: its processor has a part for clips."""
+    model_of("qwen2_5_vl").save_pretrained(tmp_path)
+    processor = tiny_processors.qwen2_5_vl()
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    names = '{"processor_class": "Qwen2_5_VLProcessor"}'
+    (tmp_path / "processor_config.json").write_text(names)
+    return tmp_path
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_package_that_the_processor_needs_is_named(folder, monkeypatch):
+    with pytest.raises(ConfigError, match="(?i)needs a package .* torchvision"):
+        load_processor(folder)
+
+    def read(*arguments, **more):
+        raise AssertionError("the weights were read first")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", read)
+    with pytest.raises(ConfigError, match=f"model={folder}: its processor"):
+        load(folder, None, torch.device("cpu"))
+
+
+def test_a_folder_without_a_processor_is_named(folder):
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer.json"):
+        (folder / file).unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ConfigError, match="has no processor"):
+        load_processor(folder)
+
+
+def test_weights_have_one_digest_under_a_hub_name_and_in_a_folder(tmp_path, monkeypatch):
+    repository = tmp_path / "models--org--vlm"
+    snapshot = repository / "snapshots" / "0123"
+    shutil.copytree(MODEL_FOLDER, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert local_folder("org/vlm") == snapshot
+    assert weights_digest("org/vlm") == weights_digest(MODEL_FOLDER) == weights_digest(snapshot)
+    weights = bytearray((snapshot / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (snapshot / "model.safetensors").write_bytes(weights)
+    assert weights_digest("org/vlm") != weights_digest(MODEL_FOLDER)
+    assert local_folder("org/unknown") is None and weights_digest("org/unknown") == "org/unknown"
