@@ -172,13 +172,17 @@ def identity(settings: PublicSettings) -> dict[str, Any]:
         raise ConfigError(
             "lmms-eval is not installed; pip install 'autoselect[bench]' (see docs/reproduce.md)"
         ) from None
-    folder = Path(settings.selector)
     return {
-        "model": settings.model,
-        "selector": folder_digest(settings.selector) if folder.is_dir() else settings.selector,
+        "model": _identified(settings.model),
+        "selector": _identified(settings.selector),
         "limit": settings.limit,
         "lmms_eval": version,
     }
+
+
+def _identified(address: str) -> str:
+    """A folder by its files; a hub name by itself, because it may not be in the cache yet."""
+    return folder_digest(address) if Path(address).is_dir() else address
 
 
 def _claim(out: Path, known: dict[str, Any]) -> None:
@@ -210,18 +214,24 @@ def finished_cells(settings: PublicSettings) -> Iterator[dict[str, Any]]:
             bar.update()
 
 
-def _latency(settings: PublicSettings) -> dict[str, Any]:
-    """Prefill of the budgets at batch 1, measured once; why not, where it cannot be measured."""
+def _latency(settings: PublicSettings, known: dict[str, Any]) -> dict[str, Any]:
+    """Prefill of the budgets at batch 1; why not, where it cannot be measured.
+
+    What was measured before counts when it answers the same question.
+    """
     path = Path(settings.out) / LATENCY_FILE
-    if not path.exists():
-        try:
-            measured = bench_prefill(
-                settings.model, settings.selector, settings.budgets, [1], device=settings.device
-            )
-        except ConfigError as error:
-            measured = {"missing": str(error)}
-        _write(path, measured)
-    return json.loads(path.read_text())
+    asked = {"budgets": settings.budgets, "device": settings.device, "identity": known}
+    if path.exists() and (before := json.loads(path.read_text())).get("asked") == asked:
+        return dict(before)
+    try:
+        measured = bench_prefill(
+            settings.model, settings.selector, settings.budgets, [1], device=settings.device
+        )
+    except ConfigError as error:
+        return {"missing": str(error)}
+    measured = {**measured, "asked": asked}
+    _write(path, measured)
+    return measured
 
 
 def bench_public(settings: PublicSettings) -> dict[str, Any]:
@@ -238,7 +248,7 @@ def bench_public(settings: PublicSettings) -> dict[str, Any]:
     record = PublicRecord(settings, known, around)
     with record.ended_truthfully():
         results = list(finished_cells(settings))
-        latency = _latency(settings) if settings.latency else {"missing": "not asked for"}
+        latency = _latency(settings, known) if settings.latency else {"missing": "not asked for"}
         more = {"identity": known, "environment": around, "settings": asdict(settings)}
         report = build_public_report(settings.model, results, latency, more)
         (out / "report.md").write_text(public_markdown(report))

@@ -16,6 +16,8 @@ from autoselect.tracking.ending import ended_truthfully
 from autoselect.tracking.note import RunNote
 
 KIND, PARENT = "public benchmarks", "parent"
+GROWING = ("tasks", "budgets", "methods")
+"""Settings that a later start in the same folder may add to; parameters of a run cannot change."""
 NOT_IN_NAMES = re.compile(r"[^\w./ -]")
 
 
@@ -33,13 +35,14 @@ class PublicRecord:
         self._parent = Tracker.disabled()
         if not settings.tracking:
             return
-        out = Path(settings.out)
-        self._note = RunNote(out, KIND, identity)
+        out, params = Path(settings.out), asdict(settings)
+        growing = {name: params.pop(name) for name in GROWING}
+        self._note = RunNote(out, KIND, [settings.experiment, identity])
         self._parent = Tracker.start(
             settings.experiment,
             f"public {out.absolute().name}",
-            asdict(settings),
-            {"kind": KIND, "git_commit": environment.get("git_commit")},
+            params,
+            {"kind": KIND, "git_commit": environment.get("git_commit"), **growing},
             run_id=self._note.get(PARENT),
         )
         self._note.keep(PARENT, self._parent.run_id)

@@ -100,6 +100,36 @@ def test_a_killed_run_goes_on_with_the_next_cell(settings, lmms):
         bench_public(replace(settings, limit=5))
 
 
+def test_another_processor_in_the_folder_of_the_model_is_another_run(settings, lmms, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "preprocessor_config.json").write_text('{"do_pad": false}')
+    settings = replace(settings, model=str(model))
+    bench_public(settings)
+    (model / "preprocessor_config.json").write_text('{"do_pad": true}')
+    with pytest.raises(ConfigError, match="holds results of other settings"):
+        bench_public(settings)
+
+
+def test_prefill_is_measured_again_for_other_budgets_and_after_a_refusal(
+    settings, lmms, monkeypatch
+):
+    measured = []
+
+    def prefill(model, selector, budgets, batches, device=None):
+        measured.append(budgets)
+        if budgets == "32":
+            raise ConfigError("no room")
+        return {"missing": f"prefill of {budgets}"}  # what a report says instead of a table
+
+    monkeypatch.setattr(bench, "bench_prefill", prefill)
+    settings = replace(settings, latency=True, budgets="64")
+    for budgets in ("64", "64", "64,32", "64,32", "32", "32"):
+        latency = bench_public(replace(settings, budgets=budgets))["latency"]
+        assert latency["missing"] == ("no room" if budgets == "32" else f"prefill of {budgets}")
+    assert measured == ["64", "64,32", "32", "32"]
+
+
 def tracked_runs():
     from mlflow import MlflowClient
 
