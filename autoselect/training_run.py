@@ -5,6 +5,7 @@ checkpoint or calibrate, build the model and its engine. `train` then steps and 
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -99,6 +100,7 @@ def assemble(
     with heartbeat.independently("loading the model"), sharded:
         vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
+    warn_of_few_cores(config, info)
     batch_sizes(deepspeed, info.world_size)  # refused before anything is written
     with heartbeat.independently("opening the shards"):
         shards = ShardSet.open(config.data.train_shards)
@@ -171,6 +173,21 @@ def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
         raise ConfigError(
             f"gate.token_budget={config.gate.token_budget} exceeds the {vlm.num_tokens} visual "
             f"tokens of this model; choose 1..{vlm.num_tokens}"
+        )
+
+
+def warn_of_few_cores(config: TrainConfig, info: runtime.RankInfo) -> None:
+    """Slurm gives a task one core if nothing is said; decoders and training would share it."""
+    if not (info.is_main and info.source == "slurm"):
+        return
+    cores, wanted = len(os.sched_getaffinity(0)), 1 + config.data.workers
+    if cores < wanted:
+        logger.warning(
+            "data.workers=%d, but this task has %d core(s); give sbatch --cpus-per-task=%d, or "
+            "decoding slows down every step",
+            config.data.workers,
+            cores,
+            wanted,
         )
 
 

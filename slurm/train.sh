@@ -2,7 +2,8 @@
 # Trains a selector under Slurm, one task per GPU (or per CPU rank), on any number of nodes:
 #
 #   DEEPSPEED_CONFIG=configs/deepspeed/public_zero2.json \
-#       sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 slurm/train.sh --config FILE.yaml
+#       sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=6 --mem=0 \
+#       slurm/train.sh --config FILE.yaml
 #
 # The batch of DEEPSPEED_CONFIG has to split over all tasks; that of the default, zero2.json, does so
 # over 1 or 2. Submit from the project folder; everything after the script's name goes to

@@ -1,5 +1,6 @@
 """A run in this process, on one rank: what its steps depend on."""
 
+import os
 import random
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import torch
 
 from autoselect import runtime
 from autoselect.config import TrainConfig
-from autoselect.config_files import load_config
+from autoselect.config_files import from_dict, load_config
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.heartbeat import Heartbeat
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.runtime import RankInfo, SignalFlag
-from autoselect.training_run import assemble
+from autoselect.training_run import assemble, warn_of_few_cores
 
 ROOT = Path(__file__).parent.parent
 ALONE = RankInfo(rank=0, world_size=1, local_rank=0, source="single")
@@ -48,6 +49,21 @@ def test_no_step_draws_from_a_global_generator(folder):
         before = generator_states()
         assert trainer.run()
     assert generator_states() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "cores", "warned"),
+    [
+        ("slurm", 1, True),
+        ("slurm", 5, False),
+        ("launcher", 1, False),
+    ],
+)
+def test_a_task_with_too_few_cores_is_told(monkeypatch, caplog, source, cores, warned):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    config = from_dict(TrainConfig, {"data": {"workers": 4}})
+    warn_of_few_cores(config, RankInfo(0, 2, 0, source))
+    assert ("--cpus-per-task=5" in caplog.text) == warned
 
 
 def generator_states() -> tuple[str, str, bytes]:

@@ -129,7 +129,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             {"questions": "mm-vet.json", "images": "folder images"},
             mmvet.rows,
             note="MM-Vet is graded by a language model on its own server: send it the answers of "
-            "predictions.jsonl. The exact match that `autoselect eval` shows is no MM-Vet score.",
+            "predictions.jsonl of `autoselect eval --max-new-tokens 512`. The exact match that it "
+            "shows is no MM-Vet score.",
         ),
     )
 }
