@@ -6,8 +6,15 @@ Every contender of a case is timed once per round, in turn, so that a disturbanc
 the figures are medians, and `best_ms` holds the fastest sample of each. A case ends after its
 rounds or its seconds, but not before five rounds. The floor is the time to copy the bytes that the
 operator must move: 1 copy of the tokens forward, 2.5 forward and backward (tokens in, gated out;
-gradient and tokens in, gradient out). `plain_ms` is what one would write without this package:
-torch.randn noise for the gate, torch.topk + sort + gather for the selection.
+gradient and tokens in, gradient out). On a GPU it is a graph replay, as `native_graph` is. A copy
+that fits a cache is timed from that cache: small floors are the speed of a GPU's L2, not of memory.
+
+`plain_ms` is what one would write without this package: torch.randn noise for the gate, torch.topk
++ sort + gather for the selection. On a GPU the gate's threshold comes from a float32 bisection that
+never waits for the device; on a CPU, where stopping early costs no wait, from the package's Newton
+reference.
+
+The rows are written after every case, so that a run that is ended keeps what it measured.
 
 On a machine that others use at the same time, `--clock processor --threads 1` counts the time that
 the processor spent on the call instead of the time that passed.
@@ -29,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from autoselect.data.storage import write_atomically
 from autoselect.ops import build_info
 from autoselect.ops.hard_top_k import select_tokens, select_tokens_reference
 from autoselect.ops.noise_gate import (
@@ -46,6 +54,9 @@ TEMPERATURE = 0.3
 LEAST_ROUNDS = 5
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 COPIES = {"forward": 1.0, "forward+backward": 2.5}
+HALVINGS = 30
+GRAPHED = {"native": "native_graph", "floor": "floor"}
+SMALL_FLOORS = "Floors of small cases are cache speed (on a GPU, L2), not memory speed."
 
 
 @dataclass
@@ -100,9 +111,32 @@ def soft_top_k_case(device, batch: int, n: int, direction: str, compiled: bool) 
     return Case("soft_top_k", torch.float32, [batch, n], direction, contenders, scale)
 
 
+def bisected_logits(scores: Tensor, k: int, temperature: float) -> Tensor:
+    """Gate logits of a soft top-K, float32, [B, N]: a fixed number of halvings, then one step.
+
+    The step is Newton's in value and the implicit gradient in derivative; nothing is read on the
+    host.
+    """
+    scores = scores.float()
+    with torch.no_grad():
+        low = scores.amin(-1, keepdim=True) - 20 * temperature
+        high = scores.amax(-1, keepdim=True) + 20 * temperature
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            above = torch.sigmoid((scores - middle) / temperature).sum(-1, keepdim=True) > k
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    u = (scores - (low + high) / 2) / temperature
+    gates = torch.sigmoid(u)
+    slope = (gates * (1 - gates)).sum(-1, keepdim=True).detach()
+    return u - (gates.sum(-1, keepdim=True) - k) / slope
+
+
+PLAIN_LOGITS = {"cpu": soft_top_k_logits_reference, "cuda": bisected_logits}
+
+
 def plain_gate(tokens, scores, k, temperature, mean, std, _noise_key):
     """The gate as one would write it in eager PyTorch, with torch.randn noise that is stored."""
-    logits = soft_top_k_logits_reference(scores, k, temperature).to(torch.float32)
+    logits = PLAIN_LOGITS[scores.device.type](scores, k, temperature).to(torch.float32)
     a = torch.exp(logsigmoid(logits) / 2)[..., None]
     b = torch.exp(logsigmoid(-logits) / 2)[..., None]
     noise = std * torch.randn(tokens.shape, device=tokens.device)
@@ -221,7 +255,8 @@ def graph_of(call: Callable[[], object]) -> Callable[[], None]:
 def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[str, object]:
     """Interleaved medians of one case, as a row of the result."""
     if watch.device.type == "cuda":
-        case.contenders["native_graph"] = graph_of(case.contenders["native"])
+        graphs = {name: graph_of(case.contenders[eager]) for eager, name in GRAPHED.items()}
+        case.contenders |= graphs
     repeats = {}
     for name, call in case.contenders.items():
         watch.milliseconds(call, 2)
@@ -251,13 +286,15 @@ def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[s
     return row
 
 
-def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool) -> list[dict[str, object]]:
-    """All rows of a device."""
+def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Path | None) -> None:
+    """Measures all cases of a device; prints every row, and keeps those so far in the file."""
     rows = []
     for make in cases(watch.device, compiled):
         rows.append(measure(make(), watch, rounds, seconds))
         print(table_line(rows[-1]), flush=True)
-    return rows
+        if path:
+            write_atomically(str(path), json.dumps(rows, indent=1).encode())
+    print(SMALL_FLOORS)
 
 
 def table_line(row: dict[str, object]) -> str:
@@ -304,14 +341,11 @@ def main() -> None:
         parser.error("--device cuda: no GPU on this machine; its figures stay not measured")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows = run(
-        Stopwatch(device, options.clock), options.rounds, options.seconds, not options.no_compile
-    )
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1))
-        facts = options.json.with_suffix(".machine.json")
-        facts.write_text(json.dumps(machine(device) | {"clock": options.clock}, indent=1))
+        facts = json.dumps(machine(device) | {"clock": options.clock}, indent=1)
+        write_atomically(str(options.json.with_suffix(".machine.json")), facts.encode())
+    watch = Stopwatch(device, options.clock)
+    run(watch, options.rounds, options.seconds, not options.no_compile, options.json)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from braceexpand import braceexpand
-
 from autoselect.config import ConfigError
 from autoselect.data import storage
 
@@ -30,6 +28,8 @@ def expand(
         ConfigError: something matches no shard, a shard is listed twice, or a command is given
             without permission.
     """
+    from braceexpand import braceexpand  # here, so that what reads no shards runs without it
+
     shards: list[str] = []
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
         text = os.fspath(path)

@@ -47,6 +47,8 @@ def _load() -> ModuleType | None:
 
 
 EXTENSION = _load()
+# Asked once: torch.compile cannot trace the call.
+HAS_CUDA = EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architectures"])
 
 
 def is_native(device: torch.device) -> bool:
@@ -60,7 +62,7 @@ def is_native(device: torch.device) -> bool:
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False
     if device.type == "cuda":
-        return bool(EXTENSION.build_info()["cuda_architectures"])
+        return HAS_CUDA
     return device.type in ("cpu", "meta")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autoselect.ops._native import EXTENSION
+from autoselect.ops._native import EXTENSION, HAS_CUDA
 from autoselect.ops.noise_gate import NoiseKey
 
 
@@ -13,7 +13,7 @@ def device(request):
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no GPU on this machine")
-        if EXTENSION is None or not EXTENSION.build_info()["cuda_architectures"]:
+        if not HAS_CUDA:
             pytest.skip("autoselect._C is built without CUDA")
     return torch.device(request.param)
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from autoselect.ops import build_info
-from autoselect.ops._native import OPERATORS
+from autoselect.ops._native import OPERATORS, is_native
 from autoselect.ops.hard_top_k import select_tokens
 from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
@@ -135,6 +135,18 @@ def test_functional_gradient(native, device):
     )
     for actual, value in zip(grads, expected[1:], strict=True):
         torch.testing.assert_close(actual, value)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_choice_of_a_path_is_traced(kind):
+    """Without a device of the kind too: what decides must not leave the graph."""
+
+    def chosen(x):
+        return x + is_native(torch.device(kind))
+
+    x = torch.zeros(2)
+    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), x + is_native(torch.device(kind)))
 
 
 def test_build_information_is_complete():

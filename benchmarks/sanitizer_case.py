@@ -1,0 +1,70 @@
+"""Every kernel once at awkward sizes: what a sanitizer watches.
+
+    compute-sanitizer --tool memcheck python benchmarks/sanitizer_case.py [--device cuda]
+
+The sizes reach the tokens beyond the 2048 that soft top-K keeps in registers, the budgets beyond
+the 4096 positions that selection keeps in shared memory, and widths with and without whole 16-byte
+accesses. Set PYTORCH_NO_CUDA_MEMORY_CACHING=1 for memcheck: PyTorch's allocator hands out pieces of
+large blocks, and an access beyond a piece stays inside its block.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from autoselect.ops.hard_top_k import hard_top_k, select_tokens
+from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+from autoselect.ops.soft_top_k import soft_top_k
+
+BATCH = 2
+RANK = 3
+TEMPERATURE = 0.3
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# (tokens, width, budget)
+SIZES = ((5, 7, 3), (2500, 64, 40), (4500, 64, 4200), (4500, 67, 4200))
+
+
+def exercise(device: torch.device, dtype: torch.dtype, tokens: int, width: int, k: int) -> None:
+    """Forward and backward of every operator, without and with a mask and a factor."""
+    x = torch.randn(BATCH, tokens, width, device=device).to(dtype).requires_grad_()
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    scores = torch.randn(BATCH, tokens, device=device, dtype=work, requires_grad=True)
+    mask = torch.rand(BATCH, tokens, device=device) > 0.2
+    mean, std = torch.randn(width, device=device), torch.rand(width, device=device)
+    factor = torch.randn(RANK, width, device=device)
+    key = NoiseKey(1, 2, torch.arange(BATCH, device=device))
+    budgets = torch.tensor([1, k], device=device)
+    for valid, directions in ((None, None), (mask, factor)):
+        gates = soft_top_k(scores, budgets, TEMPERATURE, valid)
+        gated = noise_gate(x, gates, mean, std, key, directions)
+        fused, own_gates = soft_top_k_noise_gate(
+            x, scores, k, TEMPERATURE, mean, std, key, valid, directions
+        )
+        kept, positions = select_tokens(fused, scores, k, valid)
+        assert torch.equal(positions, hard_top_k(scores, k, valid))
+        (gated.float().mean() + kept.float().mean() + own_gates.mean()).backward()
+    assert x.grad.isfinite().all() and scores.grad.isfinite().all()
+
+
+def run(device: torch.device) -> None:
+    """Every dtype at every size."""
+    for dtype in DTYPES:
+        for size in SIZES:
+            exercise(device, dtype, *size)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    run(torch.device(options.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The contenders of the operator benchmark are right, and a run that is ended keeps its rows."""
+
+import json
+
+import bench_ops
+import pytest
+import torch
+from bench_ops import Case, Stopwatch
+
+from autoselect.ops.soft_top_k import soft_top_k_reference
+
+TEMPERATURE = 0.3
+
+
+@pytest.mark.parametrize("n, k", [(2, 1), (63, 7), (576, 64), (576, 575)])
+@pytest.mark.parametrize("kind", ["normal", "outlier", "equal"])
+def test_bisected_gates_and_gradients_agree_with_the_reference(n, k, kind):
+    torch.manual_seed(n)
+    scores = torch.zeros(2, n) if kind == "equal" else torch.randn(2, n)
+    if kind == "outlier":
+        scores[:, 0] = 50.0
+    upstream = torch.randn(2, n)
+    leaf, exact = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    gates = torch.sigmoid(bench_ops.bisected_logits(leaf, k, TEMPERATURE))
+    expected = soft_top_k_reference(exact, k, TEMPERATURE)
+    gates.backward(upstream)
+    expected.backward(upstream.double())
+    assert gates.dtype == torch.float32
+    # In float32 a sum of gates near 575 is known to 6e-5.
+    torch.testing.assert_close(gates.double(), expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=0, atol=5e-5)
+
+
+def test_the_plain_gate_of_a_gpu_reads_nothing_on_the_host():
+    """Meta tensors have no values: whatever asks for one fails."""
+    scores = torch.randn(2, 63, device="meta", requires_grad=True)
+    bench_ops.PLAIN_LOGITS["cuda"](scores, 7, TEMPERATURE).sum().backward()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bench_ops.PLAIN_LOGITS["cpu"](scores, 7, TEMPERATURE)
+
+
+class FakeWatch(Stopwatch):
+    """Calls once and says one millisecond."""
+
+    def milliseconds(self, call, repeats):
+        call()
+        return 1.0
+
+
+def _case(called, name="soft_top_k"):
+    contenders = {key: lambda key=key: called.append(key) for key in ("native", "plain", "floor")}
+    return Case(name, torch.float32, [2, 9], "forward", contenders)
+
+
+def test_on_a_gpu_the_floor_is_a_graph_as_the_native_operator_is(monkeypatch):
+    called = []
+    monkeypatch.setattr(bench_ops, "graph_of", lambda call: lambda: called.append("graph"))
+    watch = FakeWatch(torch.device("cuda"), "wall")
+    row = bench_ops.measure(_case(called), watch, 1, 0.0)
+    assert {"native", "plain", "graph"} == set(called)
+    assert {"native_ms", "native_graph_ms", "plain_ms", "floor_ms"} <= set(row)
+
+
+def test_rows_are_kept_after_every_case(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "results" / "ops.json"
+    kept = []
+
+    def cases(_device, _compiled):
+        for name in ("first", "second"):
+            yield lambda name=name: _case([], name)
+            kept.append([row["op"] for row in json.loads(path.read_text())])
+
+    monkeypatch.setattr(bench_ops, "cases", cases)
+    bench_ops.run(FakeWatch(torch.device("cpu"), "wall"), 1, 0.0, False, path)
+    assert kept == [["first"], ["first", "second"]]
+    assert capsys.readouterr().out.endswith(f"{bench_ops.SMALL_FLOORS}\n")
