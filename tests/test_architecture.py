@@ -61,7 +61,7 @@ HOMES = {
     "transformers": {"vlm", "reference", "image_classifier", "sharded_loading"},
     "webdataset": {"data"},
     "mlflow": {"tracking"},
-    "huggingface_hub": {"selector", "doctor_model"},
+    "huggingface_hub": {"selector", "doctor_model", "vlm"},
     "lmms_eval": {"public"},
     "accelerate": {"public"},
     "deepspeed": {
