@@ -27,15 +27,16 @@ from autoselect.data.storage import read_first_line
 from autoselect.deepspeed_config import batch_sizes
 from autoselect.doctor import Finding, Machine, Subject
 from autoselect.doctor_model import WAIT_S, check_model
-from autoselect.plan import (
+from autoselect.estimates import (
     GIB,
-    GPUS,
     Assumptions,
     memory,
     smallest_stage,
-    stage_advice,
     trained_parameters,
+    typical_batch,
+    worst_batch,
 )
+from autoselect.plan import GPUS, stage_advice
 from autoselect.reference.resources import REFERENCE, resolve_model
 from autoselect.vlm.shape import VLMShape, read_shape
 
@@ -262,7 +263,7 @@ def check_budget(subject: Subject) -> Finding:
 
 
 def check_memory(subject: Subject) -> Finding:
-    """GPU memory against `autoselect plan`."""
+    """GPU memory against the worst micro-batch of `autoselect plan`."""
     machine = subject.machine
     gib = machine.gpu_memory
     if gib is None and machine.gpu is not None:
@@ -272,18 +273,29 @@ def check_memory(subject: Subject) -> Finding:
     if gib is None:
         fix = "name the kind that will train: --gpu h100, or --gpu-memory GIB"
         return Finding("memory", "warn", "no GPU is visible here", fix)
-    shape, have = _shape(subject), Assumptions()
+    shape, config, have = _shape(subject), subject.config, Assumptions()
     micro = batch_sizes(subject.deepspeed, machine.gpus).micro
     stage = _stage(subject.deepspeed)
     if stage == "0":
         return Finding("memory", "warn", "ZeRO is off; the plan knows stages 1 to 3", "")
-    need = memory(shape, stage, machine.gpus, micro, subject.config, have).total / GIB
-    found = f"about {need:.1f} of {gib:.1f} GiB per device at ZeRO stage {stage}"
+    usual, need = (
+        memory(shape, stage, machine.gpus, batch, config, have).total / GIB
+        for batch in (
+            typical_batch(shape, micro, have),
+            worst_batch(shape, micro, config, have),
+        )
+    )
+    found = (
+        f"about {need:.1f} of {gib:.1f} GiB per device at ZeRO stage {stage} with rows of "
+        f"data.max_text_tokens={config.data.max_text_tokens}; {usual:.1f} with typical ones"
+    )
     if need <= gib:
         return Finding("memory", "ok", found)
-    fits = smallest_stage(shape, machine.gpus, micro, subject.config, have, gib)
-    advice = f"use {stage_advice(subject.source, fits)}" if fits else "use more devices"
-    fix = f"{advice}, a smaller micro batch, or activation_checkpointing: true"
+    fits = smallest_stage(shape, machine.gpus, micro, config, have, gib)
+    ways = [f"use {stage_advice(subject.source, fits)}" if fits else "use more devices"]
+    if not config.activation_checkpointing:
+        ways.append("activation_checkpointing: true")
+    fix = f"{', '.join(ways)}, a smaller micro batch, or a smaller data.max_text_tokens"
     return Finding("memory", "fail", found, fix)
 
 

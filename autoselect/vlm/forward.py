@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batch import IGNORED_LABEL, TrainBatch, attention_mask
 from autoselect.vlm.features import with_features
+from autoselect.vlm.recompute import run_recomputed
 
 
 def answer_loss(
@@ -31,7 +31,8 @@ def answer_loss(
         batch: text with placeholders, [B, T].
         visual: visual tokens in order of appearance, [M, D]; M placeholders in `batch`. With what
             later layers add, [M, (1 + L) D], see `VisualTokens.channels`.
-        recompute: keep no activations of the language model; compute them again in the backward.
+        recompute: keep only the inputs of the language model's layers; the backward pass computes
+            each layer again.
         log_weights: added to the attention logits of each visual token as a key, [M]; minus
             infinity would remove it, 0 leaves it as it is.
         output: of the encoder; needed by families with more than features in the prompt.
@@ -78,7 +79,7 @@ def text_hidden(
 
         inputs = embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
     if recompute:
-        return checkpoint(run, inputs, use_reentrant=False)
+        return run_recomputed(run, inputs, vlm.model.get_decoder())
     return run(inputs)
 
 

@@ -3,8 +3,8 @@
 Usage: torchrun --nproc_per_node N stage_worker.py FOLDER STEPS NAME [NAME ...]
 
 FOLDER holds `vlm`, `shards`, and is where `NAME-ranks` output folders go. NAME is a file of
-configs/deepspeed, with `+micro` for micro-batches of one sample, and `+mixed` to read the folder
-`mixed`, in which some samples have no image.
+configs/deepspeed, with `+micro` for micro-batches of one sample, `+recompute` for activation
+checkpointing, and `+mixed` to read the folder `mixed`, in which some samples have no image.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main(folder: Path, steps: int, names: list[str]) -> None:
             "steps": steps,
             "save_every": steps,
             "tracking": False,
+            "activation_checkpointing": "recompute" in options,
             # Of `mixed`, an eighth has no answer and is replaced by blanks.
             "data": {
                 "train_shards": str(folder / shards / "train-*.tar"),
