@@ -217,7 +217,8 @@ class TrainConfig:
         keep_checkpoints: how many stay.
         log_every: updates between logged metrics.
         max_skipped_steps: consecutive steps with a non-finite loss or gradient before the run ends.
-        activation_checkpointing: recompute the frozen language model in the backward pass.
+        activation_checkpointing: recompute the frozen language model in the backward pass, layer by
+            layer.
         experiment: MLflow experiment.
         tracking: log to MLflow.
         dtype: of the frozen VLM; `auto` is bfloat16 on accelerators and float32 on CPUs.

@@ -28,6 +28,7 @@ from autoselect.deepspeed_config import batch_sizes
 from autoselect.doctor import Finding, Machine, Subject
 from autoselect.doctor_model import WAIT_S, check_model
 from autoselect.estimates import (
+    BYTES,
     GIB,
     Assumptions,
     memory,
@@ -273,7 +274,8 @@ def check_memory(subject: Subject) -> Finding:
     if gib is None:
         fix = "name the kind that will train: --gpu h100, or --gpu-memory GIB"
         return Finding("memory", "warn", "no GPU is visible here", fix)
-    shape, config, have = _shape(subject), subject.config, Assumptions()
+    shape, config = _shape(subject), subject.config
+    have = Assumptions(weight_bytes=BYTES[config.dtype])
     micro = batch_sizes(subject.deepspeed, machine.gpus).micro
     stage = _stage(subject.deepspeed)
     if stage == "0":

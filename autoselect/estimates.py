@@ -42,6 +42,10 @@ class Assumptions:
     prefetched_layers: int = 3
 
 
+BYTES = {"auto": 2, "bfloat16": 2, "float32": 4}
+"""Of a frozen weight, by `dtype` of the configuration; `auto` is bfloat16 on accelerators."""
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What one device computes at once.

@@ -15,6 +15,7 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import load_config
 from autoselect.deepspeed_config import BatchSizes, batch_sizes, load_deepspeed_config
 from autoselect.estimates import (
+    BYTES,
     GIB,
     STAGES,
     Assumptions,
@@ -75,7 +76,7 @@ def report(arguments: argparse.Namespace) -> str:
     for name in ("gpus", "text_tokens", "answer_tokens", "rows_per_image"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"{name}={getattr(arguments, name)} is below 1; give 1 or more")
-    hardware, have = _hardware(arguments), _assumptions(arguments)
+    hardware, have = _hardware(arguments), _assumptions(arguments, config)
     sizes, note = _batch(arguments)
     shape = read_shape(_model_folder(config.model), arguments.visual_tokens)
     trained = trained_parameters(shape, config)
@@ -149,7 +150,7 @@ def _memory_lines(
 def run_config(arguments: argparse.Namespace) -> TrainConfig:
     """The run that is planned: `--config`, or the reference run, with what the flags change."""
     config = load_config(TrainConfig, arguments.config, [])
-    named = {name: getattr(arguments, name) for name in ("model", "steps")}
+    named = {name: getattr(arguments, name) for name in ("model", "steps", "dtype")}
     changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if arguments.checkpointing:
         changes["activation_checkpointing"] = True
@@ -184,11 +185,11 @@ def _model_folder(name: str) -> str:
     return resolve_model(name)
 
 
-def _assumptions(arguments: argparse.Namespace) -> Assumptions:
+def _assumptions(arguments: argparse.Namespace, config: TrainConfig) -> Assumptions:
     return Assumptions(
         text_tokens=arguments.text_tokens * arguments.rows_per_image,
         answer_tokens=arguments.answer_tokens * arguments.rows_per_image,
-        weight_bytes=4 if arguments.dtype == "float32" else 2,
+        weight_bytes=BYTES[config.dtype],
         utilisation=arguments.utilisation,
         overhead_gib=arguments.overhead_gib,
     )
@@ -237,7 +238,7 @@ def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--answer-tokens", type=int, default=32, help="per answer")
     parser.add_argument("--rows-per-image", type=int, default=1, help="questions per image")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="that of the run")
     parser.add_argument("--utilisation", type=float, default=0.35, help="share of the peak rate")
     parser.add_argument("--overhead-gib", type=float, default=1.5, help="context, fragmentation")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")

@@ -50,6 +50,17 @@ def test_the_command_prints_stage_time_and_assumptions(
     assert "128 text and 32 answer tokens" in text
 
 
+def test_the_dtype_is_that_of_the_configuration(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {folder}\ndtype: float32\n")
+    for flags, size in (((), 4), (("--dtype", "bfloat16"), 2)):
+        arguments = parse("--config", str(config), *flags)
+        arguments.run(arguments)
+        assert f"weights and activations of {size} bytes" in capsys.readouterr().out
+
+
 def test_typical_and_worst_memory_are_printed_and_the_worst_decides(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
