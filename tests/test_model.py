@@ -98,10 +98,13 @@ def test_the_noise_of_a_step_is_its_own(model, batch):
     assert first == again != other
 
 
-def test_recomputing_activations_changes_no_gradient(vlm, model, batch):
+@pytest.mark.parametrize("soft_removal", [False, True])
+def test_recomputing_activations_changes_no_gradient(model, batch, monkeypatch, soft_removal):
+    """Soft removal has a path of its own to the scores, through the attention mask."""
+    monkeypatch.setattr(model, "soft_removal", soft_removal)
     gradients = []
     for recompute in (False, True):
-        model.activation_checkpointing = recompute
+        monkeypatch.setattr(model, "activation_checkpointing", recompute)
         model.zero_grad()
         model(batch, SETTING).loss_sum.backward()
         gradients.append([p.grad.clone() for p in model.scorer.parameters()])
