@@ -3,6 +3,8 @@
     deepspeed --num_gpus 8 autoselect/eval.py --model DIR --selector DIR --shards GLOB ...
 
 The ranks share the images and give the report that one process would; flags as `autoselect eval`.
+Start it with `srun --kill-on-bad-exit=1`: ranks wait up to a day for one that is slow, and `srun`
+alone would let them wait for one that failed.
 """
 
 import argparse

@@ -87,7 +87,8 @@ class AutoSelect(nn.Module):
         self.activation_checkpointing = config.activation_checkpointing
         self.scorer = Scorer(vlm.width, config.scorer)
         self.site = config.gate.site
-        self.width = vlm.width_at(self.site)
+        # Statistics know the width before the projector; the tower may be split over ranks here.
+        self.width = vlm.width if self.site == "after_projector" else len(statistics.mean)
         self.denoiser = Denoiser(self.width, config.denoiser)
         self.statistics = statistics
 

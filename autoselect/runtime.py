@@ -143,7 +143,7 @@ def init_distributed(
     """
     set_accelerator_default()
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    environment = _rendezvous(info)
+    environment = _rendezvous(info, device)
     os.environ.update(environment)
     import deepspeed
 
@@ -185,8 +185,11 @@ def shutdown_distributed() -> None:
         dist.destroy_process_group()
 
 
-def _rendezvous(info: RankInfo) -> dict[str, str]:
-    """The five variables that torch.distributed reads, whoever started this rank."""
+def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:
+    """The five variables that torch.distributed reads, whoever started this rank.
+
+    DeepSpeed takes LOCAL_RANK for the number of the GPU, which may be another one under Slurm.
+    """
     if info.source == "slurm" and "MASTER_ADDR" not in os.environ and info.world_size > 1:
         raise ConfigError(
             "MASTER_ADDR is not set in this Slurm step; export the address of the first node "
@@ -197,7 +200,7 @@ def _rendezvous(info: RankInfo) -> dict[str, str]:
     return {
         "RANK": str(info.rank),
         "WORLD_SIZE": str(info.world_size),
-        "LOCAL_RANK": str(info.local_rank),
+        "LOCAL_RANK": str(info.local_rank if device.index is None else device.index),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": port if alone else os.environ.get("MASTER_PORT", port),
     }

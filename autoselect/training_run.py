@@ -95,6 +95,8 @@ def assemble(
 ) -> Trainer:
     """A trainer at the step it starts from; arguments and errors as `train`."""
     device = runtime.choose_device(info)
+    # Its backward gives NaN for some lengths with a mask: github.com/pytorch/pytorch/issues/196678.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
     with heartbeat.independently("loading the model"), sharded:

@@ -176,6 +176,19 @@ def early(vlm, batch):
     return AutoSelect(vlm, config, calibrate([before.flatten(0, 1)], 8)).train()
 
 
+def test_a_model_is_made_without_its_tower(vlm, batch, monkeypatch):
+    """At ZeRO-3 the weights of the tower are split over the ranks then."""
+    before = vlm.encode(batch.pixels, before_projector=True).before
+    statistics = calibrate([before.flatten(0, 1)], 8)
+    config = dataclasses.replace(CONFIG, gate=GateConfig(site="before_projector", noise_rank=8))
+
+    def encode(*arguments, **more):
+        raise AssertionError("the tower was run")
+
+    monkeypatch.setattr(vlm, "encode", encode)
+    assert AutoSelect(vlm, config, statistics).width == before.shape[-1] != vlm.width
+
+
 def test_a_gate_before_the_projector_trains_scorer_and_denoiser_there(early, batch, vlm):
     output = early(batch, SETTING)
     output.loss_sum.backward()

@@ -82,7 +82,15 @@ def test_incomplete_environments_are_named(environment: dict[str, str], message:
 def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ConfigError, match="MASTER_ADDR is not set.*slurm/train.sh"):
-        runtime._rendezvous(RankInfo(1, 2, 0, "slurm"))
+        runtime._rendezvous(RankInfo(1, 2, 0, "slurm"), torch.device("cpu"))
+
+
+def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun --gpus-per-task=1 shows every task one GPU, as number 0."""
+    monkeypatch.setenv("MASTER_ADDR", "node")
+    third = RankInfo(3, 8, 3, "slurm")
+    assert runtime._rendezvous(third, torch.device("cuda", 0))["LOCAL_RANK"] == "0"
+    assert runtime._rendezvous(third, torch.device("cpu"))["LOCAL_RANK"] == "3"
 
 
 def worker(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -47,10 +47,18 @@ def attached_latency(
     outputs = adapter.encode(inputs)
     blocks = adapter.blocks(inputs["input_ids"], outputs)
     layout = layout_before(adapter, None, inputs["input_ids"])
-    everything = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
     length = inputs["input_ids"].shape[1]
 
-    def forward(keep: torch.Tensor) -> object:
+    def untouched() -> object:
+        """The untouched model behind the same encoder."""
+        call = adapter.with_outputs(inputs, outputs)
+        return vlm.model(**call, **last_logits(vlm.model), use_cache=True)
+
+    def choose(budget: int) -> torch.Tensor:
+        chosen = select(adapter, selector, blocks, outputs, [budget] * len(blocks))
+        return keep_mask(chosen, inputs["input_ids"].shape, device)
+
+    def pruned(keep: torch.Tensor) -> object:
         call, _, _ = prune_call(adapter, inputs, outputs, keep, layout)
         return vlm.model(**call, **last_logits(vlm.model), use_cache=True)
 
@@ -58,17 +66,14 @@ def attached_latency(
     calls: dict[str, Call] = {
         "vision": lambda: adapter.encode(inputs),
         "scorer": lambda: selector.score(tokens, mask),
-        "full_prefill": bound(forward, everything),
+        "full_prefill": untouched,
     }
     lengths = {}
     for budget in plan.budgets:
-        chosen = select(adapter, selector, blocks, outputs, [budget] * len(blocks))
-        keep = keep_mask(chosen, everything.shape, device)
+        keep = choose(budget)
         lengths[budget] = int(keep[0].sum())
-        calls[f"selector@{budget}"] = bound(
-            select, adapter, selector, blocks, outputs, [budget] * len(blocks)
-        )
-        calls[f"prefill@{budget}"] = bound(forward, keep)
+        calls[f"selector@{budget}"] = bound(choose, budget)
+        calls[f"prefill@{budget}"] = bound(pruned, keep)
     timings = measure(calls, repeats, warmup, device)
     machine = environment(device)
     full, vision = timings["full_prefill"].median, timings["vision"].median

@@ -78,14 +78,17 @@ def latency_report(
         **vision_calls(vlm, prompt),
         **selector_calls(selector, prompt, plan.budgets),
         **language_calls(vlm, selector, prompt, plan.budgets, vlm.prefill),
-        **answer_calls(vlm, selector, prompt, plan.budgets),
     }
+    memory = _Memory(device)  # asked before there are calls that hold a cache each
+    peaks = {
+        budget: memory.peak(calls[named("prefill", budget)]) for budget in (None, *plan.budgets)
+    }
+    calls |= answer_calls(vlm, selector, prompt, plan.budgets)
     if plan.compiled:
         calls |= _compiled_calls(vlm, selector, prompt, plan.budgets)
     with _many_shapes():
         timings = measure(calls, repeats, warmup, device)
     machine = environment(device)
-    memory = _Memory(device)
     lengths = {
         budget: prompt.text["input_ids"].shape[1] - prompt.tokens.shape[1] + tokens.shape[1]
         for budget, tokens, _ in kept_sequences(selector, prompt, plan.budgets)
@@ -97,7 +100,7 @@ def latency_report(
             for stage in ("prefill", "llm", "first_token", "decode")
         }
         found["kv_cache_bytes"] = kv_cache_bytes(vlm, lengths[budget], plan.batch_size)
-        found["peak_memory_bytes"] = memory.peak(calls[named("prefill", budget)])
+        found["peak_memory_bytes"] = peaks[budget]
         return found
 
     return {
@@ -205,9 +208,10 @@ class _Memory:
         self.highest: int | None = None
 
     def peak(self, call: Call) -> int | None:
-        """Bytes allocated at most while `call` runs, weights included."""
+        """Bytes allocated at most while `call` runs, weights and libraries' workspaces included."""
         if self.device.type != "cuda":
             return None
+        call()  # a first call allocates workspaces that stay
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         call()

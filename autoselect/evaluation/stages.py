@@ -27,7 +27,7 @@ class Prompt:
     """One batch of the measurement.
 
     Attributes:
-        pixels: of `vlm.pixel_inputs`.
+        pixels: of `vlm.pixel_inputs`, on the model's device.
         text: of `vlm.prompt`.
         tokens: visual tokens, [B, N, D].
         mask: true at real ones, [B, N], or None.
@@ -41,7 +41,7 @@ class Prompt:
     @classmethod
     def of(cls, vlm: Any, images: Sequence[Any], questions: Sequence[str]) -> "Prompt":
         """Encode the images once."""
-        pixels = vlm.pixel_inputs(list(images))
+        pixels = vlm.to_device(vlm.pixel_inputs(list(images)))
         visual = vlm.encode(pixels)
         return cls(pixels, vlm.prompt(list(questions)), visual.tokens, visual.mask)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,12 +49,14 @@ def measure(
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     on_gpu = torch.device(device).type == "cuda"
-    for round_ in range(warmup + repeats):
-        turn = round_ % len(names)
-        for name in names[turn:] + names[:turn]:
-            elapsed = _on_gpu(calls[name]) if on_gpu else _on_cpu(calls[name], clock)
-            if round_ >= warmup:
-                samples[name].append(elapsed)
+    # Events are recorded on the current device, which need not be that of the calls.
+    with torch.cuda.device(device) if on_gpu else nullcontext():
+        for round_ in range(warmup + repeats):
+            turn = round_ % len(names)
+            for name in names[turn:] + names[:turn]:
+                elapsed = _on_gpu(calls[name]) if on_gpu else _on_cpu(calls[name], clock)
+                if round_ >= warmup:
+                    samples[name].append(elapsed)
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 

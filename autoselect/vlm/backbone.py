@@ -195,9 +195,12 @@ class FrozenVLM:
         """What the vision tower reads, from the model's own image processor."""
         return dict(self.processor.image_processor(images=images, return_tensors="pt"))
 
-    def _to_device(self, value: Tensor) -> Tensor:
-        value = value.to(self.device)
-        return value.to(self.dtype) if value.is_floating_point() else value
+    def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of the model on its device, pixels in its dtype."""
+        return {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+        }
 
     @torch.no_grad()
     def encode(
@@ -217,7 +220,7 @@ class FrozenVLM:
             ConfigError: attention is asked of a tower that gives none for each token, or the last
                 of a model without a projector of single tokens.
         """
-        inputs = {name: self._to_device(value) for name, value in inputs.items()}
+        inputs = self.to_device(inputs)
         per_image = inputs.pop(TOKENS_PER_IMAGE, None)
         with self._watched_projector(before_projector) as seen:
             output = self.model.model.get_image_features(**inputs, return_dict=True)

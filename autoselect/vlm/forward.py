@@ -78,6 +78,9 @@ def text_hidden(
             return vlm.model.model(inputs_embeds=tokens, **arguments).last_hidden_state
 
         inputs = embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
+    if log_weights is not None and log_weights.requires_grad and not inputs.requires_grad:
+        # Attention kernels on a GPU expect a gradient of the queries where the mask has one.
+        inputs = inputs.detach().requires_grad_()
     if recompute:
         return run_recomputed(run, inputs, vlm.model.get_decoder())
     return run(inputs)

@@ -36,6 +36,9 @@ class FakeVLM:
         pixels = torch.stack([torch.from_numpy(np.array(image)).float() / 255 for image in images])
         return {"pixel_values": pixels}
 
+    def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return inputs
+
     def encode(
         self,
         inputs: dict[str, torch.Tensor],

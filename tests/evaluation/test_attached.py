@@ -10,7 +10,7 @@ import torch
 from autoselect import cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
-from autoselect.evaluation import attached, commands, run
+from autoselect.evaluation import attached, attached_latency, commands, run
 from autoselect.evaluation.answering import Plan, answer_part
 from autoselect.evaluation.attached import answer_attached
 from autoselect.evaluation.latency import LatencyPlan
@@ -19,6 +19,7 @@ from autoselect.evaluation.methods import METHODS, selector_method
 from autoselect.evaluation.report_check import check_report
 from autoselect.evaluation.run import EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.timing import Timing
 from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.scenes import make_scene
 from autoselect.scorer import Scorer
@@ -46,6 +47,32 @@ def test_it_gives_the_answers_of_the_common_path(model_folder, selector_folder, 
         c: t for c, t in expected.items() if "blind" not in c
     }
     assert getattr(vlm.model, "autoselect", None) is None, "the model is what it was"
+
+
+@pytest.mark.parametrize("name", ["idefics3", "qwen2_5_vl", "qwen3_vl"])
+def test_the_full_prefill_is_the_untouched_model(name, monkeypatch):
+    """What pruning alone needs is not counted on its side."""
+    vlm = FrozenVLM(model_of(name), getattr(tiny_processors, name)(), name)
+    selector = Selector(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2))).eval()
+    calls = {}
+
+    def measure(given, *rest):
+        calls.update(given)
+        return {call: Timing((1.0,)) for call in given}
+
+    monkeypatch.setattr(attached_latency, "measure", measure)
+    image, question = make_scene(0, "test", 0).image, "what ?"
+    asked = attached_latency.AskedVLM(vlm)
+    inputs = asked.inputs([[image]], [asked.prompt(1, question)])
+    with torch.inference_mode():
+        attached_latency.attached_latency(vlm, selector, image, question, LatencyPlan((2,)))
+        stock = vlm.model(**inputs).logits[:, -1]
+        pruned = calls["prefill@2"]().logits[:, -1]
+        assert calls["selector@2"]().sum() < inputs["input_ids"].numel()
+        monkeypatch.delattr(attached_latency, "prune_call")
+        full = calls["full_prefill"]().logits[:, -1]
+    torch.testing.assert_close(full, stock)
+    assert not torch.allclose(pruned, stock)
 
 
 @pytest.fixture(params=["idefics3", "qwen2_5_vl", "qwen3_vl"])

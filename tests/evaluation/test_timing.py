@@ -3,6 +3,7 @@ import time
 import pytest
 import torch
 
+from autoselect.evaluation import latency
 from autoselect.evaluation.bench import bench_lines, fixed_image
 from autoselect.evaluation.latency import LatencyPlan, kv_cache_bytes, latency_report
 from autoselect.evaluation.loading import load_pair
@@ -106,6 +107,29 @@ def test_cache_bytes_are_those_of_the_cache(pair):
         cache = vlm.model.model(**prefix, use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kv_cache_bytes(vlm, prefix["inputs_embeds"].shape[1], 2) == held
+
+
+def test_the_peak_of_a_prefill_is_taken_before_other_calls_hold_caches(pair, monkeypatch):
+    vlm, selector = pair
+    order, answers = [], latency.answer_calls
+
+    def peak(memory, call):
+        order.append("peak")
+        memory.highest = len(order)
+        return len(order)
+
+    def answer_calls(*arguments):
+        order.append("caches")
+        return answers(*arguments)
+
+    monkeypatch.setattr(latency._Memory, "peak", peak)
+    monkeypatch.setattr(latency, "answer_calls", answer_calls)
+    plan = LatencyPlan((8, 32), repeats=1, warmup=0)
+    report = latency_report(vlm, selector, fixed_image(), "a ?", plan)
+    assert order == ["peak"] * 3 + ["caches"]
+    assert report["full"]["peak_memory_bytes"] == 1
+    assert [row["peak_memory_bytes"] for row in report["pruned"]] == [2, 3]
+    assert report["peak_memory_bytes"] == 3
 
 
 def test_compiled_calls_stand_beside_the_eager_ones(pair, monkeypatch):

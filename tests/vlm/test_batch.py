@@ -141,6 +141,21 @@ def test_turns_that_do_not_alternate_are_named(vlm):
         Collator(vlm)([bad])
 
 
+def test_where_the_mask_has_a_gradient_the_queries_have_one(vlm):
+    """Attention kernels on a GPU rely on it; nothing else may have made the tokens need one."""
+    batch = Collator(vlm)([sample(0, ROUNDS)])
+    visual = vlm.encode(batch.pixels).tokens.flatten(0, 1)
+    seen = []
+    layer = vlm.model.get_decoder().layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, tokens: seen.append(tokens[0].requires_grad))
+    log_weights = torch.zeros(len(visual), requires_grad=True)
+    answer_loss(vlm, batch, visual, log_weights=log_weights).backward()
+    answer_loss(vlm, batch, visual)
+    hook.remove()
+    assert seen == [True, False]
+    assert float(log_weights.grad.abs().sum()) > 0
+
+
 def test_a_weight_of_zero_in_attention_is_removal(vlm):
     """Logits of removed tokens' batch equal those of the pruned prompt at the same positions."""
     question = "what does the sign say ?"
