@@ -11,13 +11,13 @@ import argparse
 import dataclasses
 import logging
 import sys
+from typing import Any
 
 import torch.distributed as dist
 
 from autoselect import runtime
 from autoselect.config import ConfigError
-from autoselect.evaluation.commands import add_eval_arguments, settings_of
-from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.import_faults import import_fault
 from autoselect.rank_judge import EXIT_RANK_LOST, RankLostError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,18 @@ WAIT_SECONDS = 24 * 3600.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the evaluation; user errors are one line and exit code 2."""
+    try:
+        return _run(arguments)
+    except ImportError:
+        if (fault := import_fault()) is None:
+            raise
+        logger.error("%s", fault)
+        return 2
+
+
+def _run(arguments: list[str] | None) -> int:
+    from autoselect.evaluation.commands import add_eval_arguments, settings_of
+
     parser = argparse.ArgumentParser(prog="autoselect/eval.py", description=__doc__)
     add_eval_arguments(parser)
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
@@ -43,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_RANK_LOST
 
 
-def _evaluate(settings: EvalSettings, info: runtime.RankInfo) -> int:
+def _evaluate(settings: Any, info: runtime.RankInfo) -> int:
+    from autoselect.evaluation.run import evaluate
+
     device = runtime.choose_device(info)
     runtime.init_distributed(info, device, WAIT_SECONDS)
     settings = dataclasses.replace(settings, device=settings.device or str(device))

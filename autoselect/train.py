@@ -16,6 +16,7 @@ from autoselect.config_files import flatten, load_config, to_dict
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.heartbeat import Heartbeat, lost_contact
+from autoselect.import_faults import import_fault
 from autoselect.rank_judge import EXIT_RANK_LOST, RankFailedError, RankLostError
 from autoselect.update_guard import NumbersError
 
@@ -57,6 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if finished else runtime.EXIT_PREEMPTED
     except ConfigError as error:
         logger.error("%s", error)
+        return 2
+    except ImportError:
+        if (fault := import_fault()) is None:
+            raise
+        logger.error("%s", fault)
         return 2
     except (NumbersError, QuarantineBudgetError, RankFailedError) as error:
         logger.error("%s", error)

@@ -34,6 +34,8 @@ from autoselect.vlm.tokens import IGNORED_LABEL
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 4096
+MOST_ELONGATED = 400
+"""Longest side over the shortest; processors that fix the shortest side would take gigabytes."""
 IMAGE_ERRORS = (ValueError, ArithmeticError)
 """What image processors raise about a picture that they cannot take, such as a line of pixels."""
 Rounds = Literal["independent", "conversation"]
@@ -179,12 +181,20 @@ class Collator:
         )
 
     def _check(self, sample: ShardSample) -> None:
-        """Refuses records whose text would be taken for images."""
+        """Refuses lines in the place of images, and text that would be taken for images."""
         try:
             check_conversation(sample.record)
             check_placeholders(sample.record, len(sample.pictures))
         except RecordError as error:
             raise refusal(sample, error.kind, str(error)) from error
+        for picture in sample.pictures:
+            if max(picture.size) > MOST_ELONGATED * min(picture.size):
+                raise refusal(
+                    sample,
+                    "unprocessable",
+                    f"its image of {picture.width} x {picture.height} pixels is a line: one side "
+                    f"is more than {MOST_ELONGATED} times the other; leave the sample out",
+                )
         for number, turn in enumerate(sample.record["conversations"]):
             text = turn["value"]
             if turn["from"] == "human":

@@ -56,7 +56,9 @@ FAMILIES: dict[str, Family] = {
     "fast_vlm": Family(),
     "gemma3": Family(images_see_themselves=True),
     "glm4v": Family(clip_token="image"),
-    "got_ocr2": Family(images="runs"),
+    "got_ocr2": Family(
+        images="runs", untrained="its processor takes neither several rows of images nor text alone"
+    ),
     "idefics2": Family(images="runs"),
     "idefics3": Family(images="runs", tiles="same_before_last"),
     "internvl": Family(images="runs"),
@@ -71,7 +73,11 @@ FAMILIES: dict[str, Family] = {
     "paligemma": Family(
         first_position=1, untrained="its whole prompt is a bidirectional prefix of one answer"
     ),
-    "perception_lm": Family(images="runs", videos="runs"),
+    "perception_lm": Family(
+        images="runs",
+        videos="runs",
+        untrained="its processor makes no batch of images with different numbers of tiles",
+    ),
     "qwen2_5_vl": Family(),
     "qwen2_vl": Family(),
     "qwen3_vl": Family(beyond_features=True),

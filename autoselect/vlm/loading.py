@@ -60,8 +60,8 @@ def load_processor(path: str | Path) -> Any:
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise ConfigError(
             f"model={path}: its processor needs a package that is not installed. {reason.strip()} "
-            "Install it beside torch; torchvision must be of the build that torch is (see "
-            "docs/backbones.md)"
+            "Install it; torchvision must be of the build that torch is (docs/backbones.md "
+            "has the command)"
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(

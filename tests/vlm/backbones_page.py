@@ -69,7 +69,8 @@ REMARKS = {
     "mistral3": "Pixtral images; row breaks stay and do not count",
     "ovis2": "tiles of an image share its budget; indicator tokens stay",
     "paligemma": "the whole prompt is a bidirectional prefix; no second turn on a cache",
-    "perception_lm": "tested with a SigLIP in the place of its timm tower",
+    "perception_lm": "tested with a SigLIP in the place of its timm tower; `autoselect eval` takes "
+    "images with one number of tiles",
     "qwen2_5_vl": "M-RoPE positions",
     "qwen2_vl": "M-RoPE positions",
     "qwen3_vl": "M-RoPE positions; features of later layers are pruned alongside",

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
@@ -45,6 +46,15 @@ def test_images_that_the_processor_refuses_are_named(rounds):
         512,
     )
     assert "48 x 24, 420 x 2 pixels: absolute aspect ratio" in found.detail
+
+
+@pytest.mark.parametrize("size", [(4000, 2), (2, 4000)])
+def test_a_line_is_refused_before_a_processor_enlarges_it(size, monkeypatch):
+    collate = Collator(frozen("llava_next"))
+    monkeypatch.setattr(collate, "_pixels", lambda rows: pytest.fail("it was processed"))
+    found = fault(collate, sample(1, (Image.new("RGB", size),)))
+    assert (found.kind, found.key) == ("unprocessable", "s1")
+    assert f"{size[0]} x {size[1]} pixels is a line" in found.detail
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, ConfigError])

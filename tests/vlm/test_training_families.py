@@ -277,7 +277,10 @@ def test_layers_of_convolutions_see_what_they_always_see(soft_removal):
         Collator(vlm, "independent")
 
 
-def test_a_family_that_cannot_be_trained_says_why():
-    vlm = FrozenVLM(model_of("paligemma"), build_processor(), "paligemma")
-    with pytest.raises(ConfigError, match=r"paligemma\) cannot be trained on: .*prefix"):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("paligemma", "prefix"), ("got_ocr2", "rows"), ("perception_lm", "tiles")]
+)
+def test_a_family_that_cannot_be_trained_says_why(name, reason):
+    vlm = FrozenVLM(model_of(name), build_processor(), name)
+    with pytest.raises(ConfigError, match=rf"{name}\) cannot be trained on: .*{reason}"):
         Collator(vlm)
