@@ -29,6 +29,19 @@ def retention_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
     return _table(head, rows)
 
 
+def seed_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Retention of every training seed: a mean hides a seed that failed."""
+    head = ["variant", *(f"K={b}" for b in found["budgets"])]
+    rows = []
+    for name, row in _chosen(found, names):
+        if row is None:
+            rows.append([name, NOT_MEASURED])
+            continue
+        seeds = [row["retention"][str(b)]["seeds"] for b in found["budgets"]]
+        rows.append([name, *(", ".join(map(percent, values)) for values in seeds)])
+    return _table(head, rows)
+
+
 def difference_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
     """Retention minus that of the reference variant with the same seeds, in points."""
     head = ["variant", "seeds", *(f"K={b}" for b in found["budgets"])]
@@ -126,6 +139,7 @@ TABLES: dict[str, Table] = {
     "protocol": protocol,
     "settings": setting_table,
     "retention": retention_table,
+    "seeds": seed_table,
     "differences": difference_table,
     "baselines": baseline_table,
     "families": family_table,
@@ -134,6 +148,7 @@ TABLES: dict[str, Table] = {
 TITLES = {
     "settings": "Variants",
     "retention": "Retention in per cent",
+    "seeds": "Retention seed by seed, in per cent",
     "differences": "Retention minus the reference variant, in points",
     "baselines": "Retention minus each baseline, in points",
     "families": "Retention per family, in per cent",

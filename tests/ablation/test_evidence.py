@@ -17,6 +17,8 @@ old table
 More by hand.
 <!-- ablation: leak -->
 <!-- end -->
+<!-- ablation: seeds reference -->
+<!-- end -->
 """
 
 
@@ -31,8 +33,14 @@ def test_tables_are_replaced_and_prose_is_not(plan, programs, run_all, tmp_path)
     assert "old table" not in text and "By hand." in text and "More by hand." in text
     assert "| **reference** | 3 |" in text and "| later | not measured |" in text
     assert "| channel |" in text.split("<!-- ablation: leak -->")[1]
+    (row,) = (row for row in found["variants"] if row["name"] == "reference")
+    cells = [
+        ", ".join(f"{100 * value:.1f}" for value in row["retention"][str(budget)]["seeds"])
+        for budget in found["budgets"]
+    ]
+    assert f"| reference | {' | '.join(cells)} |" in text and cells[0].count(",") == 2
     assert fill(text, found) == text, "writing twice changes nothing"
-    assert fill(text, None).count(EMPTY) == 2
+    assert fill(text, None).count(EMPTY) == 3
 
 
 @pytest.mark.parametrize(
