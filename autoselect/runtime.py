@@ -15,7 +15,8 @@ import random
 import signal
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -23,6 +24,7 @@ from types import FrameType
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout  # there is no public one
 
 from autoselect import rank_zero
 from autoselect.config import ConfigError
@@ -34,6 +36,9 @@ EXIT_PREEMPTED = 75
 DEFAULT_PORT = 29500
 COLLECTIVE_TIMEOUT_S = 90.0
 """Longest wait of a rank for the others, in seconds; a stalled rank ends the run after it."""
+
+LOADING_TIMEOUT_S = 3600.0
+"""Longest wait while a model is loaded, in seconds: one rank may read it from a cold disk."""
 
 MEETING_TIMEOUT_S = 600.0
 """Longest wait for all ranks to come, in seconds: some read the program from a cold disk."""
@@ -172,6 +177,28 @@ def _meet(info: RankInfo, longest: timedelta, patience: timedelta) -> dist.Store
     store, _, _ = next(iter(dist.rendezvous("env://", info.rank, info.world_size, timeout=longest)))
     store.set_timeout(patience)
     return store
+
+
+@contextmanager
+def patient_collectives(
+    inside_s: float = LOADING_TIMEOUT_S, after_s: float = COLLECTIVE_TIMEOUT_S
+) -> Iterator[None]:
+    """Inside, collectives wait longer: at ZeRO-3 a model is loaded with one for every module.
+
+    A rank that dies is noticed by the heartbeat meanwhile.
+
+    Args:
+        inside_s: longest wait inside, in seconds.
+        after_s: longest wait afterwards, in seconds.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    _set_pg_timeout(timedelta(seconds=inside_s))
+    try:
+        yield
+    finally:
+        _set_pg_timeout(timedelta(seconds=after_s))
 
 
 def shutdown_distributed() -> None:

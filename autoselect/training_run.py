@@ -99,7 +99,8 @@ def assemble(
     torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
-    with heartbeat.independently("loading the model"), sharded:
+    patient = runtime.patient_collectives()
+    with heartbeat.independently("loading the model"), patient, sharded:
         vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     warn_of_few_cores(config, info)

@@ -166,6 +166,38 @@ def test_a_rank_that_comes_late_is_waited_for_longer_than_in_collectives() -> No
         assert "joined True False" in rank.result().stdout, rank.result().stderr
 
 
+PATIENT = """
+import time
+import torch.distributed as dist
+from autoselect import runtime
+
+info = runtime.RankInfo.from_environment()
+device = runtime.choose_device(info)
+runtime.init_distributed(info, device, timeout_s=5)
+with runtime.patient_collectives(60, 5):
+    time.sleep(info.rank * 9)
+    print("inside", runtime.any_true(True, device), flush=True)
+time.sleep(info.rank * 9)
+try:
+    runtime.any_true(True, device)
+except RuntimeError:
+    print("given up afterwards", flush=True)
+"""
+
+
+def test_collectives_wait_longer_while_a_model_is_loaded() -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(runtime._free_port())
+    with ThreadPoolExecutor(2) as pool:
+        early, late = (
+            pool.submit(worker, PATIENT, RANK=rank, LOCAL_RANK=rank, **shared)
+            for rank in ("0", "1")
+        )
+    assert "inside True" in early.result().stdout, early.result().stderr
+    assert "given up afterwards" in early.result().stdout, early.result().stderr
+    assert "inside True" in late.result().stdout, late.result().stderr
+
+
 def test_a_single_process_needs_no_launcher_and_no_fixed_port() -> None:
     environment = {"MASTER_PORT": "1"}  # left over from another run; a single process ignores it
     done = worker(join(meeting=20), **environment)
