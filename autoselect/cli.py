@@ -8,7 +8,7 @@ from importlib import import_module
 
 from autoselect import __version__
 from autoselect.config import ConfigError
-from autoselect.import_faults import import_fault
+from autoselect.import_faults import explained_imports
 
 COMMANDS = {
     "demo": ("autoselect.demo.add_demo_command", "the main job on the reference VLM"),
@@ -72,29 +72,20 @@ def _in_line(value: object) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; user errors are one line and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _run(words)
-    except ImportError:
-        if (fault := import_fault()) is None:
-            raise
-        print(f"autoselect: {fault}", file=sys.stderr)
-        return 2
-
-
-def _run(words: list[str]) -> int:
-    options = parser(words[0] if words else None).parse_args(words)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     for noisy in ("httpx", "alembic", "mlflow", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return options.run(options) or 0
+        with explained_imports():
+            options = parser(words[0] if words else None).parse_args(words)
+            return options.run(options) or 0
     except ConfigError as error:
         print(f"autoselect: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"autoselect {options.command}: interrupted; run it again to go on", file=sys.stderr)
+        print(f"autoselect {words[0]}: interrupted; run it again to go on", file=sys.stderr)
         return 130
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from autoselect import runtime
 from autoselect.config import ConfigError
-from autoselect.import_faults import import_fault
+from autoselect.import_faults import explained_imports
 from autoselect.rank_judge import EXIT_RANK_LOST, RankLostError
 
 logger = logging.getLogger(__name__)
@@ -26,33 +26,27 @@ WAIT_SECONDS = 24 * 3600.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the evaluation; user errors are one line and exit code 2."""
-    try:
-        return _run(arguments)
-    except ImportError:
-        if (fault := import_fault()) is None:
-            raise
-        logger.error("%s", fault)
-        return 2
-
-
-def _run(arguments: list[str] | None) -> int:
-    from autoselect.evaluation.commands import add_eval_arguments, settings_of
-
-    parser = argparse.ArgumentParser(prog="autoselect/eval.py", description=__doc__)
-    add_eval_arguments(parser)
-    parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
-    options = parser.parse_args(arguments)
     runtime.setup_logging()
     try:
-        info = runtime.RankInfo.from_environment()
-        runtime.setup_logging(info)
-        return _evaluate(settings_of(options), info)
+        return _run(arguments)
     except ConfigError as error:
         logger.error("%s", error)
         return 2
     except RankLostError as error:
         logger.error("%s", error)
         return EXIT_RANK_LOST
+
+
+def _run(arguments: list[str] | None) -> int:
+    with explained_imports():
+        from autoselect.evaluation.commands import add_eval_arguments, settings_of
+    parser = argparse.ArgumentParser(prog="autoselect/eval.py", description=__doc__)
+    add_eval_arguments(parser)
+    parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
+    options = parser.parse_args(arguments)
+    info = runtime.RankInfo.from_environment()
+    runtime.setup_logging(info)
+    return _evaluate(settings_of(options), info)
 
 
 def _evaluate(settings: Any, info: runtime.RankInfo) -> int:

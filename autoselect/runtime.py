@@ -148,10 +148,10 @@ def init_distributed(
     """
     set_accelerator_default()
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    import deepspeed  # before a free port is chosen: it takes seconds
+
     environment = _rendezvous(info, device)
     os.environ.update(environment)
-    import deepspeed
-
     # Only DeepSpeed's inference uses this op. Compiling it takes a minute at the first start, and a
     # run that is killed meanwhile leaves a lock behind that makes every later start wait for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -16,7 +16,7 @@ from autoselect.config_files import flatten, load_config, to_dict
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.heartbeat import Heartbeat, lost_contact
-from autoselect.import_faults import import_fault
+from autoselect.import_faults import explained_imports
 from autoselect.rank_judge import EXIT_RANK_LOST, RankFailedError, RankLostError
 from autoselect.update_guard import NumbersError
 
@@ -59,11 +59,6 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         logger.error("%s", error)
         return 2
-    except ImportError:
-        if (fault := import_fault()) is None:
-            raise
-        logger.error("%s", fault)
-        return 2
     except (NumbersError, QuarantineBudgetError, RankFailedError) as error:
         logger.error("%s", error)
         return 1
@@ -84,7 +79,8 @@ def _train(
     signals: runtime.SignalFlag,
     heartbeat: Heartbeat,
 ) -> bool:
-    with heartbeat.independently("importing the program"):  # seconds, or minutes of a cold disk
+    # Seconds, or minutes of a cold disk.
+    with heartbeat.independently("importing the program"), explained_imports():
         from autoselect.reference.resources import resolve_model, resolve_shards
         from autoselect.training_run import train
 
