@@ -17,10 +17,11 @@ class Timing:
 
     samples: tuple[float, ...]
 
-    def summary(self) -> dict[str, float]:
-        """Median, 5th and 95th percentile, in milliseconds."""
+    def summary(self) -> dict[str, object]:
+        """Median, 5th and 95th percentile, and all samples in their order, in milliseconds."""
         p5, median, p95 = np.quantile(self.samples, [0.05, 0.5, 0.95])
-        return {"median_ms": float(median), "p5_ms": float(p5), "p95_ms": float(p95)}
+        spread = {"median_ms": float(median), "p5_ms": float(p5), "p95_ms": float(p95)}
+        return {**spread, "samples_ms": [round(sample, 4) for sample in self.samples]}
 
     @property
     def median(self) -> float:

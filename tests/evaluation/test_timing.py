@@ -42,6 +42,7 @@ def test_a_known_sleep_is_recovered():
     assert len(timings["sleep"].samples) == 9
     summary = timings["sleep"].summary()
     assert summary["p5_ms"] <= summary["median_ms"] <= summary["p95_ms"]
+    assert summary["samples_ms"] == pytest.approx(timings["sleep"].samples, abs=1e-4)
 
 
 def test_every_call_runs_once_per_round_in_turning_order():
