@@ -4,8 +4,7 @@ A run that is repeated, or gets further budgets and tasks in its folder, goes on
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,9 @@ class PublicRecord:
         )
         self._note.keep(PARENT, self._parent.run_id)
 
-    @contextmanager
-    def ended_truthfully(self) -> Iterator[None]:
+    def ended_truthfully(self) -> AbstractContextManager[Tracker]:
         """Around the work: the parent run ends as what happened to it."""
-        with ended_truthfully(self._parent):
-            yield
+        return ended_truthfully(self._parent)
 
     def log(self, report: dict[str, Any]) -> None:
         """Log a finished report, as `build_public_report` gives it, and its files."""

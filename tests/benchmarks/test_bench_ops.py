@@ -35,7 +35,7 @@ def test_the_plain_gate_of_a_gpu_reads_nothing_on_the_host():
     """Meta tensors have no values: whatever asks for one fails."""
     scores = torch.randn(2, 63, device="meta", requires_grad=True)
     bench_ops.PLAIN_LOGITS["cuda"](scores, 7, TEMPERATURE).sum().backward()
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError, match="item.. cannot be called on meta tensors"):
         bench_ops.PLAIN_LOGITS["cpu"](scores, 7, TEMPERATURE)
 
 
