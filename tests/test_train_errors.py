@@ -11,7 +11,6 @@ import pytest
 from mlflow import MlflowClient
 
 from autoselect import eval as distributed_eval
-from autoselect import runtime
 from autoselect import train as entry
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import load_config
@@ -127,12 +126,11 @@ def test_a_port_in_use_is_named(tmp_path):
 
 
 def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked_run(
-    folder, tmp_path, monkeypatch
+    alone, folder, tmp_path, monkeypatch
 ):
     """And what changes its numbers later is refused by name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    runtime.init_distributed(ALONE, runtime.choose_device(ALONE))
     output = tmp_path / "run"
     flags = (
         f"--output={output}",

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from autoselect import runtime
 from autoselect.config import TrainConfig
 from autoselect.config_files import from_dict, load_config
 from autoselect.deepspeed_config import load_deepspeed_config
@@ -20,7 +19,6 @@ from autoselect.runtime import RankInfo, SignalFlag
 from autoselect.training_run import assemble, warn_of_few_cores
 
 ROOT = Path(__file__).parent.parent
-ALONE = RankInfo(rank=0, world_size=1, local_rank=0, source="single")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_no_step_draws_from_a_global_generator(folder):
+def test_no_step_draws_from_a_global_generator(alone, folder):
     """This is why a checkpoint holds no random state."""
     flags = [
         f"--model={folder / 'vlm'}",
@@ -42,10 +40,8 @@ def test_no_step_draws_from_a_global_generator(folder):
     config = load_config(TrainConfig, None, flags)
     deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
     deepspeed |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 2}
-    device = runtime.choose_device(ALONE)
-    runtime.init_distributed(ALONE, device)
-    with Heartbeat(ALONE) as heartbeat:
-        trainer = assemble(config, deepspeed, ALONE, SignalFlag(), heartbeat)
+    with Heartbeat(alone) as heartbeat:
+        trainer = assemble(config, deepspeed, alone, SignalFlag(), heartbeat)
         before = generator_states()
         assert trainer.run()
     assert generator_states() == before

@@ -1,0 +1,21 @@
+"""What tests of several folders share."""
+
+import os
+from unittest import mock
+
+import pytest
+
+from autoselect import runtime
+from autoselect.runtime import RankInfo
+
+
+@pytest.fixture
+def alone():
+    """The only rank of a group, inside the test's own process; the group ends with the test."""
+    import deepspeed
+
+    rank = RankInfo(rank=0, world_size=1, local_rank=0, source="single")
+    with mock.patch.dict(os.environ):
+        runtime.init_distributed(rank, runtime.choose_device(rank))
+        yield rank
+        deepspeed.comm.destroy_process_group()
