@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoselect.ablation.outcome import evaluated, outcome_of
+from autoselect.ablation.outcome import evaluated, outcome_of, subject_of
 from autoselect.ablation.plan import (
     AblationPlan,
     Variant,
@@ -88,12 +88,12 @@ def run_cell(
         "train": str(train.relative_to(out)),
         "training": training_identity(plan.train_config(trained_as.variant, seed)),
         "evaluation": evaluation_of(plan, variant, "none"),
-        "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget},
+        "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget}
+        | _answers(plan),
     }
     check_training(cell, note["training"])
     if cell.is_finished and _says(cell.read(), note):
         return cell
-    cell.note.unlink(missing_ok=True)
     cell.folder.mkdir(parents=True, exist_ok=True)
     _write(cell.folder / BEGUN, note)
     if not (train / "selector" / "config.json").is_file():
@@ -112,21 +112,25 @@ def _says(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return same and not changed_settings(found["training"], wanted["training"])
 
 
-def evaluate_baselines(plan: AblationPlan, out: Path, selector: Path) -> None:
-    """Evaluate the plan's baselines into `OUT/baselines`, unless that is done.
+def evaluate_baselines(plan: AblationPlan, out: Path, beside: Cell) -> None:
+    """Evaluate the plan's baselines into `OUT/baselines`, unless that is done on the same model.
 
     Args:
         plan: of the ablation.
         out: its folder.
-        selector: any of its selectors; the evaluation needs one.
+        beside: a finished cell that they stand beside; the evaluation needs a selector.
     """
     folder = out / "baselines"
     plain = Variant(name="baselines", asks="What do the baselines keep?")
     note: dict[str, Any] = {"evaluation": evaluation_of(plan, plain, plan.baselines)}
-    file = folder / "cell.json"
-    if file.is_file() and json.loads(file.read_text())["evaluation"] == note["evaluation"]:
-        return
-    evaluate(plan, folder, selector, plain, plan.baselines)
+    cell, file = beside.read(), folder / "cell.json"
+    subject = subject_of(cell["outcome"])
+    if file.is_file():
+        found = json.loads(file.read_text())
+        if found["evaluation"] == note["evaluation"] and subject_of(found["outcome"]) == subject:
+            return
+    selector = out / cell["train"] / "selector"
+    evaluate(plan, folder, selector, plain, plan.baselines, subject=subject)
     _write(file, {**note, "outcome": evaluated(folder)})
 
 
@@ -137,8 +141,19 @@ def evaluate(
     variant: Variant,
     methods: str,
     log: Path | None = None,
+    subject: Mapping[str, str] | None = None,
 ) -> None:
-    """Evaluate a selector beside `methods` into `out`, unless this evaluation is there."""
+    """Evaluate a selector beside `methods` into `out`, unless this evaluation is there.
+
+    Args:
+        plan: of the ablation.
+        out: folder of the evaluation.
+        selector: folder.
+        variant: the row.
+        methods: comma-separated.
+        log: file for what the program says.
+        subject: of `subject_of`, where the selector does not say which model is evaluated.
+    """
     settings = {
         "model": plan.model,
         "selector": selector,
@@ -152,7 +167,7 @@ def evaluate(
         "tracking": False,
     }
     command = eval_command({**settings, **variant.eval})
-    _once(command, out, evaluation_of(plan, variant, methods), log)
+    _once(command, out, evaluation_of(plan, variant, methods) | dict(subject or {}), log)
 
 
 def _once(
@@ -169,28 +184,32 @@ def _once(
 
 def evaluation_of(plan: AblationPlan, variant: Variant, methods: str) -> dict[str, Any]:
     """What the evaluation of a cell depends on, beside its selector."""
-    longest = plan.max_new_tokens
-    answers = {} if longest == REFERENCE_ANSWER_TOKENS else {"max_new_tokens": longest}
     return {
         "model": plan.model,
         "shards": plan.test_shards,
         "images": plan.images,
         "budgets": plan.budgets,
         "methods": methods,
-        "settings": answers | variant.eval,
+        "settings": _answers(plan) | variant.eval,
     }
 
 
+def _answers(plan: AblationPlan) -> dict[str, int]:
+    """The length of answers where it is not the default, which older notes do not name."""
+    longest = plan.max_new_tokens
+    return {} if longest == REFERENCE_ANSWER_TOKENS else {"max_new_tokens": longest}
+
+
 def check_training(cell: Cell, training: Mapping[str, Any]) -> None:
-    """A begun cell goes on only with the training that it was begun with.
+    """A cell goes on, and is measured again, only with the training that it was begun with.
 
     Raises:
         ConfigError: a setting of it differs. Another evaluation is no conflict: it is repeated.
     """
-    begun = cell.folder / BEGUN
-    if not begun.is_file():
+    known = [note for note in (cell.folder / BEGUN, cell.note) if note.is_file()]
+    if not known:
         return
-    changed = changed_settings(json.loads(begun.read_text())["training"], training)
+    changed = changed_settings(json.loads(known[0].read_text())["training"], training)
     if changed:
         listed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
         raise ConfigError(
@@ -213,6 +232,7 @@ def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:
     command += ["--selector", str(train / "selector"), "--shards", plan.test_shards]
     images = min(plan.leak_images, plan.images)
     command += ["--budgets", str(plan.leak_budget), "--max-images", str(images)]
+    command += ["--max-new-tokens", str(plan.max_new_tokens)]
     return [*command, "--out", str(out), "--no-tracking"]
 
 

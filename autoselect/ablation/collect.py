@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoselect.ablation.cells import Cell
-from autoselect.ablation.outcome import stored_scores
+from autoselect.ablation.outcome import stored_scores, subject_of
 from autoselect.ablation.plan import AblationPlan, Variant
 from autoselect.ablation.spread import Estimate, Measured, estimate
 from autoselect.config import ConfigError
@@ -41,15 +41,17 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
         out: its folder.
 
     Raises:
-        ConfigError: nothing is finished yet, or cells differ in their images or their model.
+        ConfigError: nothing is finished yet, or cells differ in images, budgets or model.
     """
     rows = [row for variant in plan.variants if (row := _finished(out, variant, plan.seeds)).cells]
     if not rows:
         raise ConfigError(f"{out} holds no finished cell of this ablation; run `autoselect ablate`")
-    first = next(iter(rows[0].scores.values()))
+    named = next((row for row in rows if row.variant.name == plan.reference), rows[0])
+    first = next(iter(named.scores.values()))
+    outcome = next(iter(named.notes.values()))["outcome"]
     _check_alike(rows, first)
-    analysis = _Analysis(plan, first, _baselines(out, first))
-    evaluated = next(iter(rows[0].notes.values()))["outcome"]["report"]
+    analysis = _Analysis(plan, first, _baselines(out, subject_of(outcome)))
+    evaluated = outcome["report"]
     return {
         "name": plan.name,
         "reference": plan.reference,
@@ -64,7 +66,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
         "variants": [analysis.row(row, rows) for row in rows],
         "baselines": analysis.baseline_rows(),
         "environment": evaluated["environment"],
-        "digests": {name: evaluated["digests"][name] for name in ("model", "data")},
+        "digests": subject_of(outcome),
         "missing": {
             variant.name: [s for s in plan.seeds if not Cell.of(out, variant, s).is_finished]
             for variant in plan.variants
@@ -74,7 +76,8 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
 
 
 def _check_alike(rows: Sequence[Row], first: StoredScores) -> None:
-    """Raise ConfigError where cells cannot be compared: other images, or another frozen model."""
+    """Raise ConfigError where cells cannot be compared: other images, budgets or frozen model."""
+    budgets = _budgets(first)
     models: dict[str | None, Path] = {}
     for row in rows:
         for seed, scores in row.scores.items():
@@ -83,6 +86,11 @@ def _check_alike(rows: Sequence[Row], first: StoredScores) -> None:
                 raise ConfigError(
                     f"{folder} was evaluated on other images than the rest; run `autoselect "
                     "ablate` for all variants with the same --images"
+                )
+            if _budgets(scores) != budgets:
+                raise ConfigError(
+                    f"{folder} was evaluated at the budgets {_budgets(scores)}, others at "
+                    f"{budgets}; run `autoselect ablate` for all variants with the same budgets"
                 )
             models.setdefault(row.notes[seed]["outcome"]["model_digest"], folder)
     if len(models) > 1:
@@ -101,44 +109,64 @@ def _finished(out: Path, variant: Variant, seeds: Sequence[int]) -> Row:
     return Row(variant, cells, notes, scores)
 
 
-def _baselines(out: Path, first: StoredScores) -> dict[tuple[str, int], ScoreTable]:
+def _budgets(scores: StoredScores) -> list[int]:
+    return sorted({budget for method, budget in scores.tables if method == SELECTOR})
+
+
+def _baselines(out: Path, subject: dict[str, str]) -> StoredScores | None:
     path = out / "baselines" / "cell.json"
     if not path.is_file():
-        return {}
-    stored = stored_scores(json.loads(path.read_text())["outcome"])
-    if stored.keys != first.keys:
-        logger.warning("the baselines were evaluated on other images and are left out")
-        return {}
-    return {p: t for p, t in stored.tables.items() if p[0] not in (SELECTOR, FULL, BLIND)}
+        return None
+    outcome = json.loads(path.read_text())["outcome"]
+    if subject_of(outcome) != subject:
+        logger.warning("the baselines are of another model or other images, and are left out")
+        return None
+    return stored_scores(outcome)
 
 
 class _Analysis:
-    """Numbers of rows, all on the same resamples of the same images."""
+    """Numbers of rows, all on the same resamples of the same images.
+
+    Retention is over the full model of the same evaluation: a variant may change how it answers.
+    """
 
     def __init__(
-        self,
-        plan: AblationPlan,
-        first: StoredScores,
-        baselines: dict[tuple[str, int], ScoreTable],
+        self, plan: AblationPlan, first: StoredScores, baselines: StoredScores | None
     ) -> None:
         self.plan = plan
         self.full = first.tables[FULL, 0]
-        self.budgets = sorted({b for method, b in first.tables if method == SELECTOR})
-        self.baselines = baselines
+        self.budgets = _budgets(first)
         self.draws = Resampling.of(len(first.keys))
+        self.baselines: dict[tuple[str, int], Measured] = {}
+        self.baseline_families: dict[tuple[str, int], dict[str, float]] = {}
+        tables = baselines.tables if baselines is not None else {}
+        full = tables.get((FULL, 0), self.full)
+        for place, table in sorted(tables.items()):
+            if place[0] not in (SELECTOR, FULL, BLIND):
+                self.baselines[place] = self.retained(table, full)
+                self.baseline_families[place] = task_retentions(table, full)
 
-    def retained(self, table: ScoreTable) -> Measured:
-        return Measured(retention(table, self.full), self.draws.retention(table, self.full))
+    def retained(self, table: ScoreTable, full: ScoreTable) -> Measured:
+        return Measured(retention(table, full), self.draws.retention(table, full))
 
-    def family(self, table: ScoreTable, name: str) -> Measured:
-        place = self.full.tasks.index(name)
+    def kept(self, row: Row, budget: int) -> dict[int, Measured]:
+        """Retention of the row's selectors by seed."""
+        return {
+            seed: self.retained(scores.tables[SELECTOR, budget], scores.tables[FULL, 0])
+            for seed, scores in row.scores.items()
+        }
+
+    def family(self, scores: StoredScores, budget: int, name: str) -> Measured:
+        table, full = scores.tables[SELECTOR, budget], scores.tables[FULL, 0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            draws = self.draws.task_means(table) / self.draws.task_means(self.full)
-        return Measured(task_retentions(table, self.full).get(name, float("nan")), draws[:, place])
+            draws = self.draws.task_means(table) / self.draws.task_means(full)
+        place = full.tasks.index(name)
+        return Measured(task_retentions(table, full).get(name, float("nan")), draws[:, place])
 
     def row(self, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         reference = next((r for r in rows if r.variant.name == self.plan.reference), None)
         outcomes = [note["outcome"] for note in row.notes.values()]
+        kept = {budget: self.kept(row, budget) for budget in self.budgets}
         return {
             "name": row.variant.name,
             "asks": row.variant.asks,
@@ -147,15 +175,10 @@ class _Analysis:
             "trained_as": row.variant.trained_as,
             "steps": next(iter(row.notes.values()))["training"]["steps"],
             "seeds": list(row.cells),
-            "retention": {
-                str(b): _over([self.retained(s.tables[SELECTOR, b]) for s in row.scores.values()])
-                for b in self.budgets
-            },
+            "retention": {str(b): _over(list(kept[b].values())) for b in self.budgets},
             "families": {
                 str(b): {
-                    name: _over(
-                        [self.family(s.tables[SELECTOR, b], name) for s in row.scores.values()]
-                    )
+                    name: _over([self.family(s, b, name) for s in row.scores.values()])
                     for name in self.full.tasks
                 }
                 for b in self.budgets
@@ -163,14 +186,9 @@ class _Analysis:
             "against_reference": self.against(row, reference) if reference else {},
             "against": {
                 method: {
-                    str(b): _over(
-                        [
-                            self.retained(s.tables[SELECTOR, b]) - self.retained(table)
-                            for s in row.scores.values()
-                        ]
-                    )
-                    for (other, b), table in self.baselines.items()
-                    if other == method
+                    str(b): _over([own - measured for own in kept[b].values()])
+                    for (other, b), measured in self.baselines.items()
+                    if other == method and b in kept
                 }
                 for method in dict.fromkeys(place[0] for place in self.baselines)
             },
@@ -184,15 +202,10 @@ class _Analysis:
         shared = [seed for seed in row.scores if seed in reference.scores]
         if row is reference or not shared:
             return {}
+        pairs = {b: (self.kept(row, b), self.kept(reference, b)) for b in self.budgets}
         return {
-            str(b): _over(
-                [
-                    self.retained(row.scores[seed].tables[SELECTOR, b])
-                    - self.retained(reference.scores[seed].tables[SELECTOR, b])
-                    for seed in shared
-                ]
-            )
-            for b in self.budgets
+            str(b): _over([own[seed] - other[seed] for seed in shared])
+            for b, (own, other) in pairs.items()
         }
 
     def baseline_rows(self) -> list[dict[str, Any]]:
@@ -200,10 +213,10 @@ class _Analysis:
             {
                 "method": method,
                 "budget": budget,
-                "retention": _over([self.retained(table)]),
-                "families": task_retentions(table, self.full),
+                "retention": _over([measured]),
+                "families": self.baseline_families[method, budget],
             }
-            for (method, budget), table in sorted(self.baselines.items(), key=lambda i: i[0])
+            for (method, budget), measured in self.baselines.items()
         ]
 
 

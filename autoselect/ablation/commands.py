@@ -63,7 +63,7 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     record = AblationRecord(plan, out)
     try:
         for cell in run_cells(plan, out, cells, arguments.jobs):
-            evaluate_baselines(plan, out, out / cell.read()["train"] / "selector")
+            evaluate_baselines(plan, out, cell)
             record.cell(cell)
         found = collect(plan, out)
         write(out, found)

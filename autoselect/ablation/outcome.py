@@ -57,6 +57,11 @@ def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, A
     }
 
 
+def subject_of(outcome: dict[str, Any]) -> dict[str, str]:
+    """Digests of the model and the images behind an outcome; scores of others do not compare."""
+    return {name: outcome["report"]["digests"][name] for name in ("model", "data")}
+
+
 def stored_scores(outcome: dict[str, Any]) -> StoredScores:
     """The scores that `evaluated` kept."""
     kept = outcome["scores"]

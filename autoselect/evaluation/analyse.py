@@ -37,6 +37,7 @@ class Subject:
         samples: images and questions.
         budgets: tokens kept.
         run: output folder of the training run, for analyses of the gates.
+        max_new_tokens: longest answer in tokens.
     """
 
     vlm: Any
@@ -44,6 +45,7 @@ class Subject:
     samples: list[EvaluationSample]
     budgets: tuple[int, ...]
     run: str | None = None
+    max_new_tokens: int = 16
 
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the visual tokens.
@@ -70,7 +72,8 @@ def similarity(subject: Subject) -> Found:
 def fidelity(subject: Subject) -> Found:
     """Figure 5 of the paper."""
     noises = token_noises(subject.vlm, subject.samples)
-    found = gating_fidelity(subject.vlm, subject.samples, subject.budgets, noises)
+    longest = subject.max_new_tokens
+    found = gating_fidelity(subject.vlm, subject.samples, subject.budgets, noises, longest)
     return found, fidelity_figure(found)
 
 
@@ -100,7 +103,8 @@ def uniform_gates(subject: Subject) -> Found:
     if subject.run is None:
         raise ConfigError("run= is missing; give --run, the output folder of the training run")
     gate = load_gate(subject.run, subject.vlm)
-    found = leak(subject.vlm, gate, subject.samples, subject.budgets[0])
+    longest = subject.max_new_tokens
+    found = leak(subject.vlm, gate, subject.samples, subject.budgets[0], longest)
     return found, leak_figure(found)
 
 

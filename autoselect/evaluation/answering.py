@@ -120,8 +120,8 @@ def answer_sequences(
     vlm: Any,
     samples: Sequence[EvaluationSample],
     sequences: Mapping[str, VisualSequence],
+    max_new_tokens: int,
     rows_per_batch: int = 160,
-    max_new_tokens: int = 4,
 ) -> dict[str, Answers]:
     """Answers of some images to given visual tokens: name -> image -> round -> text.
 
@@ -129,8 +129,8 @@ def answer_sequences(
         vlm: a `FrozenVLM`.
         samples: the images.
         sequences: by name, tokens [B, K, D] and their positions [B, K]; None for every position.
-        rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
+        rows_per_batch: questions answered together.
     """
     answers = {name: [[""] * len(sample.questions) for sample in samples] for name in sequences}
     for batch in question_batches(vlm, samples, rows_per_batch, vlm.device):

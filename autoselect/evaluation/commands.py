@@ -30,7 +30,7 @@ MOST_ANALYSED = 256
 BENCH_BUDGETS, BATCHES = "5.5%,11%,22%,33%", "1,8,32"
 ANALYSED = [
     *("model", "selector", "shards", "budgets", "out", "train_run", "classifier", "max_images"),
-    *("device", "experiment"),
+    *("max_new_tokens", "device", "experiment"),
 ]
 ONE_SELECTOR = {
     "selector": "folder or hub name of the trained selector, or models:/ID or runs:/RUN/selector "
@@ -124,6 +124,9 @@ def add_analyse_command(subparsers: Any) -> None:
     )
     most = "analyse only the first images (default %(default)s)"
     parser.add_argument("--max-images", type=int, default=MOST_ANALYSED, help=most)
+    longest = EvalSettings.max_new_tokens
+    help_text = f"{HELP['max_new_tokens']} (leak, fidelity)"
+    parser.add_argument("--max-new-tokens", type=int, default=longest, help=help_text)
     parser.add_argument("--device", default=None, help=HELP["device"])
     parser.add_argument("--experiment", default=EvalSettings.experiment, help=HELP["experiment"])
     switch = argparse.BooleanOptionalAction
@@ -133,10 +136,9 @@ def add_analyse_command(subparsers: Any) -> None:
 
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Analyse, and print the numbers and where the figure is."""
-    if arguments.max_images < 1:
-        raise ConfigError(
-            f"max_images={arguments.max_images} is below 1; give {COUNTS['max_images']}"
-        )
+    for name in ("max_images", "max_new_tokens"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"{name}={getattr(arguments, name)} is below 1; give {COUNTS[name]}")
     kind, out = arguments.kind, Path(arguments.out)
     vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
@@ -178,7 +180,8 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
             f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
             f"tokens; only {CLASSIFIER} goes with others"
         )
-    subject = Subject(vlm, selector, samples, budgets, arguments.train_run)
+    longest = arguments.max_new_tokens
+    subject = Subject(vlm, selector, samples, budgets, arguments.train_run, longest)
     return vlm, selector, partial(analyse, kind, subject, Path(arguments.out))
 
 

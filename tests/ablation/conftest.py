@@ -70,6 +70,7 @@ class Programs:
         self.calls = []
         self.fail_at = None
         self.model_digest = "weights"
+        self.evaluated_model = "m"
 
     def __call__(self, command, again, folder=None, log=None):
         flags = dict(zip(command[::1], command[1::1], strict=False))
@@ -95,8 +96,11 @@ class Programs:
 
     def eval(self, out, flags):
         methods = ["autoselect"] if flags["--methods"] == "none" else ["autoselect", "divprune"]
-        columns = ["full@0#0", "blind@0#0", *(f"{m}@{b}#0" for m in methods for b in (4, 8))]
+        budgets = flags["--budgets"].split(",")
+        columns = ["full@0#0", "blind@0#0", *(f"{m}@{b}#0" for m in methods for b in budgets)]
         skill = {"full": 1.0, "blind": 0.2, "autoselect": 0.9, "divprune": 0.6}
+        if "--scoring" in flags:
+            skill = {name: share / 2 for name, share in skill.items()}
         if "channel" in out.parts:
             skill["autoselect"] = 0.5
         seed = int(out.parts[-2].removeprefix("seed-")) if "seed-" in out.parts[-2] else 9
@@ -120,7 +124,7 @@ class Programs:
             "model": "tiny",
             "num_tokens": 144,
             "environment": ENVIRONMENT,
-            "digests": {"model": "m", "data": "d", "selector": "s"},
+            "digests": {"model": self.evaluated_model, "data": "d", "selector": "s"},
         }
         (out / "report.json").write_text(json.dumps(report))
 
@@ -138,9 +142,9 @@ def run_all():
 
     def run(plan, out):
         for number, (variant, seed) in enumerate(plan.cells()):
-            cells.run_cell(plan, out, variant, seed)
+            cell = cells.run_cell(plan, out, variant, seed)
             if number == 0:
-                cells.evaluate_baselines(plan, out, out / "selector")
+                cells.evaluate_baselines(plan, out, cell)
         return collect(plan, out)
 
     return run

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
-from autoselect.ablation.cells import Cell, run_cell
+from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
 from autoselect.ablation.collect import collect
 from autoselect.ablation.commands import write
+from autoselect.ablation.plan import load_plan
 from autoselect.ablation.tables import NOT_MEASURED, TABLES
 from autoselect.config import ConfigError
 
@@ -52,14 +54,19 @@ def test_a_setting_that_is_new_since_repeats_nothing(plan, programs, tmp_path):
     """A cell from before the setting existed was trained with what is now its default."""
     cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
     note = cell.read()
-    for setting, counts_as_it in (("gate.site", True), ("gate.noise", False)):
+
+    def without(setting):
         older = {k: v for k, v in note["training"].items() if k != setting}
         kept = tmp_path / setting / cell.note.relative_to(tmp_path)
         kept.parent.mkdir(parents=True)
         kept.write_text(json.dumps({**note, "training": older}))
         programs.calls = []
         run_cell(plan, tmp_path / setting, plan.variant("channel"), 0)
-        assert (programs.calls == []) == counts_as_it, "noise=channel is not the default"
+        assert programs.calls == []
+
+    without("gate.site")
+    with pytest.raises(ConfigError, match="gate.noise: covariance -> channel"):
+        without("gate.noise")
 
 
 def test_more_images_repeat_the_evaluation_and_not_the_training(plan, programs, tmp_path):
@@ -74,6 +81,57 @@ def test_a_cell_that_was_trained_otherwise_is_refused(plan, programs, tmp_path):
     assert cell.is_finished
     with pytest.raises(ConfigError, match=r"trained otherwise \(steps: 4 -> 5\); choose another"):
         run_cell(dataclasses.replace(plan, steps=5), tmp_path, plan.variant("channel"), 0)
+
+
+def test_a_note_alone_is_never_lost_to_another_training(plan, programs, tmp_path):
+    """A copy that holds nothing but `cell.json` is refused like the cell itself, and stays."""
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    kept = tmp_path / "kept" / cell.note.relative_to(tmp_path)
+    kept.parent.mkdir(parents=True)
+    kept.write_text(cell.note.read_text())
+    longer = dataclasses.replace(plan, steps=5)
+    with pytest.raises(ConfigError, match=r"trained otherwise \(steps: 4 -> 5\)"):
+        run_cell(longer, tmp_path / "kept", plan.variant("channel"), 0)
+    more, programs.calls, programs.fail_at = dataclasses.replace(plan, images=60), [], 1
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(more, tmp_path / "kept", plan.variant("channel"), 0)
+    assert kept.read_text() == cell.note.read_text(), "until the new outcome is there"
+
+
+def test_baselines_of_another_model_are_left_out_and_evaluated_again(
+    plan, programs, run_all, tmp_path, caplog
+):
+    run_all(plan, tmp_path)
+    programs.evaluated_model = programs.model_digest = "other"
+    for variant in plan.variants:
+        shutil.rmtree(tmp_path / "cells" / variant.name)
+    cell = run_cell(plan, tmp_path, plan.variant("reference"), 0)
+    assert collect(plan, tmp_path)["baselines"] == []
+    assert "baselines are of another model" in caplog.text
+    programs.calls = []
+    evaluate_baselines(plan, tmp_path, cell)
+    assert [call[0] for call in programs.calls] == ["eval"]
+    assert collect(plan, tmp_path)["baselines"] != []
+
+
+def test_a_variant_that_answers_otherwise_is_measured_against_its_own_full_model(
+    config, programs, run_all, tmp_path
+):
+    """All of its answers are half as often right, those with every token, too."""
+    text = config.read_text().replace("{rows_per_batch: 32}", "{scoring: likelihood}")
+    config.write_text(text)
+    found = run_all(load_plan(config), tmp_path)
+    kept = {row["name"]: row["retention"]["8"]["mean"] for row in found["variants"]}
+    assert kept["again"] == pytest.approx(kept["reference"], abs=0.15), "not half of it"
+    assert found["full"]["mean"] == 1
+
+
+def test_cells_of_other_budgets_are_refused_by_name(plan, programs, run_all, tmp_path):
+    run_all(plan, tmp_path)
+    more = dataclasses.replace(plan, budgets="4,8,16")
+    run_cell(more, tmp_path, plan.variant("channel"), 1)
+    with pytest.raises(ConfigError, match=r"channel.*budgets \[4, 8, 16\], others at \[4, 8\]"):
+        collect(more, tmp_path)
 
 
 def test_differences_are_paired_and_baselines_stand_beside(plan, programs, run_all, tmp_path):

@@ -17,7 +17,7 @@ JOBS = 3
 
 def sweep(plan, out, jobs=JOBS):
     for cell in run_cells(plan, out, list(plan.cells()), jobs):
-        evaluate_baselines(plan, out, out / cell.read()["train"] / "selector")
+        evaluate_baselines(plan, out, cell)
     return collect(plan, out)
 
 

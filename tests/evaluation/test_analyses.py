@@ -51,7 +51,8 @@ def test_frequency_sums_to_the_budget_and_counts_by_hand():
 
 def test_noise_gating_keeps_kept_tokens_and_says_nothing_of_the_others():
     vlm, samples = FakeVLM(), make_samples(24)
-    found = gating_fidelity(vlm, samples, (4, N), token_noises(vlm, samples), images_per_batch=10)
+    noises = token_noises(vlm, samples)
+    found = gating_fidelity(vlm, samples, (4, N), noises, 4, images_per_batch=10)
     assert set(found["curves"]) == set(TREATMENTS)
     for values in found["curves"].values():
         assert values[1] == 1.0, "with every token kept all treatments are the full model"

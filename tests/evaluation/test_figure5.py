@@ -37,7 +37,7 @@ def scene_sample(index):
 def test_noise_gating_and_hard_removal_lose_the_same_under_random_scores():
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     samples = [scene_sample(index) for index in range(IMAGES)]
-    found = gating_fidelity(vlm, samples, (8, 16), token_noises(vlm, samples))
+    found = gating_fidelity(vlm, samples, (8, 16), token_noises(vlm, samples), 4)
     assert max(found["curves"][REMOVAL]) < 0.75, "a random ninth of the tokens is not enough"
     for row in found["gaps"]:
         low, high = row["ci95"]

@@ -68,10 +68,10 @@ def test_a_hard_gate_has_no_uniform_form(tokens, statistics):
 def test_open_gates_are_the_full_model_and_nearly_closed_ones_are_not(statistics):
     gate = TrainedGate("noise", 0.02, statistics, None)
     samples = make_samples(24)
-    whole = leak(FakeVLM(), gate, samples, 36, images_per_batch=10)
+    whole = leak(FakeVLM(), gate, samples, 36, 4, images_per_batch=10)
     assert whole["without_denoiser"] == whole["full"] == 1.0 and whole["with_denoiser"] is None
     assert whole["excess"]["without_denoiser"] == pytest.approx(1.0 - whole["blind"])
-    some = leak(FakeVLM(), gate, samples, 1, images_per_batch=10)
+    some = leak(FakeVLM(), gate, samples, 1, 4, images_per_batch=10)
     assert some["without_denoiser"] < whole["without_denoiser"]
     assert some["gate"] == pytest.approx(1 / 36)
 

@@ -62,9 +62,9 @@ def gating_fidelity(
     samples: Sequence[EvaluationSample],
     budgets: Sequence[int],
     noises: Noises,
+    max_new_tokens: int,
     images_per_batch: int = 32,
     rows_per_batch: int = 160,
-    max_new_tokens: int = 4,
 ) -> dict[str, Any]:
     """Accuracy under random score maps with dropped tokens removed, replaced by noise, or by zero.
 
@@ -73,9 +73,9 @@ def gating_fidelity(
         samples: what is asked.
         budgets: tokens kept.
         noises: what takes the place of dropped tokens.
+        max_new_tokens: longest answer in tokens.
         images_per_batch: images encoded together.
         rows_per_batch: questions answered together.
-        max_new_tokens: longest answer in tokens.
 
     Returns:
         `budgets`, `curves` (accuracy by treatment), `gaps` (noise gating minus removal at each
@@ -90,7 +90,7 @@ def gating_fidelity(
             for budget in budgets
             for treatment, sequence in _treated(context, budget, noises, start).items()
         }
-        found = answer_sequences(vlm, chosen, sequences, rows_per_batch, max_new_tokens)
+        found = answer_sequences(vlm, chosen, sequences, max_new_tokens, rows_per_batch)
         for place, texts in found.items():
             answers.setdefault(place, []).extend(texts)
     return _compare(samples, budgets, answers)

@@ -102,6 +102,7 @@ def leak(
     gate: TrainedGate,
     samples: Sequence[EvaluationSample],
     budget: int,
+    max_new_tokens: int,
     images_per_batch: int = 32,
 ) -> dict[str, Any]:
     """Accuracy with every gate at K/N, beside that with all tokens and that with none.
@@ -114,6 +115,7 @@ def leak(
         gate: of `load_gate`.
         samples: what is asked.
         budget: K.
+        max_new_tokens: longest answer in tokens.
         images_per_batch: images encoded together.
 
     Returns:
@@ -133,7 +135,7 @@ def leak(
         sequences[BLIND] = (tokens[:, :0], nowhere)
         for name, gated in uniformly_gated(gate, visual.at(gate.site), budget, start).items():
             sequences[name] = (vlm.finished(gated, gate.site), None)
-        for name, texts in answer_sequences(vlm, chosen, sequences).items():
+        for name, texts in answer_sequences(vlm, chosen, sequences, max_new_tokens).items():
             answers.setdefault(name, []).extend(texts)
     mean = {name: score_answers(samples, texts).mean() for name, texts in answers.items()}
     bare, repaired, blind = mean.get(GATED), mean.get(REPAIRED), mean[BLIND]
