@@ -58,8 +58,12 @@ def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, A
 
 
 def subject_of(outcome: dict[str, Any]) -> dict[str, str]:
-    """Digests of the model and the images behind an outcome; scores of others do not compare."""
-    return {name: outcome["report"]["digests"][name] for name in ("model", "data")}
+    """Digests of the weights and the images behind an outcome; scores of others do not compare.
+
+    Those of the weights are the training's: older reports identified a model by all of its files.
+    """
+    digests = outcome["report"]["digests"]
+    return {"model": outcome.get("model_digest") or digests["model"], "data": digests["data"]}
 
 
 def stored_scores(outcome: dict[str, Any]) -> StoredScores:

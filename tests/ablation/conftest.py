@@ -70,7 +70,6 @@ class Programs:
         self.calls = []
         self.fail_at = None
         self.model_digest = "weights"
-        self.evaluated_model = "m"
 
     def __call__(self, command, again, folder=None, log=None):
         flags = dict(zip(command[::1], command[1::1], strict=False))
@@ -124,7 +123,7 @@ class Programs:
             "model": "tiny",
             "num_tokens": 144,
             "environment": ENVIRONMENT,
-            "digests": {"model": self.evaluated_model, "data": "d", "selector": "s"},
+            "digests": {"model": self.model_digest, "data": "d", "selector": "s"},
         }
         (out / "report.json").write_text(json.dumps(report))
 

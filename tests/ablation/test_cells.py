@@ -102,7 +102,7 @@ def test_baselines_of_another_model_are_left_out_and_evaluated_again(
     plan, programs, run_all, tmp_path, caplog
 ):
     run_all(plan, tmp_path)
-    programs.evaluated_model = programs.model_digest = "other"
+    programs.model_digest = "other"
     for variant in plan.variants:
         shutil.rmtree(tmp_path / "cells" / variant.name)
     cell = run_cell(plan, tmp_path, plan.variant("reference"), 0)
