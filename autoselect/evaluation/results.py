@@ -12,6 +12,7 @@ from autoselect.evaluation.examples import overlay_rows
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.html import html_report
+from autoselect.evaluation.methods import SELECTOR
 from autoselect.evaluation.report import markdown
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scoring import Answered
@@ -27,19 +28,24 @@ class Evaluation:
         report: the report's JSON value.
         answers: column name -> image -> round -> text.
         samples: what was asked.
+        asked: the same without images.
         plan: methods, budgets and sizes.
         vlm: the model.
-        selector: the first selector.
-        selectors: all of them, by the name of their row.
+        selectors: by the name of their row.
     """
 
     report: dict[str, Any]
     answers: dict[str, Answers]
     samples: EvaluationSet
+    asked: Sequence[Answered]
     plan: Plan
     vlm: Any
-    selector: Any
     selectors: dict[str, Any]
+
+    @property
+    def selector(self) -> Any:
+        """The first selector."""
+        return self.selectors[SELECTOR]
 
 
 def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict[str, Path]:
@@ -53,7 +59,7 @@ def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict
     vlm, selector, samples = result.vlm, result.selector, result.samples
     grid = vlm.encode_images([samples[0].image]).grid if common else None
     if grid is not None:
-        rows = overlay_rows(vlm, selector, samples, result.answers, result.plan)
+        rows = overlay_rows(vlm, selector, samples, result.asked, result.answers, result.plan)
         if rows:
             drawn["overlays"] = patch_overlays(rows, grid)
         subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)

@@ -11,7 +11,7 @@ from autoselect.evaluation.answering import Answers, Plan, answer_part
 from autoselect.evaluation.attached import answering, check_attached, prompt_lengths
 from autoselect.evaluation.attached_latency import prefill_latency
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.environment import git_commit
+from autoselect.evaluation.environment import code_version, git_commit
 from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.likelihood import GENERATION, check_scoring
 from autoselect.evaluation.loading import (
@@ -132,9 +132,7 @@ def evaluate(
         report = measure(settings, ready, asked, answers, extra)
         check_report(report)
         selectors = {name: own.selector for name, own in ready.selectors.items()}
-        result = Evaluation(
-            report, answers, ready.samples, plan, ready.vlm, selectors[SELECTOR], selectors
-        )
+        result = Evaluation(report, answers, ready.samples, asked, plan, ready.vlm, selectors)
         out = Path(settings.out)
         write_predictions(out / "predictions.jsonl", asked, answers, plan)
         figures = write_figures(out / "figures", result, ready.common)
@@ -220,6 +218,7 @@ def prepare(settings: EvalSettings) -> Prepared:
         "model_files": _files_digest(settings.model),
         **_plan_identity(plan),
         "dtype": str(vlm.dtype),
+        "code": code_version(),
     }
     store = PartStore(Path(settings.out) / "parts", identity)
     return Prepared(vlm, selectors, samples, plan, common, num_tokens, digests, store)

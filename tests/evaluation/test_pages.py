@@ -61,7 +61,7 @@ def finished(tmp_path_factory):
     more = {"environment": {"git_commit": "abc"}, "digests": {"data": "d", "selector": "s"}}
     latency = {"full_prefill_ms": 3.0, "pruned": pruned}
     report = build_report(samples, answers, plan, "<stand-in>", GRID * GRID, latency, more)
-    rows = overlay_rows(FakeVLM(), FakeSelector(), samples, answers, plan)
+    rows = overlay_rows(FakeVLM(), FakeSelector(), samples, samples, answers, plan)
     figures = {"retention": out / "retention.png", "overlays": out / "overlays.png"}
     retention_curves(report).savefig(figures["retention"])
     patch_overlays(rows, (GRID, GRID)).savefig(figures["overlays"])

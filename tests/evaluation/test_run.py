@@ -14,7 +14,7 @@ from PIL import Image
 from autoselect import cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
-from autoselect.evaluation import bench, commands
+from autoselect.evaluation import bench, commands, run
 from autoselect.evaluation.answering import FULL, Column, Plan, answer_part
 from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.likelihood import (
@@ -389,3 +389,15 @@ def test_help_shows_defaults_and_names_of_methods(command, capsys):
     }
     for part in shown[command]:
         assert part in text
+
+
+def test_answers_of_other_code_are_not_reused(settings, monkeypatch):
+    """The report names the commit and the versions that its answers were made with."""
+    first = prepare(settings).store.fingerprint
+    assert prepare(settings).store.fingerprint == first
+    known = run.code_version()
+    assert set(known) == {"torch", "transformers", "autoselect"}
+    for name in known:
+        with monkeypatch.context() as patched:
+            patched.setattr(run, "code_version", lambda name=name: {**known, name: "other"})
+            assert prepare(settings).store.fingerprint != first
