@@ -12,7 +12,7 @@ QuestionScore = Callable[[str, Sequence[str]], float]
 ANLS_TASKS = ("docvqa", "infographicvqa", "stvqa")
 VQA_TASKS = ("vqav2", "textvqa", "vizwiz", "okvqa")
 VQA_ANNOTATORS = 10
-MME, MMBENCH = "mme_", "mmbench"
+MME, POPE, MMBENCH = "mme_", "pope_", "mmbench"
 YES_NO_TASKS = {"pope": metrics.parse_yes_no, "mme": metrics.parse_mme}
 PART = "::"
 
@@ -66,7 +66,8 @@ class ScoreTable:
 
     Attributes:
         parts: what is averaged over questions or images: a task, or `TASK::PART` where the score of
-            a task is the mean of several averages (MME: accuracy and accuracy+ of each subtask).
+            a task is the mean of several averages (MME: accuracy and accuracy+ of each subtask;
+            POPE: its three categories).
         sums: sum of each image's scores per part, [images, parts].
         counts: how many scores those are, [images, parts].
     """
@@ -107,7 +108,7 @@ def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]])
         for task, score in own:
             if task.startswith(MMBENCH):
                 continue
-            name = f"mme{PART}{task.removeprefix(MME)}" if task.startswith(MME) else task
+            name = _part(task)
             found.setdefault(name, {}).setdefault(row, []).append(score)
             if task.startswith(MME):
                 every = found.setdefault(f"{name}+", {}).setdefault(row, [1.0])
@@ -120,6 +121,14 @@ def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]])
         for row, values in found[part].items():
             sums[row, column], counts[row, column] = sum(values), len(values)
     return ScoreTable(parts, sums, counts)
+
+
+def _part(task: str) -> str:
+    """The part of a score table that a question of this task belongs to."""
+    for prefix in (MME, POPE):
+        if task.startswith(prefix):
+            return f"{prefix.rstrip('_')}{PART}{task.removeprefix(prefix)}"
+    return task
 
 
 def _rotations(
@@ -151,8 +160,9 @@ def task_details(
 ) -> dict[str, dict[str, float]]:
     """Further numbers of single tasks.
 
-    POPE's statistics of every yes/no task, MME's scores as its paper gives them, and MMBench's
-    accuracy over all rotations, of which its score is the circular one.
+    POPE's statistics of every yes/no task and of its three categories together, MME's scores as its
+    paper gives them, and MMBench's accuracy over all rotations, of which its score is the circular
+    one.
     """
     by_task: dict[str, list[tuple[str, str, str, float]]] = {}
     for sample, texts in zip(samples, answers, strict=True):
@@ -175,6 +185,10 @@ def task_details(
             circular = metrics.circular_accuracy([key.split("#")[0] for key in keys], right)
             accuracy = sum(scores) / len(scores)
             details[task] = {"accuracy": accuracy, "circular_accuracy": circular}
+    polled = [row for task, rows in by_task.items() if task.startswith(POPE) for row in rows]
+    if polled:
+        _, texts, accepted, _ = zip(*polled, strict=True)
+        details[POPE.rstrip("_")] = metrics.yes_no_statistics(texts, accepted)
     if subtasks:
         details["mme"] = {**subtasks, **metrics.mme_scores(subtasks)}
     return details

@@ -98,6 +98,20 @@ def test_mme_counts_as_one_benchmark_of_accuracy_and_accuracy_plus():
     np.testing.assert_allclose(means[whole, 1], by_hand, rtol=1e-6)
 
 
+def test_pope_counts_as_one_benchmark_with_statistics_over_its_categories():
+    kinds = ("random", "popular", "adversarial")
+    samples = [sample("g", ("gqa", "q", ("red",)))]
+    samples += [sample(k, (f"pope_{k}", "q", ("yes",)), (f"pope_{k}", "r", ("no",))) for k in kinds]
+    answers = [["blue"], ["yes", "no"], ["yes", "yes"], ["yes", "yes"]]
+    table = score_answers(samples, answers)
+    assert table.tasks == ("gqa", "pope")
+    assert table.task_means() == {"gqa": 0.0, "pope": pytest.approx(2 / 3)}
+    assert table.mean() == pytest.approx(1 / 3), "not 1/2, as three tasks beside one would give"
+    details = task_details(samples, answers)
+    assert details["pope_random"]["f1"] == 1.0
+    assert details["pope"]["f1"] == pytest.approx(2 * 0.6 / 1.6), "3 of 5 yes, all of 3 found"
+
+
 def test_an_answer_that_is_neither_yes_nor_no_is_wrong_in_mme():
     samples = [sample("a", ("mme_existence", "q", ("Yes",)), ("mme_existence", "r", ("No",)))]
     for text in ("", "banana", "It is not clear, yes"):
