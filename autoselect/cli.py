@@ -5,9 +5,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from autoselect import __version__
 from autoselect.config import ConfigError
+from autoselect.destinations import check_file, check_folder
 from autoselect.import_faults import explained_imports
 
 COMMANDS = {
@@ -69,6 +71,13 @@ def _in_line(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def check_destinations(options: argparse.Namespace) -> None:
+    """Raise ConfigError where a result could not be written, before it is computed."""
+    for name, value in vars(options).items():
+        if isinstance(value, str | Path) and name in ("out", "output", "work", "json"):
+            (check_file if name == "json" else check_folder)(name, value)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; user errors are one line and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -80,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with explained_imports():
             options = parser(words[0] if words else None).parse_args(words)
+            check_destinations(options)
             return options.run(options) or 0
     except ConfigError as error:
         print(f"autoselect: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.destinations import check_port
 from autoselect.programs import call, checkout, eval_command, train_command
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
@@ -46,13 +47,15 @@ def announce(number: int, total: int, what: str) -> None:
     print(f"\n[demo {number}/{total}] {what}", flush=True)
 
 
-def step(command: list[str]) -> None:
+def step(command: list[str], again: str = "the demo again") -> None:
     """Run one step in the checkout."""
-    call(command, "the demo again", checkout())
+    call(command, again, checkout())
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Shards, training, evaluation; ends with the report and where to look next."""
+    check_counts(ranks=arguments.ranks, images=arguments.images)
+    check_port(arguments.port)
     started = time.monotonic()
     announce(1, 3, "reference data as WebDataset shards")
     step(["autoselect", "reference", "shards"])
@@ -86,11 +89,19 @@ def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
     )
 
 
+def check_counts(**counts: int) -> None:
+    """Raise ConfigError for a number below 1, before anything is computed with it."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value} is below 1; choose 1 or more")
+
+
 def run_report(arguments: argparse.Namespace) -> int:
     """All methods on all test images, for the selector that the demo trained."""
+    check_counts(images=arguments.images)
     if not (checkout() / RUN / "train" / "selector").is_dir():
         raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
-    step(demo_eval_command(REPORT, "all", arguments.images))
+    step(demo_eval_command(REPORT, "all", arguments.images), "the report again")
     return 0
 
 
@@ -98,4 +109,5 @@ def run_dashboard(arguments: argparse.Namespace) -> int:
     """Serve the MLflow pages of this folder's runs on 127.0.0.1 until interrupted."""
     from autoselect.tracking.dashboard import serve
 
+    check_port(arguments.port)
     return serve(arguments.port)

@@ -16,6 +16,7 @@ LICENCE = "apache-2.0"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LOGGED_MODEL = re.compile(r"models:/\S+|runs:/[^/\s]+/\S+")
 METHOD = "autoselect"
+REFERENCE = ("autoselect", "reference", "model")
 
 
 def is_hub_name(name: object) -> bool:
@@ -86,18 +87,23 @@ def _base(training: Mapping[str, Any]) -> str:
     model = training.get("model")
     if is_hub_name(model):
         return str(model)
+    if model and Path(model).parts[-len(REFERENCE) :] == REFERENCE:
+        return "the reference VLM"
     return str(training.get("model_name") or (Path(model).name if model else "an unnamed model"))
 
 
 def _example(training: Mapping[str, Any], name: str) -> str:
+    """How to use it; a name that only means something on another machine is a visible gap."""
     budget = training.get("token_budget", 64)
+    model = training["model"] if is_hub_name(training.get("model")) else "PATH_OF_THE_MODEL"
+    selector = name if is_hub_name(name) or is_logged_model(name) else "PATH_OF_THIS_FOLDER"
     return f"""```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from autoselect import Selector, attach
 
-model = AutoModelForImageTextToText.from_pretrained({_base(training)!r})
-processor = AutoProcessor.from_pretrained({_base(training)!r})
-selector = Selector.from_pretrained({name!r})
+model = AutoModelForImageTextToText.from_pretrained({model!r})
+processor = AutoProcessor.from_pretrained({model!r})
+selector = Selector.from_pretrained({selector!r})
 model = attach(model, selector, budget={budget})  # then processor and generate() as always
 ```"""
 

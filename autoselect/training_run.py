@@ -23,6 +23,7 @@ from autoselect.config_files import flatten, to_dict
 from autoselect.data.loader import collate_usable
 from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import batch_sizes, step_settings, zero_stage
+from autoselect.destinations import check_folder
 from autoselect.heartbeat import Heartbeat
 from autoselect.model import AutoSelect
 from autoselect.sharded_loading import gathered, sharded_loading
@@ -94,6 +95,7 @@ def assemble(
     heartbeat: Heartbeat,
 ) -> Trainer:
     """A trainer at the step it starts from; arguments and errors as `train`."""
+    check_folder("output", config.output)
     device = runtime.choose_device(info)
     # Its backward gives NaN for some lengths with a mask: github.com/pytorch/pytorch/issues/196678.
     torch.backends.cuda.enable_cudnn_sdp(False)

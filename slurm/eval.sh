@@ -1,7 +1,8 @@
 #!/bin/bash
 # Evaluates a selector under Slurm, one task:
 #
-#   sbatch --gpus=1 slurm/eval.sh --selector runs/reference/train/selector
+#   sbatch --gpus=1 slurm/eval.sh --model MODEL --selector runs/mine/selector \
+#       --shards 'shards/test-*.tar' --budgets 64,128,192 --out runs/mine/eval
 #
 # Submit from the project folder; everything after the script's name goes to `autoselect eval`.
 

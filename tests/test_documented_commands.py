@@ -1,4 +1,4 @@
-"""Documented training commands: their global batch splits over the ranks that they start."""
+"""Documented commands: the programs take their flags, and batches split over the ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from autoselect import cli
 from autoselect.config import TrainConfig
 from autoselect.config_files import load_config
 from autoselect.deepspeed_config import batch_sizes, load_deepspeed_config
@@ -40,7 +41,7 @@ class Command(NamedTuple):
 
     @property
     def program(self) -> str:
-        return next(word for word in self.words if not ASSIGNMENT.match(word))
+        return next((word for word in self.words if not ASSIGNMENT.match(word)), "")
 
     @property
     def deepspeed(self) -> str:
@@ -67,10 +68,19 @@ class Command(NamedTuple):
 
 def is_about_training(words: list[str]) -> bool:
     starts = {"autoselect/train.py", "slurm/train.sh", "slurm/sweep.sh"} & set(words)
-    return "..." not in words and bool(starts or words[:2] in (["autoselect", "plan"], DOCTOR))
+    return bool(starts or words[:2] in (["autoselect", "plan"], DOCTOR))
 
 
 DOCTOR = ["autoselect", "doctor"]
+
+
+def of_the_command_line(command: Command) -> list[str] | None:
+    """What `autoselect` is given, also through `autoselect/eval.py` and `slurm/eval.sh`."""
+    words = command.words
+    if command.program == "autoselect":
+        return words[words.index("autoselect") + 1 :]
+    scripts = [i for i, word in enumerate(words) if re.fullmatch(r".*/eval\.(py|sh)", word)]
+    return ["eval", *words[scripts[0] + 1 :]] if scripts else None
 
 
 def documented() -> list[Command]:
@@ -85,11 +95,13 @@ def documented() -> list[Command]:
             joined = re.sub(r"\\\n# +", " ", text)
             lines = re.findall(r"^# +((?:deepspeed|sbatch|[A-Z_]+=).*)$", joined, re.MULTILINE)
         commands = [shlex.split(line, comments=True) for line in lines]
-        found += [Command(source, text, words) for words in commands if is_about_training(words)]
+        found += [Command(source, text, words) for words in commands if "..." not in words]
     return found
 
 
-COMMANDS = documented()
+EVERY = documented()
+COMMANDS = [command for command in EVERY if is_about_training(command.words)]
+FLAGS = [c for c in EVERY if of_the_command_line(c) and "--help" not in c.words]
 
 
 def name_of(command: Command) -> str:
@@ -119,3 +131,18 @@ def test_a_recipe_is_planned_and_run_with_its_own_batch(command: Command) -> Non
     assert command.recipe is not None
     own = re.search(r"^# deepspeed .* --deepspeed (\S+)", command.recipe.read_text(), re.MULTILINE)
     assert own is not None and command.deepspeed == own.group(1)
+
+
+@pytest.mark.parametrize("command", FLAGS, ids=name_of)
+def test_a_documented_command_has_all_flags_and_no_unknown_one(command: Command) -> None:
+    words = of_the_command_line(command)
+    assert words is not None
+    cli.parser(words[0]).parse_args(words)
+
+
+def test_flags_of_every_kind_are_found() -> None:
+    places = {(command.source.name, command.program) for command in FLAGS}
+    assert places >= {
+        *(("README.md", "autoselect"), ("reproduce.md", "autoselect")),
+        *(("cluster.md", "sbatch"), ("eval.sh", "sbatch")),
+    }

@@ -60,7 +60,8 @@ def test_the_card_names_model_data_budgets_and_licence(tmp_path):
     assert head["license"] == "apache-2.0" and head["library_name"] == "autoselect"
     for known in ("8c85e9a4d626b7b9", "d" * 64, "32 to 192 tokens", "| steps | 5000 |", "0.971"):
         assert known in text
-    assert "Selector.from_pretrained('mine')" in text
+    assert "from_pretrained('llava-hf/llava-1.5-7b-hf')" in text
+    assert "Selector.from_pretrained('PATH_OF_THIS_FOLDER')" in text, "its name is no address"
     assert "Not evaluated yet" in text
 
 
@@ -68,6 +69,7 @@ def test_a_local_model_is_no_base_model_and_its_path_is_not_told(tmp_path):
     make({"model": str(tmp_path / "secret" / "vlm"), "token_budget": 8}).save_pretrained(tmp_path)
     head, text = card(tmp_path)
     assert "base_model" not in head
+    assert "AutoProcessor.from_pretrained('PATH_OF_THE_MODEL')" in text
     assert "secret" not in text and "vlm" in text
     assert "| budgets in training | 8 tokens;" in text
     assert "| data digest | unknown |" in text
@@ -82,6 +84,11 @@ def test_recorded_scores_are_in_the_card_and_come_back(tmp_path):
     again = Selector.from_pretrained(tmp_path)
     assert again.metadata["scores"]["rows"][0]["retention"] == 0.95
     assert len(again.metadata["scores"]["rows"]) == 1
+
+
+def test_the_shipped_model_is_called_by_what_it_is(tmp_path):
+    make({"model": "/somewhere/autoselect/reference/model"}).save_pretrained(tmp_path / "mine")
+    assert "# mine: which visual tokens of the reference VLM matter" in card(tmp_path / "mine")[1]
 
 
 class FakeHub:

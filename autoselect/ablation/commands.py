@@ -80,7 +80,16 @@ def run_evidence(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"ablation={arguments.ablation} does not exist; run `autoselect ablate` first"
         )
-    blocks = write_page(arguments.page, json.loads(arguments.ablation.read_text()))
+    try:
+        found = json.loads(arguments.ablation.read_text())
+    except ValueError as error:
+        raise ConfigError(f"ablation={arguments.ablation} is no JSON: {error}") from error
+    if not isinstance(found, dict) or "variants" not in found:
+        raise ConfigError(
+            f"ablation={arguments.ablation} is no ablation; give the ablation.json that "
+            "`autoselect ablate` wrote"
+        )
+    blocks = write_page(arguments.page, found)
     print(f"{blocks} tables written into {arguments.page}")
     return 0
 

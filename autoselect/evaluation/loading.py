@@ -53,7 +53,7 @@ def load_selectors(
         ConfigError: one of them cannot be loaded, the widths differ, or a name comes twice.
     """
     folders = selector_folders(selectors)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = checked_device(device)
     vlm = FrozenVLM.from_pretrained(model, device=where)
     loaded = {}
     for name, folder in folders.items():
@@ -66,6 +66,24 @@ def load_selectors(
             logger.warning("%s", warning)
         loaded[name] = LoadedSelector(trained, selector_digest(trained))
     return vlm, loaded
+
+
+def checked_device(device: str | None) -> str:
+    """The device by name; a GPU where there is one by default.
+
+    Raises:
+        ConfigError: no such device, or a GPU where PyTorch sees none.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device} is no device; choose cpu, cuda or cuda:1") from None
+    seen = torch.cuda.device_count()
+    if kind.type == "cuda" and (kind.index or 0) >= seen:
+        raise ConfigError(f"device={device}: PyTorch sees {seen} GPUs here; choose another, or cpu")
+    return device
 
 
 def selector_folders(text: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.destinations import check_folder
 from autoselect.evaluation.answering import Answers, Plan, answer_part
 from autoselect.evaluation.attached import answering, check_attached, prompt_lengths
 from autoselect.evaluation.attached_latency import prefill_latency
@@ -186,6 +187,7 @@ class Prepared:
 def prepare(settings: EvalSettings) -> Prepared:
     """Load and check everything that an evaluation needs; errors as `evaluate`."""
     check_scoring(settings.scoring)
+    check_folder("out", settings.out)
     samples = EvaluationSet.open(settings.shards, settings.max_images)
     vlm, selectors = load_selectors(
         settings.model, settings.selector, settings.device, settings.diversity

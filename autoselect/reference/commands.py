@@ -5,6 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from autoselect.config import ConfigError
+
 
 def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
     for field in dataclasses.fields(cls):
@@ -61,5 +63,7 @@ def run_measure(arguments: argparse.Namespace) -> int:
     from autoselect.reference.measure import measure_vlm, table
     from autoselect.reference.resources import resolve_model
 
+    if arguments.images < 1:
+        raise ConfigError(f"images={arguments.images} is below 1; choose how many are measured")
     print(table(measure_vlm(resolve_model(arguments.model), arguments.images)))
     return 0

@@ -1,0 +1,42 @@
+"""Where results go and where programs meet: looked at before hours are spent."""
+
+import tempfile
+from pathlib import Path
+
+from autoselect.config import ConfigError
+
+
+def existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def cannot_write(folder: Path) -> str:
+    """Why nothing can be created in a folder (or where it would be made); empty when it can."""
+    place = existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return f"{place}: {error.strerror}"
+
+
+def check_folder(setting: str, folder: Path | str) -> None:
+    """Raise ConfigError where `folder`, the value of `setting`, cannot be written or made."""
+    why = cannot_write(Path(folder))
+    if why:
+        raise ConfigError(f"{setting}={folder} cannot be written ({why}); choose another folder")
+
+
+def check_file(setting: str, path: Path | str) -> None:
+    """Raise ConfigError where a file at `path`, the value of `setting`, cannot be written."""
+    why = f"{path}: Is a directory" if Path(path).is_dir() else cannot_write(Path(path).parent)
+    if why:
+        raise ConfigError(f"{setting}={path} cannot be written ({why}); choose another file")
+
+
+def check_port(port: int) -> None:
+    """Raise ConfigError unless `port` is the number of a TCP port."""
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"port={port} is no TCP port; choose 1024..65535")
