@@ -59,7 +59,9 @@ FAMILIES: dict[str, Family] = {
     "got_ocr2": Family(
         images="runs", untrained="its processor takes neither several rows of images nor text alone"
     ),
-    "idefics2": Family(images="runs"),
+    "idefics2": Family(
+        images="runs", untrained="its processor does not tell what it writes for an image"
+    ),
     "idefics3": Family(images="runs", tiles="same_before_last"),
     "internvl": Family(images="runs"),
     "janus": Family(),

@@ -278,7 +278,13 @@ def test_layers_of_convolutions_see_what_they_always_see(soft_removal):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("paligemma", "prefix"), ("got_ocr2", "rows"), ("perception_lm", "tiles")]
+    ("name", "reason"),
+    [
+        ("paligemma", "prefix"),
+        ("got_ocr2", "rows"),
+        ("perception_lm", "tiles"),
+        ("idefics2", "what it writes"),
+    ],
 )
 def test_a_family_that_cannot_be_trained_says_why(name, reason):
     vlm = FrozenVLM(model_of(name), build_processor(), name)
