@@ -26,7 +26,7 @@ from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.loading import load, weights_digest
 from autoselect.vlm.placeholders import TOKENS_PER_IMAGE, question_content
 from autoselect.vlm.positions import Positions
-from autoselect.vlm.tokens import adds_special_tokens
+from autoselect.vlm.tokens import adds_special_tokens, with_whole_template
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class FrozenVLM:
 
     def __init__(self, model: Any, processor: Any, name: str, digest: str = "") -> None:
         self.model = model.eval().requires_grad_(False)
-        self.processor = processor
+        self.processor = with_whole_template(processor)
         self.name = name
         self.digest = digest
         image_token = getattr(model.config, "image_token_id", None)

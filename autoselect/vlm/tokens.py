@@ -4,12 +4,30 @@ A text is always tokenised as a whole, because tokens follow from what stands be
 them belong to an answer is told by the characters that they stand for.
 """
 
+import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
+
 Span = tuple[int, int]
 IGNORED_LABEL = -100
+
+
+def with_whole_template(processor: Any) -> Any:
+    """A processor whose chat template writes all text of a prompt, itself where that is so already.
+
+    Janus's own call may write a system prompt before the text of its template.
+    """
+    if not getattr(processor, "use_default_system_prompt", False):
+        return processor
+    changed = copy.copy(processor)
+    changed.use_default_system_prompt = False
+    system = json.dumps(DEFAULT_SYSTEM_PROMPT)
+    changed.chat_template = f"{{{{ {system} }}}}{processor.chat_template}"
+    return changed
 
 
 def adds_special_tokens(tokenizer: Any, text: str) -> bool:

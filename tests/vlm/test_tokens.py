@@ -10,7 +10,7 @@ from autoselect.evaluation.asking import AskedVLM
 from autoselect.vlm import Collator, FrozenVLM
 from autoselect.vlm.batch import IGNORED_LABEL
 from autoselect.vlm.rows import RowWriter
-from tests.vlm import tiny_tokenizers
+from tests.vlm import tiny_processors, tiny_tokenizers
 from tests.vlm.stock import model_of
 from tests.vlm.test_training_families import sample
 
@@ -151,3 +151,21 @@ def test_what_ends_an_image_joins_the_text_of_each_round(vlm, tokenizer):
             token for token, own in zip(row.ids, row.segments, strict=True) if own in (-1, number)
         ]
         assert seen == tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+def test_a_system_prompt_that_a_processor_writes_by_itself_is_in_every_text(rounds):
+    """Janus, against its own processor; what the caller holds is left as it is."""
+    own = tiny_processors.janus()
+    vlm = FrozenVLM(model_of("janus"), own, "janus")
+    question, answer = ROUNDS[0]
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    asked = own.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    stock = own(text=[asked], images=[PICTURES[:1]], return_tensors="pt")["input_ids"][0].tolist()
+    without = own.tokenizer(asked)["input_ids"]
+    assert len(stock) > len(without) + 20, "the system prompt"
+    row = Collator(vlm, rounds)([sample(0, PICTURES[:1], [(question, answer)])]).input_ids[0]
+    assert row.tolist()[: len(stock)] == stock
+    assert asked_ids(vlm, AskedVLM(vlm).prompt(1, question), 1) == stock

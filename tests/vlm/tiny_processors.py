@@ -6,6 +6,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
@@ -146,4 +147,24 @@ def gemma3() -> Any:
         tokenizer=own,
         image_seq_length=16,
         chat_template=TEMPLATE.replace("MARK", "'<start_of_image>'"),
+    )
+
+
+class JanusImagesOnly(hf.JanusProcessor):
+    """Its other image processor needs torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return None
+
+
+def janus() -> Any:
+    """With the system prompt that the processors on the hub write by themselves."""
+    own = tokenizer({})
+    own.image_token, own.boi_token, own.eoi_token = "<image>", "<start>", "<end>"
+    return JanusImagesOnly(
+        image_processor=JanusImageProcessorPil(size={"height": 16, "width": 16}),
+        tokenizer=own,
+        chat_template=TEMPLATE.replace("MARK", "'<image>'"),
+        use_default_system_prompt=True,
+        num_image_tokens=16,
     )
