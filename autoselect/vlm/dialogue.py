@@ -10,6 +10,8 @@ from autoselect.vlm.backbone import FrozenVLM, chat
 from autoselect.vlm.placeholders import question_content
 
 Content = list[dict[str, Any]]
+PROBE = "yes"
+"""An answer that a template is tried with."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,36 @@ class DialogueWriter:
     Args:
         vlm: whose processor is used.
         mark: what its template writes for an image.
+
+    Raises:
+        ConfigError: its template does not write the text of an answer.
     """
 
     def __init__(self, vlm: FrozenVLM, mark: str) -> None:
         self.processor = vlm.processor
         self.model_name = vlm.name
         self.mark = mark
+        self.answers_in_parts = self._answers_in_parts()
+
+    def _answers_in_parts(self) -> bool:
+        """Whether the template takes an answer as a list of parts, else as plain text.
+
+        Some print what they are given, so that a list of parts is written with its keys.
+        """
+        messages: list[dict[str, Any]] = [{"role": "user", "content": _text("?")}]
+        asked = chat(self.processor, messages, generation=True)
+        for content in (_text(PROBE), PROBE):
+            answered = [*messages, {"role": "assistant", "content": content}]
+            try:
+                told = chat(self.processor, answered, generation=False).removeprefix(asked)
+            except TypeError:
+                continue  # the template joins text to the list
+            if PROBE in told and "type" not in told:
+                return content != PROBE
+        raise ConfigError(
+            f"model={self.model_name}: its chat template does not write the text of an answer, "
+            "given as a list of parts or as plain text; set a chat_template that does"
+        )
 
     def conversation(self, rounds: Sequence[Round], num_images: int) -> list[WrittenRound]:
         """Rounds that see the ones before them, images where their marks stand.
@@ -102,7 +128,8 @@ class DialogueWriter:
             asked = chat(self.processor, messages, generation=True)
             told = asked
             if one.answer is not None:
-                messages.append({"role": "assistant", "content": _text(one.answer)})
+                answer = _text(one.answer) if self.answers_in_parts else one.answer
+                messages.append({"role": "assistant", "content": answer})
                 told = chat(self.processor, messages, generation=False)
             if not (asked.startswith(written) and told.startswith(asked)):
                 raise ConfigError(

@@ -6,6 +6,7 @@ import transformers as hf
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from autoselect.config import ConfigError
 from autoselect.evaluation.asking import AskedVLM
 from autoselect.vlm import Collator, FrozenVLM
 from autoselect.vlm.batch import IGNORED_LABEL
@@ -104,6 +105,46 @@ def test_prompts_of_one_image_begin_the_rows(vlm, tokenizer, rounds):
     prompt = vlm.prompt([question])["input_ids"][0].tolist()
     space = vlm.name == "spaced"  # which some tokenizers join to the answer
     assert batch.input_ids[0].tolist()[: len(prompt) - space] == prompt[: len(prompt) - space]
+
+
+@pytest.fixture
+def answering():
+    """A model whose template writes an answer by the given expression."""
+
+    def build(expression):
+        vlm = FrozenVLM(model_of("llava_next"), tiny_processors.llava_next(), "printing")
+        vlm.processor.chat_template = (
+            "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<user>' }}"
+            "{% for p in m['content'] %}"
+            "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+            "{% else %}{{ '<assistant>' }}" + expression + "{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+        )
+        return vlm
+
+    return build
+
+
+PARTS = "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
+@pytest.mark.parametrize(
+    "expression",
+    [PARTS, "{{ m['content'] }}", "{{ m['content'] + '' }}", "{{ m['content'] | trim }}"],
+)
+def test_labels_are_the_answer_however_a_template_prints_it(answering, expression, rounds):
+    """GLM-4.1V prints the content of an answer; as a list of parts it would be Python."""
+    vlm = answering(expression)
+    batch = Collator(vlm, rounds)([sample(0, PICTURES[:1], [("what ?", "no"), ("is it ?", "K7")])])
+    labels = batch.labels[batch.labels != IGNORED_LABEL].tolist()
+    assert labels == vlm.processor.tokenizer("no K7")["input_ids"]
+
+
+@pytest.mark.parametrize("expression", ["", "{{ m['text'] }}"])
+def test_a_template_that_writes_no_answer_is_named(answering, expression):
+    with pytest.raises(ConfigError, match="model=printing: its chat template does not write"):
+        Collator(answering(expression))
 
 
 @pytest.mark.parametrize("count", [1, 2])
