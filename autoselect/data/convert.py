@@ -116,8 +116,8 @@ def convert_llava(
     jobs = list(_jobs(rows, samples_per_shard, folders, target, limits))
     done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
     rejected = [one for part in done for one in part]
-    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected)
-    write_atomically(str(target / REJECTED), lines.encode())
+    lines = b"".join(_dump(asdict(one)) + b"\n" for one in rejected)
+    write_atomically(str(target / REJECTED), lines)
     shards = len(list(target.glob(f"{_PREFIX}-*.tar")))
     return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected)
 
@@ -187,9 +187,13 @@ def _convert_shard(job: _Job) -> list[Rejected]:
             except RecordError as error:
                 name = str(fields.get("id", "")) if isinstance(fields, dict) else ""
                 rejected.append(Rejected(row, name, error.kind, str(error)))
-    content = json.dumps([asdict(one) for one in rejected], ensure_ascii=False)
-    write_atomically(str(note), content.encode())
+    write_atomically(str(note), _dump([asdict(one) for one in rejected]))
     return rejected
+
+
+def _dump(value: Any) -> bytes:
+    """JSON in UTF-8; half of a surrogate pair, which has no UTF-8, becomes its JSON escape."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _read_row(
@@ -226,10 +230,10 @@ def _from_first_question(fields: Any) -> Any:
 def _read_image(name: str, folders: tuple[str, ...], limits: Limits) -> bytes:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise RecordError("unreadable", f"image {name!r} lies outside of the image folders")
-    path = next((path for folder in folders if (path := Path(folder, name)).is_file()), None)
-    if path is None:
-        raise RecordError("unreadable", f"image {name!r} is in none of {len(folders)} folders")
     try:
+        path = next((path for folder in folders if (path := Path(folder, name)).is_file()), None)
+        if path is None:
+            raise RecordError("unreadable", f"image {name!r} is in none of {len(folders)} folders")
         with path.open("rb") as stream:
             data = stream.read(limits.member_bytes + 1)
         decode_image(data, limits)

@@ -14,6 +14,11 @@ IMAGE_SUFFIXES = {
     "BMP": "bmp",
     "TIFF": "tif",
 }
+_SUFFIX_OF = IMAGE_SUFFIXES | {"MPO": "jpg"}
+"""By Pillow's name of what it found: a JPEG with further pictures behind the first is MPO to it."""
+
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError)
+"""What Pillow's decoders raise about damaged data."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,7 @@ def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
             raise ImageTooLarge(str(error)) from error
         except ImageError:
             raise
-        # Pillow's decoders report damaged data with any of these.
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
+        except _DAMAGE as error:
             raise ImageError(f"decoding failed: {error}") from error
 
 
@@ -97,6 +101,6 @@ def image_suffix(data: bytes) -> str:
     """
     try:
         with Image.open(io.BytesIO(data), formats=tuple(IMAGE_SUFFIXES)) as image:
-            return IMAGE_SUFFIXES[str(image.format)]
-    except (OSError, SyntaxError, ValueError) as error:
+            return _SUFFIX_OF[str(image.format)]
+    except _DAMAGE as error:
         raise ImageError(f"{len(data)} bytes are no image of a known format") from error

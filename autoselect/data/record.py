@@ -37,6 +37,8 @@ def parse_record(data: bytes) -> dict[str, Any]:
 def check_conversation(record: Any) -> None:
     """Checks that `record` is an object with a conversation: human, gpt, human, ... with text.
 
+    Half of a surrogate pair, which JSON can hold, is no text: tokenizers refuse it.
+
     Raises:
         RecordError: it is not; the message names the turn.
     """
@@ -51,6 +53,20 @@ def check_conversation(record: Any) -> None:
             raise RecordError("wrong_json", f"turn {number}: 'from' must be {speaker!r}")
         if not isinstance(turn.get("value"), str):
             raise RecordError("wrong_json", f"turn {number}: 'value' must be text")
+        encoded(turn["value"], f"turn {number}: 'value'")
+
+
+def encoded(text: str, name: str) -> bytes:
+    """The text in UTF-8.
+
+    Raises:
+        RecordError: it holds half of a surrogate pair; the message begins with `name`.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RecordError("wrong_json", f"{name} holds {half!a}, half of a character") from error
 
 
 def named_images(record: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from autoselect.config import ConfigError
 from autoselect.data.decode import image_suffix
 from autoselect.data.index import build_index, sidecar, write_index
-from autoselect.data.record import check_conversation, check_placeholders
+from autoselect.data.record import check_conversation, check_placeholders, encoded
 from autoselect.data.storage import sync_folder
 
 # No dot, because WebDataset cuts names at the first one; no hidden or metadata names.
@@ -64,8 +64,8 @@ class ShardWriter:
 
         Raises:
             ConfigError: the key cannot be used or came before.
-            RecordError: the record has no well-formed conversation, or its placeholders do not
-                match the images.
+            RecordError: the record has no well-formed conversation, its placeholders do not match
+                the images, or a text in it cannot be written.
             ImageError: an image has no known format.
         """
         if not _KEY.fullmatch(key):
@@ -82,7 +82,8 @@ class ShardWriter:
         if names:
             stored["image"] = names if len(names) > 1 else names[0]
         members: dict[str, Any] = dict(zip(suffixes, images, strict=True))
-        members["json"] = json.dumps(stored, ensure_ascii=False, sort_keys=True).encode()
+        text = json.dumps(stored, ensure_ascii=False, sort_keys=True)
+        members["json"] = encoded(text, "the record")
         self._open().write({"__key__": key} | members)
         self._keys.add(key)
         self._in_shard += 1

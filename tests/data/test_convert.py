@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from shard_samples import make_image, make_record
 
 from autoselect.config import ConfigError
@@ -147,6 +148,43 @@ def test_unusable_rows_are_listed_and_counted(source: Path, tmp_path: Path) -> N
         source, [images], tmp_path / "out", samples_per_shard=9, limits=Limits(pixels=10_000)
     )
     assert again == report
+
+
+def test_a_row_that_cannot_be_written_does_not_end_the_conversion(tmp_path: Path) -> None:
+    row = make_record(1)
+    (tmp_path / "1.jpg").write_bytes(make_image(1))
+    said = {"conversations": [*row["conversations"][:1], {"from": "gpt", "value": "so \ud83d"}]}
+    rows = [
+        row | {"image": "1.jpg"},
+        row | {"image": "1.jpg", "id": "\ud83d", **said},
+        row | {"image": "1.jpg", "note": "\ude00", "id": "café"},
+        row | {"image": "\ud83d.jpg"},
+        row | {"image": f"{'long' * 64}.jpg"},
+        row | {"image": "1.jpg"},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for _ in range(2):
+        report = convert_llava(tmp_path / "rows.json", [tmp_path], tmp_path / "out")
+        assert [(one.row, one.id, one.kind) for one in report.rejected] == [
+            (1, "\ud83d", "wrong_json"),
+            (2, "café", "wrong_json"),
+            (3, "", "unreadable"),
+            (4, "", "unreadable"),
+        ]
+        lines = (tmp_path / "out" / REJECTED).read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["\ud83d", "café", "", ""]
+    assert len(ShardSet.open(str(tmp_path / "out"))) == 2
+
+
+def test_a_photograph_with_a_second_picture_is_a_jpeg(tmp_path: Path) -> None:
+    """Cameras and phones append a gain map or another view."""
+    first, second = (Image.new("RGB", (24, 16), (50 * n, 9, 9)) for n in (1, 2))
+    first.save(tmp_path / "1.jpg", "MPO", save_all=True, append_images=[second])
+    (tmp_path / "rows.json").write_text(json.dumps([make_record(0) | {"image": "1.jpg"}]))
+    assert convert_llava(tmp_path / "rows.json", [tmp_path], tmp_path / "out").rejected == []
+    sample = ShardSet.open(str(tmp_path / "out"))[0]
+    assert sample.images == ((tmp_path / "1.jpg").read_bytes(),)
+    assert sample.record["image"] == "000000000.jpg" and sample.pictures[0].size == (24, 16)
 
 
 def test_a_shard_of_unusable_rows_only_is_left_out(tmp_path: Path) -> None:

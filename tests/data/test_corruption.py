@@ -1,5 +1,6 @@
 """Every kind of damage is found and named, and never changes what a sample says."""
 
+import contextlib
 import io
 import json
 import random
@@ -10,7 +11,7 @@ import pytest
 from shard_samples import make_image, make_record, write_shards
 
 from autoselect.config import ConfigError
-from autoselect.data.decode import Limits
+from autoselect.data.decode import ImageError, Limits, decode_image
 from autoselect.data.faults import BadSample, Fault
 from autoselect.data.index import build_index, sidecar
 from autoselect.data.loader import Loader
@@ -205,6 +206,7 @@ def test_wrong_contents_are_named_with_key_and_offset(tmp_path: Path) -> None:
             ("list.json", b"[]"),
             ("turns.json", b'{"conversations": [{"from": "human"}]}'),
             ("reply.json", b'{"conversations": [{"from": "gpt", "value": "so"}]}'),
+            ("half.json", b'{"conversations": [{"from": "human", "value": "\\ud83d"}]}'),
             ("noimage.json", record_bytes(0, image="noimage.jpg")),
             ("nojson.jpg", image),
             ("good.jpg", image),
@@ -220,12 +222,13 @@ def test_wrong_contents_are_named_with_key_and_offset(tmp_path: Path) -> None:
     assert [shards[number].key for number in range(len(shards))] == ["good", "fine"]
     with tarfile.open(shard) as archive:
         starts = {member.name: member.offset for member in reversed(archive.getmembers())}
-        second_good = archive.getmembers()[9].offset
+        second_good = archive.getmembers()[10].offset
     assert [(fault.kind, fault.key, fault.offset) for fault in shards.faults] == [
         ("wrong_json", "cut", starts["cut.jpg"]),
         ("wrong_json", "list", starts["list.json"]),
         ("wrong_json", "turns", starts["turns.json"]),
         ("wrong_json", "reply", starts["reply.json"]),
+        ("wrong_json", "half", starts["half.json"]),
         ("missing_member", "noimage", starts["noimage.json"]),
         ("missing_member", "nojson", starts["nojson.jpg"]),
         ("duplicate_key", "good", second_good),
@@ -278,6 +281,24 @@ def test_undecodable_images_are_named(tmp_path: Path, kind: str) -> None:
             _ = ShardSet.open(str(shard))[0].pictures
         assert (caught.value.fault.kind, caught.value.fault.key) == ("undecodable", "x")
         assert found(shard, decode=True) == [("undecodable", "x", 0)]
+
+
+def tiff(tag: int, kind: int) -> bytes:
+    """A picture whose directory gives another type to what one of its tags holds."""
+    data = bytearray(make_image(0, kind="TIFF"))
+    first = int.from_bytes(data[4:8], "little")
+    count = int.from_bytes(data[first : first + 2], "little")
+    for entry in range(first + 2, first + 2 + 12 * count, 12):
+        if int.from_bytes(data[entry : entry + 2], "little") == tag:
+            data[entry + 2 : entry + 4] = kind.to_bytes(2, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("tag", [256, 257, 273, 278])
+def test_a_directory_with_a_wrong_type_is_damage(tag: int) -> None:
+    for kind in range(14):
+        with contextlib.suppress(ImageError):
+            assert decode_image(tiff(tag, kind)).mode == "RGB"
 
 
 def rows(samples: list[Sample]) -> list[tuple[int, bool, int, int]]:
