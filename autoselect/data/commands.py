@@ -37,6 +37,12 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     convert.add_argument(
         "--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="image folders"
     )
+    convert.add_argument(
+        "--key-prefix",
+        default="",
+        metavar="TEXT",
+        help="before the row number in every key; folders with different ones go together",
+    )
     add_output_arguments(convert)
     add_public_converters(commands, _add)
 
@@ -137,6 +143,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         samples_per_shard=arguments.samples_per_shard,
         workers=arguments.workers,
         limits=_limits(arguments),
+        key_prefix=arguments.key_prefix,
     )
     print(
         f"{report.rows} rows, {report.samples} samples in {report.shards} shards, "

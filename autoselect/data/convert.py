@@ -19,7 +19,7 @@ from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.record import RecordError, check_conversation, named_images
 from autoselect.data.storage import write_atomically
-from autoselect.data.writer import ShardWriter
+from autoselect.data.writer import ShardWriter, check_key
 
 REJECTED = "rejected.jsonl"
 _NOTES = ".convert"
@@ -70,6 +70,7 @@ class _Job:
     image_folders: tuple[str, ...]
     output: str
     limits: Limits
+    key_prefix: str
 
 
 def convert_llava(
@@ -80,6 +81,7 @@ def convert_llava(
     samples_per_shard: int = 1000,
     workers: int = 1,
     limits: Limits | None = None,
+    key_prefix: str = "",
 ) -> ConvertReport:
     """Converts a LLaVA-style file.
 
@@ -91,11 +93,15 @@ def convert_llava(
         samples_per_shard: rows per shard.
         workers: processes.
         limits: caps on image bytes and pixels.
+        key_prefix: before the row number in every key; conversions that are trained on together
+            need different ones.
 
     Raises:
-        ConfigError: the input or a folder cannot be read, a number is out of range, or the output
-            folder belongs to another conversion.
+        ConfigError: the input or a folder cannot be read, a number is out of range, the prefix
+            cannot begin a key, or the output folder belongs to another conversion.
     """
+    if key_prefix:
+        check_key("key_prefix", key_prefix)
     for name, value in (("samples_per_shard", samples_per_shard), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")
@@ -108,12 +114,13 @@ def convert_llava(
     target = Path(output)
     plan = {
         "source_sha256": sha256,
-        "image_folders": folders,
+        "image_folders": list(folders),
         "samples_per_shard": samples_per_shard,
         "limits": asdict(limits),
+        "key_prefix": key_prefix,
     }
-    _claim(target, json.dumps(plan, indent=2, sort_keys=True) + "\n")
-    jobs = list(_jobs(rows, samples_per_shard, folders, target, limits))
+    _claim(target, plan)
+    jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
     done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
     rejected = [one for part in done for one in part]
     lines = b"".join(_dump(asdict(one)) + b"\n" for one in rejected)
@@ -142,11 +149,12 @@ def _read_rows(source: Path) -> tuple[list[Any], str]:
     return rows, hashlib.sha256(data).hexdigest()
 
 
-def _claim(target: Path, plan: str) -> None:
+def _claim(target: Path, plan: dict[str, Any]) -> None:
     """Makes the output folder ours, or checks that it is, and removes what a kill cut short."""
     note = target / _NOTES / "plan.json"
     if note.exists():
-        if note.read_text() != plan:
+        # Notes of earlier versions name no prefix: there was none.
+        if {"key_prefix": ""} | json.loads(note.read_text()) != plan:
             raise ConfigError(
                 f"output={target} holds a conversion with other settings ({note}); choose an empty "
                 "folder, or delete this one"
@@ -158,14 +166,20 @@ def _claim(target: Path, plan: str) -> None:
     if any(target.glob("*.tar")):
         raise ConfigError(f"output={target} holds shards already; choose an empty folder")
     note.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(str(note), plan.encode())
+    write_atomically(str(note), (json.dumps(plan, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _jobs(
-    rows: list[Any], size: int, folders: tuple[str, ...], target: Path, limits: Limits
+    rows: list[Any],
+    size: int,
+    folders: tuple[str, ...],
+    target: Path,
+    limits: Limits,
+    key_prefix: str,
 ) -> Iterator[_Job]:
     for number, first in enumerate(range(0, len(rows), size)):
-        yield _Job(number, first, rows[first : first + size], folders, str(target), limits)
+        part = rows[first : first + size]
+        yield _Job(number, first, part, folders, str(target), limits, key_prefix)
 
 
 def _convert_shard(job: _Job) -> list[Rejected]:
@@ -183,7 +197,7 @@ def _convert_shard(job: _Job) -> list[Rejected]:
         for row, fields in enumerate(job.rows, job.first_row):
             try:
                 record, images = _read_row(fields, job.image_folders, job.limits)
-                writer.write(f"{row:09d}", record, images)
+                writer.write(f"{job.key_prefix}{row:09d}", record, images)
             except RecordError as error:
                 name = str(fields.get("id", "")) if isinstance(fields, dict) else ""
                 rejected.append(Rejected(row, name, error.kind, str(error)))

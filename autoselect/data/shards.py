@@ -181,7 +181,7 @@ class ShardSet:
                     raise ConfigError(
                         f"key={key!r} is in {self.shards[first]} and again in "
                         f"{self.shards[number]} at byte {offset}; write the shards again with "
-                        "distinct keys"
+                        "distinct keys (`autoselect shards convert-llava --key-prefix`)"
                     )
 
     def locate(self, sample_id: int) -> tuple[int, str, list[Entry]]:

@@ -17,6 +17,16 @@ from autoselect.data.storage import sync_folder
 _KEY = re.compile(r"(?!(.*/)?__)[A-Za-z0-9_-][A-Za-z0-9_/-]*")
 
 
+def check_key(name: str, key: str) -> None:
+    """Checks that a text can be a key, or the beginning of one; errors call it `name`.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _KEY.fullmatch(key):
+        raise ConfigError(f"{name}={key!r} must match {_KEY.pattern}; choose another")
+
+
 class ShardWriter:
     """Writes samples into `prefix-000000.tar`, `prefix-000001.tar`, ... with their indexes.
 
@@ -63,13 +73,12 @@ class ShardWriter:
             images: encoded images, stored as they are.
 
         Raises:
-            ConfigError: the key cannot be used or came before.
+            ConfigError: the key cannot be used (see `check_key`) or came before.
             RecordError: the record has no well-formed conversation, its placeholders do not match
                 the images, or a text in it cannot be written.
             ImageError: an image has no known format.
         """
-        if not _KEY.fullmatch(key):
-            raise ConfigError(f"key={key!r} must match {_KEY.pattern}; rename the sample")
+        check_key("key", key)
         if key in self._keys:
             raise ConfigError(f"key={key!r} was written before; give every sample its own key")
         check_conversation(record)

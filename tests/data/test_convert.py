@@ -216,6 +216,36 @@ def test_an_answer_without_a_question_is_left_out(tmp_path: Path) -> None:
     assert first.record["dropped_turns"] == 1 and "dropped_turns" not in second.record
 
 
+def test_folders_with_prefixes_of_their_own_are_trained_on_together(
+    source: Path, tmp_path: Path
+) -> None:
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for folder, prefix in zip(folders, ("", "coco/1-"), strict=True):
+        convert_llava(source, [tmp_path / "images"], folder, key_prefix=prefix)
+    both = ShardSet.open(folders)
+    both.check_keys()
+    assert [both[number].key for number in (3, 63)] == ["000000003", "coco/1-000000003"]
+    assert [both[number].images for number in range(60)] == [
+        both[60 + number].images for number in range(60)
+    ]
+    with pytest.raises(ConfigError, match="other settings"):
+        convert_llava(source, [tmp_path / "images"], folders[1], key_prefix="coco/2-")
+    with pytest.raises(ConfigError, match=r"key_prefix='a\.b' must match"):
+        convert_llava(source, [tmp_path / "images"], tmp_path / "c", key_prefix="a.b")
+
+
+def test_a_conversion_noted_before_there_were_prefixes_is_completed(
+    source: Path, tmp_path: Path
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    convert_llava(source, [images], output)
+    note = output / ".convert" / "plan.json"
+    plan = json.loads(note.read_text())
+    del plan["key_prefix"]
+    note.write_text(json.dumps(plan))
+    assert convert_llava(source, [images], output).samples == 60
+
+
 def test_wrong_arguments_are_refused(source: Path, tmp_path: Path) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     with pytest.raises(ConfigError, match="samples_per_shard=0"):
