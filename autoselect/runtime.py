@@ -300,14 +300,23 @@ class SignalFlag:
 
     `raised_anywhere` is asked once per step by all ranks: a signal on one rank stops all of them
     at the same step, with one checkpoint.
+
+    Args:
+        met: whether the ranks have met. Until `ranks_met` SIGTERM ends the process, as it does by
+            default: launchers send it to ranks that would wait in vain for one that failed.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, met: bool = True) -> None:
         self.received: signal.Signals | None = None
-        for number in self.SIGNALS:
-            signal.signal(number, self._remember)
+        signal.signal(signal.SIGUSR1, self._remember)
+        if met:
+            self.ranks_met()
+
+    def ranks_met(self) -> None:
+        """From now on SIGTERM is remembered, too."""
+        signal.signal(signal.SIGTERM, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the training; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
     runtime.setup_logging()
-    signals = runtime.SignalFlag()  # a signal during the start is answered after the first step
+    signals = runtime.SignalFlag(met=False)  # USR1 meanwhile is answered after the first step
     try:
         info = runtime.RankInfo.from_environment()
         runtime.setup_logging(info)
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         deepspeed = load_deepspeed_config(Path(options.deepspeed))
         runtime.set_accelerator_default()
         runtime.init_distributed(info, runtime.choose_device(info))
+        signals.ranks_met()
         with Heartbeat(info) as heartbeat:
             finished = _train(config, deepspeed, info, signals, heartbeat)
         runtime.shutdown_distributed()

@@ -9,7 +9,8 @@
 # over 1 or 2. Submit from the project folder; everything after the script's name goes to
 # autoselect/train.py.
 # 120 s before the time limit, and on preemption, the run saves a checkpoint and the job goes back
-# to the queue; it then goes on from there, in the same log and the same MLflow run.
+# to the queue; it then goes on from there, in the same log and the same MLflow run. A preemption has
+# to leave it the time for a step and a checkpoint (GraceTime of the partition or QOS).
 
 #SBATCH --job-name=autoselect
 #SBATCH --nodes=1
@@ -26,6 +27,7 @@ DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-configs/deepspeed/zero2.json}"
 MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
 CRASHES="${CRASHES:-10}" # restarts up to which a job goes on by itself after losing a rank
 PREEMPTED=75             # exit code of autoselect/train.py after a signal and a checkpoint
+TERMINATED=143           # its exit code after SIGTERM before the ranks have met
 LOST=70                  # its exit code when another rank is dead or stalled
 KILLED=137               # of a task that got SIGKILL, such as all tasks of a node that went down
 
@@ -57,6 +59,11 @@ pass_on() {
 trap 'requeue=yes; pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 
+# To preempt a job, Slurm sends TERM to its tasks and waits for GraceTime, as scancel would.
+preempted() {
+    scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
+}
+
 echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS tasks on" \
     "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT"
 
@@ -85,11 +92,15 @@ while kill -0 "$step" 2>/dev/null; do
     wait "$step"
     code=$?
 done
+step=""
 
 again=no
 if [ "$code" -eq 0 ] && [ -e "$MARK" ]; then
     code="$PREEMPTED"
     again="$requeue"
+    ! preempted || again=yes
+elif [ "$code" -eq "$TERMINATED" ]; then
+    ! preempted || again=yes
 elif [ "$code" -eq "$LOST" ] || [ "$code" -eq "$KILLED" ]; then
     # The ranks find out about a dead node long before Slurm does, which would requeue the job.
     [ "${SLURM_RESTART_COUNT:-0}" -ge "$CRASHES" ] || again=yes

@@ -235,6 +235,34 @@ def test_signals_are_remembered_and_kill_nothing(number: signal.Signals) -> None
             signal.signal(n, handler)
 
 
+MEETING = """
+import sys
+import threading
+from autoselect import train
+
+def wait_in_vain(info, device):
+    print("meeting", flush=True)
+    threading.Event().wait()
+
+train.runtime.init_distributed = wait_in_vain
+sys.exit(train.main([]))
+"""
+
+
+def test_a_rank_that_waits_for_one_that_failed_ends_at_sigterm() -> None:
+    """srun and the launchers send it; the code of a rank that they must kill would look a crash."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    with subprocess.Popen(
+        [sys.executable, "-c", MEETING], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"meeting\n"
+            process.terminate()
+            assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
 def test_seeding_repeats_all_three_generators() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))

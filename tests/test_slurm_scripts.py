@@ -41,7 +41,10 @@ SCONTROL = """#!/bin/bash
 echo "scontrol $*" >> "$LOG"
 case "$1 $2" in
     "show hostnames") printf 'n7\\nn8\\n' ;;
-    "show job") echo "   JobState=${JOB_STATE:-RUNNING} Reason=None" ;;
+    "show job")
+        echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
+        echo "   PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=${PREEMPT_TIME:-None}"
+        ;;
     "show node") echo "   NodeAddr=10.0.0.7 NodeHostName=n7 Version=22" ;;
     requeue*) exit "${REQUEUE_CODE:-0}" ;;
 esac
@@ -59,11 +62,12 @@ class Cluster:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
             path.chmod(0o755)
+        (folder / "slurm").symlink_to(ROOT / "slurm")
         self.environment = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "LOG": str(self.log),
             "PYTHON": "python",
-            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_SUBMIT_DIR": str(folder),
             "SLURM_JOB_ID": "40123",
             "SLURM_JOB_NODELIST": "n[7-8]",
             "SLURM_NTASKS": "2",
@@ -154,6 +158,29 @@ def test_a_run_that_finishes_at_the_signal_is_not_requeued(cluster: Cluster) -> 
 def test_a_cancelled_job_saves_but_is_not_requeued(cluster: Cluster) -> None:
     code, calls = cluster.signalled(signal.SIGTERM)
     assert code == 75 and "task got TERM" in calls and "requeue" not in calls
+
+
+PREEMPTED_NOW = {"PREEMPT_TIME": "2026-01-01T00:05:00"}
+
+
+def test_a_preempted_job_saves_and_is_requeued(cluster: Cluster) -> None:
+    """Within its GraceTime; Slurm then sends TERM to the tasks, as for a cancelled job."""
+    code, calls = cluster.signalled(signal.SIGTERM, **PREEMPTED_NOW)
+    assert code == 0
+    assert calls.index("task got TERM") < calls.index("scontrol requeue 40123")
+
+
+def test_a_job_that_is_preempted_before_its_ranks_have_met_is_requeued(cluster: Cluster) -> None:
+    assert cluster.run("train.sh", CODE="143", **PREEMPTED_NOW)[0] == 0
+    assert "scontrol requeue 40123" in cluster.calls()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_preempted_job_that_finishes_or_fails_is_not_requeued(
+    cluster: Cluster, code: int
+) -> None:
+    assert cluster.run("train.sh", CODE=str(code), **PREEMPTED_NOW)[0] == code
+    assert "requeue" not in cluster.calls()
 
 
 def test_a_job_that_cannot_be_requeued_keeps_its_code(cluster: Cluster) -> None:

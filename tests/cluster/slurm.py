@@ -44,7 +44,11 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
 {nodes}
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=DEFAULT Nodes=n1,n2 MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=main Default=YES PriorityTier=2 PreemptMode=OFF
+PartitionName=preemptible PriorityTier=1 GraceTime=120
 """
 
 
@@ -169,7 +173,8 @@ class Slurm:
         return self.field(job, "JobState")
 
     def _idle(self) -> int:
-        return self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split().count("idle")
+        states = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False)
+        return states.split().count("idle")
 
     def wait_until_down(self, node: str) -> None:
         def is_down() -> bool:

@@ -50,10 +50,10 @@ class Jobs:
             **self.environment(**more),
         )
 
-    def train(self, output: str, **more: str) -> str:
+    def train(self, output: str, *more_options: str, **more: str) -> str:
         """train.sh on two nodes with one rank each."""
         arguments = Workspace(self.project).arguments(output, STEPS)[2:]  # without --deepspeed
-        options = ["--nodes=2", "--ntasks-per-node=1"]
+        options = ["--nodes=2", "--ntasks-per-node=1", *more_options]
         return self.submit("train.sh", options, arguments, **more)
 
     def log(self, job: str) -> str:
@@ -113,20 +113,25 @@ def test_a_job_on_two_nodes_completes(jobs: Jobs, uninterrupted: dict[str, bytes
     assert status == "FINISHED" and steps == list(range(1, STEPS + 1))
 
 
-def test_usr1_saves_requeues_and_ends_bit_equal(
-    jobs: Jobs, uninterrupted: dict[str, bytes]
+@pytest.mark.parametrize("how", ["usr1", "preemption"])
+def test_a_job_that_has_to_go_saves_requeues_and_ends_bit_equal(
+    jobs: Jobs, uninterrupted: dict[str, bytes], how: str
 ) -> None:
-    job = jobs.train("runs/preempted")
-    jobs.wait_until(job, lambda: jobs.pointer("runs/preempted") >= 4, "a checkpoint")
-    jobs.slurm.run("scancel", "--batch", "--signal=USR1", job)
+    output, partition = f"runs/{how}", "main" if how == "usr1" else "preemptible"
+    job = jobs.train(output, f"--partition={partition}")
+    jobs.wait_until(job, lambda: jobs.pointer(output) >= 4, "a checkpoint")
+    if how == "usr1":
+        jobs.slurm.run("scancel", "--batch", "--signal=USR1", job)
+    else:
+        jobs.slurm.submit("--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
     assert jobs.slurm.wait_for_end(job) == "COMPLETED", jobs.log(job)
     log = jobs.log(job)
     assert jobs.slurm.field(job, "Restarts") == "1", log
     assert "goes back to the queue" in log and "start 1:" in log
     stopped = re.search(r"stopped by a signal after step (\d+)", log)
     assert stopped is not None and f"going on at step {stopped[1]} of {STEPS}" in log
-    assert jobs.results("runs/preempted") == uninterrupted
-    status, steps = loss_steps(jobs.project, "runs/preempted")
+    assert jobs.results(output) == uninterrupted
+    status, steps = loss_steps(jobs.project, output)
     assert status == "FINISHED" and steps == list(range(1, STEPS + 1))
 
 
@@ -167,10 +172,12 @@ def kill_tasks_of_node(job: str, node: str) -> None:
 
 
 def test_a_rank_that_exits_with_3_fails_the_job(jobs: Jobs, tmp_path: Path) -> None:
+    """Although the other one waits to meet it."""
     jobs.slurm.wait_until_idle()
     python = tmp_path / "python"
     python.write_text(
-        f'#!/bin/bash\nif [ "$SLURM_PROCID" = 1 ]; then exit 3; fi\nexec "{sys.executable}" "$@"\n'
+        '#!/bin/bash\nif [ "$SLURM_PROCID" = 1 ]; then sleep 12; exit 3; fi\n'
+        f'exec "{sys.executable}" "$@"\n'
     )
     python.chmod(0o755)
     job = jobs.train("runs/failed", PYTHON=str(python))
