@@ -25,7 +25,7 @@ PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
 PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-configs/deepspeed/zero2.json}"
 MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
-CRASHES="${CRASHES:-10}" # restarts up to which a job goes on by itself after losing a rank
+CRASHES="${CRASHES:-10}" # lost ranks after which a job still goes on by itself
 PREEMPTED=75             # exit code of autoselect/train.py after a signal and a checkpoint
 TERMINATED=143           # its exit code after SIGTERM before the ranks have met
 LOST=70                  # its exit code when another rank is dead or stalled
@@ -67,6 +67,10 @@ preempted() {
 echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS tasks on" \
     "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT"
 
+# A job is requeued for other reasons, too, so its lost ranks are counted apart, a line for each.
+CRASHED="autoselect-$SLURM_JOB_ID.crashes"
+[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$CRASHED"
+
 # The first task that exits with a code other than 0 makes srun kill the others, even those that
 # are still closing after the checkpoint they all wrote. So the code for "preempted" stays inside
 # the task, and rank 0 leaves a mark for this shell instead.
@@ -103,7 +107,8 @@ elif [ "$code" -eq "$TERMINATED" ]; then
     ! preempted || again=yes
 elif [ "$code" -eq "$LOST" ] || [ "$code" -eq "$KILLED" ]; then
     # The ranks find out about a dead node long before Slurm does, which would requeue the job.
-    [ "${SLURM_RESTART_COUNT:-0}" -ge "$CRASHES" ] || again=yes
+    echo "start ${SLURM_RESTART_COUNT:-0} ended with code $code" >>"$CRASHED" &&
+        [ "$(wc -l <"$CRASHED")" -le "$CRASHES" ] && again=yes
 fi
 # A job that was cancelled or ran out of time is no longer in the state RUNNING.
 if [ "$again" = yes ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
@@ -111,4 +116,5 @@ if [ "$again" = yes ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=R
     scontrol requeue "$SLURM_JOB_ID" && exit 0
     echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on" >&2
 fi
+rm -f "$CRASHED"
 exit "$code"
