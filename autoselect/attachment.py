@@ -194,6 +194,8 @@ class Attachment:
         elif layout is not None:
             new = kwargs.get("next_sequence_length") or input_ids.shape[1]
             kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
+            if (types := kwargs.get("token_type_ids")) is not None:
+                kwargs["token_type_ids"] = layout.token_types(types, new)
         prepared = type(model).prepare_inputs_for_generation(model, input_ids, **kwargs)
         self._prepared = dict(prepared)
         return prepared

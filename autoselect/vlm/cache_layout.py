@@ -104,6 +104,19 @@ class CacheLayout:
             behind = attention_mask[:, self.full_length :]
         return torch.cat([cached, behind.to(cached.dtype)], dim=1)
 
+    def token_types(self, token_type_ids: Tensor, new: int) -> Tensor:
+        """Token types of cached and new columns, [B, S + new]; zeros at the cached ones.
+
+        A mask that lets the tokens of an image see each other reads them by place in the cache.
+
+        Args:
+            token_type_ids: of the new columns, or of more that end with them.
+            new: columns behind the cached ones.
+        """
+        behind = token_type_ids[:, -new:]
+        cached = behind.new_zeros(len(behind), self.columns.shape[1])
+        return torch.cat([cached, behind], dim=1)
+
 
 def cached_length(cache: Any) -> int:
     """Columns in a cache; 0 for none."""

@@ -82,6 +82,8 @@ def prune_call(
     pruned, columns = adapter.prune(call, outputs, keep)
     cached = layout.cached_mask(past_mask).to(pruned["attention_mask"].dtype)
     pruned["attention_mask"] = torch.cat([cached, pruned["attention_mask"]], dim=1)
+    if (types := pruned.get("token_type_ids")) is not None:
+        pruned["token_type_ids"] = layout.token_types(types, columns.shape[1])
     if "flash" in str(adapter.model.config.get_text_config()._attn_implementation):
         pruned.update(one_sequence(pruned["attention_mask"], columns.shape[1]))
     return pruned, columns, layout.followed_by(columns, length, deltas)
@@ -131,6 +133,8 @@ def continue_call(
             f"its removed tokens, {layout.full_length + length} columns, or none"
         )
     fitted = {**call, "attention_mask": layout.mask(mask, length)}
+    if (types := call.get("token_type_ids")) is not None:
+        fitted["token_type_ids"] = layout.token_types(types, length)
     if call.get("position_ids") is None:
         numbered = {"input_ids": given[..., 0] if ids is None else ids}
         past_mask = None if mask is None else mask[:, : layout.full_length]
