@@ -254,9 +254,14 @@ def _shape(subject: Subject) -> VLMShape:
 
 
 def check_budget(subject: Subject) -> Finding:
-    """The token budget against the model's visual tokens."""
+    """The token budget against the model's visual tokens, and those against the longest row."""
     shape, budget = _shape(subject), subject.config.gate.token_budget
     found = f"{budget} of {shape.visual_tokens} visual tokens"
+    longest = subject.config.data.max_text_tokens
+    if shape.visual_tokens >= longest:
+        found += f": data.max_text_tokens={longest} has no room for them and an answer"
+        fix = f"raise data.max_text_tokens above {shape.visual_tokens}, by as much as texts take"
+        return Finding("budget", "fail", found, fix)
     if budget >= shape.visual_tokens:
         fix = f"choose gate.token_budget below {shape.visual_tokens}"
         return Finding("budget", "fail", f"{found}: nothing would be removed", fix)

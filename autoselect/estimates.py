@@ -182,7 +182,8 @@ def step_flops(shape: VLMShape, rows: int, config: TrainConfig, have: Assumption
     attention = (passes + 1) * 4.0 * length**2 * shape.width * shape.layers
     head = 4.0 * shape.vocabulary * shape.width * have.answer_tokens
     vision = 2.0 * shape.vision_parameters * shape.patches
-    vision += 4.0 * shape.patches**2 * shape.vision_width * shape.vision_layers
+    seen = shape.patches_per_tile  # tiles of one image do not see each other in the tower
+    vision += 4.0 * shape.patches * seen * shape.vision_width * shape.vision_layers
     trained = 6.0 * trained_parameters(shape, config) * shape.visual_tokens
     return rows * (linear + attention + head + vision + trained)
 

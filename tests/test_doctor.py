@@ -146,6 +146,10 @@ def plant_budget_of_all_tokens(monkeypatch):
     return {"gate": {"token_budget": 144}}
 
 
+def plant_images_that_fill_the_rows(monkeypatch):
+    return {"data": {"train_shards": "shards/train-*.tar", "max_text_tokens": 144}}
+
+
 FAULTS = [
     (plant_unknown_key, "config", "did you mean gate.token_budget", "correct run.yaml"),
     (plant_missing_weights, "model", "model-2-of-2.safetensors is missing", "hf download"),
@@ -160,6 +164,7 @@ FAULTS = [
     (plant_unwritable_output, "output", "Not a directory", "choose another `output`"),
     (plant_unreachable_hub, "model", "cannot be reached", "hf download org/some-model"),
     (plant_budget_of_all_tokens, "budget", "144 of 144", "below 144"),
+    (plant_images_that_fill_the_rows, "budget", "no room", "data.max_text_tokens above 144"),
 ]
 
 

@@ -7,6 +7,7 @@ every model family; widths and token counts come from the configuration.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.backbone import PROJECTORS
+from autoselect.vlm.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class VLMShape:
         vision_layers: of the vision tower.
         vision_width: its channels.
         visual_tokens: N, that the language model sees per image.
-        patches: that the vision tower computes per image; at least N.
+        patches: that the vision tower computes per image, in whole tiles; at least N.
+        patches_per_tile: that see each other in the tower; all, where it takes images whole.
         projector_width: P, channels that the projector takes; None where the family names none.
     """
 
@@ -52,6 +55,7 @@ class VLMShape:
     vision_width: int
     visual_tokens: int
     patches: int
+    patches_per_tile: int
     projector_width: int | None
 
     def width_at(self, site: GateSite) -> int:
@@ -83,7 +87,8 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
         visual_tokens: per image, for models whose number depends on the image.
 
     Raises:
-        ConfigError: there is no configuration, it is no VLM, or N is needed and not given.
+        ConfigError: there is no configuration, it is no VLM, or N is below 1 or needed and not
+            given.
     """
     try:
         config = AutoConfig.from_pretrained(path)
@@ -95,12 +100,11 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
             "Give a folder with config.json of an image-text-to-text model, or a hub name"
         ) from error
     text, vision = config.get_text_config(), config.vision_config
-    tokens = visual_tokens or getattr(config, "image_seq_length", None)
-    if tokens is None:
-        raise ConfigError(
-            f"model={path} ({config.model_type}) has a varying number of visual tokens; give the "
-            "typical number per image with --visual-tokens N"
-        )
+    tokens = _fixed_tokens(path, config) if visual_tokens is None else visual_tokens
+    if tokens < 1:
+        raise ConfigError(f"visual_tokens={tokens} is below 1; give the tokens of one image")
+    patches = tokens * _merged(config)
+    tile = _patches_per_tile(config) or patches
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     embeddings = {
@@ -128,7 +132,8 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
         vision_layers=_first(vision, "num_hidden_layers", "depth"),
         vision_width=vision_width,
         visual_tokens=tokens,
-        patches=max(tokens * _merged(config), _patches(vision, tokens)),
+        patches=-(-patches // tile) * tile,
+        patches_per_tile=tile,
         projector_width=_projector_width(model.model),
     )
 
@@ -161,15 +166,51 @@ def _first(config: Any, *names: str) -> int:
     )
 
 
+def _fixed_tokens(path: str, config: Any) -> int:
+    """Visual tokens of every image.
+
+    Raises:
+        ConfigError: they depend on the image; `image_seq_length` may then count one of its tiles.
+    """
+    family = FAMILIES.get(config.model_type, Family())
+    if family.fixed_tokens:
+        return int(config.image_seq_length)
+    most = _most_tokens(config)
+    raise ConfigError(
+        f"model={path} ({config.model_type}) has a varying number of visual tokens; give the "
+        "typical number per image with --visual-tokens N"
+        + (f", at most {most}" if most is not None else "")
+    )
+
+
+def _most_tokens(config: Any) -> int | None:
+    """Of LLaVA-NeXT: its largest grid, a token behind each row of it, and the overview."""
+    if config.model_type not in ("llava_next", "llava_next_video"):
+        return None
+    patch = config.vision_config.patch_size
+    grids = [(height // patch, width // patch) for height, width in config.image_grid_pinpoints]
+    overview = (config.vision_config.image_size // patch) ** 2
+    return int(max(rows * (columns + 1) for rows, columns in grids) + overview)
+
+
 def _merged(config: Any) -> int:
-    """Patches that become one visual token: pixel shuffle of SmolVLM, Idefics3 and InternVL."""
+    """Patches that become one visual token, side by side or by pixel shuffle."""
     shuffle, ratio = getattr(config, "scale_factor", None), getattr(config, "downsample_ratio", 1)
-    return shuffle**2 if isinstance(shuffle, int) else round(1 / ratio**2)
+    shuffled = shuffle**2 if isinstance(shuffle, int) else round(1 / ratio**2)
+    return int(shuffled * (_merge_size(config) or 1) ** 2)
 
 
-def _patches(vision: Any, tokens: int) -> int:
-    """Patches of a square image of the configured size; merged ones where there is no size."""
+def _merge_size(config: Any) -> int | None:
+    """Side of the square of patches that is merged, in families that take images whole."""
+    own = getattr(config, "spatial_merge_size", None)
+    return getattr(config.vision_config, "spatial_merge_size", own)
+
+
+def _patches_per_tile(config: Any) -> int | None:
+    """Patches of an image of the configured size; None where the tower takes any size whole."""
+    vision = config.vision_config
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    if isinstance(size, int) and isinstance(patch, int):
-        return (size // patch) ** 2
-    return int(tokens * getattr(vision, "spatial_merge_size", 1) ** 2)
+    if _merge_size(config) is not None or size is None or patch is None:
+        return None
+    sizes, patches = ((side, side) if isinstance(side, int) else side for side in (size, patch))
+    return prod(whole // part for whole, part in zip(sizes, patches, strict=True))
