@@ -2,7 +2,8 @@
 
 Environment:
     FORCE_CPU=1: leave CUDA out. FORCE_CUDA=1: fail when CUDA cannot be built.
-    TORCH_CUDA_ARCH_LIST: CUDA architectures, "8.0;9.0;10.0" by default.
+    TORCH_CUDA_ARCH_LIST: CUDA architectures; by default USUAL_ARCHITECTURES and those of visible
+        GPUs, as far as nvcc knows them, and PTX of the last for later ones.
     AUTOSELECT_SANITIZE=1: build the CPU kernels with AddressSanitizer and UBSan.
     MAX_JOBS: parallel compiler processes.
 """
@@ -10,6 +11,8 @@ Environment:
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +20,7 @@ from setuptools import setup
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
-CUDA_ARCHITECTURES = "8.0;9.0;10.0"
+USUAL_ARCHITECTURES = {(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)}
 
 
 def flag(name: str) -> bool:
@@ -43,21 +46,61 @@ def require_compiler() -> None:
         )
 
 
+def ask_nvcc(question: str) -> str:
+    """What the compiler that torch would use answers; empty where there is none."""
+    if cpp_extension.CUDA_HOME is None:
+        return ""
+    nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
+    try:
+        return subprocess.run([nvcc, question], capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+
+
+def why_no_cuda() -> str:
+    """What CUDA code cannot be built for want of; empty where it can."""
+    home, wanted = cpp_extension.CUDA_HOME, torch.version.cuda
+    if wanted is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if home is None:
+        return "nvcc is not found (set CUDA_HOME)"
+    toolkit = re.search(r"release (\d+)\.(\d+)", ask_nvcc("--version"))
+    if toolkit is None:
+        return f"CUDA_HOME={home} has no bin/nvcc that runs"
+    if toolkit[1] != wanted.partition(".")[0]:
+        return (
+            f"CUDA_HOME={home} is CUDA {toolkit[1]}.{toolkit[2]}, but torch {torch.__version__} is "
+            f"built with CUDA {wanted} (set CUDA_HOME to a toolkit of the same major version)"
+        )
+    return ""
+
+
 def wants_cuda() -> bool:
-    """CUDA needs nvcc and a CUDA build of torch; a visible GPU is not needed."""
+    """CUDA needs nvcc and a torch built with the same CUDA; a visible GPU is not needed."""
     if flag("FORCE_CPU"):
         return False
-    has_nvcc = cpp_extension.CUDA_HOME is not None and (
-        Path(cpp_extension.CUDA_HOME, "bin", "nvcc").exists() or shutil.which("nvcc") is not None
-    )
-    missing = []
-    if torch.version.cuda is None:
-        missing.append(f"torch {torch.__version__} is built without CUDA")
-    if not has_nvcc:
-        missing.append("nvcc is not found (set CUDA_HOME)")
-    if missing and flag("FORCE_CUDA"):
-        raise SystemExit(f"autoselect: FORCE_CUDA=1, but {' and '.join(missing)}.")
-    return not missing
+    reason = why_no_cuda()
+    if reason and flag("FORCE_CUDA"):
+        raise SystemExit(f"autoselect: FORCE_CUDA=1, but {reason}.")
+    if reason and torch.version.cuda is not None:
+        print(f"autoselect: the extension is built for the CPU alone: {reason}.", file=sys.stderr)
+    return not reason
+
+
+def cuda_architectures() -> str:
+    """What TORCH_CUDA_ARCH_LIST says, or the usual ones and visible GPUs that nvcc knows."""
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if named:
+        return named
+    known = re.findall(r"compute_(\d+)(\d)\b", ask_nvcc("--list-gpu-arch"))
+    visible = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    chosen = {(int(major), int(minor)) for major, minor in known} & (USUAL_ARCHITECTURES | visible)
+    if not chosen:
+        raise SystemExit(
+            f"autoselect: nvcc of CUDA_HOME={cpp_extension.CUDA_HOME} knows no architecture of "
+            "these GPUs; name some in TORCH_CUDA_ARCH_LIST, or set FORCE_CPU=1."
+        )
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(chosen)) + "+PTX"
 
 
 def extension():
@@ -84,7 +127,7 @@ def extension():
             extra_compile_args={"cxx": cxx},
             extra_link_args=link,
         )
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures()
     define.append(("AUTOSELECT_CUDA_ARCHITECTURES", f'"{architectures}"'))
     names = [str(path) for path in sources + sorted(Path("csrc").glob("*.cu"))]
     nvcc = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]

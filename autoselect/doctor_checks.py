@@ -84,10 +84,10 @@ def check_packages(machine: Machine) -> Finding:
 
 
 def check_extension(machine: Machine) -> Finding:
-    """The native operators: built, loadable, and for CUDA where a GPU is visible."""
+    """The native operators: built, loadable, and for the GPUs that are visible."""
     build = "pip install --no-build-isolation -e . (see `autoselect info`)"
     try:
-        from autoselect.ops import build_info
+        from autoselect.ops import build_info, runs_on
 
         info = build_info()
     except ImportError as error:
@@ -95,10 +95,21 @@ def check_extension(machine: Machine) -> Finding:
     if not info["native"]:
         found = "autoselect._C is not built; the slower PyTorch references would run"
         return Finding("extension", "warn", found, build)
-    if torch.cuda.is_available() and not info["cuda_architectures"]:
+    architectures = str(info["cuda_architectures"])
+    if torch.cuda.is_available() and not architectures:
         found = "autoselect._C is built without CUDA, but a GPU is visible"
         return Finding("extension", "warn", found, f"FORCE_CUDA=1 {build}")
-    kind = "CUDA and CPU" if info["cuda_architectures"] else "CPU"
+    for number in range(torch.cuda.device_count() if architectures else 0):
+        capability = torch.cuda.get_device_capability(number)
+        if not runs_on(architectures, capability):
+            own = "{}.{}".format(*capability)
+            found = (
+                f"autoselect._C is built for CUDA architectures {architectures}, which have no "
+                f"kernel for GPU {number} of capability {own}"
+            )
+            fix = f"FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='{architectures};{own}' {build}"
+            return Finding("extension", "fail", found, fix)
+    kind = f"CUDA ({architectures}) and CPU" if architectures else "CPU"
     return Finding("extension", "ok", f"built for {kind}")
 
 

@@ -211,6 +211,20 @@ def test_the_longest_rows_decide_about_memory(run):
     assert "activation_checkpointing" not in findings["memory"]["fix"]
 
 
+@pytest.mark.parametrize(("capability", "status"), [((12, 0), "fail"), ((8, 9), "ok")])
+def test_a_gpu_that_no_kernel_was_built_for_is_found(run, monkeypatch, capability, status):
+    built = {"native": True, "cuda_architectures": "8.0;9.0"}
+    monkeypatch.setattr(ops, "build_info", lambda: built)
+    monkeypatch.setattr(doctor_checks.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor_checks.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor_checks.torch.cuda, "get_device_capability", lambda i: capability)
+    found = run()[1]["extension"]
+    assert found["status"] == status
+    if status == "fail":
+        assert "no kernel for GPU 0 of capability 12.0" in found["found"]
+        assert "TORCH_CUDA_ARCH_LIST='8.0;9.0;12.0'" in found["fix"]
+
+
 def test_devices_that_do_not_divide_the_batch_are_found(run):
     code, findings = run("--gpus", "7")
     assert code == 1 and findings["deepspeed"]["status"] == "fail"

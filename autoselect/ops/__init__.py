@@ -4,6 +4,6 @@
 autograd and fake registration of the native kernel, and the public function of each.
 """
 
-from autoselect.ops._native import build_info
+from autoselect.ops._native import build_info, runs_on
 
-__all__ = ["build_info"]
+__all__ = ["build_info", "runs_on"]

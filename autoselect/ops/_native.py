@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 from types import ModuleType
 
 import torch
@@ -82,3 +83,27 @@ def build_info() -> dict[str, object]:
         for device in ("cpu", "cuda")
     }
     return {"native": EXTENSION is not None, **info, "paths": {op: paths for op in OPERATORS}}
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels built for some CUDA architectures run on a GPU.
+
+    Machine code runs on GPUs of the same major version from its own on, `+PTX` on all later ones,
+    and `a` behind the number on that one alone.
+
+    Args:
+        architectures: as in TORCH_CUDA_ARCH_LIST; names such as `native` count as running.
+        capability: of the GPU.
+    """
+    for name in re.split(r"[;\s]+", architectures.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d)(a?)(\+PTX)?", name)
+        if found is None:
+            return True
+        built = (int(found[1]), int(found[2]))
+        if found[3]:
+            later = built == capability
+        else:
+            later = built <= capability and bool(found[4] or built[0] == capability[0])
+        if later:
+            return True
+    return False

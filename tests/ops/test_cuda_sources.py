@@ -1,4 +1,4 @@
-"""Every CUDA file compiles for the three architectures, without spills, and so does the glue."""
+"""Every CUDA file compiles for the usual architectures, without spills, and so does the glue."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 CSRC = Path(__file__).parents[2] / "csrc"
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (75, 80, 90, 100, 120)
 KERNELS = sorted(path.name for path in CSRC.glob("*.cu"))
 GLUE = sorted(path.name for path in CSRC.glob("*_cuda.cpp"))
 

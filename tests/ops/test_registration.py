@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from autoselect.ops import build_info
+from autoselect.ops import build_info, runs_on
 from autoselect.ops._native import OPERATORS, is_native
 from autoselect.ops.hard_top_k import select_tokens
 from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
@@ -159,12 +159,28 @@ def test_build_information_is_complete():
         assert info["paths"]["soft_top_k"]["cpu"] == "native"
 
 
+@pytest.mark.parametrize(
+    ("architectures", "runs", "does_not"),
+    [
+        ("8.0;9.0;10.0", [(8, 0), (8, 9), (9, 0), (10, 3)], [(7, 5), (7, 0), (12, 0)]),
+        ("7.5;8.0;12.0+PTX", [(7, 5), (8, 6), (12, 0), (12, 1), (13, 0)], [(7, 0), (9, 0)]),
+        ("8.0+PTX 9.0", [(8, 0), (9, 0), (12, 0)], [(7, 5)]),
+        ("8.6", [(8, 6), (8, 9)], [(8, 0), (9, 0)]),
+        ("9.0a+PTX", [(9, 0)], [(9, 1), (10, 0)]),
+        ("native", [(9, 0)], []),
+    ],
+)
+def test_where_machine_code_and_ptx_run(architectures, runs, does_not):
+    assert all(runs_on(architectures, capability) for capability in runs)
+    assert not any(runs_on(architectures, capability) for capability in does_not)
+
+
 HIDE_EXTENSION = """
 import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name == "autoselect._C" else find(name)
 import torch
-from autoselect.ops import build_info
+from autoselect.ops import build_info, runs_on
 from autoselect.ops.soft_top_k import soft_top_k
 gates = soft_top_k(torch.randn(2, 9), 3, 0.5)
 assert abs(float(gates.sum()) - 6) < 1e-4 and not build_info()["native"]

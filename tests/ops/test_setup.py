@@ -1,6 +1,8 @@
 """The build says plainly what it misses, and the sdist carries every source."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -38,19 +40,84 @@ def test_forced_cuda_without_a_cuda_torch_is_refused():
     assert "FORCE_CUDA=1, but torch" in run.stderr and "is built without CUDA" in run.stderr
 
 
+NVCC = """#!/bin/sh
+case $1 in
+  --version) echo "Cuda compilation tools, release {version}, V{version}.1" ;;
+  --list-gpu-arch) printf "%s\\n" {known} ;;
+esac
+"""
+
+
 @pytest.fixture
-def gpu_build(monkeypatch, tmp_path):
-    """What setup.py builds where there are nvcc and a CUDA build of PyTorch: a distribution."""
+def build(monkeypatch, tmp_path):
+    """What setup.py builds for a PyTorch of CUDA 13.0, beside a toolkit: an extension."""
     from distutils.core import run_setup
 
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "nvcc").touch()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("FORCE_CPU", "0")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.delenv("FORCE_CPU", raising=False)
+    monkeypatch.delenv("FORCE_CUDA", raising=False)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.chdir(ROOT)
-    return run_setup("setup.py", stop_after="init")
+
+    def run(version="13.0", known="compute_80 compute_86 compute_90 compute_100", **variables):
+        if version is not None:
+            (tmp_path / "bin").mkdir(exist_ok=True)
+            nvcc = tmp_path / "bin" / "nvcc"
+            nvcc.write_text(NVCC.format(version=version, known=known))
+            nvcc.chmod(0o755)
+        # setup.py leaves TORCH_CUDA_ARCH_LIST behind, for torch to read.
+        with monkeypatch.context() as patched:
+            patched.setenv("TORCH_CUDA_ARCH_LIST", variables.pop("TORCH_CUDA_ARCH_LIST", ""))
+            for name, value in variables.items():
+                patched.setenv(name, value)
+            return run_setup("setup.py", stop_after="init")
+
+    return run
+
+
+@pytest.fixture
+def gpu_build(build, monkeypatch):
+    """What setup.py builds where there are nvcc and a CUDA build of PyTorch: a distribution."""
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    return build(TORCH_CUDA_ARCH_LIST="9.0")
+
+
+def architectures(distribution):
+    """Those that an extension says it was built for; None where it has no CUDA code."""
+    (extension,) = distribution.ext_modules
+    named = dict(extension.define_macros).get("AUTOSELECT_CUDA_ARCHITECTURES")
+    assert (named is not None) == any(name.endswith(".cu") for name in extension.sources)
+    return None if named is None else named.strip('"')
+
+
+def test_the_usual_architectures_that_nvcc_knows_are_built_and_later_gpus_get_ptx(build):
+    assert architectures(build()) == "8.0;9.0;10.0+PTX"
+    new = " ".join(f"compute_{number}" for number in (75, 80, 86, 90, 100, 110, 103, 120, 121))
+    assert architectures(build(known=new)) == "7.5;8.0;9.0;10.0;12.0+PTX"
+    assert architectures(build(TORCH_CUDA_ARCH_LIST="8.6")) == "8.6"
+
+
+def test_visible_gpus_are_built_for(build, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: ((8, 6), (12, 0))[i])
+    assert architectures(build()) == "8.0;8.6;9.0;10.0+PTX"
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [("12.4", "is CUDA 12.4, but torch .* is built with CUDA 13.0"), (None, "has no bin/nvcc")],
+)
+def test_a_toolkit_that_does_not_fit_is_named_and_the_cpu_is_built_for(
+    build, capfd, monkeypatch, tmp_path, version, said
+):
+    assert architectures(build(version)) is None
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "autoselect:" in line]
+    assert re.search(f"for the CPU alone: CUDA_HOME={tmp_path} {said}", line)
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    with pytest.raises(SystemExit, match=f"FORCE_CUDA=1, but CUDA_HOME=.* {said}"):
+        runpy.run_path("setup.py", run_name="__main__")
 
 
 def test_no_two_sources_share_an_object(gpu_build):
