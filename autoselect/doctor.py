@@ -150,6 +150,21 @@ def table(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
+def meeting_port() -> int:
+    """MASTER_PORT, or DeepSpeed's own where it is unset or empty.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    named = os.environ.get("MASTER_PORT") or "29500"
+    try:
+        return int(named)
+    except ValueError:
+        raise ConfigError(
+            f"MASTER_PORT={named} is no port; set it to a number in 1..65535, or unset it"
+        ) from None
+
+
 def run_doctor(arguments: argparse.Namespace) -> int:
     """Examine and print; 1 when something failed."""
     machine = Machine(
@@ -157,7 +172,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         arguments.gpu,
         arguments.gpu_memory,
         arguments.visual_tokens,
-        arguments.port,
+        meeting_port() if arguments.port is None else arguments.port,
     )
     findings = examine(arguments.config, arguments.settings, arguments.deepspeed, machine)
     if arguments.json:
@@ -182,8 +197,7 @@ def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
     doctor.add_argument(
         "--port",
         type=int,
-        default=int(os.environ.get("MASTER_PORT", "29500")),
-        help="where the ranks meet",
+        help="where the ranks meet, MASTER_PORT or 29500 by default",
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.add_argument(

@@ -115,17 +115,16 @@ def check_extension(machine: Machine) -> Finding:
 
 def check_port(machine: Machine) -> Finding:
     """Whether rank 0 could listen on this host."""
+    fix = "choose another: deepspeed --master_port PORT, or MASTER_PORT=PORT"
+    if not 1 <= machine.port <= 65535:
+        return Finding("port", "fail", f"{machine.port} is no port; those are 1..65535", fix)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", machine.port))
         except OSError as error:
-            return Finding(
-                "port",
-                "fail",
-                f"{machine.port} cannot be used on {socket.gethostname()}: {error.strerror}",
-                "choose another: deepspeed --master_port PORT, or MASTER_PORT=PORT",
-            )
+            found = f"{machine.port} cannot be used on {socket.gethostname()}: {error.strerror}"
+            return Finding("port", "fail", found, fix)
     return Finding("port", "ok", f"{machine.port} is free on {socket.gethostname()}")
 
 

@@ -229,7 +229,7 @@ def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:
         "WORLD_SIZE": str(info.world_size),
         "LOCAL_RANK": str(info.local_rank if device.index is None else device.index),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": port if alone else os.environ.get("MASTER_PORT", port),
+        "MASTER_PORT": port if alone else os.environ.get("MASTER_PORT") or port,
     }
 
 

@@ -194,6 +194,25 @@ def test_a_taken_port_and_a_small_gpu_are_found(run):
     assert "of 0.5 GiB" in findings["memory"]["found"]
 
 
+@pytest.mark.parametrize("port", ["0", "70000", "-1"])
+def test_a_number_that_is_no_port_is_found(run, port):
+    code, findings = run("--port", port)
+    assert code == 1
+    assert findings["port"]["found"] == f"{port} is no port; those are 1..65535"
+    assert "MASTER_PORT=PORT" in findings["port"]["fix"]
+
+
+def test_the_port_is_that_of_the_environment(monkeypatch, capsys):
+    command = ["doctor", "--deepspeed", "no.json", "--json"]
+    monkeypatch.setenv("MASTER_PORT", "70000")
+    assert main(command) == 1 and "70000 is no port" in capsys.readouterr().out
+    monkeypatch.setenv("MASTER_PORT", "")
+    assert main(command) == 1 and "29500 " in capsys.readouterr().out
+    monkeypatch.setenv("MASTER_PORT", "here")
+    assert main(command) == 2
+    assert "MASTER_PORT=here is no port; set it to a number" in capsys.readouterr().err
+
+
 def test_the_longest_rows_decide_about_memory(run):
     """Between what typical rows need and what the longest need, only shorter ones fit."""
     code, findings = run()

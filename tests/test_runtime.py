@@ -204,6 +204,12 @@ def test_a_single_process_needs_no_launcher_and_no_fixed_port() -> None:
     assert "joined True False" in done.stdout, done.stderr
 
 
+def test_an_empty_port_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "")
+    meeting = runtime._rendezvous(RankInfo(0, 2, 0, "launcher"), torch.device("cpu"))
+    assert meeting["MASTER_PORT"] == "29500"
+
+
 def test_only_rank_0_logs_at_info(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
