@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.destinations import check_port
+from autoselect.flags import check_counts, check_port
 from autoselect.programs import call, checkout, eval_command, train_command
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
@@ -87,13 +87,6 @@ def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
             "out": out,
         }
     )
-
-
-def check_counts(**counts: int) -> None:
-    """Raise ConfigError for a number below 1, before anything is computed with it."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name}={value} is below 1; choose 1 or more")
 
 
 def run_report(arguments: argparse.Namespace) -> int:

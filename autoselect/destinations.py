@@ -1,4 +1,4 @@
-"""Where results go and where programs meet: looked at before hours are spent."""
+"""Where results go: looked at before hours are spent on them."""
 
 import tempfile
 from pathlib import Path
@@ -34,9 +34,3 @@ def check_file(setting: str, path: Path | str) -> None:
     why = f"{path}: Is a directory" if Path(path).is_dir() else cannot_write(Path(path).parent)
     if why:
         raise ConfigError(f"{setting}={path} cannot be written ({why}); choose another file")
-
-
-def check_port(port: int) -> None:
-    """Raise ConfigError unless `port` is the number of a TCP port."""
-    if not 1 <= port <= 65535:
-        raise ConfigError(f"port={port} is no TCP port; choose 1024..65535")

@@ -18,6 +18,7 @@ from typing import Literal
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import load_config
 from autoselect.deepspeed_config import batch_sizes, load_deepspeed_config
+from autoselect.flags import check_counts
 from autoselect.plan import GPUS
 
 Status = Literal["ok", "warn", "fail"]
@@ -167,6 +168,9 @@ def meeting_port() -> int:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     """Examine and print; 1 when something failed."""
+    check_counts(gpus=arguments.gpus, visual_tokens=arguments.visual_tokens)
+    if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
+        raise ConfigError(f"gpu_memory={arguments.gpu_memory} must be above 0 GiB")
     machine = Machine(
         arguments.gpus,
         arguments.gpu,

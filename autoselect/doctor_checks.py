@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from autoselect.data.paths import expand
 from autoselect.data.shards import ShardSet
 from autoselect.data.storage import read_first_line
 from autoselect.deepspeed_config import batch_sizes
+from autoselect.destinations import cannot_write, existing
 from autoselect.doctor import Finding, Machine, Subject
 from autoselect.doctor_model import WAIT_S, check_model
 from autoselect.estimates import (
@@ -136,7 +136,7 @@ def check_tracking(subject: Subject) -> Finding:
     if not uri.startswith(("http://", "https://")):
         where = uri or f"sqlite in {Path.cwd()}"
         path = Path(uri.removeprefix("sqlite:///").removeprefix("file://")) if uri else Path("x")
-        error = _cannot_write(path.parent)
+        error = cannot_write(path.parent)
         if error:
             fix = "start from a folder that can be written, or set MLFLOW_TRACKING_URI"
             return Finding("tracking", "fail", f"{where}: {error}", fix)
@@ -208,7 +208,7 @@ def _without_index(shards: list[str]) -> list[str]:
 def check_output(subject: Subject) -> Finding:
     """Whether the run folder can be written, and whether a run lies there already."""
     output = Path(subject.config.output)
-    error = _cannot_write(output)
+    error = cannot_write(output)
     if error:
         fix = "choose another `output`, or make the folder writable"
         return Finding("output", "fail", f"{output}: {error}", fix)
@@ -219,22 +219,6 @@ def check_output(subject: Subject) -> Finding:
     return Finding("output", "ok", f"{output} can be written")
 
 
-def _existing(path: Path) -> Path:
-    """The path, or its nearest parent that exists."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _cannot_write(folder: Path) -> str:
-    """Why nothing can be created in a folder (or where it would be made); empty when it can."""
-    place = _existing(folder)
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            return ""
-    except OSError as error:
-        return f"{place}: {error.strerror}"
-
-
 def check_disk(subject: Subject) -> Finding:
     """Free space against checkpoints (one more than are kept), the export and some logs."""
     shape = _shape(subject)
@@ -242,7 +226,7 @@ def check_disk(subject: Subject) -> Finding:
     gated = shape.width_at(subject.config.gate.site)
     one = 4 * MOMENTS * count + NOISE_BYTES_PER_CHANNEL * gated
     needed = one * (subject.config.keep_checkpoints + 1) + 4 * count + SPARE_BYTES
-    place = _existing(Path(subject.config.output))
+    place = existing(Path(subject.config.output))
     free = shutil.disk_usage(place).free
     found = (
         f"{free / GIB:.1f} GiB free at {place}; {needed / GIB:.1f} needed "

@@ -1,9 +1,11 @@
-"""Command-line flags of a settings dataclass: one flag per field."""
+"""Command-line flags: one per field of a settings dataclass, and checks of single numbers."""
 
 import argparse
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from autoselect.config import ConfigError
 
 
 def add_setting_flags(
@@ -36,3 +38,16 @@ def add_setting_flags(
             type=next((t for t in (int, float) if t.__name__ in str(field.type)), str),
             help=summary,
         )
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise ConfigError for a number below 1, by its name; None is a flag that was not given."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value} is below 1; choose 1 or more")
+
+
+def check_port(port: int) -> None:
+    """Raise ConfigError unless `port` is the number of a TCP port."""
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"port={port} is no TCP port; choose 1024..65535")

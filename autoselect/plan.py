@@ -26,6 +26,7 @@ from autoselect.estimates import (
     typical_batch,
     worst_batch,
 )
+from autoselect.flags import check_counts
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from autoselect.vlm.shape import VLMShape
@@ -73,9 +74,8 @@ def report(arguments: argparse.Namespace) -> str:
     from autoselect.vlm.shape import read_shape
 
     config = run_config(arguments)
-    for name in ("gpus", "text_tokens", "answer_tokens", "rows_per_image"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"{name}={getattr(arguments, name)} is below 1; give 1 or more")
+    counts = ("gpus", "visual_tokens", "text_tokens", "answer_tokens", "rows_per_image")
+    check_counts(**{name: getattr(arguments, name) for name in counts})
     hardware, have = _hardware(arguments), _assumptions(arguments, config)
     sizes, note = _batch(arguments)
     shape = read_shape(_model_folder(config.model), arguments.visual_tokens)
@@ -197,13 +197,15 @@ def _assumptions(arguments: argparse.Namespace, config: TrainConfig) -> Assumpti
 
 def _hardware(arguments: argparse.Namespace) -> Hardware:
     known = GPUS[arguments.gpu]
-    gib = arguments.gpu_memory or known.memory_gib
-    tflops = arguments.tflops or known.tflops
+    gib = known.memory_gib if arguments.gpu_memory is None else arguments.gpu_memory
+    tflops = known.tflops if arguments.tflops is None else arguments.tflops
     if gib <= 0 or tflops <= 0 or not 0 < arguments.utilisation <= 1:
         raise ConfigError(
             f"gpu_memory={gib} and tflops={tflops} must be above 0 and "
             f"utilisation={arguments.utilisation} in (0, 1]"
         )
+    if arguments.overhead_gib < 0:
+        raise ConfigError(f"overhead_gib={arguments.overhead_gib} is below 0; give 0 or more")
     return Hardware(gib, tflops)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from autoselect import cli
 from autoselect.config import ConfigError
-from autoselect.destinations import check_file, check_folder, check_port
+from autoselect.destinations import check_file, check_folder
+from autoselect.flags import check_port
 
 EVAL = ["eval", "--model", "reference", "--selector", "s", "--shards", "s", "--budgets", "8"]
 PREFILL = ["bench", "prefill", "--model", "reference", "--selector", "s"]
@@ -49,6 +50,13 @@ def test_every_command_looks_at_its_destination_first(command, capsys):
         (["demo", "--port", "99999999"], "port=99999999 is no TCP port"),
         (["report", "--images", "-5"], "images=-5 is below 1"),
         (["dashboard", "--port", "99999"], "port=99999 is no TCP port"),
+        (["plan", "--gpus", "0"], "gpus=0 is below 1"),
+        (["plan", "--visual-tokens", "-7"], "visual_tokens=-7 is below 1"),
+        (["plan", "--gpu-memory", "0"], "gpu_memory=0.0 and"),
+        (["plan", "--overhead-gib", "-50"], "overhead_gib=-50.0 is below 0"),
+        (["doctor", "--gpus", "0"], "gpus=0 is below 1"),
+        (["doctor", "--visual-tokens", "-1"], "visual_tokens=-1 is below 1"),
+        (["doctor", "--gpu-memory", "0"], "gpu_memory=0.0 must be above 0"),
         (["reference", "measure", "--images", "0"], "images=0 is below 1"),
         ([*PREFILL, "--json", "a.json", "--device", "foo"], "device=foo is no device"),
         ([*PREFILL, "--json", "a.json", "--device", "cuda:99"], "device=cuda:99: PyTorch sees"),

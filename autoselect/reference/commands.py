@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoselect.config import ConfigError
+from autoselect.flags import check_counts
 
 
 def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -63,7 +63,6 @@ def run_measure(arguments: argparse.Namespace) -> int:
     from autoselect.reference.measure import measure_vlm, table
     from autoselect.reference.resources import resolve_model
 
-    if arguments.images < 1:
-        raise ConfigError(f"images={arguments.images} is below 1; choose how many are measured")
+    check_counts(images=arguments.images)
     print(table(measure_vlm(resolve_model(arguments.model), arguments.images)))
     return 0

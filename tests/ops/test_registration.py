@@ -180,7 +180,7 @@ import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name == "autoselect._C" else find(name)
 import torch
-from autoselect.ops import build_info, runs_on
+from autoselect.ops import build_info
 from autoselect.ops.soft_top_k import soft_top_k
 gates = soft_top_k(torch.randn(2, 9), 3, 0.5)
 assert abs(float(gates.sum()) - 6) < 1e-4 and not build_info()["native"]
