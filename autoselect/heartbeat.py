@@ -114,20 +114,23 @@ class Heartbeat:
 
     def _come(self, meeting: str, ranks: int) -> int:
         """Adds to those who came to a meeting; how many they are now."""
-        try:
+        with _answering():
             return self._store.add(meeting, ranks)
-        except RuntimeError as error:  # DistStoreError, DistNetworkError and plain RuntimeError
-            raise dist.DistNetworkError(f"rank 0 does not answer: {error}") from error
 
     def close(self) -> None:
-        """Ends the watch after a run that went well (a collective)."""
+        """Ends the watch after a run that went well (a collective).
+
+        A rank that is still at work meanwhile learns that this one is done, not dead.
+        """
         if self._thread is None:
             return
-        self._own.done = True
         self._closing.set()
-        dist.barrier()
         self._thread.join()
         self._thread = None
+        self._own.done = True
+        with _answering():
+            self._write(self._store)
+        dist.barrier()
 
     def __enter__(self) -> Heartbeat:
         return self
@@ -218,6 +221,15 @@ class Heartbeat:
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(verdict.exit_code)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Raises DistNetworkError when the store, on rank 0, does not answer."""
+    try:
+        yield
+    except RuntimeError as error:  # DistStoreError, DistNetworkError and plain RuntimeError
+        raise dist.DistNetworkError(f"rank 0 does not answer: {error}") from error
 
 
 def lost_contact(error: BaseException) -> bool:

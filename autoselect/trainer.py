@@ -23,12 +23,14 @@ from autoselect.engine_state import capture, restore
 from autoselect.heartbeat import Heartbeat
 from autoselect.model import GateSetting, StepOutput
 from autoselect.selector import Selector
+from autoselect.sharded_loading import gathered
 from autoselect.shared_quarantine import SharedQuarantine
 from autoselect.tracking import Tracker
 from autoselect.update_guard import UpdateGuard
 from autoselect.vlm.batch import Collator, TrainBatch
 
 logger = logging.getLogger(__name__)
+SELECTOR_FOLDER = "selector"
 
 
 class Trainer:
@@ -160,7 +162,10 @@ class Trainer:
         logger.info("selector written to %s", folder)
 
     def run(self) -> bool:
-        """All remaining steps; False when a signal ended it early, after a checkpoint.
+        """All remaining steps, then the selector, into `OUTPUT/selector`, and the tracked run ends.
+
+        Returns:
+            False when a signal ended it early, after a checkpoint and without a selector.
 
         Raises:
             NumbersError: too many updates in a row were not finite.
@@ -169,10 +174,17 @@ class Trainer:
         self.heartbeat.on_lost = self._on_lost
         try:
             finished = self._run()
+            if finished:
+                self.heartbeat.progress("exporting the selector")
+                with gathered(self.engine.module.scorer.parameters()):
+                    if self.info.is_main:
+                        self.export(Path(self.config.output) / SELECTOR_FOLDER)
         except BaseException:
             self.tracker.finish("FAILED")
             raise
-        self.tracker.finish("FINISHED" if finished else "KILLED")
+        # A server that hangs takes longer than a collective of the others may.
+        with self.heartbeat.independently("ending the tracked run"):
+            self.tracker.finish("FINISHED" if finished else "KILLED")
         return finished
 
     def _on_lost(self, verdict: str) -> None:

@@ -1,7 +1,7 @@
 """A training run from its configuration to the exported selector.
 
 `assemble` reads from top to bottom: load the frozen VLM, open the shards, go on from the last
-checkpoint or calibrate, build the model and its engine. `train` then steps and exports.
+checkpoint or calibrate, build the model and its engine. The `Trainer` then steps and exports.
 """
 
 import logging
@@ -33,7 +33,6 @@ from autoselect.vlm.batch import Collator
 from autoselect.vlm.loading import default_dtype
 
 logger = logging.getLogger(__name__)
-SELECTOR_FOLDER = "selector"
 CALIBRATION_BATCH = 32
 DEFAULT_SITE = "after_projector"
 FREE_SETTINGS = {
@@ -78,13 +77,7 @@ def train(
     if heartbeat is None:
         with Heartbeat(info) as heartbeat:
             return train(config, deepspeed, info, signals, heartbeat)
-    trainer = assemble(config, deepspeed, info, signals or runtime.SignalFlag(), heartbeat)
-    if not trainer.run():
-        return False
-    with gathered(trainer.engine.module.scorer.parameters()):
-        if info.is_main:
-            trainer.export(Path(config.output) / SELECTOR_FOLDER)
-    return True
+    return assemble(config, deepspeed, info, signals or runtime.SignalFlag(), heartbeat).run()
 
 
 def assemble(

@@ -110,9 +110,9 @@ def test_a_rank_that_loads_slowly_is_waited_for() -> None:
         assert "stalled" not in log
 
 
-@pytest.mark.parametrize("what", ["nothing", "apart_late"])
-def test_a_good_run_ends_with_zero(what: str) -> None:
-    for code, log in run_ranks(what, 1, 2):
+@pytest.mark.parametrize(("what", "rank"), [("nothing", 1), ("apart_late", 1), ("linger", 0)])
+def test_a_good_run_ends_with_zero(what: str, rank: int) -> None:
+    for code, log in run_ranks(what, rank, 2):
         assert code == 0, log
         assert "dead" not in log and "stalled" not in log
 

@@ -153,3 +153,22 @@ def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked
         run(folder, *flags, batch=4)
     with pytest.raises(ConfigError, match=r"gate.token_budget: 16 -> 12"):
         run(folder, *flags, "--gate.token_budget=12", batch=2)
+
+
+def test_a_run_whose_selector_cannot_be_written_is_not_a_finished_one(
+    alone, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    output = tmp_path / "run"
+    (output / "selector").mkdir(parents=True)
+    (output / "selector" / "config.json").mkdir()  # in the way of the file
+    with pytest.raises(OSError, match="config.json"):
+        run(
+            folder,
+            *(f"--output={output}", "--tracking=true", "--steps=1", "--gate.calibration_images=2"),
+            batch=2,
+        )
+    tracked = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = json.loads((output / "tracking.json").read_text())["run_id"]
+    assert tracked.get_run(run_id).info.status == "FAILED"

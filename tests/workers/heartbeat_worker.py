@@ -2,7 +2,8 @@
 
 Usage: heartbeat_worker.py WHAT VICTIM   (ranks come from the environment)
 
-A WHAT that begins with `apart_` happens before the steps, in work that each rank does by itself.
+A WHAT that begins with `apart_` happens before the steps, in work that each rank does by itself;
+`linger` happens after them, while the others leave.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def misbehave(what: str) -> None:
         time.sleep(60)
     elif what == "late":
         time.sleep(3 * TIMES.stalled)
+    elif what == "linger":
+        time.sleep(TIMES.dead + 2 * TIMES.leave)
     elif what == "raise":
         raise ValueError("shard train-000003.tar is broken")
 
@@ -47,12 +50,14 @@ def main(what: str, victim: int) -> None:
                 misbehave(what.removeprefix("apart_"))
         for step in range(6):
             heartbeat.progress(f"update {step}: begun")
-            if step == 3 and info.rank == victim:
+            if step == 3 and info.rank == victim and what != "linger":
                 misbehave(what)
             heartbeat.progress(f"update {step}: batch read")
             if what == "apart" and step == 3 and info.rank == victim:
                 time.sleep(60)
             dist.all_reduce(torch.ones(1))
+        if what == "linger" and info.rank == victim:
+            misbehave(what)
     shutdown_distributed()
 
 
