@@ -9,10 +9,12 @@
 The prompt keeps its full length for the user: `generate` returns the original ids with the new ones
 behind them. Only the language model sees less. Every kept token has its original position.
 Methods are replaced on this one object and taken away again; class and weights are untouched.
+Threads may call one model at the same time, as they may without a selector.
 
 Dimension letters: B rows, T prompt tokens, S that stay.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +39,7 @@ from autoselect.vlm.conversation import continue_call, continued_prompt, layout_
 
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
+PREPARED, PRUNED = "autoselect_prepared", "autoselect_pruned"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,20 @@ class CallSettings:
     budget: Budget | None = None
     frames: list[int] | None = None
     rows: int | None = None
+
+
+class CallOfThread(threading.local):
+    """The call of `generate` that a thread is in; a copy of the model is in none.
+
+    Attributes:
+        settings: of the call.
+    """
+
+    def __init__(self) -> None:
+        self.settings = CallSettings()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return CallOfThread, ()
 
 
 def attach(
@@ -112,7 +129,7 @@ class Attachment:
     Attributes:
         selector: ranks visual tokens.
         budget: default of every call; may be changed at any time.
-        last: what was chosen in the last call that had images.
+        last: what was chosen in the last call that had images, of any thread.
 
     Args:
         adapter: of the model.
@@ -129,13 +146,11 @@ class Attachment:
         self.budget = budget
         self.video_budget_per = video_budget_per
         self.last: Selection | None = None
-        self._call = CallSettings()
-        self._prepared: dict[str, Any] = {}
-        self._layout: CacheLayout | None = None
+        self._call = CallOfThread()
         model = adapter.model
         self._hooks = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward),
+            model.register_forward_hook(self._after_forward, with_kwargs=True),
         ]
         for name in REPLACED:
             setattr(model, name, getattr(self, f"_{name}"))
@@ -166,14 +181,15 @@ class Attachment:
         ids = kwargs.get("input_ids") if inputs is None else inputs
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
-        self._call = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
+        settings = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
         layout = layout_of(kwargs.get("past_key_values"))
         if layout is not None and ids is not None:
             kwargs.update(continued_prompt(self.adapter, ids, kwargs, layout))
+        outer, self._call.settings = self._call.settings, settings
         try:
             return type(model).generate(model, inputs, *args, **kwargs)
         finally:
-            self._call, self._prepared = CallSettings(), {}
+            self._call.settings = outer
 
     def _prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The model's own `prepare_inputs_for_generation`, on what stays of the prompt."""
@@ -185,7 +201,8 @@ class Attachment:
             kwargs["next_sequence_length"] = input_ids.shape[1] - layout.full_length
         if first and self.adapter.has_images(kwargs):
             length = kwargs.get("next_sequence_length") or input_ids.shape[1]
-            kwargs, pruned = self._prune({**kwargs, "input_ids": input_ids}, length, self._call)
+            call = {**kwargs, "input_ids": input_ids}
+            kwargs, pruned = self._prune(call, length, self._call.settings)
             input_ids = kwargs.pop("input_ids")
             if pruned is not None:
                 kwargs["next_sequence_length"] = None
@@ -197,14 +214,14 @@ class Attachment:
             if (types := kwargs.get("token_type_ids")) is not None:
                 kwargs["token_type_ids"] = layout.token_types(types, new)
         prepared = type(model).prepare_inputs_for_generation(model, input_ids, **kwargs)
-        self._prepared = dict(prepared)
+        if (ids := prepared.get("input_ids")) is not None:
+            setattr(ids, PREPARED, prepared.get("mm_encoder_outputs"))
         return prepared
 
     def _before_forward(
         self, _model: Any, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         """Prunes a call that brings images; fits one that goes on from a pruned cache."""
-        self._layout = None
         if self._is_prepared(kwargs):
             return None
         call = self.adapter.bind(args, kwargs)
@@ -212,7 +229,9 @@ class Attachment:
         if self.adapter.has_images(call):
             ids = call.get("input_ids")
             length = 0 if ids is None else ids.shape[1]
-            call, self._layout = self._prune(call, length, settings)
+            call, pruned = self._prune(call, length, settings)
+            if pruned is not None:
+                setattr(call["input_ids"], PRUNED, pruned)
         elif (layout := layout_of(call.get("past_key_values"))) is not None:
             call = continue_call(self.adapter, call, layout)
         return (), call
@@ -220,25 +239,27 @@ class Attachment:
     def _is_prepared(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether `generate` makes this call, on inputs that are pruned already."""
         ids = kwargs.get("input_ids")
-        if ids is None or ids is not self._prepared.get("input_ids"):
+        if not hasattr(ids, PREPARED):
             return False
-        name = "mm_encoder_outputs"
-        if self.adapter.has_images(kwargs) and kwargs[name] is not self._prepared.get(name):
+        outputs = kwargs.get("mm_encoder_outputs")
+        if self.adapter.has_images(kwargs) and outputs is not getattr(ids, PREPARED):
             raise ConfigError(
                 "prefill_chunk_size cannot be used with a selector, which has to see whole images; "
                 "leave it out: the pruned prompt is short"
             )
         return True
 
-    def _after_forward(self, _model: Any, _args: Any, output: Any) -> None:
+    def _after_forward(
+        self, _model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any
+    ) -> None:
         """Leaves the layout on the cache of a pruned call."""
-        if self._layout is None:
+        layout = getattr(kwargs.get("input_ids"), PRUNED, None)
+        if layout is None:
             return
         values = output if isinstance(output, tuple) else output.values()
         for value in values:
             if hasattr(value, "get_seq_length"):
-                write_layout(value, self._layout)
-        self._layout = None
+                write_layout(value, layout)
 
     def _prune(
         self, call: dict[str, Any], length: int, settings: CallSettings
@@ -264,9 +285,11 @@ class Attachment:
         chosen = select(adapter, self.selector, blocks, outputs, budgets)
         keep = keep_mask(chosen, new_ids.shape, new_ids.device)
         layout = layout_before(adapter, call.get("past_key_values"), new_ids)
-        self.last = Selection.of_prompts(chosen, copies, layout.full_length)
+        selection = Selection.of_prompts(chosen, copies, layout.full_length)
         if bool(keep.all()) and not layout.is_pruned:
+            self.last = selection
             return adapter.with_outputs(call, outputs), None
         pruned, columns, after = prune_call(adapter, call, outputs, keep, layout)
-        self.last.columns = columns.where(columns == PADDING, columns + layout.full_length)
+        selection.columns = columns.where(columns == PADDING, columns + layout.full_length)
+        self.last = selection
         return pruned, after

@@ -1,5 +1,8 @@
 """Attach and detach: nothing is left behind, nothing of training runs, mistakes are named."""
 
+import copy
+import pickle
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -49,7 +52,7 @@ def test_attach_use_detach_leaves_the_object_as_it_was(name):
     assert detach(model) is model
     assert vars(model) == attributes
     assert not model._forward_hooks and not model._forward_pre_hooks
-    assert not model._forward_pre_hooks_with_kwargs
+    assert not model._forward_pre_hooks_with_kwargs and not model._forward_hooks_with_kwargs
     after = model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
@@ -160,6 +163,58 @@ def test_arguments_by_place():
         as_tuple = model(**inputs, return_dict=False)
         assert torch.equal(as_tuple[0], by_name)
         assert as_tuple[1].autoselect_layout.full_length == inputs["input_ids"].shape[1]
+
+
+def in_a_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("run", [in_a_thread, lambda call: call()])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_calls_that_run_at_the_same_time_do_not_meet(run, use_cache):
+    """Calls of other budgets run to their end whenever one reaches the model or its decoder."""
+    inputs, others = batch("llava", [["s"]]), batch("llava", [["l"], ["s"]], seed=3)
+    model, busy, answers = build("llava"), [], []
+
+    def whole_call():
+        output = model(**inputs, visual_token_budget=4)
+        step = {"input_ids": torch.tensor([[40]]), "past_key_values": output.past_key_values}
+        logits = [output.logits, model(**step).logits]
+        return [*logits, model.generate(**inputs, **call, visual_token_budget=4)]
+
+    def other_calls():
+        answers.append(model(**others, visual_token_budget=7).logits)
+        answers.append(model.generate(**others, **GREEDY, num_beams=2, visual_token_budget=7))
+
+    def interrupt(*_):
+        if watched and not busy:
+            busy.append(True)
+            run(other_calls)
+            busy.clear()
+
+    call, watched = {**GREEDY, "use_cache": use_cache}, False
+    model.register_forward_pre_hook(interrupt)
+    attach(model, selector(), 2)
+    model.get_decoder().register_forward_pre_hook(interrupt)
+    alone = whole_call()
+    other_calls()
+    expected, answers = answers, []
+    watched = True
+    assert all(map(torch.equal, whole_call(), alone))
+    assert len(answers) == 2 * 2 * (2 + GREEDY["max_new_tokens"])
+    assert all(map(torch.equal, answers, expected * (len(answers) // 2)))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_a_selector_of_its_own(copied):
+    inputs, model = batch("llava", [["s"]]), attach(build("llava"), selector(), 4)
+    other = copied(model)
+    tokens = model.generate(**inputs, **GREEDY)
+    detach(model)
+    assert torch.equal(other.generate(**inputs, **GREEDY), tokens)
+    assert detach(other).generate(**inputs, **GREEDY).equal(model.generate(**inputs, **GREEDY))
 
 
 def test_text_only_calls_are_untouched():
