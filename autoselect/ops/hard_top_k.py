@@ -14,15 +14,22 @@ from autoselect.ops.checks import check_count, check_float, check_scores, check_
 
 
 def hard_top_k_reference(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
-    """`hard_top_k` in plain PyTorch: a stable descending sort, cut at k, sorted by position."""
+    """`hard_top_k` in plain PyTorch: a stable descending sort, cut at k, sorted by position.
+
+    NaN, which is refused on a CPU, comes behind every number, and padding behind NaN.
+    """
     check_scores(scores, mask)
     k = check_count(k, scores.shape[1])
     num_tokens = scores.shape[1]
-    order = torch.argsort(scores.detach(), dim=-1, descending=True, stable=True)
+    is_nan = scores.detach().isnan()
+    numbers = scores.detach().masked_fill(is_nan, -torch.inf)
+    order = torch.argsort(numbers, dim=-1, descending=True, stable=True)
+    below = is_nan.to(torch.uint8)
+    if mask is not None:
+        below = below.masked_fill(~mask, 2)
+    kept = order.gather(1, torch.argsort(below.gather(1, order), dim=-1, stable=True))[:, :k]
     if mask is None:
-        return order[:, :k].sort(dim=-1).values
-    valid_first = torch.argsort((~mask).gather(1, order).to(torch.uint8), dim=-1, stable=True)
-    kept = order.gather(1, valid_first)[:, :k]
+        return kept.sort(dim=-1).values
     is_valid = mask.gather(1, kept)
     positions = kept.masked_fill(~is_valid, num_tokens).sort(dim=-1).values
     return positions.masked_fill(positions == num_tokens, -1)

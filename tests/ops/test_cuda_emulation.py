@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoselect.ops import checks
 from autoselect.ops.hard_top_k import hard_top_k_reference, select_tokens_reference
 from autoselect.ops.noise_gate import (
     NoiseKey,
@@ -120,6 +121,17 @@ def test_a_nan_score_shows_in_its_row_alone(kernels):
     _call(kernels.soft_top_k_f32, scores, None, torch.tensor([4, 9]), 0, 0.3, 2, 40, gates, logits)
     assert abs(float(gates[0].sum()) - 4) < 1e-4
     assert gates[1].isnan().all()
+
+
+def test_selection_ranks_nan_as_the_reference_does(kernels, monkeypatch):
+    monkeypatch.setattr(checks, "values_are_checkable", lambda tensor: False)  # as on a GPU
+    torch.manual_seed(0)
+    scores = torch.randn(2, 300).masked_fill(torch.rand(2, 300) > 0.5, torch.nan)
+    scores[:, ::7] = -torch.inf
+    for k, mask in ((12, None), (290, None), (290, torch.rand(2, 300) > 0.1)):
+        positions = torch.full((2, k), -7)
+        _call(kernels.hard_top_k_f32, scores, mask, k, 2, 300, positions)
+        assert torch.equal(positions, hard_top_k_reference(scores, k, mask))
 
 
 @pytest.mark.parametrize("n, k", [(1, 1), (63, 7), (300, 299), (576, 12)])

@@ -107,6 +107,7 @@ def test_visible_gpus_are_built_for(build, monkeypatch):
 @pytest.mark.parametrize(
     ("version", "said"),
     [("12.4", "is CUDA 12.4, but torch .* is built with CUDA 13.0"), (None, "has no bin/nvcc")],
+    ids=["another version", "no nvcc"],
 )
 def test_a_toolkit_that_does_not_fit_is_named_and_the_cpu_is_built_for(
     build, capfd, monkeypatch, tmp_path, version, said
