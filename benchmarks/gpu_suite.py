@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_suite.py --json FILE [--budget-s 570]
 
-Needs a GPU, nvcc, ninja, a CUDA build of PyTorch, transformers and pytest; no network. Every stage
-is a session of its own with a time limit, so that one that fails or hangs does not take the others
-along. The result is written after every stage. A stage that could not run is named there with its
-reason; its figures are not measured.
+Needs a GPU, nvcc, ninja, a CUDA build of PyTorch, transformers and pytest; no hypothesis and no
+network. Every stage is a session of its own with a time limit, so that one that fails or hangs does
+not take the others along. The result is written after every stage. A stage that could not run is
+named there with its reason; its figures are not measured.
 """
 
 from __future__ import annotations

@@ -170,6 +170,23 @@ def test_the_prefill_benchmark_loads_with_torch_and_transformers_alone():
     assert run.returncode == 0, run.stderr
 
 
+def test_the_gpu_tests_are_found_with_torch_transformers_and_pytest_alone(tmp_path):
+    (command,) = (stage.command for stage in gpu_suite.stages(tmp_path) if stage.name == "tests")
+    others = (*BEYOND_TORCH_AND_TRANSFORMERS, "hypothesis")
+    hide = f"import sys; sys.modules.update(dict.fromkeys({others!r}))"
+    collect = f"import pytest; sys.exit(pytest.main({command[3:]!r} + ['--collect-only']))"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{hide}; {collect}"],
+        cwd=gpu_suite.ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    for file in ("soft_top_k", "noise_gate", "hard_top_k"):
+        assert f"test_{file}.py" in run.stdout
+
+
 class Calls(TorchDispatchMode):
     """Records the operators of this package and their arguments."""
 
