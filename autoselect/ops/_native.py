@@ -55,8 +55,9 @@ HAS_CUDA = EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architect
 def is_native(device: torch.device) -> bool:
     """Whether the operators run their kernels for tensors on this device.
 
-    Inside `torch.func` transforms the references run: `torch.library` does not differentiate
-    registered operators there.
+    Inside `torch.func.grad` and the transforms made of it the references run: `torch.library` does
+    not differentiate registered operators there. They read values, so `torch.vmap` over a call is
+    no way to more rows: put all rows into one batch.
     """
     if EXTENSION is None:
         return False
@@ -65,6 +66,22 @@ def is_native(device: torch.device) -> bool:
     if device.type == "cuda":
         return HAS_CUDA
     return device.type in ("cpu", "meta")
+
+
+def differentiable_once(operator: str) -> None:
+    """Makes a derivative of a backward operator an error, which would be a wrong zero.
+
+    Args:
+        operator: whose name ends in `_backward`.
+    """
+
+    def refuse(ctx, *grads):
+        raise NotImplementedError(
+            f"autoselect::{operator.removesuffix('_backward')} is differentiable once: its "
+            "gradient has no gradient; take it without create_graph=True"
+        )
+
+    torch.library.register_autograd(f"autoselect::{operator}", refuse)
 
 
 def build_info() -> dict[str, object]:

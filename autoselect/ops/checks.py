@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from autoselect.config import ConfigError
 
@@ -16,12 +17,14 @@ MAX_FACTOR_RANK = 64
 
 
 def values_are_checkable(tensor: Tensor) -> bool:
-    """Whether reading values costs nothing: on a CPU, outside of tracing.
+    """Whether there are values, and reading them costs nothing: on a CPU, outside of tracing.
 
     On a GPU it would wait for the device and break CUDA graphs; there the kernels stay in bounds
     and let NaN through to the loss.
     """
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not isinstance(tensor, FakeTensor)
 
 
 def check_float(field: str, tensor: Tensor, dims: str, ndim: int) -> None:

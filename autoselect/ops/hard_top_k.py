@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoselect.ops._native import EXTENSION, is_native
+from autoselect.ops._native import EXTENSION, differentiable_once, is_native
 from autoselect.ops.checks import check_count, check_float, check_scores, check_shape
 
 
@@ -80,6 +80,7 @@ if EXTENSION is not None:
     torch.library.register_autograd(
         "autoselect::select_tokens", _select_backward, setup_context=_setup_select
     )
+    differentiable_once("select_tokens_backward")
 
 
 def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:

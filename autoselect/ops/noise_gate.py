@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from autoselect.config import ConfigError
-from autoselect.ops._native import EXTENSION, is_native
+from autoselect.ops._native import EXTENSION, differentiable_once, is_native
 from autoselect.ops.checks import (
     check_budget,
     check_float,
@@ -185,6 +185,7 @@ if EXTENSION is not None:
     torch.library.register_autograd(
         "autoselect::noise_gate", _gate_backward, setup_context=_setup_gate
     )
+    differentiable_once("noise_gate_backward")
 
     @torch.library.register_fake("autoselect::soft_top_k_noise_gate")
     def _fake_fused(
@@ -222,6 +223,7 @@ if EXTENSION is not None:
     torch.library.register_autograd(
         "autoselect::soft_top_k_noise_gate", _fused_backward, setup_context=_setup_fused
     )
+    differentiable_once("soft_top_k_noise_gate_backward")
 
 
 def noise_gate(

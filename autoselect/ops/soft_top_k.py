@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from autoselect.ops._native import EXTENSION, is_native
+from autoselect.ops._native import EXTENSION, differentiable_once, is_native
 from autoselect.ops.checks import check_budget, check_scores, check_temperature
 
 MAX_ITERATIONS = 600
@@ -79,7 +79,7 @@ def _solve_logits(scores: Tensor, budget: Tensor, temperature: Tensor, valid: Te
 def soft_top_k_logits_reference(
     scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Gate logits u, [B, N], float64, differentiable in the scores.
+    """Gate logits u, [B, N], float64, differentiable once in the scores.
 
     Padded tokens have logit -inf; rows with `k` or fewer valid tokens have logit +inf.
     """
@@ -147,6 +147,7 @@ if EXTENSION is not None:
     torch.library.register_autograd(
         "autoselect::soft_top_k", _backward, setup_context=_setup_context
     )
+    differentiable_once("soft_top_k_backward")
 
 
 def soft_top_k(

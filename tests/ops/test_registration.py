@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from autoselect.ops import build_info, runs_on
 from autoselect.ops._native import OPERATORS, is_native
-from autoselect.ops.hard_top_k import select_tokens
-from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+from autoselect.ops.hard_top_k import hard_top_k, select_tokens
+from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
 
 B, N, D, K = 2, 9, 6, 3
@@ -135,6 +136,38 @@ def test_functional_gradient(native, device):
     )
     for actual, value in zip(grads, expected[1:], strict=True):
         torch.testing.assert_close(actual, value)
+
+
+@pytest.mark.parametrize(
+    "operator", ["soft_top_k", "noise_gate", "soft_top_k_noise_gate", "select_tokens"]
+)
+def test_a_second_derivative_is_refused(operator, native, device):
+    """It would be zero, whatever the operator computes."""
+    x, r, *key = _arguments(device)
+    noise = torch.zeros(D, device=device), torch.ones(D, device=device), NoiseKey(*key)
+    result = {
+        "soft_top_k": lambda: soft_top_k(r, K, TAU),
+        "noise_gate": lambda: noise_gate(x, r.detach().sigmoid(), *noise),
+        "soft_top_k_noise_gate": lambda: soft_top_k_noise_gate(x, r, K, TAU, *noise)[0],
+        "select_tokens": lambda: select_tokens(x, r, K)[0],
+    }[operator]()
+    leaf = r if operator == "soft_top_k" else x
+    (grad,) = torch.autograd.grad(result.square().sum(), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"autoselect::{operator} is differentiable once"):
+        torch.autograd.grad(grad.sum(), leaf)
+
+
+def test_fake_tensors_have_shapes_and_no_values(native):
+    with FakeTensorMode():
+        x, r, *key = _arguments(torch.device("cpu"))
+        gated, gates = soft_top_k_noise_gate(
+            x, r, torch.full((B,), K), 0.5, torch.zeros(D), torch.ones(D), NoiseKey(*key)
+        )
+        kept, positions = select_tokens(
+            noise_gate(x, gates, r[0, :D], r[0, :D], NoiseKey(*key)), r, K
+        )
+        assert gated.shape == (B, N, D) and gates.shape == soft_top_k(r, K, 0.5).shape == (B, N)
+        assert kept.shape == (B, K, D) and positions.shape == hard_top_k(r, K).shape == (B, K)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
