@@ -1,13 +1,14 @@
-"""Arguments that every converter to shards has."""
+"""Arguments that several commands for shards have."""
 
 import argparse
 from pathlib import Path
 
+from autoselect.data.decode import Limits
 from autoselect.data.quarantine import DEFAULT_BUDGET
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the shards go, how large they are, and how many rows may be unusable."""
+    """What every converter takes: where the shards go, sizes, and how much may be unusable."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N")
     parser.add_argument(
@@ -17,3 +18,20 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="exit with 1 when more rows than this are unusable",
     )
+    add_limit_arguments(parser)
+
+
+def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Caps that the indexes note, so that they hold for all who read the shards."""
+    limits = Limits()
+    parser.add_argument(
+        "--max-member-bytes", type=int, default=limits.member_bytes, help="cap on a stored file"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=limits.pixels, help="cap on width times height"
+    )
+
+
+def chosen_limits(arguments: argparse.Namespace) -> Limits:
+    """The caps that the flags of `add_limit_arguments` name."""
+    return Limits(arguments.max_member_bytes, arguments.max_pixels)

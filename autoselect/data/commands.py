@@ -5,9 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from autoselect.data.arguments import add_output_arguments
+from autoselect.data.arguments import add_limit_arguments, add_output_arguments, chosen_limits
 from autoselect.data.convert import REJECTED, convert_llava
-from autoselect.data.decode import Limits
 from autoselect.data.index import IndexJob, index_shard, sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.paths import expand
@@ -26,7 +25,10 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
 
     index = _add(commands, "index", run_index, "write the index of existing shards")
     _add_paths(index)
-    index.add_argument("--rebuild", action="store_true", help="replace indexes that exist")
+    index.add_argument(
+        "--rebuild", action="store_true", help="replace indexes that exist, as other caps need it"
+    )
+    add_limit_arguments(index)
 
     verify = _add(commands, "verify", run_verify, "compare shards with their indexes")
     _add_paths(verify)
@@ -56,15 +58,8 @@ def _add(
     parser = commands.add_parser(
         name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    limits = Limits()
     parser.set_defaults(run=run)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument(
-        "--max-member-bytes", type=int, default=limits.member_bytes, help="cap on a stored file"
-    )
-    parser.add_argument(
-        "--max-pixels", type=int, default=limits.pixels, help="cap on width times height"
-    )
     return parser
 
 
@@ -80,10 +75,6 @@ def _add_paths(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _limits(arguments: argparse.Namespace) -> Limits:
-    return Limits(arguments.max_member_bytes, arguments.max_pixels)
-
-
 def _shards(arguments: argparse.Namespace) -> list[str]:
     return expand(
         arguments.paths, allow_pipe=arguments.allow_pipe, pipe_folder=arguments.index_folder
@@ -94,7 +85,7 @@ def run_index(arguments: argparse.Namespace) -> int:
     """Indexes shards and prints what is wrong with them."""
     shards = _shards(arguments)
     jobs = [
-        IndexJob(shard, arguments.index_folder, _limits(arguments), arguments.rebuild)
+        IndexJob(shard, arguments.index_folder, chosen_limits(arguments), arguments.rebuild)
         for shard in shards
     ]
     headers = list(
@@ -108,17 +99,14 @@ def run_index(arguments: argparse.Namespace) -> int:
     size = sum(header.bytes for header in headers)
     print(f"{len(headers)} shards, {samples} samples, {size} bytes, {faults} faults")
     indexes = [sidecar(shard, arguments.index_folder) for shard in shards]
-    ShardSet(shards, indexes, headers, _limits(arguments)).check_keys()
+    ShardSet(shards, indexes, headers).check_keys()
     return 1 if faults else 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Verifies shards and prints every difference."""
     shards = _shards(arguments)
-    jobs = [
-        VerifyJob(shard, arguments.index_folder, _limits(arguments), arguments.decode)
-        for shard in shards
-    ]
+    jobs = [VerifyJob(shard, arguments.index_folder, arguments.decode) for shard in shards]
     reports = list(
         map_processes(verify_shard, jobs, arguments.workers, len(jobs), "verifying", "shard")
     )
@@ -142,7 +130,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         arguments.output,
         samples_per_shard=arguments.samples_per_shard,
         workers=arguments.workers,
-        limits=_limits(arguments),
+        limits=chosen_limits(arguments),
         key_prefix=arguments.key_prefix,
     )
     print(

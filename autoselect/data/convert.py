@@ -92,7 +92,7 @@ def convert_llava(
         output: folder for the shards; one that an interrupted conversion left is completed.
         samples_per_shard: rows per shard.
         workers: processes.
-        limits: caps on image bytes and pixels.
+        limits: caps on image bytes and pixels, which the indexes note for all who read the shards.
         key_prefix: before the row number in every key; conversions that are trained on together
             need different ones.
 
@@ -193,7 +193,7 @@ def _convert_shard(job: _Job) -> list[Rejected]:
         if empty or (shard.exists() and Path(sidecar(str(shard))).exists()):
             return rejected
     rejected = []
-    with ShardWriter(target, _PREFIX, len(job.rows), job.number) as writer:
+    with ShardWriter(target, _PREFIX, len(job.rows), job.number, job.limits) as writer:
         for row, fields in enumerate(job.rows, job.first_row):
             try:
                 record, images = _read_row(fields, job.image_folders, job.limits)

@@ -1,15 +1,15 @@
 """The index beside every shard: what it holds, where, and what is wrong with it.
 
-`name.tar.index.jsonl` holds lines of JSON: a header (counts, sizes, hashes, faults), the list of
-all keys, and one line per sample with its members as `[suffix, start, data, size, crc]`. Opening a
-data set reads headers only; the other lines are read when a sample of that shard is due, and a
-sample's line is parsed only then.
+`name.tar.index.jsonl` holds lines of JSON: a header (counts, sizes, hashes, faults, and the caps of
+all who read the shard), the list of all keys, and one line per sample with its members as
+`[suffix, start, data, size, crc]`. Opening a data set reads headers only; the other lines are read
+when a sample of that shard is due, and a sample's line is parsed only then.
 """
 
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from autoselect.config import ConfigError
@@ -48,6 +48,7 @@ class IndexHeader:
         table_sha256: of the index's other lines.
         faults: what was found wrong; those samples are not among the usable ones.
         truncated: the shard ends early, so an unknown number of samples is missing.
+        limits: caps for all who read the shard.
     """
 
     samples: int
@@ -56,6 +57,7 @@ class IndexHeader:
     table_sha256: str
     faults: tuple[Fault, ...]
     truncated: bool
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
 
     Args:
         shard: path or URL of a tar file in the WebDataset layout.
-        limits: members larger than the cap make their sample unusable.
+        limits: members larger than the cap make their sample unusable; both caps are noted.
 
     Returns:
         The index; everything wrong with the shard is in its header's `faults`.
@@ -162,6 +164,7 @@ def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
         table_sha256=hashlib.sha256(_table_lines(samples.table)).hexdigest(),
         faults=tuple(faults),
         truncated=scan.truncated,
+        limits=limits,
     )
     return ShardIndex(header, samples.table)
 
@@ -261,7 +264,8 @@ def _table_lines(table: IndexTable) -> bytes:
 
 def _header_line(header: IndexHeader) -> bytes:
     faults = [[f.kind, f.key, f.offset, f.detail] for f in header.faults]
-    fields = {"format": FORMAT, "version": VERSION} | vars(header) | {"faults": faults}
+    changed = {"faults": faults, "limits": asdict(header.limits)}
+    fields = {"format": FORMAT, "version": VERSION} | vars(header) | changed
     return _dump(fields | {"check": _check_sum(fields)})
 
 
@@ -278,10 +282,12 @@ def _parse_header(line: bytes, path: str, shard: str) -> IndexHeader:
         if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
             raise ValueError("another format or version")
         faults: list[tuple[FaultKind, str, int, str]] = fields.pop("faults")
+        limits = Limits(**fields.pop("limits", {}))  # earlier indexes: the defaults
         return IndexHeader(
             faults=tuple(
                 Fault(kind, shard, key, offset, detail) for kind, key, offset, detail in faults
             ),
+            limits=limits,
             **fields,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -105,7 +105,7 @@ class ShardSet:
         shards: Sequence[str],
         indexes: Sequence[str],
         headers: Sequence[IndexHeader],
-        limits: Limits,
+        limits: Limits | None = None,
     ) -> None:
         self.shards = list(shards)
         self.limits = limits
@@ -130,7 +130,8 @@ class ShardSet:
         Args:
             paths: a folder, a tar file, a pattern with `{000..012}` or `*`, a URL, or a list of
                 such.
-            limits: caps on members and images.
+            limits: caps on members and images; by default those that each index notes, and the
+                defaults of `Limits` for indexes that are built.
             index_folder: where indexes lie when not beside the shards (read-only places).
             allow_pipe: run `pipe:` commands; their output is kept in `index_folder`.
             accept_truncated: take shards that were already cut when they were indexed.
@@ -138,10 +139,9 @@ class ShardSet:
         Raises:
             ConfigError: no shards, not shards, or an index does not belong to its shard.
         """
-        limits = limits or Limits()
         shards = expand(paths, allow_pipe=allow_pipe, pipe_folder=index_folder)
         indexes = [sidecar(shard, index_folder) for shard in shards]
-        jobs = [IndexJob(shard, index_folder, limits) for shard in shards]
+        jobs = [IndexJob(shard, index_folder, limits or Limits()) for shard in shards]
         # Threads, because opening remote shards is waiting for answers.
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
             opened = pool.map(functools.partial(_open_shard, accept_truncated), jobs)
@@ -203,14 +203,15 @@ class ShardSet:
         """
         number, key, entries = self.locate(sample_id)
         shard, start = self.shards[number], entries[0].start
+        limits = self.limits or self.headers[number].limits
         try:
-            members = self._read_members(shard, entries)
+            members = self._read_members(shard, entries, limits)
             record = parse_record(members["json"])
             suffixes = image_order(record, key, list(members))
         except RecordError as error:
             raise BadSample(Fault(error.kind, shard, key, start, str(error))) from error
         images = tuple(members[suffix] for suffix in suffixes)
-        return Sample(key, sample_id, record, images, shard, start, self.limits)
+        return Sample(key, sample_id, record, images, shard, start, limits)
 
     def usable(self) -> Iterator[Sample]:
         """All samples in order, decoded; what cannot be used is left out with a warning."""
@@ -223,13 +224,13 @@ class ShardSet:
             else:
                 yield sample
 
-    def _read_members(self, shard: str, entries: list[Entry]) -> dict[str, bytes]:
+    def _read_members(self, shard: str, entries: list[Entry], limits: Limits) -> dict[str, bytes]:
         start, end = entries[0].start, entries[-1].end
         for entry in entries:
-            if entry.size > self.limits.member_bytes:
+            if entry.size > limits.member_bytes:
                 raise RecordError(
                     "too_large",
-                    f"{entry.suffix} has {entry.size} bytes, the cap is {self.limits.member_bytes}",
+                    f"{entry.suffix} has {entry.size} bytes, the cap is {limits.member_bytes}",
                 )
         # A view, because slices of bytes are copies.
         data = memoryview(self._reader.read(shard, start, end - start))

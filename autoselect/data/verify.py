@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from autoselect.config import ConfigError
 from autoselect.data import storage
-from autoselect.data.decode import Limits
 from autoselect.data.faults import BadSample, Fault
 from autoselect.data.index import read_header, read_keys, sidecar
 from autoselect.data.shards import ShardSet
@@ -20,13 +19,11 @@ class VerifyJob:
     Attributes:
         shard: path or URL.
         index_folder: where the index lies; beside the shard when None.
-        limits: caps on members and images.
         decode: decode every image too.
     """
 
     shard: str
     index_folder: str | None = None
-    limits: Limits = Limits()
     decode: bool = False
 
 
@@ -48,7 +45,7 @@ def verify_shard(job: VerifyJob) -> VerifyReport:
     path = sidecar(job.shard, job.index_folder)
     try:
         header = read_header(path, job.shard)
-        shards = ShardSet([job.shard], [path], [header], job.limits)
+        shards = ShardSet([job.shard], [path], [header])
         read_keys(path, header)
         size, sha256 = _hash(job.shard)
         same = (size, sha256) == (header.bytes, header.sha256)

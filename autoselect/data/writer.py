@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from autoselect.config import ConfigError
-from autoselect.data.decode import image_suffix
+from autoselect.data.decode import Limits, image_suffix
 from autoselect.data.index import build_index, sidecar, write_index
 from autoselect.data.record import check_conversation, check_placeholders, encoded
 from autoselect.data.storage import sync_folder
@@ -38,6 +38,7 @@ class ShardWriter:
         prefix: first part of the file names.
         samples_per_shard: samples in every shard but the last.
         first_shard: number of the first shard.
+        limits: caps that the indexes note, for all who read the shards; the defaults when None.
 
     Raises:
         ConfigError: `samples_per_shard` is not positive.
@@ -49,6 +50,7 @@ class ShardWriter:
         prefix: str = "shard",
         samples_per_shard: int = 1000,
         first_shard: int = 0,
+        limits: Limits | None = None,
     ) -> None:
         if samples_per_shard < 1:
             raise ConfigError(f"samples_per_shard={samples_per_shard} must be at least 1")
@@ -57,6 +59,7 @@ class ShardWriter:
         self._prefix = prefix
         self._samples_per_shard = samples_per_shard
         self._number = first_shard
+        self._limits = limits
         self._in_shard = 0
         self._keys: set[str] = set()
         self._stream: BinaryIO | None = None
@@ -132,7 +135,7 @@ class ShardWriter:
         Path(sidecar(str(target))).unlink(missing_ok=True)
         os.replace(self._partial(), target)
         sync_folder(self.folder)
-        write_index(build_index(str(target)), sidecar(str(target)))
+        write_index(build_index(str(target), self._limits), sidecar(str(target)))
         self.shards.append(target)
         self._tar = self._stream = None
         self._in_shard = 0

@@ -216,6 +216,20 @@ def test_an_answer_without_a_question_is_left_out(tmp_path: Path) -> None:
     assert first.record["dropped_turns"] == 1 and "dropped_turns" not in second.record
 
 
+def test_caps_of_a_conversion_hold_for_all_who_read_its_shards(tmp_path: Path) -> None:
+    """Above the defaults: a picture of many pixels, and a small one in a file of many bytes."""
+    usual = Limits()
+    raised = Limits(2 * usual.member_bytes, 2 * usual.pixels)
+    Image.new("1", (usual.pixels // 5000 + 1, 5000)).save(tmp_path / "0.png")
+    (tmp_path / "1.jpg").write_bytes(make_image(1) + bytes(usual.member_bytes))
+    rows = [make_record(number) | {"image": name} for number, name in enumerate(("0.png", "1.jpg"))]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    report = convert_llava(tmp_path / "rows.json", [tmp_path], tmp_path / "out", limits=raised)
+    assert report.samples == 2
+    sizes = [sample.pictures[0].size for sample in ShardSet.open(str(tmp_path / "out")).usable()]
+    assert sizes == [(10001, 5000), (24, 16)]
+
+
 def test_folders_with_prefixes_of_their_own_are_trained_on_together(
     source: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Shards are written, read by number, and stay standard WebDataset files."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -11,7 +12,7 @@ import webdataset
 from shard_samples import make_image, make_record, write_shards
 
 from autoselect.config import ConfigError
-from autoselect.data.decode import ImageError
+from autoselect.data.decode import ImageError, Limits
 from autoselect.data.record import RecordError
 from autoselect.data.shards import ShardSet, ShardWriter
 
@@ -97,6 +98,17 @@ def test_a_missing_index_is_built_again(shard_folder: Path) -> None:
     index.unlink()
     assert len(ShardSet.open(str(shard_folder))) == 50
     assert index.read_bytes() == content
+
+
+def test_an_index_written_before_caps_were_noted_has_the_defaults(tmp_path: Path) -> None:
+    index = write_shards(tmp_path, samples=3) / "shard-000000.tar.index.jsonl"
+    head, _, rest = index.read_bytes().partition(b"\n")
+    fields = json.loads(head)
+    del fields["limits"], fields["check"]
+    line = json.dumps(fields, separators=(",", ":")) + "\n"
+    fields["check"] = hashlib.sha256(line.encode()).hexdigest()[:16]
+    index.write_bytes(json.dumps(fields).encode() + b"\n" + rest)
+    assert [sample.limits for sample in ShardSet.open(str(tmp_path)).usable()] == [Limits()] * 3
 
 
 def test_an_interrupted_writer_leaves_no_half_shard(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from shard_samples import make_image, make_record, write_shards
 from autoselect.config import ConfigError
 from autoselect.data.commands import add_shards_commands
 from autoselect.data.index import sidecar
+from autoselect.data.shards import ShardSet
 
 
 def call(*words: object) -> int:
@@ -54,6 +55,20 @@ def test_index_names_damage_and_can_be_rebuilt(shard_folder: Path, capsys) -> No
     out = capsys.readouterr().out
     assert f"{shard}: sample '' at byte 0: header" in out
     assert f"{shard}: sample '000040'" in out
+
+
+def test_caps_of_an_index_hold_for_all_who_read_the_shard(tmp_path: Path, capsys) -> None:
+    folder = write_shards(tmp_path / "data", samples=3)
+    digest = ShardSet.open(str(folder)).digest
+    assert call("index", folder, "--rebuild", "--max-pixels", "383") == 0
+    assert call("verify", folder) == 0
+    assert call("verify", folder, "--decode") == 1
+    assert "24 x 16 pixels exceed the cap of 383 pixels" in capsys.readouterr().out
+    assert list(ShardSet.open(str(folder)).usable()) == []
+    assert call("index", folder, "--rebuild", "--max-pixels", "384") == 0
+    assert call("verify", folder, "--decode") == 0
+    assert len(list(ShardSet.open(str(folder)).usable())) == 3
+    assert ShardSet.open(str(folder)).digest == digest
 
 
 def test_duplicate_keys_across_shards_are_refused(shard_folder: Path, tmp_path: Path) -> None:

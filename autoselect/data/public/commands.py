@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoselect.data.arguments import add_output_arguments
+from autoselect.data.arguments import add_output_arguments, chosen_limits
 from autoselect.data.convert import REJECTED
-from autoselect.data.decode import Limits
 from autoselect.data.public.driver import convert_public
 from autoselect.data.public.table import BENCHMARKS, Benchmark
 
@@ -44,7 +43,7 @@ def run_public(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
         arguments.output,
         samples_per_shard=arguments.samples_per_shard,
         workers=arguments.workers,
-        limits=Limits(arguments.max_member_bytes, arguments.max_pixels),
+        limits=chosen_limits(arguments),
     )
     done = report.conversion
     print(

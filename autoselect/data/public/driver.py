@@ -50,7 +50,7 @@ def convert_public(
         output: folder for the shards; one that an interrupted conversion left is completed.
         samples_per_shard: images (multiple choice: questions) per shard.
         workers: processes.
-        limits: caps on image bytes and pixels.
+        limits: caps on image bytes and pixels, which the indexes note for all who read the shards.
 
     Raises:
         ConfigError: a file cannot be read or is not the official one, or `output` belongs to
