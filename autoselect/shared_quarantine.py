@@ -3,15 +3,21 @@
 Each rank reads its own share of the samples, so it meets only some of the unusable ones. How many
 new ones a rank has travels with a sum that the step makes anyway; only after a step in which there
 were some do the ranks exchange their lists. A sample that two ranks met in different epochs counts
-once.
+once. At a start the ranks share the work of reading again what is listed, so that what has been
+repaired meanwhile does not count.
 """
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine
+
+logger = logging.getLogger(__name__)
 
 
 class SharedQuarantine:
@@ -45,11 +51,39 @@ class SharedQuarantine:
             self._exchange()
             self.quarantine.check()
 
-    def _exchange(self) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            own = self.quarantine.faults[self._shared :]
-            lists: list[list[Fault]] = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(lists, own)
-            for faults in lists:
-                self.quarantine.merge(faults)
+    def reread(self, still_unusable: Callable[[Sequence[Fault]], list[Fault]], anew: bool) -> None:
+        """Counts of what is listed from before a restart only what is unusable now (a collective).
+
+        Args:
+            still_unusable: what is wrong now with the samples of some faults.
+            anew: the run begins at its first step, so that it has left nothing out yet: the files
+                then list what is unusable now. Otherwise they stay as they are.
+        """
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        listed = sorted(self.quarantine.faults, key=lambda fault: fault.place)
+        if not listed:
+            return
+        if anew:
+            self.quarantine.clear_files()
+        own = still_unusable(listed[rank::ranks])
+        self.quarantine.keep(fault for faults in _gathered(own) for fault in faults)
         self._shared = self.quarantine.count
+        if anew:
+            self.quarantine.write(own)
+        logger.info(
+            "%d samples are listed as unusable; read again, %d still are", len(listed), self._shared
+        )
+
+    def _exchange(self) -> None:
+        for faults in _gathered(self.quarantine.faults[self._shared :]):
+            self.quarantine.merge(faults)
+        self._shared = self.quarantine.count
+
+
+def _gathered(own: list[Fault]) -> list[list[Fault]]:
+    """The lists of all ranks, in their order (a collective)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [own]
+    lists: list[list[Fault]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, own)
+    return lists

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from autoselect import runtime, schedules
 from autoselect.checkpoint import CheckpointStore, TrainingState
 from autoselect.config import TrainConfig
 from autoselect.config_files import flatten, to_dict
+from autoselect.data.faults import Fault
 from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine
+from autoselect.data.reread import still_unusable
 from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import batch_sizes, step_settings
 from autoselect.engine_state import capture, restore
@@ -56,7 +59,7 @@ class Trainer:
         self.step = 0 if state is None else state.step
         self.guard = UpdateGuard(engine, patience=config.max_skipped_steps)
         self.signals, self.heartbeat = signals, heartbeat
-        self.quarantine = self._start_quarantine()
+        self.quarantine = self._start_quarantine(collator)
         self.loader = Loader(
             shards,
             collator,
@@ -79,13 +82,21 @@ class Trainer:
         self.tracker = self._start_tracker(run.get("tracking_run_id"))
         self.tracking_run_id = self.tracker.run_id or run.get("tracking_run_id")
 
-    def _start_quarantine(self) -> SharedQuarantine:
-        """One list per rank; the lists of an earlier start count, whatever its world size."""
+    def _start_quarantine(self, collator: Collator) -> SharedQuarantine:
+        """One list per rank; of an earlier start's, at any world size, what is unusable still."""
         folder = Path(self.config.output)
         own = folder / f"quarantine-{self.info.rank}.jsonl"
         total = len(self.shards) + len(self.shards.faults)
         others = [path for path in sorted(folder.glob("quarantine-*.jsonl")) if path != own]
-        return SharedQuarantine(Quarantine(total, self.config.data.quarantine_budget, own, others))
+        budget = self.config.data.quarantine_budget
+        shared = SharedQuarantine(Quarantine(total, budget, own, others))
+
+        def reread(faults: Sequence[Fault]) -> list[Fault]:
+            with self.heartbeat.independently("reading unusable samples again"):
+                return still_unusable(self.shards, collator, faults)
+
+        shared.reread(reread, anew=self.step == 0)
+        return shared
 
     def _start_tracker(self, run_id: str | None) -> Tracker:
         """The tracked run of the checkpoint, or of an equal start that died before it had one."""

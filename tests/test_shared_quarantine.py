@@ -33,20 +33,31 @@ def test_a_sample_counts_once_and_the_budget_ends_all_ranks(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_ranks_that_each_stay_within_the_budget_exceed_it_together(tmp_path: Path) -> None:
+    """And go on from the checkpoint when one of two samples is repaired; both were left out."""
     save_vlm(build_model(), tmp_path / "vlm")
     data = ReferenceData(train=SAMPLES, val=1, test=1)
     render_shards(tmp_path / "damaged", data, workers=1)
     shards = ShardSet.open(str(tmp_path / "damaged" / "train-*.tar"))
     batch = global_batch(SAMPLES, 0, DAMAGED_STEP, BATCH)
-    for rank in range(2):
-        sample = int(rank_share(batch, 2, 1, rank, 2)[0, 0])
-        shard, _, members = shards.locate(sample)
-        with open(shards.shards[shard], "r+b") as stream:
-            stream.seek(members[0].data + 5)
-            byte = stream.read(1)[0]
-            stream.seek(-1, 1)
-            stream.write(bytes([byte ^ 1]))
+    due = [int(rank_share(batch, 2, 1, rank, 2)[0, 0]) for rank in range(2)]
+    for sample in due:
+        flip(shards, sample)
+    pointer = tmp_path / "run" / "checkpoints" / "latest"
     for message in seen(tmp_path, "trainer"):
         assert message and f"2 of {SAMPLES} samples are unusable" in message[0]
-    pointer = (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
-    assert pointer == f"step-{DAMAGED_STEP:08d}"
+    assert pointer.read_text().strip() == f"step-{DAMAGED_STEP:08d}"
+    flip(shards, due[1])
+    assert seen(tmp_path, "trainer") == [[], []]
+    assert pointer.read_text().strip() == "step-00000009"
+    lists = [tmp_path / "run" / f"quarantine-{rank}.jsonl" for rank in range(2)]
+    assert [len(path.read_text().splitlines()) for path in lists] == [1, 1]
+
+
+def flip(shards: ShardSet, sample: int) -> None:
+    """Damages a sample, or repairs it."""
+    shard, _, members = shards.locate(sample)
+    with open(shards.shards[shard], "r+b") as stream:
+        stream.seek(members[0].data + 5)
+        byte = stream.read(1)[0]
+        stream.seek(-1, 1)
+        stream.write(bytes([byte ^ 1]))

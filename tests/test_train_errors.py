@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from autoselect import eval as distributed_eval
 from autoselect import train as entry
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config_files import load_config
+from autoselect.data.order import global_batch
+from autoselect.data.quarantine import QuarantineBudgetError
+from autoselect.data.shards import ShardSet
 from autoselect.deepspeed_config import load_deepspeed_config
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
@@ -123,6 +127,33 @@ def test_a_port_in_use_is_named(tmp_path):
         )
     assert ended.returncode == 2, ended.stderr
     assert f"MASTER_PORT={port} is already in use" in ended.stderr
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_run_over_its_budget_goes_on_once_the_shards_are_repaired(
+    alone, folder, tmp_path, checkpoint
+):
+    shards, output = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(folder / "shards", shards)
+    (shard,) = shards.glob("train-*.tar")
+    whole = shard.read_bytes()
+    opened = ShardSet.open(str(shard))
+    late = int(global_batch(len(opened), 0, 1, 2)[0])
+    damaged = bytearray(whole)
+    damaged[opened.locate(late)[2][0].data + 5] ^= 1
+    flags = (
+        *(f"--output={output}", f"--data.train_shards={shard}", "--gate.calibration_images=2"),
+        *("--steps=2", f"--save_every={1 if checkpoint else 2}"),
+    )
+    shard.write_bytes(damaged)
+    for _ in range(2):
+        with pytest.raises(QuarantineBudgetError, match="1 of 4 samples are unusable"):
+            run(folder, *flags, batch=2)
+    assert (output / "checkpoints" / "step-00000001").exists() == checkpoint
+    shard.write_bytes(whole)
+    run(folder, *flags, batch=2)
+    assert (output / "quarantine-0.jsonl").exists() == checkpoint
+    assert (output / "selector").is_dir()
 
 
 def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked_run(

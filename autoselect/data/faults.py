@@ -40,6 +40,11 @@ class Fault:
     offset: int
     detail: str
 
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Shard, key and offset: what tells faulty samples apart."""
+        return self.shard, self.key, self.offset
+
     def __str__(self) -> str:
         place = f"{self.shard}: sample {self.key!r} at byte {self.offset}"
         return f"{place}: {self.kind}: {self.detail}"

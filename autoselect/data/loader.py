@@ -98,7 +98,7 @@ def collate_usable(collate: Collate, samples: Sequence[Sample]) -> tuple[Any, li
 def _is_of(sample: Sample, fault: Fault) -> bool:
     """Whether a fault is that of a sample; blanks have had theirs."""
     place = (sample.shard, sample.key, sample.offset)
-    return not sample.quarantined and place == (fault.shard, fault.key, fault.offset)
+    return not sample.quarantined and place == fault.place
 
 
 class Loader:

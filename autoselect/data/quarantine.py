@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from autoselect.data.faults import Fault
@@ -24,7 +24,7 @@ class Quarantine:
         total: samples in the data set, usable or not.
         budget: largest tolerated fraction of unusable ones.
         path: JSON-lines file to append to, one fault a line; one per rank. What it holds already
-            (from before a restart) counts.
+            (from before a restart) counts, until `keep` says otherwise.
         others: such files of other ranks, read only.
     """
 
@@ -39,12 +39,13 @@ class Quarantine:
         self.budget = budget
         self._faults: dict[tuple[str, str, int], Fault] = {}
         self._path = Path(path) if path is not None else None
+        self._listings = [*([self._path] if self._path else []), *others]
         if self._path is not None and self._path.exists():
             complete, cut = _complete_lines(self._path)
             if cut:
                 # A kill came while the last line was written; the fault will be found again.
                 self._path.write_text("".join(f"{line}\n" for line in complete))
-        for listing in [*([self._path] if self._path else []), *others]:
+        for listing in self._listings:
             if listing.exists():
                 self.merge(Fault(**json.loads(line)) for line in _complete_lines(listing)[0])
 
@@ -63,10 +64,7 @@ class Quarantine:
             QuarantineBudgetError: see `check`.
         """
         new = [fault for fault in faults if self._remember(fault)]
-        if new and self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as stream:
-                stream.writelines(json.dumps(fault.as_dict()) + "\n" for fault in new)
+        self.write(new)
         for fault in new[: max(0, _LOGGED - (self.count - len(new)))]:
             logger.warning("quarantined: %s", fault)
         if new and self.count >= _LOGGED > self.count - len(new):
@@ -78,6 +76,22 @@ class Quarantine:
         for fault in faults:
             self._remember(fault)
 
+    def keep(self, faults: Iterable[Fault]) -> None:
+        """Counts these faults only. The file still lists the others: they were left out once."""
+        self._faults = {fault.place: fault for fault in faults}
+
+    def clear_files(self) -> None:
+        """Deletes the lists of all ranks that this one sees; what they held still counts."""
+        for listing in self._listings:
+            listing.unlink(missing_ok=True)
+
+    def write(self, faults: Sequence[Fault]) -> None:
+        """Appends to the file, whether or not it lists them."""
+        if faults and self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as stream:
+                stream.writelines(json.dumps(fault.as_dict()) + "\n" for fault in faults)
+
     def check(self) -> None:
         """Checks the budget.
 
@@ -88,14 +102,14 @@ class Quarantine:
             raise QuarantineBudgetError(
                 f"data.quarantine_budget={self.budget:g} is exceeded: {self.count} of {self.total} "
                 f"samples are unusable (last: {self.faults[-1]}); repair the shards (`autoselect "
-                "shards verify` lists the damage), leave the samples out, or raise the budget"
+                "shards verify` lists the damage), leave the samples out, or raise the budget, and "
+                "start again, which reads these samples again"
             )
 
     def _remember(self, fault: Fault) -> bool:
-        place = (fault.shard, fault.key, fault.offset)
-        if place in self._faults:
+        if fault.place in self._faults:
             return False
-        self._faults[place] = fault
+        self._faults[fault.place] = fault
         return True
 
 

@@ -193,6 +193,16 @@ class ShardSet:
         row = sample_id - self._ends[number] + self.headers[number].samples
         return number, table.keys[row], table.members(row)
 
+    def find(self, shard: str, key: str) -> int | None:
+        """The number of a sample by its shard and key; None when it is not among the usable."""
+        if shard not in self.shards:
+            return None
+        number = self.shards.index(shard)
+        keys = self._table(number).keys
+        if key not in keys:
+            return None
+        return self._ends[number] - self.headers[number].samples + keys.index(key)
+
     def __getitem__(self, sample_id: int) -> Sample:
         """Reads one sample with one range request and checks every byte of it.
 
