@@ -49,6 +49,8 @@ FREE_SETTINGS = {
 }
 """What a run may change when it goes on: no number it has computed so far depends on these."""
 
+UNSET = "unset"
+
 
 def train(
     config: TrainConfig,
@@ -141,6 +143,9 @@ def check_resumable(
 ) -> None:
     """The run that goes on is the run that was begun.
 
+    A setting of this version that the checkpoint does not name had its default then. Any other that
+    is named only then or only now has changed.
+
     Raises:
         ConfigError: another model, other data, or a setting that the numbers so far depend on.
     """
@@ -154,11 +159,15 @@ def check_resumable(
             f"output={config.output} holds a run on other data (digest {state.data.get('digest')}, "
             f"now {shards.digest}); choose another output folder to train on these shards"
         )
-    before = flatten(state.config) | flatten(state.data.get("step_settings", {}))
+    recorded = flatten(state.config) | flatten(state.data.get("step_settings", {}))
+    before = flatten(to_dict(TrainConfig())) | recorded
     now = flatten(to_dict(config)) | flatten(step_settings(deepspeed))
-    changed = [k for k in now if before.get(k) != now[k] and k not in FREE_SETTINGS]
+    pairs = {
+        k: (before.get(k, UNSET), now.get(k, UNSET)) for k in now | before if k not in FREE_SETTINGS
+    }
+    changed = [f"{k}: {old} -> {new}" for k, (old, new) in pairs.items() if old != new]
     if changed:
-        listed = ", ".join(f"{k}: {before.get(k)} -> {now[k]}" for k in changed)
+        listed = ", ".join(changed)
         raise ConfigError(
             f"output={config.output} holds a run with other settings ({listed}); "
             "choose another output folder, or repeat the old settings to go on"

@@ -2,23 +2,28 @@
 
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from autoselect.config import TrainConfig
-from autoselect.config_files import from_dict, load_config
-from autoselect.deepspeed_config import load_deepspeed_config
+from autoselect.checkpoint import TrainingState
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config_files import from_dict, load_config, to_dict
+from autoselect.deepspeed_config import load_deepspeed_config, step_settings
+from autoselect.engine_state import TrainedState
 from autoselect.heartbeat import Heartbeat
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.runtime import RankInfo, SignalFlag
-from autoselect.training_run import assemble, warn_of_few_cores
+from autoselect.training_run import assemble, check_resumable, warn_of_few_cores
 
 ROOT = Path(__file__).parent.parent
+DATA, VLM = SimpleNamespace(digest="data"), SimpleNamespace(digest="model")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,51 @@ def test_a_task_with_too_few_cores_is_told(monkeypatch, caplog, source, cores, w
     config = from_dict(TrainConfig, {"data": {"workers": 4}})
     warn_of_few_cores(config, RankInfo(0, 2, 0, source))
     assert ("--cpus-per-task=5" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("now", "refused"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}}, None),
+        ({"optimizer": {"type": "AdamW"}}, r"optimizer.params.betas: \[0.9, 0.95\] -> unset"),
+        ({}, r"optimizer.type: AdamW -> unset, optimizer.params.betas: \[0.9, 0.95\] -> unset"),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95], "eps": 1e-6}}},
+            r"\(optimizer.params.eps: unset -> 1e-06\)",
+        ),
+    ],
+)
+def test_what_the_optimiser_is_given_stays(now, refused):
+    """A parameter that is left out later is a change as much as one that is added."""
+    sizes = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
+    adam = {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}
+    state = begun(to_dict(TrainConfig()), sizes | {"optimizer": adam})
+    with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
+        check_resumable(state, TrainConfig(), sizes | now, DATA, VLM)
+
+
+def test_a_setting_that_is_new_since_the_checkpoint_had_its_default():
+    sizes = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
+    recorded = to_dict(TrainConfig())
+    del recorded["denoiser"]["told_gate"], recorded["dtype"]
+    state = begun(recorded, sizes)
+    check_resumable(state, TrainConfig(), sizes, DATA, VLM)
+    told = from_dict(TrainConfig, {"denoiser": {"told_gate": True}})
+    with pytest.raises(ConfigError, match=r"\(denoiser.told_gate: False -> True\)"):
+        check_resumable(state, told, sizes, DATA, VLM)
+    recorded["gate"]["dropout"] = 0.5  # of an earlier version
+    with pytest.raises(ConfigError, match=r"\(gate.dropout: 0.5 -> unset\)"):
+        check_resumable(state, TrainConfig(), sizes, DATA, VLM)
+
+
+def begun(recorded: dict, deepspeed: dict) -> TrainingState:
+    """A checkpoint of a run with these settings."""
+    data = {
+        "digest": DATA.digest,
+        "model_digest": VLM.digest,
+        "step_settings": step_settings(deepspeed),
+    }
+    return TrainingState(1, TrainedState(), recorded, data=data)
 
 
 def generator_states() -> tuple[str, str, bytes]:
