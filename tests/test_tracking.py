@@ -7,16 +7,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import requests
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException, get_error_code
 
 from autoselect.config import ConfigError
 from autoselect.selector_card import is_logged_model
 from autoselect.tracking import Tracker
 from autoselect.tracking.leaderboard import OWN_TEXT, Standing, metric_at, note
 from autoselect.tracking.models import download_model
+from autoselect.tracking.spool import Spool
 from autoselect.tracking.store import ServerUnreachableError, Store, default_uri
 
 
@@ -277,6 +281,162 @@ def test_a_server_that_refuses_connections_is_an_outage(monkeypatch):
     tracker.finish()
     assert tracker.run_id.startswith("offline-")
     assert len(list(Path("mlruns/spool").glob("*.jsonl"))) == 1
+
+
+def spools():
+    return list(Path("mlruns/spool").glob("*.jsonl"))
+
+
+def denied(*_, **__):
+    raise MlflowException("the token has expired", error_code=get_error_code(401))
+
+
+@pytest.mark.parametrize("how", ["denied", "deleted"])
+def test_a_server_that_refuses_stops_no_run_and_loses_nothing(outage, monkeypatch, caplog, how):
+    tracker = start()
+    tracker.log_metrics({"loss": 3.0}, 1)
+    tracker.flush()
+    with monkeypatch.context() as patched:
+        if how == "denied":
+            patched.setattr(MlflowClient, "log_batch", denied)
+        else:
+            client().delete_run(tracker.run_id)
+        for step in (2, 3):
+            tracker.log_metrics({"loss": 1 / step}, step)
+            tracker.flush()
+        assert caplog.text.count("to be delivered later") == 1 and spools()
+    if how == "deleted":
+        client().restore_run(tracker.run_id)
+    tracker.finish()
+    assert history(tracker.run_id, "loss") == [(1, 3.0), (2, 1 / 2), (3, 1 / 3)]
+    assert client().get_run(tracker.run_id).info.status == "FINISHED" and not spools()
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_artefacts_that_a_server_does_not_take_are_kept(monkeypatch, project, status):
+    """They go through the server by HTTP, whose errors MLflow hands on."""
+    monkeypatch.setattr("autoselect.tracking.tracker.RETRY_SECONDS", 0.0)
+    response = requests.Response()
+    response.status_code = status
+    (project / "note.txt").write_text("hello")
+    tracker = start()
+    with monkeypatch.context() as patched:
+        error = requests.HTTPError("not now", response=response)
+        patched.setattr(MlflowClient, "log_artifact", mock.Mock(side_effect=error))
+        tracker.log_artifact(project / "note.txt")
+        assert spools()
+    tracker.finish()
+    assert [f.path for f in client().list_artifacts(tracker.run_id)] == ["note.txt"]
+
+
+def test_a_new_run_that_the_server_refuses_is_an_error(monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match="token has expired"):
+        patched.setattr(MlflowClient, "create_run", denied)
+        start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://user:secret@server")
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI=htp://server refuses"):
+        start()
+    assert not spools()
+
+
+def test_what_this_store_cannot_take_waits_and_holds_up_nothing_else(outage, caplog):
+    """Runs that somebody deleted, that nobody knows, and of a server that is not today's store."""
+    outage.down = True
+    unknown = Spool(Path("mlruns/spool"), "0" * 32)
+    elsewhere = Spool(Path("mlruns/spool"), "1" * 32, "http://elsewhere:5000")
+    for spool in (unknown, elsewhere):
+        spool.append({"kind": "status", "status": "FINISHED", "time_ms": 1})
+    deleted, good = start(), start()
+    outage.down = False
+    deleted.set_tags({"seen": "by the server"})
+    outage.down = True
+    good.log_metrics({"loss": 1.0}, 1)
+    client().delete_run(deleted.run_id)
+    for tracker in (deleted, good):
+        tracker.finish()
+    outage.down = False
+    caplog.clear()
+    start().finish()
+    assert history(good.run_id, "loss") == [(1, 1.0)]
+    assert len(spools()) == 3
+    for words in ("http://elsewhere:5000", unknown.name, f"restoring run {deleted.run_id}"):
+        assert words in caplog.text
+
+
+def test_a_living_run_delivers_its_own_spool(outage):
+    """Whenever the spool began, and whatever an earlier start of the run left in it."""
+    fresh, resumed = start(), start()
+    outage.down = True
+    resumed.finish("KILLED")
+    resumed = start(run_id=resumed.run_id)
+    for tracker in (fresh, resumed):
+        tracker.log_metrics({"loss": 1.0}, 1)
+        tracker.flush()
+    outage.down = False
+    assert Tracker.synchronise() == 0
+    assert len(spools()) == 2
+    for tracker in (fresh, resumed):
+        tracker.log_metrics({"loss": 2.0}, 2)
+        tracker.finish()
+        assert history(tracker.run_id, "loss") == [(1, 1.0), (2, 2.0)]
+        assert client().get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_what_a_killed_run_kept_is_delivered_by_the_next():
+    child = CHILD.replace(
+        "if sys.argv",
+        """
+from autoselect.tracking.store import ServerUnreachableError, Store
+def down(*_):
+    raise ServerUnreachableError("down")
+Store.log_metrics = down
+tracker.log_metrics({"loss": 1.0}, 1)
+tracker.flush()
+if sys.argv""",
+    )
+    done = subprocess.run([sys.executable, "-c", child, "kill"], capture_output=True, text=True)
+    assert spools(), done.stderr
+    start().finish()
+    assert history(done.stdout.split()[-1], "loss") == [(1, 1.0)] and not spools()
+
+
+def test_nothing_is_lost_that_is_kept_while_another_process_delivers(outage, monkeypatch):
+    tracker = start()
+    outage.down = True
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.finish()
+    outage.down = False
+    delivering, go_on = threading.Event(), threading.Event()
+    real = Store.log_metrics
+
+    def slow(store, run_id, events):
+        delivering.set()
+        assert go_on.wait(60)
+        real(store, run_id, events)
+
+    monkeypatch.setattr(Store, "log_metrics", slow)
+    late = {"kind": "metrics", "values": {"loss": 2.0}, "step": 2, "time_ms": 1}
+    spool = Spool(Path("mlruns/spool"), tracker.run_id)
+    others = threading.Thread(target=Tracker.synchronise)
+    others.start()
+    assert delivering.wait(60)
+    keeping = threading.Thread(target=spool.append, args=(late,))
+    keeping.start()
+    keeping.join(0.2)
+    go_on.set()
+    others.join()
+    keeping.join()
+    assert spool.events() == [late]
+
+
+def test_a_half_written_line_harms_no_later_one():
+    spool = Spool(Path("mlruns/spool"), "0" * 32)
+    spool.append({"kind": "tags", "values": {"a": "1"}})
+    with spool.path.open("a") as file:
+        file.write('{"kind": "ta')
+    after = Spool(Path("mlruns/spool"), "0" * 32)
+    after.append({"kind": "tags", "values": {"b": "2"}})
+    assert [event["values"] for event in after.events()] == [{"a": "1"}, {"b": "2"}]
 
 
 def test_a_model_can_be_loaded_back(project):

@@ -3,7 +3,7 @@
 import logging
 
 from autoselect.tracking.spool import OFFLINE
-from autoselect.tracking.store import ServerUnreachableError, Store
+from autoselect.tracking.store import Store, TrackingError
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +17,9 @@ def metric_history(run_id: str, name: str) -> list[tuple[int, float]]:
     """
     if run_id.startswith(OFFLINE):
         return []
+    store = Store.open()
     try:
-        return Store.open().history(run_id, name)
-    except ServerUnreachableError as error:
-        logger.warning("tracking server does not answer, no course of %s: %s", name, error)
+        return store.history(run_id, name)
+    except TrackingError as error:
+        logger.warning("%s %s, no course of %s: %s", store.address, error.verb, name, error)
         return []

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from autoselect.config import ConfigError
-from autoselect.tracking.store import ServerUnreachableError, Store
+from autoselect.tracking.store import Store, TrackingError
 
 
 def download_model(address: str) -> Path:
@@ -14,19 +14,19 @@ def download_model(address: str) -> Path:
             with the name that `Tracker.log_model` was given.
 
     Raises:
-        ConfigError: this store has no such model, or does not answer.
+        ConfigError: this store has no such model, or does not answer or refuses.
     """
     store = Store.open()
     try:
         folder = store.model_folder(address)
-    except ServerUnreachableError as error:
+    except TrackingError as error:
         raise ConfigError(
-            f"model={address}: the tracking server {store.uri} does not answer ({error}); set "
+            f"model={address}: the tracking server {store.address} {error.verb} ({error}); set "
             "MLFLOW_TRACKING_URI, or give a folder"
         ) from error
     if folder is None:
         raise ConfigError(
-            f"model={address} is not in {store.uri}; the tag model.selector of an evaluation's run "
-            "names one (models:/ID), and MLFLOW_TRACKING_URI the store"
+            f"model={address} is not in {store.address}; the tag model.selector of an evaluation's "
+            "run names one (models:/ID), and MLFLOW_TRACKING_URI the store"
         )
     return folder

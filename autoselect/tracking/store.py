@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -40,19 +42,50 @@ UNREACHABLE_CODES = {
 }
 
 
-class ServerUnreachableError(Exception):
+class TrackingError(Exception):
+    """MLflow did not do what it was asked to; the message is its own.
+
+    Args:
+        message: what MLflow says.
+        code: its word for the kind of error.
+    """
+
+    verb: str
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code or type(self).__name__
+
+
+class ServerUnreachableError(TrackingError):
     """The tracking server does not answer now; trying again later may help."""
+
+    verb = "does not answer"
+
+
+class RefusedError(TrackingError):
+    """The tracking server answers, but refuses: credentials, a run it does not have, an address."""
+
+    verb = "refuses"
 
 
 @contextmanager
-def _reachable() -> Iterator[None]:
+def _tracking_errors() -> Iterator[None]:
+    """Turns errors of MLflow, and of the HTTP requests that carry artefacts, into `TrackingError`.
+
+    Raises:
+        ServerUnreachableError, RefusedError: as they say.
+    """
     try:
         yield
     except MlflowException as error:
-        if error.error_code in UNREACHABLE_CODES:
-            raise ServerUnreachableError(str(error).splitlines()[0]) from error
-        raise
-    except ConnectionError as error:
+        unreachable = error.error_code in UNREACHABLE_CODES
+        kind = ServerUnreachableError if unreachable else RefusedError
+        raise kind(str(error).strip().splitlines()[0], error.error_code) from error
+    except requests.HTTPError as error:
+        down = error.response is None or error.response.status_code >= 500
+        raise (ServerUnreachableError if down else RefusedError)(str(error)) from error
+    except (ConnectionError, requests.RequestException) as error:
         raise ServerUnreachableError(str(error)) from error
 
 
@@ -81,6 +114,11 @@ class Store:
         return cls(os.environ.get("MLFLOW_TRACKING_URI") or default_uri())
 
     @property
+    def address(self) -> str:
+        """The URI without its user and password, to be shown and written down."""
+        return re.sub(r"//[^/@]*@", "//", self.uri).rstrip("/")
+
+    @property
     def client(self) -> MlflowClient:
         """MLflow's client; the tables of an SQLite file are made by one process at a time."""
         if self._client is None:
@@ -93,7 +131,7 @@ class Store:
 
     def create(self, event: Event) -> str:
         """Create the run that a `start` event describes; returns its id."""
-        with _reachable():
+        with _tracking_errors():
             run = self.client.create_run(
                 self._experiment(event["experiment"]), event["time_ms"], run_name=event["run_name"]
             )
@@ -102,13 +140,13 @@ class Store:
 
     def knows(self, run_id: str) -> bool:
         """Whether this store has such a run, and nobody deleted it."""
-        with _reachable():
+        with _tracking_errors():
             run = self._run(run_id)
             return run is not None and run.info.lifecycle_stage == "active"
 
     def link(self, run_id: str) -> str | None:
         """Where the dashboard shows a run, relative to its address; None for an unknown one."""
-        with _reachable():
+        with _tracking_errors():
             run = self._run(run_id)
             return None if run is None else _link(run)
 
@@ -118,7 +156,7 @@ class Store:
         Args:
             address: `models:/...`, or `runs:/RUN/NAME`.
         """
-        with _reachable():
+        with _tracking_errors():
             if address.startswith("runs:/"):
                 run_id, _, name = address.removeprefix("runs:/").partition("/")
                 run = self._run(run_id)
@@ -147,7 +185,7 @@ class Store:
 
     def log_params(self, run_id: str, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         """Log parameters; those that the run has with another value are returned (before, now)."""
-        with _reachable():
+        with _tracking_errors():
             known = self.client.get_run(run_id).data.params
             short = {name: value[:LONGEST_VALUE] for name, value in values.items()}
             changed = {n: (known[n], v) for n, v in short.items() if known.get(n, v) != v}
@@ -161,7 +199,7 @@ class Store:
 
     def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric by step; empty for a run that this store does not know."""
-        with _reachable():
+        with _tracking_errors():
             try:
                 found = self.client.get_metric_history(run_id, name)
             except MlflowException as error:
@@ -174,9 +212,9 @@ class Store:
         """Carry out one event of `Tracker`.
 
         Raises:
-            ServerUnreachableError: it may be tried again later.
+            TrackingError: it was not done.
         """
-        with _reachable():
+        with _tracking_errors():
             getattr(self, f"_apply_{event['kind']}")(run_id, event)
 
     def _apply_resume(self, run_id: str, event: Event) -> None:
@@ -197,9 +235,9 @@ class Store:
         """Log the metrics of many steps in few calls; a (metric, step) twice is left out.
 
         Raises:
-            ServerUnreachableError: all of them may be tried again later.
+            TrackingError: some or all of them did not arrive; it is safe to try again.
         """
-        with _reachable():
+        with _tracking_errors():
             try:
                 new = [metric for event in events for metric in self._new_metrics(run_id, event)]
                 for start in range(0, len(new), METRICS_PER_CALL):
@@ -278,7 +316,7 @@ class Store:
 
     def leaderboards(self) -> dict[str, str]:
         """Name of each experiment with evaluations, and its list of selectors on the dashboard."""
-        with _reachable():
+        with _tracking_errors():
             return {
                 found.name: f"#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
                 for found in self.client.search_experiments()

@@ -3,7 +3,8 @@
 Runs go to `sqlite:///mlflow.db` in the current folder, or where MLFLOW_TRACKING_URI points. A run
 can be resumed by its id: a parameter that changed is reported instead of crashing, a step that was
 logged before is not logged again, and the final status is what happened. While the server does not
-answer, everything is kept in `mlruns/spool/` and delivered later (`Tracker.synchronise`).
+answer, or refuses, everything is kept in `mlruns/spool/` and delivered later
+(`Tracker.synchronise`); only the start of a new run that the server refuses is an error.
 
 Metrics cost the caller nothing but a list entry: a thread delivers them every few seconds. Whatever
 else is logged, `flush` and the end of the run deliver what waits first.
@@ -21,10 +22,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from autoselect.config import ConfigError
 from autoselect.tracking.leaderboard import NOTE_TAG
-from autoselect.tracking.processes import is_gone, own_process
+from autoselect.tracking.processes import own_process
 from autoselect.tracking.spool import OFFLINE, Event, Spool
-from autoselect.tracking.store import PARENT_TAG, ServerUnreachableError, Store
+from autoselect.tracking.store import (
+    PARENT_TAG,
+    RefusedError,
+    ServerUnreachableError,
+    Store,
+    TrackingError,
+)
 
 SPOOL_FOLDER = "mlruns/spool"
 RETRY_SECONDS = 30.0
@@ -45,6 +53,7 @@ class Tracker:
     def __init__(self, store: Store | None, spool: Spool | None, run_id: str | None) -> None:
         self._store, self._spool, self._run_id = store, spool, run_id
         self._retry_at = 0.0
+        self._told: set[str] = set()
         self._finished = threading.Event()
         self._buffer: deque[Event] = deque()
         self._delivery = threading.RLock()
@@ -79,6 +88,9 @@ class Tracker:
             run_id: the run to resume, from `run_id` of an earlier tracker; a new one begins where
                 the store does not know it.
             parent_run_id: makes this a nested run.
+
+        Raises:
+            ConfigError: the store refuses a new run, such as for wrong credentials.
         """
         spool_folder = Path(SPOOL_FOLDER)
         name = run_id if run_id and run_id.startswith(OFFLINE) else None
@@ -86,17 +98,20 @@ class Tracker:
             run_id = Spool(spool_folder, name).run_id
         store = Store.open()
         if run_id is not None and not _is_known(store, run_id):
-            logger.warning("run %s is not in %s; a new run begins", run_id, store.uri)
+            logger.warning("run %s is not in %s; a new run begins", run_id, store.address)
             run_id = name = None
+        spool = Spool(spool_folder, run_id or name or Spool.offline_name(), store.address)
+        if run_id is None and spool.address not in (None, store.address):
+            _tell_of_other_store(spool)
+            name, spool = None, Spool(spool_folder, Spool.offline_name(), store.address)
         everything = {k: str(v) for k, v in {**own_process(), **(tags or {})}.items()}
         everything.setdefault(SOURCE_TAG, Path(sys.argv[0]).name)
         if parent_run_id is not None:
             everything[PARENT_TAG] = parent_run_id
-        spool = Spool(spool_folder, run_id or name or Spool.offline_name())
         tracker = cls(store, spool, run_id)
         begin = {"experiment": experiment, "run_name": run_name, "time_ms": _now_ms()}
         if run_id is None and name is None:
-            tracker._send({"kind": "start", **begin})
+            tracker._begin({"kind": "start", **begin})
         tracker._send({"kind": "resume", "tags": everything, "experiment": experiment})
         tracker._send({"kind": "params", "values": {k: str(v) for k, v in (params or {}).items()}})
         atexit.register(tracker._close_unfinished)
@@ -201,7 +216,7 @@ class Tracker:
             return None
         try:
             return self._store.link(self._spool.final(run_id))
-        except ServerUnreachableError:
+        except TrackingError:
             return None
 
     def rank_selectors(self, experiment: str) -> None:
@@ -219,22 +234,42 @@ class Tracker:
             self._send({"kind": "status", "status": status, "time_ms": _now_ms()})
         if self._spool:
             logger.warning(
-                "tracking server %s does not answer; run kept in %s",
-                self._store.uri,
-                SPOOL_FOLDER,
+                "run %s is incomplete in %s; what is missing is kept in %s",
+                self.run_id,
+                self._store.address,
+                self._spool.path,
             )
 
     @staticmethod
     def synchronise() -> int:
-        """Deliver what ended runs could not; returns the number of spools that still wait."""
+        """Deliver what ended runs could not; returns the number of spools that still wait.
+
+        One that is for another store, or that this one refuses, stays and is named in a warning.
+        """
         store = Store.open()
-        waiting = [spool for spool in Spool.waiting(Path(SPOOL_FOLDER)) if _has_ended(spool)]
+        waiting = [spool for spool in Spool.waiting(Path(SPOOL_FOLDER)) if spool.is_left]
+        left = 0
         for position, spool in enumerate(waiting):
+            if spool.address not in (None, store.address):
+                _tell_of_other_store(spool)
+                left += 1
+                continue
             known = None if spool.name.startswith(OFFLINE) else spool.name
-            tracker = Tracker(store, spool, known or spool.run_id)
-            if not tracker._flush():
-                return len(waiting) - position
-        return 0
+            try:
+                Tracker(store, spool, known or spool.run_id)._deliver_spool(of_others=True)
+            except ServerUnreachableError:
+                return left + len(waiting) - position
+            except RefusedError as error:
+                logger.warning(
+                    "%s cannot be delivered: %s refuses it (%s); mend that, such as by restoring "
+                    "run %s there, or delete the file to give it up",
+                    spool.path,
+                    store.address,
+                    error,
+                    spool.final(spool.name),
+                )
+                left += 1
+        return left
 
     def _close_unfinished(self) -> None:
         if not self._finished.is_set():
@@ -250,19 +285,52 @@ class Tracker:
             self.flush()
             self._deliver([event])
 
+    def _begin(self, event: Event) -> None:
+        """Create the run, or keep its start while the server does not answer.
+
+        Raises:
+            ConfigError: the server refuses it.
+        """
+        assert self._store is not None
+        try:
+            self._apply_one(event)
+        except ServerUnreachableError as error:
+            self._postpone([event], error)
+        except RefusedError as error:
+            raise ConfigError(
+                f"MLFLOW_TRACKING_URI={self._store.address} refuses a new run ({error}); correct "
+                "it or its credentials (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN), or switch tracking off"
+            ) from error
+
     def _deliver(self, together: list[Event]) -> None:
         """Carry out one of `_deliveries` now, after everything that waits, or keep it."""
         if self._store is None or self._spool is None:
             return
-        if self._spool and (time.monotonic() < self._retry_at or not self._flush()):
+        if self._spool and time.monotonic() < self._retry_at:
             self._keep(together)
             return
         try:
+            self._deliver_spool()
             self._apply(together)
-        except ServerUnreachableError as error:
-            logger.warning("tracking server %s does not answer: %s", self._store.uri, error)
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            self._keep(together)
+        except TrackingError as error:
+            self._postpone(together, error)
+
+    def _postpone(self, together: list[Event], error: TrackingError) -> None:
+        """Keep events for later; an error is told once, until all that waits was delivered."""
+        assert self._store is not None and self._spool is not None
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self._keep(together)
+        if error.code not in self._told:
+            logger.warning(
+                "tracking server %s %s: %s; run %s goes on, kept in %s to be delivered later",
+                self._store.address,
+                error.verb,
+                error,
+                self.run_id,
+                self._spool.path,
+            )
+        self._told.add(error.code)
 
     def _keep(self, events: list[Event]) -> None:
         assert self._spool is not None
@@ -271,21 +339,30 @@ class Tracker:
                 event = {**event, "path": str(self._spool.keep_file(Path(event["path"])))}
             self._spool.append(event)
 
-    def _flush(self) -> bool:
-        """Deliver the waiting events in order; False when the server stopped answering."""
+    def _deliver_spool(self, of_others: bool = False) -> None:
+        """Deliver the waiting events in order.
+
+        Args:
+            of_others: only if no living process, such as one that resumed the run, will do so.
+
+        Raises:
+            TrackingError: from the event on at which it happened they wait on.
+        """
         assert self._spool is not None
-        events = self._spool.events()
-        delivered = 0
-        for together in _deliveries(events):
+        spool = self._spool
+        if not spool:
+            return
+        with spool.alone():
+            if of_others and not spool.is_left:
+                return
+            delivered = 0
             try:
-                self._apply(together)
-            except ServerUnreachableError:
-                self._spool.replace(events[delivered:])
-                self._retry_at = time.monotonic() + RETRY_SECONDS
-                return False
-            delivered += len(together)
-        self._spool.replace([])
-        return True
+                for together in _deliveries(spool.events()):
+                    self._apply(together)
+                    delivered += len(together)
+            finally:
+                spool.drop(delivered)
+        self._told.clear()
 
     def _apply(self, together: list[Event]) -> None:
         """Carry out one of `_deliveries`."""
@@ -308,7 +385,7 @@ class Tracker:
             if self._spool:
                 self._spool.resolve(self._run_id)
             else:
-                self._spool = Spool(self._spool.folder, self._run_id)
+                self._spool = Spool(self._spool.folder, self._run_id, self._store.address)
             return
         run_id = self._known_run_id()
         if event["kind"] == "params":
@@ -328,19 +405,20 @@ def _deliveries(events: list[Event]) -> Iterator[list[Event]]:
             yield from ([event] for event in alike)
 
 
-def _has_ended(spool: Spool) -> bool:
-    """True when no living process will deliver the spool itself."""
-    events = spool.events()
-    owners = [event["tags"] for event in events if event["kind"] == "resume"]
-    ended = any(event["kind"] == "status" for event in events)
-    return ended or not owners or is_gone(owners[-1])
+def _tell_of_other_store(spool: Spool) -> None:
+    logger.warning(
+        "%s waits for the tracking server %s; start a run here with MLFLOW_TRACKING_URI set to it, "
+        "or delete the file to give it up",
+        spool.path,
+        spool.address,
+    )
 
 
 def _is_known(store: Store, run_id: str) -> bool:
-    """True as well while the server does not answer: nothing speaks against the run then."""
+    """True as well where the server does not say: nothing speaks against the run then."""
     try:
         return store.knows(run_id)
-    except ServerUnreachableError:
+    except TrackingError:
         return True
 
 
