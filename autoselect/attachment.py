@@ -35,7 +35,13 @@ from autoselect.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.cache_layout import CacheLayout, layout_of, write_layout
 from autoselect.vlm.columns import PADDING
-from autoselect.vlm.conversation import continue_call, continued_prompt, layout_before, prune_call
+from autoselect.vlm.conversation import (
+    continue_call,
+    continued_prompt,
+    layout_before,
+    prune_call,
+    with_text_types,
+)
 
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
@@ -194,20 +200,18 @@ class Attachment:
     def _prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The model's own `prepare_inputs_for_generation`, on what stays of the prompt."""
         model = self.adapter.model
-        cache = kwargs.get("past_key_values")
-        layout = layout_of(cache)
+        pruned: CacheLayout | None = None
+        layout = layout_of(kwargs.get("past_key_values"))
         first = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
         if layout is not None and first and kwargs.get("next_sequence_length") is not None:
             kwargs["next_sequence_length"] = input_ids.shape[1] - layout.full_length
         if first and self.adapter.has_images(kwargs):
             length = kwargs.get("next_sequence_length") or input_ids.shape[1]
-            call = {**kwargs, "input_ids": input_ids}
+            call = with_text_types({**kwargs, "input_ids": input_ids})
             kwargs, pruned = self._prune(call, length, self._call.settings)
             input_ids = kwargs.pop("input_ids")
             if pruned is not None:
                 kwargs["next_sequence_length"] = None
-                if cache is not None:
-                    write_layout(cache, pruned)
         elif layout is not None:
             new = kwargs.get("next_sequence_length") or input_ids.shape[1]
             kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
@@ -216,6 +220,7 @@ class Attachment:
         prepared = type(model).prepare_inputs_for_generation(model, input_ids, **kwargs)
         if (ids := prepared.get("input_ids")) is not None:
             setattr(ids, PREPARED, prepared.get("mm_encoder_outputs"))
+            setattr(ids, PRUNED, pruned)
         return prepared
 
     def _before_forward(

@@ -143,6 +143,11 @@ class VisualAdapter:
             found += find_blocks(input_ids, token_id, modality, lengths, self.family)
         return found
 
+    def is_image(self, input_ids: Tensor) -> Tensor:
+        """True at placeholders of images and clips, [B, T]."""
+        tokens = torch.tensor(list(self.token_ids.values()), device=input_ids.device)
+        return torch.isin(input_ids, tokens)
+
     def clip_frames(self, inputs: Mapping[str, Any]) -> list[int] | None:
         """Frames of every clip of a call, as the language model sees them; None when not told."""
         if (grid := inputs.get("video_grid_thw")) is not None:

@@ -29,12 +29,14 @@ class CacheLayout:
         padded: whether there is padding.
         rope_deltas: position of a text token minus its number among real tokens, [B, 1]; None
             where positions are plain numbers.
+        images_end: column of the conversation behind its last visual token.
     """
 
     columns: Tensor
     full_length: int
     padded: bool
     rope_deltas: Tensor | None = None
+    images_end: int = 0
 
     @property
     def is_pruned(self) -> bool:
@@ -47,35 +49,50 @@ class CacheLayout:
         columns = torch.arange(length, device=device).expand(rows, -1)
         return cls(columns, length, padded=False)
 
-    def grown_to(self, length: int) -> "CacheLayout":
-        """After decoding steps that left `length` columns in the cache.
+    def cut_to(self, length: int) -> "CacheLayout":
+        """After cropping to `length` columns: the conversation is as many shorter.
 
         Raises:
-            ConfigError: there are fewer columns than the pruned prompt had.
+            ConfigError: more is gone than text at the end of the conversation.
         """
+        kept, gone = self.columns[:, :length], self.columns[:, length:]
+        full_length = self.full_length - gone.shape[1]
+        others = (kept >= full_length).any() | ((gone != PADDING) & (gone < full_length)).any()
+        if full_length < self.images_end or bool(others):
+            raise ConfigError(
+                f"past_key_values cropped from {self.columns.shape[1]} to {length} columns lack "
+                "more than the last text of the conversation; crop no further than to the end of "
+                "its last image (with padding on the right: of its prompt), or start a new cache"
+            )
+        return replace(self, columns=kept, full_length=full_length)
+
+    def grown_to(self, length: int) -> "CacheLayout":
+        """After decoding steps that left `length` columns in the cache."""
         extra = length - self.columns.shape[1]
         if extra == 0:
             return self
-        if extra < 0:
-            raise ConfigError(
-                f"past_key_values hold {length} columns of a pruned prompt that left "
-                f"{self.columns.shape[1]}; crop no further than to its end, or start a new cache"
-            )
         new = torch.arange(extra, device=self.columns.device) + self.full_length
         columns = torch.cat([self.columns, new.expand(len(self.columns), -1)], dim=1)
         return replace(self, columns=columns, full_length=self.full_length + extra)
 
     def followed_by(
-        self, columns: Tensor, length: int, rope_deltas: Tensor | None
+        self, columns: Tensor, is_image: Tensor, rope_deltas: Tensor | None
     ) -> "CacheLayout":
-        """With the columns that stay of `length` new ones, [B, S']."""
+        """With the columns that stay of new ones.
+
+        Args:
+            columns: those that stay, [B, S'].
+            is_image: true at visual tokens of all new ones, [B, T'].
+            rope_deltas: see above.
+        """
         moved = columns.where(columns == PADDING, columns + self.full_length)
         padded = self.padded or bool((columns == PADDING).any())
         return CacheLayout(
             torch.cat([self.columns, moved], dim=1),
-            self.full_length + length,
+            self.full_length + is_image.shape[1],
             padded,
             rope_deltas,
+            self.full_length + int(is_image.any(dim=0).nonzero().max()) + 1,
         )
 
     def cached_mask(self, attention_mask: Tensor | None) -> Tensor:
@@ -124,9 +141,21 @@ def cached_length(cache: Any) -> int:
 
 
 def layout_of(cache: Any) -> CacheLayout | None:
-    """The layout of a cache that was filled by a pruned prompt, up to date; else None."""
+    """The layout of a cache that was filled by a pruned prompt, up to date; else None.
+
+    A cache that was cropped since keeps what it has left, and one that was emptied none.
+    """
     layout = getattr(cache, ATTRIBUTE, None)
-    return None if layout is None else layout.grown_to(cached_length(cache))
+    if layout is None:
+        return None
+    length = cached_length(cache)
+    if length == 0:
+        delattr(cache, ATTRIBUTE)
+        return None
+    if length < layout.columns.shape[1]:
+        layout = layout.cut_to(length)
+        write_layout(cache, layout)
+    return layout.grown_to(length)
 
 
 def write_layout(cache: Any, layout: CacheLayout) -> None:

@@ -51,6 +51,18 @@ def new_columns(call: Mapping[str, Any], length: int) -> tuple[dict[str, Any], T
     return {**call, **cut}, None
 
 
+def with_text_types(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call whose `mm_token_type_ids` reach to the end of `input_ids`.
+
+    Candidates of assisted decoding lengthen the ids alone; they are text.
+    """
+    name = "mm_token_type_ids"
+    if (types := call.get(name)) is None:
+        return dict(call)
+    missing = call["input_ids"].shape[1] - types.shape[1]
+    return {**call, name: torch.nn.functional.pad(types, (0, max(missing, 0)))}
+
+
 def prune_call(
     adapter: VisualAdapter,
     call: Mapping[str, Any],
@@ -71,8 +83,7 @@ def prune_call(
         the new call, the new columns that stay [B, S] (-1 at padding), and what the cache will
         hold afterwards.
     """
-    length = keep.shape[1]
-    call, past_mask = new_columns(call, length)
+    call, past_mask = new_columns(call, keep.shape[1])
     if call.get("position_ids") is None:
         call["position_ids"] = adapter.positions.of_call(call, layout, past_mask)
     mask = call.get("attention_mask")
@@ -86,7 +97,8 @@ def prune_call(
         pruned["token_type_ids"] = layout.token_types(types, columns.shape[1])
     if "flash" in str(adapter.model.config.get_text_config()._attn_implementation):
         pruned.update(one_sequence(pruned["attention_mask"], columns.shape[1]))
-    return pruned, columns, layout.followed_by(columns, length, deltas)
+    is_image = adapter.is_image(call["input_ids"])
+    return pruned, columns, layout.followed_by(columns, is_image, deltas)
 
 
 def one_sequence(mask: Tensor, length: int) -> dict[str, Any]:

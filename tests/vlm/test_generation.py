@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from autoselect import ConfigError
+from autoselect.vlm.cache_layout import CacheLayout, layout_of
+from autoselect.vlm.columns import PADDING
 from tests.vlm.stock import (
     attached,
     close,
@@ -14,7 +17,7 @@ from tests.vlm.stock import (
     model_of,
     original_positions,
 )
-from tests.vlm.tiny import TINY, batch
+from tests.vlm.tiny import TINY, batch, build
 from tests.vlm.tiny_prompts import FIRST_TEXT
 
 FAMILIES = sorted(TINY)
@@ -195,6 +198,68 @@ def join_pixels(name, second, first):
     """Pixels of two turns as those of one row."""
     by_row = second.ndim == 5 and len(second) == 1 and second.shape[3] == 32
     return torch.cat([first, second], dim=1 if by_row else 0)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("way", ["prompt lookup", "assistant"])
+def test_assisted_decoding_equals_that_of_the_masked_model(name, way):
+    """Candidates that are rejected are cropped from the cache, those of the first step as well."""
+    inputs = with_text(batch(name, [["l"]]), torch.tensor([[40, 41, 42, 43, 44, 40, 41]]))
+    model, arguments = model_of(name), {**WITH_LOGITS, "max_new_tokens": 10}
+    more = {"prompt_lookup_num_tokens": 3} if way == "prompt lookup" else {}
+    with attached(name, 0.3):
+        more = more or {"assistant_model": build(name)}
+        ours = model.generate(**inputs, **arguments, **more)
+        selection = model.autoselect.last
+        layout = layout_of(ours.past_key_values)
+    assert layout.full_length == ours.sequences.shape[1] - 1
+    same_answer(ours, masked_generate(model, inputs, selection, **arguments))
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("rows", [[["l"]], ROWS])
+@pytest.mark.parametrize("gone", [2, 5])
+def test_a_cropped_cache_goes_on_from_what_is_left(name, rows, gone):
+    """Of answer and question: the cache knows three of the four new tokens, and the prompt."""
+    inputs, model = batch(name, rows), model_of(name)
+    other = torch.randint(FIRST_TEXT, 90, (len(rows), 6), generator=torch.Generator())
+    with attached(name, 0.3):
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        selection, cache = model.autoselect.last, first.past_key_values
+        cache.crop(-gone)
+        said = with_text(inputs, first.sequences[:, -4:-1])
+        left = {n: v[:, :-gone] if n in PER_TOKEN else v for n, v in said.items()}
+        longer = with_text(left, other)
+        text = {n: v for n, v in longer.items() if n in PER_TOKEN}
+        ours = model.generate(**text, past_key_values=cache, **WITH_LOGITS)
+    same_answer(ours, masked_generate(model, longer, selection, **WITH_LOGITS))
+
+
+def test_a_cache_is_cropped_no_further_than_its_last_image():
+    """Two rows padded on the right, of 6 and 4 tokens; the first lost columns 1 and 2."""
+    layout = CacheLayout(torch.tensor([[0, 3, 4, 5], [0, 1, 2, 3]]), 6, padded=False)
+    assert layout.cut_to(4).columns.tolist() == layout.columns.tolist()
+    for length in (3, 2, 1):
+        with pytest.raises(ConfigError, match=f"cropped from 4 to {length} columns"):
+            layout.cut_to(length)
+    alone = CacheLayout(layout.columns[:1], 6, padded=False, images_end=4)
+    assert alone.cut_to(2).columns.tolist() == [[0, 3]] and alone.cut_to(2).full_length == 4
+    equal = CacheLayout(torch.tensor([[0, 3, 4, 5], [0, 3, PADDING, PADDING]]), 6, padded=True)
+    assert equal.cut_to(2).columns.tolist() == [[0, 3], [0, 3]]
+    with pytest.raises(ConfigError, match="crop no further than to the end of its last image"):
+        alone.cut_to(1)
+
+
+@torch.no_grad()
+def test_an_emptied_cache_begins_another_conversation():
+    model, config = model_of("llava"), model_of("llava").config.get_text_config()
+    texts = batch("llava", [[]], text=20)
+    with attached("llava", 0.3):
+        cache = StaticCache(config=config, max_cache_len=64)
+        for inputs in (batch("llava", [["l"]]), batch("llava", [["s"]], seed=4), texts):
+            cache.reset()
+            again = model.generate(**inputs, past_key_values=cache, **GREEDY, disable_compile=True)
+            assert torch.equal(again, model.generate(**inputs, **GREEDY))
 
 
 def test_a_cache_of_other_rows_is_refused():
