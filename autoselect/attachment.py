@@ -22,7 +22,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.overlay import selection_overlay
+from autoselect.overlay import selection_overlay, token_grid
 from autoselect.selection import (
     Budget,
     Selection,
@@ -173,13 +173,19 @@ class Attachment:
         """The picture with the removed parts darkened, see `selection_overlay`.
 
         Args:
-            image: the PIL image that was given to the processor.
+            image: the PIL image, as the model saw it where the processor crops or pads.
             number: which image of the last call it is.
-            grid: rows and columns of its tokens, where they form no raster of its shape.
+            grid: rows and columns of its tokens; by default as its family has them.
+
+        Raises:
+            ConfigError: no call had an image, or no grid is given and the family has tiles, newline
+                tokens or others that are no single raster.
         """
         if self.last is None:
             raise ConfigError("overlay needs a call with an image first")
-        return selection_overlay(image, self.last.images[number], grid)
+        selection = self.last.images[number]
+        grid = grid or token_grid(selection, self.adapter.family.raster, image.size)
+        return selection_overlay(image, selection, grid)
 
     def _generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`; one more argument, `visual_token_budget`."""

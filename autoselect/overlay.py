@@ -3,11 +3,14 @@
 Dimension letters: N visual tokens of one image.
 """
 
+import math
+
 import numpy as np
 from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.selection import ImageSelection
+from autoselect.vlm.families import Raster
 
 REMOVED_BRIGHTNESS = 0.25
 
@@ -24,21 +27,47 @@ def token_raster(num_tokens: int, size: tuple[int, int]) -> tuple[int, int]:
     return min(pairs, key=lambda pair: abs(np.log(pair[1] / pair[0]) - aspect))
 
 
+def token_grid(
+    selection: ImageSelection, raster: Raster | None, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns of the tokens of an image.
+
+    Args:
+        selection: of one image.
+        raster: of the model's family.
+        size: width and height of the picture, pixels.
+
+    Raises:
+        ConfigError: the tokens are no single raster of the picture, as far as is known.
+    """
+    count = len(selection.scores)
+    side = math.isqrt(count)
+    if selection.modality == "image" and raster == "picture":
+        return token_raster(count, size)
+    if selection.modality == "image" and raster == "square" and side * side == count:
+        return side, side
+    raise ConfigError(
+        f"grid=None does not tell where the {count} visual tokens of this {selection.modality} are "
+        "on the picture: there may be tiles, frames, newline tokens or resampled ones; give "
+        "grid=(rows, columns) if they are one raster, or read model.autoselect.last.images"
+    )
+
+
 def selection_overlay(
-    image: Image.Image, selection: ImageSelection, grid: tuple[int, int] | None = None
+    image: Image.Image, selection: ImageSelection, grid: tuple[int, int]
 ) -> Image.Image:
     """The picture with the parts darkened whose tokens were removed.
 
     Args:
         image: the picture.
         selection: of one image, from `model.autoselect.last`.
-        grid: rows and columns of the tokens; by default the raster nearest to the picture's shape.
+        grid: rows and columns of the tokens.
 
     Raises:
         ConfigError: the grid has another number of cells than there are tokens.
     """
     count = len(selection.scores)
-    rows, columns = grid or token_raster(count, image.size)
+    rows, columns = grid
     if rows * columns != count:
         raise ConfigError(f"grid={grid} has {rows * columns} cells for {count} visual tokens")
     brightness = np.full(count, REMOVED_BRIGHTNESS)

@@ -12,6 +12,7 @@ from autoselect.config import ConfigError
 OLDEST_TRANSFORMERS = "5.20"
 
 Blocks = Literal["entries", "runs"]
+Raster = Literal["square", "picture"]
 Marker = Literal["same_before_last", "same_after_last", "same_before_first"]
 
 
@@ -26,6 +27,8 @@ class Family:
             tile of an image has the same token before it (or behind it) as the last tile of the
             prompt; or its first tile has the same token before it as the first of the prompt. None
             where an image is one block, or where tiles cannot be told from images.
+        raster: the tokens of an image are one raster, square or of the picture's shape; None where
+            there are tiles, newline tokens or resampled ones, or where it is not known.
         clip_token: whose placeholder clips use.
         first_position: position of the first token when the caller gives no positions.
         fixed_tokens: every image has the `image_seq_length` tokens of the configuration.
@@ -40,6 +43,7 @@ class Family:
     images: Blocks = "entries"
     videos: Blocks = "entries"
     tiles: Marker | None = None
+    raster: Raster | None = None
     clip_token: Literal["image", "video"] = "video"
     first_position: int = 0
     fixed_tokens: bool = False
@@ -52,10 +56,10 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "aya_vision": Family(images="runs", tiles="same_after_last"),
     "cohere2_vision": Family(images="runs", tiles="same_before_first"),
-    "deepseek_vl": Family(),
-    "fast_vlm": Family(),
-    "gemma3": Family(images_see_themselves=True),
-    "glm4v": Family(clip_token="image"),
+    "deepseek_vl": Family(raster="square"),
+    "fast_vlm": Family(raster="square"),
+    "gemma3": Family(raster="square", images_see_themselves=True),
+    "glm4v": Family(raster="picture", clip_token="image"),
     "got_ocr2": Family(
         images="runs", untrained="its processor takes neither several rows of images nor text alone"
     ),
@@ -64,28 +68,30 @@ FAMILIES: dict[str, Family] = {
     ),
     "idefics3": Family(images="runs", tiles="same_before_last"),
     "internvl": Family(images="runs"),
-    "janus": Family(),
+    "janus": Family(raster="square"),
     "lfm2_vl": Family(images="runs", tiles="same_after_last", convolutions=True),
-    "llava": Family(fixed_tokens=True),
+    "llava": Family(raster="square", fixed_tokens=True),
     "llava_next": Family(),
     "llava_next_video": Family(),
     "llava_onevision": Family(),
-    "mistral3": Family(),
+    "mistral3": Family(raster="picture"),
     "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "paligemma": Family(
-        first_position=1, untrained="its whole prompt is a bidirectional prefix of one answer"
+        raster="square",
+        first_position=1,
+        untrained="its whole prompt is a bidirectional prefix of one answer",
     ),
     "perception_lm": Family(
         images="runs",
         videos="runs",
         untrained="its processor makes no batch of images with different numbers of tiles",
     ),
-    "qwen2_5_vl": Family(),
-    "qwen2_vl": Family(),
-    "qwen3_vl": Family(beyond_features=True),
+    "qwen2_5_vl": Family(raster="picture"),
+    "qwen2_vl": Family(raster="picture"),
+    "qwen3_vl": Family(raster="picture", beyond_features=True),
     "smolvlm": Family(images="runs", tiles="same_before_last"),
-    "video_llava": Family(videos="runs"),
-    "vipllava": Family(fixed_tokens=True),
+    "video_llava": Family(videos="runs", raster="square"),
+    "vipllava": Family(raster="square", fixed_tokens=True),
 }
 
 REFUSED = {

@@ -116,6 +116,11 @@ def refused_table() -> str:
     return "\n".join(["| family | reason |", "|---|---|", *rows])
 
 
+def raster_list() -> str:
+    """Families whose images are one raster of tokens."""
+    return ", ".join(f"`{name}`" for name, own in sorted(FAMILIES.items()) if own.raster)
+
+
 @torch.no_grad()
 def cache_table() -> str:
     """KV cache and peak activations of the prefill of one image of 576 tokens, for several K."""
@@ -167,6 +172,7 @@ def page() -> str:
     for mark, table in (
         ("{families}", family_table),
         ("{refused}", refused_table),
+        ("{rasters}", raster_list),
         ("{cache}", cache_table),
     ):
         assert text.count(mark) == 1

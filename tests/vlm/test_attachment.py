@@ -20,7 +20,7 @@ from autoselect.scorer import Scorer
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
 from tests.vlm.stock import attached, model_of, selector
-from tests.vlm.tiny import TINY, batch, build
+from tests.vlm.tiny import TINY, batch, build, clip_batch
 from tests.vlm.tiny_models import llava
 from tests.vlm.tiny_prompts import IMAGE, WIDTH
 
@@ -239,6 +239,52 @@ def test_a_picture_of_the_choice():
         with pytest.raises(ConfigError, match="15 cells for 16"):
             model.autoselect.overlay(picture, grid=(3, 5))
     assert token_raster(24, (300, 200)) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [
+        ("gemma3", (320, 80), (4, 4)),
+        ("llava", (80, 320), (4, 4)),
+        ("mistral3", (100, 200), (4, 2)),
+        ("qwen2_5_vl", (200, 100), (2, 4)),
+        ("qwen3_vl", (200, 100), (2, 4)),
+    ],
+)
+def test_a_token_is_drawn_where_it_is_on_the_picture(name, size, grid):
+    """A square view has as many rows as columns, whatever the shape of the picture."""
+    picture = Image.new("RGB", size, "white")
+    with attached(name, 1) as model:
+        model.autoselect.selector = KeepPlaces([grid[1] + 1])
+        model(**batch(name, [["s"]]))
+        shown = model.autoselect.overlay(picture)
+    height, width = size[1] // grid[0], size[0] // grid[1]
+    cell = (width, height, 2 * width, 2 * height)
+    assert shown.crop(cell).getcolors() == [(width * height, (255, 255, 255))]
+    assert dict(map(reversed, shown.getcolors()))[(255, 255, 255)] == width * height
+
+
+@pytest.mark.parametrize("name", sorted(name for name in TINY if FAMILIES[name].raster is None))
+def test_tokens_that_are_no_single_raster_are_drawn_on_a_given_grid_only(name):
+    picture = Image.new("RGB", (80, 40), "white")
+    with attached(name, 4) as model:
+        model(**batch(name, [["l"]]))
+        with pytest.raises(ConfigError, match=r"give grid=\(rows, columns\)"):
+            model.autoselect.overlay(picture)
+        assert model.autoselect.overlay(picture, grid=(1, TINY[name].tokens("l")))
+
+
+def test_families_with_tiles_or_newlines_have_no_single_raster():
+    several = ("aya_vision", "internvl", "idefics3", "llava_next", "llava_onevision", "ovis2")
+    assert all(FAMILIES[name].raster is None for name in several)
+    assert all(own.tiles is None for own in FAMILIES.values() if own.raster)
+
+
+def test_a_clip_is_not_drawn_on_a_picture():
+    with attached("qwen2_5_vl", 4) as model:
+        model(**clip_batch("qwen2_5_vl"))
+        with pytest.raises(ConfigError, match="8 visual tokens of this video"):
+            model.autoselect.overlay(Image.new("RGB", (80, 80)))
 
 
 def test_mistakes_in_attaching_are_named(monkeypatch):
