@@ -24,7 +24,12 @@ from autoselect.vlm.attention_maps import attention_layers, attention_maps
 from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.loading import load, weights_digest
-from autoselect.vlm.placeholders import TOKENS_PER_IMAGE, question_content
+from autoselect.vlm.placeholders import (
+    TOKENS_PER_IMAGE,
+    check_counts,
+    fixed_count,
+    question_content,
+)
 from autoselect.vlm.positions import Positions
 from autoselect.vlm.tokens import adds_special_tokens, with_whole_template
 
@@ -105,8 +110,17 @@ class FrozenVLM:
         self.image_token_id = int(image_token)
         self.family = FAMILIES.get(model.config.model_type, Family(fixed_tokens=True))
         self.positions = Positions(model.base_model, self.family.first_position)
-        length = getattr(model.config, "image_seq_length", None)
-        self.num_tokens: int | None = length if self.family.fixed_tokens else None
+        self.num_tokens = self._fixed_count()
+
+    def _fixed_count(self) -> int | None:
+        """N where every image has as many: as the processor counts them, else as configured."""
+        length: int | None = getattr(self.model.config, "image_seq_length", None)
+        if not self.family.fixed_tokens or length is None:
+            return None
+        if getattr(self.processor, "patch_size", None) is None:
+            return length
+        placeholder = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return fixed_count(self.processor, placeholder)
 
     @classmethod
     def from_pretrained(
@@ -219,7 +233,8 @@ class FrozenVLM:
 
         Raises:
             ConfigError: attention is asked of a tower that gives none for each token, or the last
-                of a model without a projector of single tokens.
+                of a model without a projector of single tokens; or the tokens are not as many as
+                the processor's placeholders.
         """
         inputs = self.to_device(inputs)
         per_image = inputs.pop(TOKENS_PER_IMAGE, None)
@@ -228,6 +243,8 @@ class FrozenVLM:
         counts = [len(feature) for feature in output.pooler_output]
         if per_image is not None:
             counts = per_image.tolist()
+        if self.num_tokens is not None:
+            check_counts(self.name, sum(counts), self.num_tokens * len(counts))
         longest = max(counts)
         features = feature_matrix(output, later=True).split(counts)
         channels = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
@@ -362,7 +379,8 @@ class FrozenVLM:
             every token keeps the position that it has in the full prompt.
 
         Raises:
-            ConfigError: a family whose prompt is more than embeddings, a causal mask and columns.
+            ConfigError: a family whose prompt is more than embeddings, a causal mask and columns;
+                or the tokens are not as many as their placeholders.
         """
         if not self.is_plain:
             raise ConfigError(
@@ -382,6 +400,7 @@ class FrozenVLM:
         columns = kept.nonzero()[:, 1].view(len(kept), -1)
         embeds = self.model.get_input_embeddings()(input_ids.gather(1, columns))
         now_image = is_image.gather(1, columns)
+        check_counts(self.name, tokens.shape[0] * tokens.shape[1], int(now_image.sum()))
         embeds = embeds.masked_scatter(now_image[..., None], tokens.to(embeds.dtype))
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         return {

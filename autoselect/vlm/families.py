@@ -31,7 +31,7 @@ class Family:
             there are tiles, newline tokens or resampled ones, or where it is not known.
         clip_token: whose placeholder clips use.
         first_position: position of the first token when the caller gives no positions.
-        fixed_tokens: every image has the `image_seq_length` tokens of the configuration.
+        fixed_tokens: every image has as many tokens, as long as the processor writes as many.
         images_see_themselves: tokens of one image see each other, not only earlier ones.
         beyond_features: more than visual tokens at placeholders enters the prompt: features for
             later layers, or indicator tokens; the model's own `forward` has to put them there.

@@ -13,6 +13,7 @@ from torch import Tensor
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batch import IGNORED_LABEL, TrainBatch, attention_mask
 from autoselect.vlm.features import with_features
+from autoselect.vlm.placeholders import check_counts
 from autoselect.vlm.recompute import run_recomputed
 
 
@@ -39,6 +40,9 @@ def answer_loss(
 
     Returns:
         The sum, float32, 0-d, with gradient to `visual` and `log_weights`.
+
+    Raises:
+        ConfigError: visual tokens are not as many as their placeholders.
     """
     hidden = text_hidden(vlm, batch, visual, recompute, log_weights, output)
     answers = batch.labels != IGNORED_LABEL
@@ -54,8 +58,9 @@ def text_hidden(
     log_weights: Tensor | None = None,
     output: Any = None,
 ) -> Tensor:
-    """Last hidden states of the language model, [B, T, D]; arguments as `answer_loss`."""
+    """Last hidden states of the language model, [B, T, D]; as `answer_loss` otherwise."""
     places = batch.input_ids == vlm.image_token_id
+    check_counts(vlm.name, len(visual), int(places.sum()))
     arguments = {
         "position_ids": position_ids(vlm, batch),
         "attention_mask": _mask(vlm, batch, places, log_weights),

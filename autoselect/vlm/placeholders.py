@@ -99,6 +99,36 @@ def process_images(
     return ProcessedImages(pixels, [next(texts) if row else [] for row in rows])
 
 
+def fixed_count(processor: Any, placeholder: str) -> int | None:
+    """Placeholders that are the text of every image; None where it depends on the image.
+
+    Two blank images of unlike shapes stand for all.
+
+    Args:
+        processor: of the model.
+        placeholder: see `process_images`.
+    """
+    blanks = [Image.new("RGB", size) for size in ((64, 64), (192, 64))]
+    texts = {process_images(processor, [[blank]], placeholder).texts[0][0] for blank in blanks}
+    count = max(text.count(placeholder) for text in texts)
+    return count if texts == {placeholder * count} else None
+
+
+def check_counts(model_name: str, visual_tokens: int, placeholders: int) -> None:
+    """Refuses visual tokens that are not as many as the placeholders for them.
+
+    Raises:
+        ConfigError: processor and model do not belong together.
+    """
+    if visual_tokens != placeholders:
+        raise ConfigError(
+            f"model={model_name}: {visual_tokens} visual tokens for {placeholders} placeholders; "
+            "its processor must write one for each: correct patch_size, "
+            "num_additional_image_tokens and vision_feature_select_strategy in "
+            "processor_config.json, or copy the processor's files of the model again"
+        )
+
+
 def image_mark(processor: Any, placeholder: str) -> str:
     """What a chat template writes for an image."""
     return str(getattr(processor, "image_token", None) or placeholder)

@@ -21,7 +21,7 @@ from tests.vlm.stock import model_of
 from tests.vlm.tiny import batch as tiny_batch
 from tests.vlm.tiny_prompts import IMAGE, WIDTH
 
-NAMES = ["gemma3", "idefics3", "llava_next", "ovis2", "qwen2_5_vl", "qwen3_vl"]
+NAMES = ["gemma3", "idefics3", "llava_next", "llava_pixtral", "ovis2", "qwen2_5_vl", "qwen3_vl"]
 ROUNDS = [("is there a red star ?", "no"), ("what does the sign say ?", "K7")]
 
 
@@ -85,7 +85,7 @@ def stock_loss(vlm, pictures, rounds):
     return F.cross_entropy(logits[answer[1:]], ids[1:][answer[1:]], reduction="sum")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "llava_siglip"])
 @pytest.mark.parametrize("pictures", [(WIDE,), (SQUARE, WIDE)])
 @torch.no_grad()
 def test_a_conversation_has_the_loss_of_the_untouched_model(name, pictures):
@@ -94,7 +94,7 @@ def test_a_conversation_has_the_loss_of_the_untouched_model(name, pictures):
     torch.testing.assert_close(loss_of(vlm, batch), stock_loss(vlm, pictures, ROUNDS))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "llava_siglip"])
 @torch.no_grad()
 def test_independent_rounds_have_the_losses_of_separate_conversations(name):
     vlm, pictures = frozen(name), (SQUARE, WIDE)

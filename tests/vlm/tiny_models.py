@@ -65,6 +65,32 @@ def llava(side: int = 16) -> Any:
     return hf.LlavaForConditionalGeneration(config)
 
 
+def llava_siglip() -> Any:
+    """25 tokens of the last layer per image; its configuration says 16."""
+    config = hf.LlavaConfig(
+        text_config=llama(),
+        vision_config=siglip(20),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=16,
+        **INDEX,
+    )
+    return hf.LlavaForConditionalGeneration(config)
+
+
+def llava_pixtral() -> Any:
+    """Images of many sizes in the classes of LLaVA; its configuration says one token per image."""
+    config = hf.LlavaConfig(
+        text_config=hf.MistralConfig(**TEXT),
+        vision_config=hf.PixtralVisionConfig(**VISION, image_size=32, patch_size=4, head_dim=8),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=1,
+        **INDEX,
+    )
+    return hf.LlavaForConditionalGeneration(config)
+
+
 def vipllava() -> Any:
     config = hf.VipLlavaConfig(
         text_config=llama(), vision_config=clip_vision(), vision_feature_layer=[-1, -2], **INDEX

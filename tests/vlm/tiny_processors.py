@@ -4,6 +4,7 @@ from typing import Any
 
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
@@ -11,6 +12,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.vlm.tiny_models import PINPOINTS
@@ -54,6 +56,41 @@ class ImagesOnly(hf.Qwen2_5_VLProcessor):
 
     def check_argument_for_proper_class(self, argument_name, argument):
         return None
+
+
+def llava_siglip(**more: Any) -> Any:
+    """Square crops of 20 x 20 pixels; `more` as of the processor."""
+    given = {"patch_size": 4, "vision_feature_select_strategy": "full", **more}
+    return hf.LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": 20}, crop_size={"height": 20, "width": 20}
+        ),
+        tokenizer=tokenizer({}),
+        chat_template=TEMPLATE.replace("MARK", "'<image>'"),
+        **given,
+    )
+
+
+class PixtralWriting(hf.LlavaProcessor):
+    """Writes what Pixtral's processor does, which needs torchvision."""
+
+    def replace_image_token(self, image_inputs, image_idx, **more):
+        height, width = (int(side) // 4 for side in image_inputs["image_sizes"][image_idx])
+        rows = ("[IMG]" * width + "[IMG_BREAK]") * height
+        return rows.removesuffix("[IMG_BREAK]") + "[IMG_END]"
+
+
+def llava_pixtral() -> Any:
+    """Pixtral-12B's, whose model has the classes of LLaVA."""
+    return PixtralWriting(
+        image_processor=PixtralImageProcessorPil(
+            size={"longest_edge": 32}, patch_size={"height": 4, "width": 4}
+        ),
+        tokenizer=tokenizer({IMAGE: "[IMG]", BREAK: "[IMG_BREAK]", END: "[IMG_END]"}),
+        image_token="[IMG]",
+        patch_size=4,
+        chat_template=TEMPLATE.replace("MARK", "'[IMG]'"),
+    )
 
 
 def llava_next() -> Any:
