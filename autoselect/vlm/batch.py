@@ -27,6 +27,7 @@ from autoselect.data.record import (
     check_placeholders,
 )
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.dialogue import first_rounds
 from autoselect.vlm.placeholders import ProcessedImages, image_mark, process_images
 from autoselect.vlm.rows import Row, RowWriter
 from autoselect.vlm.tokens import IGNORED_LABEL
@@ -159,26 +160,44 @@ class Collator:
         """
         for sample in samples:
             self._check(sample)
-        pictures = [sample.pictures for sample in samples]
-        processed = self._process(samples, pictures)
-        rows = [self._row(*pair) for pair in zip(samples, processed.texts, strict=True)]
-        shown = [own[: row.num_images] for own, row in zip(pictures, rows, strict=True)]
-        if any(len(own) < len(all_own) for own, all_own in zip(shown, pictures, strict=True)):
-            processed = self._process(samples, shown)  # images of rounds that did not fit are out
-        self._report_dropped(rows)
+        rows, pixels = self._rows(samples)
         ids = [
             sample.sample_id * MOST_IMAGES + place
-            for sample, own in zip(samples, shown, strict=True)
-            for place in range(len(own))
+            for sample, row in zip(samples, rows, strict=True)
+            for place in range(row.num_images)
         ]
         return TrainBatch(
             input_ids=_padded([row.ids for row in rows], self.pad_id),
             labels=_padded([row.labels for row in rows], IGNORED_LABEL),
             position_ids=_padded([row.positions for row in rows], 0),
             segments=_padded([row.segments for row in rows], -2),
-            pixels=processed.pixels,
+            pixels=pixels,
             image_ids=torch.tensor(ids, dtype=torch.long),
         )
+
+    def _rows(self, samples: Sequence[ShardSample]) -> tuple[list[Row], dict[str, Tensor]]:
+        """Rows and pixels of a batch.
+
+        Images of rounds that do not fit are out, and what is left is written again: an image may
+        have other tokens where it is alone.
+        """
+        records = [sample.record for sample in samples]
+        pictures = [sample.pictures for sample in samples]
+        dropped = 0
+        while True:
+            processed = self._process(samples, pictures)
+            known = zip(samples, records, processed.texts, strict=True)
+            rows = [self._row(*one) for one in known]
+            dropped += sum(row.dropped for row in rows)
+            counts = [row.num_images for row in rows]
+            if counts == [len(own) for own in pictures]:
+                break
+            records = [
+                first_rounds(record, row.dropped) for record, row in zip(records, rows, strict=True)
+            ]
+            pictures = [own[:count] for own, count in zip(pictures, counts, strict=True)]
+        self._report_dropped(dropped)
+        return rows, processed.pixels
 
     def _check(self, sample: ShardSample) -> None:
         """Refuses lines in the place of images, and text that would be taken for images."""
@@ -244,14 +263,14 @@ class Collator:
             dict(pixels), [[self.placeholder * self.num_tokens] * len(row) for row in rows]
         )
 
-    def _row(self, sample: ShardSample, texts: list[str]) -> Row:
-        """The row of a sample; with images it needs an answer."""
+    def _row(self, sample: ShardSample, record: dict[str, Any], texts: list[str]) -> Row:
+        """The row of a sample's record, or of its first rounds; with images it needs an answer."""
         if not texts:
             return self._blank()
         independent = self.rounds == "independent"
         write = self.write.independent if independent else self.write.conversation
         try:
-            row = write(sample.record, texts)
+            row = write(record, texts)
         except RecordError as error:
             raise refusal(sample, error.kind, str(error)) from error
         if row.has_answer:
@@ -270,9 +289,9 @@ class Collator:
         """One token that predicts nothing; `dropped` rounds did not fit."""
         return Row([self.pad_id], [IGNORED_LABEL], [0], [0], num_images=0, dropped=dropped)
 
-    def _report_dropped(self, rows: Sequence[Row]) -> None:
+    def _report_dropped(self, rounds: int) -> None:
         """Logs how many rounds were left out, each time that there are ten times as many."""
-        self.dropped_rounds += sum(row.dropped for row in rows)
+        self.dropped_rounds += rounds
         if self.dropped_rounds < self._next_report:
             return
         while self.dropped_rounds >= self._next_report:

@@ -42,6 +42,12 @@ def rounds_of(record: dict[str, Any]) -> list[Round]:
     return [Round(str(texts[i]), texts[i + 1]) for i in range(0, len(texts), 2)]
 
 
+def first_rounds(record: dict[str, Any], dropped: int) -> dict[str, Any]:
+    """A record without its last `dropped` rounds."""
+    kept = len(rounds_of(record)) - dropped
+    return {**record, "conversations": record["conversations"][: 2 * kept]}
+
+
 class DialogueWriter:
     """Writes rounds in the chat template of a model; holds the processor only.
 

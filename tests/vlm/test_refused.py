@@ -15,7 +15,16 @@ from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.vlm import Collator
 from autoselect.vlm.batch import IGNORED_LABEL
-from tests.vlm.test_training_families import ROUNDS, SQUARE, WIDE, frozen, picture, sample
+from tests.vlm.test_training_families import (
+    ROUNDS,
+    SQUARE,
+    WIDE,
+    frozen,
+    loss_of,
+    picture,
+    sample,
+    stock_loss,
+)
 
 LINE = picture(0, (420, 2))
 LONG = ("is " * 60 + "?", "no")
@@ -180,6 +189,22 @@ def test_images_of_rounds_that_are_cut_go_too():
     first, later = ("<image>\nis there a red star ?", "no"), (f"<image>\n{LONG[0]}", "no")
     cut = collate([sample(0, (SQUARE, WIDE), [first, later]), sample(1, (WIDE,), SHORT)])
     same(cut, collate([sample(0, (SQUARE,), [first]), sample(1, (WIDE,), SHORT)]))
+
+
+@torch.no_grad()
+def test_an_image_that_is_left_alone_has_the_tokens_of_one_alone():
+    """LLaVA-OneVision: 17 tokens beside another image, 52 alone."""
+    vlm = frozen("llava_onevision")
+    rounds = [(f"<image>\n{question}", "no") for question in (ROUNDS[0][0], LONG[0])]
+    cut, other = sample(0, (WIDE, SQUARE), rounds), sample(1, (SQUARE,))
+    collate = Collator(vlm, "conversation", max_text_tokens=70)
+    batch = collate([cut, other])
+    assert (batch.num_images, collate.dropped_rounds) == (2, 1)
+    same(batch, collate([sample(0, (WIDE,), rounds[:1]), other]))
+    expected = stock_loss(vlm, (WIDE,), ROUNDS[:1]) + stock_loss(vlm, (SQUARE,), ROUNDS)
+    torch.testing.assert_close(loss_of(vlm, batch), expected, rtol=1e-4, atol=1e-4)
+    found = fault(Collator(vlm, "conversation", max_text_tokens=40), cut)
+    assert found.kind == "too_long" and "its images take 52" in found.detail
 
 
 def test_left_out_rounds_are_logged_at_a_falling_rate(caplog):

@@ -11,6 +11,9 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -139,6 +142,27 @@ def qwen3_vl() -> Any:
         tokenizer=other.tokenizer,
         video_processor=None,
         chat_template=other.chat_template,
+    )
+
+
+class OnevisionImagesOnly(hf.LlavaOnevisionProcessor):
+    """As `ImagesOnly`."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return None
+
+
+def llava_onevision() -> Any:
+    """An image alone is cut into tiles, several are not."""
+    return OnevisionImagesOnly(
+        image_processor=LlavaOnevisionImageProcessorPil(
+            size={"height": 16, "width": 16}, image_grid_pinpoints=PINPOINTS
+        ),
+        tokenizer=tokenizer({}),
+        video_processor=None,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE.replace("MARK", "'<image>'"),
     )
 
 
