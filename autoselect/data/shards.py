@@ -291,7 +291,7 @@ def _open_shard(accept_truncated: bool, job: IndexJob) -> IndexHeader:
     if header.truncated and not accept_truncated:
         raise ConfigError(
             f"shard={shard} was cut before it was indexed ({header.faults[-1].detail}), so nobody "
-            "knows how many samples are lost; restore it, leave it out, or pass accept_truncated"
+            "knows how many samples are lost; restore it, or leave it out of the shards"
         )
     if size > header.bytes:
         raise ConfigError(
