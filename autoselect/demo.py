@@ -17,6 +17,7 @@ from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_RO
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
 BUDGETS = "8,16,32"
+DIVERSITIES = "0,0.4"
 DEMO_METHODS = "random,grid,norm,cls_attention,visionzip,divprune,cdpruner,fastv,oracle"
 
 
@@ -81,6 +82,7 @@ def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
             "shards": "runs/reference/shards/test-*.tar",
             "budgets": BUDGETS,
             "methods": methods,
+            "diversity": DIVERSITIES,
             "max_images": images,
             "max_new_tokens": REFERENCE_ANSWER_TOKENS,
             "rows_per_batch": REFERENCE_ROWS,

@@ -51,7 +51,7 @@ HELP = {
     "max_new_tokens": "longest answer in tokens",
     "scoring": "generation; or likelihood or text_likelihood where the possible answers are known",
     "diversity": "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, "
-    "and without the flag the selector's own setting counts",
+    "several, as 0,0.4, give rows of their own; without the flag the selector's own setting counts",
     "latency_batch": "batch size of the latency measurement",
     "latency_compiled": "time the LLM and the selector compiled, too (CUDA graphs on a GPU)",
     "experiment": "MLflow experiment",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.diverse_top_k import check_diversity
 from autoselect.evaluation.methods import SELECTOR
 from autoselect.evaluation.parts import digest
 from autoselect.reference.resources import MODEL_FOLDER
@@ -35,7 +36,7 @@ def load_pair(model: str, selector: str, device: str | None = None) -> tuple[Fro
 
 
 def load_selectors(
-    model: str, selectors: str, device: str | None = None, diversity: float | None = None
+    model: str, selectors: str, device: str | None = None, diversity: str | None = None
 ) -> tuple[FrozenVLM, dict[str, LoadedSelector]]:
     """Load all on one device and check that the selectors were trained for such tokens.
 
@@ -43,15 +44,19 @@ def load_selectors(
         model: folder or hub name of the VLM.
         selectors: folders or hub names, comma-separated, each optionally as NAME=FOLDER.
         device: a GPU where there is one by default.
-        diversity: instead of the selectors' own.
+        diversity: instead of the selectors' own; with several, comma-separated, each selector has
+            a row for each.
 
     Returns:
         The VLM, and the selectors by the name of their row: the first is `autoselect`, the others
-        are `autoselect:NAME`.
+        are `autoselect:NAME`, and with further diversities `autoselect:diversity-0.4` and
+        `autoselect:NAME-diversity-0.4`.
 
     Raises:
-        ConfigError: one of them cannot be loaded, the widths differ, or a name comes twice.
+        ConfigError: one of them cannot be loaded, the widths differ, a name comes twice, or a
+            diversity is no number of 0..1.
     """
+    values = None if diversity is None else parse_diversities(diversity)
     folders = selector_folders(selectors)
     where = checked_device(device)
     vlm = FrozenVLM.from_pretrained(model, device=where)
@@ -59,13 +64,36 @@ def load_selectors(
     for name, folder in folders.items():
         trained = Selector.from_pretrained(folder, device=where)
         check_width(vlm, trained, folder)
-        if diversity is not None:
-            trained.diversity = diversity
         warning = other_weights(vlm, trained)
         if warning:
             logger.warning("%s", warning)
+        first, *further = values or (trained.diversity,)
+        trained.diversity = first
         loaded[name] = LoadedSelector(trained, selector_digest(trained))
+        for value in further:
+            other = Selector(trained.scorer, trained.metadata, value)
+            row = f"{name}{':' if name == SELECTOR else '-'}diversity-{value:g}"
+            loaded[row] = LoadedSelector(other, selector_digest(other))
     return vlm, loaded
+
+
+def parse_diversities(text: str) -> tuple[float, ...]:
+    """`0,0.4` as numbers.
+
+    Raises:
+        ConfigError: they are no different numbers of 0..1.
+    """
+    try:
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"diversity={text!r} must be numbers of 0..1, comma-separated, for example 0,0.4"
+        ) from None
+    for value in values:
+        check_diversity(value)
+    if len(set(values)) < len(values):
+        raise ConfigError(f"diversity={text!r} names a value twice; leave one out")
+    return values
 
 
 def checked_device(device: str | None) -> str:

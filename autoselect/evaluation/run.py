@@ -67,7 +67,8 @@ class EvalSettings:
         max_new_tokens: longest answer in tokens.
         scoring: `generation`; `likelihood` answers yes/no and multiple-choice questions with the
             likeliest word or letter, `text_likelihood` with the likeliest option text.
-        diversity: instead of the selectors' own, see `Selector`.
+        diversity: instead of the selectors' own, see `Selector`; several, comma-separated, give
+            rows of their own.
         latency_batch: batch size of the latency measurement.
         latency_compiled: time the LLM and the selector compiled, too.
         device: where the VLM runs; None for a GPU where there is one.
@@ -87,7 +88,7 @@ class EvalSettings:
     rows_per_batch: int = 32
     max_new_tokens: int = 16
     scoring: str = GENERATION
-    diversity: float | None = None
+    diversity: str | None = None
     latency_batch: int = 1
     latency_compiled: bool = False
     device: str | None = None

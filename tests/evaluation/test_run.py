@@ -197,6 +197,33 @@ def test_several_selectors_stand_in_one_report(settings, selector_folder, tmp_pa
     assert "diversity 0.5" in result.report["methods"]["autoselect:spread"]
 
 
+def test_several_diversities_give_rows_of_their_own(settings, selector_folder):
+    """With 0 the paper's top-K; one more row is that of a selector saved with the other value."""
+    both = dataclasses.replace(settings, diversity="0,0.4", methods="none")
+    result = evaluate(both)
+    assert {row["method"] for row in result.report["rows"]} == {"autoselect", f"{SPREAD}-0.4"}
+    for name, value in (("autoselect", 0.0), (f"{SPREAD}-0.4", 0.4)):
+        alone = Selector.from_pretrained(selector_folder)
+        alone.diversity = value
+        own = result.selectors[name]
+        tokens = torch.randn(2, 144, 192, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(own.select(tokens, 9)[1], alone.select(tokens, 9)[1])
+    assert "hard top-K" in result.report["methods"]["autoselect"]
+    assert "diversity 0.4" in result.report["methods"][f"{SPREAD}-0.4"]
+
+
+SPREAD = "autoselect:diversity"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("0,much", "numbers of 0..1"), ("0,1.5", "lie in 0..1"), ("0.4,0.40", "a value twice")],
+)
+def test_unclear_diversities_are_refused(settings, text, words):
+    with pytest.raises(ConfigError, match=words):
+        evaluate(dataclasses.replace(settings, diversity=text))
+
+
 @pytest.mark.parametrize(
     ("selector", "words"), [("a,,b", "empty entry"), ("a,x=b,x=c", "autoselect:x twice")]
 )
