@@ -141,7 +141,7 @@ class _Analysis:
         self.baseline_families: dict[tuple[str, int], dict[str, float]] = {}
         tables = baselines.tables if baselines is not None else {}
         full = tables.get((FULL, 0), self.full)
-        for place, table in sorted(tables.items()):
+        for place, table in tables.items():
             if place[0] not in (SELECTOR, FULL, BLIND):
                 self.baselines[place] = self.retained(table, full)
                 self.baseline_families[place] = task_retentions(table, full)
@@ -216,7 +216,7 @@ class _Analysis:
                 "retention": _over([measured]),
                 "families": self.baseline_families[method, budget],
             }
-            for (method, budget), measured in self.baselines.items()
+            for (method, budget), measured in sorted(self.baselines.items(), key=lambda i: i[0])
         ]
 
 

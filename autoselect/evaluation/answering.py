@@ -65,14 +65,12 @@ class QuestionBatch:
     """Rows answered together.
 
     Attributes:
-        questions: text of each row.
         prompt: of `vlm.prompt`.
         owner: the image row that each belongs to, [R].
         places: (image, round) of each row.
         candidates: possible answers of each row, where they are known.
     """
 
-    questions: list[str]
     prompt: dict[str, Tensor]
     owner: Tensor
     places: list[tuple[int, int]]
@@ -174,6 +172,13 @@ def image_context(
     )
 
 
+def question_embedding(vlm: Any, prompt: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Mean input embedding of each prompt's text, template included, [R, D]; no padding."""
+    prefix = vlm.prefix(prompt, tokens[:, :0], torch.zeros_like(tokens[:, :0, 0], dtype=torch.long))
+    weights = prefix["attention_mask"][..., None].to(tokens.dtype)
+    return (prefix["inputs_embeds"] * weights).sum(dim=1) / weights.sum(dim=1)
+
+
 def _image_choices(context: SelectionContext, plan: Plan) -> Iterator[tuple[Column, Kept]]:
     for method in plan.methods:
         if method.per_question:
@@ -192,7 +197,7 @@ def _question_choices(
         return
     rows = context.rows(batch.owner)
     if any("question" in method.needs for method in methods):
-        rows = replace(rows, question=vlm.mean_embedding(batch.questions))
+        rows = replace(rows, question=question_embedding(vlm, batch.prompt, rows.tokens))
     if any("llm_attention" in method.needs for method in methods):
         attention = visual_attention(vlm, batch.prompt, rows.tokens)
         rows = replace(rows, llm_attention=attention)
@@ -213,10 +218,9 @@ def question_batches(
     places.sort(key=lambda place: len(samples[place[0]].questions[place[1]]))
     for start in range(0, len(places), rows_per_batch):
         chosen = places[start : start + rows_per_batch]
-        questions = [samples[i].questions[r] for i, r in chosen]
-        prompt = vlm.prompt(questions)
+        prompt = vlm.prompt([samples[i].questions[r] for i, r in chosen])
         owner = torch.tensor([i for i, _ in chosen], device=device)
         known = [
             candidates(samples[i].questions[r], samples[i].answers[r], scoring) for i, r in chosen
         ]
-        yield QuestionBatch(questions, prompt, owner, chosen, known)
+        yield QuestionBatch(prompt, owner, chosen, known)

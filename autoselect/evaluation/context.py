@@ -28,7 +28,7 @@ class SelectionContext:
         keys: name of each row, from which random choices are drawn.
         seed: seed of random choices.
         class_attention: attention of the vision tower's CLS token, [B, N].
-        question: mean embedding of the question's text, [B, D].
+        question: mean embedding of the prompt's text, its template included, [B, D].
         llm_attention: attention of the prompt's last token to each visual token, [B, N].
         boxes: known regions of each row as fractions of the image (left, top, right, bottom).
     """

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError, GateSite
-from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.vlm.attention_maps import attention_layers, attention_maps
 from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
@@ -346,17 +345,6 @@ class FrozenVLM:
             add_special_tokens=adds_special_tokens(tokenizer, texts[0]),
         )
         return {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}
-
-    @torch.no_grad()
-    def mean_embedding(self, questions: list[str]) -> Tensor:
-        """Mean input embedding of each question's words, [B, D]; no template, no image marks."""
-        texts = [question.replace(IMAGE_PLACEHOLDER, " ").strip() for question in questions]
-        encoded = self.processor.tokenizer(
-            texts, padding=True, return_tensors="pt", add_special_tokens=False
-        )
-        embeds = self.model.get_input_embeddings()(encoded["input_ids"].to(self.device))
-        weights = encoded["attention_mask"].to(self.device)[..., None].to(embeds.dtype)
-        return (embeds * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
     def prepare(self, images: list[Image.Image], questions: list[str]) -> dict[str, Tensor]:
         """Everything the untouched model needs: `model(**prepare(images, questions))`."""

@@ -63,10 +63,6 @@ class FakeVLM:
         input_ids = torch.tensor(ids)
         return {"input_ids": input_ids, "attention_mask": (input_ids > 0).long()}
 
-    def mean_embedding(self, questions: list[str]) -> torch.Tensor:
-        means = [sum(map(ord, question)) / len(question) for question in questions]
-        return torch.tensor(means)[:, None].expand(-1, self.width) / 128
-
     def prefix(
         self,
         prompt: dict[str, torch.Tensor],
