@@ -63,8 +63,8 @@ def cdpruner(context: SelectionContext, budget: int) -> Kept:
     CDPruner (arXiv 2506.10967) with kernel r_i cos(x_i, x_j) r_j, maximised greedily by incremental
     Cholesky (Chen et al. 2018). The paper takes the relevance r from CLIP's text encoder, which a
     general VLM does not have; here it is the cosine to the mean embedding of the prompt. As in the
-    authors' code its sign is turned before it is scaled to [0, 1] in each row: the tokens least like
-    the text count as the most relevant. On validation images of the reference VLM this was the
+    authors' code its sign is turned before it is scaled to [0, 1] in each row: the tokens least
+    like the text count as the most relevant. On validation images of the reference VLM this was the
     strongest of four forms: the question's words alone, and the sign not turned, keep less.
     """
     assert context.question is not None
