@@ -124,6 +124,14 @@ def _baselines(out: Path, subject: dict[str, str]) -> StoredScores | None:
     return stored_scores(outcome)
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """Retention of a baseline at one budget, over all families and by family."""
+
+    retention: Measured
+    families: dict[str, float]
+
+
 class _Analysis:
     """Numbers of rows, all on the same resamples of the same images.
 
@@ -137,24 +145,29 @@ class _Analysis:
         self.full = first.tables[FULL, 0]
         self.budgets = _budgets(first)
         self.draws = Resampling.of(len(first.keys))
-        self.baselines: dict[tuple[str, int], Measured] = {}
-        self.baseline_families: dict[tuple[str, int], dict[str, float]] = {}
         tables = baselines.tables if baselines is not None else {}
         full = tables.get((FULL, 0), self.full)
-        for place, table in tables.items():
-            if place[0] not in (SELECTOR, FULL, BLIND):
-                self.baselines[place] = self.retained(table, full)
-                self.baseline_families[place] = task_retentions(table, full)
+        self.baselines = {
+            place: Baseline(self.retained(table, full), task_retentions(table, full))
+            for place, table in tables.items()
+            if place[0] not in (SELECTOR, FULL, BLIND)
+        }
+        self._kept: dict[str, dict[int, dict[int, Measured]]] = {}
 
     def retained(self, table: ScoreTable, full: ScoreTable) -> Measured:
         return Measured(retention(table, full), self.draws.retention(table, full))
 
-    def kept(self, row: Row, budget: int) -> dict[int, Measured]:
-        """Retention of the row's selectors by seed."""
-        return {
-            seed: self.retained(scores.tables[SELECTOR, budget], scores.tables[FULL, 0])
-            for seed, scores in row.scores.items()
-        }
+    def kept(self, row: Row) -> dict[int, dict[int, Measured]]:
+        """Retention of the row's selectors by budget and seed; computed once."""
+        if row.variant.name not in self._kept:
+            self._kept[row.variant.name] = {
+                budget: {
+                    seed: self.retained(scores.tables[SELECTOR, budget], scores.tables[FULL, 0])
+                    for seed, scores in row.scores.items()
+                }
+                for budget in self.budgets
+            }
+        return self._kept[row.variant.name]
 
     def family(self, scores: StoredScores, budget: int, name: str) -> Measured:
         table, full = scores.tables[SELECTOR, budget], scores.tables[FULL, 0]
@@ -166,7 +179,7 @@ class _Analysis:
     def row(self, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         reference = next((r for r in rows if r.variant.name == self.plan.reference), None)
         outcomes = [note["outcome"] for note in row.notes.values()]
-        kept = {budget: self.kept(row, budget) for budget in self.budgets}
+        kept = self.kept(row)
         return {
             "name": row.variant.name,
             "asks": row.variant.asks,
@@ -186,8 +199,8 @@ class _Analysis:
             "against_reference": self.against(row, reference) if reference else {},
             "against": {
                 method: {
-                    str(b): _over([own - measured for own in kept[b].values()])
-                    for (other, b), measured in self.baselines.items()
+                    str(b): _over([own - baseline.retention for own in kept[b].values()])
+                    for (other, b), baseline in self.baselines.items()
                     if other == method and b in kept
                 }
                 for method in dict.fromkeys(place[0] for place in self.baselines)
@@ -202,10 +215,9 @@ class _Analysis:
         shared = [seed for seed in row.scores if seed in reference.scores]
         if row is reference or not shared:
             return {}
-        pairs = {b: (self.kept(row, b), self.kept(reference, b)) for b in self.budgets}
+        own, other = self.kept(row), self.kept(reference)
         return {
-            str(b): _over([own[seed] - other[seed] for seed in shared])
-            for b, (own, other) in pairs.items()
+            str(b): _over([own[b][seed] - other[b][seed] for seed in shared]) for b in self.budgets
         }
 
     def baseline_rows(self) -> list[dict[str, Any]]:
@@ -213,10 +225,10 @@ class _Analysis:
             {
                 "method": method,
                 "budget": budget,
-                "retention": _over([measured]),
-                "families": self.baseline_families[method, budget],
+                "retention": _over([baseline.retention]),
+                "families": baseline.families,
             }
-            for (method, budget), measured in sorted(self.baselines.items(), key=lambda i: i[0])
+            for (method, budget), baseline in sorted(self.baselines.items(), key=lambda i: i[0])
         ]
 
 
