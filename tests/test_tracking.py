@@ -156,8 +156,8 @@ def test_a_run_that_sigkill_left_running_is_closed_by_the_next():
     mine.finish()
 
 
-def test_metrics_leave_the_caller_at_once_and_arrive_by_themselves(monkeypatch):
-    monkeypatch.setattr("autoselect.tracking.tracker.DELIVERY_SECONDS", 0.05)
+def hold_deliveries(monkeypatch):
+    """Metrics wait on their way: an event that is set when they do, and one that lets them go."""
     delivering, go_on = threading.Event(), threading.Event()
     real = Store.log_metrics
 
@@ -166,8 +166,14 @@ def test_metrics_leave_the_caller_at_once_and_arrive_by_themselves(monkeypatch):
         assert go_on.wait(60)
         real(store, run_id, events)
 
-    tracker = start()
     monkeypatch.setattr(Store, "log_metrics", slow)
+    return delivering, go_on
+
+
+def test_metrics_leave_the_caller_at_once_and_arrive_by_themselves(monkeypatch):
+    monkeypatch.setattr("autoselect.tracking.tracker.DELIVERY_SECONDS", 0.05)
+    tracker = start()
+    delivering, go_on = hold_deliveries(monkeypatch)
     tracker.log_metrics({"loss": 0.0}, 0)
     assert delivering.wait(60)
     for step in range(1, 50):
@@ -406,15 +412,7 @@ def test_nothing_is_lost_that_is_kept_while_another_process_delivers(outage, mon
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.finish()
     outage.down = False
-    delivering, go_on = threading.Event(), threading.Event()
-    real = Store.log_metrics
-
-    def slow(store, run_id, events):
-        delivering.set()
-        assert go_on.wait(60)
-        real(store, run_id, events)
-
-    monkeypatch.setattr(Store, "log_metrics", slow)
+    delivering, go_on = hold_deliveries(monkeypatch)
     late = {"kind": "metrics", "values": {"loss": 2.0}, "step": 2, "time_ms": 1}
     spool = Spool(Path("mlruns/spool"), tracker.run_id)
     others = threading.Thread(target=Tracker.synchronise)

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-import transformers as hf
 
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.attention_maps import attention_layers, attention_maps
 from autoselect.vlm.backbone import FrozenVLM
-from tests.vlm.tiny_models import INDEX, llama, siglip
+from tests.vlm.tiny_models import llava_siglip
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +58,7 @@ def test_the_attention_of_the_class_token_in_the_layer_whose_features_are_used(v
 
 def test_a_tower_without_a_class_token_gives_what_each_patch_receives():
     torch.manual_seed(0)
-    config = hf.LlavaConfig(
-        text_config=llama(),
-        vision_config=siglip(16),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        image_seq_length=16,
-        **INDEX,
-    )
-    vlm = FrozenVLM(hf.LlavaForConditionalGeneration(config), build_processor(), "siglip")
+    vlm = FrozenVLM(llava_siglip(16), build_processor(), "siglip")
     pixels = {"pixel_values": torch.randn(2, 3, 16, 16)}
     found = vlm.encode(pixels, class_attention=True).class_attention
     assert found.shape == (2, 16)

@@ -65,11 +65,11 @@ def llava(side: int = 16) -> Any:
     return hf.LlavaForConditionalGeneration(config)
 
 
-def llava_siglip() -> Any:
-    """25 tokens of the last layer per image; its configuration says 16."""
+def llava_siglip(side: int = 20) -> Any:
+    """(side / 4)^2 tokens of the last layer per image, 25; its configuration says 16."""
     config = hf.LlavaConfig(
         text_config=llama(),
-        vision_config=siglip(20),
+        vision_config=siglip(side),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_seq_length=16,
