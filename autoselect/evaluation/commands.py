@@ -17,7 +17,7 @@ from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods import METHODS
 from autoselect.evaluation.report_tables import terminal_table
-from autoselect.evaluation.run import COUNTS, EvalSettings, evaluate
+from autoselect.evaluation.run import EvalSettings, check_count, evaluate
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.flags import add_setting_flags
 from autoselect.public.commands import add_public_bench
@@ -137,8 +137,7 @@ def add_analyse_command(subparsers: Any) -> None:
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Analyse, and print the numbers and where the figure is."""
     for name in ("max_images", "max_new_tokens"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"{name}={getattr(arguments, name)} is below 1; give {COUNTS[name]}")
+        check_count(name, getattr(arguments, name))
     kind, out = arguments.kind, Path(arguments.out)
     vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}

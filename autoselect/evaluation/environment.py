@@ -1,6 +1,5 @@
 """The machine and the versions that a measurement was made with."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "transformers", "webdataset", "mlflow", "deepspeed")
-ANSWERING = ("torch", "transformers")
 
 
 def environment(device: torch.device | str | None = None) -> dict[str, Any]:
@@ -40,16 +38,6 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
             facts[package] = None
     facts["git_commit"] = git_commit()
     return facts
-
-
-def code_version() -> dict[str, str]:
-    """What answers depend on beside settings and weights: versions, and a digest of our sources."""
-    root = Path(__file__).resolve().parents[1]
-    sources = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        sources.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    versions = {package: metadata.version(package) for package in ANSWERING}
-    return {**versions, "autoselect": sources.hexdigest()[:16]}
 
 
 def gpu_clocks(device: torch.device) -> str | None:

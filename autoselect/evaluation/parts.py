@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from autoselect.evaluation.samples import EvaluationSample
 
 logger = logging.getLogger(__name__)
 WHOLE_FILE_BYTES = 256 * 2**20
+ANSWERING = ("torch", "transformers")
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def digest(value: Any) -> str:
@@ -26,18 +29,24 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def folder_digest(folder: Path | str) -> str:
-    """16 hexadecimal digits that identify the files of a model folder.
+def folder_digest(folder: Path | str, pattern: str = "*") -> str:
+    """16 hexadecimal digits that identify the files of a folder whose names match.
 
     Files up to 256 MiB are hashed whole, of larger ones the size and the first 256 MiB.
     """
     whole = hashlib.sha256()
     root = Path(folder)
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(p for p in root.rglob(pattern) if p.is_file()):
         whole.update(f"{path.relative_to(root)}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
             whole.update(file.read(WHOLE_FILE_BYTES))
     return whole.hexdigest()[:16]
+
+
+def code_version() -> dict[str, str]:
+    """What answers depend on beside settings and weights: versions, and a digest of our sources."""
+    versions = {package: metadata.version(package) for package in ANSWERING}
+    return {**versions, "autoselect": folder_digest(PACKAGE, "*.py")}
 
 
 class PartStore:

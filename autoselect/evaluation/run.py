@@ -12,7 +12,7 @@ from autoselect.evaluation.answering import Answers, Plan, answer_part
 from autoselect.evaluation.attached import answering, check_attached, prompt_lengths
 from autoselect.evaluation.attached_latency import prefill_latency
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.environment import code_version, git_commit
+from autoselect.evaluation.environment import git_commit
 from autoselect.evaluation.latency import LatencyPlan
 from autoselect.evaluation.likelihood import GENERATION, check_scoring
 from autoselect.evaluation.loading import (
@@ -22,7 +22,7 @@ from autoselect.evaluation.loading import (
     shown_name,
 )
 from autoselect.evaluation.methods import SELECTOR, choose_methods, selector_method
-from autoselect.evaluation.parts import PartStore, answer_all, folder_digest
+from autoselect.evaluation.parts import PartStore, answer_all, code_version, folder_digest
 from autoselect.evaluation.record import EvaluationRecord
 from autoselect.evaluation.report import build_report
 from autoselect.evaluation.report_check import check_report
@@ -46,6 +46,12 @@ COUNTS = {
     "max_new_tokens": "how long an answer may be, for example 16",
     "latency_batch": "how many equal rows are timed together, for example 1",
 }
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise ConfigError where a setting of `COUNTS` is below 1; None is not given."""
+    if value is not None and value < 1:
+        raise ConfigError(f"{name}={value} is below 1; give {COUNTS[name]}")
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,8 @@ class EvalSettings:
     tracking: bool = True
 
     def __post_init__(self) -> None:
-        for name, what in COUNTS.items():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} is below 1; give {what}")
+        for name in COUNTS:
+            check_count(name, getattr(self, name))
 
 
 def evaluate(

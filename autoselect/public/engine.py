@@ -8,6 +8,7 @@ from autoselect.attachment import attach
 from autoselect.config import ConfigError
 from autoselect.evaluation.asking import AskedVLM
 from autoselect.evaluation.attachable import BaselineSelector
+from autoselect.evaluation.loading import checked_device
 from autoselect.selector import Selector, written_budget
 from autoselect.vlm import FrozenVLM
 
@@ -61,7 +62,7 @@ class PrunedVLM(AskedVLM):
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        where = checked_device(device)
         self.budget = parse_budget(budget)
         if self.budget is not None and method == SELECTOR and selector is None:
             raise ConfigError(
