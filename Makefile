@@ -15,7 +15,7 @@ PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-NATIVE := $(wildcard csrc/*)
+NATIVE := $(wildcard csrc/* csrc/*/*)
 BENCH := .venv-bench
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet
 export OMP_NUM_THREADS ?= 1
@@ -76,19 +76,19 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.inl
+	@$(BIN)/clang-format --dry-run --Werror $(filter-out %.sh,$(wildcard csrc/*.* csrc/*/*.*))
 	@for script in slurm/*.sh; do bash -n $$script; done
 
 format: setup
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
-	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.inl
+	@$(BIN)/clang-format -i $(filter-out %.sh,$(wildcard csrc/*.* csrc/*/*.*))
 
 cluster-test: setup
 	@bash tests/cluster/run.sh
 
 test-bench: $(BENCH)/.package
-	@$(BENCH)/bin/python -m pytest tests/public
+	@$(BENCH)/bin/python -m pytest tests/lmms
 
 $(BENCH)/.torch:
 	@$(PYTHON) -m venv $(BENCH)

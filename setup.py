@@ -107,7 +107,8 @@ def extension():
     """The extension with its sources and flags."""
     require_compiler()
     cuda = wants_cuda()
-    sources = sorted(path for path in Path("csrc").glob("*.cpp"))
+    sources = [*sorted(Path("csrc").glob("*.cpp")), *sorted(Path("csrc/cpu").glob("*.cpp"))]
+    headers = [str(ROOT / "csrc")]
     define = [("AUTOSELECT_VERSION", f'"{package_version()}"')]
     # No contraction: every instruction set computes the same bits.
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fno-math-errno"]
@@ -118,22 +119,24 @@ def extension():
         cxx += [*sanitize, "-fno-sanitize-recover=undefined", "-O1", "-fno-omit-frame-pointer"]
         link += sanitize
     if not cuda:
-        sources = [path for path in sources if not path.stem.endswith("_cuda")]
         names = [str(path) for path in sources]
         return cpp_extension.CppExtension(
             "autoselect._C",
             names,
+            include_dirs=headers,
             define_macros=define,
             extra_compile_args={"cxx": cxx},
             extra_link_args=link,
         )
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures()
     define.append(("AUTOSELECT_CUDA_ARCHITECTURES", f'"{architectures}"'))
-    names = [str(path) for path in sources + sorted(Path("csrc").glob("*.cu"))]
+    sources += [*sorted(Path("csrc/cuda").glob("*.cpp")), *sorted(Path("csrc/cuda").glob("*.cu"))]
+    names = [str(path) for path in sources]
     nvcc = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
     return cpp_extension.CUDAExtension(
         "autoselect._C",
         names,
+        include_dirs=headers,
         define_macros=define,
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         extra_link_args=link,

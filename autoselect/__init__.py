@@ -3,18 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoselect.attachment import attach, detach
     from autoselect.config import ConfigError
-    from autoselect.selector import Selector
+    from autoselect.pruning.attachment import attach, detach
+    from autoselect.pruning.selector import Selector
 
 __version__ = "0.1.0"
 __all__ = ["ConfigError", "Selector", "__version__", "attach", "detach"]
 
 _HOMES = {
     "ConfigError": "autoselect.config",
-    "Selector": "autoselect.selector",
-    "attach": "autoselect.attachment",
-    "detach": "autoselect.attachment",
+    "Selector": "autoselect.pruning.selector",
+    "attach": "autoselect.pruning.attachment",
+    "detach": "autoselect.pruning.attachment",
 }
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from autoselect import runtime
+from autoselect.cli.import_faults import explained_imports
 from autoselect.config import ConfigError
-from autoselect.import_faults import explained_imports
-from autoselect.rank_judge import EXIT_RANK_LOST, RankLostError
+from autoselect.ranks import processes
+from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
 
 logger = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
@@ -26,7 +26,7 @@ WAIT_SECONDS = 24 * 3600.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the evaluation; user errors are one line and exit code 2."""
-    runtime.setup_logging()
+    processes.setup_logging()
     try:
         return _run(arguments)
     except ConfigError as error:
@@ -44,19 +44,19 @@ def _run(arguments: list[str] | None) -> int:
     add_eval_arguments(parser)
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
     options = parser.parse_args(arguments)
-    info = runtime.RankInfo.from_environment()
-    runtime.setup_logging(info)
+    info = processes.RankInfo.from_environment()
+    processes.setup_logging(info)
     return _evaluate(settings_of(options), info)
 
 
-def _evaluate(settings: Any, info: runtime.RankInfo) -> int:
+def _evaluate(settings: Any, info: processes.RankInfo) -> int:
     from autoselect.evaluation.run import evaluate
 
-    device = runtime.choose_device(info)
-    runtime.init_distributed(info, device, WAIT_SECONDS)
+    device = processes.choose_device(info)
+    processes.init_distributed(info, device, WAIT_SECONDS)
     settings = dataclasses.replace(settings, device=settings.device or str(device))
     evaluate(settings, rank=info.rank, world_size=info.world_size, barrier=dist.barrier)
-    runtime.shutdown_distributed()
+    processes.shutdown_distributed()
     return 0
 
 

@@ -10,15 +10,15 @@ import logging
 import sys
 from pathlib import Path
 
-from autoselect import rank_zero, runtime
+from autoselect.cli.import_faults import explained_imports
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config_files import flatten, load_config, to_dict
+from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.files import flatten, load_config, to_dict
 from autoselect.data.quarantine import QuarantineBudgetError
-from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.heartbeat import Heartbeat, lost_contact
-from autoselect.import_faults import explained_imports
-from autoselect.rank_judge import EXIT_RANK_LOST, RankFailedError, RankLostError
-from autoselect.update_guard import NumbersError
+from autoselect.ranks import processes, rank_zero
+from autoselect.ranks.heartbeat import Heartbeat, lost_contact
+from autoselect.ranks.judge import EXIT_RANK_LOST, RankFailedError, RankLostError
+from autoselect.training.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
 DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
@@ -43,20 +43,20 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the training; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
-    runtime.setup_logging()
-    signals = runtime.SignalFlag(met=False)  # USR1 meanwhile is answered after the first step
+    processes.setup_logging()
+    signals = processes.SignalFlag(met=False)  # USR1 meanwhile is answered after the first step
     try:
-        info = runtime.RankInfo.from_environment()
-        runtime.setup_logging(info)
+        info = processes.RankInfo.from_environment()
+        processes.setup_logging(info)
         config = load_config(TrainConfig, options.config, flags)
         deepspeed = load_deepspeed_config(Path(options.deepspeed))
-        runtime.set_accelerator_default()
-        runtime.init_distributed(info, runtime.choose_device(info))
+        processes.set_accelerator_default()
+        processes.init_distributed(info, processes.choose_device(info))
         signals.ranks_met()
         with Heartbeat(info) as heartbeat:
             finished = _train(config, deepspeed, info, signals, heartbeat)
-        runtime.shutdown_distributed()
-        return 0 if finished else runtime.EXIT_PREEMPTED
+        processes.shutdown_distributed()
+        return 0 if finished else processes.EXIT_PREEMPTED
     except ConfigError as error:
         logger.error("%s", error)
         return 2
@@ -76,14 +76,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(
     config: TrainConfig,
     deepspeed: dict,
-    info: runtime.RankInfo,
-    signals: runtime.SignalFlag,
+    info: processes.RankInfo,
+    signals: processes.SignalFlag,
     heartbeat: Heartbeat,
 ) -> bool:
     # Seconds, or minutes of a cold disk.
     with heartbeat.independently("importing the program"), explained_imports():
         from autoselect.reference.resources import resolve_model, resolve_shards
-        from autoselect.training_run import train
+        from autoselect.training.run import train
 
     heartbeat.progress("resolving model and shards")
     model = resolve_model(config.model)

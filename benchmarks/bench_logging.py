@@ -29,16 +29,16 @@ from typing import Any
 
 import torch
 
-from autoselect import runtime
 from autoselect.config import TrainConfig
-from autoselect.config_files import from_dict
-from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.heartbeat import Heartbeat
+from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.files import from_dict
+from autoselect.ranks import processes
+from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.resources import resolve_model
 from autoselect.reference.shards import render_shards
-from autoselect.trainer import Trainer
-from autoselect.training_run import assemble
+from autoselect.training.run import assemble
+from autoselect.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 TARGET = 0.01
@@ -47,10 +47,10 @@ TARGET = 0.01
 def make_trainer(folder: Path, steps: int) -> Trainer:
     """The reference run, logging every step, on shards of its own."""
     render_shards(folder / "shards", ReferenceData(train=256, val=1, test=1), workers=1)
-    info = runtime.RankInfo(rank=0, world_size=1, local_rank=0, source="single")
-    runtime.setup_logging(info)
-    runtime.set_accelerator_default()
-    runtime.init_distributed(info, runtime.choose_device(info))
+    info = processes.RankInfo(rank=0, world_size=1, local_rank=0, source="single")
+    processes.setup_logging(info)
+    processes.set_accelerator_default()
+    processes.init_distributed(info, processes.choose_device(info))
     values = {
         "model": resolve_model("reference"),
         "output": str(folder / "run"),
@@ -61,7 +61,7 @@ def make_trainer(folder: Path, steps: int) -> Trainer:
     }
     deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
     config = from_dict(TrainConfig, values)
-    return assemble(config, deepspeed, info, runtime.SignalFlag(), Heartbeat(info))
+    return assemble(config, deepspeed, info, processes.SignalFlag(), Heartbeat(info))
 
 
 def measure(trainer: Trainer, steps: int, block: int) -> dict[str, list[float]]:

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from autoselect.config import ScorerConfig
-from autoselect.evaluation.bench import bench_prefill
+from autoselect.evaluation.latency.bench import bench_prefill
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import resolve_model
-from autoselect.scorer import Scorer
-from autoselect.selector import Selector
 from autoselect.vlm import FrozenVLM
 
 RESULTS = Path(__file__).parent / "results" / "prefill.json"

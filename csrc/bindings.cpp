@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "cpu_rows.h"
+#include "cpu/rows.h"
 #include "hard_top_k.h"
 #include "noise_gate.h"
 #include "soft_top_k.h"

@@ -5,8 +5,8 @@ from unittest import mock
 
 import pytest
 
-from autoselect import runtime
-from autoselect.runtime import RankInfo
+from autoselect.ranks import processes
+from autoselect.ranks.processes import RankInfo
 
 
 @pytest.fixture
@@ -16,6 +16,6 @@ def alone():
 
     rank = RankInfo(rank=0, world_size=1, local_rank=0, source="single")
     with mock.patch.dict(os.environ):
-        runtime.init_distributed(rank, runtime.choose_device(rank))
+        processes.init_distributed(rank, processes.choose_device(rank))
         yield rank
         deepspeed.comm.destroy_process_group()

@@ -33,8 +33,7 @@ def free_port() -> str:
 
 def launch(ranks: int, worker: str, *arguments: str) -> None:
     """Runs `worker` on `ranks` processes of this machine; fails with their output."""
-    sys.path.insert(0, str(WORKERS))
-    from toy import environment
+    from tests.workers.toy import environment
 
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(WORKERS / worker)]

@@ -1,7 +1,8 @@
-"""Dependencies point one way, and each third party has one home."""
+"""Imports point one way: every package names what it may import, and there are no circles."""
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,109 +10,110 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "autoselect"
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-TRAINING = ("autoselect.trainer", "autoselect.training_run")
-
-FORBIDDEN = {
-    "config": ("autoselect.",),
-    "config_files": (
-        "autoselect.runtime",
-        "autoselect.ops",
-        "autoselect.vlm",
-        "autoselect.data",
-        *TRAINING,
-    ),
-    "ops": (
-        "autoselect.scorer",
-        "autoselect.model",
-        "autoselect.vlm",
-        "autoselect.data",
-        *TRAINING,
-        "autoselect.evaluation",
-    ),
-    "vlm": (
-        "autoselect.scorer",
-        "autoselect.selector",
-        "autoselect.denoiser",
-        "autoselect.model",
-        "autoselect.ops",
-        "autoselect.selection",
-        "autoselect.attachment",
-        *TRAINING,
-        "autoselect.evaluation",
-    ),
-    "selection": ("autoselect.denoiser", "autoselect.model", *TRAINING),
-    "attachment": ("autoselect.denoiser", "autoselect.model", *TRAINING),
-    "data": ("autoselect.model", "autoselect.vlm", *TRAINING, "autoselect.evaluation"),
-    "tracking": ("autoselect.model", *TRAINING, "autoselect.evaluation"),
-    "checkpoint": ("autoselect.model", *TRAINING, "autoselect.vlm"),
-    "scorer": ("autoselect.model", *TRAINING, "autoselect.vlm", "autoselect.data"),
-    "denoiser": ("autoselect.model", *TRAINING, "autoselect.vlm", "autoselect.data"),
-    "model": (*TRAINING, "autoselect.evaluation", "autoselect.data"),
-    "trainer": ("autoselect.training_run", "autoselect.evaluation", "autoselect.reference"),
-    "training_run": ("autoselect.evaluation", "autoselect.reference"),
-    "evaluation": (*TRAINING, "autoselect.train", "autoselect.ablation"),
-    "ablation": (*TRAINING, "autoselect.train", "autoselect.model", "autoselect.vlm"),
+ALLOWED = {
+    "config": set(),
+    "ops": {"config"},
+    "ranks": {"config"},
+    "data": {"config"},
+    "tracking": {"config"},
+    "vlm": {"config", "data"},
+    "method": {"config", "ops", "vlm"},
+    "pruning": {"config", "ops", "method", "vlm", "tracking"},
+    "training": {"config", "ranks", "data", "tracking", "vlm", "method", "pruning"},
+    "reference": {"config", "data", "vlm"},
+    "preflight": {"config", "ops", "data", "vlm", "method", "reference"},
+    "evaluation": {
+        *("config", "ops", "data", "tracking", "vlm", "method"),
+        *("pruning", "training", "reference"),
+    },
+    "ablation": {"config", "tracking", "reference", "evaluation"},
+    "lmms": {"config", "data", "tracking", "vlm", "pruning", "reference", "evaluation"},
+    "cli": {"config", "ops", "tracking", "reference", "evaluation", "lmms"},
+    "train": {"config", "ranks", "data", "training", "reference", "cli"},
+    "eval": {"config", "ranks", "evaluation", "cli"},
+    "__init__": {"config", "pruning"},
 }
+"""What each package may import beside itself and the version in `autoselect/__init__.py`."""
 
 HOMES = {
-    "transformers": {"vlm", "reference", "image_classifier", "sharded_loading"},
+    "transformers": {"vlm", "reference", "training.sharded_loading"},
     "webdataset": {"data"},
     "mlflow": {"tracking"},
-    "huggingface_hub": {"selector", "doctor_model", "vlm"},
-    "lmms_eval": {"public"},
-    "accelerate": {"public"},
-    "deepspeed": {
-        "runtime",
-        "training_run",
-        "engine_state",
-        "update_guard",
-        "heartbeat",
-        "sharded_loading",
-    },
+    "huggingface_hub": {"pruning.selector", "preflight.model_check", "vlm"},
+    "lmms_eval": {"lmms"},
+    "accelerate": {"lmms"},
+    "deepspeed": {"ranks", "training"},
 }
+"""The only packages or modules that may import each third party."""
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, at the top or inside functions."""
+    """Return every module that a file imports, at its top or inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path} imports relatively"
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in full}
     return names
 
 
-def part_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+def own_imports(module: str) -> set[str]:
+    """Return the modules of this package that `module` imports."""
+    return {name for name in imports_of(MODULES[module]) if name in MODULES and name != module}
+
+
+def package_of(module: str) -> str:
+    """Return the name in `ALLOWED` that a module stands under."""
+    return "__init__" if module == "autoselect" else module.split(".")[1]
 
 
 def within(name: str, prefix: str) -> bool:
-    return name == prefix.rstrip(".") or name.startswith(prefix.rstrip(".") + ".")
+    return name == prefix or name.startswith(f"{prefix}.")
 
 
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_dependencies_point_one_way(part):
-    for module, path in MODULES.items():
-        if part_of(module) == part:
-            wrong = {name for name in imports_of(path) for p in FORBIDDEN[part] if within(name, p)}
-            assert not wrong, f"{module} must not import {sorted(wrong)}"
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_package_may(module):
+    own = package_of(module)
+    assert own in ALLOWED, f"{module} stands in no package of ALLOWED; put it into one"
+    used = {package_of(name) for name in own_imports(module)} - {own}
+    if own != "__init__":
+        used -= {"__init__"}
+    assert used <= ALLOWED[own], f"{module} must not import {sorted(used - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize("kind", ["packages", "modules"])
+def test_there_are_no_circles(kind):
+    if kind == "packages":
+        graph = {name: targets for name, targets in ALLOWED.items()}
+    else:
+        graph = {module: own_imports(module) - {"autoselect"} for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+
+
+def test_the_allow_list_names_what_exists():
+    assert set(ALLOWED) == {package_of(module) for module in MODULES}
+
+
+def test_the_top_holds_entry_points_and_packages_only():
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "train.py", "eval.py"}
 
 
 @pytest.mark.parametrize("library", HOMES)
 def test_third_parties_have_one_home(library):
-    users = {
-        part_of(module)
-        for module, path in MODULES.items()
-        if any(within(name, library) for name in imports_of(path))
-    }
-    assert users <= HOMES[library]
+    for module, path in MODULES.items():
+        if any(within(name, library) for name in imports_of(path)):
+            homes = {f"autoselect.{home}" for home in HOMES[library]}
+            assert any(within(module, home) for home in homes), f"{module} imports {library}"
 
 
 def test_files_at_the_top_shadow_no_module():

@@ -27,9 +27,9 @@ from autoselect.ablation.plan import (
     training_identity,
 )
 from autoselect.config import ConfigError
-from autoselect.evaluation.answering import BLIND, FULL
-from autoselect.evaluation.methods import SELECTOR
-from autoselect.programs import call, checkout, eval_command, train_command
+from autoselect.config.programs import call, checkout, eval_command, train_command
+from autoselect.evaluation.answers.answering import BLIND, FULL
+from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
 AGAIN = "`autoselect ablate` again"

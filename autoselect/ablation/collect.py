@@ -14,11 +14,11 @@ from autoselect.ablation.outcome import stored_scores, subject_of
 from autoselect.ablation.plan import AblationPlan, Variant
 from autoselect.ablation.spread import Estimate, Measured, estimate
 from autoselect.config import ConfigError
-from autoselect.evaluation.answering import BLIND, FULL
-from autoselect.evaluation.intervals import Resampling, retention, task_retentions
-from autoselect.evaluation.methods import SELECTOR
-from autoselect.evaluation.predictions import StoredScores
-from autoselect.evaluation.scoring import ScoreTable
+from autoselect.evaluation.answers.answering import BLIND, FULL
+from autoselect.evaluation.answers.predictions import StoredScores
+from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.scores.intervals import Resampling, retention, task_retentions
+from autoselect.evaluation.scores.scoring import ScoreTable
 
 logger = logging.getLogger(__name__)
 

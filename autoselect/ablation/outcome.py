@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from autoselect.evaluation.predictions import StoredScores, read_scores
-from autoselect.evaluation.scoring import ScoreTable
+from autoselect.evaluation.answers.predictions import StoredScores, read_scores
+from autoselect.evaluation.scores.scoring import ScoreTable
 from autoselect.tracking.history import metric_history
 
 LOSS, LAST_STEPS = "train/loss", 0.1

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config_files import flatten, from_dict, load_config, to_dict
-from autoselect.programs import setting_flags
+from autoselect.config.files import flatten, from_dict, load_config, to_dict
+from autoselect.config.programs import setting_flags
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
 OWN_SETTINGS = ("model", "data.train_shards", "output", "seed", "steps", "tracking", "experiment")

@@ -7,7 +7,7 @@ from typing import Any
 from autoselect.ablation.cells import Cell
 from autoselect.ablation.plan import AblationPlan
 from autoselect.ablation.tables import markdown
-from autoselect.evaluation.methods import SELECTOR
+from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.tracking import Tracker
 
 NOTE = "tracking.json"

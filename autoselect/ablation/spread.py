@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoselect.evaluation.intervals import interval
+from autoselect.evaluation.scores.intervals import interval
 
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; later ones are narrower.
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

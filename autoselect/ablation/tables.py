@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autoselect.evaluation.report_tables import percent
+from autoselect.evaluation.report.tables import percent
 
 Table = Callable[[dict[str, Any], Sequence[str]], list[str]]
 NOT_MEASURED = "not measured"

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoselect.data.arguments import add_limit_arguments, add_output_arguments, chosen_limits
+from autoselect.data.benchmarks.commands import add_public_converters
 from autoselect.data.convert import REJECTED, convert_llava
 from autoselect.data.index import IndexJob, index_shard, sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.paths import expand
-from autoselect.data.public.commands import add_public_converters
 from autoselect.data.shards import ShardSet
 from autoselect.data.verify import VerifyJob, verify_shard
 

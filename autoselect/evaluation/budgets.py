@@ -1,7 +1,7 @@
 """Lists of budgets as users write them."""
 
 from autoselect.config import ConfigError
-from autoselect.selector import budget_to_tokens
+from autoselect.pruning.selector import budget_to_tokens
 
 
 def parse_budgets(text: str, num_tokens: int) -> tuple[int, ...]:

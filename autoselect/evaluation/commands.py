@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.config.flags import add_setting_flags
 from autoselect.data.shards import ShardSet
-from autoselect.evaluation.analyse import ANALYSES, Subject, analyse, analyse_classifier
-from autoselect.evaluation.analysis_record import log_analysis, start_analysis
-from autoselect.evaluation.bench import bench_lines, bench_prefill
+from autoselect.evaluation.analyses.record import log_analysis, start_analysis
+from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse, analyse_classifier
 from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.latency.bench import bench_lines, bench_prefill
 from autoselect.evaluation.loading import load_pair, selector_digest
-from autoselect.evaluation.methods import METHODS
-from autoselect.evaluation.report_tables import terminal_table
+from autoselect.evaluation.methods.registry import METHODS
+from autoselect.evaluation.report.tables import terminal_table
 from autoselect.evaluation.run import EvalSettings, check_count, evaluate
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.flags import add_setting_flags
-from autoselect.public.commands import add_public_bench
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully
@@ -208,10 +207,8 @@ def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple
     return vlm, selector, parse_budgets(arguments.budgets, num_tokens)
 
 
-def add_bench_command(subparsers: Any) -> None:
-    """Add `bench` to the `autoselect` command: `prefill`, and those of public benchmarks."""
-    bench = subparsers.add_parser("bench", help="measure speed")
-    kinds = bench.add_subparsers(dest="kind", required=True)
+def add_prefill_bench(kinds: Any) -> None:
+    """Add `prefill` to `autoselect bench`."""
     parser = kinds.add_parser("prefill", help="prefill latency, full against pruned")
     parser.add_argument("--model", required=True, help=HELP["model"])
     parser.add_argument("--selector", required=True, help=ONE_SELECTOR["selector"])
@@ -233,7 +230,6 @@ def add_bench_command(subparsers: Any) -> None:
     parser.add_argument("--compile", action="store_true", help=HELP["latency_compiled"])
     parser.add_argument("--json", required=True, help="file for the result")
     parser.set_defaults(run=run_bench)
-    add_public_bench(kinds)
 
 
 def parse_batches(text: str) -> list[int]:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from autoselect.config import ConfigError
-from autoselect.diverse_top_k import check_diversity
-from autoselect.evaluation.methods import SELECTOR
-from autoselect.evaluation.parts import digest
+from autoselect.evaluation.answers.parts import digest
+from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.ops.diverse_top_k import check_diversity
+from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
-from autoselect.selector import Selector
 from autoselect.vlm import FrozenVLM
 
 logger = logging.getLogger(__name__)

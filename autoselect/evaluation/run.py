@@ -7,34 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.destinations import check_folder
-from autoselect.evaluation.answering import Answers, Plan, answer_part
-from autoselect.evaluation.attached import answering, check_attached, prompt_lengths
-from autoselect.evaluation.attached_latency import prefill_latency
+from autoselect.config.destinations import check_folder
+from autoselect.evaluation.answers.answering import Answers, Plan, answer_part
+from autoselect.evaluation.answers.attached import answering, check_attached, prompt_lengths
+from autoselect.evaluation.answers.likelihood import GENERATION, check_scoring
+from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, folder_digest
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.environment import git_commit
-from autoselect.evaluation.latency import LatencyPlan
-from autoselect.evaluation.likelihood import GENERATION, check_scoring
+from autoselect.evaluation.latency.attached import prefill_latency
+from autoselect.evaluation.latency.environment import git_commit
+from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import (
     LoadedSelector,
     load_selectors,
     other_weights,
     shown_name,
 )
-from autoselect.evaluation.methods import SELECTOR, choose_methods, selector_method
-from autoselect.evaluation.parts import PartStore, answer_all, code_version, folder_digest
-from autoselect.evaluation.record import EvaluationRecord
-from autoselect.evaluation.report import build_report
-from autoselect.evaluation.report_check import check_report
-from autoselect.evaluation.results import (
+from autoselect.evaluation.methods.registry import SELECTOR, choose_methods, selector_method
+from autoselect.evaluation.methods.usable import usable_methods
+from autoselect.evaluation.report.build import build_report
+from autoselect.evaluation.report.check import check_report
+from autoselect.evaluation.report.files import (
     Evaluation,
     write_figures,
     write_predictions,
     write_report,
 )
+from autoselect.evaluation.report.record import EvaluationRecord
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.evaluation.scoring import Answered
-from autoselect.evaluation.usable import usable_methods
+from autoselect.evaluation.scores.scoring import Answered
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.loading import local_folder
 

@@ -17,8 +17,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import ShardSet
-from autoselect.image_classifier import only_patches
 from autoselect.reference.scenes import COLOURS, IMAGE_SIZE
+from autoselect.vlm.image_classifier import only_patches
 
 logger = logging.getLogger(__name__)
 FOLDER = Path("runs/reference/classifier")

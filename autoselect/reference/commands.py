@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoselect.flags import check_counts
+from autoselect.config.flags import check_counts
 
 
 def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:

@@ -23,14 +23,14 @@ from autoselect.vlm.attention_maps import attention_layers, attention_maps
 from autoselect.vlm.families import FAMILIES, Family
 from autoselect.vlm.features import feature_matrix
 from autoselect.vlm.loading import load, weights_digest
-from autoselect.vlm.placeholders import (
+from autoselect.vlm.positions import Positions
+from autoselect.vlm.text.placeholders import (
     TOKENS_PER_IMAGE,
     check_counts,
     fixed_count,
     question_content,
 )
-from autoselect.vlm.positions import Positions
-from autoselect.vlm.tokens import adds_special_tokens, with_whole_template
+from autoselect.vlm.text.tokens import adds_special_tokens, with_whole_template
 
 
 @dataclass(frozen=True)

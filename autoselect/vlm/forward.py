@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.batch import IGNORED_LABEL, TrainBatch, attention_mask
 from autoselect.vlm.features import with_features
-from autoselect.vlm.placeholders import check_counts
 from autoselect.vlm.recompute import run_recomputed
+from autoselect.vlm.text.batch import IGNORED_LABEL, TrainBatch, attention_mask
+from autoselect.vlm.text.placeholders import check_counts
 
 
 def answer_loss(

@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoselect import cli, train
+from autoselect import train
 from autoselect.ablation import cells
 from autoselect.ablation.collect import collect
 from autoselect.ablation.plan import load_plan
+from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
-from autoselect.config_files import load_config
+from autoselect.config.files import load_config
 
 YAML = """
 name: small

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from autoselect.ablation.evidence import EMPTY, fill, write_page
-from autoselect.cli import main
+from autoselect.cli.main import main
 from autoselect.config import ConfigError
-from autoselect.programs import checkout
+from autoselect.config.programs import checkout
 
 PAGE = """# Evidence
 By hand.

@@ -6,7 +6,7 @@ import yaml
 from autoselect.ablation.commands import check_eval_settings
 from autoselect.ablation.plan import changed_settings, load_plan
 from autoselect.config import ConfigError
-from autoselect.programs import checkout
+from autoselect.config.programs import checkout
 
 
 def test_settings_are_those_of_the_base_and_the_variant(plan):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from autoselect.ablation.spread import Measured, estimate
-from autoselect.evaluation.intervals import Resampling
-from autoselect.evaluation.scoring import ScoreTable
+from autoselect.evaluation.scores.intervals import Resampling
+from autoselect.evaluation.scores.scoring import ScoreTable
 
 IMAGES, SEEDS = 80, 3
 

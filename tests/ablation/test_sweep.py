@@ -10,7 +10,7 @@ from autoselect.ablation.cells import LOG, Cell, evaluate_baselines
 from autoselect.ablation.collect import collect
 from autoselect.ablation.sweep import run_cells
 from autoselect.config import ConfigError
-from autoselect.programs import call
+from autoselect.config.programs import call
 
 JOBS = 3
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from workspace import ROOT, Workspace  # noqa: E402
-
-from slurm import Slurm, missing_programs  # noqa: E402
+from tests.cluster.slurm import Slurm, missing_programs
+from tests.cluster.workspace import ROOT, Workspace
 
 
 @pytest.fixture(scope="session")

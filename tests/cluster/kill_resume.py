@@ -29,9 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT)]
 
-from workspace import Workspace  # noqa: E402
+from tests.cluster.workspace import Workspace  # noqa: E402
 
 RESUMED = re.compile(r"going on at step (\d+) of")
 BEGUN = re.compile(r"going on at step|calibrated on")
@@ -251,7 +251,7 @@ def main() -> int:
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # what killed ranks leave behind
-    preload = ["autoselect.train", "autoselect.training_run", "deepspeed"]
+    preload = ["autoselect.train", "autoselect.training.run", "deepspeed"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     with tempfile.TemporaryDirectory(prefix="kill-resume-") as temporary:
         folder = options.folder or Path(temporary)

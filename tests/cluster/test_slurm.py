@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from workspace import ROOT, Workspace
 
-from slurm import Slurm
+from tests.cluster.slurm import Slurm
+from tests.cluster.workspace import ROOT, Workspace
 
 STEPS = 12
 PAYLOADS = ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors")

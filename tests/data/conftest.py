@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shard_samples import write_shards
 
 from autoselect.data.shards import ShardSet
+from tests.data.shard_samples import write_shards
 
 
 @pytest.fixture

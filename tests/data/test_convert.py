@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shard_samples import make_image, make_record
 
 from autoselect.config import ConfigError
 from autoselect.data.convert import REJECTED, convert_llava
 from autoselect.data.decode import Limits
 from autoselect.data.shards import ShardSet
+from tests.data.shard_samples import make_image, make_record
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from shard_samples import make_image, make_record, write_shards
 
 from autoselect.config import ConfigError
 from autoselect.data.decode import ImageError, Limits, decode_image
@@ -18,6 +17,7 @@ from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.data.verify import VerifyJob, verify_shard
+from tests.data.shard_samples import make_image, make_record, write_shards
 
 
 @pytest.fixture

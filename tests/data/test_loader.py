@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from shard_samples import make_record, write_shards
 
 from autoselect.config import ConfigError
 from autoselect.data.loader import Loader
 from autoselect.data.order import global_batch
 from autoselect.data.shards import Sample, ShardSet
+from tests.data.shard_samples import make_record, write_shards
 
 
 def ids(samples: list[Sample]) -> list[int]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from shard_samples import make_image
 
 from autoselect.config import ConfigError
 from autoselect.data import storage
@@ -15,6 +14,7 @@ from autoselect.data.faults import BadSample
 from autoselect.data.index import sidecar
 from autoselect.data.loader import Loader
 from autoselect.data.shards import Sample, ShardSet
+from tests.data.shard_samples import make_image
 
 
 class Server(ThreadingHTTPServer):

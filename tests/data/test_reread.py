@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from shard_samples import make_record, write_shards
 
 from autoselect.data.decode import Limits
 from autoselect.data.faults import BadSample, Fault
@@ -15,7 +14,8 @@ from autoselect.data.reread import still_unusable
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.data.verify import VerifyJob, verify_shard
 from autoselect.data.writer import ShardWriter
-from autoselect.shared_quarantine import SharedQuarantine
+from autoselect.training.shared_quarantine import SharedQuarantine
+from tests.data.shard_samples import make_record, write_shards
 
 
 @pytest.fixture

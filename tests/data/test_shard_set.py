@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from shard_samples import make_image, make_record, write_shards
 
 from autoselect.config import ConfigError
 from autoselect.data.decode import ImageError, Limits
 from autoselect.data.record import RecordError
 from autoselect.data.shards import ShardSet, ShardWriter
+from tests.data.shard_samples import make_image, make_record, write_shards
 
 
 def test_samples_come_back_as_written(shard_folder: Path) -> None:

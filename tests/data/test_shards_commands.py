@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from shard_samples import make_image, make_record, write_shards
 
 from autoselect.config import ConfigError
 from autoselect.data.commands import add_shards_commands
 from autoselect.data.index import sidecar
 from autoselect.data.shards import ShardSet
+from tests.data.shard_samples import make_image, make_record, write_shards
 
 
 def call(*words: object) -> int:

@@ -5,12 +5,12 @@ import torch
 
 from autoselect.config import ScorerConfig
 from autoselect.data.shards import ShardWriter
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.reference.vlm import build_model, save_vlm
-from autoselect.scorer import Scorer
-from autoselect.selector import Selector
 
 
 @pytest.fixture(scope="session")

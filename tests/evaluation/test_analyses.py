@@ -1,10 +1,8 @@
 import pytest
 import torch
-from fakes import GRID, FakeSelector, FakeVLM, make_samples
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.analyse import ANALYSES, Subject, analyse
 from autoselect.evaluation.analyses.classifier import (
     LabelledImages,
     classifier_accuracy,
@@ -18,11 +16,13 @@ from autoselect.evaluation.analyses.fidelity import (
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
+from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
-from autoselect.image_classifier import only_patches
 from autoselect.tracking import Tracker
+from autoselect.vlm.image_classifier import only_patches
+from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
 
 N = GRID * GRID
 

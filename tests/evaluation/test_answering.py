@@ -1,13 +1,13 @@
 import pytest
 import torch
-from fakes import GRID, FakeSelector, FakeVLM, make_samples
 
-from autoselect.evaluation.answering import BLIND, FULL, Column, Plan, answer_part
-from autoselect.evaluation.environment import environment
-from autoselect.evaluation.methods import choose_methods, selector_method
-from autoselect.evaluation.parts import PartStore, answer_all
-from autoselect.evaluation.report import build_report, markdown
-from autoselect.evaluation.report_check import check_report
+from autoselect.evaluation.answers.answering import BLIND, FULL, Column, Plan, answer_part
+from autoselect.evaluation.answers.parts import PartStore, answer_all
+from autoselect.evaluation.latency.environment import environment
+from autoselect.evaluation.methods.registry import choose_methods, selector_method
+from autoselect.evaluation.report.build import build_report, markdown
+from autoselect.evaluation.report.check import check_report
+from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
 
 
 def latency(budgets):

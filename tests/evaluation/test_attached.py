@@ -7,23 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoselect import cli
+from autoselect.cli import main as cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
-from autoselect.evaluation import attached, attached_latency, commands, run
-from autoselect.evaluation.answering import Plan, answer_part
-from autoselect.evaluation.attached import answer_attached
-from autoselect.evaluation.latency import LatencyPlan
+from autoselect.evaluation import commands, run
+from autoselect.evaluation.answers import attached
+from autoselect.evaluation.answers.answering import Plan, answer_part
+from autoselect.evaluation.answers.attached import answer_attached
+from autoselect.evaluation.latency import attached as attached_latency
+from autoselect.evaluation.latency.protocol import LatencyPlan
+from autoselect.evaluation.latency.timing import Timing
 from autoselect.evaluation.loading import LoadedSelector, load_pair
-from autoselect.evaluation.methods import METHODS, selector_method
-from autoselect.evaluation.report_check import check_report
+from autoselect.evaluation.methods.registry import METHODS, selector_method
+from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.run import EvalSettings, evaluate
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.evaluation.timing import Timing
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.scenes import make_scene
-from autoselect.scorer import Scorer
-from autoselect.selector import Selector
 from autoselect.vlm import FrozenVLM
 from tests.vlm import tiny_processors
 from tests.vlm.stock import model_of

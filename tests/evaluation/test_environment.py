@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import FakeSelector, FakeVLM, make_samples
 
-from autoselect.evaluation import environment as module
-from autoselect.evaluation import latency
+from autoselect.evaluation.latency import environment as module
+from autoselect.evaluation.latency import protocol as latency
+from tests.evaluation.fakes import FakeSelector, FakeVLM, make_samples
 
 
 def test_a_cpu_has_no_clocks():

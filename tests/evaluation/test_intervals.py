@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from autoselect.evaluation.intervals import Resampling, interval, retention, task_retentions
-from autoselect.evaluation.scoring import ScoreTable
+from autoselect.evaluation.scores.intervals import Resampling, interval, retention, task_retentions
+from autoselect.evaluation.scores.scoring import ScoreTable
 
 
 def table(scores):

@@ -4,14 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from fakes import FakeVLM, make_samples
 
-from autoselect.calibration import calibrate
-from autoselect.checkpoint import CheckpointStore, TrainingState
 from autoselect.config import ConfigError, DenoiserConfig, GateConfig, TrainConfig
-from autoselect.config_files import to_dict
-from autoselect.denoiser import Denoiser
-from autoselect.engine_state import TrainedState
+from autoselect.config.files import to_dict
 from autoselect.evaluation.analyses.leak import (
     GATED,
     REPAIRED,
@@ -20,6 +15,11 @@ from autoselect.evaluation.analyses.leak import (
     load_gate,
     uniformly_gated,
 )
+from autoselect.method.denoiser import Denoiser
+from autoselect.method.statistics import calibrate
+from autoselect.training.checkpoint import CheckpointStore, TrainingState
+from autoselect.training.engine_state import TrainedState
+from tests.evaluation.fakes import FakeVLM, make_samples
 
 
 class OneSizeVLM(FakeVLM):

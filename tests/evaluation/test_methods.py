@@ -1,17 +1,17 @@
 import pytest
 import torch
-from fakes import GRID, FakeVLM, make_samples
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.answering import image_context
-from autoselect.evaluation.context import SelectionContext
-from autoselect.evaluation.coverage import (
+from autoselect.evaluation.answers.answering import image_context
+from autoselect.evaluation.methods.context import SelectionContext
+from autoselect.evaluation.methods.coverage import (
     greedy_determinant,
     grid_positions,
     oracle_positions,
     square_pieces,
 )
-from autoselect.evaluation.methods import METHODS, choose_methods
+from autoselect.evaluation.methods.registry import METHODS, choose_methods
+from tests.evaluation.fakes import GRID, FakeVLM, make_samples
 
 N = GRID * GRID
 MERGING = {"pooling", "visionzip"}

@@ -1,7 +1,7 @@
 import pytest
 
-from autoselect.evaluation import metrics
-from autoselect.evaluation.vqa_text import normalise_vqa_answer
+from autoselect.evaluation.scores import metrics
+from autoselect.evaluation.scores.vqa_text import normalise_vqa_answer
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,20 @@ import time
 import urllib.request
 
 import pytest
-from fakes import GRID, FakeSelector, FakeVLM, make_samples
 
 from autoselect.config import ScorerConfig
-from autoselect.evaluation.answering import Plan, answer_part
-from autoselect.evaluation.examples import choose_places, overlay_rows
+from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
-from autoselect.evaluation.html import html_report
-from autoselect.evaluation.methods import choose_methods, selector_method
-from autoselect.evaluation.record import EvaluationRecord
-from autoselect.evaluation.report import build_report, markdown
+from autoselect.evaluation.methods.registry import choose_methods, selector_method
+from autoselect.evaluation.report.build import build_report, markdown
+from autoselect.evaluation.report.examples import choose_places, overlay_rows
+from autoselect.evaluation.report.html import html_report
+from autoselect.evaluation.report.record import EvaluationRecord
 from autoselect.evaluation.run import EvalSettings
-from autoselect.scorer import Scorer
-from autoselect.selector import Selector
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
+from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

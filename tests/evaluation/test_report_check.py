@@ -4,14 +4,14 @@ import copy
 import json
 
 import pytest
-from fakes import GRID, FakeSelector, FakeVLM, make_samples
 
-from autoselect.evaluation.answering import Plan, answer_part
-from autoselect.evaluation.environment import environment
-from autoselect.evaluation.json_schema import violations
-from autoselect.evaluation.methods import choose_methods, selector_method
-from autoselect.evaluation.report import build_report
-from autoselect.evaluation.report_check import SCHEMA_FILE, check_report
+from autoselect.evaluation.answers.answering import Plan, answer_part
+from autoselect.evaluation.latency.environment import environment
+from autoselect.evaluation.methods.registry import choose_methods, selector_method
+from autoselect.evaluation.report.build import build_report
+from autoselect.evaluation.report.check import SCHEMA_FILE, check_report
+from autoselect.evaluation.report.json_schema import violations
+from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
 
 BUDGETS = (2, 6)
 LATENCY = {

@@ -7,9 +7,9 @@ from PIL import Image
 
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure
-from autoselect.evaluation.html import caption_of, html_report
-from autoselect.evaluation.report import markdown
-from autoselect.evaluation.report_tables import (
+from autoselect.evaluation.report.build import markdown
+from autoselect.evaluation.report.html import caption_of, html_report
+from autoselect.evaluation.report.tables import (
     BEST,
     BETTER,
     WORSE,

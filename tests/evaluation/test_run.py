@@ -11,27 +11,28 @@ import pytest
 import torch
 from PIL import Image
 
-from autoselect import cli
+from autoselect.cli import main as cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
-from autoselect.evaluation import bench, commands, run
-from autoselect.evaluation.answering import FULL, Column, Plan, answer_part
-from autoselect.evaluation.latency import LatencyPlan
-from autoselect.evaluation.likelihood import (
+from autoselect.evaluation import commands, run
+from autoselect.evaluation.answers.answering import FULL, Column, Plan, answer_part
+from autoselect.evaluation.answers.likelihood import (
     Candidate,
     candidates,
     continuation_log_likelihood,
     most_likely,
 )
-from autoselect.evaluation.llm_attention import visual_attention
+from autoselect.evaluation.latency import bench
+from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_folders
-from autoselect.evaluation.methods import METHODS, selector_method
-from autoselect.evaluation.report_check import check_report
+from autoselect.evaluation.methods.llm_attention import visual_attention
+from autoselect.evaluation.methods.registry import METHODS, selector_method
+from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.run import EvalSettings, evaluate, prepare
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
-from autoselect.scorer import Scorer
-from autoselect.selector import Selector
 
 
 @pytest.fixture(autouse=True)

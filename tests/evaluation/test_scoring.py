@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoselect.evaluation.intervals import Resampling
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.evaluation.scoring import score_answers, task_details
+from autoselect.evaluation.scores.intervals import Resampling
+from autoselect.evaluation.scores.scoring import score_answers, task_details
 
 IMAGE = Image.new("RGB", (8, 8))
 OPTIONS = "Which ?\nA. a cat\nB. a dog"

@@ -3,12 +3,12 @@ import time
 import pytest
 import torch
 
-from autoselect.evaluation import latency
-from autoselect.evaluation.bench import bench_lines, fixed_image
-from autoselect.evaluation.latency import LatencyPlan, kv_cache_bytes, latency_report
+from autoselect.evaluation.latency import protocol as latency
+from autoselect.evaluation.latency.bench import bench_lines, fixed_image
+from autoselect.evaluation.latency.protocol import LatencyPlan, kv_cache_bytes, latency_report
+from autoselect.evaluation.latency.stages import Prompt, decode_call, kept_sequences, vision_calls
+from autoselect.evaluation.latency.timing import measure
 from autoselect.evaluation.loading import load_pair
-from autoselect.evaluation.stages import Prompt, decode_call, kept_sequences, vision_calls
-from autoselect.evaluation.timing import measure
 
 
 class DriftingMachine:

@@ -8,16 +8,16 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from autoselect import cli
+from autoselect.cli import main as cli
 from autoselect.config import ConfigError, ScorerConfig
-from autoselect.evaluation import bench
-from autoselect.evaluation.analysis_record import points
-from autoselect.evaluation.latency import LatencyPlan
+from autoselect.evaluation.analyses.record import points
+from autoselect.evaluation.latency import bench
+from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_digest
-from autoselect.evaluation.record import shown_folder, shown_selector
+from autoselect.evaluation.report.record import shown_folder, shown_selector
 from autoselect.evaluation.run import EvalSettings, evaluate
-from autoselect.scorer import Scorer
-from autoselect.selector import Selector
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
 from autoselect.tracking import Tracker
 from autoselect.tracking.store import Store, default_uri
 

@@ -29,20 +29,20 @@ def curve(folder: Path) -> dict[str, list[float]]:
     """
     import torch
 
-    from autoselect import runtime
     from autoselect.config import TrainConfig
-    from autoselect.config_files import from_dict
-    from autoselect.deepspeed_config import load_deepspeed_config
-    from autoselect.heartbeat import Heartbeat
+    from autoselect.config.deepspeed import load_deepspeed_config
+    from autoselect.config.files import from_dict
+    from autoselect.ranks import processes
+    from autoselect.ranks.heartbeat import Heartbeat
     from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.resources import resolve_model
     from autoselect.reference.shards import render_shards
-    from autoselect.training_run import assemble
+    from autoselect.training.run import assemble
 
     torch.set_num_threads(1)
-    info = runtime.RankInfo(rank=0, world_size=1, local_rank=0, source="single")
-    runtime.set_accelerator_default()
-    runtime.init_distributed(info, runtime.choose_device(info))
+    info = processes.RankInfo(rank=0, world_size=1, local_rank=0, source="single")
+    processes.set_accelerator_default()
+    processes.init_distributed(info, processes.choose_device(info))
     render_shards(folder / "shards", ReferenceData(train=64, val=1, test=1), workers=1)
     deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
     deepspeed |= {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}
@@ -55,7 +55,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
         "gate": {"calibration_images": 32},
     }
     config = from_dict(TrainConfig, values)
-    trainer = assemble(config, deepspeed, info, runtime.SignalFlag(), Heartbeat(info))
+    trainer = assemble(config, deepspeed, info, processes.SignalFlag(), Heartbeat(info))
     taken: dict[str, list[float]] = {name: [] for name in RECORDED}
     for batches in islice(trainer.loader, STEPS):
         metrics = trainer.update([batch.to(trainer.device) for batch in batches])

@@ -50,7 +50,7 @@ def kernels(tmp_path_factory):
     build = tmp_path_factory.mktemp("emulation")
     names = ("soft_top_k", "noise_gate", "hard_top_k")
     for name in names:
-        text = _as_cpp((CSRC / f"{name}_kernels.cu").read_text())
+        text = _as_cpp((CSRC / "cuda" / f"{name}_kernels.cu").read_text())
         # Each file gets its own namespace for what it keeps to itself.
         text = text.replace("namespace {", f"namespace {name}_local {{").replace(
             "}  // namespace\n", f"}}\nusing namespace {name}_local;\n"

@@ -11,8 +11,8 @@ import torch
 
 CSRC = Path(__file__).parents[2] / "csrc"
 ARCHITECTURES = (75, 80, 90, 100, 120)
-KERNELS = sorted(path.name for path in CSRC.glob("*.cu"))
-GLUE = sorted(path.name for path in CSRC.glob("*_cuda.cpp"))
+KERNELS = sorted(path.name for path in (CSRC / "cuda").glob("*.cu"))
+GLUE = sorted(path.name for path in (CSRC / "cuda").glob("*.cpp"))
 
 
 def _nvcc() -> str:
@@ -40,7 +40,18 @@ def test_kernels_compile_without_spills(source, tmp_path):
         "-Werror=all-warnings",
     ]
     output = tmp_path / "kernel.o"
-    log = _compile([_nvcc(), *flags, *targets, "-c", str(CSRC / source), "-o", str(output)])
+    log = _compile(
+        [
+            _nvcc(),
+            *flags,
+            *targets,
+            f"-I{CSRC}",
+            "-c",
+            str(CSRC / "cuda" / source),
+            "-o",
+            str(output),
+        ]
+    )
     for arch in ARCHITECTURES:
         assert f"'sm_{arch}'" in log
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
@@ -69,4 +80,4 @@ def test_glue_compiles(source, tmp_path):
         folders.insert(0, tmp_path)
     includes = [f"-I{folder}" for folder in folders]
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Werror"]
-    _compile([compiler, *flags, *includes, str(CSRC / source)])
+    _compile([compiler, *flags, *includes, f"-I{CSRC}", str(CSRC / "cuda" / source)])

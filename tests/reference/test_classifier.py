@@ -5,10 +5,10 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import ShardSet, ShardWriter
-from autoselect.image_classifier import grid, load_classifier, only_patches
 from autoselect.reference.classifier import largest_object_colour, train_classifier
 from autoselect.reference.scenes import COLOURS
 from autoselect.reference.shards import render_sample
+from autoselect.vlm.image_classifier import grid, load_classifier, only_patches
 
 
 def test_the_class_of_a_scene_is_the_colour_of_its_largest_object():

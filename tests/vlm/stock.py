@@ -12,7 +12,7 @@ import torch
 
 from autoselect import Selector, attach, detach
 from autoselect.config import ScorerConfig
-from autoselect.scorer import Scorer
+from autoselect.method.scorer import Scorer
 from tests.vlm import tiny
 from tests.vlm.tiny_prompts import WIDTH
 

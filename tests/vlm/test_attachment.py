@@ -11,12 +11,12 @@ from PIL import Image
 
 from autoselect import ConfigError, Selector, attach, detach
 from autoselect.config import ScorerConfig
-from autoselect.denoiser import Denoiser
+from autoselect.method.denoiser import Denoiser
+from autoselect.method.scorer import Scorer
 from autoselect.ops import noise_gate, soft_top_k
-from autoselect.overlay import token_raster
+from autoselect.pruning.overlay import token_raster
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
-from autoselect.scorer import Scorer
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
 from tests.vlm.stock import attached, model_of, selector

@@ -9,8 +9,8 @@ from autoselect.data.faults import BadSample
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.batch import IGNORED_LABEL, Collator, attention_mask
 from autoselect.vlm.forward import answer_loss, text_hidden
+from autoselect.vlm.text.batch import IGNORED_LABEL, Collator, attention_mask
 
 
 @dataclass

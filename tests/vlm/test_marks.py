@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autoselect.evaluation.asking import AskedVLM
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.vlm import Collator
-from autoselect.vlm.batch import IGNORED_LABEL, MOST_IMAGES
-from autoselect.vlm.placeholders import question_content
+from autoselect.vlm.text.batch import IGNORED_LABEL, MOST_IMAGES
+from autoselect.vlm.text.placeholders import question_content
 from tests.vlm.test_training_families import NAMES, SQUARE, WIDE, frozen, loss_of, sample
 
 BETWEEN = "is <image> there or <image> a star ?"

@@ -14,7 +14,7 @@ from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.vlm import Collator
-from autoselect.vlm.batch import IGNORED_LABEL
+from autoselect.vlm.text.batch import IGNORED_LABEL
 from tests.vlm.test_training_families import (
     ROUNDS,
     SQUARE,
@@ -73,7 +73,7 @@ def test_errors_that_are_no_fault_of_an_image_surface(monkeypatch, error):
     def broken(*arguments, **more):
         raise error("broken")
 
-    monkeypatch.setattr("autoselect.vlm.batch.process_images", broken)
+    monkeypatch.setattr("autoselect.vlm.text.batch.process_images", broken)
     with pytest.raises(error, match="broken"):
         collate([sample(0, (SQUARE,))])
 

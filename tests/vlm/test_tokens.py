@@ -7,10 +7,10 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.asking import AskedVLM
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.vlm import Collator, FrozenVLM
-from autoselect.vlm.batch import IGNORED_LABEL
-from autoselect.vlm.rows import RowWriter
+from autoselect.vlm.text.batch import IGNORED_LABEL
+from autoselect.vlm.text.rows import RowWriter
 from tests.vlm import tiny_processors, tiny_tokenizers
 from tests.vlm.stock import model_of
 from tests.vlm.test_training_families import sample

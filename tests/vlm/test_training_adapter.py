@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from autoselect.config import DenoiserConfig, ScorerConfig
-from autoselect.denoiser import Denoiser
+from autoselect.method.denoiser import Denoiser
+from autoselect.method.scorer import Scorer, standardise
 from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
-from autoselect.scorer import Scorer, standardise
 from autoselect.vlm import VisualAdapter
 from tests.vlm.stock import model_of
 from tests.vlm.tiny import TINY, batch

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from autoselect.calibration import TokenStatistics
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config_files import from_dict
+from autoselect.config.files import from_dict
 from autoselect.data.faults import BadSample
-from autoselect.model import AutoSelect, GateSetting
+from autoselect.method.model import AutoSelect, GateSetting
+from autoselect.method.statistics import TokenStatistics
 from autoselect.reference.vlm import build_processor
 from autoselect.vlm import Collator, FrozenVLM, TrainBatch, VisualAdapter
-from autoselect.vlm.batch import IGNORED_LABEL
 from autoselect.vlm.forward import answer_loss
+from autoselect.vlm.text.batch import IGNORED_LABEL
 from tests.vlm import tiny_processors
 from tests.vlm.stock import model_of
 from tests.vlm.tiny import batch as tiny_batch

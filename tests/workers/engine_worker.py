@@ -9,12 +9,12 @@ import sys
 from typing import Any
 
 import torch
-from toy import Toy, make_engine, rows, start
 
-from autoselect.engine_state import TrainedState, capture, restore
-from autoselect.rank_zero import broadcast_object
-from autoselect.runtime import RankInfo, shutdown_distributed
-from autoselect.update_guard import NumbersError, UpdateGuard
+from autoselect.ranks.processes import RankInfo, shutdown_distributed
+from autoselect.ranks.rank_zero import broadcast_object
+from autoselect.training.engine_state import TrainedState, capture, restore
+from autoselect.training.update_guard import NumbersError, UpdateGuard
+from tests.workers.toy import Toy, make_engine, rows, start
 
 
 def train(engine: Any, guard: UpdateGuard, info: RankInfo, steps: range) -> None:

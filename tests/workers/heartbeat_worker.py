@@ -17,9 +17,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from autoselect.heartbeat import Heartbeat
-from autoselect.rank_judge import Times
-from autoselect.runtime import RankInfo, setup_logging, shutdown_distributed
+from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.judge import Times
+from autoselect.ranks.processes import RankInfo, setup_logging, shutdown_distributed
 
 TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=15.0, leave=1.0)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from toy import CONFIGS, start
 
-from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.runtime import shutdown_distributed
-from autoselect.sharded_loading import gathered, sharded_loading
+from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.ranks.processes import shutdown_distributed
+from autoselect.training.sharded_loading import gathered, sharded_loading
 from autoselect.vlm.backbone import FrozenVLM
+from tests.workers.toy import CONFIGS, start
 
 
 def compare(folder: Path, dtype: torch.dtype) -> dict[str, object]:

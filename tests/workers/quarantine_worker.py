@@ -12,15 +12,14 @@ import json
 import sys
 from pathlib import Path
 
-from toy import CONFIGS, start
-
 from autoselect.config import TrainConfig
-from autoselect.config_files import from_dict
+from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.files import from_dict
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
-from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.runtime import RankInfo, shutdown_distributed
-from autoselect.shared_quarantine import SharedQuarantine
+from autoselect.ranks.processes import RankInfo, shutdown_distributed
+from autoselect.training.shared_quarantine import SharedQuarantine
+from tests.workers.toy import CONFIGS, start
 
 
 def fault(number: int) -> Fault:
@@ -49,7 +48,7 @@ def lists(folder: Path, info: RankInfo) -> list[object]:
 
 
 def trainer(folder: Path, info: RankInfo) -> list[object]:
-    from autoselect.training_run import train
+    from autoselect.training.run import train
 
     deepspeed = load_deepspeed_config(CONFIGS / "zero2.json")
     deepspeed |= {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}

@@ -13,13 +13,12 @@ import json
 import sys
 from pathlib import Path
 
-from toy import CONFIGS, start
-
 from autoselect.config import TrainConfig
-from autoselect.config_files import from_dict
-from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.runtime import shutdown_distributed
-from autoselect.training_run import train
+from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.files import from_dict
+from autoselect.ranks.processes import shutdown_distributed
+from autoselect.training.run import train
+from tests.workers.toy import CONFIGS, start
 
 GLOBAL_BATCH = 4
 

@@ -11,21 +11,21 @@ import sys
 from typing import Any
 
 import torch.distributed as dist
-from heartbeat_worker import misbehave
 
-from autoselect import heartbeat, runtime
 from autoselect.config import ConfigError
 from autoselect.data.shards import ShardSet
-from autoselect.rank_judge import Times
+from autoselect.ranks import heartbeat, processes
+from autoselect.ranks.judge import Times
 from autoselect.train import main
 from autoselect.vlm.backbone import FrozenVLM
+from tests.workers.heartbeat_worker import misbehave
 
 
 def run(what: str, victim: int) -> int:
     load = FrozenVLM.from_pretrained
 
     def loaded(*arguments: Any, **settings: Any) -> FrozenVLM:
-        if runtime.RankInfo.from_environment().rank == victim:
+        if processes.RankInfo.from_environment().rank == victim:
             misbehave(what)
         return load(*arguments, **settings)
 

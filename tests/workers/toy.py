@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 
-from autoselect.deepspeed_config import load_deepspeed_config
-from autoselect.runtime import RankInfo, choose_device, init_distributed, set_accelerator_default
+from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.ranks.processes import (
+    RankInfo,
+    choose_device,
+    init_distributed,
+    set_accelerator_default,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 GLOBAL_BATCH = 8

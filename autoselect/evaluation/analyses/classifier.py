@@ -14,10 +14,10 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import Sample
-from autoselect.evaluation.context import SelectionContext
-from autoselect.evaluation.ranking import random_scores
-from autoselect.image_classifier import Preprocess, grid, only_patches
+from autoselect.evaluation.methods.context import SelectionContext
+from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.ops.hard_top_k import hard_top_k
+from autoselect.vlm.image_classifier import Preprocess, grid, only_patches
 
 OWN_PREDICTION = "the classifier's own prediction with all patches"
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.calibration import TokenStatistics, calibrate
-from autoselect.evaluation.answering import (
+from autoselect.evaluation.answers.answering import (
     Answers,
     VisualSequence,
     answer_sequences,
     image_context,
 )
-from autoselect.evaluation.context import SelectionContext
-from autoselect.evaluation.intervals import Resampling, interval
-from autoselect.evaluation.ranking import random_scores
+from autoselect.evaluation.methods.context import SelectionContext
+from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.evaluation.scoring import score_answers
+from autoselect.evaluation.scores.intervals import Resampling, interval
+from autoselect.evaluation.scores.scoring import score_answers
+from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise_gate import NoiseKey, noise_gate
 

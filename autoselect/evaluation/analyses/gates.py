@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.samples import EvaluationSample
+from autoselect.method.scorer import standardise
 from autoselect.ops.soft_top_k import soft_top_k
-from autoselect.scorer import standardise
 from autoselect.tracking.history import metric_history
 
 logger = logging.getLogger(__name__)

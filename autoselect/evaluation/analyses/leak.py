@@ -14,12 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoselect.calibration import TokenStatistics
-from autoselect.checkpoint import CheckpointStore
 from autoselect.config import ConfigError, GateKind, GateSite, TrainConfig
-from autoselect.config_files import from_dict
-from autoselect.denoiser import Denoiser
-from autoselect.evaluation.answering import (
+from autoselect.config.files import from_dict
+from autoselect.evaluation.answers.answering import (
     BLIND,
     FULL,
     Answers,
@@ -27,9 +24,12 @@ from autoselect.evaluation.answering import (
     answer_sequences,
 )
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.evaluation.scoring import score_answers
-from autoselect.gating import gate_tokens
+from autoselect.evaluation.scores.scoring import score_answers
+from autoselect.method.denoiser import Denoiser
+from autoselect.method.gating import gate_tokens
+from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.noise_gate import NoiseKey
+from autoselect.training.checkpoint import CheckpointStore
 
 GATED, REPAIRED = "without Denoiser", "with Denoiser"
 

@@ -17,7 +17,7 @@ from autoselect.evaluation.figures.style import (
     tidy,
     title,
 )
-from autoselect.evaluation.methods import SELECTOR
+from autoselect.evaluation.methods.registry import SELECTOR
 
 Row = dict[str, Any]
 FULL_STYLE, BLIND_STYLE = (0, (4, 3)), (0, (1, 2))

@@ -1,5 +1,5 @@
 // C functions around the launchers, for ctypes.
-#include "cuda_kernels.h"
+#include "cuda/kernels.h"
 
 using namespace autoselect;
 

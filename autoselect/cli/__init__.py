@@ -1,0 +1,1 @@
+"""The `autoselect` command and the demo."""

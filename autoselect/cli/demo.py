@@ -1,0 +1,108 @@
+"""`autoselect demo`, `report` and `dashboard`: the main job on the reference VLM, step by step.
+
+The demo starts the same programs a user would: shards, then the `deepspeed` launcher, then `eval`.
+Every step keeps what is done, so an interrupted demo goes on where it was.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from autoselect.config import ConfigError
+from autoselect.config.flags import check_counts, check_port
+from autoselect.config.programs import call, checkout, eval_command, train_command
+from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
+
+RUN = Path("runs/demo")
+REPORT = Path("runs/report")
+BUDGETS = "8,16,32"
+DIVERSITIES = "0,0.4"
+DEMO_METHODS = "random,grid,norm,cls_attention,visionzip,divprune,cdpruner,fastv,oracle"
+
+
+def add_demo_command(subparsers: Any) -> None:
+    """Add `demo`."""
+    demo = subparsers.add_parser("demo", help="shards, training, evaluation, report in runs/demo")
+    demo.add_argument("--ranks", type=int, default=2, help="training processes on this machine")
+    demo.add_argument("--images", type=int, default=300, help="test images that are evaluated")
+    demo.add_argument("--port", type=int, default=29500, help="port where the ranks meet")
+    demo.set_defaults(run=run_demo)
+
+
+def add_report_command(subparsers: Any) -> None:
+    """Add `report`."""
+    report = subparsers.add_parser("report", help="evaluate the demo's selector with all methods")
+    report.add_argument("--images", type=int, default=1000, help="test images that are evaluated")
+    report.set_defaults(run=run_report)
+
+
+def add_dashboard_command(subparsers: Any) -> None:
+    """Add `dashboard`."""
+    dashboard = subparsers.add_parser("dashboard", help="serve the MLflow pages on loopback")
+    dashboard.add_argument("--port", type=int, default=5000)
+    dashboard.set_defaults(run=run_dashboard)
+
+
+def announce(number: int, total: int, what: str) -> None:
+    print(f"\n[demo {number}/{total}] {what}", flush=True)
+
+
+def step(command: list[str], again: str = "the demo again") -> None:
+    """Run one step in the checkout."""
+    call(command, again, checkout())
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Shards, training, evaluation; ends with the report and where to look next."""
+    check_counts(ranks=arguments.ranks, images=arguments.images)
+    check_port(arguments.port)
+    started = time.monotonic()
+    announce(1, 3, "reference data as WebDataset shards")
+    step(["autoselect", "reference", "shards"])
+    announce(2, 3, f"training Scorer and Denoiser, {arguments.ranks} ranks, DeepSpeed ZeRO-2")
+    step(train_command(RUN / "train", arguments.ranks, arguments.port))
+    announce(3, 3, "evaluation: tokens really removed, beside baselines at the same budgets")
+    step(demo_eval_command(RUN, DEMO_METHODS, arguments.images))
+    minutes = (time.monotonic() - started) / 60
+    print(f"\nfinished in {minutes:.1f} minutes")
+    print(f"report      {RUN}/report.md, {RUN}/report.json")
+    print(f"figures     {RUN}/figures/")
+    print(f"selector    {RUN}/train/selector/")
+    print("dashboard   make dashboard")
+    return 0
+
+
+def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
+    """The evaluation of the demo's selector on the reference test shards."""
+    return eval_command(
+        {
+            "model": "autoselect/reference/model",
+            "selector": RUN / "train" / "selector",
+            "shards": "runs/reference/shards/test-*.tar",
+            "budgets": BUDGETS,
+            "methods": methods,
+            "diversity": DIVERSITIES,
+            "max_images": images,
+            "max_new_tokens": REFERENCE_ANSWER_TOKENS,
+            "rows_per_batch": REFERENCE_ROWS,
+            "out": out,
+        }
+    )
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """All methods on all test images, for the selector that the demo trained."""
+    check_counts(images=arguments.images)
+    if not (checkout() / RUN / "train" / "selector").is_dir():
+        raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
+    step(demo_eval_command(REPORT, "all", arguments.images), "the report again")
+    return 0
+
+
+def run_dashboard(arguments: argparse.Namespace) -> int:
+    """Serve the MLflow pages of this folder's runs on 127.0.0.1 until interrupted."""
+    from autoselect.tracking.dashboard import serve
+
+    check_port(arguments.port)
+    return serve(arguments.port)

@@ -1,0 +1,100 @@
+"""The `autoselect` command. Every sub-command lives beside what it runs."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from autoselect import __version__
+from autoselect.cli.import_faults import explained_imports
+from autoselect.config import ConfigError
+from autoselect.config.destinations import check_file, check_folder
+
+COMMANDS = {
+    "demo": ("cli.demo.add_demo_command", "the main job on the reference VLM"),
+    "report": ("cli.demo.add_report_command", "the demo's selector beside all baselines"),
+    "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
+    "shards": ("data.commands.add_shards_commands", "index, verify, convert shards"),
+    "eval": ("evaluation.commands.add_eval_command", "accuracy retention and speed"),
+    "ablate": ("ablation.commands.add_ablate_command", "variants x seeds, compared"),
+    "evidence": ("ablation.commands.add_evidence_command", "its tables into a page"),
+    "analyse": ("evaluation.commands.add_analyse_command", "figures 3 to 5 and more"),
+    "bench": ("cli.bench.add_bench_command", "prefill latency"),
+    "plan": ("preflight.plan.add_plan_command", "memory and time of a training run"),
+    "doctor": ("preflight.doctor.add_doctor_command", "check a training run before it starts"),
+    "reference": ("reference.commands.add_reference_commands", "its VLM and data"),
+    "info": ("cli.main.add_info_command", "versions, and which path each operator takes"),
+}
+"""Sub-commands: the function below `autoselect` that adds each one, and its summary."""
+
+
+def parser(wanted: str | None) -> argparse.ArgumentParser:
+    """The command line; only the wanted sub-command is imported, because some take seconds."""
+    root = argparse.ArgumentParser(
+        prog="autoselect", description="Learn which visual tokens matter to a frozen VLM."
+    )
+    root.add_argument("--version", action="version", version=f"autoselect {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (home, summary) in COMMANDS.items():
+        if name == wanted:
+            module, _, add = home.rpartition(".")
+            getattr(import_module(f"autoselect.{module}"), add)(commands)
+        else:
+            commands.add_parser(name, help=summary)
+    return root
+
+
+def add_info_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `info`."""
+    info = subparsers.add_parser("info", help=COMMANDS["info"][1])
+    info.set_defaults(run=show_info)
+
+
+def show_info(arguments: argparse.Namespace) -> int:
+    """Print build information of the package and its extension."""
+    from autoselect.ops import build_info
+
+    for name, value in build_info().items():
+        if isinstance(value, dict):
+            print(name)
+            for part, detail in value.items():
+                print(f"  {part:<32} {_in_line(detail)}")
+        else:
+            print(f"{name:<34} {_in_line(value)}")
+    return 0
+
+
+def _in_line(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {item}" for name, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def check_destinations(options: argparse.Namespace) -> None:
+    """Raise ConfigError where a result could not be written, before it is computed."""
+    for name, value in vars(options).items():
+        if isinstance(value, str | Path) and name in ("out", "output", "work", "json"):
+            (check_file if name == "json" else check_folder)(name, value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command; user errors are one line and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    for noisy in ("httpx", "alembic", "mlflow", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        with explained_imports():
+            options = parser(words[0] if words else None).parse_args(words)
+            check_destinations(options)
+            return options.run(options) or 0
+    except ConfigError as error:
+        print(f"autoselect: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"autoselect {words[0]}: interrupted; run it again to go on", file=sys.stderr)
+        return 130

@@ -1,0 +1,26 @@
+"""Configuration: settings and their checks, YAML and flags, and the DeepSpeed JSON."""
+
+from autoselect.config.errors import ConfigError, require
+from autoselect.config.settings import (
+    DataConfig,
+    DenoiserConfig,
+    GateConfig,
+    GateKind,
+    GateSite,
+    OptimizerConfig,
+    ScorerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "DenoiserConfig",
+    "GateConfig",
+    "GateKind",
+    "GateSite",
+    "OptimizerConfig",
+    "ScorerConfig",
+    "TrainConfig",
+    "require",
+]

@@ -1,0 +1,11 @@
+"""The one error that users see for bad input."""
+
+
+class ConfigError(ValueError):
+    """A value given by the user breaks a rule; the message names field, value, rule and fix."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,58 @@
+"""The sub-commands `autoselect shards convert-<benchmark>`, one per line of the table."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autoselect.data.arguments import add_output_arguments, chosen_limits
+from autoselect.data.benchmarks.driver import convert_public
+from autoselect.data.benchmarks.table import BENCHMARKS, Benchmark
+from autoselect.data.convert import REJECTED
+
+AddParser = Callable[[Any, str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
+def add_public_converters(commands: Any, add: AddParser) -> None:
+    """Add a converter for every benchmark.
+
+    Args:
+        commands: sub-parsers of `autoselect shards`.
+        add: adds one parser, with the flags that all of them share.
+    """
+    for benchmark in BENCHMARKS.values():
+        parser = add(
+            commands,
+            f"convert-{benchmark.name}",
+            partial(run_public, benchmark),
+            benchmark.summary,
+        )
+        for name, what in benchmark.files.items():
+            needed = name not in benchmark.optional
+            parser.add_argument(f"--{name}", type=Path, required=needed, metavar="PATH", help=what)
+        add_output_arguments(parser)
+
+
+def run_public(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
+    """Convert, and say what became of every question."""
+    paths = {name: getattr(arguments, name) for name in benchmark.files}
+    report = convert_public(
+        benchmark,
+        {name: path for name, path in paths.items() if path is not None},
+        arguments.output,
+        samples_per_shard=arguments.samples_per_shard,
+        workers=arguments.workers,
+        limits=chosen_limits(arguments),
+    )
+    done = report.conversion
+    print(
+        f"{benchmark.name}: {report.questions} questions in {done.rows} rows; {done.samples} "
+        f"samples in {done.shards} shards; {len(done.rejected)} rows with "
+        f"{report.lost_questions} questions rejected"
+    )
+    if done.rejected:
+        print(f"rejected rows are listed in {arguments.output / REJECTED}")
+    if benchmark.note:
+        print(benchmark.note)
+    return 1 if len(done.rejected) > arguments.max_rejected * done.rows else 0

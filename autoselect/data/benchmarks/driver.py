@@ -1,0 +1,84 @@
+"""From official files to shards: a benchmark's rows go through the converter of LLaVA rows.
+
+So every benchmark is converted in parallel, restartably and deterministically, and rows whose
+image is missing or broken are listed in `rejected.jsonl`. The rows stay in `.convert/rows.jsonl`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoselect.config import ConfigError
+from autoselect.data.benchmarks.table import Benchmark
+from autoselect.data.convert import ConvertReport, convert_llava
+from autoselect.data.decode import Limits
+from autoselect.data.storage import write_atomically
+
+WORK_FOLDER = ".convert"
+
+
+@dataclass(frozen=True)
+class PublicReport:
+    """What became of a benchmark.
+
+    Attributes:
+        conversion: rows, samples, shards and rejected rows.
+        questions: in the files.
+        lost_questions: of rejected rows.
+    """
+
+    conversion: ConvertReport
+    questions: int
+    lost_questions: int
+
+
+def convert_public(
+    benchmark: Benchmark,
+    files: Mapping[str, Path],
+    output: Path,
+    *,
+    samples_per_shard: int = 1000,
+    workers: int = 1,
+    limits: Limits | None = None,
+) -> PublicReport:
+    """Convert one benchmark.
+
+    Args:
+        benchmark: of the table.
+        files: path of each of `benchmark.files`; optional ones may be absent.
+        output: folder for the shards; one that an interrupted conversion left is completed.
+        samples_per_shard: images (multiple choice: questions) per shard.
+        workers: processes.
+        limits: caps on image bytes and pixels, which the indexes note for all who read the shards.
+
+    Raises:
+        ConfigError: a file cannot be read or is not the official one, or `output` belongs to
+            another conversion.
+    """
+    work = output / WORK_FOLDER
+    given = dict(files)
+    if benchmark.stores_images:
+        given["images"] = work / "images"
+    elif not given["images"].is_dir():
+        raise ConfigError(f"images={given['images']} is not a folder; check the path")
+    if not work.is_dir() and any(output.glob("*.tar")):
+        raise ConfigError(f"output={output} holds shards already; choose an empty folder")
+    rows = benchmark.rows(given)
+    if not rows:
+        raise ConfigError(f"the files of {benchmark.name} hold no question about an image")
+    work.mkdir(parents=True, exist_ok=True)
+    source = work / "rows.jsonl"
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(str(source), lines.encode())
+    conversion = convert_llava(
+        source,
+        [given["images"]],
+        output,
+        samples_per_shard=samples_per_shard,
+        workers=workers,
+        limits=limits,
+    )
+    counts = [len(row["tasks"]) for row in rows]
+    lost = sum(counts[one.row] for one in conversion.rejected)
+    return PublicReport(conversion, sum(counts), lost)

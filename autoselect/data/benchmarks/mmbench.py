@@ -1,0 +1,136 @@
+"""MMBench (Liu et al. 2023): multiple choice, asked in every rotation of the options.
+
+The official TSV holds images as base64; a long file repeats a question under `index + 1e6`,
+`index + 2e6`, ... with rotated options, and may name another row's index in place of an image.
+A file without rotations gets them here. One sample holds all rotations of one question, so that
+circular accuracy is over its rounds.
+"""
+
+import base64
+import binascii
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoselect.config import ConfigError
+from autoselect.data.benchmarks.rows import (
+    LETTER_ANSWER,
+    LETTERS,
+    Question,
+    Row,
+    field,
+    image_row,
+    with_options,
+)
+from autoselect.data.storage import write_atomically
+
+ROTATION = 1_000_000
+LONGEST_REFERENCE = 64
+CHINESE_ANSWER = "\n请直接回答选项字母。"
+_LARGEST_FIELD = 2**31 - 1
+
+
+def rows_en(files: Mapping[str, Path]) -> list[Row]:
+    """Rows of the English development file."""
+    return _rows(files, "mmbench_en_dev", LETTER_ANSWER)
+
+
+def rows_cn(files: Mapping[str, Path]) -> list[Row]:
+    """Rows of the Chinese development file."""
+    return _rows(files, "mmbench_cn_dev", CHINESE_ANSWER)
+
+
+def _rows(files: Mapping[str, Path], task: str, instruction: str) -> list[Row]:
+    """Rows of a TSV; its images go to `files["images"]`.
+
+    Raises:
+        ConfigError: the file is not the official one, or has no answers.
+    """
+    path = files["questions"]
+    entries = _read(path)
+    groups: dict[int, list[dict[str, str]]] = {}
+    for entry in entries.values():
+        groups.setdefault(int(entry["index"]) % ROTATION, []).append(entry)
+    found = []
+    for number, group in groups.items():
+        asked = group if len(group) > 1 else _rotations(group[0], path)
+        questions = [_question(entry, task, instruction, path) for entry in asked]
+        image = _store_image(group[0], entries, files["images"], path)
+        found.append(image_row(str(number), image, questions))
+    return found
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    csv.field_size_limit(_LARGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            table = {row["index"]: row for row in csv.DictReader(stream, delimiter="\t")}
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+        raise ConfigError(f"{path} is no MMBench TSV: {error!r}; download it again") from error
+    if not table:
+        raise ConfigError(f"{path} holds no questions")
+    return table
+
+
+def _options(entry: dict[str, str]) -> list[str]:
+    """Options A, B, ... up to the first that is missing."""
+    options = []
+    for letter in LETTERS[:5]:
+        text = (entry.get(letter) or "").strip()
+        if text.lower() in ("", "nan", "none"):
+            break
+        options.append(text)
+    return options
+
+
+def _rotations(entry: dict[str, str], path: Path) -> list[dict[str, str]]:
+    """The question with its options turned by 0, 1, 2, ... places."""
+    options = _options(entry)
+    place = LETTERS.index(_answer(entry, path))
+    turned = []
+    for shift in range(len(options)):
+        texts = options[shift:] + options[:shift]
+        turned.append(
+            entry
+            | dict(zip(LETTERS, texts, strict=False))
+            | {
+                "answer": LETTERS[(place - shift) % len(options)],
+                "index": str(int(entry["index"]) + shift * ROTATION),
+            }
+        )
+    return turned
+
+
+def _answer(entry: dict[str, str], path: Path) -> str:
+    answer = str(field(entry, "answer", path)).strip()
+    if answer not in tuple(LETTERS[: len(_options(entry))]):
+        raise ConfigError(
+            f"{path}: question {entry['index']} has answer={answer!r}, which is none of its "
+            "options; the test split has no answers and is scored on the benchmark's server"
+        )
+    return answer
+
+
+def _question(entry: dict[str, str], task: str, instruction: str, path: Path) -> Question:
+    hint = (entry.get("hint") or "").strip()
+    hint = "" if hint.lower() in ("nan", "none") else hint
+    text = with_options(field(entry, "question", path), _options(entry), hint)
+    return Question(entry["index"], text + instruction, (_answer(entry, path),), task)
+
+
+def _store_image(
+    entry: dict[str, str], entries: Mapping[str, dict[str, str]], folder: Path, path: Path
+) -> str:
+    """Write the image of a row into `folder` and return its name there."""
+    name, text = entry["index"], str(field(entry, "image", path))
+    while len(text) <= LONGEST_REFERENCE and text in entries and text != name:
+        name, text = text, str(field(entries[text], "image", path))
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        data = text.encode()  # stored as it is, and then listed among the undecodable images
+    target = folder / name
+    if not target.is_file() or target.read_bytes() != data:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(str(target), data)
+    return name

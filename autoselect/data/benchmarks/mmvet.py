@@ -1,0 +1,22 @@
+"""MM-Vet (Yu et al. 2023): open questions, graded by a language model on the official server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoselect.data.benchmarks.rows import Question, Row, field, image_row, read_json
+
+
+def rows(files: Mapping[str, Path]) -> list[Row]:
+    """Rows of `mm-vet.json`; each also holds the `capability` list by which the grader reports.
+
+    Raises:
+        ConfigError: the file is not the official one.
+    """
+    path = files["questions"]
+    found = []
+    for number, entry in read_json(path).items():
+        answer = str(field(entry, "answer", path))
+        question = Question(number, field(entry, "question", path), (answer,), "mmvet")
+        row = image_row(number, field(entry, "imagename", path), [question])
+        found.append(row | {"capability": field(entry, "capability", path)})
+    return found

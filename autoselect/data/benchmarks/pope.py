@@ -1,0 +1,39 @@
+"""POPE (Li et al. 2023): is an object in the image? Three ways to draw the absent objects."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoselect.config import ConfigError
+from autoselect.data.benchmarks.rows import (
+    SHORT_ANSWER,
+    Question,
+    Row,
+    by_image,
+    field,
+    read_json_lines,
+)
+
+CATEGORIES = ("random", "popular", "adversarial")
+
+
+def rows(files: Mapping[str, Path]) -> list[Row]:
+    """Rows of `coco_pope_random.json`, `..._popular.json` and `..._adversarial.json` of a folder.
+
+    Raises:
+        ConfigError: a file is missing or not the official one.
+    """
+    found = []
+    for category in CATEGORIES:
+        path = files["questions"] / f"coco_pope_{category}.json"
+        for entry in read_json_lines(path):
+            label = str(field(entry, "label", path)).strip().lower()
+            if label not in ("yes", "no"):
+                raise ConfigError(f"{path}: label={label!r} must be yes or no")
+            question = Question(
+                id=f"{category}-{field(entry, 'question_id', path)}",
+                text=field(entry, "text", path) + SHORT_ANSWER,
+                answers=(label,),
+                task=f"pope_{category}",
+            )
+            found.append((field(entry, "image", path), question))
+    return by_image(found)

@@ -1,0 +1,36 @@
+"""SEED-Bench (Li et al. 2023): multiple choice; the nine dimensions that ask about images."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoselect.data.benchmarks.rows import (
+    LETTER_ANSWER,
+    Question,
+    Row,
+    by_image,
+    field,
+    read_json,
+    with_options,
+)
+
+
+def rows(files: Mapping[str, Path]) -> list[Row]:
+    """Rows of `SEED-Bench.json` whose `data_type` is image; those about videos are left out.
+
+    Raises:
+        ConfigError: the file is not the official one.
+    """
+    path = files["questions"]
+    found = []
+    for entry in field(read_json(path), "questions", path):
+        if field(entry, "data_type", path) != "image":
+            continue
+        options = [field(entry, f"choice_{letter}", path) for letter in "abcd"]
+        question = Question(
+            id=str(field(entry, "question_id", path)),
+            text=with_options(field(entry, "question", path), map(str, options)) + LETTER_ANSWER,
+            answers=(field(entry, "answer", path),),
+            task="seedbench",
+        )
+        found.append((field(entry, "data_id", path), question))
+    return by_image(found)

@@ -1,0 +1,136 @@
+"""The benchmarks that can be converted: their files, and what reads them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoselect.data.benchmarks import (
+    gqa,
+    mmbench,
+    mme,
+    mmvet,
+    pope,
+    scienceqa,
+    seedbench,
+    textvqa,
+    vizwiz,
+    vqav2,
+)
+from autoselect.data.benchmarks.rows import Row
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One public benchmark.
+
+    Attributes:
+        name: of the command, `convert-<name>`.
+        summary: what it is.
+        files: flag name -> what it must name; `images` is a folder.
+        rows: reads the files, one row per image (or per question of multiple choice).
+        optional: flags that may be left out.
+        stores_images: the images are inside the questions file; there is no `--images` flag.
+        note: printed after a conversion.
+    """
+
+    name: str
+    summary: str
+    files: dict[str, str]
+    rows: Callable[[Mapping[str, Path]], list[Row]]
+    optional: tuple[str, ...] = ()
+    stores_images: bool = False
+    note: str = ""
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "vqav2",
+            "VQAv2, validation split: ten answers, soft accuracy",
+            {
+                "questions": "v2_OpenEnded_mscoco_val2014_questions.json",
+                "annotations": "v2_mscoco_val2014_annotations.json",
+                "images": "folder val2014 of COCO",
+            },
+            vqav2.rows,
+        ),
+        Benchmark(
+            "gqa",
+            "GQA, balanced test-dev split: exact match",
+            {"questions": "testdev_balanced_questions.json", "images": "folder images of GQA"},
+            gqa.rows,
+        ),
+        Benchmark(
+            "vizwiz",
+            "VizWiz-VQA, validation split: ten answers, soft accuracy",
+            {"questions": "val.json", "images": "folder val"},
+            vizwiz.rows,
+        ),
+        Benchmark(
+            "scienceqa",
+            "ScienceQA-IMG, test split: multiple choice",
+            {
+                "problems": "problems.json",
+                "splits": "pid_splits.json",
+                "images": "folder images/test, one folder per problem",
+            },
+            scienceqa.rows,
+        ),
+        Benchmark(
+            "textvqa",
+            "TextVQA, validation split: ten answers, soft accuracy",
+            {
+                "questions": "TextVQA_0.5.1_val.json",
+                "ocr": "TextVQA_Rosetta_OCR_v0.2_val.json, to put OCR tokens into the prompts",
+                "images": "folder train_images",
+            },
+            textvqa.rows,
+            optional=("ocr",),
+        ),
+        Benchmark(
+            "pope",
+            "POPE on COCO: random, popular, adversarial; yes/no",
+            {
+                "questions": "folder with coco_pope_{random,popular,adversarial}.json",
+                "images": "folder val2014 of COCO",
+            },
+            pope.rows,
+        ),
+        Benchmark(
+            "mme",
+            "MME, perception and cognition: yes/no",
+            {"images": "folder MME_Benchmark_release_version"},
+            mme.rows,
+        ),
+        Benchmark(
+            "mmbench",
+            "MMBench, English development split: multiple choice, circular",
+            {"questions": "mmbench_dev_20230712.tsv or MMBench_DEV_EN.tsv"},
+            mmbench.rows_en,
+            stores_images=True,
+        ),
+        Benchmark(
+            "mmbench-cn",
+            "MMBench, Chinese development split: multiple choice, circular",
+            {"questions": "mmbench_dev_cn_20231003.tsv or MMBench_DEV_CN.tsv"},
+            mmbench.rows_cn,
+            stores_images=True,
+        ),
+        Benchmark(
+            "seedbench",
+            "SEED-Bench, questions about images: multiple choice",
+            {"questions": "SEED-Bench.json", "images": "folder SEED-Bench-image"},
+            seedbench.rows,
+        ),
+        Benchmark(
+            "mmvet",
+            "MM-Vet: open questions, graded elsewhere",
+            {"questions": "mm-vet.json", "images": "folder images"},
+            mmvet.rows,
+            note="MM-Vet is graded by a language model on its own server: send it the answers of "
+            "predictions.jsonl of `autoselect eval --max-new-tokens 512`. The exact match that it "
+            "shows is no MM-Vet score.",
+        ),
+    )
+}

@@ -1,0 +1,35 @@
+"""TextVQA (Singh et al. 2019): questions about text in images, ten answers.
+
+LLaVA's published 58.2 was measured with OCR tokens in the prompt; lmms-eval leaves them out by
+default. `ocr` puts them in.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoselect.data.benchmarks.rows import SHORT_ANSWER, Question, Row, by_image, field, read_json
+
+
+def rows(files: Mapping[str, Path]) -> list[Row]:
+    """Rows of `TextVQA_0.5.1_val.json`, with `TextVQA_Rosetta_OCR_v0.2_val.json` as `ocr`.
+
+    Raises:
+        ConfigError: a file is not the official one, or has no answers.
+    """
+    path = files["questions"]
+    tokens: dict[str, str] = {}
+    if "ocr" in files:
+        for entry in field(read_json(files["ocr"]), "data", files["ocr"]):
+            tokens[entry["image_id"]] = ", ".join(field(entry, "ocr_tokens", files["ocr"]))
+    found = []
+    for entry in field(read_json(path), "data", path):
+        image = field(entry, "image_id", path)
+        reference = f"\nReference OCR token: {tokens[image]}" if image in tokens else ""
+        question = Question(
+            id=str(field(entry, "question_id", path)),
+            text=field(entry, "question", path).capitalize() + reference + SHORT_ANSWER,
+            answers=tuple(str(answer) for answer in field(entry, "answers", path)),
+            task="textvqa_val",
+        )
+        found.append((f"{image}.jpg", question))
+    return by_image(found)

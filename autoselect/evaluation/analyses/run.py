@@ -1,0 +1,160 @@
+"""`autoselect analyse KIND`: one analysis, its numbers as JSON and its figure as PNG."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from autoselect.config import ConfigError
+from autoselect.data.shards import Sample, ShardSet
+from autoselect.evaluation.analyses.classifier import classifier_accuracy, labelled_images
+from autoselect.evaluation.analyses.fidelity import gating_fidelity, token_noises
+from autoselect.evaluation.analyses.frequency import selection_frequency
+from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
+from autoselect.evaluation.analyses.leak import leak, load_gate
+from autoselect.evaluation.analyses.similarity import token_similarity
+from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure, leak_figure
+from autoselect.evaluation.figures.maps import frequency_figure, gate_figure, similarity_figure
+from autoselect.evaluation.samples import EvaluationSample
+from autoselect.reference.classifier import largest_object_colour, train_classifier
+from autoselect.reference.resources import REFERENCE, resolve_shards
+from autoselect.vlm.image_classifier import load_classifier
+
+Found = tuple[dict[str, Any], Figure]
+SHOWN_IMAGES, GATE_IMAGES = 6, 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is analysed; `samples` is a list, since every analysis goes through it once or more.
+
+    Attributes:
+        vlm: a `FrozenVLM`.
+        selector: a `Selector`.
+        samples: images and questions.
+        budgets: tokens kept.
+        run: output folder of the training run, for analyses of the gates.
+        max_new_tokens: longest answer in tokens.
+    """
+
+    vlm: Any
+    selector: Any
+    samples: list[EvaluationSample]
+    budgets: tuple[int, ...]
+    run: str | None = None
+    max_new_tokens: int = 16
+
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the visual tokens.
+
+        Raises:
+            ConfigError: they form no grid.
+        """
+        grid = self.vlm.encode_images([self.samples[0].image]).grid
+        if grid is None:
+            raise ConfigError(
+                f"model={self.vlm.name} gives tokens that form no grid; this analysis draws one"
+            )
+        return grid
+
+
+def similarity(subject: Subject) -> Found:
+    """Figure 4 of the paper."""
+    found = token_similarity(subject.vlm, subject.selector, subject.samples)
+    numbers = {"top": found.top, "bottom": found.bottom, "across": found.across}
+    images = [sample.image for sample in subject.samples[:SHOWN_IMAGES]]
+    return numbers, similarity_figure(found, images, subject.grid())
+
+
+def fidelity(subject: Subject) -> Found:
+    """Figure 5 of the paper."""
+    noises = token_noises(subject.vlm, subject.samples)
+    longest = subject.max_new_tokens
+    found = gating_fidelity(subject.vlm, subject.samples, subject.budgets, noises, longest)
+    return found, fidelity_figure(found)
+
+
+def frequency(subject: Subject) -> Found:
+    """How often each position is kept."""
+    shares = selection_frequency(subject.vlm, subject.selector, subject.samples, subject.budgets)
+    numbers = {str(budget): share.tolist() for budget, share in shares.items()}
+    return numbers, frequency_figure(shares, subject.grid())
+
+
+def gates(subject: Subject) -> Found:
+    """Gates at several temperatures, at the smallest budget, and the course of training."""
+    images = subject.samples[:GATE_IMAGES]
+    found = gate_samples(subject.vlm, subject.selector, images, subject.budgets[0])
+    numbers: dict[str, Any] = {f"temperature {g.temperature:g}": g.polarisation for g in found}
+    course = polarisation_course(subject.selector.metadata.get("tracking_run_id"))
+    numbers["course"] = course
+    return numbers, gate_figure(found, course)
+
+
+def uniform_gates(subject: Subject) -> Found:
+    """The leak measure, at the smallest budget.
+
+    Raises:
+        ConfigError: no training run is given.
+    """
+    if subject.run is None:
+        raise ConfigError("run= is missing; give --run, the output folder of the training run")
+    gate = load_gate(subject.run, subject.vlm)
+    longest = subject.max_new_tokens
+    found = leak(subject.vlm, gate, subject.samples, subject.budgets[0], longest)
+    return found, leak_figure(found)
+
+
+ANALYSES: dict[str, Callable[[Subject], Found]] = {
+    "similarity": similarity,
+    "fidelity": fidelity,
+    "frequency": frequency,
+    "gates": gates,
+    "leak": uniform_gates,
+}
+
+
+def analyse_classifier(
+    vlm: Any,
+    selector: Any,
+    classifier: str,
+    samples: Sequence[Sample],
+    budgets: Sequence[int],
+    out: Path,
+) -> dict[str, Any]:
+    """Figure 3 of the paper: write `classifier.json` and `classifier.png`; returns the numbers.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        selector: a `Selector`.
+        classifier: folder or hub name; `reference` trains a small one first.
+        samples: of the shards.
+        budgets: tokens kept of the VLM's grid.
+        out: folder.
+    """
+    label_of = None
+    if classifier == REFERENCE:
+        training = ShardSet.open(resolve_shards(REFERENCE, "train"))
+        classifier, label_of = str(train_classifier(training)), largest_object_colour
+    model, preprocess = load_classifier(classifier, vlm.device)
+    data = labelled_images(samples, model.config.label2id, label_of)
+    found = classifier_accuracy(vlm, selector, model, preprocess, data, budgets)
+    write_analysis("classifier", found, classifier_figure(found), out)
+    return found
+
+
+def analyse(kind: str, subject: Subject, out: Path) -> dict[str, Any]:
+    """Run one analysis and write `KIND.json` and `KIND.png` into `out`; returns its numbers."""
+    numbers, figure = ANALYSES[kind](subject)
+    write_analysis(kind, numbers, figure, out)
+    return numbers
+
+
+def write_analysis(kind: str, numbers: dict[str, Any], figure: Figure, out: Path) -> None:
+    """Write `KIND.json` and `KIND.png` into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / f"{kind}.png")
+    (out / f"{kind}.json").write_text(json.dumps(numbers, indent=1))

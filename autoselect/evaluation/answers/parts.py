@@ -1,0 +1,116 @@
+"""Restartable, distributed evaluation: answers part by part, each part one file.
+
+A part is a fixed run of images. Its answers do not depend on the number of ranks, so the merged
+answers do not either; a part whose file is there is not computed again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from autoselect.evaluation.answers.answering import Answers, Plan, answer_part
+from autoselect.evaluation.samples import EvaluationSample
+
+logger = logging.getLogger(__name__)
+WHOLE_FILE_BYTES = 256 * 2**20
+ANSWERING = ("torch", "transformers")
+PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def folder_digest(folder: Path | str, pattern: str = "*") -> str:
+    """16 hexadecimal digits that identify the files of a folder whose names match.
+
+    Files up to 256 MiB are hashed whole, of larger ones the size and the first 256 MiB.
+    """
+    whole = hashlib.sha256()
+    root = Path(folder)
+    for path in sorted(p for p in root.rglob(pattern) if p.is_file()):
+        whole.update(f"{path.relative_to(root)}:{path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            whole.update(file.read(WHOLE_FILE_BYTES))
+    return whole.hexdigest()[:16]
+
+
+def code_version() -> dict[str, str]:
+    """What answers depend on beside settings and weights: versions, and a digest of our sources."""
+    versions = {package: metadata.version(package) for package in ANSWERING}
+    return {**versions, "autoselect": folder_digest(PACKAGE, "*.py")}
+
+
+class PartStore:
+    """The answered parts of one evaluation, in `folder`; parts of another fingerprint are apart.
+
+    Args:
+        folder: where the parts lie.
+        identity: everything the answers depend on (digests of model, selector and data; the plan).
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.fingerprint = digest(identity)
+        self.folder = folder / self.fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, index: int) -> Path:
+        """File of part `index`."""
+        return self.folder / f"part-{index:06d}.json"
+
+    def write(self, index: int, answers: dict[str, Answers]) -> None:
+        """Store the answers of a part; a killed write leaves no half file behind."""
+        partial = self.path(index).with_suffix(f".partial-{os.getpid()}")
+        partial.write_text(json.dumps(answers))
+        partial.replace(self.path(index))
+
+    def merge(self, parts: int) -> dict[str, Answers]:
+        """The answers of all parts, in the order of the images."""
+        merged: dict[str, Answers] = {}
+        for index in range(parts):
+            for column, answers in json.loads(self.path(index).read_text()).items():
+                merged.setdefault(column, []).extend(answers)
+        return merged
+
+
+def answer_all(
+    vlm: Any,
+    samples: Sequence[EvaluationSample],
+    plan: Plan,
+    store: PartStore,
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], None] | None = None,
+    answer: Callable[[Any, Sequence[EvaluationSample], Plan], dict[str, Answers]] = answer_part,
+) -> dict[str, Answers]:
+    """Answers to every question: column name -> image -> round -> text; the same on every rank.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        samples: the images of the evaluation.
+        plan: methods, budgets and sizes.
+        store: where parts are kept; must be a folder that all ranks share.
+        rank: this process, 0..world_size-1.
+        world_size: number of processes; part p belongs to rank p mod world_size.
+        barrier: waits for all ranks; needed when there are several.
+        answer: the answers of one part.
+    """
+    assert world_size == 1 or barrier is not None, "several ranks need a barrier"
+    size = plan.images_per_part
+    parts = -(-len(samples) // size)
+    mine = [p for p in range(rank, parts, world_size) if not store.path(p).exists()]
+    logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
+    for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
+        chosen = [samples[i] for i in range(part * size, min(len(samples), (part + 1) * size))]
+        store.write(part, answer(vlm, chosen, plan))
+    if barrier is not None:
+        barrier()
+    return store.merge(parts)

@@ -1,0 +1,68 @@
+"""Scores from the predictions file of a finished evaluation: no model and no image is needed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoselect.evaluation.scores.scoring import ScoreTable, average, score_answers
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class AnsweredSample:
+    """One image's rounds as `predictions.jsonl` holds them: what `score_answers` reads."""
+
+    key: str
+    questions: list[str]
+    answers: list[list[str]]
+    tasks: list[str]
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """Scores of an evaluation.
+
+    Attributes:
+        keys: of the images, in order.
+        tables: (method, budget) -> scores, averaged over seeds; full and blind at budget 0.
+    """
+
+    keys: tuple[str, ...]
+    tables: dict[Place, ScoreTable]
+
+
+def read_scores(path: Path, columns: Sequence[str] | None = None) -> StoredScores:
+    """Score the stored answers again.
+
+    Args:
+        path: `predictions.jsonl` of an evaluation.
+        columns: methods that are wanted; all by default.
+    """
+    samples: list[AnsweredSample] = []
+    texts: dict[str, list[list[str]]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        if row["round"] == 0:
+            samples.append(AnsweredSample(row["key"], [], [], []))
+        samples[-1].questions.append(row["question"])
+        samples[-1].answers.append(row["answers"])
+        samples[-1].tasks.append(row["task"])
+        for column, text in row["predictions"].items():
+            if columns is None or method_of(column)[0] in columns:
+                rounds = texts.setdefault(column, [])
+                if row["round"] == 0:
+                    rounds.append([])
+                rounds[-1].append(text)
+    seeds: dict[Place, list[ScoreTable]] = {}
+    for column, answers in texts.items():
+        seeds.setdefault(method_of(column), []).append(score_answers(samples, answers))
+    keys = tuple(sample.key for sample in samples)
+    return StoredScores(keys, {place: average(found) for place, found in seeds.items()})
+
+
+def method_of(column: str) -> Place:
+    """`divprune@16#0` as `("divprune", 16)`."""
+    method, _, rest = column.rpartition("@")
+    return method, int(rest.split("#")[0])

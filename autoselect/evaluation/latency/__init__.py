@@ -1,0 +1,1 @@
+"""Prefill latency, full against pruned, interleaved."""

@@ -1,0 +1,115 @@
+"""`autoselect bench prefill`: the latency protocol over several batch sizes, without evaluation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from autoselect.config import ConfigError
+from autoselect.evaluation.answers.attached import check_attached, prompt_lengths
+from autoselect.evaluation.answers.likelihood import GENERATION
+from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.latency.attached import prefill_latency
+from autoselect.evaluation.latency.protocol import LatencyPlan
+from autoselect.evaluation.loading import load_pair
+
+QUESTION = "what is in the image ?"
+IMAGE_SIZE = 336
+STAGES = ("prefill", "first_token", "decode")
+SPEEDUPS = (
+    "Times in ms; speedup is full prefill / (pruned prefill + selector), with vision the vision "
+    "tower and the projector stand on both sides."
+)
+
+
+def bench_prefill(
+    model: str,
+    selector: str,
+    budgets: str,
+    batches: Sequence[int],
+    repeats: int | None = None,
+    warmup: int | None = None,
+    device: str | None = None,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Latency of full and pruned prefill on a fixed image and prompt.
+
+    Args:
+        model: folder or hub name of the VLM.
+        selector: folder of the selector.
+        budgets: tokens or ratios, comma-separated.
+        batches: batch sizes.
+        repeats: measured rounds; the default of `LatencyPlan` when None.
+        warmup: rounds before; the default of `LatencyPlan` when None.
+        device: a GPU where there is one by default.
+        compiled: time the LLM and the selector compiled, too.
+
+    Raises:
+        ConfigError: a setting that does not fit.
+    """
+    if not batches or min(batches) < 1:
+        raise ConfigError(f"batches={list(batches)} must be one or more sizes of at least 1")
+    if repeats is not None and repeats < 1:
+        raise ConfigError(f"repeats={repeats} is below 1; give how many rounds are measured")
+    if warmup is not None and warmup < 0:
+        raise ConfigError(f"warmup={warmup} is below 0; give how many rounds run before, or 0")
+    vlm, trained = load_pair(model, selector, device)
+    image = fixed_image()
+    if not vlm.is_spliced:
+        check_attached(GENERATION, compiled)
+    num_tokens, text_tokens = prompt_lengths(vlm, image, QUESTION)
+    counts = parse_budgets(budgets, num_tokens)
+    runs = []
+    for size in batches:
+        plan = LatencyPlan(counts, size, repeats, warmup, compiled)
+        run = prefill_latency(vlm, trained, image, QUESTION, plan)
+        run["kv_cache_bytes"] = {str(num_tokens): run["full"]["kv_cache_bytes"]} | {
+            str(row["budget"]): row["kv_cache_bytes"] for row in run["pruned"]
+        }
+        runs.append(run)
+    return {
+        "model": vlm.name,
+        "num_tokens": num_tokens,
+        "text_tokens": text_tokens,
+        "budgets": list(counts),
+        "environment": runs[0]["environment"],
+        "runs": runs,
+    }
+
+
+def bench_lines(result: dict[str, Any]) -> list[str]:
+    """The result as a table for the terminal; milliseconds.
+
+    Args:
+        result: of `bench_prefill`.
+    """
+    names = ("batch", "tokens", "selector", "prefill", "first token", "decode", "KV MiB", "speedup")
+    lines = [" ".join(f"{name:>11}" for name in (*names, "with vision"))]
+
+    def line(batch: int, row: dict[str, Any]) -> str:
+        numbers = [row.get(f"{stage}_ms") for stage in ("selector", *STAGES)]
+        numbers.append(row["kv_cache_bytes"] / 2**20)
+        numbers += [row["speedup"], row["speedup_with_vision"]]
+        shown = ("-" if number is None else f"{number:.2f}" for number in numbers)
+        return " ".join(f"{cell:>11}" for cell in [str(batch), str(row["budget"]), *shown])
+
+    for run in result["runs"]:
+        full = {"budget": result["num_tokens"], "speedup": 1.0, "speedup_with_vision": 1.0}
+        lines += [line(run["batch_size"], row) for row in [full | run["full"], *run["pruned"]]]
+        if run["compiled"]:
+            compiled = run["compiled"]
+            lines.append(f"{compiled['how']}: full prefill {compiled['full_prefill_ms']:.2f} ms")
+            lines += [
+                f"  {row['budget']} tokens: prefill {row['prefill_ms']:.2f}, selector "
+                f"{row['selector_ms']:.2f}, speedup {row['speedup']:.2f}"
+                for row in compiled["pruned"]
+            ]
+    protocols = dict.fromkeys(run["protocol"] for run in result["runs"])
+    return [*lines, *protocols, SPEEDUPS]
+
+
+def fixed_image() -> Image.Image:
+    """Always the same noise, RGB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)

@@ -1,0 +1,1 @@
+"""Ways to keep K of N visual tokens: baselines and the learned selector."""

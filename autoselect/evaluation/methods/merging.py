@@ -1,0 +1,64 @@
+"""Baselines that merge tokens instead of only dropping them."""
+
+import torch
+from torch import Tensor
+
+from autoselect.evaluation.methods.context import Kept, SelectionContext
+from autoselect.evaluation.methods.coverage import grid_positions
+
+DOMINANT_SHARE = 54 / 64
+
+
+def average_pooling(context: SelectionContext, budget: int) -> Kept:
+    """The mean of the tokens nearest each of K evenly spaced points, at that point's position."""
+    batch, count, _ = context.tokens.shape
+    device = context.tokens.device
+    anchors = grid_positions(context.grid, count, budget).to(device)
+    columns = context.grid[1] if context.grid is not None else count
+    index = torch.arange(count, device=device)
+    place = torch.stack([index // columns, index % columns], dim=-1).float()
+    owner = torch.cdist(place, place[anchors]).argmin(dim=-1)
+    weights = torch.nn.functional.one_hot(owner, budget).float()
+    return Kept(_weighted_mean(context, weights.expand(batch, -1, -1)), anchors.expand(batch, -1))
+
+
+def visionzip(context: SelectionContext, budget: int) -> Kept:
+    """Dominant tokens by CLS attention, the others merged into a few (VisionZip, arXiv 2412.04467).
+
+    Of 64 tokens 54 are dominant, and the same share at every budget. The contextual ones start at
+    evenly spaced remaining tokens; every other remaining token is averaged into the most similar.
+    """
+    assert context.class_attention is not None
+    batch, count, _ = context.tokens.shape
+    dominant = min(budget, max(1, round(budget * DOMINANT_SHARE)))
+    contextual = budget - dominant
+    order = context.class_attention.argsort(dim=-1, descending=True, stable=True)
+    kept = order[:, :dominant]
+    if contextual == 0:
+        return context.at(kept)
+    rest = order[:, dominant:].sort(dim=-1).values
+    remaining = rest.shape[1]
+    steps = ((torch.arange(contextual) + 0.5) * remaining / contextual).long()
+    targets = rest[:, steps.to(rest.device)]
+    unit = context.unit_tokens()
+    similarity = unit @ _rows(unit, targets).transpose(1, 2)
+    weights = torch.nn.functional.one_hot(similarity.argmax(dim=-1), contextual).float()
+    weights.scatter_(1, kept[..., None].expand(-1, -1, contextual), 0.0)
+    merged = _weighted_mean(context, weights)
+    positions = torch.cat([kept, targets], dim=1)
+    tokens = torch.cat([_rows(context.tokens, kept), merged], dim=1)
+    in_order = positions.argsort(dim=-1)
+    return Kept(_rows(tokens, in_order), positions.gather(1, in_order))
+
+
+def _rows(values: Tensor, positions: Tensor) -> Tensor:
+    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _weighted_mean(context: SelectionContext, weights: Tensor) -> Tensor:
+    """Mean of the tokens under `weights` [B, N, K] -> [B, K, D]; padded tokens do not count."""
+    if context.mask is not None:
+        weights = weights * context.mask[..., None]
+    total = weights.sum(dim=1)[..., None].clamp(min=1e-6)
+    mean = weights.transpose(1, 2) @ context.tokens.float() / total
+    return mean.to(context.tokens.dtype)

@@ -1,0 +1,129 @@
+"""Ways to keep K of N visual tokens, all called alike; the registry of names.
+
+A method is a function `(context, budget) -> Kept`. It sees the tokens that the LLM would see and
+returns K of them with their positions in the full sequence. Adding one: write such a function
+and add a `Method` to `METHODS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autoselect.config import ConfigError
+from autoselect.evaluation.methods import coverage, merging, ranking
+from autoselect.evaluation.methods.context import Kept, SelectionContext
+
+SELECTOR = "autoselect"
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to keep K tokens.
+
+    Attributes:
+        name: as in reports.
+        source: the paper, or what it is.
+        keep: (context, budget) -> Kept.
+        needs: fields of `SelectionContext` that must be there.
+        per_question: true when the choice depends on the question, not only on the image.
+        seeds: seeds whose scores are averaged; one for deterministic methods.
+        selector: the `Selector` behind it, if there is one.
+    """
+
+    name: str
+    source: str
+    keep: Callable[[SelectionContext, int], Kept]
+    needs: tuple[str, ...] = ()
+    per_question: bool = False
+    seeds: tuple[int, ...] = (0,)
+    selector: Any = None
+
+
+def selector_method(selector: object, name: str = SELECTOR) -> Method:
+    """A trained selector as a method: its own choice of tokens."""
+
+    def keep(context: SelectionContext, budget: int) -> Kept:
+        tokens, positions = selector.select(context.tokens, budget, context.mask)  # type: ignore[attr-defined]
+        return Kept(tokens, positions)
+
+    diversity = selector.diversity  # type: ignore[attr-defined]
+    rule = "hard top-K" if diversity == 0 else f"greedy with diversity {diversity:g}"
+    source = f"AutoSelect (arXiv 2603.07135): learned scores, {rule}"
+    return Method(name, source, keep, selector=selector)
+
+
+def _by_random(context: SelectionContext, budget: int) -> Kept:
+    return context.take(ranking.random_scores(context), budget)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(RANDOM, "uniformly random positions, mean of several seeds", _by_random),
+        Method("grid", "evenly spaced positions of the image", coverage.uniform_grid),
+        Method("pooling", "average of the tokens nearest each grid point", merging.average_pooling),
+        Method("norm", "largest L2 norm of the token", ranking.feature_norm),
+        Method(
+            "cls_attention",
+            "attention of the vision tower's CLS token (FasterVLM, arXiv 2412.01818)",
+            ranking.class_attention,
+            needs=("class_attention",),
+        ),
+        Method("divprune", "greedy max-min diversity (arXiv 2503.02175)", coverage.divprune),
+        Method(
+            "visionzip",
+            "VisionZip-style: dominant by CLS attention, the rest merged (arXiv 2412.04467)",
+            merging.visionzip,
+            needs=("class_attention",),
+        ),
+        Method(
+            "cdpruner",
+            "CDPruner-style: determinantal diversity given the question (arXiv 2506.10967)",
+            coverage.cdpruner,
+            needs=("question",),
+            per_question=True,
+        ),
+        Method(
+            "fastv",
+            "FastV-style: LLM layer-2 attention of the last token, then removed at the input "
+            "(arXiv 2403.06764)",
+            ranking.llm_attention,
+            needs=("llm_attention",),
+            per_question=True,
+        ),
+        Method(
+            "oracle",
+            "ground-truth boxes: one token per object, then even coverage of the image",
+            coverage.oracle,
+            needs=("boxes",),
+        ),
+    )
+}
+
+
+def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:
+    """Methods by comma-separated name; `all` is every one, `none` no one.
+
+    Args:
+        names: names in `METHODS`, `all` or `none`.
+        random_seeds: number of seeds of the random method.
+
+    Raises:
+        ConfigError: an unknown name, or fewer than one seed.
+    """
+    if random_seeds < 1:
+        raise ConfigError(f"random_seeds={random_seeds} must be at least 1")
+    sets = {"all": list(METHODS), "none": []}
+    wanted = sets.get(names.strip(), [name.strip() for name in names.split(",")])
+    unknown = [name for name in wanted if name not in METHODS]
+    if unknown:
+        raise ConfigError(
+            f"methods={unknown[0]!r} is unknown; choose all, none or some of {', '.join(METHODS)}"
+        )
+    return tuple(
+        replace(METHODS[name], seeds=tuple(range(random_seeds)))
+        if name == RANDOM
+        else METHODS[name]
+        for name in dict.fromkeys(wanted)
+    )

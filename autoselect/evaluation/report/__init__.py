@@ -1,0 +1,1 @@
+"""The report of an evaluation: tables, files, page, and MLflow runs."""

@@ -1,0 +1,83 @@
+"""Which samples a report shows, and what the selector keeps of them."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
+from autoselect.evaluation.figures.overlays import Overlay, OverlayRow
+from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.samples import EvaluationSample
+from autoselect.evaluation.scores.scoring import Answered, answer_score
+
+Place = tuple[int, int]
+
+
+def is_right(sample: Answered, turn: int, text: str) -> bool:
+    """Whether an answer counts for more than half."""
+    return answer_score(sample, turn, text) > 0.5
+
+
+def choose_places(
+    asked: Sequence[Answered], answers: dict[str, Answers], plan: Plan
+) -> list[Place]:
+    """(image, round) of one question per task and of one that pruning spoils.
+
+    The first question of each task that the full model answers rightly, each from another image;
+    then the first of yet another image that is right in full and wrong at the smallest budget.
+    """
+    full, smallest = (
+        answers[str(column)] for column in (Column(FULL, 0), Column(SELECTOR, plan.budgets[0]))
+    )
+    right = [
+        (image, turn)
+        for image, sample in enumerate(asked)
+        for turn in range(len(sample.questions))
+        if is_right(sample, turn, full[image][turn])
+    ]
+    chosen: dict[int, int] = {}
+    for task in sorted({task for sample in asked for task in sample.tasks}):
+        of_task = (p for p in right if asked[p[0]].tasks[p[1]] == task and p[0] not in chosen)
+        chosen.update(itertools.islice(of_task, 1))
+    spoilt = (
+        (i, r) for i, r in right if i not in chosen and not is_right(asked[i], r, smallest[i][r])
+    )
+    return [*chosen.items(), *itertools.islice(spoilt, 1)]
+
+
+@torch.inference_mode()
+def overlay_rows(
+    vlm: Any,
+    selector: Any,
+    samples: Sequence[EvaluationSample],
+    asked: Sequence[Answered],
+    answers: dict[str, Answers],
+    plan: Plan,
+) -> list[OverlayRow]:
+    """The chosen samples with what the selector keeps at each budget, largest budget first.
+
+    Args:
+        vlm: a `FrozenVLM`.
+        selector: a `Selector`.
+        samples: images and questions.
+        asked: the same without images, so that only those shown are decoded.
+        answers: column name -> image -> round -> text.
+        plan: methods, budgets and sizes.
+    """
+    rows = []
+    for image, turn in choose_places(asked, answers, plan):
+        sample = samples[image]
+        visual = vlm.encode_images([sample.image])
+        full = answers[str(Column(FULL, 0))][image][turn]
+        label = f"all {visual.tokens.shape[1]} tokens"
+        panels = [Overlay(label, None, full, is_right(sample, turn, full))]
+        for budget in reversed(plan.budgets):
+            _, positions = selector.select(visual.tokens, budget, visual.mask)
+            text = answers[str(Column(SELECTOR, budget))][image][turn]
+            right = is_right(sample, turn, text)
+            panels.append(Overlay(f"{budget} tokens", positions[0].tolist(), text, right))
+        truth = sample.answers[turn][0]
+        rows.append(OverlayRow(sample.image, sample.questions[turn], truth, tuple(panels)))
+    return rows

@@ -1,0 +1,101 @@
+"""What an evaluation computed, and the files that it writes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoselect.evaluation.analyses.run import ANALYSES, Subject
+from autoselect.evaluation.answers.answering import Answers, Plan
+from autoselect.evaluation.figures.curves import retention_curves
+from autoselect.evaluation.figures.overlays import patch_overlays
+from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.report.build import markdown
+from autoselect.evaluation.report.examples import overlay_rows
+from autoselect.evaluation.report.html import html_report
+from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.scores.scoring import Answered
+
+ANALYSED_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation computed, for figures and tracking.
+
+    Attributes:
+        report: the report's JSON value.
+        answers: column name -> image -> round -> text.
+        samples: what was asked.
+        asked: the same without images.
+        plan: methods, budgets and sizes.
+        vlm: the model.
+        selectors: by the name of their row.
+    """
+
+    report: dict[str, Any]
+    answers: dict[str, Answers]
+    samples: EvaluationSet
+    asked: Sequence[Answered]
+    plan: Plan
+    vlm: Any
+    selectors: dict[str, Any]
+
+    @property
+    def selector(self) -> Any:
+        """The first selector."""
+        return self.selectors[SELECTOR]
+
+
+def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict[str, Path]:
+    """Draw the figures that the model and the data allow, as PNG files by name.
+
+    The numbers of the analyses go into the report. Without the `common` path, see `usable_methods`,
+    there are curves only.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {"retention": retention_curves(result.report)}
+    vlm, selector, samples = result.vlm, result.selector, result.samples
+    grid = vlm.encode_images([samples[0].image]).grid if common else None
+    if grid is not None:
+        rows = overlay_rows(vlm, selector, samples, result.asked, result.answers, result.plan)
+        if rows:
+            drawn["overlays"] = patch_overlays(rows, grid)
+        subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
+        for kind in ("similarity", "frequency", "gates"):
+            numbers, drawn[kind] = ANALYSES[kind](subject)
+            result.report.setdefault("analyses", {})[kind] = numbers
+    paths = {name: folder / f"{name}.png" for name in drawn}
+    for name, figure in drawn.items():
+        figure.savefig(paths[name])
+    return paths
+
+
+def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) -> None:
+    """Write `report.md`, `report.html` and last `report.json`, complete or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(markdown(report))
+    (out / "report.html").write_text(html_report(report, figures))
+    partial = out / "report.json.partial"
+    partial.write_text(json.dumps(report, indent=1))
+    partial.replace(out / "report.json")
+
+
+def write_predictions(
+    path: Path, samples: Sequence[Answered], answers: dict[str, Answers], plan: Plan
+) -> None:
+    """One JSON line per question: what was asked, accepted and answered in every column."""
+    columns = [str(column) for column in plan.columns()]
+    with path.open("w") as file:
+        for i, sample in enumerate(samples):
+            for r, question in enumerate(sample.questions):
+                row = {
+                    "key": sample.key,
+                    "round": r,
+                    "task": sample.tasks[r],
+                    "question": question,
+                    "answers": sample.answers[r],
+                    "predictions": {column: answers[column][i][r] for column in columns},
+                }
+                file.write(json.dumps(row) + "\n")

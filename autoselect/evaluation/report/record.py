@@ -1,0 +1,251 @@
+"""An evaluation as MLflow runs: a parent from its start to its end, a child per method and budget.
+
+The parent begins before the first answer, so that its duration is that of the evaluation, and ends
+as what happened. An evaluation that is repeated goes on in the same runs, see `RunNote`.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.report.tables import (
+    LOWER,
+    UPPER,
+    answer_line,
+    latency_table,
+    markdown_table,
+    retention_table,
+    span,
+)
+from autoselect.tracking import Tracker
+from autoselect.tracking.ending import ended_truthfully
+from autoselect.tracking.leaderboard import EVALUATION, metric_at
+from autoselect.tracking.note import RunNote
+
+PARENT, ROW = "parent", "evaluation row"
+FOLDERS_WITHOUT_NAME = ("selector", "train", "eval")
+
+
+class EvaluationRecord:
+    """The runs of one evaluation; a context manager that ends them truthfully.
+
+    Args:
+        settings: the `EvalSettings`.
+        identity: what makes a later evaluation the same one, a JSON value.
+        tags: facts that are known at the start.
+        training_run: run in which the selector was trained, when it is known.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        identity: Any,
+        tags: Mapping[str, object],
+        training_run: str | None = None,
+    ) -> None:
+        self.settings, self.training_run = settings, training_run
+        self._parent = Tracker.disabled()
+        if not settings.tracking:
+            return
+        own = {"kind": EVALUATION, "selector": shown_selector(settings.selector), **tags}
+        if training_run:
+            own["training_run"] = training_run
+        self._note = RunNote(Path(settings.out), EVALUATION, identity)
+        self._parent = Tracker.start(
+            settings.experiment,
+            f"eval {shown_folder(settings.out)}",
+            dataclasses.asdict(settings),
+            own,
+            run_id=self._note.get(PARENT),
+        )
+        self._note.keep(PARENT, self._parent.run_id)
+
+    @classmethod
+    def disabled(cls, settings: Any) -> Self:
+        """A record that logs nothing."""
+        return cls(dataclasses.replace(settings, tracking=False), None, {})
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the parent run; None without tracking."""
+        return self._parent.run_id
+
+    def __enter__(self) -> Self:
+        self._ending = ended_truthfully(self._parent)
+        self._ending.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ending.__exit__(kind, error, trace)
+
+    def log(
+        self, report: dict[str, Any], figures: Mapping[str, Path], selectors: Mapping[str, Any]
+    ) -> None:
+        """Log a finished evaluation.
+
+        Args:
+            report: as `build_report` gives it.
+            figures: PNG files by name.
+            selectors: `Selector`s by the name of their row.
+        """
+        if not self.settings.tracking:
+            return
+        parent, out = self._parent, Path(self.settings.out)
+        parent.describe(self._description(report))
+        parent.log_metrics(_summary(report))
+        for row in report["rows"]:
+            if row["retention"] is not None:
+                parent.log_metrics({f"retention/{row['method']}": row["retention"]}, row["budget"])
+        parent.log_table(_accuracy_columns(report), "accuracy.json")
+        parent.log_table(_latency_columns(report), "latency.json")
+        for name in ("report.html", "report.md", "report.json", "predictions.jsonl"):
+            parent.log_artifact(out / name)
+        parent.log_artifacts(list(figures.values()), "figures")
+        self._log_selectors(report, selectors)
+        for row in report["rows"]:
+            self._log_row(report, row)
+        if self.training_run:
+            text = f"eval {shown_folder(self.settings.out)}: {answer_line(report)}"
+            parent.mention_on(self.training_run, "evaluations", "Evaluations", text)
+        parent.rank_selectors(self.settings.experiment)
+
+    def _description(self, report: dict[str, Any]) -> str:
+        """The answer first: the page of a run shows little more than the first line unfolded."""
+        lines = [f"**{answer_line(report)}**", ""]
+        if self.training_run:
+            link, short = self._parent.link_to(self.training_run), self.training_run[:12]
+            run = f"[run {short}]({link})" if link else f"run {short}, which is not in this store"
+            lines += [f"Selector {shown_selector(self.settings.selector)}, trained in {run}.", ""]
+        lines += [f"> **Warning:** {text}.\n" for text in report.get("warnings", [])]
+        lines += [
+            f"{report['model']}, {report['images']} images, {report['questions']} questions, "
+            f"{report['num_tokens']} visual tokens. Retention in per cent of the accuracy with all "
+            "tokens, with its 95 % interval:",
+            "",
+            *markdown_table(retention_table(report)),
+            "",
+            report["latency"].get("protocol", ""),
+            "The whole report is in the artifacts: `report.html`.",
+        ]
+        return "\n".join(lines)
+
+    def _log_selectors(self, report: dict[str, Any], selectors: Mapping[str, Any]) -> None:
+        """Each selector as a model of the run, wherever it was loaded from."""
+        for row, selector in selectors.items():
+            name = "selector" if row == SELECTOR else f"selector-{row.removeprefix(f'{SELECTOR}:')}"
+            with tempfile.TemporaryDirectory() as folder:
+                selector.save_pretrained(Path(folder) / name)
+                params = {"evaluated_on": report["model"], "row": row}
+                self._parent.log_model(Path(folder) / name, _model_name(name), params)
+
+    def _log_row(self, report: dict[str, Any], row: dict[str, Any]) -> None:
+        method, budget = row["method"], row["budget"]
+        name = f"{method}, {budget} tokens"
+        child = Tracker.start(
+            self.settings.experiment,
+            name,
+            {"method": method, "token_budget": budget},
+            {"kind": ROW, "method": method, "model": report["model"]},
+            run_id=self._note.get(name),
+            parent_run_id=self._parent.run_id,
+        )
+        self._note.keep(name, child.run_id)
+        metrics = {"accuracy": row["mean"], "token_budget": budget}
+        metrics |= {f"accuracy/{task}": value for task, value in row["tasks"].items()}
+        metrics |= {f"retention/{task}": v for task, v in row.get("retention_tasks", {}).items()}
+        if row["retention"] is not None:
+            low, high = row["retention_ci95"]
+            metrics |= {"retention": row["retention"], "retention_low": low, "retention_high": high}
+        if method == SELECTOR:
+            metrics |= _costs(report).get(budget, {})
+        child.log_metrics(metrics)
+        child.finish()
+
+
+def shown_folder(out: str) -> str:
+    """How dashboards call what lies in an output folder: the last parts of it that say something.
+
+    `runs/report` is `report`, `runs/mine/eval` is `mine`.
+    """
+    parts = [part for part in Path(out).absolute().parts if part not in FOLDERS_WITHOUT_NAME]
+    return parts[-1]
+
+
+def shown_selector(address: str) -> str:
+    """How dashboards call a selector: `runs/a/seed-0/train/selector` is `a/seed-0`."""
+    address = address.split(",")[0].rpartition("=")[2].strip()
+    if ":/" in address:
+        return address
+    parts = [part for part in Path(address).parts if part not in FOLDERS_WITHOUT_NAME]
+    return "/".join(parts[-2:]) or address
+
+
+def _model_name(name: str) -> str:
+    """Without the characters that MLflow does not allow in the name of a model."""
+    return "".join("_" if letter in "/:.%\"'" else letter for letter in name)
+
+
+def _costs(report: dict[str, Any]) -> dict[int, dict[str, float]]:
+    names = ("prefill_ms", "selector_ms", "speedup", "speedup_with_vision", "kv_cache_bytes")
+    return {
+        row["budget"]: {name: row[name] for name in names if row.get(name) is not None}
+        for row in report["latency"]["pruned"]
+    }
+
+
+def _summary(report: dict[str, Any]) -> dict[str, float]:
+    """Numbers of the whole evaluation, under names that make columns of the list of runs."""
+    found = {
+        "accuracy/full": report["full"]["mean"],
+        "accuracy/blind": report["blind"]["mean"],
+        "latency/full_prefill_ms": report["latency"]["full_prefill_ms"],
+    }
+    for row in report["rows"]:
+        method, budget = row["method"], row["budget"]
+        if row["retention"] is None:
+            continue
+        if method == SELECTOR:
+            low, high = row["retention_ci95"]
+            found[metric_at("retention", budget)] = row["retention"]
+            found[metric_at("retention_low", budget)] = low
+            found[metric_at("retention_high", budget)] = high
+        elif method.startswith(f"{SELECTOR}:"):
+            other = method.removeprefix(f"{SELECTOR}:")
+            found[f"{metric_at('retention', budget)}/{other}"] = row["retention"]
+    for budget, cost in _costs(report).items():
+        found[metric_at("speedup", budget)] = cost["speedup"]
+        if "speedup_with_vision" in cost:
+            found[metric_at("speedup_with_vision", budget)] = cost["speedup_with_vision"]
+    similarity = report.get("analyses", {}).get("similarity", {})
+    return found | {f"similarity/{name}": value for name, value in similarity.items()}
+
+
+def _accuracy_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
+    """The accuracy table by column: both bounds, then every row; fractions."""
+    full = {"method": UPPER, "budget": report["num_tokens"], "retention": 1.0}
+    blind = {"method": LOWER, "budget": 0, "retention": None}
+    rows = [full | report["full"], blind | report["blind"], *report["rows"]]
+    columns: dict[str, list[Any]] = {
+        "method": [row["method"] for row in rows],
+        "tokens": [row["budget"] for row in rows],
+    }
+    for task in report["full"]["tasks"]:
+        columns[task] = [round(row["tasks"][task], 4) for row in rows]
+    columns["mean"] = [round(row["mean"], 4) for row in rows]
+    columns["retention"] = [row["retention"] for row in rows]
+    columns["retention_ci95"] = [span(row.get("retention_ci95")) for row in rows]
+    return columns
+
+
+def _latency_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
+    head, rows = latency_table(report)
+    return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))

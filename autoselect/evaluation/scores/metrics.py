@@ -1,0 +1,180 @@
+"""Scores of answers, each a small function of strings.
+
+| function            | benchmark                  | source                                       |
+|---------------------|----------------------------|----------------------------------------------|
+| `exact_match`       | GQA and the reference data | the string after trimming, without case      |
+| `vqa_soft_accuracy` | VQAv2, TextVQA, VizWiz     | Antol et al. 2015, official evaluation       |
+| `yes_no_statistics` | POPE                       | Li et al. 2023                               |
+| `choose_option`     | ScienceQA, MMBench         | Lu et al. 2022; Liu et al. 2023              |
+| `circular_accuracy` | MMBench                    | Liu et al. 2023: right in every rotation     |
+| `mme_scores`        | MME                        | Fu et al. 2023: 100 (accuracy + accuracy+)   |
+| `anls`              | DocVQA, ST-VQA             | Biten et al. 2019                            |
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from autoselect.data.benchmarks.mme import COGNITION, PERCEPTION
+from autoselect.evaluation.scores.vqa_text import normalise_vqa_answer
+
+ANLS_THRESHOLD = 0.5
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1 when both strings agree after trimming, without case and final full stop, else 0."""
+    return float(_plain(prediction) == _plain(answer))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").lower()
+
+
+def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Mean over the annotators i of min(1, matches among the other annotators / 3).
+
+    Prediction and answers are always normalised, as the TextVQA evaluator does; the first VQA
+    script skipped that where all annotators agreed. A single answer counts as exact match.
+
+    Args:
+        prediction: the generated text.
+        answers: one answer per annotator, normally ten.
+    """
+    given = normalise_vqa_answer(prediction)
+    matches = [given == normalise_vqa_answer(answer) for answer in answers]
+    if len(matches) == 1:
+        return float(matches[0])
+    total = sum(matches)
+    return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
+
+
+def parse_yes_no(text: str) -> str:
+    """`"no"` when the first sentence holds the word no or not, else `"yes"` (the POPE rule)."""
+    words = text.split(".")[0].replace(",", " ").lower().split()
+    return "no" if "no" in words or "not" in words else "yes"
+
+
+def parse_mme(text: str) -> str:
+    """`"yes"` or `"no"` where it stands within the first four characters, else `"other"`.
+
+    The rule of the MME evaluation: an answer that is neither is wrong.
+    """
+    start = text.strip().lower()[:4]
+    return next((word for word in ("yes", "no") if word in start), "other")
+
+
+def yes_no_statistics(
+    predictions: Sequence[str],
+    answers: Sequence[str],
+    parse: Callable[[str], str] = parse_yes_no,
+) -> dict[str, float]:
+    """Accuracy, precision, recall and F1 of "yes", and the share of "yes" among predictions.
+
+    Precision and recall are 0 where they have no denominator.
+    """
+    said, truth = [parse(p) == "yes" for p in predictions], [parse(a) == "yes" for a in answers]
+    hits = sum(s and t for s, t in zip(said, truth, strict=True))
+    right = sum(parse(p) == parse(a) for p, a in zip(predictions, answers, strict=True))
+    precision = hits / sum(said) if any(said) else 0.0
+    recall = hits / sum(truth) if any(truth) else 0.0
+    both = precision + recall
+    return {
+        "accuracy": right / len(truth),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / both if both else 0.0,
+        "yes_ratio": sum(said) / len(said),
+    }
+
+
+def parse_options(question: str) -> tuple[str, ...]:
+    """The options of a multiple-choice question, written as lines `A. text`, `B. text`, ..."""
+    found = re.findall(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$", question, re.MULTILINE)
+    expected = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(found)]
+    in_order = "".join(letter for letter, _ in found) == expected
+    return tuple(text for _, text in found) if in_order and len(found) > 1 else ()
+
+
+def option_accuracy(prediction: str, question: str, answer: str) -> float:
+    """1 when the prediction names the option that the answer names, else 0."""
+    options = parse_options(question)
+    chosen = choose_option(prediction, options)
+    return float(chosen is not None and chosen == choose_option(answer, options))
+
+
+def choose_option(prediction: str, options: Sequence[str]) -> int | None:
+    """The index of the option that a generated answer names, None when it names none or several.
+
+    A leading or stated letter comes first (`B`, `(B)`, `B.`, `B is right`, `the answer is B`; not
+    the article of `A dog is ...`), then an option's whole text within the answer.
+
+    Args:
+        prediction: the generated text.
+        options: texts of the options, at most 26.
+    """
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
+    text = prediction.strip()
+    for pattern in (
+        rf"^\(?([{letters}])(?:[).,:;]|$)",
+        rf"^(?![AI]\s+(?!is\b)[a-z])([{letters}])\s",
+        rf"\((?=[{letters}]\))([{letters}])\)",
+        rf"(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*\(?([{letters}])\b",
+    ):
+        found = re.search(pattern, text)
+        if found:
+            return letters.index(found.group(1))
+    named = [i for i, option in enumerate(options) if _plain(option) == _plain(text)]
+    if not named:
+        named = [
+            i
+            for i, option in enumerate(options)
+            if option and re.search(rf"\b{re.escape(_plain(option))}\b", _plain(text))
+        ]
+    return named[0] if len(named) == 1 else None
+
+
+def circular_accuracy(question_ids: Sequence[str], right: Sequence[bool]) -> float:
+    """Share of questions that are answered rightly in every rotation of their options."""
+    every: dict[str, bool] = defaultdict(lambda: True)
+    for question, is_right in zip(question_ids, right, strict=True):
+        every[question] = every[question] and is_right
+    return sum(every.values()) / len(every)
+
+
+def mme_subtask_score(image_ids: Sequence[str], right: Sequence[bool]) -> float:
+    """100 (accuracy + accuracy+): over questions, and over images with all questions right."""
+    accuracy = sum(right) / len(right)
+    return 100 * (accuracy + circular_accuracy(image_ids, right))
+
+
+def mme_scores(subtasks: dict[str, float]) -> dict[str, float]:
+    """Sums over the perception and cognition subtasks that were evaluated (0..2000 and 0..800)."""
+    return {
+        "perception": sum(subtasks.get(name, 0.0) for name in PERCEPTION),
+        "cognition": sum(subtasks.get(name, 0.0) for name in COGNITION),
+    }
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Levenshtein distance: insertions, deletions and substitutions of one character."""
+    row = list(range(len(second) + 1))
+    for i, left in enumerate(first, start=1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(second, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
+    return row[-1]
+
+
+def anls(prediction: str, answers: Sequence[str]) -> float:
+    """Best over the answers of 1 - distance / longer length; below 0.5 it counts as 0."""
+    best = 0.0
+    for answer in answers:
+        given, wanted = _spaced(prediction), _spaced(answer)
+        longer = max(len(given), len(wanted))
+        similarity = 1.0 if longer == 0 else 1 - edit_distance(given, wanted) / longer
+        best = max(best, similarity)
+    return best if best >= ANLS_THRESHOLD else 0.0
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split()).lower()

@@ -1,0 +1,194 @@
+"""From answers to scores: one number per question, and what a task reports beside its mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from autoselect.evaluation.scores import metrics
+
+QuestionScore = Callable[[str, Sequence[str]], float]
+ANLS_TASKS = ("docvqa", "infographicvqa", "stvqa")
+VQA_TASKS = ("vqav2", "textvqa", "vizwiz", "okvqa")
+VQA_ANNOTATORS = 10
+MME, POPE, MMBENCH = "mme_", "pope_", "mmbench"
+YES_NO_TASKS = {"pope": metrics.parse_yes_no, "mme": metrics.parse_mme}
+PART = "::"
+
+
+class Answered(Protocol):
+    """What scoring reads of a sample: an `EvaluationSample`, or one of stored predictions."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def questions(self) -> Sequence[str]: ...
+
+    @property
+    def answers(self) -> Sequence[Sequence[str]]: ...
+
+    @property
+    def tasks(self) -> Sequence[str]: ...
+
+
+def question_score(task: str, question: str, answers: Sequence[str]) -> QuestionScore:
+    """The score of one answer: options, ANLS, yes/no, VQA soft accuracy, else exact match.
+
+    Args:
+        task: name of the task, as in lmms-eval or the reference data.
+        question: its text; lines `A. text` make it multiple choice.
+        answers: accepted answers; ten of them, or a VQA task, mean VQA soft accuracy.
+    """
+    if metrics.parse_options(question):
+        return lambda text, given: metrics.option_accuracy(text, question, given[0])
+    if task.startswith(ANLS_TASKS):
+        return metrics.anls
+    for prefix, parse in YES_NO_TASKS.items():
+        if task.startswith(prefix):
+            return lambda text, given: float(parse(text) == parse(given[0]))
+    if task.startswith(VQA_TASKS) or len(answers) >= VQA_ANNOTATORS:
+        return metrics.vqa_soft_accuracy
+    return lambda text, given: max(metrics.exact_match(text, accepted) for accepted in given)
+
+
+def answer_score(sample: Answered, turn: int, text: str) -> float:
+    """The score of one answer to one of a sample's questions, in 0..1."""
+    accepted = sample.answers[turn]
+    score = question_score(sample.tasks[turn], sample.questions[turn], accepted)
+    return score(text, accepted)
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of one column, kept per image so that images can be resampled.
+
+    Attributes:
+        parts: what is averaged over questions or images: a task, or `TASK::PART` where the score of
+            a task is the mean of several averages (MME: accuracy and accuracy+ of each subtask;
+            POPE: its three categories).
+        sums: sum of each image's scores per part, [images, parts].
+        counts: how many scores those are, [images, parts].
+    """
+
+    parts: tuple[str, ...]
+    sums: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of their parts."""
+        return tuple(dict.fromkeys(part.split(PART)[0] for part in self.parts))
+
+    def by_task(self, means: np.ndarray) -> np.ndarray:
+        """Means of parts, [..., parts], as scores of tasks, [..., tasks]."""
+        owners = [part.split(PART)[0] for part in self.parts]
+        columns = [[i for i, own in enumerate(owners) if own == task] for task in self.tasks]
+        return np.stack([means[..., own].mean(axis=-1) for own in columns], axis=-1)
+
+    def task_means(self) -> dict[str, float]:
+        """Score of each task, in 0..1."""
+        means = self.by_task(self.sums.sum(axis=0) / self.counts.sum(axis=0))
+        return dict(zip(self.tasks, means.tolist(), strict=True))
+
+    def mean(self) -> float:
+        """Mean over the tasks, each task with the same weight."""
+        return float(np.mean(list(self.task_means().values())))
+
+
+def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]]) -> ScoreTable:
+    """Score `answers` (image -> round -> text) against the samples' accepted answers."""
+    scores = [
+        [(sample.tasks[i], answer_score(sample, i, text)) for i, text in enumerate(texts)]
+        for sample, texts in zip(samples, answers, strict=True)
+    ]
+    found: dict[str, dict[int, list[float]]] = {}
+    for row, own in enumerate(scores):
+        for task, score in own:
+            if task.startswith(MMBENCH):
+                continue
+            name = _part(task)
+            found.setdefault(name, {}).setdefault(row, []).append(score)
+            if task.startswith(MME):
+                every = found.setdefault(f"{name}+", {}).setdefault(row, [1.0])
+                every[0] = min(every[0], score)
+    for (task, _), (row, right) in _rotations(samples, scores).items():
+        found.setdefault(task, {}).setdefault(row, []).append(float(right))
+    parts = tuple(sorted(found))
+    sums, counts = np.zeros((2, len(samples), len(parts)))
+    for column, part in enumerate(parts):
+        for row, values in found[part].items():
+            sums[row, column], counts[row, column] = sum(values), len(values)
+    return ScoreTable(parts, sums, counts)
+
+
+def _part(task: str) -> str:
+    """The part of a score table that a question of this task belongs to."""
+    for prefix in (MME, POPE):
+        if task.startswith(prefix):
+            return f"{prefix.rstrip('_')}{PART}{task.removeprefix(prefix)}"
+    return task
+
+
+def _rotations(
+    samples: Sequence[Answered], scores: Sequence[Sequence[tuple[str, float]]]
+) -> dict[tuple[str, str], tuple[int, bool]]:
+    """MMBench's questions, and whether all their rotations are right (circular evaluation).
+
+    Rotations of a question are rounds of one sample, or of samples that share the key up to `#`.
+    """
+    found: dict[tuple[str, str], tuple[int, bool]] = {}
+    for row, (sample, own) in enumerate(zip(samples, scores, strict=True)):
+        for task, score in own:
+            if task.startswith(MMBENCH):
+                question = (task, sample.key.split("#")[0])
+                first, right = found.get(question, (row, True))
+                found[question] = (first, right and score > 0)
+    return found
+
+
+def average(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """The mean of several seeds' tables."""
+    return ScoreTable(
+        tables[0].parts, np.mean([table.sums for table in tables], axis=0), tables[0].counts
+    )
+
+
+def task_details(
+    samples: Sequence[Answered], answers: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """Further numbers of single tasks.
+
+    POPE's statistics of every yes/no task and of its three categories together, MME's scores as its
+    paper gives them, and MMBench's accuracy over all rotations, of which its score is the circular
+    one.
+    """
+    by_task: dict[str, list[tuple[str, str, str, float]]] = {}
+    for sample, texts in zip(samples, answers, strict=True):
+        for turn, (task, text) in enumerate(zip(sample.tasks, texts, strict=True)):
+            score = answer_score(sample, turn, text)
+            row = (sample.key, text, sample.answers[turn][0], score)
+            by_task.setdefault(task, []).append(row)
+    details: dict[str, dict[str, float]] = {}
+    subtasks = {}
+    for task, rows in by_task.items():
+        keys, texts, accepted, scores = zip(*rows, strict=True)
+        if {answer.strip().lower() for answer in accepted} <= {"yes", "no"}:
+            parse = metrics.parse_mme if task.startswith(MME) else metrics.parse_yes_no
+            details[task] = metrics.yes_no_statistics(texts, accepted, parse)
+        if task.startswith(MME):
+            right = [score > 0 for score in scores]
+            subtasks[task.removeprefix(MME)] = metrics.mme_subtask_score(keys, right)
+        if task.startswith(MMBENCH):
+            right = [score > 0 for score in scores]
+            circular = metrics.circular_accuracy([key.split("#")[0] for key in keys], right)
+            accuracy = sum(scores) / len(scores)
+            details[task] = {"accuracy": accuracy, "circular_accuracy": circular}
+    polled = [row for task, rows in by_task.items() if task.startswith(POPE) for row in rows]
+    if polled:
+        _, texts, accepted, _ = zip(*polled, strict=True)
+        details[POPE.rstrip("_")] = metrics.yes_no_statistics(texts, accepted)
+    if subtasks:
+        details["mme"] = {**subtasks, **metrics.mme_scores(subtasks)}
+    return details

@@ -1,0 +1,257 @@
+"""`autoselect bench public`: every task for the full model and for each method and budget.
+
+A cell is one task under one method and budget: one call of lmms-eval, as a user would type it. Its
+result lies in `cells/` when it is complete, so a run that was killed goes on with the next cell.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from autoselect.config import ConfigError
+from autoselect.evaluation.answers.parts import folder_digest
+from autoselect.evaluation.latency.bench import bench_prefill
+from autoselect.evaluation.latency.environment import environment
+from autoselect.evaluation.methods.attachable import BASELINES
+from autoselect.lmms.engine import FULL, SELECTOR, parse_budget
+from autoselect.lmms.report import build_public_report, public_markdown
+from autoselect.lmms.tasks import task_score
+from autoselect.lmms.tracked import PublicRecord
+
+logger = logging.getLogger(__name__)
+LATENCY_FILE = "latency.json"
+
+
+@dataclass(frozen=True)
+class PublicSettings:
+    """Settings of a run over public tasks.
+
+    Attributes:
+        model: folder or hub name of the VLM.
+        selector: folder or hub name of the selector.
+        budgets: tokens or ratios, comma-separated.
+        tasks: names of lmms-eval, comma-separated.
+        out: folder of the report and of the finished cells.
+        methods: `autoselect` and baselines, comma-separated.
+        batch_size: questions answered together.
+        include: folder with further tasks of lmms-eval.
+        limit: only the first questions of every task, to try it out.
+        launcher: what stands before `-m lmms_eval`; `accelerate launch --num_processes 8 ...`.
+        device: where the model runs.
+        latency: measure prefill too.
+        experiment: MLflow experiment.
+        tracking: log to MLflow.
+    """
+
+    model: str
+    selector: str
+    budgets: str
+    tasks: str
+    out: str
+    methods: str = SELECTOR
+    batch_size: int = 8
+    include: str | None = None
+    limit: int | None = None
+    launcher: str | None = None
+    device: str | None = None
+    latency: bool = True
+    experiment: str = "autoselect-public"
+    tracking: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task under one method and budget (`full` for all tokens)."""
+
+    method: str
+    budget: str
+    task: str
+
+    @property
+    def file(self) -> str:
+        """Name of its result in `cells/`."""
+        return f"{self.method}@{self.budget.replace('%', 'pct')}@{self.task}.json"
+
+
+def cells(settings: PublicSettings) -> list[Cell]:
+    """All cells, those of the full model first.
+
+    Raises:
+        ConfigError: a method or a budget that cannot be run.
+    """
+    methods, budgets, tasks = (
+        [word.strip() for word in text.split(",") if word.strip()]
+        for text in (settings.methods, settings.budgets, settings.tasks)
+    )
+    for method in methods:
+        if method not in (SELECTOR, *BASELINES):
+            raise ConfigError(
+                f"methods={method!r} cannot be attached; choose {SELECTOR}, {', '.join(BASELINES)}"
+            )
+    for budget in budgets:
+        if parse_budget(budget) is None:
+            raise ConfigError("budgets=full is always run; name the smaller ones")
+    if not tasks or not budgets or not methods:
+        raise ConfigError("tasks, budgets and methods must each name at least one")
+    columns = [(FULL, FULL)] + [(method, budget) for budget in budgets for method in methods]
+    return [Cell(method, budget, task) for method, budget in columns for task in tasks]
+
+
+def lmms_command(settings: PublicSettings, cell: Cell, output: Path) -> list[str]:
+    """The call of lmms-eval for a cell.
+
+    Raises:
+        ConfigError: a path holds a comma or an equals sign, which lmms-eval's arguments cannot.
+    """
+    arguments = {"pretrained": settings.model, "budget": cell.budget}
+    if cell.method == SELECTOR:
+        arguments["selector"] = settings.selector
+    elif cell.method != FULL:
+        arguments["method"] = cell.method
+    for name, value in arguments.items():
+        if set(value) & set(",="):
+            raise ConfigError(f"{name}={value} must hold neither a comma nor an equals sign")
+    launcher = settings.launcher.split() if settings.launcher else [sys.executable]
+    command = [*launcher, "-m", "lmms_eval", "--model", "autoselect"]
+    command += ["--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
+    command += ["--tasks", cell.task, "--batch_size", str(settings.batch_size)]
+    command += ["--output_path", str(output)]
+    for flag, given in (
+        ("--include_path", settings.include),
+        ("--limit", settings.limit),
+        ("--device", settings.device),
+    ):
+        if given is not None:
+            command += [flag, str(given)]
+    return command
+
+
+def run_cell(settings: PublicSettings, cell: Cell) -> dict[str, Any]:
+    """Run lmms-eval for one cell.
+
+    Raises:
+        ConfigError: it failed; the end of its output is in the message.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = lmms_command(settings, cell, Path(folder))
+        started = time.monotonic()
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = sorted(Path(folder).rglob("*_results.json"))
+        if ended.returncode != 0 or not found:
+            tail = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-15:])
+            raise ConfigError(
+                f"lmms-eval failed on {cell.task} ({cell.method}, {cell.budget}) with code "
+                f"{ended.returncode}:\n{tail}\nMend it and start again: finished cells stay"
+            )
+        results = json.loads(found[-1].read_text())["results"][cell.task]
+    score, numbers = task_score(cell.task, results)
+    seconds = time.monotonic() - started
+    return {**asdict(cell), "score": score, "metrics": numbers, "seconds": seconds}
+
+
+def identity(settings: PublicSettings) -> dict[str, Any]:
+    """What finished cells depend on beside their name.
+
+    Raises:
+        ConfigError: lmms-eval is not installed.
+    """
+    try:
+        version = metadata.version("lmms_eval")
+    except metadata.PackageNotFoundError:
+        raise ConfigError(
+            "lmms-eval is not installed; pip install 'autoselect[bench]' (see docs/reproduce.md)"
+        ) from None
+    return {
+        "model": _identified(settings.model),
+        "selector": _identified(settings.selector),
+        "limit": settings.limit,
+        "lmms_eval": version,
+    }
+
+
+def _identified(address: str) -> str:
+    """A folder by its files; a hub name by itself, because it may not be in the cache yet."""
+    return folder_digest(address) if Path(address).is_dir() else address
+
+
+def _claim(out: Path, known: dict[str, Any]) -> None:
+    """Makes the folder ours, or checks that its cells were made with the same settings."""
+    note = out / "cells" / "identity.json"
+    text = json.dumps(known, indent=1)
+    if note.exists() and note.read_text() != text:
+        raise ConfigError(f"out={out} holds results of other settings ({note}); choose another")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(text)
+
+
+def _write(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    os.replace(partial, path)
+
+
+def finished_cells(settings: PublicSettings) -> Iterator[dict[str, Any]]:
+    """Results of all cells, each run unless it is there."""
+    wanted = cells(settings)
+    with tqdm(total=len(wanted), desc="public tasks", unit="cell", disable=None) as bar:
+        for cell in wanted:
+            path = Path(settings.out) / "cells" / cell.file
+            if not path.exists():
+                logger.info("%s: %s, %s tokens", cell.task, cell.method, cell.budget)
+                _write(path, run_cell(settings, cell))
+            yield json.loads(path.read_text())
+            bar.update()
+
+
+def _latency(settings: PublicSettings, known: dict[str, Any]) -> dict[str, Any]:
+    """Prefill of the budgets at batch 1; why not, where it cannot be measured.
+
+    What was measured before counts when it answers the same question.
+    """
+    path = Path(settings.out) / LATENCY_FILE
+    asked = {"budgets": settings.budgets, "device": settings.device, "identity": known}
+    if path.exists() and (before := json.loads(path.read_text())).get("asked") == asked:
+        return dict(before)
+    try:
+        measured = bench_prefill(
+            settings.model, settings.selector, settings.budgets, [1], device=settings.device
+        )
+    except ConfigError as error:
+        return {"missing": str(error)}
+    measured = {**measured, "asked": asked}
+    _write(path, measured)
+    return measured
+
+
+def bench_public(settings: PublicSettings) -> dict[str, Any]:
+    """Run what is missing, then write `report.json` and `report.md`.
+
+    Raises:
+        ConfigError: settings that do not fit, lmms-eval missing or failing.
+    """
+    out = Path(settings.out)
+    known = identity(settings)
+    cells(settings)
+    _claim(out, known)
+    around = environment()
+    record = PublicRecord(settings, known, around)
+    with record.ended_truthfully():
+        results = list(finished_cells(settings))
+        latency = _latency(settings, known) if settings.latency else {"missing": "not asked for"}
+        more = {"identity": known, "environment": around, "settings": asdict(settings)}
+        report = build_public_report(settings.model, results, latency, more)
+        (out / "report.md").write_text(public_markdown(report))
+        _write(out / "report.json", report)
+        record.log(report)
+    return report

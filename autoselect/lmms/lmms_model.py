@@ -1,0 +1,159 @@
+"""The plug-in for lmms-eval 0.7: `python -m lmms_eval --model autoselect --model_args ...`.
+
+Found through the entry point `lmms_eval.models`; see `manifest`. Arguments of the model are those
+of `PrunedVLM`: `pretrained=...,selector=...,budget=64,method=autoselect`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+from tqdm import tqdm
+
+from autoselect.config import ConfigError
+from autoselect.lmms.engine import PrunedVLM
+
+MAX_NEW_TOKENS = 1024
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+def manifest() -> ModelManifest:
+    """What the entry point gives to lmms-eval."""
+    return ModelManifest(
+        "autoselect", simple_class_path="autoselect.lmms.lmms_model.AutoSelectModel"
+    )
+
+
+class AutoSelectModel(lmms):
+    """Any supported VLM, pruned or whole, in batches.
+
+    Args:
+        pretrained: folder or hub name of the model.
+        selector: folder or hub name of the selector.
+        budget: `full`, tokens, a share or a percentage.
+        method: `autoselect`, or a baseline.
+        seed: of the random baseline.
+        dtype: `auto`, `float32` or `bfloat16`.
+        batch_size: questions answered together.
+        max_batch_size: of lmms-eval; not used.
+        device: where it runs; the process's own GPU under `accelerate launch`.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        selector: str | None = None,
+        budget: object = "full",
+        method: str = "autoselect",
+        seed: int = 0,
+        dtype: str = "auto",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.accelerator = Accelerator()
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
+        if self._world_size > 1 and self.accelerator.device.type == "cuda":
+            device = str(self.accelerator.device)
+        self.batch_size = int(batch_size)
+        self.engine = PrunedVLM(pretrained, selector, budget, str(method), int(seed), dtype, device)
+
+    @property
+    def device(self) -> Any:
+        """Where the model is."""
+        return self.engine.vlm.device
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+        return self.engine.vlm.processor.tokenizer
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers in the order of the requests; batches share task and generation settings."""
+        texts = [""] * len(requests)
+        bar = tqdm(total=len(requests), desc="answering", disable=self.rank != 0 or None)
+        for batch in self._batches(requests):
+            arguments = [requests[i].args for i in batch]
+            options, stops = generation_options(arguments[0][1])
+            images = [self._images(*parts[2:6]) for parts in arguments]
+            questions = [parts[0] for parts in arguments]
+            answers = self.engine.answer(images, questions, options)
+            for i, text in zip(batch, answers, strict=True):
+                texts[i] = cut_at(text, stops)
+                self.cache_hook.add_partial("generate_until", requests[i].args[:2], texts[i])
+            bar.update(len(batch))
+        bar.close()
+        return texts
+
+    def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
+        """Numbers of requests answered together, shortest questions first."""
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            _, options, _, _, task, split = request.args
+            groups.setdefault(json.dumps([task, split, options], sort_keys=True), []).append(number)
+        for numbers in groups.values():
+            numbers.sort(key=lambda number: len(requests[number].args[0]))
+            for start in range(0, len(numbers), self.batch_size):
+                yield numbers[start : start + self.batch_size]
+
+    def _images(self, visual: Any, document: int, task: str, split: str) -> list[Image.Image]:
+        """The pictures of a request.
+
+        Raises:
+            ConfigError: it has another kind of visual, such as a video.
+        """
+        visuals = visual(self.task_dict[task][split][document]) or []
+        for item in visuals:
+            if not isinstance(item, Image.Image):
+                raise ConfigError(
+                    f"task={task} asks about a {type(item).__name__}; this model takes images only"
+                )
+        return [item.convert("RGB") for item in visuals]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation, one by one."""
+        scores = []
+        for request in tqdm(requests, desc="scoring", disable=self.rank != 0 or None):
+            question, target, visual, document, task, split = request.args
+            if callable(target):
+                target = target(self.task_dict[task][split][document])
+            images = self._images(visual, document, task, split)
+            scores.append(self.engine.likelihood(images, question, target))
+        return scores
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refused: none of the public tasks here asks in several rounds.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("tasks of several rounds are not supported; choose single-round tasks")
+
+
+def generation_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Options of `generate`, and the texts at which an answer ends, from a task's settings."""
+    stops = given.get("until") or []
+    options: dict[str, Any] = {
+        "max_new_tokens": given.get("max_new_tokens", MAX_NEW_TOKENS),
+        "num_beams": given.get("num_beams", 1),
+        "do_sample": (given.get("temperature") or 0) > 0,
+    }
+    if options["do_sample"]:
+        options |= {name: given[name] for name in SAMPLING if given.get(name) is not None}
+    return options, [stops] if isinstance(stops, str) else list(stops)
+
+
+def cut_at(text: str, stops: list[str]) -> str:
+    """The text before the first of the stops."""
+    for stop in filter(None, stops):
+        text = text.split(stop)[0]
+    return text.strip()

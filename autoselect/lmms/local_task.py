@@ -1,0 +1,98 @@
+"""Evaluation shards as a task of lmms-eval, to see that both evaluators give the same scores.
+
+A folder with `NAME.yaml`, the questions as JSON lines and the images; give it to lmms-eval with
+`--include_path FOLDER --tasks NAME`. Every task of the shards is one metric.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from autoselect.data.writer import image_suffix
+from autoselect.evaluation.samples import EvaluationSet, parse_record
+from autoselect.evaluation.scores.scoring import question_score
+
+MAX_NEW_TOKENS = 16
+FUNCTIONS = "from autoselect.lmms.local_task import process_results, text, visual  # noqa: F401\n"
+
+
+def write_local_task(
+    name: str, shards: str, folder: Path, max_new_tokens: int = MAX_NEW_TOKENS
+) -> None:
+    """Write the task.
+
+    Args:
+        name: of the task.
+        shards: glob of evaluation shards.
+        folder: created if missing.
+        max_new_tokens: longest answer; as in `autoselect eval`.
+
+    Raises:
+        ConfigError: the shards cannot be evaluated.
+    """
+    samples = EvaluationSet.open(shards)
+    pictures = folder / "images"
+    pictures.mkdir(parents=True, exist_ok=True)
+    lines: list[dict[str, Any]] = []
+    tasks: set[str] = set()
+    for number in range(len(samples)):
+        sample = samples.read(number)
+        picture = pictures / f"{number:06d}.{image_suffix(sample.images[0])}"
+        picture.write_bytes(sample.images[0])
+        questions, answers, names, _ = parse_record(sample.record, sample.key)
+        tasks.update(names)
+        for question, accepted, task in zip(questions, answers, names, strict=True):
+            lines.append(
+                {
+                    "image_path": str(picture.resolve()),
+                    "question": question,
+                    "answers": list(accepted),
+                    "task": task,
+                }
+            )
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "utils.py").write_text(FUNCTIONS)
+    settings = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_target": "answers",
+        "generation_kwargs": {"max_new_tokens": max_new_tokens, "do_sample": False},
+        "metric_list": [
+            {"metric": task, "aggregation": "mean", "higher_is_better": True}
+            for task in sorted(tasks)
+        ],
+        "metadata": [{"version": 1.0}],
+    }
+    functions = {
+        "doc_to_visual": "utils.visual",
+        "doc_to_text": "utils.text",
+        "process_results": "utils.process_results",
+    }
+    written = yaml.safe_dump(settings, sort_keys=False)
+    written += "".join(f"{field}: !function {home}\n" for field, home in functions.items())
+    (folder / f"{name}.yaml").write_text(written)
+
+
+def visual(document: Mapping[str, Any]) -> list[Image.Image]:
+    """The picture of a question."""
+    return [Image.open(document["image_path"]).convert("RGB")]
+
+
+def text(document: Mapping[str, Any], specific: Mapping[str, Any] | None = None) -> str:
+    """The question as it is."""
+    return document["question"]
+
+
+def process_results(document: Mapping[str, Any], results: list[str]) -> dict[str, float]:
+    """The score of one answer under the name of its task, as the own evaluator gives it."""
+    answers = list(document["answers"])
+    score = question_score(document["task"], document["question"], answers)
+    return {document["task"]: score(results[0], answers)}

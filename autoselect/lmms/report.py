@@ -1,0 +1,151 @@
+"""The report over public tasks: scores, retention, latency, and published rows beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from autoselect.lmms.engine import FULL
+from autoselect.lmms.published import FULL_MODEL, MODEL, PAPER, published_rows
+from autoselect.lmms.tasks import TASKS, label
+
+
+def build_public_report(
+    model: str,
+    results: Sequence[dict[str, Any]],
+    latency: dict[str, Any],
+    extra: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that was measured, as JSON values.
+
+    Args:
+        model: name of the VLM.
+        results: finished cells.
+        latency: of `bench_prefill`, or `{"missing": why}`.
+        extra: further keys.
+    """
+    full = {cell["task"]: cell for cell in results if cell["method"] == FULL}
+    columns = dict.fromkeys(
+        (cell["method"], cell["budget"]) for cell in results if cell["method"] != FULL
+    )
+    rows = []
+    for method, budget in columns:
+        own = {c["task"]: c for c in results if (c["method"], c["budget"]) == (method, budget)}
+        shares = {task: _share(cell["score"], full[task]["score"]) for task, cell in own.items()}
+        known = [share for share in shares.values() if share is not None]
+        rows.append(
+            {
+                "method": method,
+                "budget": budget,
+                "tasks": {task: cell["score"] for task, cell in own.items()},
+                "metrics": {task: cell["metrics"] for task, cell in own.items()},
+                "retention_tasks": shares,
+                "retention": sum(known) / len(known) if known else None,
+                "seconds": sum(cell["seconds"] for cell in own.values()),
+            }
+        )
+    return {
+        "model": model,
+        "tasks": {
+            task: {"label": label(task), "note": TASKS[task].note if task in TASKS else ""}
+            for task in full
+        },
+        "full": {
+            "tasks": {task: cell["score"] for task, cell in full.items()},
+            "metrics": {task: cell["metrics"] for task, cell in full.items()},
+            "seconds": sum(cell["seconds"] for cell in full.values()),
+        },
+        "rows": rows,
+        "latency": latency,
+        "published": published_rows(model),
+        **extra,
+    }
+
+
+def _share(score: float, full: float) -> float | None:
+    return score / full if full else None
+
+
+def public_markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [f"# Public benchmarks: token selection on {report['model']}", ""]
+    lines += _scores(report) + _notes(report) + _latency(report["latency"]) + _published(report)
+    lines += ["", "## Environment", ""]
+    lines += [f"* {key}: {value}" for key, value in report["identity"].items()]
+    lines += [f"* {key}: {value}" for key, value in report["environment"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value > 200 else f"{value:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _scores(report: dict[str, Any]) -> list[str]:
+    tasks = list(report["tasks"])
+    names = [report["tasks"][task]["label"] for task in tasks]
+    lines = [
+        "Scores in the published units; retention is the mean over the tasks of score / full "
+        "score, in per cent.",
+        "",
+        f"| method | tokens | {' | '.join(names)} | retention |",
+        "|---|---:|" + "---:|" * (len(tasks) + 1),
+    ]
+
+    def line(name: str, tokens: str, scores: dict[str, float], end: str) -> str:
+        found = " | ".join(_number(scores.get(task)) for task in tasks)
+        return f"| {name} | {tokens} | {found} | {end} |"
+
+    lines.append(line("upper bound", "all", report["full"]["tasks"], "100.0"))
+    for row in report["rows"]:
+        lines.append(line(row["method"], row["budget"], row["tasks"], _percent(row["retention"])))
+    if MODEL in report["model"].lower():
+        lines.append(line("upper bound, published", "576", FULL_MODEL, "100.0"))
+        lines.append(line("AutoSelect's paper, K not stated", "?", PAPER, "–"))
+    return lines
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    notes = [
+        f"* {entry['label']} (`{task}`): {entry['note']}"
+        for task, entry in report["tasks"].items()
+        if entry["note"]
+    ]
+    return ["", *notes] if notes else []
+
+
+def _latency(latency: dict[str, Any]) -> list[str]:
+    lines = ["", "## Prefill", ""]
+    if "missing" in latency:
+        return [*lines, f"Not measured: {latency['missing']}"]
+    lines += ["| tokens | selector ms | prefill ms | speedup |", "|---:|---:|---:|---:|"]
+    run = latency["runs"][0]
+    lines.append(f"| {latency['num_tokens']} (all) | – | {run['full_prefill_ms']:.2f} | 1.00 |")
+    for row in run["pruned"]:
+        lines.append(
+            f"| {row['budget']} | {row['selector_ms']:.2f} | {row['prefill_ms']:.2f} | "
+            f"{row['speedup']:.2f} |"
+        )
+    return [*lines, "", "Batch 1; speedup is full prefill / (pruned prefill + selector)."]
+
+
+def _published(report: dict[str, Any]) -> list[str]:
+    if not report["published"]:
+        return []
+    lines = [
+        "",
+        "## Published by others on this model",
+        "",
+        "Average retention in per cent as each source gives it, over its own benchmarks and with "
+        "its own evaluation code; not measured here.",
+        "",
+        "| method | K | retention | source |",
+        "|---|---:|---:|---|",
+    ]
+    for row in report["published"]:
+        budget = row["budget"] or "not stated"
+        lines.append(f"| {row['method']} | {budget} | {row['retention']:.1f} | {row['source']} |")
+    return lines

@@ -1,0 +1,93 @@
+"""How scores act on visual tokens in training: the paper's noise gate and what it is compared with.
+
+Each takes the exact-budget gates `s` of soft top-K, [I, N], and tokens `x`, [I, N, D]:
+
+    noise             mu + sqrt(s) (x - mu) + sqrt(1 - s) L eps     the paper's, variance-preserving
+    zero_fill         sqrt(s) x                                     the same amplitude, no noise
+    multiplicative    s x
+    straight_through  h x + (1 - h) (mu + L eps), h = hard top-K    gradient of s in place of h's
+    none              x                                             for soft removal alone
+
+Source of the first: AutoSelect (arXiv 2603.07135); the others are its usual alternatives.
+
+Dimension letters: I images, N visual tokens, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoselect.config import GateKind
+from autoselect.method.statistics import TokenStatistics
+from autoselect.ops.hard_top_k import hard_top_k
+from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+from autoselect.ops.soft_top_k import soft_top_k
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Tokens after the gates, [I, N, D], and the gates, [I, N]."""
+
+    tokens: Tensor
+    gates: Tensor
+
+
+def gate_tokens(
+    kind: GateKind,
+    tokens: Tensor,
+    scores: Tensor,
+    token_budget: int,
+    temperature: float,
+    statistics: TokenStatistics,
+    key: NoiseKey,
+    mask: Tensor | None = None,
+) -> Gated:
+    """Let tokens pass as far as their scores say.
+
+    Args:
+        kind: which formula.
+        tokens: x, [I, N, D].
+        scores: importance logits, [I, N].
+        token_budget: K; images with fewer tokens keep all.
+        temperature: of soft top-K.
+        statistics: mean, deviation and covariance factor of the data set's tokens.
+        key: what the noise depends on.
+        mask: true at real tokens, [I, N].
+    """
+    noise = (statistics.mean, statistics.std, key)
+    token_budget = min(token_budget, tokens.shape[1])
+    if kind == "noise":
+        gated, gates = soft_top_k_noise_gate(
+            tokens, scores, token_budget, temperature, *noise, mask=mask, factor=statistics.factor
+        )
+        return Gated(gated, gates)
+    gates = soft_top_k(scores, token_budget, temperature, mask)
+    share = gates[..., None].to(tokens.dtype)
+    if kind == "multiplicative":
+        return Gated(share * tokens, gates)
+    if kind == "zero_fill":
+        return Gated(amplitude(gates)[..., None].to(tokens.dtype) * tokens, gates)
+    if kind == "straight_through":
+        filler = noise_gate(tokens, torch.zeros_like(gates), *noise, factor=statistics.factor)
+        kept = straight_through(scores, gates, token_budget, mask)[..., None].to(tokens.dtype)
+        return Gated(kept * tokens + (1 - kept) * filler, gates)
+    assert kind == "none"
+    return Gated(tokens, gates)
+
+
+def amplitude(gates: Tensor) -> Tensor:
+    """sqrt(s), with gradient 0 where the gate is closed for good."""
+    open_gates = gates > 0
+    return torch.where(open_gates, gates, 1.0).sqrt() * open_gates
+
+
+def straight_through(
+    scores: Tensor, gates: Tensor, token_budget: int, mask: Tensor | None
+) -> Tensor:
+    """1 at the K best tokens and 0 elsewhere, [I, N], with the gradient of the soft gates."""
+    count = gates.shape[-1]
+    kept = hard_top_k(scores.detach(), token_budget, mask)
+    places = kept.where(kept >= 0, count)
+    hard = gates.new_zeros(len(gates), count + 1).scatter(-1, places, 1.0)[:, :count]
+    return hard + gates - gates.detach()

@@ -1,0 +1,157 @@
+"""`autoselect doctor`: everything but compute is checked before a night is lost.
+
+Each check says what it found and, where something is wrong, how to mend it. Nothing is trained, no
+weights are read whole, and nothing is written but a probe file that is removed again and, of a hub
+model, its configuration in the hub's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.deepspeed import batch_sizes, load_deepspeed_config
+from autoselect.config.files import load_config
+from autoselect.config.flags import check_counts
+from autoselect.preflight.checks import MACHINE_CHECKS, NEED_MODEL, RUN_CHECKS
+from autoselect.preflight.finding import Finding, Machine, Subject
+from autoselect.preflight.plan import GPUS
+
+MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+
+
+def read_configuration(
+    path: str | None, flags: list[str], deepspeed: str, machine: Machine
+) -> tuple[list[Finding], Subject | None]:
+    """Both configurations, read and checked as training does."""
+    findings = []
+    config = None
+    try:
+        config = load_config(TrainConfig, path, flags)
+        findings.append(Finding("config", "ok", f"{path or 'defaults'}: {config.steps} steps"))
+    except ConfigError as error:
+        findings.append(_refused("config", error, f"correct {path or 'the flags'}"))
+    try:
+        settings = load_deepspeed_config(deepspeed)
+        sizes = batch_sizes(settings, machine.gpus)
+        found = f"{deepspeed}: {sizes.total} = {sizes.micro} x {machine.gpus} devices"
+        findings.append(Finding("deepspeed", "ok", f"{found} x {sizes.accumulation} accumulated"))
+    except ConfigError as error:
+        findings.append(
+            _refused("deepspeed", error, f"correct {deepspeed}, or give another number of --gpus")
+        )
+        return findings, None
+    return findings, None if config is None else Subject(config, settings, deepspeed, machine)
+
+
+def _refused(name: str, error: ConfigError, fix: str) -> Finding:
+    return Finding(name, "fail", str(error), fix)
+
+
+def examine(path: str | None, flags: list[str], deepspeed: str, machine: Machine) -> list[Finding]:
+    """All findings, in the order in which a run would meet them."""
+    findings, subject = read_configuration(path, flags, deepspeed, machine)
+    findings += [check(machine) for check in MACHINE_CHECKS]
+    if subject is None:
+        skipped = ", ".join(name for name, _ in RUN_CHECKS)
+        findings.append(
+            Finding(
+                "run", "warn", f"not examined: {skipped}", "mend the configuration, then repeat"
+            )
+        )
+        return findings
+    for name, check in RUN_CHECKS:
+        broken = any(f.name == "model" and f.status == "fail" for f in findings)
+        if broken and name in NEED_MODEL:
+            found = "not examined: it needs the model's configuration"
+            findings.append(Finding(name, "warn", found, "mend the model, then repeat"))
+        else:
+            findings.append(_guarded(name, check, subject))
+    return findings
+
+
+def _guarded(name: str, check: Callable[[Subject], Finding], subject: Subject) -> Finding:
+    """A check, whose ConfigError is its finding: the message holds the rule and the fix."""
+    try:
+        return check(subject)
+    except ConfigError as error:
+        return Finding(name, "fail", str(error), f"correct what {name} names, or its files")
+
+
+def table(findings: list[Finding]) -> str:
+    """The findings as text, and a last line with the counts."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{MARKS[finding.status]}  {finding.name:<11} {finding.found}")
+        if finding.fix:
+            lines.append(f"{'':17} -> {finding.fix}")
+    bad = sum(finding.status == "fail" for finding in findings)
+    doubtful = sum(finding.status == "warn" for finding in findings)
+    lines.append(f"{len(findings)} checks: {bad} failed, {doubtful} with a warning")
+    return "\n".join(lines)
+
+
+def meeting_port() -> int:
+    """MASTER_PORT, or DeepSpeed's own where it is unset or empty.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    named = os.environ.get("MASTER_PORT") or "29500"
+    try:
+        return int(named)
+    except ValueError:
+        raise ConfigError(
+            f"MASTER_PORT={named} is no port; set it to a number in 1..65535, or unset it"
+        ) from None
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Examine and print; 1 when something failed."""
+    check_counts(gpus=arguments.gpus, visual_tokens=arguments.visual_tokens)
+    if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
+        raise ConfigError(f"gpu_memory={arguments.gpu_memory} must be above 0 GiB")
+    machine = Machine(
+        arguments.gpus,
+        arguments.gpu,
+        arguments.gpu_memory,
+        arguments.visual_tokens,
+        meeting_port() if arguments.port is None else arguments.port,
+    )
+    findings = examine(arguments.config, arguments.settings, arguments.deepspeed, machine)
+    if arguments.json:
+        json.dump([vars(finding) for finding in findings], sys.stdout, indent=1)
+        print()
+    else:
+        print(table(findings))
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `autoselect doctor`."""
+    doctor = subparsers.add_parser(
+        "doctor", help="check a training run, everything but compute, before it starts"
+    )
+    doctor.add_argument("--config", metavar="YAML", help="of the run")
+    doctor.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", metavar="JSON")
+    doctor.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
+    doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of device, if none is here")
+    doctor.add_argument("--gpu-memory", type=float, help="usable GiB per device")
+    doctor.add_argument("--visual-tokens", type=int, help="per image, where the model varies it")
+    doctor.add_argument(
+        "--port",
+        type=int,
+        help="where the ranks meet, MASTER_PORT or 29500 by default",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "settings",
+        nargs="*",
+        metavar="--NAME=VALUE",
+        help="settings of the run behind `--`, as for training",
+    )
+    doctor.set_defaults(run=run_doctor)

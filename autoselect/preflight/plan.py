@@ -1,0 +1,247 @@
+"""`autoselect plan`: will it fit, and how long will it take? From the model's configuration alone.
+
+The numbers are those of `estimates`. Every assumption is printed with its value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.deepspeed import BatchSizes, batch_sizes, load_deepspeed_config
+from autoselect.config.files import load_config
+from autoselect.config.flags import check_counts
+from autoselect.preflight.estimates import (
+    BYTES,
+    GIB,
+    STAGES,
+    Assumptions,
+    memory,
+    smallest_stage,
+    step_flops,
+    trained_parameters,
+    typical_batch,
+    worst_batch,
+)
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from autoselect.vlm.shape import VLMShape
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device: usable memory in GiB, peak dense bfloat16 (CPU: measured float32) TFLOP/s."""
+
+    memory_gib: float
+    tflops: float
+
+
+GPUS = {
+    "a100-40": Hardware(39.4, 312.0),
+    "a100-80": Hardware(79.1, 312.0),
+    "l40s": Hardware(44.4, 362.0),
+    "h100": Hardware(79.1, 989.0),
+    "h200": Hardware(139.8, 989.0),
+    "b200": Hardware(178.4, 2250.0),
+}
+
+
+def stage_advice(path: str | Path, stage: str) -> str:
+    """How to come from one DeepSpeed file to a stage: the file beside it that differs in that.
+
+    Args:
+        path: such as `public_zero2.json`, whose neighbour of stage 3 is `public_zero3.json`.
+        stage: one of `STAGES`.
+    """
+    path = Path(path)
+    beside = path.with_name(re.sub(r"zero\d\w*$", f"zero{stage}", path.stem) + path.suffix)
+    same = beside.name == path.name and f"zero{stage}" not in path.stem
+    if same or not beside.is_file():
+        return f"a copy of {path} at stage {stage}, as in configs/deepspeed/zero{stage}.json"
+    return str(beside)
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """The plan as text.
+
+    Raises:
+        ConfigError: a number is out of range, the model or the DeepSpeed file cannot be read.
+    """
+    from autoselect.vlm.shape import read_shape
+
+    config = run_config(arguments)
+    counts = ("gpus", "visual_tokens", "text_tokens", "answer_tokens", "rows_per_image")
+    check_counts(**{name: getattr(arguments, name) for name in counts})
+    hardware, have = _hardware(arguments), _assumptions(arguments, config)
+    sizes, note = _batch(arguments)
+    shape = read_shape(_model_folder(config.model), arguments.visual_tokens)
+    trained = trained_parameters(shape, config)
+    flops = step_flops(shape, sizes.total, config, have)
+    seconds = flops / (arguments.gpus * hardware.tflops * 1e12 * have.utilisation)
+    return "\n".join(
+        [
+            f"model      {config.model} ({shape.name}): {_count(shape.parameters)} frozen "
+            f"parameters, {_count(trained)} trained; {shape.visual_tokens} visual tokens of width "
+            f"{shape.width}",
+            f"batch      {sizes.total} images = {sizes.micro} x {arguments.gpus} devices x "
+            f"{sizes.accumulation} accumulation steps, by {arguments.deepspeed}{note}",
+            *_memory_lines(arguments, shape, sizes.micro, config, have, hardware.memory_gib),
+            f"time       {flops / 1e12:.2f} TFLOP per step of typical rows: {seconds:.3g} s per "
+            f"step, {seconds * config.steps / 3600:.3g} h for {config.steps} steps",
+            "assumed    "
+            f"{have.text_tokens} text and {have.answer_tokens} answer tokens per image in a "
+            f"typical row; weights and activations of {have.weight_bytes} bytes; "
+            f"{have.utilisation:.0%} of {hardware.tflops:g} TFLOP/s per device; "
+            f"{have.overhead_gib:g} GiB for context and fragmentation; "
+            f"{have.bucket_bytes / GIB:.2f} GiB of communication buffers; ZeRO-3 holds "
+            f"{have.prefetched_layers} gathered layers; activation checkpointing "
+            f"{'on' if config.activation_checkpointing else 'off'}; data loading and communication "
+            "hidden behind compute",
+        ]
+    )
+
+
+def _memory_lines(
+    arguments: argparse.Namespace,
+    shape: VLMShape,
+    micro: int,
+    config: TrainConfig,
+    have: Assumptions,
+    gib: float,
+) -> list[str]:
+    """Typical and worst memory of the asked stages, and the smallest that fits."""
+    typical = typical_batch(shape, micro, have)
+    worst = worst_batch(shape, micro, config, have)
+    lines = [
+        "memory per device, GiB, by the activations of a typical and of the worst micro-batch:",
+        "  stage       frozen  trained  buffers  typical   total    worst   total",
+    ]
+    for stage in STAGES if arguments.stage == "auto" else (arguments.stage,):
+        usual, most = (
+            memory(shape, stage, arguments.gpus, batch, config, have) for batch in (typical, worst)
+        )
+        fits = "fits" if most.total <= gib * GIB else "does not fit"
+        lines.append(
+            f"  {stage:<10}{most.frozen / GIB:8.2f}{most.trained / GIB:9.2f}"
+            f"{most.buffers / GIB:9.2f}{usual.activations / GIB:9.2f}{usual.total / GIB:8.2f}"
+            f"{most.activations / GIB:9.2f}{most.total / GIB:8.2f}  {fits} in {gib:g}"
+        )
+    fitting = smallest_stage(shape, arguments.gpus, micro, config, have, gib)
+    if fitting is None:
+        advice = (
+            "none fits; use a smaller micro batch, --checkpointing, a smaller "
+            "data.max_text_tokens or more devices"
+        )
+    else:
+        advice = f"{fitting} ({stage_advice(arguments.deepspeed, fitting)})"
+    return [
+        *lines,
+        f"  typical: {typical.rows} x {typical.length} tokens, {typical.answer_tokens} of each row "
+        f"are answers; worst: {worst.rows} x {worst.length}, data.max_text_tokens="
+        f"{config.data.max_text_tokens}, all but the image are answers; the worst decides",
+        f"smallest stage that fits: {advice}",
+    ]
+
+
+def run_config(arguments: argparse.Namespace) -> TrainConfig:
+    """The run that is planned: `--config`, or the reference run, with what the flags change."""
+    config = load_config(TrainConfig, arguments.config, [])
+    named = {name: getattr(arguments, name) for name in ("model", "steps", "dtype")}
+    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if arguments.checkpointing:
+        changes["activation_checkpointing"] = True
+    return replace(config, **changes)
+
+
+def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
+    """The file's global batch on these devices, with the largest micro batch up to the file's.
+
+    Raises:
+        ConfigError: the global batch is no multiple of the devices.
+    """
+    config = load_deepspeed_config(arguments.deepspeed)
+    total, micro = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
+    if total % arguments.gpus:
+        raise ConfigError(
+            f"train_batch_size={total} cannot be split over gpus={arguments.gpus}; choose a number "
+            "of devices that divides it, or another --deepspeed file"
+        )
+    share = total // arguments.gpus
+    fitting = max(m for m in range(1, min(micro, share) + 1) if share % m == 0)
+    note = ""
+    if fitting != micro:
+        note = f" (lower its micro batch of {micro} to {fitting})"
+    split = config | {"train_micro_batch_size_per_gpu": fitting}
+    return batch_sizes(split, arguments.gpus), note
+
+
+def _model_folder(name: str) -> str:
+    from autoselect.reference.resources import resolve_model
+
+    return resolve_model(name)
+
+
+def _assumptions(arguments: argparse.Namespace, config: TrainConfig) -> Assumptions:
+    return Assumptions(
+        text_tokens=arguments.text_tokens * arguments.rows_per_image,
+        answer_tokens=arguments.answer_tokens * arguments.rows_per_image,
+        weight_bytes=BYTES[config.dtype],
+        utilisation=arguments.utilisation,
+        overhead_gib=arguments.overhead_gib,
+    )
+
+
+def _hardware(arguments: argparse.Namespace) -> Hardware:
+    known = GPUS[arguments.gpu]
+    gib = known.memory_gib if arguments.gpu_memory is None else arguments.gpu_memory
+    tflops = known.tflops if arguments.tflops is None else arguments.tflops
+    if gib <= 0 or tflops <= 0 or not 0 < arguments.utilisation <= 1:
+        raise ConfigError(
+            f"gpu_memory={gib} and tflops={tflops} must be above 0 and "
+            f"utilisation={arguments.utilisation} in (0, 1]"
+        )
+    if arguments.overhead_gib < 0:
+        raise ConfigError(f"overhead_gib={arguments.overhead_gib} is below 0; give 0 or more")
+    return Hardware(gib, tflops)
+
+
+def _count(number: int) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.2f} {name}"
+    return str(number)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the plan."""
+    print(report(arguments))
+    return 0
+
+
+def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `autoselect plan`."""
+    parser = subparsers.add_parser("plan", help="memory and time of a training run, estimated")
+    parser.add_argument("--config", metavar="YAML", help="of the run, as training takes it")
+    parser.add_argument("--model", help="folder, hub name or 'reference'; that of the run")
+    parser.add_argument("--gpus", type=int, default=8, help="devices of all nodes together")
+    parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of device")
+    parser.add_argument("--gpu-memory", type=float, help="usable GiB per device")
+    parser.add_argument("--tflops", type=float, help="peak TFLOP/s per device")
+    parser.add_argument("--stage", choices=("auto", *STAGES), default="auto", help="ZeRO stage")
+    parser.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", help="batch sizes")
+    parser.add_argument("--steps", type=int, help="those of the run")
+    parser.add_argument("--visual-tokens", type=int, help="per image, where the model varies it")
+    parser.add_argument(
+        "--text-tokens", type=int, default=128, help="per typical question and answer"
+    )
+    parser.add_argument("--answer-tokens", type=int, default=32, help="per answer")
+    parser.add_argument("--rows-per-image", type=int, default=1, help="questions per image")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="that of the run")
+    parser.add_argument("--utilisation", type=float, default=0.35, help="share of the peak rate")
+    parser.add_argument("--overhead-gib", type=float, default=1.5, help="context, fragmentation")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    parser.set_defaults(run=run)

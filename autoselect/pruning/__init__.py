@@ -1,0 +1,1 @@
+"""What users load and attach: a selector that prunes the visual tokens of a stock model."""

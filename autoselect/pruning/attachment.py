@@ -1,0 +1,306 @@
+"""`attach` a selector to an unmodified transformers model, and `detach` it again.
+
+    model = attach(vlm, selector, budget=64)
+    model.generate(**inputs)                              as always
+    model.generate(**inputs, visual_token_budget=32)      another budget for one call
+    model.autoselect.last.images[0].kept                  what was chosen
+    detach(model)
+
+The prompt keeps its full length for the user: `generate` returns the original ids with the new ones
+behind them. Only the language model sees less. Every kept token has its original position.
+Methods are replaced on this one object and taken away again; class and weights are untouched.
+Threads may call one model at the same time, as they may without a selector.
+
+Dimension letters: B rows, T prompt tokens, S that stay.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from autoselect.config import ConfigError
+from autoselect.pruning.overlay import selection_overlay, token_grid
+from autoselect.pruning.selection import (
+    Budget,
+    Selection,
+    block_budgets,
+    frame_blocks,
+    keep_mask,
+    select,
+)
+from autoselect.pruning.selector import Selector
+from autoselect.vlm.adapter import VisualAdapter
+from autoselect.vlm.cache_layout import CacheLayout, layout_of, write_layout
+from autoselect.vlm.columns import PADDING
+from autoselect.vlm.conversation import (
+    continue_call,
+    continued_prompt,
+    layout_before,
+    prune_call,
+    with_text_types,
+)
+
+BUDGET_ARGUMENT = "visual_token_budget"
+REPLACED = ("generate", "prepare_inputs_for_generation")
+PREPARED, PRUNED = "autoselect_prepared", "autoselect_pruned"
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """What holds for one call.
+
+    Attributes:
+        budget: instead of the attachment's own.
+        frames: of every clip, where they are known.
+        rows: prompts of the call; the batch has a multiple of them with beams or several samples.
+    """
+
+    budget: Budget | None = None
+    frames: list[int] | None = None
+    rows: int | None = None
+
+
+class CallOfThread(threading.local):
+    """The call of `generate` that a thread is in; a copy of the model is in none.
+
+    Attributes:
+        settings: of the call.
+    """
+
+    def __init__(self) -> None:
+        self.settings = CallSettings()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return CallOfThread, ()
+
+
+def attach(
+    model: Any,
+    selector: Selector,
+    budget: Budget,
+    video_budget_per: Literal["clip", "frame"] = "clip",
+) -> Any:
+    """Lets a selector remove visual tokens in every call of `model`.
+
+    Args:
+        model: an unmodified transformers model of a family in docs/backbones.md.
+        selector: trained for the width of its visual tokens.
+        budget: tokens per image (an integer), or the share that stays (a float); a list gives one
+            per image of the call.
+        video_budget_per: whether the budget of a video holds for a clip or for each of its frames.
+
+    Returns:
+        The same object, with its `Attachment` as `model.autoselect`.
+
+    Raises:
+        ConfigError: an unsupported family, a selector of another width, or one is attached already.
+    """
+    if getattr(model, "autoselect", None) is not None:
+        raise ConfigError(
+            "model has a selector already; call detach(model) first, or change "
+            "model.autoselect.budget"
+        )
+    if video_budget_per not in ("clip", "frame"):
+        raise ConfigError(f"video_budget_per={video_budget_per!r} must be 'clip' or 'frame'")
+    adapter = VisualAdapter(model)
+    if selector.width != adapter.width:
+        raise ConfigError(
+            f"selector.width={selector.width} does not fit the {adapter.width} channels of "
+            f"{type(model).__name__}'s visual tokens; use the selector trained for this model "
+            f"(this one: {selector.metadata.get('model', 'unknown')})"
+        )
+    model.autoselect = Attachment(adapter, selector.eval(), budget, video_budget_per)
+    return model
+
+
+def detach(model: Any) -> Any:
+    """Takes the selector away: `model` is what it was before `attach`.
+
+    Raises:
+        ConfigError: no selector is attached.
+    """
+    attachment = getattr(model, "autoselect", None)
+    if not isinstance(attachment, Attachment):
+        raise ConfigError("model has no selector; attach(model, selector, budget) first")
+    attachment.remove()
+    return model
+
+
+class Attachment:
+    """What `attach` puts on a model, as `model.autoselect`.
+
+    Attributes:
+        selector: ranks visual tokens.
+        budget: default of every call; may be changed at any time.
+        last: what was chosen in the last call that had images, of any thread.
+
+    Args:
+        adapter: of the model.
+        selector: as above.
+        budget: as above.
+        video_budget_per: `clip` or `frame`.
+    """
+
+    def __init__(
+        self, adapter: VisualAdapter, selector: Selector, budget: Budget, video_budget_per: str
+    ) -> None:
+        self.adapter = adapter
+        self.selector = selector
+        self.budget = budget
+        self.video_budget_per = video_budget_per
+        self.last: Selection | None = None
+        self._call = CallOfThread()
+        model = adapter.model
+        self._hooks = [
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True),
+        ]
+        for name in REPLACED:
+            setattr(model, name, getattr(self, f"_{name}"))
+
+    def remove(self) -> None:
+        """Restores the model."""
+        model = self.adapter.model
+        for hook in self._hooks:
+            hook.remove()
+        for name in (*REPLACED, "autoselect"):
+            delattr(model, name)
+
+    def overlay(self, image: Any, number: int = 0, grid: tuple[int, int] | None = None) -> Any:
+        """The picture with the removed parts darkened, see `selection_overlay`.
+
+        Args:
+            image: the PIL image, as the model saw it where the processor crops or pads.
+            number: which image of the last call it is.
+            grid: rows and columns of its tokens; by default as its family has them.
+
+        Raises:
+            ConfigError: no call had an image, or no grid is given and the family has tiles, newline
+                tokens or others that are no single raster.
+        """
+        if self.last is None:
+            raise ConfigError("overlay needs a call with an image first")
+        selection = self.last.images[number]
+        grid = grid or token_grid(selection, self.adapter.family.raster, image.size)
+        return selection_overlay(image, selection, grid)
+
+    def _generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`; one more argument, `visual_token_budget`."""
+        model = self.adapter.model
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        rows = None if ids is None else len(ids)
+        frames = self.adapter.clip_frames(kwargs)
+        settings = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
+        layout = layout_of(kwargs.get("past_key_values"))
+        if layout is not None and ids is not None:
+            kwargs.update(continued_prompt(self.adapter, ids, kwargs, layout))
+        outer, self._call.settings = self._call.settings, settings
+        try:
+            return type(model).generate(model, inputs, *args, **kwargs)
+        finally:
+            self._call.settings = outer
+
+    def _prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """The model's own `prepare_inputs_for_generation`, on what stays of the prompt."""
+        model = self.adapter.model
+        pruned: CacheLayout | None = None
+        layout = layout_of(kwargs.get("past_key_values"))
+        first = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
+        if layout is not None and first and kwargs.get("next_sequence_length") is not None:
+            kwargs["next_sequence_length"] = input_ids.shape[1] - layout.full_length
+        if first and self.adapter.has_images(kwargs):
+            length = kwargs.get("next_sequence_length") or input_ids.shape[1]
+            call = with_text_types({**kwargs, "input_ids": input_ids})
+            kwargs, pruned = self._prune(call, length, self._call.settings)
+            input_ids = kwargs.pop("input_ids")
+            if pruned is not None:
+                kwargs["next_sequence_length"] = None
+        elif layout is not None:
+            new = kwargs.get("next_sequence_length") or input_ids.shape[1]
+            kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
+            if (types := kwargs.get("token_type_ids")) is not None:
+                kwargs["token_type_ids"] = layout.token_types(types, new)
+        prepared = type(model).prepare_inputs_for_generation(model, input_ids, **kwargs)
+        if (ids := prepared.get("input_ids")) is not None:
+            setattr(ids, PREPARED, prepared.get("mm_encoder_outputs"))
+            setattr(ids, PRUNED, pruned)
+        return prepared
+
+    def _before_forward(
+        self, _model: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """Prunes a call that brings images; fits one that goes on from a pruned cache."""
+        if self._is_prepared(kwargs):
+            return None
+        call = self.adapter.bind(args, kwargs)
+        settings = CallSettings(call.pop(BUDGET_ARGUMENT, None), self.adapter.clip_frames(call))
+        if self.adapter.has_images(call):
+            ids = call.get("input_ids")
+            length = 0 if ids is None else ids.shape[1]
+            call, pruned = self._prune(call, length, settings)
+            if pruned is not None:
+                setattr(call["input_ids"], PRUNED, pruned)
+        elif (layout := layout_of(call.get("past_key_values"))) is not None:
+            call = continue_call(self.adapter, call, layout)
+        return (), call
+
+    def _is_prepared(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether `generate` makes this call, on inputs that are pruned already."""
+        ids = kwargs.get("input_ids")
+        if not hasattr(ids, PREPARED):
+            return False
+        outputs = kwargs.get("mm_encoder_outputs")
+        if self.adapter.has_images(kwargs) and outputs is not getattr(ids, PREPARED):
+            raise ConfigError(
+                "prefill_chunk_size cannot be used with a selector, which has to see whole images; "
+                "leave it out: the pruned prompt is short"
+            )
+        return True
+
+    def _after_forward(
+        self, _model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Leaves the layout on the cache of a pruned call."""
+        layout = getattr(kwargs.get("input_ids"), PRUNED, None)
+        if layout is None:
+            return
+        values = output if isinstance(output, tuple) else output.values()
+        for value in values:
+            if hasattr(value, "get_seq_length"):
+                write_layout(value, layout)
+
+    def _prune(
+        self, call: dict[str, Any], length: int, settings: CallSettings
+    ) -> tuple[dict[str, Any], CacheLayout | None]:
+        """A call with the best visual tokens, and what its cache will hold; None if all stay.
+
+        Args:
+            call: arguments of `forward`, with images.
+            length: new columns of the call.
+            settings: of the call.
+        """
+        adapter = self.adapter
+        outputs = adapter.encode(call)
+        ids = call.get("input_ids")
+        new_ids = None if ids is None else ids[:, -length:]
+        blocks = adapter.blocks(new_ids, outputs)
+        assert ids is not None and new_ids is not None
+        budget = self.budget if settings.budget is None else settings.budget
+        copies = 1 if settings.rows is None else len(ids) // settings.rows
+        if self.video_budget_per == "frame":
+            blocks = frame_blocks(blocks, settings.frames, copies)
+        budgets = block_budgets(blocks, budget, copies)
+        chosen = select(adapter, self.selector, blocks, outputs, budgets)
+        keep = keep_mask(chosen, new_ids.shape, new_ids.device)
+        layout = layout_before(adapter, call.get("past_key_values"), new_ids)
+        selection = Selection.of_prompts(chosen, copies, layout.full_length)
+        if bool(keep.all()) and not layout.is_pruned:
+            self.last = selection
+            return adapter.with_outputs(call, outputs), None
+        pruned, columns, after = prune_call(adapter, call, outputs, keep, layout)
+        selection.columns = columns.where(columns == PADDING, columns + layout.full_length)
+        self.last = selection
+        return pruned, after

@@ -1,0 +1,318 @@
+"""The Selector that users load: Scorer and hard top-K, nothing else.
+
+It ranks visual tokens, so the budget is an argument of `select`, not of the checkpoint. A selector
+is a folder, or a repository on the hub, with `selector.safetensors`, `config.json` and a model
+card: no pickles.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from autoselect import __version__
+from autoselect.config import ConfigError, ScorerConfig
+from autoselect.config.files import from_dict
+from autoselect.method.scorer import Scorer
+from autoselect.ops.diverse_top_k import check_diversity, diverse_top_k
+from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
+from autoselect.pruning.card import (
+    CARD_FILE,
+    card_text,
+    is_hub_name,
+    is_logged_model,
+    scores_of,
+)
+
+WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
+FORMAT = "autoselect-selector"
+
+
+class Selector(nn.Module):
+    """Scores visual tokens and keeps the best K of every image.
+
+    Args:
+        scorer: the trained Scorer.
+        metadata: what is known of the training: model, budget, data digest.
+        diversity: 0 keeps the best scores, as the paper does; up to 1 the kept tokens must also
+            differ from each other, see `autoselect.ops.diverse_top_k`. May be changed at any time.
+    """
+
+    def __init__(
+        self, scorer: Scorer, metadata: dict[str, Any] | None = None, diversity: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.metadata = dict(metadata or {})
+        self.diversity = diversity
+
+    @property
+    def diversity(self) -> float:
+        """Weight of being different from what is kept already, 0..1."""
+        return self._diversity
+
+    @diversity.setter
+    def diversity(self, value: float) -> None:
+        check_diversity(value)
+        self._diversity = float(value)
+
+    @property
+    def width(self) -> int:
+        """D, channels of the visual tokens it was trained on."""
+        return self.scorer.width
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "width": self.width,
+            "scorer": asdict(self.scorer.config),
+            "diversity": self.diversity,
+            "training": self.metadata,
+        }
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Importance logits [B, N] of visual tokens [B, N, D].
+
+        Args:
+            tokens: what the language model would see, [B, N, D].
+            mask: true at real tokens, [B, N].
+
+        Raises:
+            ConfigError: the width is not the one it was trained on.
+        """
+        if tokens.ndim != 3 or tokens.shape[-1] != self.width:
+            raise ConfigError(
+                f"tokens of shape {list(tokens.shape)} do not fit a selector of width "
+                f"{self.width}; use it with the model that it was trained on: "
+                f"{self.metadata.get('model', 'unknown')}"
+            )
+        return self.scorer(tokens, mask)
+
+    def select(
+        self, tokens: Tensor, budget: int | float, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The best tokens of every image, in image order.
+
+        Args:
+            tokens: [B, N, D].
+            budget: K tokens (an integer), or the share of the N tokens that stays (a float).
+            mask: true at real tokens, [B, N].
+
+        Returns:
+            kept tokens [B, K, D] and their original positions [B, K].
+
+        Raises:
+            ConfigError: a budget below one token or above N.
+        """
+        count = budget_to_tokens(budget, tokens.shape[1])
+        return self.take(self.score(tokens, mask), tokens, count, mask)
+
+    def take(
+        self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens that stay, [B, K, D], and their positions; arguments as `choose`."""
+        if self.diversity == 0:
+            return select_tokens(tokens, scores, k, mask)
+        positions = self.choose(scores, tokens, k, mask)
+        return tokens_at(tokens, positions), positions
+
+    def choose(self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+        """Positions of the `k` tokens of each row that stay, int64, [B, K], ascending.
+
+        Args:
+            scores: of `score`, [B, N].
+            tokens: [B, N, D].
+            k: 1..N.
+            mask: true at real tokens, [B, N]; a row with fewer ends with -1.
+        """
+        if self.diversity == 0:
+            return hard_top_k(scores.float(), k, mask)
+        return diverse_top_k(scores, tokens, k, self.diversity, mask)
+
+    def record_scores(self, report: Mapping[str, Any]) -> None:
+        """Keep what an evaluation found in the metadata, so that the model card shows it.
+
+        Args:
+            report: the JSON value of `report.json`.
+        """
+        self.metadata["scores"] = scores_of(report)
+
+    def save_pretrained(self, folder: str | Path, name: str | None = None) -> None:
+        """Write `selector.safetensors`, `config.json` and the model card `README.md`.
+
+        Args:
+            folder: created if missing.
+            name: how the card calls the selector; the folder's name by default.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n: t.detach().float().cpu().contiguous() for n, t in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        (folder / CARD_FILE).write_text(card_text(self.config, name or folder.absolute().name))
+
+    def push_to_hub(
+        self, repository: str, private: bool = False, message: str = "Upload selector"
+    ) -> str:
+        """Upload the selector with its card to the model hub.
+
+        Args:
+            repository: `org/name`; created if missing.
+            private: of a new repository.
+            message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: the name has another form, or the hub refuses or cannot be reached.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
+
+        if repository.count("/") != 1 or not all(repository.split("/")):
+            raise ConfigError(f"repository={repository!r} must have the form org/name")
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repository)
+            try:
+                api.create_repo(repository, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repository, folder_path=folder, commit_message=message
+                )
+            except (HTTPError, OSError, ValueError) as error:
+                raise ConfigError(
+                    f"repository={repository} cannot be written: {str(error).splitlines()[0]}; "
+                    "log in with `hf auth login`, and check the name"
+                ) from error
+        return str(commit.commit_url)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+    ) -> "Selector":
+        """Load what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            folder: a folder; `org/name` on the hub where there is no such folder; or a logged model
+                of the tracking store, `models:/ID` or `runs:/RUN/selector`.
+            device: where it runs.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            ConfigError: files are missing, damaged or belong to another format; weights do not
+                fit; the hub or the store has no such selector or cannot be reached.
+        """
+        if is_logged_model(folder):
+            folder = _logged(str(folder))
+        folder = _download(str(folder), revision) if is_hub_name(str(folder)) else Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ConfigError(
+                    f"selector={folder} has no {name}; give a folder written by save_pretrained "
+                    "or by training (RUN/selector)"
+                )
+        try:
+            config = json.loads((folder / CONFIG_FILE).read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"selector={folder}/{CONFIG_FILE} is no JSON: {error}") from error
+        if config.get("format") != FORMAT:
+            raise ConfigError(
+                f"selector={folder}: format={config.get('format')!r} must be {FORMAT!r}"
+            )
+        scorer = Scorer(int(config["width"]), from_dict(ScorerConfig, config["scorer"], "scorer."))
+        selector = cls(scorer, config.get("training"), config.get("diversity", 0.0))
+        try:
+            selector.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except (SafetensorError, RuntimeError) as error:
+            raise ConfigError(
+                f"selector={folder}/{WEIGHTS_FILE} does not fit its config.json or is damaged: "
+                f"{error}"
+            ) from error
+        return selector.to(device).eval()
+
+
+def _logged(address: str) -> Path:
+    """The folder of a selector that a run logged."""
+    from autoselect.tracking.models import download_model
+
+    return download_model(address)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The local copy of a selector on the hub; only its own files are fetched."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"selector={name} is no folder here, and the hub does not give it: "
+            f"{str(error).splitlines()[0]} Give a folder written by save_pretrained or by "
+            "training (RUN/selector), or the name of a selector on the hub"
+        ) from error
+
+
+def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
+    """Number of tokens that a budget means; the one conversion of the project.
+
+    Args:
+        budget: K (an integer), or the share that stays, above 0 and at most 1 (a float); as text,
+            tokens (`64`), a share with a decimal point (`0.111`) or a percentage (`11.1%`).
+        num_tokens: N.
+
+    Raises:
+        ConfigError: no number, outside 1..N, or outside 0..1 for a share.
+    """
+    if isinstance(budget, str):
+        budget = written_budget(budget)
+    if isinstance(budget, float):
+        if not 0 < budget <= 1:
+            raise ConfigError(
+                f"budget={budget} as a share must lie above 0 and at most at 1; "
+                "use an integer for a number of tokens"
+            )
+        return max(1, round(budget * num_tokens))
+    if budget < 1:
+        raise ConfigError(f"budget={budget} is below 1; choose 1..{num_tokens}")
+    if budget > num_tokens:
+        raise ConfigError(
+            f"budget={budget} exceeds the {num_tokens} visual tokens of this model; "
+            f"choose 1..{num_tokens}"
+        )
+    return budget
+
+
+def written_budget(text: str) -> int | float:
+    """A budget as text: tokens (`64`), a share (`0.11`) or a percentage (`11%`).
+
+    Raises:
+        ConfigError: no number.
+    """
+    text = text.strip()
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"budget={text!r} is no number; give tokens (64), a share (0.11) or a percentage (11%)"
+        ) from error

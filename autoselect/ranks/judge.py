@@ -1,0 +1,146 @@
+"""The verdict on the beats of all ranks: which one is dead, failed or stalled?
+
+Plain data in, a verdict out; `autoselect.ranks.heartbeat` carries the beats between the processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXIT_RANK_LOST = 70
+"""Exit code of a rank that had to leave because another one is dead or stalled: worth a restart."""
+
+EXIT_RANK_FAILED = 1
+"""Exit code of a rank that had to leave because of another one's error: a restart repeats it."""
+
+
+class RankLostError(RuntimeError):
+    """Another rank is dead or stalled; the message names it."""
+
+
+class RankFailedError(RuntimeError):
+    """Another rank ended with an error of its own; the message names both."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is to blame, as a sentence, and whether by an error or by being lost."""
+
+    text: str
+    failed: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_RANK_FAILED if self.failed else EXIT_RANK_LOST
+
+    def error(self) -> RuntimeError:
+        return RankFailedError(self.text) if self.failed else RankLostError(self.text)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Patience, in seconds; without `apart` the sum of the longest chain stays under 120.
+
+    Attributes:
+        beat: between two beats.
+        dead: without a beat after which a rank is dead.
+        stalled: a rank may stay behind the others, shorter than the collective timeout.
+        apart: a rank may stay behind while the others wait for it outside any collective.
+        leave: for the main thread to end by itself after the verdict.
+    """
+
+    beat: float = 1.0
+    dead: float = 15.0
+    stalled: float = 80.0
+    apart: float = 3600.0
+    leave: float = 15.0
+
+
+@dataclass
+class Beat:
+    """What one rank says about itself.
+
+    Attributes:
+        host: its machine.
+        count: of its beats.
+        progress: places of the loop it has come to.
+        doing: name of the last one.
+        waiting: it waits for the others outside any collective.
+        failed: its own error.
+        lost_contact: a collective of its own broke.
+        done: it ended well.
+    """
+
+    host: str
+    count: int = 0
+    progress: int = 0
+    doing: str = "starting"
+    waiting: bool = False
+    failed: str | None = None
+    lost_contact: bool = False
+    done: bool = False
+
+
+class Judge:
+    """Rank 0's view: when did each rank last beat, and since when does it stay behind?"""
+
+    def __init__(self, times: Times, world_size: int) -> None:
+        self.times = times
+        self.counts = [-1] * world_size
+        self.beaten_at = [0.0] * world_size
+        self.behind_since: list[tuple[int, float] | None] = [None] * world_size
+        self.contact_lost_at: float | None = None
+
+    def look(self, beats: list[Beat], now: float) -> Verdict | None:
+        """The verdict on the latest beats of all ranks, or None while all is well."""
+        names = [f"rank {rank} ({beat.host})" for rank, beat in enumerate(beats)]
+        for rank, beat in enumerate(beats):
+            if beat.failed is not None:
+                return Verdict(f"{names[rank]} failed: {beat.failed}", failed=True)
+        for rank, beat in enumerate(beats):
+            if beat.count != self.counts[rank]:
+                self.counts[rank], self.beaten_at[rank] = beat.count, now
+            silent = now - self.beaten_at[rank]
+            if silent > self.times.dead and not beat.done:
+                return Verdict(f"{names[rank]} is dead: no sign of life for {silent:.0f} s")
+        for rank, beat in enumerate(beats):
+            ahead = [other for other in beats if other.progress > beat.progress]
+            behind = self._behind(rank, beat, bool(ahead), now)
+            patient = all(other.waiting for other in ahead)
+            if behind > (self.times.apart if patient else self.times.stalled):
+                return Verdict(
+                    f"{names[rank]} is stalled: {behind:.0f} s behind the others, "
+                    f"after '{beat.doing}'"
+                )
+        return self._all_alive_but_apart(beats, names, now)
+
+    def _behind(self, rank: int, beat: Beat, is_behind: bool, now: float) -> float:
+        """Seconds for which the rank has stood at its present place while another is ahead."""
+        if not is_behind or beat.done:
+            self.behind_since[rank] = None
+            return 0.0
+        since = self.behind_since[rank]
+        if since is None or since[0] != beat.progress:
+            since = (beat.progress, now)
+            self.behind_since[rank] = since
+        return now - since[1]
+
+    def _all_alive_but_apart(
+        self, beats: list[Beat], names: list[str], now: float
+    ) -> Verdict | None:
+        """A collective timed out although every process beats: who did not take part?"""
+        if not any(beat.lost_contact for beat in beats):
+            return None
+        if self.contact_lost_at is None:
+            self.contact_lost_at = now
+        if now - self.contact_lost_at <= self.times.dead + 2 * self.times.beat:
+            return None
+        absent = [
+            f"{name} after '{beat.doing}'"
+            for name, beat in zip(names, beats, strict=True)
+            if not beat.lost_contact
+        ]
+        if absent:
+            blamed = ", ".join(absent)
+            return Verdict(f"{blamed} is stalled: it did not join a collective of the others")
+        return Verdict("all ranks are alive but cannot reach each other; check the network")

@@ -1,0 +1,1 @@
+"""A training run on DeepSpeed: assembly, steps, checkpoints, and guards of the updates."""

@@ -1,0 +1,267 @@
+"""A training run from its configuration to the exported selector.
+
+`assemble` reads from top to bottom: load the frozen VLM, open the shards, go on from the last
+checkpoint or calibrate, build the model and its engine. The `Trainer` then steps and exports.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.deepspeed import batch_sizes, step_settings, zero_stage
+from autoselect.config.destinations import check_folder
+from autoselect.config.files import flatten, to_dict
+from autoselect.data.loader import collate_usable
+from autoselect.data.shards import ShardSet
+from autoselect.method.model import AutoSelect
+from autoselect.method.statistics import TokenStatistics, calibrate
+from autoselect.ranks import processes, rank_zero
+from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.training.checkpoint import CheckpointStore, TrainingState
+from autoselect.training.sharded_loading import gathered, sharded_loading
+from autoselect.training.trainer import Trainer
+from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.loading import default_dtype
+from autoselect.vlm.text.batch import Collator
+
+logger = logging.getLogger(__name__)
+CALIBRATION_BATCH = 32
+DEFAULT_SITE = "after_projector"
+FREE_SETTINGS = {
+    "output",
+    "save_every",
+    "keep_checkpoints",
+    "log_every",
+    "experiment",
+    "tracking",
+    "max_skipped_steps",
+    "activation_checkpointing",
+    "data.workers",
+    "data.quarantine_budget",
+}
+"""What a run may change when it goes on: no number it has computed so far depends on these."""
+
+UNSET = "unset"
+
+
+def train(
+    config: TrainConfig,
+    deepspeed: dict[str, Any],
+    info: processes.RankInfo,
+    signals: processes.SignalFlag | None = None,
+    heartbeat: Heartbeat | None = None,
+) -> bool:
+    """Train a selector and export it to `OUTPUT/selector`.
+
+    Args:
+        config: the run.
+        deepspeed: checked DeepSpeed configuration: batch sizes, ZeRO, clipping.
+        info: this rank; the ranks have met.
+        signals: remembers signals since the process began; made here by default.
+        heartbeat: watches the ranks since they met; by default one is opened here.
+
+    Returns:
+        True when all steps are done; False after a signal, with a checkpoint to go on from.
+
+    Raises:
+        ConfigError: the model, the shards, the budget or the batch sizes do not fit.
+        CheckpointError: checkpoints are there but none can be used.
+        RankLostError, RankFailedError: another rank is dead or stalled, or failed.
+    """
+    if heartbeat is None:
+        with Heartbeat(info) as heartbeat:
+            return train(config, deepspeed, info, signals, heartbeat)
+    return assemble(config, deepspeed, info, signals or processes.SignalFlag(), heartbeat).run()
+
+
+def assemble(
+    config: TrainConfig,
+    deepspeed: dict[str, Any],
+    info: processes.RankInfo,
+    signals: processes.SignalFlag,
+    heartbeat: Heartbeat,
+) -> Trainer:
+    """A trainer at the step it starts from; arguments and errors as `train`."""
+    check_folder("output", config.output)
+    device = processes.choose_device(info)
+    # Its backward gives NaN for some lengths with a mask: github.com/pytorch/pytorch/issues/196678.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
+    patient = processes.patient_collectives()
+    with heartbeat.independently("loading the model"), patient, sharded:
+        vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
+    check_budget(config, vlm)
+    warn_of_few_cores(config, info)
+    batch_sizes(deepspeed, info.world_size)  # refused before anything is written
+    with heartbeat.independently("opening the shards"):
+        shards = ShardSet.open(config.data.train_shards)
+    heartbeat.progress("reading the checkpoint or calibrating")
+    collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
+    store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
+    state = store.load()
+    if state is None:
+        statistics = shared_statistics(vlm, shards, collator, config, zero_stage(deepspeed))
+    else:
+        check_resumable(state, config, deepspeed, shards, vlm)
+        statistics = TokenStatistics.from_tensors(state.statistics)
+    if info.is_main:
+        write_resolved(config, deepspeed)
+    heartbeat.progress("building the engine")
+    processes.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
+    model = AutoSelect(vlm, config, statistics.to(device))
+    engine = build_engine(model, config, deepspeed)
+    return Trainer(
+        config,
+        engine,
+        shards,
+        collator,
+        deepspeed,
+        info,
+        device,
+        store,
+        state,
+        signals,
+        heartbeat,
+    )
+
+
+def check_resumable(
+    state: TrainingState,
+    config: TrainConfig,
+    deepspeed: dict[str, Any],
+    shards: ShardSet,
+    vlm: FrozenVLM,
+) -> None:
+    """The run that goes on is the run that was begun.
+
+    A setting of this version that the checkpoint does not name had its default then. Any other that
+    is named only then or only now has changed.
+
+    Raises:
+        ConfigError: another model, other data, or a setting that the numbers so far depend on.
+    """
+    if state.data.get("model_digest") != vlm.digest:
+        raise ConfigError(
+            f"output={config.output} holds a run on other weights of model={config.model}; "
+            "choose another output folder, or remove this one to train anew"
+        )
+    if state.data.get("digest") != shards.digest:
+        raise ConfigError(
+            f"output={config.output} holds a run on other data (digest {state.data.get('digest')}, "
+            f"now {shards.digest}); choose another output folder to train on these shards"
+        )
+    recorded = flatten(state.config) | flatten(state.data.get("step_settings", {}))
+    before = flatten(to_dict(TrainConfig())) | recorded
+    now = flatten(to_dict(config)) | flatten(step_settings(deepspeed))
+    pairs = {
+        k: (before.get(k, UNSET), now.get(k, UNSET)) for k in now | before if k not in FREE_SETTINGS
+    }
+    changed = [f"{k}: {old} -> {new}" for k, (old, new) in pairs.items() if old != new]
+    if changed:
+        listed = ", ".join(changed)
+        raise ConfigError(
+            f"output={config.output} holds a run with other settings ({listed}); "
+            "choose another output folder, or repeat the old settings to go on"
+        )
+
+
+def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
+    """The budget fits into the model's visual tokens, where their number is fixed."""
+    if vlm.num_tokens is not None and config.gate.token_budget > vlm.num_tokens:
+        raise ConfigError(
+            f"gate.token_budget={config.gate.token_budget} exceeds the {vlm.num_tokens} visual "
+            f"tokens of this model; choose 1..{vlm.num_tokens}"
+        )
+
+
+def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
+    """Slurm gives a task one core if nothing is said; decoders and training would share it."""
+    if not (info.is_main and info.source == "slurm"):
+        return
+    cores, wanted = len(os.sched_getaffinity(0)), 1 + config.data.workers
+    if cores < wanted:
+        logger.warning(
+            "data.workers=%d, but this task has %d core(s); give sbatch --cpus-per-task=%d, or "
+            "decoding slows down every step",
+            config.data.workers,
+            cores,
+            wanted,
+        )
+
+
+def write_resolved(config: TrainConfig, deepspeed: dict[str, Any]) -> None:
+    """The whole resolved configuration, beside everything the run writes."""
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = {"train": to_dict(config), "deepspeed": deepspeed}
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+
+
+def shared_statistics(
+    vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig, stage: int
+) -> TokenStatistics:
+    """Rank 0's statistics, on every rank (a collective).
+
+    The others calibrate with it only at ZeRO-3, where each forward pass needs their shards.
+    """
+
+    def calibrated() -> dict[str, Tensor]:
+        return calibrate_on(vlm, shards, collator, config).tensors()
+
+    if stage < 3:
+        return TokenStatistics.from_tensors(rank_zero.on_main(calibrated))
+    with gathered(vlm.vision_parameters()):
+        own = calibrated()
+    return TokenStatistics.from_tensors(rank_zero.broadcast_object(own))
+
+
+def calibrate_on(
+    vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig
+) -> TokenStatistics:
+    """Statistics of what is gated, over the first samples."""
+    site = config.gate.site
+
+    def batches() -> Iterator[Tensor]:
+        with_images = (sample for sample in shards.usable() if sample.pictures)
+        first = islice(with_images, config.gate.calibration_images)
+        while chunk := list(islice(first, CALIBRATION_BATCH)):
+            batch, _ = collate_usable(collator, chunk)
+            if not batch.num_images:
+                continue
+            visual = vlm.encode(batch.pixels, before_projector=site != DEFAULT_SITE)
+            tokens, mask = visual.at(site), visual.mask
+            yield tokens.flatten(0, 1) if mask is None else tokens[mask]
+
+    rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
+    statistics = calibrate(batches(), rank, vlm.width_at(site))
+    logger.info(
+        "calibrated on visual tokens of width %d, participation ratio %.1f",
+        len(statistics.mean),
+        statistics.participation_ratio,
+    )
+    return statistics
+
+
+def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: dict[str, Any]) -> Any:
+    """A DeepSpeed engine that optimises the trainable parameters only."""
+    import deepspeed as ds
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for p in trained if p.ndim >= 2],
+            "weight_decay": config.optimizer.weight_decay,
+        },
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    engine, _, _, _ = ds.initialize(model=model, model_parameters=groups, config=deepspeed)
+    return engine

@@ -1,0 +1,156 @@
+"""Conversations of LLaVA-style records as the model's chat template writes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoselect.config import ConfigError
+from autoselect.data.record import IMAGE_PLACEHOLDER
+from autoselect.vlm.backbone import FrozenVLM, chat
+from autoselect.vlm.text.placeholders import question_content
+
+Content = list[dict[str, Any]]
+PROBE = "yes"
+"""An answer that a template is tried with."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question of a record and its answer; None for a last question that has none."""
+
+    question: str
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class WrittenRound:
+    """What the chat template adds to a conversation in one round.
+
+    Attributes:
+        asked: the question with all that stands before its answer, with marks for images.
+        answer: with all that ends it; empty where there is none.
+    """
+
+    asked: str
+    answer: str
+
+
+def rounds_of(record: dict[str, Any]) -> list[Round]:
+    """Questions and answers of a record whose turns alternate."""
+    texts: list[str | None] = [turn["value"] for turn in record["conversations"]]
+    texts += [None] * (len(texts) % 2)
+    return [Round(str(texts[i]), texts[i + 1]) for i in range(0, len(texts), 2)]
+
+
+def first_rounds(record: dict[str, Any], dropped: int) -> dict[str, Any]:
+    """A record without its last `dropped` rounds."""
+    kept = len(rounds_of(record)) - dropped
+    return {**record, "conversations": record["conversations"][: 2 * kept]}
+
+
+class DialogueWriter:
+    """Writes rounds in the chat template of a model; holds the processor only.
+
+    Args:
+        vlm: whose processor is used.
+        mark: what its template writes for an image.
+
+    Raises:
+        ConfigError: its template does not write the text of an answer.
+    """
+
+    def __init__(self, vlm: FrozenVLM, mark: str) -> None:
+        self.processor = vlm.processor
+        self.model_name = vlm.name
+        self.mark = mark
+        self.answers_in_parts = self._answers_in_parts()
+
+    def _answers_in_parts(self) -> bool:
+        """Whether the template takes an answer as a list of parts, else as plain text.
+
+        Some print what they are given, so that a list of parts is written with its keys.
+        """
+        messages: list[dict[str, Any]] = [{"role": "user", "content": _text("?")}]
+        asked = chat(self.processor, messages, generation=True)
+        for content in (_text(PROBE), PROBE):
+            answered = [*messages, {"role": "assistant", "content": content}]
+            try:
+                told = chat(self.processor, answered, generation=False).removeprefix(asked)
+            except TypeError:
+                continue  # the template joins text to the list
+            if PROBE in told and "type" not in told:
+                return content != PROBE
+        raise ConfigError(
+            f"model={self.model_name}: its chat template does not write the text of an answer, "
+            "given as a list of parts or as plain text; set a chat_template that does"
+        )
+
+    def conversation(self, rounds: Sequence[Round], num_images: int) -> list[WrittenRound]:
+        """Rounds that see the ones before them, images where their marks stand.
+
+        Args:
+            rounds: with as many marks as images; or with none, and the images go first.
+            num_images: of the sample.
+        """
+        counts = [one.question.count(IMAGE_PLACEHOLDER) for one in rounds]
+        if not any(counts):
+            counts[0] = num_images
+        pairs = zip(rounds, counts, strict=True)
+        return self._write([question_content(r.question, n) for r, n in pairs], rounds)
+
+    def independent(self, rounds: Sequence[Round], num_images: int) -> list[WrittenRound]:
+        """Rounds that are each asked about all images, and begin with the same text up to the last.
+
+        The images stand where the first question has all its marks, else before it. Later rounds
+        have what the first one has up to its last image, and then their own text.
+
+        Args:
+            rounds: marks in later ones are taken out.
+            num_images: of the sample, at least one.
+        """
+        contents = [question_content(rounds[0].question, num_images)]
+        first = self._write(contents, rounds[:1])
+        shared = first[0].asked.rpartition(self.mark)[0] + self.mark
+        written = first
+        for one in rounds[1:]:
+            text = one.question.replace(IMAGE_PLACEHOLDER, "").strip()
+            (alone,) = self._write([question_content(text, num_images)], [one])
+            if not alone.asked.startswith(shared):
+                (alone,) = self._write([_up_to_last_image(contents[0]) + _text(text)], [one])
+            written.append(alone)
+        return written
+
+    def _write(self, contents: Sequence[Content], rounds: Sequence[Round]) -> list[WrittenRound]:
+        """The rounds of one conversation.
+
+        Raises:
+            ConfigError: the template rewrites what it wrote before.
+        """
+        messages: list[dict[str, Any]] = []
+        parts: list[WrittenRound] = []
+        written = ""
+        for content, one in zip(contents, rounds, strict=True):
+            messages.append({"role": "user", "content": content})
+            asked = chat(self.processor, messages, generation=True)
+            told = asked
+            if one.answer is not None:
+                answer = _text(one.answer) if self.answers_in_parts else one.answer
+                messages.append({"role": "assistant", "content": answer})
+                told = chat(self.processor, messages, generation=False)
+            if not (asked.startswith(written) and told.startswith(asked)):
+                raise ConfigError(
+                    f"model={self.model_name}: its chat template rewrites earlier turns, so "
+                    "answers cannot be located; train on single-round samples"
+                )
+            parts.append(WrittenRound(asked[len(written) :], told[len(asked) :]))
+            written = told
+        return parts
+
+
+def _text(text: str) -> Content:
+    return [{"type": "text", "text": text}]
+
+
+def _up_to_last_image(content: Content) -> Content:
+    last = max(place for place, part in enumerate(content) if part["type"] == "image")
+    return content[: last + 1]

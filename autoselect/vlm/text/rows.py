@@ -1,0 +1,210 @@
+"""A conversation to a row of a training batch: token ids, labels, positions, rounds.
+
+Rows hold the tokens that inference gives the same text. Where rounds share an image prefix, each is
+tokenised behind the last placeholder, as it stands in a conversation of its own.
+
+Dimension letters: T tokens of the row.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from autoselect.config import ConfigError
+from autoselect.data.record import RecordError
+from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.text.dialogue import DialogueWriter, WrittenRound, rounds_of
+from autoselect.vlm.text.placeholders import fill_marks
+from autoselect.vlm.text.tokens import (
+    IGNORED_LABEL,
+    Tokens,
+    adds_special_tokens,
+    answer_labels,
+    tokenise,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, not padded.
+
+    Attributes:
+        ids: token ids with all placeholders, [T].
+        labels: the next token where it is part of an answer, else -100, [T].
+        positions: [T].
+        segments: round that a token belongs to, -1 for a shared prefix, [T].
+        num_images: images whose placeholders are in it, the first ones of the sample.
+        dropped: rounds of the sample that did not fit.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    positions: list[int]
+    segments: list[int]
+    num_images: int
+    dropped: int
+
+    @property
+    def has_answer(self) -> bool:
+        return any(label != IGNORED_LABEL for label in self.labels)
+
+
+class RowWriter:
+    """Makes rows; holds the processor only.
+
+    Args:
+        vlm: whose processor is used.
+        mark: what its chat template writes for an image.
+        max_text_tokens: longest row, placeholders included.
+
+    Raises:
+        ConfigError: the tokenizer does not tell which characters a token stands for.
+    """
+
+    def __init__(self, vlm: FrozenVLM, mark: str, max_text_tokens: int) -> None:
+        self.tokenizer = vlm.processor.tokenizer
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                f"model={vlm.name}: its {type(self.tokenizer).__name__} does not tell which "
+                "characters a token stands for, so answers cannot be located; save the model with "
+                "a fast tokenizer (tokenizer.json)"
+            )
+        self.dialogue = DialogueWriter(vlm, mark)
+        self.mark = mark
+        self.max_text_tokens = max_text_tokens
+        self.placeholder_id = vlm.image_token_id
+        added = self.tokenizer.added_tokens_decoder.items()
+        self.splitting_ids = {vlm.image_token_id, *(n for n, token in added if token.special)}
+
+    def conversation(self, record: dict[str, Any], images: Sequence[str]) -> Row:
+        """All rounds in one sequence; from the first round that does not fit, they are left out.
+
+        Args:
+            record: its turns alternate, its marks are as many as the images, or none.
+            images: what stands for each image.
+
+        Raises:
+            RecordError: placeholders that stand for no image.
+        """
+        written = self.dialogue.conversation(rounds_of(record), len(images))
+        counts = [one.asked.count(self.mark) for one in written]
+        _check_marks(sum(counts), len(images), self.mark)
+        rest = iter(images)
+        text, answers, ends = "", [], []
+        for one, count in zip(written, counts, strict=True):
+            text += fill_marks(one.asked, self.mark, list(islice(rest, count)))
+            answers.append((len(text), len(text) + len(one.answer)))
+            text += one.answer
+            ends.append(len(text))
+        kept, tokens = self._fitting(text, ends)
+        text = text[: ends[kept - 1]] if kept else ""
+        shown = sum(counts[:kept])
+        self._check_placeholders(tokens.ids, images[:shown])
+        return Row(
+            ids=tokens.ids,
+            labels=_next_labels(answer_labels(tokens, text, answers[:kept])),
+            positions=list(range(len(tokens))),
+            segments=[0] * len(tokens),
+            num_images=shown,
+            dropped=len(ends) - kept,
+        )
+
+    def _fitting(self, text: str, ends: Sequence[int]) -> tuple[int, Tokens]:
+        """How many of the rounds that end at `ends` fit, and their tokens."""
+        special = adds_special_tokens(self.tokenizer, text)
+        kept, tokens = len(ends), tokenise(self.tokenizer, text, special)
+        while kept and len(tokens) > self.max_text_tokens:
+            reached = tokens.spans[self.max_text_tokens - 1][1]
+            kept = min(kept - 1, bisect_right(ends, reached))
+            tokens = tokenise(self.tokenizer, text[: ends[kept - 1]], special)
+        return (kept, tokens) if kept else (0, Tokens([], []))
+
+    def independent(self, record: dict[str, Any], images: Sequence[str]) -> Row:
+        """Rounds behind one image prefix, blind to each other; those that do not fit are left out.
+
+        Arguments and errors as `conversation`; there is an image at least.
+        """
+        written = self.dialogue.independent(rounds_of(record), len(images))
+        for one in written:
+            _check_marks(one.asked.count(self.mark), len(images), self.mark)
+        prefix, rounds = split_prefix(written, self.mark)
+        shared, last, rest = self._prefix(fill_marks(prefix, self.mark, images))
+        row = Row(
+            ids=list(shared.ids),
+            labels=[IGNORED_LABEL] * len(shared),
+            positions=list(range(len(shared))),
+            segments=[-1] * len(shared),
+            num_images=len(images),
+            dropped=0,
+        )
+        kept = 0
+        for one in rounds:
+            tokens, labels = self._behind(last, WrittenRound(rest + one.asked, one.answer))
+            if len(row.ids) + len(tokens) > self.max_text_tokens:
+                continue
+            row.ids.extend(tokens.ids)
+            row.labels.extend(labels)
+            row.positions.extend(range(len(shared), len(shared) + len(tokens)))
+            row.segments.extend([kept] * len(tokens))
+            kept += 1
+        self._check_placeholders(row.ids, images)
+        return replace(row, dropped=len(rounds) - kept)
+
+    def _prefix(self, text: str) -> tuple[Tokens, str, str]:
+        """Tokens up to the last special one, its text, and the text behind it.
+
+        Special tokens split a text: what stands before one changes nothing behind it. What follows
+        the last is not tokenised here, because it joins the text of each round: Gemma's processor
+        ends an image with line breaks.
+        """
+        tokens = tokenise(self.tokenizer, text, adds_special_tokens(self.tokenizer, text))
+        place = max(
+            place
+            for place, (token, (start, end)) in enumerate(
+                zip(tokens.ids, tokens.spans, strict=True)
+            )
+            if token in self.splitting_ids and end > start
+        )
+        start, end = tokens.spans[place]
+        shared = Tokens(tokens.ids[: place + 1], tokens.spans[: place + 1])
+        return shared, text[start:end], text[end:]
+
+    def _behind(self, last: str, one: WrittenRound) -> tuple[Tokens, list[int]]:
+        """Tokens of a round as it stands behind the last token of a prefix, and their labels."""
+        text = last + one.asked + one.answer
+        tokens = tokenise(self.tokenizer, text, special=False)
+        labels = answer_labels(tokens, text, [(len(last) + len(one.asked), len(text))])
+        first = next(i for i, token in enumerate(tokens.ids) if token in self.splitting_ids) + 1
+        return tokens.behind(first), _next_labels(labels[first:])
+
+    def _check_placeholders(self, ids: list[int], images: Sequence[str]) -> None:
+        placeholder = self.tokenizer.convert_ids_to_tokens(self.placeholder_id)
+        wanted = sum(text.count(placeholder) for text in images)
+        if (found := ids.count(self.placeholder_id)) != wanted:
+            raise RecordError(
+                "placeholder_text",
+                f"{found} tokens {placeholder!r} for {wanted} visual tokens of its images",
+            )
+
+
+def split_prefix(written: Sequence[WrittenRound], mark: str) -> tuple[str, list[WrittenRound]]:
+    """The common text up to the last image, and what follows it in each round."""
+    end = written[0].asked.rindex(mark) + len(mark)
+    prefix = written[0].asked[:end]
+    assert all(one.asked.startswith(prefix) for one in written)
+    return prefix, [WrittenRound(one.asked[end:], one.answer) for one in written]
+
+
+def _next_labels(labels: list[int]) -> list[int]:
+    """Labels of the next token; the last one of a round predicts nothing."""
+    return [*labels[1:], IGNORED_LABEL] if labels else []
+
+
+def _check_marks(found: int, wanted: int, mark: str) -> None:
+    if found != wanted:
+        raise RecordError(
+            "unprocessable",
+            f"the chat template of the model writes {found} {mark!r} for {wanted} images",
+        )

@@ -1,0 +1,46 @@
+#include "cpu/rows.h"
+
+#include <c10/util/Exception.h>
+
+#include <cstdlib>
+#include <string>
+
+namespace autoselect {
+namespace {
+
+int best_level() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512cd");
+  return avx2 && avx512 ? 2 : avx2 ? 1 : 0;
+#else
+  return 0;
+#endif
+}
+
+CpuRows choose() {
+  const char* names[] = {"baseline", "avx2", "avx512"};
+  int level = best_level();
+  if (const char* wanted = std::getenv("AUTOSELECT_CPU_ISA")) {
+    int asked = -1;
+    for (int i = 0; i < 3; ++i) {
+      if (std::string(wanted) == names[i]) asked = i;
+    }
+    TORCH_CHECK(asked >= 0 && asked <= level, "AUTOSELECT_CPU_ISA=", wanted,
+                " is not available on this processor; use one up to ", names[level]);
+    level = asked;
+  }
+  return level == 2 ? cpu_rows_avx512() : level == 1 ? cpu_rows_avx2() : cpu_rows_baseline();
+}
+
+}  // namespace
+
+const CpuRows& cpu_rows() {
+  static const CpuRows rows = choose();
+  return rows;
+}
+
+}  // namespace autoselect

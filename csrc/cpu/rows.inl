@@ -1,0 +1,324 @@
+// Included by rows_*.cpp inside one anonymous namespace per instruction set; see rows.h.
+//
+// Sums run over kLanes partial sums, so that the compiler can vectorise them without reordering.
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kChunk = 512;      // elements summed in work precision before going to double
+constexpr int64_t kTileBlocks = 64;  // Philox blocks drawn at a time
+constexpr int64_t kTile = 4 * kTileBlocks;
+
+template <typename W>
+inline double lane_sum(const W* lanes) {
+  double total = 0.0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) total += double(lanes[lane]);
+  return total;
+}
+
+// Adds up M terms of each of `count` elements; `terms_of(i, terms)` writes those of element i.
+template <typename W, int M, typename Terms>
+inline void sum_terms(int64_t count, double* totals, const Terms& terms_of) {
+  for (int m = 0; m < M; ++m) totals[m] = 0.0;
+  for (int64_t start = 0; start < count; start += kChunk) {
+    const int64_t end = start + kChunk < count ? start + kChunk : count;
+    W lanes[M][kLanes] = {};
+    const int64_t whole = start + (end - start) / kLanes * kLanes;
+    for (int64_t i = start; i < whole; i += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        W terms[M];
+        terms_of(i + lane, terms);
+        for (int m = 0; m < M; ++m) lanes[m][lane] += terms[m];
+      }
+    }
+    for (int64_t i = whole; i < end; ++i) {
+      W terms[M];
+      terms_of(i, terms);
+      for (int m = 0; m < M; ++m) lanes[m][i - whole] += terms[m];
+    }
+    for (int m = 0; m < M; ++m) totals[m] += lane_sum(lanes[m]);
+  }
+}
+
+template <typename W>
+RowSummary<W> summarise(const W* scores, int64_t count) {
+  W smallest = scores[0];
+  W largest = scores[0];
+  for (int64_t i = 1; i < count; ++i) {
+    smallest = scores[i] < smallest ? scores[i] : smallest;
+    largest = scores[i] > largest ? scores[i] : largest;
+  }
+  const W middle = smallest + (largest - smallest) * W(0.5);
+  double sums[2];
+  sum_terms<W, 2>(count, sums, [&](int64_t i, W* terms) {
+    terms[0] = scores[i] - middle;
+    terms[1] = terms[0] * terms[0];
+  });
+  const double mean = sums[0] / double(count);
+  const double variance = sums[1] / double(count) - mean * mean;
+  return {W(double(middle) + mean), W(variance > 0.0 ? variance : 0.0), smallest, largest};
+}
+
+template <typename W>
+RowExcess<W> row_excess(const W* scores, int64_t count, Threshold<W> threshold, W inverse) {
+  double sums[3];
+  sum_terms<W, 3>(count, sums, [&](int64_t i, W* terms) {
+    RowExcess<W> one = {};
+    add_token(one, gate_logit(scores[i], threshold, inverse));
+    terms[0] = one.above;
+    terms[1] = one.signed_terms;
+    terms[2] = one.slope;
+  });
+  return {W(sums[0]), W(sums[1]), W(sums[2])};
+}
+
+template <typename W>
+void solve_row(const W* scores, int64_t count, W budget, W temperature, W* logits, W* gates) {
+  const W inverse = W(1) / temperature;
+  ThresholdSearch<W> search;
+  search.begin(summarise(scores, count), budget, W(count), temperature);
+  for (int i = 0; i < kMaxIterations && !search.done; ++i) {
+    search.advance(row_excess(scores, count, search.current, inverse));
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    logits[i] = gate_logit(scores[i], search.current, inverse);
+    gates[i] = gate_from_logit(logits[i]);
+  }
+}
+
+template <typename W>
+void score_gradient(const W* logits, const W* grad_gates, const W* grad_logits, int64_t count,
+                    W temperature, W* grad_scores) {
+  W nearest = W(INFINITY);
+  for (int64_t i = 0; i < count; ++i) {
+    const W size = magnitude(logits[i]);
+    nearest = size < nearest ? size : nearest;
+  }
+  const bool settled = nearest == W(INFINITY);
+  double sums[2];
+  sum_terms<W, 2>(count, sums, [&](int64_t i, W* terms) {
+    W h = grad_logits != nullptr ? grad_logits[i] : W(0);
+    if (grad_gates != nullptr) h += gate_slope(logits[i]) * grad_gates[i];
+    grad_scores[i] = h;
+    terms[0] = h;
+    terms[1] = threshold_weight(logits[i], nearest);
+  });
+  const W mean = W(sums[0] / sums[1]);
+  const W inverse = W(1) / temperature;
+  for (int64_t i = 0; i < count; ++i) {
+    const W weight = threshold_weight(logits[i], nearest);
+    grad_scores[i] = settled ? W(0) : (grad_scores[i] - weight * mean) * inverse;
+  }
+}
+
+// Random words of `lanes` Philox blocks from `block` on; lanes is a multiple of kLanes.
+struct BlockWords {
+  uint32_t x0[kTileBlocks], x1[kTileBlocks], x2[kTileBlocks], x3[kTileBlocks];
+};
+
+#if defined(AUTOSELECT_AVX512)
+// One counter per 64-bit lane: the widening product takes one instruction, which the compiler does
+// not find by itself. What is left above bit 32 of a lane is never read.
+struct WideCounters {
+  __m512i c0, c1, c2, c3;
+};
+
+inline void philox_round(WideCounters& c, __m512i key_low, __m512i key_high) {
+  constexpr int kXorOfThree = 0x96;
+  const __m512i product0 = _mm512_mul_epu32(c.c0, _mm512_set1_epi64(0xD2511F53u));
+  const __m512i product1 = _mm512_mul_epu32(c.c2, _mm512_set1_epi64(0xCD9E8D57u));
+  c.c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c.c1, key_low, kXorOfThree);
+  c.c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c.c3, key_high, kXorOfThree);
+  c.c1 = product1;
+  c.c3 = product0;
+}
+
+inline void store_low_halves(__m512i wide, uint32_t* out) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi64_epi32(wide));
+}
+
+inline void draw_words(PhiloxKey stream, TokenPlace place, uint32_t block, int64_t lanes,
+                       BlockWords& words) {
+  __m512i keys_low[10], keys_high[10];
+  for (int round = 0; round < 10; ++round) {
+    keys_low[round] = _mm512_set1_epi64(uint32_t(stream.low + uint32_t(round) * 0x9E3779B9u));
+    keys_high[round] = _mm512_set1_epi64(uint32_t(stream.high + uint32_t(round) * 0xBB67AE85u));
+  }
+  const __m512i ramp = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512i token = _mm512_set1_epi64(place.token);
+  const __m512i sample_low = _mm512_set1_epi64(uint32_t(place.sample));
+  const __m512i sample_high = _mm512_set1_epi64(uint32_t(uint64_t(place.sample) >> 32));
+  constexpr int kAbreast = kLanes / 8;  // independent chains, so that their latencies overlap
+  for (int64_t i = 0; i < lanes; i += kLanes) {
+    WideCounters counters[kAbreast];
+    for (int j = 0; j < kAbreast; ++j) {
+      const __m512i first = _mm512_set1_epi64(int64_t(block) + i + 8 * j);
+      counters[j] = {_mm512_add_epi64(first, ramp), token, sample_low, sample_high};
+    }
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      for (int j = 0; j < kAbreast; ++j) {
+        philox_round(counters[j], keys_low[round], keys_high[round]);
+      }
+    }
+    for (int j = 0; j < kAbreast; ++j) {
+      store_low_halves(counters[j].c0, words.x0 + i + 8 * j);
+      store_low_halves(counters[j].c1, words.x1 + i + 8 * j);
+      store_low_halves(counters[j].c2, words.x2 + i + 8 * j);
+      store_low_halves(counters[j].c3, words.x3 + i + 8 * j);
+    }
+  }
+}
+#else
+inline void draw_words(PhiloxKey stream, TokenPlace place, uint32_t block, int64_t lanes,
+                       BlockWords& words) {
+  for (int64_t i = 0; i < lanes; ++i) {
+    const PhiloxWords four = noise_words(stream, block + uint32_t(i), place.token, place.sample);
+    words.x0[i] = four.x0;
+    words.x1[i] = four.x1;
+    words.x2[i] = four.x2;
+    words.x3[i] = four.x3;
+  }
+}
+#endif
+
+// Normals of noise channels 4 * block .. of one token; writes a multiple of 4 * kLanes of them.
+inline void draw_normals(PhiloxKey stream, TokenPlace place, int64_t block, int64_t blocks,
+                         float* normals) {
+  const int64_t lanes = (blocks + kLanes - 1) / kLanes * kLanes;
+  BlockWords words;
+  draw_words(stream, place, uint32_t(block), lanes, words);
+  for (int64_t i = 0; i < lanes; ++i) {
+    float n0, n1, n2, n3;
+    box_muller(words.x0[i], words.x1[i], n0, n1);
+    box_muller(words.x2[i], words.x3[i], n2, n3);
+    normals[4 * i] = n0;
+    normals[4 * i + 1] = n1;
+    normals[4 * i + 2] = n2;
+    normals[4 * i + 3] = n3;
+  }
+}
+
+constexpr int64_t kMaxRank = 64;
+
+// L eps of one token, tile by tile.
+template <typename W>
+class TokenNoise {
+ public:
+  TokenNoise(const NoiseSource<W>& source, TokenPlace place) : source_(source), place_(place) {
+    if (source.factor != nullptr) draw_common_part();
+  }
+
+  // Writes L eps of channels start .. start + size - 1; start is a multiple of kTile.
+  void tile(int64_t start, int64_t size, W* noise) const {
+    float normals[kTile];
+    draw_normals(source_.stream, place_, start / 4, (size + 3) / 4, normals);
+    const W* std = source_.std + start;
+    for (int64_t c = 0; c < size; ++c) noise[c] = std[c] * W(normals[c]);
+    for (int64_t j = 0; j < (source_.factor != nullptr ? source_.rank : 0); ++j) {
+      const W* direction = source_.factor + j * source_.width + start;
+      const W weight = common_[j];
+      for (int64_t c = 0; c < size; ++c) noise[c] += weight * direction[c];
+    }
+  }
+
+ private:
+  // eta is drawn from the channels that follow the token's own.
+  void draw_common_part() {
+    float normals[kTile];
+    const int64_t first = source_.width / 4;
+    const int64_t skip = source_.width % 4;
+    draw_normals(source_.stream, place_, first, (skip + source_.rank + 3) / 4, normals);
+    for (int64_t j = 0; j < source_.rank; ++j) common_[j] = W(normals[skip + j]);
+  }
+
+  const NoiseSource<W>& source_;
+  TokenPlace place_;
+  W common_[kMaxRank];
+};
+
+template <typename T>
+void gate_forward(const T* x, T* out, const NoiseSource<Work<T>>& source, TokenPlace place,
+                  Work<T> a, Work<T> b) {
+  using W = Work<T>;
+  const W rest = W(1) - a;
+  if (b == W(0)) {
+    for (int64_t c = 0; c < source.width; ++c) {
+      from_work(a * to_work(x[c]) + rest * source.mean[c], out[c]);
+    }
+    return;
+  }
+  const TokenNoise<W> noise_of_token(source, place);
+  for (int64_t start = 0; start < source.width; start += kTile) {
+    const int64_t size = source.width - start < kTile ? source.width - start : kTile;
+    W noise[kTile];
+    noise_of_token.tile(start, size, noise);
+    const T* x_tile = x + start;
+    T* out_tile = out + start;
+    const W* mean = source.mean + start;
+    for (int64_t c = 0; c < size; ++c) {
+      from_work(a * to_work(x_tile[c]) + rest * mean[c] + b * noise[c], out_tile[c]);
+    }
+  }
+}
+
+// lanes[c mod kLanes] += terms[c]
+template <typename W>
+inline void add_to_lanes(const W* terms, int64_t size, W* lanes) {
+  W sums[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane];
+  const int64_t whole = size / kLanes * kLanes;
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += terms[c + lane];
+  }
+  for (int64_t c = whole; c < size; ++c) sums[c - whole] += terms[c];
+  for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = sums[lane];
+}
+
+template <typename T>
+void gate_backward(const T* grad, const T* x, T* grad_x, const NoiseSource<Work<T>>& source,
+                   TokenPlace place, Work<T> a, bool noise_matters, Work<T>* dots) {
+  using W = Work<T>;
+  dots[0] = dots[1] = W(0);
+  if (!noise_matters) {
+    for (int64_t c = 0; c < source.width; ++c) from_work(a * to_work(grad[c]), grad_x[c]);
+    return;
+  }
+  const TokenNoise<W> noise_of_token(source, place);
+  W signal_lanes[kLanes] = {};
+  W noise_lanes[kLanes] = {};
+  for (int64_t start = 0; start < source.width; start += kTile) {
+    const int64_t size = source.width - start < kTile ? source.width - start : kTile;
+    W noise[kTile], signal_terms[kTile], noise_terms[kTile];
+    noise_of_token.tile(start, size, noise);
+    const T* x_tile = x + start;
+    const T* grad_tile = grad + start;
+    T* out_tile = grad_x + start;
+    const W* mean = source.mean + start;
+    for (int64_t c = 0; c < size; ++c) {
+      const W gradient = to_work(grad_tile[c]);
+      signal_terms[c] = gradient * (to_work(x_tile[c]) - mean[c]);
+      noise_terms[c] = gradient * noise[c];
+      from_work(a * gradient, out_tile[c]);
+    }
+    add_to_lanes(signal_terms, size, signal_lanes);
+    add_to_lanes(noise_terms, size, noise_lanes);
+  }
+  dots[0] = W(lane_sum(signal_lanes));
+  dots[1] = W(lane_sum(noise_lanes));
+}
+
+template <typename T>
+TokenKernels<T> token_kernels_here() {
+  return {gate_forward<T>, gate_backward<T>};
+}
+
+inline CpuRows rows_here(const char* instruction_set) {
+  return {instruction_set,
+          solve_row<float>,
+          solve_row<double>,
+          score_gradient<float>,
+          score_gradient<double>,
+          token_kernels_here<float>(),
+          token_kernels_here<double>(),
+          token_kernels_here<BFloat16>(),
+          token_kernels_here<Half16>()};
+}

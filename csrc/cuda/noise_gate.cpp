@@ -1,0 +1,137 @@
+#include "noise_gate.h"
+
+#include <torch/library.h>
+
+#include "cuda/glue.h"
+#include "soft_top_k.h"
+
+namespace autoselect {
+namespace {
+
+// The tensors of a call as the kernels read them; keeps converted copies alive.
+class PreparedGate {
+ public:
+  PreparedGate(const at::Tensor& tokens, const at::Tensor& gate, const NoiseTensors& noise)
+      : tokens_(tokens.contiguous()),
+        gate_(in_type(gate, work_type(tokens))),
+        mean_(in_type(noise.mean, work_type(tokens))),
+        std_(in_type(noise.std, work_type(tokens))),
+        factor_(in_type(noise.factor, work_type(tokens))),
+        seed_(noise.seed),
+        step_(noise.step),
+        sample_ids_(noise.sample_ids.contiguous()) {}
+
+  template <typename T>
+  GateArgs<T> args(bool from_logits) const {
+    using W = Work<T>;
+    return {read<T>(tokens_),
+            read<W>(gate_),
+            from_logits,
+            read<W>(mean_),
+            read<W>(std_),
+            read<W>(factor_),
+            read<int64_t>(seed_),
+            read<int64_t>(step_),
+            read<int64_t>(sample_ids_),
+            factor_.defined() ? factor_.size(0) : 0,
+            tokens_.size(0),
+            tokens_.size(1),
+            tokens_.size(2)};
+  }
+
+  const at::Tensor& tokens() const { return tokens_; }
+  const at::Tensor& gate() const { return gate_; }
+
+ private:
+  at::Tensor tokens_, gate_, mean_, std_, factor_, seed_, step_, sample_ids_;
+};
+
+at::Tensor run_forward(const PreparedGate& prepared, bool from_logits) {
+  at::Tensor gated = at::empty_like(prepared.tokens());
+  AS_DISPATCH_TOKENS(gated.scalar_type(), [&] {
+    C10_CUDA_CHECK(
+        launch_gate_forward(prepared.args<T>(from_logits), write<T>(gated), stream_of(gated)));
+  });
+  return gated;
+}
+
+// (dL/dtokens, dL/dlogit or dL/dgate of every token)
+std::tuple<at::Tensor, at::Tensor> run_backward(const PreparedGate& prepared, bool from_logits,
+                                                const at::Tensor& grad) {
+  const at::Tensor g = grad.contiguous();
+  at::Tensor grad_tokens = at::empty_like(prepared.tokens());
+  at::Tensor grad_gate = at::empty_like(prepared.gate());
+  AS_DISPATCH_TOKENS(g.scalar_type(), [&] {
+    C10_CUDA_CHECK(launch_gate_backward(prepared.args<T>(from_logits), read<T>(g),
+                                        write<T>(grad_tokens), write<Work<T>>(grad_gate),
+                                        stream_of(g)));
+  });
+  return {grad_tokens, grad_gate};
+}
+
+}  // namespace
+
+at::Tensor noise_gate_cuda(const at::Tensor& tokens, const at::Tensor& gates,
+                           const at::Tensor& mean, const at::Tensor& std,
+                           const OptionalTensor& factor, const at::Tensor& seed,
+                           const at::Tensor& step, const at::Tensor& sample_ids) {
+  check_statistics(tokens, mean, std, factor);
+  check_noise_key(tokens, seed, step, sample_ids);
+  check_gate_shape("gates", gates, tokens);
+  const c10::cuda::CUDAGuard guard(tokens.device());
+  return run_forward({tokens, gates, {mean, std, factor, seed, step, sample_ids}}, false);
+}
+
+std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cuda(
+    const at::Tensor& grad, const at::Tensor& tokens, const at::Tensor& gates,
+    const at::Tensor& mean, const at::Tensor& std, const OptionalTensor& factor,
+    const at::Tensor& seed, const at::Tensor& step, const at::Tensor& sample_ids) {
+  check_statistics(tokens, mean, std, factor);
+  check_noise_key(tokens, seed, step, sample_ids);
+  check_gate_shape("gates", gates, tokens);
+  check_grad(grad, tokens);
+  const c10::cuda::CUDAGuard guard(tokens.device());
+  const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
+  auto [grad_tokens, grad_gates] = run_backward({tokens, gates, noise}, false, grad);
+  return {grad_tokens, grad_gates.to(gates.scalar_type())};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_top_k_noise_gate_cuda(
+    const at::Tensor& tokens, const at::Tensor& scores, const OptionalTensor& k_rows, int64_t k,
+    const at::Tensor& temperature, const at::Tensor& mean, const at::Tensor& std,
+    const OptionalTensor& factor, const at::Tensor& seed, const at::Tensor& step,
+    const at::Tensor& sample_ids, const OptionalTensor& mask) {
+  check_statistics(tokens, mean, std, factor);
+  check_noise_key(tokens, seed, step, sample_ids);
+  check_gate_shape("scores", scores, tokens);
+  const c10::cuda::CUDAGuard guard(tokens.device());
+  const auto [gates, logits] = soft_top_k_cuda(scores, k_rows, k, temperature, mask);
+  const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
+  return {run_forward({tokens, logits, noise}, true), gates, logits};
+}
+
+std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cuda(
+    const at::Tensor& grad, const OptionalTensor& grad_gates, const at::Tensor& tokens,
+    const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& mean,
+    const at::Tensor& std, const OptionalTensor& factor, const at::Tensor& seed,
+    const at::Tensor& step, const at::Tensor& sample_ids) {
+  check_statistics(tokens, mean, std, factor);
+  check_noise_key(tokens, seed, step, sample_ids);
+  check_gate_shape("logits", logits, tokens);
+  check_grad(grad, tokens);
+  if (grad_gates.has_value()) check_shape("grad_gates", *grad_gates, logits.sizes(), tokens);
+  const c10::cuda::CUDAGuard guard(tokens.device());
+  const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
+  const auto [grad_tokens, grad_logits] = run_backward({tokens, logits, noise}, true, grad);
+  const at::Tensor row_logits = in_type(logits, work_type(logits));
+  return {grad_tokens, score_gradient_cuda(row_logits, grad_gates, grad_logits, temperature)};
+}
+
+TORCH_LIBRARY_IMPL(autoselect, CUDA, m) {
+  m.impl("noise_gate", &noise_gate_cuda);
+  m.impl("noise_gate_backward", &noise_gate_backward_cuda);
+  m.impl("soft_top_k_noise_gate", &soft_top_k_noise_gate_cuda);
+  m.impl("soft_top_k_noise_gate_backward", &soft_top_k_noise_gate_backward_cuda);
+}
+
+}  // namespace autoselect

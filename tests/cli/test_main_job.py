@@ -1,0 +1,93 @@
+"""The main job in small, by documented commands only: shards, two ranks, evaluation, report."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoselect.pruning.selector import Selector
+from tests.launching import call, free_port
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "autoselect" / "reference" / "model"
+STEPS = 4
+
+
+def train(folder: Path, *flags: str) -> str:
+    return call(
+        folder,
+        "deepspeed",
+        "--num_gpus=2",
+        f"--master_port={free_port()}",
+        str(ROOT / "autoselect" / "train.py"),
+        "--deepspeed",
+        str(ROOT / "configs" / "deepspeed" / "zero2.json"),
+        "--data.train_shards=shards/train-*.tar",
+        "--output=run",
+        f"--steps={STEPS}",
+        *flags,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    sizes = ["--train", "64", "--val", "1", "--test", "12"]
+    call(folder, "autoselect", "reference", "shards", "--out", "shards", *sizes)
+    before = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
+    log = train(folder)
+    after = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
+    assert before == after
+    call(
+        folder,
+        *("autoselect", "eval", "--model", str(MODEL), "--selector", "run/selector"),
+        *("--shards", "shards/test-*.tar", "--budgets", "8,144", "--methods", "random"),
+        *("--out", "evaluation"),
+    )
+    return folder, log
+
+
+def test_training_exports_a_selector_and_its_resolved_configuration(finished):
+    folder, _ = finished
+    selector = Selector.from_pretrained(folder / "run" / "selector")
+    assert selector.width == 192
+    assert selector.metadata["steps"] == STEPS
+    resolved = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    assert resolved["train"]["steps"] == STEPS
+    assert resolved["deepspeed"]["zero_optimization"]["stage"] == 2
+
+
+def test_a_finished_run_started_again_trains_no_further(finished):
+    folder, _ = finished
+    weights = (folder / "run" / "selector" / "selector.safetensors").read_bytes()
+    assert f"going on at step {STEPS} of {STEPS}" in train(folder)
+    assert (folder / "run" / "selector" / "selector.safetensors").read_bytes() == weights
+
+
+def test_the_report_has_the_shape_that_others_rely_on(finished):
+    folder, _ = finished
+    report = json.loads((folder / "evaluation" / "report.json").read_text())
+    assert report["num_tokens"] == 144
+    assert set(report["full"]) >= {"mean", "tasks"}
+    assert set(report["blind"]["tasks"]) == set(report["full"]["tasks"])
+    assert len(report["full"]["tasks"]) == 5
+    methods = {(row["method"], row["budget"]) for row in report["rows"]}
+    assert methods == {(m, b) for m in ("autoselect", "random") for b in (8, 144)}
+    for row in report["rows"]:
+        low, high = row["retention_ci95"]
+        assert low <= row["retention"] <= high
+        if row["budget"] == 144:
+            assert row["retention"] == 1.0 and row["tasks"] == report["full"]["tasks"]
+    assert report["latency"]["full_prefill_ms"] > 0
+    for pruned in report["latency"]["pruned"]:
+        cost = pruned["prefill_ms"] + pruned["selector_ms"]
+        assert pruned["speedup"] == pytest.approx(report["latency"]["full_prefill_ms"] / cost)
+    assert (folder / "evaluation" / "report.md").is_file()
+    assert len(list((folder / "evaluation" / "figures").glob("*.png"))) >= 2
+
+
+def test_both_runs_are_tracked(finished):
+    folder, _ = finished
+    assert (folder / "mlflow.db").is_file()

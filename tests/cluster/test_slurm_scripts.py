@@ -1,0 +1,269 @@
+"""The Slurm scripts against stand-ins of Slurm's commands; the real Slurm is in tests/cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+
+SRUN = """#!/bin/bash
+echo "srun $*" >> "$LOG"
+echo "meeting $MASTER_ADDR:$MASTER_PORT threads $OMP_NUM_THREADS" >> "$LOG"
+while [[ "$1" == --* ]]; do shift; done
+set -m  # as Slurm, signal the whole process group of the task
+SLURM_PROCID=0 "$@" &
+task=$!
+trap 'kill -s USR1 -- "-$task"' USR1
+trap 'kill -s TERM -- "-$task"' TERM
+wait "$task"; code=$?
+while kill -0 "$task" 2>/dev/null; do wait "$task"; code=$?; done
+exit "$code"
+"""
+
+PYTHON = """#!/bin/bash
+echo "$(basename "$0") $*" >> "$LOG"
+trap 'echo "task got USR1" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' USR1
+trap 'echo "task got TERM" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' TERM
+echo "running" >> "$LOG"
+if [ -n "${RUN_S:-}" ]; then for _ in $(seq "$RUN_S"); do sleep 0.1; done; fi
+exit "${CODE:-0}"
+"""
+
+SCONTROL = """#!/bin/bash
+echo "scontrol $*" >> "$LOG"
+case "$1 $2" in
+    "show hostnames") printf 'n7\\nn8\\n' ;;
+    "show job")
+        echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
+        echo "   PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=${PREEMPT_TIME:-None}"
+        ;;
+    "show node") echo "   NodeAddr=10.0.0.7 NodeHostName=n7 Version=22" ;;
+    requeue*) exit "${REQUEUE_CODE:-0}" ;;
+esac
+"""
+
+
+class Cluster:
+    """A folder of stand-ins in front of PATH, and what they were called with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        self.folder = folder
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
+            path = folder / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o755)
+        (folder / "slurm").symlink_to(ROOT / "slurm")
+        self.environment = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "LOG": str(self.log),
+            "PYTHON": "python",
+            "SLURM_SUBMIT_DIR": str(folder),
+            "SLURM_JOB_ID": "40123",
+            "SLURM_JOB_NODELIST": "n[7-8]",
+            "SLURM_NTASKS": "2",
+        }
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(ROOT / "slurm" / script), *arguments],
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str, **environment: str) -> tuple[int, str]:
+        process = self.start(script, *arguments, **environment)
+        output, _ = process.communicate(timeout=30)
+        return process.returncode, output
+
+    def calls(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def signalled(self, number: signal.Signals, **environment: str) -> tuple[int, str]:
+        """Runs train.sh, sends it a signal while its step runs; exit code and calls."""
+        process = self.start("train.sh", RUN_S="300", **environment)
+        deadline = time.monotonic() + 20
+        while "running" not in self.calls():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        return process.returncode, self.calls()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_valid_bash_without_paths_of_a_site(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    assert not re.search(r"(?<![\w.$}])/(home|work|scratch|opt|mnt|tmp|data)/", text)
+    assert "--open-mode=append" in text and "--requeue" in text
+    assert not re.search(r"#SBATCH --(partition|account|qos|mail)", text)
+
+
+def test_the_three_scripts_are_there() -> None:
+    assert [path.name for path in SCRIPTS] == ["eval.sh", "sweep.sh", "train.sh"]
+
+
+def test_train_starts_one_task_per_rank_and_passes_the_arguments_on(cluster: Cluster) -> None:
+    code, output = cluster.run("train.sh", "--steps", "5", "--gate.token_budget", "8")
+    assert code == 0, output
+    assert "srun --kill-on-bad-exit=1 " in cluster.calls()
+    assert "python -u autoselect/train.py --deepspeed configs/" in cluster.calls()
+    assert "zero2.json --steps 5 --gate.token_budget 8" in cluster.calls()
+    assert "meeting 10.0.0.7:20123 threads 1" in cluster.calls()
+    assert "requeue" not in cluster.calls()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 75, 143])
+def test_the_exit_code_is_that_of_the_step(cluster: Cluster, code: int) -> None:
+    assert cluster.run("train.sh", CODE=str(code))[0] == code
+    assert "requeue" not in cluster.calls()
+
+
+def test_usr1_reaches_the_tasks_and_the_job_is_requeued_after_the_checkpoint(
+    cluster: Cluster,
+) -> None:
+    code, calls = cluster.signalled(signal.SIGUSR1)
+    assert code == 0
+    assert calls.count("task got USR1") == 1
+    assert calls.index("task got USR1") < calls.index("scontrol requeue 40123")
+
+
+def test_a_run_that_fails_while_it_saves_is_not_requeued(cluster: Cluster) -> None:
+    code, calls = cluster.signalled(signal.SIGUSR1, ON_SIGNAL="1")
+    assert code == 1 and "requeue" not in calls
+
+
+def test_a_run_that_finishes_at_the_signal_is_not_requeued(cluster: Cluster) -> None:
+    code, calls = cluster.signalled(signal.SIGUSR1, ON_SIGNAL="0")
+    assert code == 0 and "requeue" not in calls
+
+
+def test_a_cancelled_job_saves_but_is_not_requeued(cluster: Cluster) -> None:
+    code, calls = cluster.signalled(signal.SIGTERM)
+    assert code == 75 and "task got TERM" in calls and "requeue" not in calls
+
+
+PREEMPTED_NOW = {"PREEMPT_TIME": "2026-01-01T00:05:00"}
+
+
+def test_a_preempted_job_saves_and_is_requeued(cluster: Cluster) -> None:
+    """Within its GraceTime; Slurm then sends TERM to the tasks, as for a cancelled job."""
+    code, calls = cluster.signalled(signal.SIGTERM, **PREEMPTED_NOW)
+    assert code == 0
+    assert calls.index("task got TERM") < calls.index("scontrol requeue 40123")
+
+
+def test_a_job_that_is_preempted_before_its_ranks_have_met_is_requeued(cluster: Cluster) -> None:
+    assert cluster.run("train.sh", CODE="143", **PREEMPTED_NOW)[0] == 0
+    assert "scontrol requeue 40123" in cluster.calls()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_preempted_job_that_finishes_or_fails_is_not_requeued(
+    cluster: Cluster, code: int
+) -> None:
+    assert cluster.run("train.sh", CODE=str(code), **PREEMPTED_NOW)[0] == code
+    assert "requeue" not in cluster.calls()
+
+
+def test_a_job_that_cannot_be_requeued_keeps_its_code(cluster: Cluster) -> None:
+    code, calls = cluster.signalled(signal.SIGUSR1, REQUEUE_CODE="1")
+    assert code == 75 and "scontrol requeue" in calls
+
+
+@pytest.mark.parametrize("code", ["70", "137"])
+def test_a_job_that_lost_a_rank_goes_on_a_limited_number_of_times(
+    cluster: Cluster, code: str
+) -> None:
+    """Requeues for other reasons, which Slurm counts as well, use none of them up."""
+    ends = [
+        cluster.run("train.sh", CODE=code, CRASHES="2", SLURM_RESTART_COUNT=restarts)[0]
+        for restarts in ("7", "90", "91")
+    ]
+    assert ends == [0, 0, int(code)]
+    assert cluster.calls().count("scontrol requeue 40123") == 2
+
+
+def test_lost_ranks_are_counted_per_job_and_forgotten_at_its_end(cluster: Cluster) -> None:
+    once = {"CODE": "70", "CRASHES": "1"}
+    assert cluster.run("train.sh", **once)[0] == 0
+    assert cluster.run("train.sh", **once, SLURM_JOB_ID="40124")[0] == 0
+    assert cluster.run("train.sh", CODE="0", SLURM_RESTART_COUNT="1")[0] == 0
+    assert cluster.run("train.sh", **once, SLURM_RESTART_COUNT="2")[0] == 0
+    assert cluster.run("train.sh", **once, SLURM_RESTART_COUNT="3")[0] == 70
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "TIMEOUT"])
+def test_a_job_that_slurm_is_ending_is_not_requeued(cluster: Cluster, state: str) -> None:
+    assert cluster.run("train.sh", CODE="137", JOB_STATE=state)[0] == 137
+    assert "requeue" not in cluster.calls()
+
+
+@pytest.mark.parametrize("script", ["train.sh", "eval.sh"])
+def test_a_missing_environment_is_named(cluster: Cluster, script: str) -> None:
+    code, output = cluster.run(script, PYTHON="/no/such/python")
+    assert code == 1 and "PYTHON=/no/such/python is not there" in output
+    assert "srun" not in cluster.calls()
+
+
+def test_outside_slurm_the_scripts_say_so() -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / "train.sh")],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0 and "submit this script with sbatch" in done.stderr
+
+
+def test_eval_passes_its_arguments_and_exit_code_on(cluster: Cluster) -> None:
+    code, _ = cluster.run("eval.sh", "--selector", "runs/x", CODE="2")
+    assert code == 2
+    assert "python -u -m autoselect.cli eval --selector runs/x" in cluster.calls()
+
+
+def test_a_sweep_keeps_values_and_outputs_apart(cluster: Cluster) -> None:
+    outputs = set()
+    for index, value in enumerate(("8", "16", "32")):
+        cluster.log.unlink(missing_ok=True)
+        code, _ = cluster.run(
+            "sweep.sh",
+            "--steps",
+            "5",
+            SWEEP_KEY="gate.token_budget",
+            SWEEP_VALUES="8 16 32",
+            SLURM_ARRAY_JOB_ID="40120",
+            SLURM_ARRAY_TASK_ID=str(index),
+        )
+        assert code == 0
+        found = re.search(r"--gate\.token_budget (\S+) --output (\S+) --steps 5", cluster.calls())
+        assert found is not None and found[1] == value
+        outputs.add(found[2])
+    assert len(outputs) == 3
+    assert all(output.startswith("runs/sweep-40120/") for output in outputs)
+
+
+def test_an_array_longer_than_the_values_is_refused(cluster: Cluster) -> None:
+    code, output = cluster.run(
+        "sweep.sh", SWEEP_VALUES="8 16", SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID="2"
+    )
+    assert code == 1 and "--array=0-1" in output
+    assert "srun" not in cluster.calls()

@@ -1,0 +1,124 @@
+"""The shipped DeepSpeed files are valid; every mistake in one has a message with the fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoselect.config import ConfigError
+from autoselect.config.deepspeed import batch_sizes, load_deepspeed_config, zero_stage
+
+FOLDER = Path(__file__).parents[2] / "configs" / "deepspeed"
+STAGES = {
+    "zero0": 0,
+    "zero1": 1,
+    "zero2": 2,
+    "zero3": 3,
+    "zero3_offload": 3,
+}
+PUBLIC_STAGES = {f"public_{name}": stage for name, stage in STAGES.items() if stage > 0}
+MINIMAL = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.json"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_shipped_files_state_the_reference_run(name: str) -> None:
+    config = load_deepspeed_config(FOLDER / f"{name}.json")
+    assert zero_stage(config) == STAGES[name]
+    assert config["gradient_clipping"] == 1.0
+    sizes = batch_sizes(config, world_size=2)
+    assert (sizes.total, sizes.micro, sizes.accumulation) == (32, 16, 1)
+
+
+@pytest.mark.parametrize("name", PUBLIC_STAGES)
+def test_files_for_public_models_split_over_whole_nodes(name: str) -> None:
+    config = load_deepspeed_config(FOLDER / f"{name}.json")
+    assert zero_stage(config) == PUBLIC_STAGES[name]
+    for count in (1, 2, 4, 8, 16, 32):
+        sizes = batch_sizes(config, world_size=count)
+        assert (sizes.total, sizes.micro, sizes.accumulation) == (128, 4, 32 // count)
+
+
+@pytest.mark.parametrize("name", PUBLIC_STAGES)
+def test_files_for_public_models_differ_in_batch_sizes_only(name: str) -> None:
+    public = load_deepspeed_config(FOLDER / f"{name}.json")
+    reference = load_deepspeed_config(FOLDER / f"{name.removeprefix('public_')}.json")
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu")
+    assert public == reference | {size: public[size] for size in sizes}
+
+
+def test_no_other_file_is_shipped() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(STAGES) | set(PUBLIC_STAGES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"train_batch_size": 8,}', "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("", "not valid JSON"),
+        ('{"train_batch_size": 8, "train_batch_size": 9}', "appears twice"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message):
+        load_deepspeed_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist.*configs/deepspeed"):
+        load_deepspeed_config(tmp_path / "zero9.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_batch_sise": 8}, "unknown key train_batch_sise"),
+        ({"bf16": {"enabled": True}}, "kept in float32"),
+        ({"fp16": {"enabled": True}}, "kept in float32"),
+        ({"train_batch_size": "64"}, "train_batch_size='64' is not a positive integer"),
+        ({"train_batch_size": 0}, "train_batch_size=0 is not"),
+        ({"train_micro_batch_size_per_gpu": True}, "is not a positive integer"),
+        ({"train_batch_size": None}, "is not a positive integer"),
+        ({"zero_optimization": {"stage": 4}}, "choose 0, 1, 2 or 3"),
+        ({"zero_optimization": 2}, "zero_optimization=2 is no JSON object"),
+        ({"communication_data_type": "bf16"}, "communication_data_type='bf16' loses"),
+        ({"data_types": {"grad_accum_dtype": "fp16"}}, "grad_accum_dtype='fp16' loses"),
+        ({"gradient_clipping": -1.0}, "gradient_clipping=-1.0"),
+    ],
+)
+def test_mistakes_have_a_fix(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    load_deepspeed_config(write(tmp_path, json.dumps(MINIMAL)))
+    path = write(tmp_path, json.dumps(MINIMAL | changes))
+    with pytest.raises(ConfigError, match=message):
+        load_deepspeed_config(path)
+
+
+@pytest.mark.parametrize("key", MINIMAL)
+def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
+    config = {name: value for name, value in MINIMAL.items() if name != key}
+    with pytest.raises(ConfigError, match=f"missing key {key}"):
+        load_deepspeed_config(write(tmp_path, json.dumps(config)))
+
+
+def test_every_split_of_the_global_batch_is_exact_or_refused() -> None:
+    for total in (1, 6, 8, 64):
+        for micro in (1, 2, 3, 32):
+            for world_size in (1, 2, 3, 4, 128):
+                config = {"train_batch_size": total, "train_micro_batch_size_per_gpu": micro}
+                if total % (micro * world_size) == 0:
+                    sizes = batch_sizes(config, world_size)
+                    assert sizes.micro * sizes.accumulation * world_size == total
+                else:
+                    with pytest.raises(ConfigError, match="choose"):
+                        batch_sizes(config, world_size)

@@ -1,0 +1,93 @@
+"""The gates beside the paper's: their formulas, and a gradient to every score that could matter."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError, GateConfig, GateKind
+from autoselect.method.gating import gate_tokens
+from autoselect.method.statistics import calibrate
+from autoselect.ops.noise_gate import NoiseKey, noise_gate
+from autoselect.ops.soft_top_k import soft_top_k
+
+BUDGET, TEMPERATURE = 3, 0.3
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(4, 12, 16, generator=generator)
+    scores = torch.randn(4, 12, generator=generator)
+    statistics = calibrate([tokens.flatten(0, 1)], 4)
+    return tokens, scores.requires_grad_(), statistics, NoiseKey(1, 2, torch.arange(4))
+
+
+def gated(kind, inputs, temperature=TEMPERATURE, mask=None):
+    tokens, scores, statistics, key = inputs
+    return gate_tokens(kind, tokens, scores, BUDGET, temperature, statistics, key, mask)
+
+
+@pytest.mark.parametrize("kind", get_args(GateKind))
+def test_every_gate_keeps_the_budget_and_its_formula(kind, inputs):
+    tokens, scores, statistics, key = inputs
+    result = gated(kind, inputs)
+    gates = soft_top_k(scores, BUDGET, TEMPERATURE)[..., None]
+    filler = noise_gate(
+        tokens,
+        torch.zeros(4, 12),
+        statistics.mean,
+        statistics.std,
+        key,
+        factor=statistics.factor,
+    )
+    centred = tokens - statistics.mean
+    best = torch.zeros(4, 12, 1).scatter(1, scores.topk(BUDGET).indices[..., None], 1.0)
+    expected = {
+        "noise": statistics.mean
+        + gates.sqrt() * centred
+        + (1 - gates).sqrt() * (filler - statistics.mean),
+        "zero_fill": gates.sqrt() * tokens,
+        "multiplicative": gates * tokens,
+        "straight_through": best * tokens + (1 - best) * filler,
+        "none": tokens,
+    }[kind]
+    torch.testing.assert_close(result.tokens, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result.gates.sum(-1), torch.full((4,), float(BUDGET)))
+
+
+@pytest.mark.parametrize("kind", [k for k in get_args(GateKind) if k != "none"])
+@pytest.mark.parametrize("temperature", [0.3, 1e-3])
+def test_scores_learn_and_stay_finite(kind, temperature, inputs):
+    scores = inputs[1]
+    weights = torch.randn(4, 12, 16, generator=torch.Generator().manual_seed(1))
+    (gated(kind, inputs, temperature).tokens * weights).sum().backward()
+    assert bool(torch.isfinite(scores.grad).all())
+    if temperature == 0.3:
+        assert float(scores.grad.abs().min()) > 0
+
+
+@pytest.mark.parametrize("kind", get_args(GateKind))
+def test_padding_is_never_kept(kind, inputs):
+    mask = torch.ones(4, 12, dtype=torch.bool)
+    mask[1, :10] = False  # two real tokens, fewer than the budget, behind the padding
+    result = gated(kind, inputs, mask=mask)
+    tokens = inputs[0]
+    assert torch.equal(result.gates[1], mask[1].float())
+    torch.testing.assert_close(result.tokens[1, 10:], tokens[1, 10:])
+
+
+def test_hard_gates_make_the_fillers_meet(inputs):
+    """As the temperature falls, straight-through and the noise gate become one thing."""
+    torch.testing.assert_close(
+        gated("straight_through", inputs, 1e-4).tokens,
+        gated("noise", inputs, 1e-4).tokens,
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_a_gate_that_gates_nothing_is_refused():
+    with pytest.raises(ConfigError, match="gate.kind=none .* gate.soft_removal=true"):
+        GateConfig(kind="none", soft_removal=False)
+    GateConfig(kind="none", soft_removal=True)

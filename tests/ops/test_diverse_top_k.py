@@ -1,0 +1,92 @@
+"""Top-K by relevance and diversity: its two ends, a plain reference, padding, errors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoselect.config import ConfigError, ScorerConfig
+from autoselect.method.scorer import Scorer
+from autoselect.ops.diverse_top_k import diverse_top_k
+from autoselect.ops.hard_top_k import hard_top_k
+from autoselect.pruning.selector import Selector
+
+
+def by_definition(scores, tokens, k, diversity):
+    """One row, token by token, in double precision."""
+    scores, tokens = scores.double(), tokens.double()
+    relevance = (scores - scores.min()) / (scores.max() - scores.min())
+    unit = torch.nn.functional.normalize(tokens - tokens.mean(0), dim=-1)
+    kept = [int(scores.argmax())]
+    while len(kept) < k:
+        gains = {
+            i: (1 - diversity) * relevance[i]
+            - diversity * max(float(unit[i] @ unit[j]) for j in kept)
+            for i in range(len(scores))
+            if i not in kept
+        }
+        kept.append(max(gains, key=lambda i: gains[i]))
+    return sorted(kept)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 24), st.floats(0, 1), st.data())
+def test_it_is_the_greedy_rule_of_its_definition(seed, count, diversity, data):
+    k = data.draw(st.integers(1, count))
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, count, generator=generator)
+    tokens = torch.randn(2, count, 5, generator=generator)
+    found = diverse_top_k(scores, tokens, k, diversity)
+    for row in range(2):
+        assert found[row].tolist() == by_definition(scores[row], tokens[row], k, diversity)
+
+
+def test_without_diversity_it_is_hard_top_k():
+    scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    scores[0, 5:20] = 1.0  # ties
+    tokens = torch.randn(3, 40, 8, generator=torch.Generator().manual_seed(1))
+    for k in (1, 7, 40):
+        assert torch.equal(diverse_top_k(scores, tokens, k, 0.0), hard_top_k(scores, k))
+
+
+def test_of_equal_tokens_one_is_kept():
+    """Three copies of the best token, and two others: K = 3 keeps one of each."""
+    a, b, c = torch.eye(3)
+    tokens = torch.stack([a, a, a, b, c])[None]
+    scores = torch.tensor([[3.0, 2.9, 2.8, 1.0, 0.5]])
+    assert hard_top_k(scores, 3).tolist() == [[0, 1, 2]]
+    assert diverse_top_k(scores, tokens, 3, 0.7).tolist() == [[0, 3, 4]]
+
+
+def test_padding_is_never_kept_and_changes_nothing():
+    generator = torch.Generator().manual_seed(2)
+    scores, tokens = torch.randn(1, 9, generator=generator), torch.randn(1, 9, 4)
+    padded = torch.cat([scores, torch.full((1, 4), 99.0)], dim=1)
+    longer = torch.cat([tokens, torch.full((1, 4, 4), 7.0)], dim=1)
+    mask = torch.arange(13)[None] < 9
+    same = diverse_top_k(scores, tokens, 4, 0.5)
+    assert torch.equal(diverse_top_k(padded, longer, 4, 0.5, mask), same)
+    assert diverse_top_k(padded, longer, 11, 0.5, mask).tolist() == [[*range(9), -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("k", "diversity", "words"),
+    [(0, 0.5, "k=0 must lie in 1..4"), (5, 0.5, "k=5"), (2, 1.5, "diversity=1.5 must lie in 0..1")],
+)
+def test_bad_arguments_are_refused(k, diversity, words):
+    with pytest.raises(ConfigError, match=words):
+        diverse_top_k(torch.zeros(1, 4), torch.zeros(1, 4, 2), k, diversity)
+
+
+def test_a_selector_keeps_its_diversity(tmp_path):
+    torch.manual_seed(0)
+    scorer = Scorer(12, ScorerConfig(hidden_size=8, num_heads=2))
+    selector = Selector(scorer, diversity=0.4)
+    tokens = torch.randn(2, 20, 12)
+    kept, positions = selector.select(tokens, 6)
+    assert torch.equal(positions, diverse_top_k(selector.score(tokens), tokens, 6, 0.4))
+    assert torch.equal(kept, tokens.gather(1, positions[..., None].expand(-1, -1, 12)))
+    selector.save_pretrained(tmp_path)
+    assert Selector.from_pretrained(tmp_path).diversity == 0.4
+    with pytest.raises(ConfigError, match="diversity=-1"):
+        selector.diversity = -1

@@ -1,0 +1,298 @@
+"""`autoselect doctor` finds every planted fault and names the fix; a sound run passes."""
+
+import json
+import re
+import shutil
+import socket
+from collections import namedtuple
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoselect import ops
+from autoselect.cli.main import main
+from autoselect.data.shards import ShardWriter
+from autoselect.preflight import checks as doctor_checks
+from autoselect.preflight import doctor
+from autoselect.reference.resources import MODEL_FOLDER
+from autoselect.reference.shards import render_sample
+
+ROOT = Path(__file__).parents[2]
+ZERO2 = ROOT / "configs" / "deepspeed" / "zero2.json"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(MODEL_FOLDER, folder / "model")
+    with ShardWriter(folder / "shards", "train", 4) as writer:
+        for number in range(8):
+            key, record, jpeg = render_sample(0, "train", number)
+            writer.write(key, record, [jpeg])
+    return folder
+
+
+@pytest.fixture
+def run(prepared, tmp_path, monkeypatch, capsys):
+    """A sound run; calling it gives exit code and findings by name, with changes applied."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    values = {
+        "model": str(tmp_path / "model"),
+        "output": str(tmp_path / "run"),
+        "data": {"train_shards": str(tmp_path / "shards" / "train-*.tar")},
+    }
+
+    def call(*flags: str, **changes):
+        Path("run.yaml").write_text(yaml.safe_dump(values | changes))
+        command = ["doctor", "--config", "run.yaml", "--deepspeed", str(ZERO2), "--json"]
+        command += ["--gpu", "h100", "--port", str(free_port())]
+        code = main([*command, *flags])
+        findings = json.loads(capsys.readouterr().out)
+        assert code == int(any(finding["status"] == "fail" for finding in findings))
+        return code, {finding["name"]: finding for finding in findings}
+
+    return call
+
+
+def test_a_sound_run_passes_every_check(run):
+    code, findings = run()
+    assert code == 0
+    assert set(findings) == {
+        *("config", "deepspeed", "packages", "extension", "port", "tracking"),
+        *("model", "shards", "output", "disk", "budget", "memory"),
+    }
+    wrong = [f for f in findings.values() if f["status"] != "ok" and f["name"] != "extension"]
+    assert not wrong
+    assert "2 shards, 8 samples" in findings["shards"]["found"]
+    assert not Path("run").exists()
+
+
+def plant_unknown_key(monkeypatch):
+    return {"gate": {"token_bugdet": 8}}
+
+
+def plant_missing_weights(monkeypatch):
+    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    Path("model/model.safetensors.index.json").write_text(json.dumps(index))
+    Path("model/model.safetensors").rename("model/model-1-of-2.safetensors")
+
+
+def plant_truncated_weights(monkeypatch):
+    path = Path("model/model.safetensors")
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def plant_missing_processor(monkeypatch):
+    Path("model/processor_config.json").unlink()
+
+
+def plant_missing_package(monkeypatch):
+    from transformers import AutoProcessor
+
+    def unavailable(path):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not")
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", unavailable)
+
+
+def plant_foreign_index(monkeypatch):
+    with Path("shards/train-000001.tar").open("ab") as shard:
+        shard.write(b"\0" * 10240)
+
+
+def plant_full_disk(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+
+
+def plant_old_package(monkeypatch):
+    real = metadata.version
+    old = {"transformers": "4.57.1"}
+    monkeypatch.setattr(metadata, "version", lambda name: old.get(name) or real(name))
+
+
+def plant_broken_extension(monkeypatch):
+    def broken():
+        raise ImportError("undefined symbol: _ZN3c10")
+
+    monkeypatch.setattr(ops, "build_info", broken)
+
+
+def plant_dead_server(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+
+
+def plant_unwritable_output(monkeypatch):
+    Path("file").write_text("")
+    return {"output": "file/run"}
+
+
+def plant_unreachable_hub(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    return {"model": "org/some-model"}
+
+
+def plant_budget_of_all_tokens(monkeypatch):
+    return {"gate": {"token_budget": 144}}
+
+
+def plant_images_that_fill_the_rows(monkeypatch):
+    return {"data": {"train_shards": "shards/train-*.tar", "max_text_tokens": 144}}
+
+
+FAULTS = [
+    (plant_unknown_key, "config", "did you mean gate.token_budget", "correct run.yaml"),
+    (plant_missing_weights, "model", "model-2-of-2.safetensors is missing", "hf download"),
+    (plant_truncated_weights, "model", "has 100000 of", "hf download"),
+    (plant_missing_processor, "model", "lacks processor_config.json", "hf download"),
+    (plant_missing_package, "model", "requires the Torchvision library", "install what it needs"),
+    (plant_foreign_index, "shards", "belongs to another file", "autoselect shards index"),
+    (plant_full_disk, "disk", "0.0 GiB free", "lower keep_checkpoints"),
+    (plant_old_package, "packages", "transformers 4.57.1 is not >=5.20", "make setup"),
+    (plant_broken_extension, "extension", "undefined symbol", "--no-build-isolation"),
+    (plant_dead_server, "tracking", "does not answer", "correct MLFLOW_TRACKING_URI"),
+    (plant_unwritable_output, "output", "Not a directory", "choose another `output`"),
+    (plant_unreachable_hub, "model", "cannot be reached", "hf download org/some-model"),
+    (plant_budget_of_all_tokens, "budget", "144 of 144", "below 144"),
+    (plant_images_that_fill_the_rows, "budget", "no room", "data.max_text_tokens above 144"),
+]
+
+
+@pytest.mark.parametrize(
+    "fault", FAULTS, ids=lambda fault: fault[0].__name__.removeprefix("plant_")
+)
+def test_a_planted_fault_is_found_and_its_fix_is_named(run, monkeypatch, fault):
+    plant, name, found, fix = fault
+    doctor_checks._read_shape.cache_clear()
+    changes = plant(monkeypatch) or {}
+    code, findings = run(**changes)
+    assert code == 1
+    assert [n for n, finding in findings.items() if finding["status"] == "fail"] == [name]
+    assert found in findings[name]["found"]
+    assert fix in findings[name]["fix"]
+
+
+def test_a_taken_port_and_a_small_gpu_are_found(run):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        code, findings = run("--port", str(taken.getsockname()[1]), "--gpu-memory", "0.5")
+    assert code == 1
+    assert findings["port"]["status"] == "fail"
+    assert "MASTER_PORT=PORT" in findings["port"]["fix"]
+    assert findings["memory"]["status"] == "fail"
+    assert "of 0.5 GiB" in findings["memory"]["found"]
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "-1"])
+def test_a_number_that_is_no_port_is_found(run, port):
+    code, findings = run("--port", port)
+    assert code == 1
+    assert findings["port"]["found"] == f"{port} is no port; those are 1..65535"
+    assert "MASTER_PORT=PORT" in findings["port"]["fix"]
+
+
+def test_the_port_is_that_of_the_environment(monkeypatch, capsys):
+    command = ["doctor", "--deepspeed", "no.json", "--json"]
+    monkeypatch.setenv("MASTER_PORT", "70000")
+    assert main(command) == 1 and "70000 is no port" in capsys.readouterr().out
+    monkeypatch.setenv("MASTER_PORT", "")
+    assert main(command) == 1 and "29500 " in capsys.readouterr().out
+    monkeypatch.setenv("MASTER_PORT", "here")
+    assert main(command) == 2
+    assert "MASTER_PORT=here is no port; set it to a number" in capsys.readouterr().err
+
+
+def test_the_longest_rows_decide_about_memory(run):
+    """Between what typical rows need and what the longest need, only shorter ones fit."""
+    code, findings = run()
+    found = findings["memory"]["found"]
+    worst, usual = map(float, re.findall(r"(?:about|tokens=2048;) ([\d.]+)", found))
+    between = str((worst + usual) / 2)
+    code, findings = run("--gpu-memory", between)
+    assert code == 1 and findings["memory"]["status"] == "fail"
+    fix = findings["memory"]["fix"]
+    assert "activation_checkpointing: true" in fix and "data.max_text_tokens" in fix
+    code, findings = run("--gpu-memory", between, "--", "--data.max_text_tokens=200")
+    assert code == 0 and findings["memory"]["status"] == "ok"
+    flags = ("--data.max_text_tokens=20000", "--activation_checkpointing=true")
+    code, findings = run("--gpu-memory", between, "--", *flags)
+    assert "activation_checkpointing" not in findings["memory"]["fix"]
+
+
+@pytest.mark.parametrize(("capability", "status"), [((12, 0), "fail"), ((8, 9), "ok")])
+def test_a_gpu_that_no_kernel_was_built_for_is_found(run, monkeypatch, capability, status):
+    built = {"native": True, "cuda_architectures": "8.0;9.0"}
+    monkeypatch.setattr(ops, "build_info", lambda: built)
+    monkeypatch.setattr(doctor_checks.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor_checks.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor_checks.torch.cuda, "get_device_capability", lambda i: capability)
+    found = run()[1]["extension"]
+    assert found["status"] == status
+    if status == "fail":
+        assert "no kernel for GPU 0 of capability 12.0" in found["found"]
+        assert "TORCH_CUDA_ARCH_LIST='8.0;9.0;12.0'" in found["fix"]
+
+
+def test_devices_that_do_not_divide_the_batch_are_found(run):
+    code, findings = run("--gpus", "7")
+    assert code == 1 and findings["deepspeed"]["status"] == "fail"
+    assert "another number of --gpus" in findings["deepspeed"]["fix"]
+
+
+def test_a_dead_tracking_server_is_no_fault_of_a_run_that_does_not_track(run, monkeypatch):
+    """The advice of the failing check, taken."""
+    plant_dead_server(monkeypatch)
+    code, findings = run("--", "--tracking=false")
+    assert code == 0
+    assert findings["tracking"]["status"] == "ok"
+    assert "tracking is off" in findings["tracking"]["found"]
+
+
+def test_missing_indexes_are_said_and_not_built(run):
+    index = Path("shards/train-000001.tar.index.jsonl")
+    index.unlink()
+    before = sorted(Path("shards").iterdir())
+    code, findings = run()
+    assert code == 0 and findings["shards"]["status"] == "warn"
+    assert "1 of 2 shards have no index, such as" in findings["shards"]["found"]
+    assert "train-000001.tar" in findings["shards"]["found"]
+    assert "autoselect shards index" in findings["shards"]["fix"]
+    assert sorted(Path("shards").iterdir()) == before
+
+
+def test_a_run_that_lies_there_is_named(run):
+    pointer = Path("run/checkpoints/latest")
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("step-00000200")
+    code, findings = run()
+    assert code == 0
+    assert findings["output"]["status"] == "warn"
+    assert "goes on at step-00000200" in findings["output"]["found"]
+
+
+def test_settings_behind_two_dashes_are_those_of_training(run, tmp_path):
+    code, findings = run("--", "--gate.token_budget=200")
+    assert code == 1 and findings["budget"]["found"].startswith("200 of 144")
+
+
+def test_the_table_ends_with_the_counts():
+    findings = [
+        doctor.Finding("port", "ok", "29500 is free"),
+        doctor.Finding("disk", "fail", "nothing left", "free some space"),
+    ]
+    lines = doctor.table(findings).splitlines()
+    assert lines[1].startswith("FAIL  disk") and lines[2].strip() == "-> free some space"
+    assert lines[-1] == "2 checks: 1 failed, 0 with a warning"

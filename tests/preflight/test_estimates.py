@@ -1,0 +1,250 @@
+"""The estimates against counts of a real step of small VLMs, and against known large models."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from autoselect.config import (
+    ConfigError,
+    DataConfig,
+    DenoiserConfig,
+    GateConfig,
+    GateSite,
+    ScorerConfig,
+    TrainConfig,
+)
+from autoselect.method.model import AutoSelect, GateSetting
+from autoselect.method.statistics import TokenStatistics
+from autoselect.preflight import estimates
+from autoselect.preflight.estimates import (
+    GIB,
+    Assumptions,
+    MicroBatch,
+    trained_parameters,
+    typical_batch,
+    worst_batch,
+)
+from autoselect.preflight.plan import GPUS
+from autoselect.reference.vlm import build_model, build_processor, save_vlm
+from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.shape import read_shape
+from autoselect.vlm.text.batch import IGNORED_LABEL, TrainBatch
+from tests.measuring import peak_bytes
+
+ROWS, TEXT, ANSWERS = 2, 40, 6
+SETTING = GateSetting(16, 0.5, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vlm")
+    save_vlm(build_model(), path)
+    return path
+
+
+def make_batch(vlm: FrozenVLM, text: int = TEXT, answers: int = ANSWERS) -> TrainBatch:
+    """ROWS rows of one image, with `text` text tokens, the first a padding less."""
+    assert vlm.num_tokens is not None
+    length = vlm.num_tokens + text
+    ids = torch.full((ROWS, length), 9)
+    ids[:, : vlm.num_tokens] = vlm.image_token_id
+    labels = torch.full_like(ids, IGNORED_LABEL)
+    labels[:, -answers - 1 : -1] = 9
+    segments = torch.zeros_like(ids)
+    segments[0, -1] = -2
+    return TrainBatch(
+        ids,
+        labels,
+        torch.arange(length).expand(ROWS, -1).contiguous(),
+        segments,
+        {"pixel_values": torch.randn(ROWS, 3, 96, 96)},
+        torch.arange(ROWS),
+    )
+
+
+def make_model(config: TrainConfig, model: LlavaForConditionalGeneration) -> AutoSelect:
+    vlm = FrozenVLM(model, build_processor(), "test")
+    width = vlm.width_at(config.gate.site)
+    statistics = TokenStatistics(torch.zeros(width), torch.ones(width), None, 1.0)
+    return AutoSelect(vlm, config, statistics)
+
+
+def step(model: AutoSelect, batch: TrainBatch) -> None:
+    model.zero_grad()
+    model(batch, SETTING).loss_sum.backward()
+
+
+def test_the_shape_is_read_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "hidden")
+    try:
+        shape = read_shape(str(folder))
+    finally:
+        (folder / "hidden").rename(folder / "model.safetensors")
+    model = build_model()
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.embedding_parameters == model.get_input_embeddings().weight.numel()
+    assert (shape.visual_tokens, shape.patches, shape.width, shape.layers) == (144, 144, 192, 4)
+
+
+@pytest.mark.parametrize("scorer", [ScorerConfig(), ScorerConfig(hidden_size=24, num_layers=3)])
+@pytest.mark.parametrize(
+    "denoiser",
+    [DenoiserConfig(), DenoiserConfig(3, 40), DenoiserConfig(0), DenoiserConfig(told_gate=True)],
+)
+@pytest.mark.parametrize("site", ["after_projector", "before_projector"])
+def test_trained_parameters_are_counted_exactly(
+    folder: Path, scorer: ScorerConfig, denoiser: DenoiserConfig, site: GateSite
+) -> None:
+    config = TrainConfig(scorer=scorer, denoiser=denoiser, gate=GateConfig(site=site))
+    model = make_model(config, build_model())
+    expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained_parameters(read_shape(str(folder)), config) == expected
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("answers", "key_heads"), [(180, 6), (6, 1)])
+def test_the_peak_of_activations_is_that_of_a_measured_step(
+    tmp_path: Path, recompute: bool, answers: int, key_heads: int
+) -> None:
+    """A deep language model, a large vocabulary, and key heads that several query heads share."""
+    sizes = build_model().config
+    sizes.text_config.num_hidden_layers = 10
+    sizes.text_config.vocab_size = 4000
+    sizes.text_config.num_key_value_heads = key_heads
+    sizes.save_pretrained(tmp_path)
+    config = TrainConfig(activation_checkpointing=recompute)
+    model = make_model(config, LlavaForConditionalGeneration(sizes))
+    batch = make_batch(model.vlm, 200, answers)
+    step(model, batch)
+    measured = peak_bytes(partial(step, model, batch))
+    shape = read_shape(str(tmp_path))
+    have = Assumptions(text_tokens=200, answer_tokens=answers, weight_bytes=4)
+    typical = typical_batch(shape, ROWS, have)
+    estimate = estimates.activation_bytes(shape, typical, config, have)
+    assert 0.85 < estimate / measured < 1.18, (estimate, measured)
+
+
+def test_operations_match_a_counted_step(folder: Path) -> None:
+    config = TrainConfig()
+    model = make_model(config, build_model())
+    # The counter knows no formula for the CPU's fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step(model, make_batch(model.vlm))
+    have = Assumptions(text_tokens=TEXT, answer_tokens=ANSWERS)
+    estimate = estimates.step_flops(read_shape(str(folder)), ROWS, config, have)
+    assert 0.85 < estimate / counter.get_total_flops() < 1.15
+
+
+def llava(folder: Path, name: str) -> str:
+    """A folder with the configuration of LLaVA-1.5 (7b, 13b) or of a 70b model, no weights."""
+    sizes = {
+        "7b": (4096, 11008, 32, 32, 32),
+        "13b": (5120, 13824, 40, 40, 40),
+        "70b": (8192, 28672, 80, 64, 8),
+    }
+    width, mlp, layers, heads, key_heads = sizes[name]
+    text = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        tie_word_embeddings=False,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    LlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=32000, image_seq_length=576
+    ).save_pretrained(folder)
+    assert isinstance(AutoConfig.from_pretrained(folder), LlavaConfig)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("7b", 7.06), ("13b", 13.35), ("70b", 69.3)])
+def test_known_models_have_their_known_size(tmp_path: Path, name: str, billions: float) -> None:
+    shape = read_shape(llava(tmp_path, name))
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+    assert shape.visual_tokens == 576
+
+
+def test_a_model_larger_than_a_device_needs_stage_3(tmp_path: Path) -> None:
+    config, have = TrainConfig(activation_checkpointing=True), Assumptions()
+    large, small = (read_shape(llava(tmp_path / name, name)) for name in ("70b", "7b"))
+    gib = GPUS["h100"].memory_gib
+    assert estimates.smallest_stage(small, 8, 8, config, have, gib) == "1"
+    assert estimates.smallest_stage(large, 8, 8, config, have, gib) == "3"
+    assert estimates.smallest_stage(large, 1, 8, config, have, gib) == "3_offload"
+    assert estimates.smallest_stage(large, 1, 8, config, have, 8.0) is None
+    for stage in ("1", "2"):
+        batch = typical_batch(large, 1, have)
+        assert estimates.memory(large, stage, 64, batch, config, have).frozen > 138e9
+
+
+def test_memory_shrinks_with_stage_devices_and_checkpointing(tmp_path: Path) -> None:
+    shape = read_shape(llava(tmp_path, "7b"))
+    config, have = TrainConfig(), Assumptions()
+    batch = typical_batch(shape, 8, have)
+
+    def total(stage: str, gpus: int = 8) -> float:
+        return estimates.memory(shape, stage, gpus, batch, config, have).total
+
+    totals = [total(stage) for stage in estimates.STAGES]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
+    assert total("3", gpus=16) < total("3", gpus=8)
+    recomputed = TrainConfig(activation_checkpointing=True)
+    least, most = (estimates.activation_bytes(shape, batch, c, have) for c in (recomputed, config))
+    assert least < 0.2 * most
+    more, fewer = (estimates.step_flops(shape, 8, c, have) for c in (recomputed, config))
+    assert 1.2 < more / fewer < 1.5
+
+
+def limited(tokens: int, **more: bool) -> TrainConfig:
+    return TrainConfig(data=DataConfig(max_text_tokens=tokens), **more)
+
+
+def test_the_worst_rows_fill_the_limit_of_the_run(tmp_path: Path) -> None:
+    shape, have = read_shape(llava(tmp_path, "7b")), Assumptions()
+    assert worst_batch(shape, 4, limited(2048), have) == MicroBatch(4, 2048, 2048 - 576)
+    longer = typical_batch(shape, 4, have)
+    assert longer == MicroBatch(4, 576 + 128, 32)
+    shortest = worst_batch(shape, 4, limited(600), have)
+    assert shortest.length == longer.length, "no shorter than the typical one"
+
+
+def test_the_worst_rows_decide_what_fits(tmp_path: Path) -> None:
+    """LLaVA-1.5-13B in micro-batches of 4: the typical one leaves a third of the device free."""
+    shape, have, gib = read_shape(llava(tmp_path, "13b")), Assumptions(), 79.1
+    typical = typical_batch(shape, 4, have)
+    usual = estimates.memory(shape, "1", 8, typical, limited(2048), have).total
+    assert usual < 0.67 * gib * GIB
+    assert estimates.smallest_stage(shape, 8, 4, limited(2048), have, gib) == "3"
+    assert estimates.smallest_stage(shape, 8, 4, limited(1024), have, gib) == "1"
+    recomputed = limited(2048, activation_checkpointing=True)
+    assert estimates.smallest_stage(shape, 8, 4, recomputed, have, gib) == "1"
+
+
+def test_a_model_without_images_is_refused(tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="vision-language"):
+        read_shape(str(tmp_path))

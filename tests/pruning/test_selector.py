@@ -1,0 +1,109 @@
+"""The Selector: one checkpoint for every budget, safe files, clear errors."""
+
+import json
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError, ScorerConfig
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector, budget_to_tokens
+
+
+@pytest.fixture
+def selector():
+    torch.manual_seed(0)
+    return Selector(Scorer(12, ScorerConfig(hidden_size=8, num_heads=2)), {"model": "tiny"})
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(1))
+
+
+def test_it_loads_back_as_it_was_saved(tmp_path, selector, tokens):
+    selector.save_pretrained(tmp_path)
+    loaded = Selector.from_pretrained(tmp_path)
+    assert torch.equal(loaded.score(tokens), selector.score(tokens))
+    assert loaded.metadata == {"model": "tiny"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json", ".md"}
+
+
+def test_kept_tokens_are_the_best_in_image_order(selector, tokens):
+    scores = selector.score(tokens)
+    kept, positions = selector.select(tokens, 5)
+    assert torch.equal(positions, scores.topk(5).indices.sort().values)
+    assert torch.equal(kept, tokens.gather(1, positions[..., None].expand(-1, -1, 12)))
+
+
+def test_a_larger_budget_contains_a_smaller_one(selector, tokens):
+    small = selector.select(tokens, 4)[1]
+    large = selector.select(tokens, 0.5)[1]
+    assert large.shape == (3, 10)
+    for row in range(3):
+        assert set(small[row].tolist()) <= set(large[row].tolist())
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (0, "budget=0 is below 1; choose 1..20"),
+        (21, "budget=21 exceeds the 20 visual tokens of this model; choose 1..20"),
+        (1.5, "budget=1.5 as a share must lie above 0 and at most at 1"),
+        (0.0, "as a share must lie above 0"),
+        ("21", "budget=21 exceeds the 20 visual tokens of this model; choose 1..20"),
+        ("-1", "budget=-1 is below 1; choose 1..20"),
+        ("120%", "budget=1.2 as a share must lie above 0 and at most at 1"),
+        ("nan%", "budget=nan as a share"),
+        ("eight", "budget='eight' is no number; give tokens"),
+        ("", "budget='' is no number"),
+    ],
+)
+def test_budgets_out_of_range_are_refused(selector, tokens, budget, message):
+    with pytest.raises(ConfigError, match=message.replace("..", r"\.\.")):
+        selector.select(tokens, budget)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("64", 64),
+        (" 64 ", 64),
+        ("11.1%", 64),
+        ("0.111", 64),
+        ("100%", 576),
+        ("1.0", 576),
+        ("0.01%", 1),
+    ],
+)
+def test_written_tokens_shares_and_percentages_mean_the_same(text, tokens):
+    assert budget_to_tokens(text, 576) == tokens
+
+
+def test_a_share_is_rounded_and_never_empty():
+    assert [budget_to_tokens(share, 144) for share in (0.11, 0.055, 0.001, 1.0)] == [16, 8, 1, 144]
+
+
+def test_tokens_of_another_width_are_refused(selector):
+    with pytest.raises(ConfigError, match="selector of width 12"):
+        selector.score(torch.zeros(1, 4, 13))
+
+
+def test_damaged_folders_are_refused(tmp_path, selector):
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        Selector.from_pretrained(tmp_path)
+    selector.save_pretrained(tmp_path)
+    weights = tmp_path / "selector.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match="damaged"):
+        Selector.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["scorer"]["num_layers"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="does not fit"):
+        Selector.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ConfigError, match="format='other'"):
+        Selector.from_pretrained(tmp_path)

@@ -1,0 +1,280 @@
+"""Ranks from every launcher, the port in use, logging, signals, agreement of the ranks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoselect.config import ConfigError
+from autoselect.ranks import processes
+from autoselect.ranks.processes import RankInfo, SignalFlag, setup_logging
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, RankInfo(0, 1, 0, "single")),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
+            RankInfo(3, 4, 1, "launcher"),
+        ),
+        (
+            {
+                "SLURM_PROCID": "5",
+                "SLURM_NTASKS": "8",
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_ID": "0",
+            },
+            RankInfo(5, 8, 1, "slurm"),
+        ),
+        # The launcher started by the batch shell of a Slurm job: its own variables win.
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "1",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_ID": "0",
+            },
+            RankInfo(1, 2, 1, "launcher"),
+        ),
+        # Plain python in the batch shell, outside any step: a single process.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, RankInfo(0, 1, 0, "single")),
+    ],
+)
+def test_ranks_are_read_from_every_launcher(
+    environment: dict[str, str], expected: RankInfo
+) -> None:
+    assert RankInfo.from_environment(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE is not set"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 is outside 0..1"),
+        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK='-1' is no non-negative"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_NTASKS is not set"),
+    ],
+)
+def test_incomplete_environments_are_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RankInfo.from_environment(environment)
+
+
+def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="MASTER_ADDR is not set.*slurm/train.sh"):
+        processes._rendezvous(RankInfo(1, 2, 0, "slurm"), torch.device("cpu"))
+
+
+def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun --gpus-per-task=1 shows every task one GPU, as number 0."""
+    monkeypatch.setenv("MASTER_ADDR", "node")
+    third = RankInfo(3, 8, 3, "slurm")
+    assert processes._rendezvous(third, torch.device("cuda", 0))["LOCAL_RANK"] == "0"
+    assert processes._rendezvous(third, torch.device("cpu"))["LOCAL_RANK"] == "3"
+
+
+def worker(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+JOIN = """
+import time
+from autoselect.ranks import processes
+info = processes.RankInfo.from_environment()
+device = processes.choose_device(info)
+time.sleep(info.rank * {late})
+try:
+    processes.init_distributed(info, device, timeout_s={patience}, meeting_s={meeting})
+except (processes.ConfigError, processes.RankLostError) as error:
+    print(f"{{type(error).__name__}}:", error)
+else:
+    print("joined", processes.any_true(True, device), processes.any_true(False, device))
+    processes.shutdown_distributed()
+"""
+
+
+def join(meeting: float, patience: float = 20, late: float = 0) -> str:
+    """Program of a rank; `late`: seconds that rank 1 comes after rank 0."""
+    return JOIN.format(meeting=meeting, patience=patience, late=late)
+
+
+def test_a_port_in_use_is_named_with_the_fix() -> None:
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        done = worker(
+            join(meeting=20),
+            RANK="0",
+            WORLD_SIZE="2",
+            LOCAL_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+    assert f"ConfigError: MASTER_PORT={port} is already in use" in done.stdout, done.stderr
+    assert "--master_port" in done.stdout
+
+
+def test_ranks_that_never_come_are_reported() -> None:
+    done = worker(
+        join(meeting=3),
+        RANK="1",
+        WORLD_SIZE="2",
+        LOCAL_RANK="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(processes._free_port()),
+    )
+    assert "RankLostError: rank 1 of 2 could not meet the others" in done.stdout, done.stderr
+
+
+def test_a_rank_that_comes_late_is_waited_for_longer_than_in_collectives() -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(processes._free_port())
+    code = join(meeting=90, patience=10, late=15)
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [
+            pool.submit(worker, code, RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")
+        ]
+    for rank in ranks:
+        assert "joined True False" in rank.result().stdout, rank.result().stderr
+
+
+PATIENT = """
+import time
+import torch.distributed as dist
+from autoselect.ranks import processes
+
+info = processes.RankInfo.from_environment()
+device = processes.choose_device(info)
+processes.init_distributed(info, device, timeout_s=5)
+with processes.patient_collectives(60, 5):
+    time.sleep(info.rank * 9)
+    print("inside", processes.any_true(True, device), flush=True)
+time.sleep(info.rank * 9)
+try:
+    processes.any_true(True, device)
+except RuntimeError:
+    print("given up afterwards", flush=True)
+"""
+
+
+def test_collectives_wait_longer_while_a_model_is_loaded() -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(processes._free_port())
+    with ThreadPoolExecutor(2) as pool:
+        early, late = (
+            pool.submit(worker, PATIENT, RANK=rank, LOCAL_RANK=rank, **shared)
+            for rank in ("0", "1")
+        )
+    assert "inside True" in early.result().stdout, early.result().stderr
+    assert "given up afterwards" in early.result().stdout, early.result().stderr
+    assert "inside True" in late.result().stdout, late.result().stderr
+
+
+def test_a_single_process_needs_no_launcher_and_no_fixed_port() -> None:
+    environment = {"MASTER_PORT": "1"}  # left over from another run; a single process ignores it
+    done = worker(join(meeting=20), **environment)
+    assert "joined True False" in done.stdout, done.stderr
+
+
+def test_an_empty_port_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "")
+    meeting = processes._rendezvous(RankInfo(0, 2, 0, "launcher"), torch.device("cpu"))
+    assert meeting["MASTER_PORT"] == "29500"
+
+
+def test_only_rank_0_logs_at_info(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        setup_logging(RankInfo(0, 2, 0, "launcher"))
+        logging.getLogger("autoselect.x").info("from the first")
+        setup_logging(RankInfo(1, 2, 1, "launcher"))
+        logging.getLogger("autoselect.x").info("from the second")
+        logging.getLogger("autoselect.x").warning("trouble")
+    finally:
+        root.handlers[:], root.level = before, level
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("INFO from the first")
+    assert "WARNING [rank 1" in lines[1] and lines[1].endswith("trouble")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_remembered_and_kill_nothing(number: signal.Signals) -> None:
+    before = {n: signal.getsignal(n) for n in SignalFlag.SIGNALS}
+    try:
+        flag = SignalFlag()
+        assert not flag.raised_anywhere(torch.device("cpu"))
+        os.kill(os.getpid(), number)
+        assert flag.received == number
+        assert flag.raised_anywhere(torch.device("cpu"))
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+MEETING = """
+import sys
+import threading
+from autoselect import train
+
+def wait_in_vain(info, device):
+    print("meeting", flush=True)
+    threading.Event().wait()
+
+train.processes.init_distributed = wait_in_vain
+sys.exit(train.main([]))
+"""
+
+
+def test_a_rank_that_waits_for_one_that_failed_ends_at_sigterm() -> None:
+    """srun and the launchers send it; the code of a rank that they must kill would look a crash."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    with subprocess.Popen(
+        [sys.executable, "-c", MEETING], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"meeting\n"
+            process.terminate()
+            assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
+def test_seeding_repeats_all_three_generators() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    processes.seed_everything(2**40 + 5)
+    first = draw()
+    assert draw() != first
+    processes.seed_everything(2**40 + 5)
+    assert draw() == first

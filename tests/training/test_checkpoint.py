@@ -1,0 +1,342 @@
+"""Checkpoints: complete or absent, exact, small, and never replaced by a silent fresh start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autoselect.ranks import processes
+from autoselect.training import checkpoint
+from autoselect.training.checkpoint import CheckpointError, CheckpointStore, TrainingState
+from autoselect.training.engine_state import TrainedState
+
+SHAPES = {"scorer.weight": (7, 5), "scorer.bias": (7,), "denoiser.scale": ()}
+
+
+def make_state(step: int) -> TrainingState:
+    """A state whose every number depends on the step."""
+    generator = torch.Generator().manual_seed(step)
+
+    def tensors() -> dict[str, torch.Tensor]:
+        return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+    return TrainingState(
+        step=step,
+        trained=TrainedState(tensors(), tensors(), tensors(), adam_step=step - 1),
+        config={"steps": 10, "gate": {"token_budget": 16}},
+        statistics={"mean": torch.randn(5, generator=generator)},
+        data={"digest": "abc", "next_batch": step},
+        run={"mlflow_run": "r1"},
+    )
+
+
+def assert_same(left: TrainingState, right: TrainingState) -> None:
+    assert (left.step, left.config, left.data, left.run) == (
+        right.step,
+        right.config,
+        right.data,
+        right.run,
+    )
+    assert left.trained.adam_step == right.trained.adam_step
+    for mine, theirs in (
+        (left.trained.weights, right.trained.weights),
+        (left.trained.first_moments, right.trained.first_moments),
+        (left.trained.second_moments, right.trained.second_moments),
+        (left.statistics, right.statistics),
+    ):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def saved(folder: Path, steps: tuple[int, ...], keep: int = 5) -> CheckpointStore:
+    store = CheckpointStore(folder, keep)
+    for step in steps:
+        store.save(make_state(step))
+    return store
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, (3, 6)).load()
+    assert loaded is not None
+    assert_same(loaded, make_state(6))
+
+
+def test_reading_and_writing_leave_the_global_generators_alone(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    processes.seed_everything(3)
+    expected = [draw(), draw(), draw()]
+    processes.seed_everything(3)
+    store = CheckpointStore(tmp_path)
+    found = [draw()]
+    store.save(make_state(1))
+    found.append(draw())
+    store.load()
+    assert [*found, draw()] == expected
+
+
+def in_format_1(folder: Path) -> None:
+    """Rewrites a checkpoint as earlier versions wrote it, with random states."""
+    extra = load_file(folder / "extra.safetensors") | {"rng.torch": torch.get_rng_state()}
+    save_file(extra, folder / "extra.safetensors")
+    values = json.loads((folder / "state.json").read_text())
+    values["rng"] = {"python": random.getstate(), "numpy": ["MT19937", [1, 2], 0, 0, 0.0]}
+    (folder / "state.json").write_text(json.dumps(values))
+    (folder / "manifest.json").unlink()
+    files = {path.name: checkpoint._fingerprint(path) for path in folder.iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+
+
+def test_checkpoints_with_random_states_still_load(tmp_path: Path) -> None:
+    store = saved(tmp_path, (3, 6))
+    in_format_1(tmp_path / "step-00000006")
+    loaded = store.load()
+    assert loaded is not None
+    assert_same(loaded, make_state(6))
+
+
+def test_an_empty_folder_is_a_fresh_start_and_a_lost_checkpoint_is_not(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "new")
+    assert store.load() is None
+    store.save(make_state(1))
+    shutil.rmtree(tmp_path / "new" / "step-00000001")
+    with pytest.raises(CheckpointError, match="names a checkpoint"):
+        store.load()
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    saved(tmp_path, (1, 2, 3, 4), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latest",
+        "step-00000003",
+        "step-00000004",
+    ]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"latest"}
+
+
+def test_a_good_checkpoint_stays_rather_than_a_corrupt_newer_one(tmp_path: Path) -> None:
+    store = saved(tmp_path, (200, 300), keep=2)
+    spoil_flip(tmp_path / "step-00000300")
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 200
+    store.save(make_state(250))
+    assert names(tmp_path) == {"step-00000200", "step-00000250"}
+    spoil_flip(tmp_path / "step-00000250")
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 200
+
+
+def test_a_good_checkpoint_stays_rather_than_a_corrupt_one_after_it(tmp_path: Path) -> None:
+    store = saved(tmp_path, (1, 2, 3), keep=3)
+    spoil_flip(tmp_path / "step-00000002")
+    store.save(make_state(4))
+    assert names(tmp_path) == {"step-00000001", "step-00000003", "step-00000004"}
+
+
+def test_an_abandoned_newer_checkpoint_goes_before_an_older_one(tmp_path: Path) -> None:
+    """Both are sound, but the run does not go through the newer one any more."""
+    store = saved(tmp_path, (1, 2, 9), keep=3)
+    (tmp_path / "latest").write_text("step-00000002\n")
+    store.save(make_state(3))
+    assert names(tmp_path) == {"step-00000001", "step-00000002", "step-00000003"}
+
+
+def spoil_truncate(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def spoil_flip(folder: Path) -> None:
+    path = folder / "exp_avg_sq.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def spoil_state(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"step": 6', '"step": 7'))
+
+
+def spoil_missing(folder: Path) -> None:
+    (folder / "exp_avg.safetensors").unlink()
+
+
+def spoil_unexpected(folder: Path) -> None:
+    (folder / "other.safetensors").write_bytes(b"")
+
+
+def spoil_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def spoil_no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def spoil_format(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["format"] = 99
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+SPOILERS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda spoil: spoil.__name__)
+def test_a_corrupt_checkpoint_is_refused_and_the_previous_one_used(
+    tmp_path: Path, spoil, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = saved(tmp_path, (3, 6))
+    spoil(tmp_path / "step-00000006")
+    with caplog.at_level(logging.WARNING):
+        loaded = store.load()
+    assert loaded is not None
+    assert_same(loaded, make_state(3))
+    assert "refused" in caplog.text and "step-00000006" in caplog.text
+    spoil_flip(tmp_path / "step-00000003")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        store.load()
+
+
+def test_a_corrupt_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path) -> None:
+    store = saved(tmp_path, (3, 6))
+    spoil_flip(tmp_path / "step-00000006")
+    store.save(make_state(6))
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 6
+
+
+def test_a_checkpoint_newer_than_the_pointer_waits_for_its_turn(tmp_path: Path) -> None:
+    """A crash between the rename of the folder and the pointer."""
+    store = saved(tmp_path, (3, 6))
+    (tmp_path / "latest").write_text("step-00000003\n")
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 3
+    store.save(make_state(6))
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 6
+
+
+class Died(Exception):
+    """Stands for the end of the process."""
+
+
+FILE_OPERATIONS = ("_flush", "_flush_folder", "_write_text", "_fingerprint", "save_file")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_dying_at_any_operation_of_a_save_leaves_a_complete_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """Stops the save before its first, second, ... file operation, until one goes through."""
+    base = tmp_path / "base"
+    saved(base, (3,), keep)
+    died_at = 0
+    while True:
+        folder = tmp_path / f"run{died_at}"
+        shutil.copytree(base, folder)
+        left = [died_at]
+
+        def step(function, left=left):
+            def counted(*args, **kwargs):
+                if left[0] == 0:
+                    raise Died
+                left[0] -= 1
+                return function(*args, **kwargs)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            for name in FILE_OPERATIONS:
+                patch.setattr(checkpoint, name, step(getattr(checkpoint, name)))
+            patch.setattr(checkpoint.shutil, "rmtree", step(shutil.rmtree))
+            patch.setattr(Path, "rename", step(Path.rename))
+            patch.setattr(Path, "replace", step(Path.replace))
+            try:
+                CheckpointStore(folder, keep).save(make_state(6))
+                finished = True
+            except Died:
+                finished = False
+        store = CheckpointStore(folder, keep)
+        loaded = store.load()
+        assert loaded is not None, died_at
+        assert_same(loaded, make_state(loaded.step))
+        assert loaded.step in ((6,) if finished else (3, 6))
+        store.save(make_state(9))
+        after = store.load()
+        assert after is not None and after.step == 9
+        assert not list(folder.glob("*.partial"))
+        if finished:
+            break
+        died_at += 1
+    assert died_at > 15
+
+
+KILL_SCRIPT = """
+import sys
+from pathlib import Path
+from autoselect.training.checkpoint import CheckpointStore
+from tests.training.test_checkpoint import make_state
+store = CheckpointStore(Path({folder!r}), keep=1)
+print("ready", flush=True)
+for step in range(1, 100000):
+    store.save(make_state(step))
+"""
+
+
+def test_kill_nine_inside_saves(tmp_path: Path) -> None:
+    """Real SIGKILLs while nothing but saving happens."""
+    script = KILL_SCRIPT.format(folder=str(tmp_path / "c"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    chance = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not (tmp_path / "c" / "latest").exists():
+            assert process.poll() is None
+        try:
+            process.wait(timeout=chance.uniform(0.01, 0.2))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert process.returncode == -signal.SIGKILL
+        loaded = CheckpointStore(tmp_path / "c", keep=1).load()
+        assert loaded is not None
+        assert_same(loaded, make_state(loaded.step))
+        shutil.rmtree(tmp_path / "c")
+
+
+def test_size_is_twelve_bytes_per_trained_parameter(tmp_path: Path) -> None:
+    count = 300_000
+    tensors = {"weight": torch.randn(count)}
+    state = TrainingState(1, TrainedState(tensors, tensors, tensors, 1))
+    folder = CheckpointStore(tmp_path).save(state)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert 12 * count < size <= 12 * count + 1_000_000
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        CheckpointStore(tmp_path / "file" / "checkpoints").save(make_state(1))

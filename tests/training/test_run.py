@@ -1,0 +1,120 @@
+"""A run in this process, on one rank: what its steps depend on."""
+
+import os
+import random
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.deepspeed import load_deepspeed_config, step_settings
+from autoselect.config.files import from_dict, load_config, to_dict
+from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.processes import RankInfo, SignalFlag
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.shards import render_shards
+from autoselect.reference.vlm import build_model, save_vlm
+from autoselect.training.checkpoint import TrainingState
+from autoselect.training.engine_state import TrainedState
+from autoselect.training.run import assemble, check_resumable, warn_of_few_cores
+
+ROOT = Path(__file__).parents[2]
+DATA, VLM = SimpleNamespace(digest="data"), SimpleNamespace(digest="model")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    save_vlm(build_model(), folder / "vlm")
+    render_shards(folder / "shards", ReferenceData(train=4, val=1, test=1), workers=1)
+    return folder
+
+
+def test_no_step_draws_from_a_global_generator(alone, folder):
+    """This is why a checkpoint holds no random state."""
+    flags = [
+        f"--model={folder / 'vlm'}",
+        f"--data.train_shards={folder / 'shards' / 'train-*.tar'}",
+        f"--output={folder / 'run'}",
+        *("--steps=2", "--save_every=1", "--gate.calibration_images=2", "--tracking=false"),
+    ]
+    config = load_config(TrainConfig, None, flags)
+    deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
+    deepspeed |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 2}
+    with Heartbeat(alone) as heartbeat:
+        trainer = assemble(config, deepspeed, alone, SignalFlag(), heartbeat)
+        before = generator_states()
+        assert trainer.run()
+    assert generator_states() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "cores", "warned"),
+    [
+        ("slurm", 1, True),
+        ("slurm", 5, False),
+        ("launcher", 1, False),
+    ],
+)
+def test_a_task_with_too_few_cores_is_told(monkeypatch, caplog, source, cores, warned):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    config = from_dict(TrainConfig, {"data": {"workers": 4}})
+    warn_of_few_cores(config, RankInfo(0, 2, 0, source))
+    assert ("--cpus-per-task=5" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("now", "refused"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}}, None),
+        ({"optimizer": {"type": "AdamW"}}, r"optimizer.params.betas: \[0.9, 0.95\] -> unset"),
+        ({}, r"optimizer.type: AdamW -> unset, optimizer.params.betas: \[0.9, 0.95\] -> unset"),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95], "eps": 1e-6}}},
+            r"\(optimizer.params.eps: unset -> 1e-06\)",
+        ),
+    ],
+)
+def test_what_the_optimiser_is_given_stays(now, refused):
+    """A parameter that is left out later is a change as much as one that is added."""
+    sizes = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
+    adam = {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}
+    state = begun(to_dict(TrainConfig()), sizes | {"optimizer": adam})
+    with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
+        check_resumable(state, TrainConfig(), sizes | now, DATA, VLM)
+
+
+def test_a_setting_that_is_new_since_the_checkpoint_had_its_default():
+    sizes = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
+    recorded = to_dict(TrainConfig())
+    del recorded["denoiser"]["told_gate"], recorded["dtype"]
+    state = begun(recorded, sizes)
+    check_resumable(state, TrainConfig(), sizes, DATA, VLM)
+    told = from_dict(TrainConfig, {"denoiser": {"told_gate": True}})
+    with pytest.raises(ConfigError, match=r"\(denoiser.told_gate: False -> True\)"):
+        check_resumable(state, told, sizes, DATA, VLM)
+    recorded["gate"]["dropout"] = 0.5  # of an earlier version
+    with pytest.raises(ConfigError, match=r"\(gate.dropout: 0.5 -> unset\)"):
+        check_resumable(state, TrainConfig(), sizes, DATA, VLM)
+
+
+def begun(recorded: dict, deepspeed: dict) -> TrainingState:
+    """A checkpoint of a run with these settings."""
+    data = {
+        "digest": DATA.digest,
+        "model_digest": VLM.digest,
+        "step_settings": step_settings(deepspeed),
+    }
+    return TrainingState(1, TrainedState(), recorded, data=data)
+
+
+def generator_states() -> tuple[str, str, bytes]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states += torch.cuda.get_rng_state_all()
+    drawn = b"".join(state.numpy().tobytes() for state in states)
+    return repr(random.getstate()), repr(np.random.get_state()), drawn
