@@ -15,7 +15,7 @@ from autoselect.ablation.record import AblationRecord
 from autoselect.ablation.sweep import run_cells
 from autoselect.ablation.tables import markdown
 from autoselect.config import ConfigError
-from autoselect.evaluation.run import EvalSettings
+from autoselect.evaluation.settings import EvalSettings
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from autoselect.evaluation.latency.bench import bench_lines, bench_prefill
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import METHODS
 from autoselect.evaluation.report.tables import terminal_table
-from autoselect.evaluation.run import EvalSettings, check_count, evaluate
+from autoselect.evaluation.run import evaluate
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.settings import EvalSettings, check_count
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully

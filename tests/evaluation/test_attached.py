@@ -20,8 +20,9 @@ from autoselect.evaluation.latency.timing import Timing
 from autoselect.evaluation.loading import LoadedSelector, load_pair
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
-from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.evaluation.run import evaluate
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg

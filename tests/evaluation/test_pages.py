@@ -20,7 +20,7 @@ from autoselect.evaluation.report.build import build_report, markdown
 from autoselect.evaluation.report.examples import choose_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.report.record import EvaluationRecord
-from autoselect.evaluation.run import EvalSettings
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples

@@ -15,7 +15,8 @@ from autoselect.evaluation.latency import bench
 from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.report.record import shown_folder, shown_selector
-from autoselect.evaluation.run import EvalSettings, evaluate
+from autoselect.evaluation.run import evaluate
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.tracking import Tracker
