@@ -174,7 +174,7 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
         )
     samples = list(opened)
     vlm, selector, budgets = _subject(arguments, samples[0].image)
-    if not vlm.is_spliced:
+    if vlm.num_tokens is None:
         raise ConfigError(
             f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
             f"tokens; only {CLASSIFIER} goes with others"

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config.destinations import check_folder
-from autoselect.evaluation.answers.answering import Answers, Plan, answer_part
-from autoselect.evaluation.answers.attached import answering, check_attached, prompt_lengths
+from autoselect.evaluation.answers.answering import Answers, Plan
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import check_scoring
 from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, folder_digest
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.latency.attached import prefill_latency
 from autoselect.evaluation.latency.environment import git_commit
-from autoselect.evaluation.latency.protocol import LatencyPlan
+from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
 from autoselect.evaluation.loading import (
     LoadedSelector,
     load_selectors,
@@ -59,11 +58,11 @@ def evaluate(
         ConfigError: any setting that does not fit, before anything is computed.
     """
     ready = prepare(settings)
-    plan, answer = ready.plan, ready.answer_part()
+    plan = ready.plan
     record = ready.record(settings) if rank == 0 else EvaluationRecord.disabled(settings)
     with record:
         answers = answer_all(
-            ready.vlm, ready.samples, plan, ready.store, rank, world_size, barrier, answer
+            AskedVLM(ready.vlm), ready.samples, plan, ready.store, rank, world_size, barrier
         )
         if rank != 0:
             return None
@@ -74,7 +73,7 @@ def evaluate(
         result = Evaluation(report, answers, ready.samples, asked, plan, ready.vlm, selectors)
         out = Path(settings.out)
         write_predictions(out / "predictions.jsonl", asked, answers, plan)
-        figures = write_figures(out / "figures", result, ready.common)
+        figures = write_figures(out / "figures", result)
         write_report(out, report, figures)
         record.log(report, figures, selectors)
     return result
@@ -89,8 +88,7 @@ class Prepared:
         selectors: by the name of their row.
         samples: what is asked.
         plan: methods, budgets and sizes.
-        common: prompts are put together from embeddings; otherwise methods are attached.
-        num_tokens: visual tokens of the first image.
+        left_out: why methods are left out, by name.
         digests: identify model, selectors and data.
         store: of the answered parts.
     """
@@ -99,14 +97,9 @@ class Prepared:
     selectors: dict[str, LoadedSelector]
     samples: EvaluationSet
     plan: Plan
-    common: bool
-    num_tokens: int
+    left_out: dict[str, str]
     digests: dict[str, Any]
     store: PartStore
-
-    def answer_part(self) -> Any:
-        """What answers a part, see `answer_all`."""
-        return answer_part if self.common else answering(self.num_tokens)
 
     def record(self, settings: EvalSettings) -> EvaluationRecord:
         """The tracked run, begun."""
@@ -134,13 +127,14 @@ def prepare(settings: EvalSettings) -> Prepared:
         *(selector_method(own.selector, name) for name, own in selectors.items()),
         *choose_methods(settings.methods, settings.random_seeds),
     )
-    common = vlm.is_spliced and samples.one_image_each
-    if not common:
-        check_attached(settings.scoring, settings.latency_compiled)
-    num_tokens, _ = prompt_lengths(vlm, samples[0].images[0], samples[0].questions[0])
+    asked = AskedVLM(vlm)
+    strict = settings.methods.strip() != "all"
+    methods, left_out = usable_methods(asked, samples, methods, strict)
+    num_tokens = len(asked.encode([samples[0]]).images[0][0])
     plan = Plan(
-        methods=usable_methods(vlm, samples, methods, settings.methods.strip() != "all", common),
+        methods=methods,
         budgets=parse_budgets(settings.budgets, num_tokens),
+        num_tokens=num_tokens,
         images_per_part=settings.images_per_part,
         rows_per_batch=settings.rows_per_batch,
         max_new_tokens=settings.max_new_tokens,
@@ -161,7 +155,7 @@ def prepare(settings: EvalSettings) -> Prepared:
         "code": code_version(),
     }
     store = PartStore(Path(settings.out) / "parts", identity)
-    return Prepared(vlm, selectors, samples, plan, common, num_tokens, digests, store)
+    return Prepared(vlm, selectors, samples, plan, left_out, digests, store)
 
 
 def measure(
@@ -182,7 +176,7 @@ def measure(
     """
     vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
     selector = ready.selectors[SELECTOR].selector
-    latency = prefill_latency(
+    latency = latency_report(
         vlm,
         selector,
         sample.images[0],
@@ -195,10 +189,11 @@ def measure(
         "digests": ready.digests,
         "training": selector.metadata,
         "warnings": [text for text in warnings if text],
+        "left_out": ready.left_out,
         **(extra or {}),
     }
     name = shown_name(settings.model, vlm)
-    return build_report(asked, answers, plan, name, ready.num_tokens, latency, more)
+    return build_report(asked, answers, plan, name, plan.num_tokens, latency, more)
 
 
 def _files_digest(model: str) -> str | None:
@@ -212,6 +207,7 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
         "columns": [str(column) for column in plan.columns()],
         "images_per_part": plan.images_per_part,
         "rows_per_batch": plan.rows_per_batch,
+        "num_tokens": plan.num_tokens,
         "max_new_tokens": plan.max_new_tokens,
         "scoring": plan.scoring,
     }

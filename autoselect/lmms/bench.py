@@ -23,8 +23,8 @@ from autoselect.config import ConfigError
 from autoselect.evaluation.answers.parts import folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
-from autoselect.evaluation.methods.attachable import BASELINES
-from autoselect.lmms.engine import FULL, SELECTOR, parse_budget
+from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.lmms.engine import BASELINES, FULL, parse_budget
 from autoselect.lmms.report import build_public_report, public_markdown
 from autoselect.lmms.tasks import task_score
 from autoselect.lmms.tracked import PublicRecord
@@ -97,7 +97,7 @@ def cells(settings: PublicSettings) -> list[Cell]:
     for method in methods:
         if method not in (SELECTOR, *BASELINES):
             raise ConfigError(
-                f"methods={method!r} cannot be attached; choose {SELECTOR}, {', '.join(BASELINES)}"
+                f"methods={method!r} is unknown here; choose {SELECTOR}, {', '.join(BASELINES)}"
             )
     for budget in budgets:
         if parse_budget(budget) is None:

@@ -1,19 +1,27 @@
 """A public model with a selector, a baseline or nothing attached: images and questions to texts."""
 
-from typing import cast
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
 from autoselect.evaluation.loading import checked_device
-from autoselect.evaluation.methods.attachable import BaselineSelector
+from autoselect.evaluation.methods.choice import choose
+from autoselect.evaluation.methods.registry import METHODS, SELECTOR, Method
+from autoselect.evaluation.samples import EvaluationSample
 from autoselect.pruning.attachment import attach
-from autoselect.pruning.selector import Selector, written_budget
+from autoselect.pruning.selector import Selector, budget_to_tokens, written_budget
 from autoselect.vlm import FrozenVLM
 
 FULL = "full"
-SELECTOR = "autoselect"
+BASELINES = tuple(name for name, method in METHODS.items() if not {"boxes"} & set(method.needs))
+"""Methods that public tasks are run with: those that need nothing but images and questions."""
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -34,17 +42,20 @@ def parse_budget(value: object) -> int | float | None:
         ) from None
 
 
-class PrunedVLM(AskedVLM):
+class PrunedVLM:
     """A model that answers questions, with all or with K visual tokens per image.
+
+    A selector is attached to the model, as users do it. A baseline chooses from the encoded images
+    of each batch.
 
     Args:
         pretrained: folder or hub name of the model.
         selector: folder or hub name of the selector; needed for the method `autoselect`.
         budget: see `parse_budget`.
         method: `autoselect`, or a baseline.
-        seed: of the random baseline.
+        seed: seed of the random baseline.
         dtype: `auto`, `float32` or `bfloat16`.
-        device: a GPU where there is one by default.
+        device: where it runs; a GPU if there is one by default.
 
     Raises:
         ConfigError: one of them cannot be loaded, or they do not fit each other.
@@ -64,18 +75,94 @@ class PrunedVLM(AskedVLM):
             raise ConfigError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
         where = checked_device(device)
         self.budget = parse_budget(budget)
+        self.seed = seed
+        self.baseline: Method | None = None
         if self.budget is not None and method == SELECTOR and selector is None:
             raise ConfigError(
                 f"budget={budget} needs a selector: give selector=FOLDER, choose a baseline with "
                 "method=, or take budget=full"
             )
-        super().__init__(FrozenVLM.from_pretrained(pretrained, DTYPES[dtype], where))
+        if method not in (SELECTOR, *BASELINES):
+            raise ConfigError(
+                f"method={method!r} is unknown here; choose {SELECTOR}, {', '.join(BASELINES)}"
+            )
+        self.vlm = FrozenVLM.from_pretrained(pretrained, DTYPES[dtype], where)
+        self.asked = AskedVLM(self.vlm)
         if self.budget is None:
             return
         if method == SELECTOR:
             assert selector is not None
-            chosen = Selector.from_pretrained(selector, device=where)
+            attach(self.vlm.model, Selector.from_pretrained(selector, device=where), self.budget)
         else:
-            self.baseline = BaselineSelector(method, self.budget, self.vlm.width, seed)
-            chosen = cast(Selector, self.baseline)
-        attach(self.vlm.model, chosen, self.budget)
+            self.baseline = METHODS[method]
+
+    def answer(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[str],
+        options: Mapping[str, Any],
+    ) -> list[str]:
+        """Return the generated texts, one per row; rows without images may stand among the others.
+
+        Args:
+            images: images of each row.
+            questions: plain text.
+            options: arguments of `generate`, such as `max_new_tokens`.
+        """
+        texts = [""] * len(questions)
+        for wanted in (True, False):
+            rows = [i for i, own in enumerate(images) if bool(own) == wanted]
+            if not rows:
+                continue
+            samples = [_sample(images[i], questions[i]) for i in rows]
+            call, kept = self._call(samples)
+            for i, text in zip(rows, self.asked.generate(call, kept, options), strict=True):
+                texts[i] = text
+        return texts
+
+    @torch.inference_mode()
+    def likelihood(
+        self, images: Sequence[Image.Image], question: str, continuation: str
+    ) -> tuple[float, bool]:
+        """Return a continuation's log-likelihood, and whether greedy decoding would give it."""
+        sample = _sample(images, question)
+        call, kept = self._call([sample])
+        tokenizer = self.vlm.processor.tokenizer
+        start = self.asked.prompt(len(images), question)
+        whole = tokenizer(start + continuation, add_special_tokens=False)["input_ids"]
+        count = len(whole) - len(tokenizer(start, add_special_tokens=False)["input_ids"])
+        assert count > 0, "the continuation is empty"
+        scored = continuation_log_likelihood(self.vlm.model, call, kept, [whole[-count:]])
+        return float(scored.sums[0]), bool(scored.greedy[0])
+
+    def _call(
+        self, samples: Sequence[EvaluationSample]
+    ) -> tuple[dict[str, Any], list[Tensor] | None]:
+        """Return the arguments of `generate` for some questions, and what a baseline keeps."""
+        texts = [self.asked.prompt(len(s.images), s.questions[0]) for s in samples]
+        if self.baseline is None or not samples[0].images:
+            return dict(self.vlm.inputs([sample.images for sample in samples], texts)), None
+        needs = self.baseline.needs
+        encoded = self.asked.encode(samples, "class_attention" in needs)
+        prompts = self.asked.prompts(samples, encoded, [(i, 0) for i in range(len(samples))])
+        chosen = choose(
+            self.baseline,
+            prompts.images,
+            self._tokens,
+            self.seed,
+            self.asked.question_embeddings(prompts) if "question" in needs else None,
+            self.asked.llm_attention(prompts, encoded) if "llm_attention" in needs else None,
+        )
+        call = self.asked.call(prompts, encoded, [choice.features for choice in chosen])
+        return call, [choice.positions for choice in chosen]
+
+    def _tokens(self, count: int) -> int:
+        """Return K of an image with `count` visual tokens."""
+        assert self.budget is not None
+        return budget_to_tokens(self.budget, count)
+
+
+def _sample(images: Sequence[Image.Image], question: str) -> EvaluationSample:
+    """Return a question as a sample, named by the pixels of its images."""
+    key = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
+    return EvaluationSample(key, tuple(images), (question,), (("",),), ("",), ((),), (question,))

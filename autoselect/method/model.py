@@ -1,16 +1,17 @@
 """AutoSelect = frozen VLM + Scorer + Denoiser: one training step from pixels to loss.
 
-    features = vlm.encode(images)                       no gradient
-    scores   = scorer(features)
-    gated    = soft_top_k_noise_gate(features, scores, K, tau, noise key)    others: gating.py
-    inputs   = denoiser(gated)
-    loss     = next-token loss on the answers           gradient flows through the frozen LLM
+    visual  = site.read(adapter, pixels, ids)           encode -> blocks -> tokens, no gradient
+    scores  = scorer(visual.tokens)
+    gated   = gate_tokens(visual.gated, scores, ...)    soft top-K and noise gate, see gating.py
+    outputs = adapter.replace(denoiser(gated))
+    loss    = answer_loss(outputs)                      gradient flows through the frozen LLM
 
-Dimension letters: I images, N visual tokens, D width, L later layers with features of their own, P
-width before the projector, B rows, T text tokens.
+Dimension letters: I images, N visual tokens, D width, L later layers with features of their own
+(deepstack), C channels that are gated, B rows, T text tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,12 @@ from autoselect.method.gating import Gated, gate_tokens
 from autoselect.method.scorer import Scorer, standardise
 from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.noise_gate import NoiseKey
-from autoselect.vlm.backbone import FrozenVLM, VisualTokens
+from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import answer_loss
-from autoselect.vlm.text.batch import IGNORED_LABEL, TrainBatch
+from autoselect.vlm.sites import SITES, VisualTokens
+from autoselect.vlm.text.batch import TrainBatch
+from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT
+from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 SMALLEST_GATE = 1e-6
 
@@ -73,43 +77,74 @@ class AutoSelect(nn.Module):
 
     Args:
         vlm: the frozen backbone; none of its parameters gets a gradient.
-        config: of the run.
-        statistics: of the visual tokens over the data set.
+        config: settings of the training.
+        statistics: mean and spread of the visual tokens over the data set.
     """
 
     def __init__(self, vlm: FrozenVLM, config: TrainConfig, statistics: TokenStatistics) -> None:
         super().__init__()
         self.vlm = vlm
+        self.adapter = vlm.adapter
         self.frozen = vlm.model
         self.standardise = config.gate.standardise
         self.gate_kind = config.gate.kind
         self.soft_removal = config.gate.soft_removal
         self.activation_checkpointing = config.activation_checkpointing
         self.scorer = Scorer(vlm.width, config.scorer)
-        self.site = config.gate.site
+        self.site = SITES[config.gate.site]
         # Statistics know the width before the projector; the tower may be split over ranks here.
-        self.width = vlm.width if self.site == "after_projector" else len(statistics.mean)
+        after = config.gate.site == "after_projector"
+        self.width = vlm.width if after else len(statistics.mean)
         self.denoiser = Denoiser(self.width, config.denoiser)
         self.statistics = statistics
 
     def train(self, mode: bool = True) -> "AutoSelect":
-        """Only Scorer and Denoiser change mode; the frozen VLM stays in eval mode."""
+        """Switch the mode of Scorer and Denoiser; the frozen VLM stays in eval mode."""
         super().train(mode)
         self.frozen.eval()
         return self
 
-    def encode(self, pixels: dict[str, Tensor]) -> VisualTokens:
-        """Visual tokens, and what is gated."""
-        return self.vlm.encode(pixels, before_projector=self.site == "before_projector")
+    def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
+        """Return loss and gate statistics of one micro-batch.
+
+        A batch without images selects nothing, but its rank takes part in the step: a row with a
+        blank image goes through all parts and counts for nothing. Under ZeRO-3 each part is
+        gathered from all ranks when it is used, and a rank that leaves one out makes them wait.
+        """
+        rows = batch if batch.num_images else self.with_blank_image(batch)
+        pixels = self.vlm.to_device(rows.pixels)
+        visual = self.site.read(self.adapter, pixels, rows.input_ids, rows.tokens_per_image)
+        gated = self.gate(visual, setting, rows.image_ids)
+        outputs = self.adapter.replace(visual.outputs, visual.blocks, self.repair(gated))
+        loss_sum = answer_loss(
+            self.adapter,
+            rows,
+            outputs,
+            self.activation_checkpointing,
+            self.log_weights(visual, gated.gates) if self.soft_removal else None,
+        )
+        if not batch.num_images:
+            zero = torch.zeros((), device=loss_sum.device)
+            return StepOutput(loss_sum, batch.num_answer_tokens, zero, zero, 0, 0)
+        gates = gated.gates.detach()
+        budget = setting.token_budget
+        return StepOutput(
+            loss_sum,
+            batch.num_answer_tokens,
+            gates.sum(),
+            gates.topk(min(budget, gates.shape[1]), dim=-1).values.sum(),
+            sum(min(budget, count) for count in visual.counts),
+            batch.num_images,
+        )
 
     def gate(self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor) -> Gated:
-        """Gated tokens [I, N, (1 + L) D] and gates [I, N]; [I, N, P] before the projector."""
+        """Return gated tokens [I, N, C] and gates [I, N]."""
         scores = self.scorer(visual.tokens, visual.mask)
         if self.standardise:
             scores = standardise(scores, visual.mask)
         return gate_tokens(
             self.gate_kind,
-            visual.at(self.site),
+            visual.gated,
             scores.float(),
             setting.token_budget,
             setting.temperature,
@@ -119,68 +154,39 @@ class AutoSelect(nn.Module):
         )
 
     def repair(self, gated: Gated) -> Tensor:
-        """What the language model is given, [I, N, (1 + L) D]; later layers get what was gated."""
-        tokens, later = gated.tokens[..., : self.width], gated.tokens[..., self.width :]
-        repaired = self.vlm.finished(self.denoiser(tokens, gated.gates), self.site)
-        return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
+        """Return what the language model is given, [I, N, (1 + L) D].
 
-    def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
-        """Loss and gate statistics of one micro-batch."""
-        if batch.num_images == 0:
-            return self._without_images(batch, setting)
-        visual = self.encode(batch.pixels)
-        gated = self.gate(visual, setting, batch.image_ids)
-        gates = gated.gates
-        repaired = self.repair(gated)
-        real = repaired if visual.mask is None else repaired[visual.mask]
-        loss_sum = answer_loss(
-            self.vlm,
-            batch,
-            real.flatten(0, -2),
-            self.activation_checkpointing,
-            self.log_weights(visual, gates) if self.soft_removal else None,
-            visual.output,
-        )
-        most = min(setting.token_budget, gates.shape[1])
-        if visual.mask is None:
-            wanted = most * batch.num_images
-        else:
-            wanted = int(visual.mask.sum(dim=1).clamp(max=most).sum())
-        return StepOutput(
-            loss_sum,
-            batch.num_answer_tokens,
-            gates.detach().sum(),
-            gates.detach().topk(most, dim=-1).values.sum(),
-            wanted,
-            batch.num_images,
-        )
+        The Denoiser repairs each token's own channels; those for later layers stay as gated.
+        """
+        tokens, later = gated.tokens[..., : self.width], gated.tokens[..., self.width :]
+        repaired = self.site.finish(self.adapter, self.denoiser(tokens, gated.gates))
+        return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
 
     @staticmethod
     def log_weights(visual: VisualTokens, gates: Tensor) -> Tensor:
-        """Logarithms of the gates of real tokens, in order of appearance, [M]."""
-        real = gates.flatten() if visual.mask is None else gates[visual.mask]
-        return real.clamp(min=SMALLEST_GATE).log()
+        """Return the logarithms of the gates of real tokens, in order of appearance, [M]."""
+        return visual.real(gates).clamp(min=SMALLEST_GATE).log()
 
-    def _without_images(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:
-        """Text-only rows: nothing to select, but every rank takes part in the step.
-
-        A row of its own with a blank image goes through all parts and counts for nothing: under
-        ZeRO-3 each of them is gathered from all ranks when it is used, and a rank that leaves one
-        out makes them wait.
-        """
-        blank = self.vlm.pixel_inputs([Image.new("RGB", (64, 64))])
-        visual = self.encode(blank)
-        nobody = torch.zeros(1, dtype=torch.long, device=visual.tokens.device)
-        tokens = self.repair(self.gate(visual, setting, nobody))[0]
-        rows = behind_blank_row(batch, len(tokens), self.vlm.image_token_id)
-        recompute = self.activation_checkpointing
-        loss_sum = answer_loss(self.vlm, rows, tokens, recompute, output=visual.output)
-        zero = torch.zeros((), device=loss_sum.device)
-        return StepOutput(loss_sum, batch.num_answer_tokens, zero, zero, 0, 0)
+    def with_blank_image(self, batch: TrainBatch) -> TrainBatch:
+        """Return text-only rows behind a row with a blank image and no answer."""
+        image = Image.new("RGB", (64, 64))
+        ids = self.vlm.inputs([[image]], [self.vlm.image_mark])["input_ids"][0]
+        count = int((ids == self.adapter.image_token_id).sum())
+        pixels: dict[str, Any] = self.vlm.pixel_inputs([image])
+        return behind_blank_row(batch, pixels, count, self.adapter.image_token_id)
 
 
-def behind_blank_row(batch: TrainBatch, num_tokens: int, image_token_id: int) -> TrainBatch:
-    """The text-only rows of a batch behind a row of `num_tokens` placeholders without an answer."""
+def behind_blank_row(
+    batch: TrainBatch, pixels: dict[str, Tensor], num_tokens: int, image_token_id: int
+) -> TrainBatch:
+    """Return the text-only rows of a batch behind a row of placeholders without an answer.
+
+    Args:
+        batch: rows without images, [B, T].
+        pixels: image encoder's arguments for one image.
+        num_tokens: N, its visual tokens.
+        image_token_id: the placeholder.
+    """
     length = max(num_tokens, batch.input_ids.shape[1])
 
     def stacked(rows: Tensor, first: Tensor, padding: int) -> Tensor:
@@ -193,7 +199,8 @@ def behind_blank_row(batch: TrainBatch, num_tokens: int, image_token_id: int) ->
         stacked(batch.input_ids, ids, 0),
         stacked(batch.labels, torch.full_like(ids, IGNORED_LABEL), IGNORED_LABEL),
         stacked(batch.position_ids, torch.arange(num_tokens), 0),
-        stacked(batch.segments, torch.full_like(ids, -1), -2),
-        {},
-        batch.image_ids,
+        stacked(batch.segments, torch.full_like(ids, PREFIX_SEGMENT), PADDING_SEGMENT),
+        pixels,
+        [num_tokens],
+        torch.zeros(1, dtype=torch.long, device=batch.input_ids.device),
     )

@@ -15,7 +15,8 @@ Dimension letters: B rows, T prompt tokens, S that stay.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from autoselect.pruning.selection import (
     Selection,
     block_budgets,
     frame_blocks,
+    given_selection,
     keep_mask,
     select,
 )
@@ -67,7 +69,7 @@ class CallOfThread(threading.local):
     """The call of `generate` that a thread is in; a copy of the model is in none.
 
     Attributes:
-        settings: of the call.
+        settings: settings of that call.
     """
 
     def __init__(self) -> None:
@@ -126,7 +128,24 @@ def detach(model: Any) -> Any:
     if not isinstance(attachment, Attachment):
         raise ConfigError("model has no selector; attach(model, selector, budget) first")
     attachment.remove()
+    del model.autoselect
     return model
+
+
+@contextmanager
+def keeping(model: Any, kept: Sequence[Tensor]) -> Iterator["Attachment"]:
+    """Make calls of an untouched model inside the block see given visual tokens only.
+
+    Args:
+        model: as for `attach`; nothing is attached to it.
+        kept: for each image or clip of the call's prompts, images first, in order of appearance:
+            the positions that stay among its N tokens, ascending, int64, [K]; K may be 0.
+    """
+    attachment = Attachment(VisualAdapter(model), None, 1.0, "clip", kept)
+    try:
+        yield attachment
+    finally:
+        attachment.remove()
 
 
 class Attachment:
@@ -142,12 +161,19 @@ class Attachment:
         selector: as above.
         budget: as above.
         video_budget_per: `clip` or `frame`.
+        kept: positions that stay, see `keeping`; selector and budget take no part then.
     """
 
     def __init__(
-        self, adapter: VisualAdapter, selector: Selector, budget: Budget, video_budget_per: str
+        self,
+        adapter: VisualAdapter,
+        selector: Selector | None,
+        budget: Budget,
+        video_budget_per: str,
+        kept: Sequence[Tensor] | None = None,
     ) -> None:
         self.adapter = adapter
+        self.kept = kept
         self.selector = selector
         self.budget = budget
         self.video_budget_per = video_budget_per
@@ -166,7 +192,7 @@ class Attachment:
         model = self.adapter.model
         for hook in self._hooks:
             hook.remove()
-        for name in (*REPLACED, "autoselect"):
+        for name in REPLACED:
             delattr(model, name)
 
     def overlay(self, image: Any, number: int = 0, grid: tuple[int, int] | None = None) -> Any:
@@ -292,8 +318,12 @@ class Attachment:
         copies = 1 if settings.rows is None else len(ids) // settings.rows
         if self.video_budget_per == "frame":
             blocks = frame_blocks(blocks, settings.frames, copies)
-        budgets = block_budgets(blocks, budget, copies)
-        chosen = select(adapter, self.selector, blocks, outputs, budgets)
+        if self.kept is not None:
+            chosen = given_selection(blocks, self.kept, copies)
+        else:
+            assert self.selector is not None
+            budgets = block_budgets(blocks, budget, copies)
+            chosen = select(adapter, self.selector, blocks, outputs, budgets)
         keep = keep_mask(chosen, new_ids.shape, new_ids.device)
         layout = layout_before(adapter, call.get("past_key_values"), new_ids)
         selection = Selection.of_prompts(chosen, copies, layout.full_length)

@@ -3,28 +3,15 @@
 Dimension letters: N visual tokens of one image.
 """
 
-import math
-
 import numpy as np
 from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.pruning.selection import ImageSelection
 from autoselect.vlm.families import Raster
+from autoselect.vlm.rasters import raster_of
 
 REMOVED_BRIGHTNESS = 0.25
-
-
-def token_raster(num_tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns whose product is N and whose shape is nearest to the picture's.
-
-    Args:
-        num_tokens: N.
-        size: width and height of the picture, pixels.
-    """
-    pairs = [(n, num_tokens // n) for n in range(1, num_tokens + 1) if num_tokens % n == 0]
-    aspect = np.log(size[0] / size[1])
-    return min(pairs, key=lambda pair: abs(np.log(pair[1] / pair[0]) - aspect))
 
 
 def token_grid(
@@ -41,11 +28,8 @@ def token_grid(
         ConfigError: the tokens are no single raster of the picture, as far as is known.
     """
     count = len(selection.scores)
-    side = math.isqrt(count)
-    if selection.modality == "image" and raster == "picture":
-        return token_raster(count, size)
-    if selection.modality == "image" and raster == "square" and side * side == count:
-        return side, side
+    if selection.modality == "image" and (found := raster_of(count, raster, size)) is not None:
+        return found
     raise ConfigError(
         f"grid=None does not tell where the {count} visual tokens of this {selection.modality} are "
         "on the picture: there may be tiles, frames, newline tokens or resampled ones; give "

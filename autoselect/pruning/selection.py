@@ -122,6 +122,41 @@ def block_budgets(blocks: Sequence[Block], budget: Budget, copies: int) -> list[
     return [budget[number] for number in numbers]
 
 
+def given_selection(
+    blocks: Sequence[Block], kept: Sequence[Tensor], copies: int
+) -> list[ImageSelection]:
+    """Return the selection that a caller made, see `attachment.keeping`.
+
+    Args:
+        blocks: blocks of the call.
+        kept: positions that stay of each block of one copy, ascending, each [K].
+        copies: how often the batch holds every prompt.
+
+    Raises:
+        ConfigError: there are not as many entries as images.
+    """
+    places: dict[tuple[str, int], int] = {}
+    keys = []
+    for block in blocks:
+        place = places.get((block.modality, block.row), 0)
+        places[block.modality, block.row] = place + 1
+        keys.append((block.modality, block.row - block.row % copies, place))
+    known = dict(zip(dict.fromkeys(keys), kept, strict=False))
+    if len(kept) != len(set(keys)):
+        raise ConfigError(
+            f"kept lists {len(kept)} images and the call has {len(set(keys))}; give the positions "
+            "of each image of the call"
+        )
+    selections = []
+    for block, key in zip(blocks, keys, strict=True):
+        scores = torch.zeros(len(block), device=block.columns.device)
+        scores[known[key]] = 1.0
+        selections.append(
+            ImageSelection(block.modality, block.row, block.item, block.columns, scores, known[key])
+        )
+    return selections
+
+
 @torch.no_grad()
 def select(
     adapter: VisualAdapter,

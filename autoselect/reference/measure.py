@@ -3,14 +3,17 @@
 Beside the full accuracy: blind (every visual token removed) and with a random share removed.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
-from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.backbone import FrozenVLM, chat
 
 KEPT = {"full": None, "random 48": 48, "random 16": 16, "blind": 0}
 IMAGES_PER_BATCH = 32
@@ -31,31 +34,60 @@ def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Tab
     for start in tqdm(range(0, images, IMAGES_PER_BATCH), desc="measuring", disable=None):
         indices = range(start, min(start + IMAGES_PER_BATCH, images))
         scenes = [make_scene(seed, "test", index) for index in indices]
-        visual = vlm.encode_images([scene.image for scene in scenes]).tokens
         questions = [
             (row, question)
             for row, (index, scene) in enumerate(zip(indices, scenes, strict=True))
             for question in ask(scene_rng(seed + 1, "test", index), scene, FAMILIES)
         ]
-        rows = torch.tensor([row for row, _ in questions])
-        prompt = vlm.prompt([question.question for _, question in questions])
+        inputs = _inputs(vlm, [scenes[row].image for row, _ in questions], questions)
+        outputs = vlm.adapter.encode(inputs)
+        blocks = vlm.adapter.blocks(inputs["input_ids"], outputs)
+        keys = np.random.default_rng([seed, start]).random((len(scenes), len(blocks[0])))
+        order = torch.from_numpy(keys).argsort(1)
         for _, question in questions:
             asked[question.family] += 1
-        for setting, kept in KEPT.items():
-            positions = None
-            tokens = visual
-            if kept is not None:
-                keys = np.random.default_rng([seed, start]).random(visual.shape[:2])
-                positions = torch.from_numpy(keys).argsort(1)[:, :kept].sort(1).values
-                tokens = visual.gather(1, positions[..., None].expand(-1, -1, visual.shape[-1]))
-                positions = positions[rows]
-            answers = vlm.generate(vlm.prefix(prompt, tokens[rows], positions), 3)
+        for setting, count in KEPT.items():
+            keep = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+            for (row, _), block in zip(questions, blocks, strict=True):
+                removed = order[row, len(block) if count is None else count :]
+                keep[block.row, block.columns[removed]] = False
+            answers = _answers(vlm, inputs, outputs, keep)
             for (_, question), answer in zip(questions, answers, strict=True):
                 right[setting][question.family] += answer == question.answer
     return {
         setting: {family: count / asked[family] for family, count in counts.items()}
         for setting, counts in right.items()
     }
+
+
+def _inputs(vlm: FrozenVLM, images: list, questions: list) -> dict[str, Any]:
+    """Return the prompts of some questions, each with its image."""
+    content = [{"type": "image"}]
+    texts = [
+        chat(
+            vlm.processor,
+            [{"role": "user", "content": [*content, {"type": "text", "text": own.question}]}],
+            generation=True,
+        )
+        for _, own in questions
+    ]
+    return vlm.inputs([[image] for image in images], texts)
+
+
+@torch.inference_mode()
+def _answers(
+    vlm: FrozenVLM, inputs: dict[str, Any], outputs: dict[str, Any], keep: Tensor
+) -> list[str]:
+    """Return greedy answers to prompts without their removed tokens, at original positions."""
+    mask = inputs["attention_mask"]
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    pruned, _ = vlm.adapter.prune({**inputs, "position_ids": positions}, outputs, keep)
+    tokenizer = vlm.processor.tokenizer
+    produced = vlm.model.generate(
+        **pruned, max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.pad_token_id
+    )
+    new = produced[:, pruned["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def table(measured: Table) -> str:

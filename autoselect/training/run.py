@@ -30,11 +30,11 @@ from autoselect.training.sharded_loading import gathered, sharded_loading
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.loading import default_dtype
+from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.batch import Collator
 
 logger = logging.getLogger(__name__)
 CALIBRATION_BATCH = 32
-DEFAULT_SITE = "after_projector"
 FREE_SETTINGS = {
     "output",
     "save_every",
@@ -237,9 +237,9 @@ def calibrate_on(
             batch, _ = collate_usable(collator, chunk)
             if not batch.num_images:
                 continue
-            visual = vlm.encode(batch.pixels, before_projector=site != DEFAULT_SITE)
-            tokens, mask = visual.at(site), visual.mask
-            yield tokens.flatten(0, 1) if mask is None else tokens[mask]
+            pixels, ids = vlm.to_device(batch.pixels), batch.input_ids.to(vlm.device)
+            visual = SITES[site].read(vlm.adapter, pixels, ids, batch.tokens_per_image)
+            yield visual.real(visual.gated)
 
     rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
     statistics = calibrate(batches(), rank, vlm.width_at(site))

@@ -1,7 +1,7 @@
 """Frozen vision-language models on stock transformers: encode, prune, answer, loss."""
 
 from autoselect.vlm.adapter import VisualAdapter
-from autoselect.vlm.backbone import FrozenVLM, VisualTokens
+from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.families import Family, register_family
 from autoselect.vlm.text.batch import Collator, TrainBatch
 
@@ -11,6 +11,5 @@ __all__ = [
     "FrozenVLM",
     "TrainBatch",
     "VisualAdapter",
-    "VisualTokens",
     "register_family",
 ]

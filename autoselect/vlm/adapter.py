@@ -35,6 +35,7 @@ PIXELS = {
     "image": ("pixel_values", "pixel_values_images"),
     "video": ("pixel_values_videos",),
 }
+PROJECTORS = ("multi_modal_projector", "connector", "aligner")
 FILL_PER_TOKEN = {
     "attention_mask": 0,
     "position_ids": 0,
@@ -61,7 +62,7 @@ class VisualAdapter:
                 f"model={type(model).__name__} is no transformers model; give the model itself, "
                 "without a wrapper around it"
             )
-        self.family = family_of(model)
+        self.family = family_of(model.config)
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             raise ConfigError(
                 f"transformers=={transformers.__version__} gives {type(model).__name__} no "
@@ -73,10 +74,16 @@ class VisualAdapter:
         self.positions = Positions(self.base, self.family.first_position)
         kinds = {"image": "image", "video": self.family.clip_token}
         self.token_ids = {
-            modality: int(token)
+            modality: token
             for modality, kind in kinds.items()
-            if (token := getattr(model.config, f"{kind}_token_id", None)) is not None
+            if (token := placeholder_id(model.config, kind)) is not None
         }
+        if "image" not in self.token_ids:
+            raise ConfigError(
+                f"model={type(model).__name__} ({model.config.model_type}) has no image token in "
+                "its configuration; choose a model that puts image features into the language "
+                "model's sequence"
+            )
 
     @property
     def width(self) -> int:
@@ -116,15 +123,22 @@ class VisualAdapter:
             outputs[modality] = encoder(**arguments, return_dict=True)
         return {modality: output for modality, output in outputs.items() if output is not None}
 
-    def blocks(self, input_ids: Tensor | None, outputs: Mapping[str, Any]) -> list[Block]:
-        """Where every image and clip of a batch is, images first, in order of appearance.
+    def blocks(
+        self,
+        input_ids: Tensor | None,
+        outputs: Mapping[str, Any],
+        lengths: Sequence[int] | None = None,
+    ) -> list[Block]:
+        """Find every image and clip of a batch: images first, in order of appearance.
 
         Args:
             input_ids: prompts with all placeholders, [B, T].
-            outputs: of `encode`.
+            outputs: result of `encode`.
+            lengths: visual tokens of each image, if the caller knows them; read from features and
+                prompt by the family's rule otherwise.
 
         Raises:
-            ConfigError: the prompt has no placeholder, or not as many as there are features.
+            ConfigError: the prompt has no placeholder, or their number is not that of the features.
         """
         found: list[Block] = []
         for modality, output in outputs.items():
@@ -139,9 +153,21 @@ class VisualAdapter:
                     f"input_ids hold no {modality} token ({token_id}) although pixels are given; "
                     "write the prompt with the model's chat template or its image token"
                 )
-            lengths = [entry.shape[:-1].numel() for entry in output.pooler_output]
-            found += find_blocks(input_ids, token_id, modality, lengths, self.family)
+            entries = [entry.shape[:-1].numel() for entry in output.pooler_output]
+            known = lengths if modality == "image" else None
+            found += find_blocks(input_ids, token_id, modality, entries, self.family, known)
         return found
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder of one visual token."""
+        return self.token_ids["image"]
+
+    @property
+    def projector(self) -> torch.nn.Module | None:
+        """The module between vision tower and language model, if the family names one."""
+        found = (getattr(self.base, name, None) for name in PROJECTORS)
+        return next((module for module in found if module is not None), None)
 
     def is_image(self, input_ids: Tensor) -> Tensor:
         """True at placeholders of images and clips, [B, T]."""
@@ -228,11 +254,12 @@ class VisualAdapter:
         pruned["input_ids"] = take_columns(input_ids, columns, self._text_token())
         if isinstance(wanted := pruned.get("logits_to_keep"), Tensor):
             pruned["logits_to_keep"] = take_logit_positions(wanted, columns)
-        kept = {m: keep[input_ids == self.token_ids[m]] for m in outputs}
-        pruned = self.with_outputs(
-            pruned, {m: keep_features(output, kept[m]) for m, output in outputs.items()}
-        )
-        return pruned, columns
+        left = {}
+        for modality, output in outputs.items():
+            kept = keep[input_ids == self.token_ids[modality]]
+            if bool(kept.any()):
+                left[modality] = keep_features(output, kept)
+        return self.with_outputs(pruned, left), columns
 
     def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
         """A call with encoded features in the place of its pixels."""
@@ -243,3 +270,11 @@ class VisualAdapter:
     def _text_token(self) -> int:
         """Any token that is no placeholder, for padding."""
         return next(token for token in range(3) if token not in self.token_ids.values())
+
+
+def placeholder_id(config: Any, kind: str) -> int | None:
+    """Return the token id that stands for one visual token of a kind, or None."""
+    for name in (f"{kind}_token_id", f"{kind}_token_index"):
+        if (token := getattr(config, name, None)) is not None:
+            return int(token)
+    return None

@@ -39,33 +39,39 @@ class Block:
 
 
 def find_blocks(
-    input_ids: Tensor, token_id: int, modality: str, lengths: Sequence[int], family: Family
+    input_ids: Tensor,
+    token_id: int,
+    modality: str,
+    entries: Sequence[int],
+    family: Family,
+    lengths: Sequence[int] | None = None,
 ) -> list[Block]:
-    """Blocks of one modality, in order of appearance.
+    """Find the blocks of one modality, in order of appearance.
 
     Args:
         input_ids: prompts with all placeholders, [B, T].
-        token_id: of the placeholder.
+        token_id: placeholder of this modality.
         modality: `image` or `video`.
-        lengths: tokens of each entry of the features.
+        entries: visual tokens of each entry of the features.
         family: says what one image is.
+        lengths: visual tokens of each image, instead of the family's rule.
 
     Raises:
         ConfigError: the prompt has another number of placeholders than there are features, or an
             image would be divided between two prompts.
     """
     rows, columns = (input_ids == token_id).nonzero(as_tuple=True)
-    if len(rows) != sum(lengths):
+    if not len(rows) == sum(entries) == sum(lengths or entries):
         raise ConfigError(
             f"input_ids hold {len(rows)} {modality} placeholders (token {token_id}) for "
-            f"{sum(lengths)} visual tokens; build text and pixels with one call of the model's "
-            "own processor, and pass only the images of the new turn with a filled cache"
+            f"{sum(entries)} visual tokens; build text and pixels with one call of the model's "
+            "own processor, and pass only the images of the new turn with a filled cache. If they "
+            "come from one call, the processor does not fit the model: correct patch_size, "
+            "num_additional_image_tokens and vision_feature_select_strategy in "
+            "processor_config.json, or copy the processor's files of the model again"
         )
-    rule = family.images if modality == "image" else family.videos
-    if rule == "runs":
-        lengths = run_lengths(rows, columns)
-        if modality == "image" and family.tiles is not None:
-            lengths = merge_tiles(input_ids, rows, columns, lengths, family.tiles)
+    if lengths is None:
+        lengths = _image_lengths(input_ids, rows, columns, modality, entries, family)
     blocks: list[Block] = []
     start = 0
     for length in lengths:
@@ -79,6 +85,23 @@ def find_blocks(
         blocks.append(Block(modality, row, columns[start : start + length], start, item))
         start += length
     return blocks
+
+
+def _image_lengths(
+    input_ids: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    modality: str,
+    entries: Sequence[int],
+    family: Family,
+) -> Sequence[int]:
+    """Return the visual tokens of each image or clip by the family's rule."""
+    if (family.images if modality == "image" else family.videos) == "entries":
+        return entries
+    runs = run_lengths(rows, columns)
+    if modality == "image" and family.tiles is not None:
+        return merge_tiles(input_ids, rows, columns, runs, family.tiles)
+    return runs
 
 
 def run_lengths(rows: Tensor, columns: Tensor) -> list[int]:

@@ -111,21 +111,21 @@ def register_family(model_type: str, family: Family) -> None:
     FAMILIES[model_type] = family
 
 
-def family_of(model: Any) -> Family:
-    """The family of a transformers model.
+def family_of(config: Any) -> Family:
+    """Return the family of a model's configuration; the one answer to "is this family known".
 
     Raises:
-        ConfigError: transformers is too old, or the family is refused or unknown.
+        ConfigError: the family is refused or unknown.
     """
-    kind = model.config.model_type
+    kind = config.model_type
     if kind in REFUSED:
         raise ConfigError(
-            f"model={type(model).__name__} ({kind}) cannot be pruned: {REFUSED[kind]}; choose a "
-            f"model whose images are tokens of the prompt: {', '.join(sorted(FAMILIES))}"
+            f"model_type={kind} cannot be pruned: {REFUSED[kind]}; choose a model whose images are "
+            f"tokens of the prompt: {', '.join(sorted(FAMILIES))}"
         )
     if kind not in FAMILIES:
         raise ConfigError(
-            f"model={type(model).__name__} ({kind}) is no tested family; choose one of "
+            f"model_type={kind} is not a tested family; choose one of "
             f"{', '.join(sorted(FAMILIES))}, or see docs/backbones.md for how to add a family "
             "with autoselect.vlm.register_family"
         )

@@ -8,6 +8,7 @@ Dimension letters: M visual tokens of the whole batch, D width, L later layers.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,23 @@ def with_features(output: Any, matrix: Tensor) -> Any:
         parts = matrix[:, width:].split(width, dim=1)
         pairs = zip(output.deepstack_features, parts, strict=True)
         changed.deepstack_features = [_like(layer, part) for layer, part in pairs]
+    return changed
+
+
+def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
+    """Return a shallow copy of an encoder's output with one entry per image.
+
+    Args:
+        output: output of the model's own encoder, whose kind of container is kept.
+        entries: features of each image, [N, (1 + L) D] each; N may differ.
+    """
+    changed = with_features(output, torch.cat(list(entries)))
+    width = output.pooler_output[0].shape[-1]
+    own = [entry[:, :width] for entry in entries]
+    if not isinstance(output.pooler_output, Tensor):
+        changed.pooler_output = own
+    elif len({len(entry) for entry in own}) == 1:
+        changed.pooler_output = torch.stack(own)
     return changed
 
 

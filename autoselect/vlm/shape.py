@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from autoselect.config import ConfigError, GateSite
-from autoselect.vlm.backbone import PROJECTORS
-from autoselect.vlm.families import FAMILIES, Family
+from autoselect.vlm.adapter import PROJECTORS
+from autoselect.vlm.families import family_of
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _fixed_tokens(path: str, config: Any) -> int:
     Raises:
         ConfigError: they depend on the image; `image_seq_length` may then count one of its tiles.
     """
-    family = FAMILIES.get(config.model_type, Family())
+    family = family_of(config)
     if family.fixed_tokens:
         return int(config.image_seq_length)
     most = _most_tokens(config)

@@ -1,11 +1,15 @@
-"""A small stand-in for `FrozenVLM`: colours of image cells are its tokens and its answers."""
+"""Small stand-ins for `FrozenVLM` and `AskedVLM`: colours of image cells are tokens and answers."""
+
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from autoselect.evaluation.answers.asking import Encoded, ImageTokens, Prompts, sample_boxes
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.vlm.backbone import VisualTokens
+from autoselect.vlm.blocks import Block
+from autoselect.vlm.sites import VisualTokens
 
 GRID = 6
 CELL = 4
@@ -13,92 +17,89 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 class FakeVLM:
-    """Tokens are mean cell colours plus a bias channel; the answer is the colour that it sees."""
+    """Tokens are mean cell colours plus a bias channel."""
 
     name = "fake"
     num_tokens = GRID * GRID
-    is_spliced = True
     width = 5
+    adapter = None
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self) -> None:
+    def grid_of(self, image: Image.Image) -> tuple[int, int]:
+        return GRID, GRID
+
+    def tokens_of(self, images: list[Image.Image]) -> torch.Tensor:
+        """Return [B, N, D]."""
+        pixels = torch.stack([torch.from_numpy(np.array(image)).float() / 255 for image in images])
+        cells = pixels.reshape(len(pixels), GRID, CELL, GRID, CELL, 3).mean(dim=(2, 4))
+        return torch.nn.functional.pad(cells.reshape(len(pixels), -1, 3), (0, 2), value=0.1)
+
+    def encode_images(
+        self, images: list[Image.Image], site: str = "after_projector"
+    ) -> VisualTokens:
+        tokens = self.tokens_of(images)
+        columns = torch.arange(tokens.shape[1])
+        blocks = [Block("image", row, columns, 0, 0) for row in range(len(images))]
+        return VisualTokens({}, blocks, tokens, tokens, None, self.width)
+
+
+class FakeAsked:
+    """The answer is the colour of the most colourful token that is left."""
+
+    def __init__(self, vlm: Any = None) -> None:
+        self.vlm = FakeVLM() if vlm is None else vlm
         self.encoded = 0
         self.lengths: list[int] = []
 
-    def width_at(self, site: str) -> int:
-        return self.width
-
-    def finished(self, tokens: torch.Tensor, site: str) -> torch.Tensor:
-        return tokens
-
-    def pixel_inputs(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
-        pixels = torch.stack([torch.from_numpy(np.array(image)).float() / 255 for image in images])
-        return {"pixel_values": pixels}
-
-    def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return inputs
-
-    def encode(
-        self,
-        inputs: dict[str, torch.Tensor],
-        class_attention: bool = False,
-        before_projector: bool = False,
-    ) -> VisualTokens:
-        pixels = inputs["pixel_values"]
-        self.encoded += len(pixels)
-        cells = pixels.reshape(len(pixels), GRID, CELL, GRID, CELL, 3).mean(dim=(2, 4))
-        tokens = torch.nn.functional.pad(cells.reshape(len(pixels), -1, 3), (0, 2), value=0.1)
-        attention = tokens[..., 0].clone() if class_attention else None
-        return VisualTokens(tokens, None, (GRID, GRID), attention)
-
-    def encode_images(
-        self, images: list[Image.Image], class_attention: bool = False
-    ) -> VisualTokens:
-        return self.encode(self.pixel_inputs(images), class_attention)
-
-    def prompt(self, questions: list[str]) -> dict[str, torch.Tensor]:
-        longest = max(len(question) for question in questions)
-        ids = [[0] * (longest - len(q)) + [ord(c) for c in q] for q in questions]
-        input_ids = torch.tensor(ids)
-        return {"input_ids": input_ids, "attention_mask": (input_ids > 0).long()}
-
-    def prefix(
-        self,
-        prompt: dict[str, torch.Tensor],
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        if positions is not None:
-            assert positions.shape == tokens.shape[:2]
-            assert bool((positions.diff(dim=1) > 0).all())
-        text = prompt["input_ids"][..., None].expand(-1, -1, self.width) / 128
-        return {
-            "inputs_embeds": torch.cat([tokens, text], dim=1),
-            "attention_mask": torch.cat(
-                [torch.ones(tokens.shape[:2], dtype=torch.long), prompt["attention_mask"]], dim=1
-            ),
-            "visual": tokens,
-        }
-
-    def generate(self, prefix: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
-        assert max_new_tokens >= 1
-        visual = prefix["visual"]
-        self.lengths.append(visual.shape[1])
-        if visual.shape[1] == 0:
-            return ["red"] * len(visual)
-        colourful = visual[..., :3].amax(dim=-1) - visual[..., :3].amin(dim=-1)
-        best = colourful.argmax(dim=-1)
-        channel = visual[torch.arange(len(visual)), best, :3].argmax(dim=-1)
-        saturated = colourful.amax(dim=-1) > 0.3
-        names = list(COLOURS)
-        return [
-            names[c] if seen else "none"
-            for c, seen in zip(channel.tolist(), saturated.tolist(), strict=True)
+    def encode(self, samples: list[EvaluationSample], attention: bool = False) -> Encoded:
+        self.encoded += len(samples)
+        tokens = self.vlm.tokens_of([sample.image for sample in samples])
+        images = [
+            [
+                ImageTokens(
+                    sample.key,
+                    own,
+                    self.vlm.width,
+                    (GRID, GRID),
+                    own[:, 0].clone() if attention else None,
+                    sample_boxes(sample),
+                )
+            ]
+            for sample, own in zip(samples, tokens, strict=True)
         ]
+        return Encoded(images, None)
 
-    def prefill(self, prefix: dict[str, torch.Tensor]) -> torch.Tensor:
-        return prefix["inputs_embeds"].sum(dim=1)
+    def prompts(self, samples: list[EvaluationSample], encoded: Encoded, places: list) -> Prompts:
+        images = [encoded.images[i][0] for i, _ in places]
+        texts = [samples[i].questions[r] for i, r in places]
+        lengths = torch.tensor([[len(text)] for text in texts])
+        return Prompts(list(places), {"input_ids": lengths}, [], images)
+
+    def question_embeddings(self, prompts: Prompts) -> list[torch.Tensor]:
+        steps = torch.arange(1, self.vlm.width + 1)
+        return [torch.cos(length * steps) for length in prompts.inputs["input_ids"]]
+
+    def call(self, prompts: Prompts, encoded: Encoded, features: Any = None) -> dict[str, Any]:
+        return {"features": prompts.features() if features is None else features}
+
+    def generate(self, call: dict[str, Any], kept: Any, options: dict[str, Any]) -> list[str]:
+        assert options["max_new_tokens"] >= 1
+        answers = []
+        for row, features in enumerate(call["features"]):
+            visual = features if kept is None else features[kept[row]]
+            if kept is not None:
+                assert bool((kept[row].diff() > 0).all())
+            self.lengths.append(len(visual))
+            answers.append(self.seen(visual[:, :3]) if len(visual) else "red")
+        return answers
+
+    @staticmethod
+    def seen(colours: torch.Tensor) -> str:
+        """Return the name of the most saturated colour, or none."""
+        saturation = colours.amax(dim=-1) - colours.amin(dim=-1)
+        best = int(saturation.argmax())
+        return list(COLOURS)[int(colours[best].argmax())] if saturation[best] > 0.3 else "none"
 
 
 class FakeSelector:

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoselect.config import ConfigError
+from autoselect.evaluation.analyses import run as analyses
 from autoselect.evaluation.analyses.classifier import (
     LabelledImages,
     classifier_accuracy,
@@ -22,7 +24,7 @@ from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
 from autoselect.tracking import Tracker
 from autoselect.vlm.image_classifier import only_patches
-from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
+from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, FakeVLM, make_samples
 
 N = GRID * GRID
 
@@ -50,9 +52,9 @@ def test_frequency_sums_to_the_budget_and_counts_by_hand():
 
 
 def test_noise_gating_keeps_kept_tokens_and_says_nothing_of_the_others():
-    vlm, samples = FakeVLM(), make_samples(24)
-    noises = token_noises(vlm, samples)
-    found = gating_fidelity(vlm, samples, (4, N), noises, 4, images_per_batch=10)
+    asked, samples = FakeAsked(), make_samples(24)
+    noises = token_noises(asked.vlm, samples)
+    found = gating_fidelity(asked, samples, (4, N), noises, 4, images_per_batch=10)
     assert set(found["curves"]) == set(TREATMENTS)
     for values in found["curves"].values():
         assert values[1] == 1.0, "with every token kept all treatments are the full model"
@@ -117,7 +119,8 @@ def test_classifier_accuracy_with_all_tokens_is_the_full_one(classifier):
     images = [sample.image for sample in samples]
 
     def preprocess(batch):
-        return FakeVLM().pixel_inputs(batch)["pixel_values"].permute(0, 3, 1, 2)
+        pixels = torch.stack([torch.from_numpy(np.array(image)) for image in batch])
+        return pixels.permute(0, 3, 1, 2) / 255
 
     with torch.no_grad():
         labels = classifier(preprocess(images)).logits.argmax(dim=-1).tolist()
@@ -173,7 +176,8 @@ def test_the_course_of_training_reaches_the_gate_figure(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", sorted(set(ANALYSES) - {"leak"}))
-def test_every_analysis_writes_numbers_and_a_figure(kind, tmp_path):
+def test_every_analysis_writes_numbers_and_a_figure(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyses, "AskedVLM", FakeAsked)
     subject = Subject(FakeVLM(), FakeSelector(), make_samples(8), (2, 6))
     numbers = analyse(kind, subject, tmp_path)
     assert numbers

@@ -7,18 +7,18 @@ from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
 from autoselect.evaluation.report.build import build_report, markdown
 from autoselect.evaluation.report.check import check_report
-from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
+from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, make_samples
 
 
 def latency(budgets):
-    """Of the stand-in, as `latency_report` would give it."""
-    times = {"prefill_ms": 1.0, "selector_ms": 1.0, "speedup": 2.0}
+    """Return what `latency_report` would give for the stand-in."""
+    times = {"prefill_ms": 2.0, "selector_ms": 1.0, "speedup": 2.0}
     return {"full_prefill_ms": 4.0, "pruned": [{"budget": b, **times} for b in budgets]}
 
 
 def plan(budgets=(2, 6), names="random,grid,norm,cls_attention,divprune,cdpruner,oracle"):
     methods = (selector_method(FakeSelector()), *choose_methods(names, 2))
-    return Plan(methods, budgets, images_per_part=4, rows_per_batch=5)
+    return Plan(methods, budgets, GRID * GRID, images_per_part=4, rows_per_batch=5)
 
 
 def report_of(samples, answers, chosen):
@@ -31,7 +31,7 @@ def report_of(samples, answers, chosen):
 
 
 def test_each_image_is_encoded_once_and_tokens_are_really_removed():
-    vlm, samples = FakeVLM(), make_samples(4)
+    vlm, samples = FakeAsked(), make_samples(4)
     answer_part(vlm, samples, plan())
     assert vlm.encoded == 4
     assert set(vlm.lengths) == {0, 2, 6, GRID * GRID}
@@ -40,8 +40,8 @@ def test_each_image_is_encoded_once_and_tokens_are_really_removed():
 def test_answers_do_not_depend_on_batch_sizes():
     samples = make_samples(6)
     chosen = plan()
-    whole = answer_part(FakeVLM(), samples, chosen)
-    parts = [answer_part(FakeVLM(), samples[i : i + 2], chosen) for i in (0, 2, 4)]
+    whole = answer_part(FakeAsked(), samples, chosen)
+    parts = [answer_part(FakeAsked(), samples[i : i + 2], chosen) for i in (0, 2, 4)]
     for column, answers in whole.items():
         assert answers == [texts for part in parts for texts in part[column]]
 
@@ -49,7 +49,7 @@ def test_answers_do_not_depend_on_batch_sizes():
 def test_keeping_every_token_gives_the_predictions_of_the_full_model():
     samples = make_samples(5)
     chosen = plan(budgets=(GRID * GRID,))
-    answers = answer_part(FakeVLM(), samples, chosen)
+    answers = answer_part(FakeAsked(), samples, chosen)
     for column in chosen.columns():
         if column.method not in (FULL, BLIND):
             assert answers[str(column)] == answers[str(Column(FULL, 0))]
@@ -61,7 +61,7 @@ def test_keeping_every_token_gives_the_predictions_of_the_full_model():
 def test_oracle_is_above_random_and_blind():
     samples = make_samples(40)
     chosen = plan(budgets=(2,))
-    report = report_of(samples, answer_part(FakeVLM(), samples, chosen), chosen)
+    report = report_of(samples, answer_part(FakeAsked(), samples, chosen), chosen)
     check_report(report)
     by_name = {row["method"]: row for row in report["rows"]}
     assert report["full"]["mean"] == 1.0
@@ -81,37 +81,37 @@ class KilledError(Exception):
     pass
 
 
-class DyingVLM(FakeVLM):
+class DyingAsked(FakeAsked):
     """Dies at its second batch of images."""
 
-    def encode(self, inputs, class_attention=False):
+    def encode(self, samples, attention=False):
         if self.encoded >= 4:
             raise KilledError
-        return super().encode(inputs, class_attention)
+        return super().encode(samples, attention)
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_answers(tmp_path):
     samples, chosen = make_samples(10), plan()
-    expected = answer_all(FakeVLM(), samples, chosen, PartStore(tmp_path / "a", {}))
+    expected = answer_all(FakeAsked(), samples, chosen, PartStore(tmp_path / "a", {}))
     store = PartStore(tmp_path / "b", {})
     with pytest.raises(KilledError):
-        answer_all(DyingVLM(), samples, chosen, store)
-    again = FakeVLM()
+        answer_all(DyingAsked(), samples, chosen, store)
+    again = FakeAsked()
     assert answer_all(again, samples, chosen, store) == expected
     assert again.encoded == 6
 
 
 def test_one_and_two_ranks_give_the_same_answers(tmp_path):
     samples, chosen = make_samples(10), plan()
-    alone = answer_all(FakeVLM(), samples, chosen, PartStore(tmp_path / "a", {}))
+    alone = answer_all(FakeAsked(), samples, chosen, PartStore(tmp_path / "a", {}))
     store = PartStore(tmp_path / "b", {})
-    second = FakeVLM()
+    second = FakeAsked()
 
     def other_rank_works():
         """The first rank waits while the second one answers its parts."""
         answer_all(second, samples, chosen, store, rank=1, world_size=2, barrier=lambda: None)
 
-    first = FakeVLM()
+    first = FakeAsked()
     both = answer_all(first, samples, chosen, store, 0, 2, barrier=other_rank_works)
     assert both == alone
     assert (first.encoded, second.encoded) == (6, 4)
@@ -125,5 +125,5 @@ def test_other_settings_do_not_reuse_stored_parts(tmp_path):
 
 def test_no_gradient_is_kept():
     samples = make_samples(2)
-    answer_part(FakeVLM(), samples, plan())
+    answer_part(FakeAsked(), samples, plan())
     assert torch.is_grad_enabled()

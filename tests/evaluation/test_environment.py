@@ -1,5 +1,6 @@
 """What a report says of the machine; the GPU is a stand-in."""
 
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from autoselect.evaluation.latency import environment as module
 from autoselect.evaluation.latency import protocol as latency
+from autoselect.evaluation.latency.calls import Call
 from tests.evaluation.fakes import FakeSelector, FakeVLM, make_samples
 
 
@@ -43,9 +45,10 @@ def test_the_machine_is_asked_right_after_the_timed_rounds(monkeypatch):
 
     monkeypatch.setattr(latency, "measure", lambda *arguments: order.append("rounds"))
     monkeypatch.setattr(latency, "environment", asked)
-    monkeypatch.setattr(latency, "vision_calls", lambda *arguments: {})
-    monkeypatch.setattr(latency, "answer_calls", lambda *arguments: {})
-    monkeypatch.setattr(latency, "selector_calls", lambda *arguments: {})
+    for name in ("vision_calls", "decode_calls", "selector_calls"):
+        monkeypatch.setattr(latency, name, lambda *arguments: {})
+    monkeypatch.setattr(latency.Prompt, "of", lambda *arguments: None)
+    monkeypatch.setattr(latency, "user_calls", lambda *arguments: defaultdict(lambda: Call(int)))
     plan = latency.LatencyPlan((2,))
     with pytest.raises(Stop):
         image = make_samples(1)[0].image

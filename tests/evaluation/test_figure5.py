@@ -7,6 +7,7 @@ from autoselect.evaluation.analyses.fidelity import (
     gating_fidelity,
     token_noises,
 )
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.resources import MODEL_FOLDER
@@ -37,7 +38,7 @@ def scene_sample(index):
 def test_noise_gating_and_hard_removal_lose_the_same_under_random_scores():
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     samples = [scene_sample(index) for index in range(IMAGES)]
-    found = gating_fidelity(vlm, samples, (8, 16), token_noises(vlm, samples), 4)
+    found = gating_fidelity(AskedVLM(vlm), samples, (8, 16), token_noises(vlm, samples), 4)
     assert max(found["curves"][REMOVAL]) < 0.75, "a random ninth of the tokens is not enough"
     for row in found["gaps"]:
         low, high = row["ci95"]

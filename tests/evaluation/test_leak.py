@@ -19,7 +19,7 @@ from autoselect.method.denoiser import Denoiser
 from autoselect.method.statistics import calibrate
 from autoselect.training.checkpoint import CheckpointStore, TrainingState
 from autoselect.training.engine_state import TrainedState
-from tests.evaluation.fakes import FakeVLM, make_samples
+from tests.evaluation.fakes import FakeAsked, FakeVLM, make_samples
 
 
 class OneSizeVLM(FakeVLM):
@@ -30,14 +30,11 @@ class OneSizeVLM(FakeVLM):
         self.extra, self.layers = extra, later
         self.width = FakeVLM.width + extra
 
-    def pixel_inputs(self, images):
-        return super().pixel_inputs([image.resize((24, 24)) for image in images])
-
-    def encode(self, inputs, class_attention=False, before_projector=False):
-        visual = super().encode(inputs, class_attention)
+    def encode_images(self, images, site="after_projector"):
+        visual = super().encode_images([image.resize((24, 24)) for image in images])
         tokens = torch.nn.functional.pad(visual.tokens, (0, self.extra))
-        later = torch.cat([tokens] * self.layers, dim=-1) if self.layers else None
-        return dataclasses.replace(visual, tokens=tokens, later=later)
+        gated = torch.cat([tokens] * (1 + self.layers), dim=-1)
+        return dataclasses.replace(visual, tokens=tokens, gated=gated, width=self.width)
 
 
 SMALL = DenoiserConfig(num_layers=1, hidden_size=8)
@@ -68,10 +65,10 @@ def test_a_hard_gate_has_no_uniform_form(tokens, statistics):
 def test_open_gates_are_the_full_model_and_nearly_closed_ones_are_not(statistics):
     gate = TrainedGate("noise", 0.02, statistics, None)
     samples = make_samples(24)
-    whole = leak(FakeVLM(), gate, samples, 36, 4, images_per_batch=10)
+    whole = leak(FakeAsked(), gate, samples, 36, 4, images_per_batch=10)
     assert whole["without_denoiser"] == whole["full"] == 1.0 and whole["with_denoiser"] is None
     assert whole["excess"]["without_denoiser"] == pytest.approx(1.0 - whole["blind"])
-    some = leak(FakeVLM(), gate, samples, 1, 4, images_per_batch=10)
+    some = leak(FakeAsked(), gate, samples, 1, 4, images_per_batch=10)
     assert some["without_denoiser"] < whole["without_denoiser"]
     assert some["gate"] == pytest.approx(1 / 36)
 
@@ -105,7 +102,7 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
 def test_features_of_later_layers_are_gated_and_not_repaired(tmp_path):
     """As in training: statistics cover them, the Denoiser does not."""
     vlm = OneSizeVLM(later=2)
-    tokens = vlm.encode_images([sample.image for sample in make_samples(8)]).channels
+    tokens = vlm.encode_images([sample.image for sample in make_samples(8)]).gated
     statistics = calibrate([tokens.flatten(0, 1)], None)
     denoiser = Denoiser(5, SMALL)
     torch.nn.init.normal_(denoiser.blocks[0].mlp_out.weight)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.answers.answering import image_context
+from autoselect.evaluation.methods.choice import context_of
 from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.coverage import (
     greedy_determinant,
@@ -11,10 +11,10 @@ from autoselect.evaluation.methods.coverage import (
     square_pieces,
 )
 from autoselect.evaluation.methods.registry import METHODS, choose_methods
-from tests.evaluation.fakes import GRID, FakeVLM, make_samples
+from tests.evaluation.fakes import GRID, FakeAsked, make_samples
 
 N = GRID * GRID
-MERGING = {"pooling", "visionzip"}
+MERGING = {name for name, method in METHODS.items() if method.merges}
 
 
 def context(seed: int = 0) -> SelectionContext:
@@ -58,14 +58,12 @@ def test_keeping_all_tokens_changes_nothing(name):
 def test_rows_do_not_depend_on_their_neighbours(name):
     whole = METHODS[name].keep(context(), 9)
     order = torch.tensor([2, 0])
-    rows = context().rows(order)
-    rows = SelectionContext(
-        **{
-            **rows.__dict__,
-            "question": context().question[order],
-            "llm_attention": context().llm_attention[order],
-        }
-    )
+    rows = {
+        name: [value[i] for i in order] if isinstance(value, tuple) and name != "grid" else value
+        for name, value in vars(context()).items()
+    }
+    tensors = {name: v[order] for name, v in rows.items() if isinstance(v, torch.Tensor)}
+    rows = SelectionContext(**{**rows, **tensors})
     part = METHODS[name].keep(rows, 9)
     assert torch.equal(part.positions, whole.positions[order])
     torch.testing.assert_close(part.tokens, whole.tokens[order])
@@ -157,7 +155,8 @@ def test_oracle_cuts_a_line_of_text_into_characters():
 
 def test_boxes_are_scaled_to_the_image():
     samples = make_samples(2)
-    rows = image_context(FakeVLM(), samples, [METHODS["oracle"]])
+    encoded = FakeAsked().encode(samples)
+    rows = context_of([image for own in encoded.images for image in own])
     kept = METHODS["oracle"].keep(rows, 1).positions[:, 0].tolist()
     for sample, position in zip(samples, kept, strict=True):
         left, top, _, _ = sample.boxes[0][0]

@@ -23,7 +23,7 @@ from autoselect.evaluation.report.record import EvaluationRecord
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
-from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
+from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, FakeVLM, make_samples
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -53,10 +53,10 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     samples = make_samples(24)
     methods = (selector_method(FakeSelector()), *choose_methods("random,divprune", 1))
-    plan = Plan(methods, (1, 4))
-    answers = answer_part(FakeVLM(), samples, plan)
+    plan = Plan(methods, (1, 4), GRID * GRID)
+    answers = answer_part(FakeAsked(), samples, plan)
     pruned = [
-        {"budget": b, "prefill_ms": 1.0, "selector_ms": 0.5, "speedup": 2.0} for b in plan.budgets
+        {"budget": b, "prefill_ms": 1.5, "selector_ms": 0.5, "speedup": 2.0} for b in plan.budgets
     ]
     more = {"environment": {"git_commit": "abc"}, "digests": {"data": "d", "selector": "s"}}
     latency = {"full_prefill_ms": 3.0, "pruned": pruned}

@@ -11,13 +11,13 @@ from autoselect.evaluation.methods.registry import choose_methods, selector_meth
 from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import SCHEMA_FILE, check_report
 from autoselect.evaluation.report.json_schema import violations
-from tests.evaluation.fakes import GRID, FakeSelector, FakeVLM, make_samples
+from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, make_samples
 
 BUDGETS = (2, 6)
 LATENCY = {
     "full_prefill_ms": 4.0,
     "pruned": [
-        {"budget": budget, "prefill_ms": 1.0, "selector_ms": 1.0, "speedup": 2.0}
+        {"budget": budget, "prefill_ms": 2.0, "selector_ms": 1.0, "speedup": 2.0}
         for budget in BUDGETS
     ],
 }
@@ -27,12 +27,12 @@ LATENCY = {
 def sound():
     samples = make_samples(12)
     methods = (selector_method(FakeSelector()), *choose_methods("grid,norm", 1))
-    plan = Plan(methods, BUDGETS)
+    plan = Plan(methods, BUDGETS, GRID * GRID)
     more = {
         "environment": environment(),
         "digests": {"model": "m", "selector": "s", "data": "d"},
     }
-    answers = answer_part(FakeVLM(), samples, plan)
+    answers = answer_part(FakeAsked(), samples, plan)
     return build_report(samples, answers, plan, "fake", GRID * GRID, LATENCY, more)
 
 

@@ -16,6 +16,7 @@ from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.evaluation import commands, run
 from autoselect.evaluation.answers.answering import FULL, Column, Plan, answer_part
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import (
     Candidate,
     candidates,
@@ -25,12 +26,11 @@ from autoselect.evaluation.answers.likelihood import (
 from autoselect.evaluation.latency import bench
 from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_folders
-from autoselect.evaluation.methods.llm_attention import visual_attention
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
-from autoselect.evaluation.run import evaluate
+from autoselect.evaluation.run import evaluate, prepare
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.evaluation.settings import EvalSettings, prepare
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
@@ -91,50 +91,58 @@ def test_an_evaluation_writes_the_promised_files(settings):
 def test_keeping_every_token_is_the_untouched_model(model_folder, selector_folder, shards):
     vlm, selector = load_pair(model_folder, selector_folder, "cpu")
     samples = EvaluationSet.open(shards)
-    plan = Plan((selector_method(selector), METHODS["divprune"]), (144,))
-    answers = answer_part(vlm, list(samples), plan)
+    plan = Plan((selector_method(selector), METHODS["divprune"]), (144,), 144)
+    answers = answer_part(AskedVLM(vlm), list(samples), plan)
     for name in ("autoselect", "divprune"):
         assert answers[str(Column(name, 144))] == answers[str(Column(FULL, 0))]
 
 
-def test_llm_attention_is_that_of_the_stock_model(model_folder, selector_folder, shards):
-    """Every row is part of a distribution, and a token that the model never sees gets none."""
-    vlm, _ = load_pair(model_folder, selector_folder, "cpu")
-    sample = EvaluationSet.open(shards)[0]
-    tokens = vlm.encode_images([sample.image] * 2).tokens
-    before = vlm.model.model.language_model.config._attn_implementation
-    prompt = vlm.prompt(["is there a red star ?", "what does the sign say ?"])
-    attention = visual_attention(vlm, prompt, tokens)
+@pytest.fixture
+def asked(model_folder, selector_folder):
+    return AskedVLM(load_pair(model_folder, selector_folder, "cpu")[0])
+
+
+def test_llm_attention_is_that_of_the_stock_model(asked, shards):
+    """Every row is part of a distribution, and does not depend on the rows beside it."""
+    samples = [EvaluationSet.open(shards)[0]]
+    before = asked.vlm.model.model.language_model.config._attn_implementation
+    encoded = asked.encode(samples)
+    prompts = asked.prompts(samples, encoded, [(0, 0), (0, 4)])
+    attention = torch.stack(asked.llm_attention(prompts, encoded))
     assert attention.shape == (2, 144)
     assert bool((attention > 0).all()) and bool((attention.sum(dim=1) < 1).all())
-    single = visual_attention(vlm, vlm.prompt(["is there a red star ?"]), tokens[:1])
-    torch.testing.assert_close(single[0], attention[0], atol=1e-5, rtol=1e-3)
-    assert vlm.model.model.language_model.config._attn_implementation == before
+    alone = asked.llm_attention(asked.prompts(samples, encoded, [(0, 0)]), encoded)
+    torch.testing.assert_close(alone[0], attention[0], atol=1e-5, rtol=1e-3)
+    assert asked.vlm.model.model.language_model.config._attn_implementation == before
 
 
-def test_the_likelihood_of_a_continuation_is_that_of_its_tokens_one_by_one(
-    model_folder, selector_folder, shards
-):
-    vlm, _ = load_pair(model_folder, selector_folder, "cpu")
-    sample = EvaluationSet.open(shards)[0]
-    tokens = vlm.encode_images([sample.image] * 2).tokens
-    prompt = vlm.prompt(["is there a red star ?", "what does the sign say ?"])
-    prefix = vlm.prefix(prompt, tokens, None)
-    found = continuation_log_likelihood(vlm, prefix, ["yes", "A7"])
-    letters = vlm.processor.tokenizer("A7", add_special_tokens=False)["input_ids"]
-    yes = vlm.processor.tokenizer.convert_tokens_to_ids("yes")
-    first = vlm.prefill(prefix).log_softmax(dim=-1)
-    longer = {
-        "input_ids": torch.cat([prompt["input_ids"][1:], torch.tensor([letters[:1]])], dim=1),
-        "attention_mask": torch.cat([prompt["attention_mask"][1:], torch.ones(1, 1).long()], dim=1),
-    }
-    second = vlm.prefill(vlm.prefix(longer, tokens[1:], None)).log_softmax(dim=-1)
-    assert float(found[0]) == pytest.approx(float(first[0, yes]), abs=1e-4)
-    expected = float(first[1, letters[0]] + second[0, letters[1]])
-    assert float(found[1]) == pytest.approx(expected, abs=1e-4)
-    no = vlm.processor.tokenizer.convert_tokens_to_ids("no")
-    best = "yes" if first[0, yes] > first[0, no] else "no"
-    assert most_likely(vlm, prefix, [YES_NO, ()]) == [best, None]
+def test_the_likelihood_of_a_continuation_is_that_of_its_tokens_one_by_one(asked, shards):
+    samples = [EvaluationSet.open(shards)[0]]
+    model, tokenizer = asked.vlm.model, asked.vlm.processor.tokenizer
+    encoded = asked.encode(samples)
+    call = asked.call(asked.prompts(samples, encoded, [(0, 0), (0, 4)]), encoded)
+    yes, no, letters = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("yes", "no", "A7")
+    )
+    found = continuation_log_likelihood(model, call, None, [yes, letters]).sums
+    expected = []
+    for row, text in enumerate((yes, letters)):
+        inputs = asked.vlm.inputs(
+            [samples[0].images], [asked.prompt(1, samples[0].asked((0, 4)[row]))]
+        )
+        total = 0.0
+        for token in text:
+            with torch.no_grad():
+                total += float(model(**inputs).logits[0, -1].log_softmax(dim=-1)[token])
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        expected.append(total)
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    given = [
+        continuation_log_likelihood(model, call, None, [ids, ids]).sums[0] for ids in (yes, no)
+    ]
+    best = "yes" if given[0] > given[1] else "no"
+    assert most_likely(asked, call, None, [YES_NO, ()]) == [best, None]
 
 
 YES_NO = (Candidate("yes", "yes"), Candidate("no", "no"))
@@ -151,20 +159,18 @@ def test_options_are_compared_by_letter_or_by_text():
     assert candidates(question, ["B"], "generation") == ()
 
 
-def test_the_likeliest_option_text_is_the_one_of_the_highest_mean_token(
-    model_folder, selector_folder, shards
-):
-    vlm, _ = load_pair(model_folder, selector_folder, "cpu")
-    tokens = vlm.encode_images([EvaluationSet.open(shards)[0].image]).tokens
-    prefix = vlm.prefix(vlm.prompt(["what color ?"]), tokens, None)
+def test_the_likeliest_option_text_is_the_one_of_the_highest_mean_token(asked, shards):
+    samples = [EvaluationSet.open(shards)[0]]
+    encoded = asked.encode(samples)
+    call = asked.call(asked.prompts(samples, encoded, [(0, 1)]), encoded)
     texts = ["red", "dark blue A7", "green"]
-    means = [
-        float(continuation_log_likelihood(vlm, prefix, [text])[0])
-        / len(vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        for text in texts
-    ]
+    means = []
+    for text in texts:
+        ids = asked.vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        scored = continuation_log_likelihood(asked.vlm.model, call, None, [ids])
+        means.append(float(scored.sums[0]) / len(ids))
     options = tuple(Candidate(text, letter) for text, letter in zip(texts, "ABC", strict=True))
-    assert most_likely(vlm, prefix, [options]) == ["ABC"[means.index(max(means))]]
+    assert most_likely(asked, call, None, [options]) == ["ABC"[means.index(max(means))]]
 
 
 def test_unknown_scoring_is_refused(settings):
@@ -307,7 +313,7 @@ def test_a_baseline_that_the_data_does_not_allow_is_refused_by_name(settings, tm
     folder = tmp_path / "boxless"
     with ShardWriter(str(folder)) as writer:
         writer.write("one", {"id": "one", "image": "one.jpg", "conversations": TURNS}, [JPEG])
-    with pytest.raises(ConfigError, match="methods=oracle needs boxes"):
+    with pytest.raises(ConfigError, match="methods=oracle: the samples have no boxes"):
         evaluate(dataclasses.replace(settings, shards=str(folder)))
 
 

@@ -1,12 +1,19 @@
 import time
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
 from autoselect.evaluation.latency import protocol as latency
 from autoselect.evaluation.latency.bench import bench_lines, fixed_image
+from autoselect.evaluation.latency.calls import (
+    Call,
+    Prompt,
+    attached,
+    decode_calls,
+    vision_calls,
+)
 from autoselect.evaluation.latency.protocol import LatencyPlan, kv_cache_bytes, latency_report
-from autoselect.evaluation.latency.stages import Prompt, decode_call, kept_sequences, vision_calls
 from autoselect.evaluation.latency.timing import measure
 from autoselect.evaluation.loading import load_pair
 
@@ -27,17 +34,17 @@ class DriftingMachine:
 
 def test_interleaving_cancels_a_drift_that_one_after_the_other_shows():
     machine = DriftingMachine()
-    calls = {"a": lambda: machine.work(0.01), "b": lambda: machine.work(0.01)}
+    calls = {name: Call(lambda: machine.work(0.01)) for name in "ab"}
     timings = measure(calls, repeats=50, warmup=0, clock=machine)
     assert timings["a"].median / timings["b"].median == pytest.approx(1, abs=0.02)
     naive = DriftingMachine()
-    first = measure({"a": lambda: naive.work(0.01)}, 50, 0, clock=naive)["a"].median
-    second = measure({"b": lambda: naive.work(0.01)}, 50, 0, clock=naive)["b"].median
+    first = measure({"a": Call(lambda: naive.work(0.01))}, 50, 0, clock=naive)["a"].median
+    second = measure({"b": Call(lambda: naive.work(0.01))}, 50, 0, clock=naive)["b"].median
     assert second / first > 1.5
 
 
 def test_a_known_sleep_is_recovered():
-    timings = measure({"sleep": lambda: time.sleep(0.02)}, repeats=9, warmup=1)
+    timings = measure({"sleep": Call(lambda: time.sleep(0.02))}, repeats=9, warmup=1)
     assert min(timings["sleep"].samples) >= 20.0
     assert len(timings["sleep"].samples) == 9
     summary = timings["sleep"].summary()
@@ -47,7 +54,7 @@ def test_a_known_sleep_is_recovered():
 
 def test_every_call_runs_once_per_round_in_turning_order():
     seen = []
-    calls = {name: lambda name=name: seen.append(name) for name in "abc"}
+    calls = {name: Call(lambda name=name: seen.append(name)) for name in "abc"}
     measure(calls, repeats=2, warmup=1)
     assert "".join(seen) == "abcbcacab"
 
@@ -57,74 +64,91 @@ def pair(model_folder, selector_folder):
     return load_pair(model_folder, selector_folder, "cpu")
 
 
-def test_stages_are_apart_and_the_speedup_counts_the_selector(pair):
+def test_what_is_around_a_call_is_outside_the_clock():
+    machine = DriftingMachine()
+
+    @contextmanager
+    def around():
+        machine.work(5.0)
+        yield
+        machine.work(5.0)
+
+    timings = measure({"a": Call(lambda: machine.work(0.01), around)}, 1, 0, clock=machine)
+    assert timings["a"].median == pytest.approx(10, rel=0.02)
+
+
+def test_stages_are_apart_and_the_speedup_is_that_of_the_attached_call(pair):
     vlm, selector = pair
     plan = LatencyPlan((8, 32), batch_size=2, repeats=3, warmup=1)
     report = latency_report(vlm, selector, fixed_image(), "is there a star ?", plan)
     assert [row["budget"] for row in report["pruned"]] == [8, 32]
     for row in report["pruned"]:
-        whole = row["prefill_ms"] + row["selector_ms"]
-        assert row["speedup"] == pytest.approx(report["full_prefill_ms"] / whole)
+        assert row["speedup"] == pytest.approx(report["full_prefill_ms"] / row["prefill_ms"])
         first = report["full"]["first_token_ms"] / row["first_token_ms"]
-        assert row["speedup_first_token"] == pytest.approx(first)
-        assert min(row[f"{stage}_ms"] for stage in ("select", "llm", "decode")) > 0
-    stages = {"vision", "tower", "projector", "scorer", "full_prefill", "full_llm", "full_decode"}
-    assert set(report["timings"]) >= stages | {"prefill@8", "selector@8", "select@8", "decode@32"}
+        assert row["speedup_with_vision"] == pytest.approx(first)
+        assert min(row[f"{stage}_ms"] for stage in ("selector", "decode")) > 0
+    stages = {"vision", "tower", "projector", "scorer", "full_prefill", "full_decode"}
+    assert set(report["timings"]) >= stages | {"prefill@8", "selector@8", "decode@32"}
     assert min(report[f"{stage}_ms"] for stage in ("vision", "tower", "projector")) > 0
     assert "3 interleaved rounds after 1" in report["protocol"] and report["attention"] == "sdpa"
     assert report["peak_memory_bytes"] is None or torch.cuda.is_available()
     assert report["compiled"] is None
+    assert getattr(vlm.model, "autoselect", None) is None, "the model is what it was"
 
 
+@torch.inference_mode()
 def test_replayed_tower_and_projector_give_the_visual_tokens(pair):
     vlm, selector = pair
-    prompt = Prompt.of(vlm, [fixed_image()] * 2, ["a ?", "b ?"])
-    with torch.inference_mode():
-        calls = vision_calls(vlm, prompt)
-        projected = calls["projector"]()
+    prompt = Prompt.of(vlm, fixed_image(), "a ?", 2)
+    projected = vision_calls(vlm, prompt)["projector"].run()
     torch.testing.assert_close(projected.reshape(prompt.tokens.shape), prompt.tokens)
 
 
+@torch.inference_mode()
 def test_a_decoding_step_continues_the_prompt_and_can_be_repeated(pair):
     vlm, selector = pair
-    prompt = Prompt.of(vlm, [fixed_image()] * 2, ["is there a star ?", "a ?"])
-    longer = {
-        "input_ids": torch.cat([prompt.text["input_ids"], torch.zeros(2, 1).long()], dim=1),
-        "attention_mask": torch.cat([prompt.text["attention_mask"], torch.ones(2, 1).long()], 1),
-    }
-    for _, tokens, positions in kept_sequences(selector, prompt, (8,)):
-        decode = decode_call(vlm, vlm.prefix(prompt.text, tokens, positions))
-        expected = vlm.prefill(vlm.prefix(longer, tokens, positions))
-        with torch.inference_mode():
-            torch.testing.assert_close(decode(), expected, atol=1e-4, rtol=1e-3)
-            torch.testing.assert_close(decode(), expected, atol=1e-4, rtol=1e-3)
+    prompt = Prompt.of(vlm, fixed_image(), "is there a star ?", 2)
+    longer = dict(prompt.inputs)
+    for name in ("input_ids", "attention_mask"):
+        added = torch.zeros(2, 1) if name == "input_ids" else torch.ones(2, 1)
+        longer[name] = torch.cat([longer[name], added.to(longer[name])], dim=1)
+    calls = decode_calls(vlm, selector, prompt, (8,))
+    for name, around in (
+        ("full_decode", nullcontext),
+        ("decode@8", attached(vlm.model, selector, 8)),
+    ):
+        with around():
+            expected = vlm.model(**longer).logits[:, -1]
+        for _ in range(2):
+            with calls[name].around():
+                found = calls[name].run()[:, -1]
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
+@torch.inference_mode()
 def test_cache_bytes_are_those_of_the_cache(pair):
     vlm, _ = pair
-    prompt = Prompt.of(vlm, [fixed_image()] * 2, ["a ?", "b ?"])
-    prefix = vlm.prefix(prompt.text, prompt.tokens, None)
-    with torch.inference_mode():
-        cache = vlm.model.model(**prefix, use_cache=True).past_key_values
+    prompt = Prompt.of(vlm, fixed_image(), "a ?", 2)
+    cache = vlm.model(**prompt.encoded).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert kv_cache_bytes(vlm, prefix["inputs_embeds"].shape[1], 2) == held
+    assert kv_cache_bytes(vlm, prompt.inputs["input_ids"].shape[1], 2) == held
 
 
 def test_the_peak_of_a_prefill_is_taken_before_other_calls_hold_caches(pair, monkeypatch):
     vlm, selector = pair
-    order, answers = [], latency.answer_calls
+    order, real = [], latency.decode_calls
 
     def peak(memory, call):
         order.append("peak")
         memory.highest = len(order)
         return len(order)
 
-    def answer_calls(*arguments):
+    def with_caches(*arguments):
         order.append("caches")
-        return answers(*arguments)
+        return real(*arguments)
 
     monkeypatch.setattr(latency._Memory, "peak", peak)
-    monkeypatch.setattr(latency, "answer_calls", answer_calls)
+    monkeypatch.setattr(latency, "decode_calls", with_caches)
     plan = LatencyPlan((8, 32), repeats=1, warmup=0)
     report = latency_report(vlm, selector, fixed_image(), "a ?", plan)
     assert order == ["peak"] * 3 + ["caches"]
@@ -145,7 +169,7 @@ def test_compiled_calls_stand_beside_the_eager_ones(pair, monkeypatch):
     vlm, selector = pair
     plan = LatencyPlan((8,), repeats=2, warmup=0, compiled=True)
     report = latency_report(vlm, selector, fixed_image(), "a ?", plan)
-    assert compiled == [("prefill", "default", False), ("select", "default", False)]
+    assert compiled == [("forward", "default", False), ("select", "default", False)]
     (row,) = report["compiled"]["pruned"]
     whole = row["prefill_ms"] + row["selector_ms"]
     assert row["speedup"] == pytest.approx(report["compiled"]["full_prefill_ms"] / whole)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from autoselect.evaluation.answers.answering import Plan, answer_part
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import score_answers
@@ -33,8 +34,10 @@ def own(reference):
     samples = list(EvaluationSet.open(str(reference / "test-*.tar")))
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     selector = Selector.from_pretrained(reference / "selector")
-    plan = Plan(methods=(selector_method(selector), METHODS["divprune"]), budgets=(BUDGET,))
-    answers = answer_part(vlm, samples, plan)
+    plan = Plan(
+        methods=(selector_method(selector), METHODS["divprune"]), budgets=(BUDGET,), num_tokens=144
+    )
+    answers = answer_part(AskedVLM(vlm), samples, plan)
     return {
         column.method: score_answers(samples, answers[str(column)]).task_means()
         for column in plan.columns()

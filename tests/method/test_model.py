@@ -11,11 +11,10 @@ from autoselect.method.statistics import calibrate
 from autoselect.ops.noise_gate import NoiseKey, noise_gate
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.text.batch import Collator
-from tests.vlm.stock import model_of
+from tests.vlm import tiny_processors
+from tests.vlm.stock import features_of, loss_of, model_of, visual_of
 from tests.vlm.test_batch import ROUNDS, sample
-from tests.vlm.tiny import batch as batch_of
 
 CONFIG = TrainConfig(
     scorer=ScorerConfig(hidden_size=16, num_heads=2),
@@ -38,7 +37,7 @@ def batch(vlm):
 @pytest.fixture
 def model(vlm, batch):
     torch.manual_seed(0)
-    tokens = vlm.encode(batch.pixels).tokens.flatten(0, 1)
+    tokens = features_of(vlm, batch)
     return AutoSelect(vlm, CONFIG, calibrate([tokens], 8)).train()
 
 
@@ -66,7 +65,7 @@ def test_every_denoiser_parameter_learns_once_its_branches_have_left_zero(model,
 
 
 def test_the_frozen_vlm_stays_in_eval_mode_and_keeps_its_weights(model, batch, vlm):
-    before = vlm.fingerprint()
+    before = [p.clone() for p in vlm.model.parameters()]
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1)
     for _ in range(2):
         model.train()
@@ -74,7 +73,7 @@ def test_the_frozen_vlm_stays_in_eval_mode_and_keeps_its_weights(model, batch, v
         model(batch, SETTING).loss_sum.backward()
         optimizer.step()
     assert not model.frozen.training
-    assert vlm.fingerprint() == before
+    assert all(map(torch.equal, vlm.model.parameters(), before))
 
 
 def test_the_budget_is_met(model, batch):
@@ -123,7 +122,7 @@ def test_soft_removal_reaches_the_scorer_and_stays_finite(vlm, batch, model):
 
 
 def test_closed_gates_carry_nothing_of_the_image(vlm, model, batch):
-    tokens = vlm.encode(batch.pixels).tokens
+    tokens = visual_of(vlm, batch).tokens
     statistics, closed = model.statistics, torch.zeros(tokens.shape[:2])
     key = NoiseKey(0, 0, torch.arange(len(tokens)))
     gated = [
@@ -136,7 +135,7 @@ def test_closed_gates_carry_nothing_of_the_image(vlm, model, batch):
 
 def test_open_gates_are_the_untouched_tokens(vlm, model, batch):
     everything = GateSetting(144, 0.1, 0, 0)
-    visual = vlm.encode(batch.pixels)
+    visual = visual_of(vlm, batch)
     gated = model.gate(visual, everything, batch.image_ids)
     assert torch.equal(gated.tokens, visual.tokens)
     assert torch.equal(gated.gates, torch.ones_like(gated.gates))
@@ -172,20 +171,20 @@ def early(vlm, batch):
     """The gate before the projector, whose width is another one."""
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, gate=GateConfig(site="before_projector", noise_rank=8))
-    before = vlm.encode(batch.pixels, before_projector=True).before
+    before = visual_of(vlm, batch, "before_projector").gated
     return AutoSelect(vlm, config, calibrate([before.flatten(0, 1)], 8)).train()
 
 
 def test_a_model_is_made_without_its_tower(vlm, batch, monkeypatch):
     """At ZeRO-3 the weights of the tower are split over the ranks then."""
-    before = vlm.encode(batch.pixels, before_projector=True).before
+    before = visual_of(vlm, batch, "before_projector").gated
     statistics = calibrate([before.flatten(0, 1)], 8)
     config = dataclasses.replace(CONFIG, gate=GateConfig(site="before_projector", noise_rank=8))
 
     def encode(*arguments, **more):
         raise AssertionError("the tower was run")
 
-    monkeypatch.setattr(vlm, "encode", encode)
+    monkeypatch.setattr(vlm.adapter, "encode", encode)
     assert AutoSelect(vlm, config, statistics).width == before.shape[-1] != vlm.width
 
 
@@ -203,14 +202,12 @@ def test_open_gates_before_the_projector_are_the_untouched_model(early, batch, v
     everything = GateSetting(144, 0.1, 0, 0)
     early.soft_removal = False
     with torch.no_grad():
-        untouched = answer_loss(vlm, batch, vlm.encode(batch.pixels).tokens.flatten(0, 1))
+        untouched = loss_of(vlm, batch)
         loss = early(batch, everything).loss_sum
     torch.testing.assert_close(loss, untouched)
 
 
 def test_a_model_without_a_projector_of_single_tokens_is_refused():
-    other = FrozenVLM(model_of("idefics3"), build_processor(), "idefics3")
-    pixels = batch_of("idefics3", [["s"]])
-    inputs = {name: pixels[name] for name in pixels if name.startswith("pixel")}
-    with pytest.raises(ConfigError, match="gate.site=before_projector: model=idefics3"):
-        other.encode(inputs, before_projector=True)
+    other = FrozenVLM(model_of("idefics3"), tiny_processors.idefics3(), "idefics3")
+    with pytest.raises(ConfigError, match=r"gate.site=before_projector: .* \(idefics3\)"):
+        other.width_at("before_projector")

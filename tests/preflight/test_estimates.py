@@ -60,7 +60,7 @@ def make_batch(vlm: FrozenVLM, text: int = TEXT, answers: int = ANSWERS) -> Trai
     assert vlm.num_tokens is not None
     length = vlm.num_tokens + text
     ids = torch.full((ROWS, length), 9)
-    ids[:, : vlm.num_tokens] = vlm.image_token_id
+    ids[:, : vlm.num_tokens] = vlm.adapter.image_token_id
     labels = torch.full_like(ids, IGNORED_LABEL)
     labels[:, -answers - 1 : -1] = 9
     segments = torch.zeros_like(ids)
@@ -71,6 +71,7 @@ def make_batch(vlm: FrozenVLM, text: int = TEXT, answers: int = ANSWERS) -> Trai
         torch.arange(length).expand(ROWS, -1).contiguous(),
         segments,
         {"pixel_values": torch.randn(ROWS, 3, 96, 96)},
+        [vlm.num_tokens] * ROWS,
         torch.arange(ROWS),
     )
 

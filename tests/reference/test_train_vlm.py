@@ -14,6 +14,7 @@ from autoselect.reference.train_language import answer_logits, draw_kept
 from autoselect.reference.train_vlm import train_reference_vlm
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
+from tests.vlm.stock import asked_inputs, last_logits
 
 TINY = ReferenceTraining(
     images=12,
@@ -40,7 +41,6 @@ def test_packed_questions_equal_prompts_of_their_own(corpus):
     kept = draw_kept(np.random.default_rng(0), 1)
     while kept.shape[1] in (0, 144):
         kept = draw_kept(np.random.default_rng(int(kept.shape[1]) + 1), 1)
-    visual = vlm.encode_images([scene.image])
     pixels = vlm.pixel_inputs([scene.image])["pixel_values"]
     with torch.no_grad():
         hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
@@ -52,9 +52,8 @@ def test_packed_questions_equal_prompts_of_their_own(corpus):
         [ids[: int(s)] for ids, s in zip(tokens[0], starts[0], strict=True) if s < 16],
         skip_special_tokens=True,
     )
-    chosen = visual.tokens.gather(1, kept[..., None].expand(-1, -1, 192))
     for place, text in zip(first, texts, strict=True):
-        alone = vlm.prefill(vlm.prefix(vlm.prompt([text]), chosen, kept))
+        alone = last_logits(vlm, asked_inputs(vlm, [[scene.image]], [text]), list(kept))
         torch.testing.assert_close(alone[0], logits[place], rtol=1e-4, atol=1e-4)
         assert int(targets[place]) > 0
 

@@ -12,7 +12,12 @@ import torch
 
 from autoselect import Selector, attach, detach
 from autoselect.config import ScorerConfig
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.method.scorer import Scorer
+from autoselect.pruning.attachment import keeping
+from autoselect.vlm.features import with_features
+from autoselect.vlm.forward import answer_loss
+from autoselect.vlm.sites import SITES
 from tests.vlm import tiny
 from tests.vlm.tiny_prompts import WIDTH
 
@@ -90,3 +95,40 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> 
     """Equal to `tolerance` of the largest value."""
     scale = float(theirs.abs().max())
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * max(1.0, scale))
+
+
+def visual_of(vlm: Any, batch: Any, site: str = "after_projector") -> Any:
+    """Return the visual tokens of a training batch."""
+    pixels = vlm.to_device(batch.pixels)
+    return SITES[site].read(vlm.adapter, pixels, batch.input_ids, batch.tokens_per_image)
+
+
+def features_of(vlm: Any, batch: Any) -> torch.Tensor:
+    """Return the features of a training batch as one matrix, [M, C]."""
+    visual = visual_of(vlm, batch)
+    return visual.real(visual.gated)
+
+
+def with_matrix(vlm: Any, batch: Any, features: torch.Tensor) -> dict[str, Any]:
+    """Return the encoder outputs of a training batch with other features, [M, C]."""
+    return {"image": with_features(visual_of(vlm, batch).outputs["image"], features)}
+
+
+def loss_of(vlm: Any, batch: Any, features: torch.Tensor | None = None, **more: Any) -> Any:
+    """Return the loss of a training batch; with other features [M, C] if they are given."""
+    features = features_of(vlm, batch) if features is None else features
+    return answer_loss(vlm.adapter, batch, with_matrix(vlm, batch, features), **more)
+
+
+def asked_inputs(vlm: Any, rows: Any, questions: list[str]) -> dict[str, Any]:
+    """Return the arguments of `generate` for one question per row of images."""
+    asked = AskedVLM(vlm)
+    pairs = zip(rows, questions, strict=True)
+    return vlm.inputs(rows, [asked.prompt(len(images), question) for images, question in pairs])
+
+
+@torch.no_grad()
+def last_logits(vlm: Any, inputs: dict[str, Any], kept: Any) -> torch.Tensor:
+    """Return the logits behind each prompt, with given visual tokens of every image, [R, V]."""
+    with keeping(vlm.model, kept):
+        return vlm.model(**inputs).logits[:, -1]

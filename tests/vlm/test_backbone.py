@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.pruning.attachment import keeping
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor, save_vlm
 from autoselect.vlm.backbone import FrozenVLM
+from tests.vlm.stock import asked_inputs, last_logits
 
 QUESTIONS = ["is there a red circle ?", "what does the sign say ?", "how many hearts are there ?"]
 
@@ -28,82 +30,64 @@ def random_positions(kept: int, rows: int = 3, seed: int = 0) -> torch.Tensor:
     return keys.argsort(1)[:, :kept].sort(1).values
 
 
-def take(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+@pytest.fixture
+def inputs(vlm, images):
+    return asked_inputs(vlm, [[image] for image in images], QUESTIONS)
 
 
-def test_all_tokens_kept_is_the_untouched_vlm_bit_for_bit(vlm, images):
-    inputs = vlm.prepare(images, QUESTIONS)
-    with torch.no_grad():
-        untouched = vlm.model.model(**inputs).last_hidden_state
-    prefix = vlm.prefix(vlm.prompt(QUESTIONS), vlm.encode_images(images).tokens)
-    with torch.no_grad():
-        ours = vlm.model.model(**prefix).last_hidden_state
-    real = inputs["attention_mask"].bool()
-    assert torch.equal(ours[real], untouched[real])
+@torch.no_grad()
+def test_all_tokens_kept_is_the_untouched_vlm_bit_for_bit(vlm, inputs):
+    untouched = vlm.model(**inputs).logits[:, -1]
+    assert torch.equal(last_logits(vlm, inputs, list(random_positions(144))), untouched)
 
 
-def test_all_tokens_kept_generates_what_the_untouched_vlm_generates(vlm, images):
-    inputs = vlm.prepare(images, QUESTIONS)
-    stock = vlm.model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    new = stock[:, inputs["input_ids"].shape[1] :]
-    expected = vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-    prefix = vlm.prefix(vlm.prompt(QUESTIONS), vlm.encode_images(images).tokens)
-    assert vlm.generate(prefix, 5) == [text.strip() for text in expected]
+@torch.no_grad()
+def test_all_tokens_kept_generates_what_the_untouched_vlm_generates(vlm, inputs):
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    stock = vlm.model.generate(**inputs, **options)
+    with keeping(vlm.model, list(random_positions(144))):
+        assert torch.equal(vlm.model.generate(**inputs, **options), stock)
 
 
 @pytest.mark.parametrize("kept", [1, 8, 143])
-def test_pruning_equals_masking(vlm, images, kept):
-    tokens = vlm.encode_images(images).tokens
-    prompt = vlm.prompt(QUESTIONS)
+@torch.no_grad()
+def test_pruning_equals_masking(vlm, inputs, kept):
     positions = random_positions(kept)
-    pruned = vlm.prefill(vlm.prefix(prompt, take(tokens, positions), positions))
-    full = vlm.prefix(prompt, tokens)
     visible = torch.zeros(3, 144, dtype=torch.long).scatter(1, positions, 1)
-    mask = prompt["attention_mask"].clone()
-    mask[prompt["input_ids"] == vlm.image_token_id] = visible.flatten()
-    masked = vlm.prefill({**full, "attention_mask": mask})
+    mask = inputs["attention_mask"].clone()
+    mask[inputs["input_ids"] == vlm.adapter.image_token_id] = visible.flatten()
+    masked = vlm.model(**{**inputs, "attention_mask": mask}).logits[:, -1]
+    pruned = last_logits(vlm, inputs, list(positions))
     torch.testing.assert_close(pruned, masked, rtol=0, atol=1e-5)
 
 
-def test_a_batch_equals_its_rows_one_by_one_under_padding(vlm, images):
+def test_a_batch_equals_its_rows_one_by_one_under_padding(vlm, images, inputs):
     positions = random_positions(12)
-    tokens = take(vlm.encode_images(images).tokens, positions)
-    together = vlm.prefill(vlm.prefix(vlm.prompt(QUESTIONS), tokens, positions))
+    together = last_logits(vlm, inputs, list(positions))
     for row, question in enumerate(QUESTIONS):
-        alone = vlm.prefix(vlm.prompt([question]), tokens[row : row + 1], positions[row : row + 1])
-        torch.testing.assert_close(vlm.prefill(alone)[0], together[row], rtol=0, atol=1e-5)
-
-
-def test_kept_tokens_keep_their_original_positions(vlm, images):
-    positions = random_positions(5)
-    prefix = vlm.prefix(
-        vlm.prompt(QUESTIONS), take(vlm.encode_images(images).tokens, positions), positions
-    )
-    prompt = vlm.prompt(QUESTIONS)
-    for row in range(3):
-        first = int((prompt["input_ids"][row] == vlm.image_token_id).int().argmax())
-        padding = int((prompt["attention_mask"][row] == 0).sum())
-        ours = prefix["position_ids"][row, first : first + 5]
-        assert torch.equal(ours, positions[row] + first - padding)
+        alone = asked_inputs(vlm, [[images[row]]], [question])
+        logits = last_logits(vlm, alone, [positions[row]])
+        torch.testing.assert_close(logits[0], together[row], rtol=0, atol=1e-5)
 
 
 def test_no_token_kept_does_not_depend_on_the_image(vlm, images):
-    prompt = vlm.prompt(QUESTIONS)
-    nothing = torch.zeros(3, 0, dtype=torch.long)
+    nothing = [torch.zeros(0, dtype=torch.long)] * 3
     answers = [
-        vlm.prefill(vlm.prefix(prompt, vlm.encode_images(some).tokens[:, :0], nothing))
+        last_logits(vlm, asked_inputs(vlm, [[image] for image in some], QUESTIONS), nothing)
         for some in (images, images[::-1])
     ]
     assert torch.equal(*answers)
 
 
-def test_class_attention_is_a_distribution_over_patches(vlm, images):
-    visual = vlm.encode_images(images, class_attention=True)
-    assert visual.class_attention.shape == (3, 144)
-    assert bool((visual.class_attention > 0).all())
-    assert bool((visual.class_attention.sum(1) < 1).all())
-    assert visual.grid == (12, 12)
+def test_positions_for_another_number_of_images_are_refused(vlm, inputs):
+    with pytest.raises(ConfigError, match="kept lists 2 images and the call has 3"):
+        last_logits(vlm, inputs, list(random_positions(4, rows=2)))
+
+
+def test_the_raster_of_an_image_is_known(vlm, images):
+    assert vlm.grid_of(images[0]) == (12, 12)
+    visual = vlm.encode_images(images)
+    assert visual.tokens.shape == (3, 144, vlm.width) and visual.mask is None
 
 
 def test_a_frozen_vlm_has_no_trainable_parameter_and_stays_in_eval_mode(vlm):

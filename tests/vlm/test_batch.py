@@ -9,8 +9,9 @@ from autoselect.data.faults import BadSample
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.forward import answer_loss, text_hidden
+from autoselect.vlm.forward import text_hidden
 from autoselect.vlm.text.batch import IGNORED_LABEL, Collator, attention_mask
+from tests.vlm.stock import asked_inputs, features_of, last_logits, loss_of, with_matrix
 
 
 @dataclass
@@ -50,15 +51,14 @@ def test_exactly_the_answers_are_labelled(vlm, rounds):
     tokenizer = vlm.processor.tokenizer
     expected = tokenizer("no</s>K7</s>")["input_ids"]
     assert answers_of(batch, 0, tokenizer) == expected
-    assert int((batch.input_ids == vlm.image_token_id).sum()) == 144
+    assert int((batch.input_ids == vlm.adapter.image_token_id).sum()) == 144
 
 
 def test_independent_rounds_equal_separate_samples(vlm):
     collate = Collator(vlm, "independent")
     together = collate([sample(0, ROUNDS)])
-    visual = vlm.encode(together.pixels).tokens.flatten(0, 1)
-    packed = answer_loss(vlm, together, visual)
-    apart = sum(answer_loss(vlm, collate([sample(0, [pair])]), visual) for pair in ROUNDS)
+    packed = loss_of(vlm, together)
+    apart = sum(loss_of(vlm, collate([sample(0, [pair])])) for pair in ROUNDS)
     torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-5)
 
 
@@ -66,8 +66,11 @@ def test_a_conversation_lets_later_rounds_see_earlier_ones(vlm):
     collate = Collator(vlm, "conversation")
     other = [("is there a blue star ?", "yes"), ROUNDS[1]]
     first, second = collate([sample(0, ROUNDS)]), collate([sample(0, other)])
-    visual = vlm.encode(first.pixels).tokens.flatten(0, 1)
-    hidden = [text_hidden(vlm, batch, visual, False)[0, -2] for batch in (first, second)]
+    features = features_of(vlm, first)
+    hidden = [
+        text_hidden(vlm.adapter, batch, with_matrix(vlm, batch, features))[0, -2]
+        for batch in (first, second)
+    ]
     assert not torch.allclose(*hidden)
 
 
@@ -75,11 +78,8 @@ def test_padding_changes_no_loss(vlm):
     collate = Collator(vlm, "independent")
     rows = [sample(0, ROUNDS), sample(1, ROUNDS[:1])]
     both = collate(rows)
-    visual = vlm.encode(both.pixels).tokens
-    apart = sum(answer_loss(vlm, collate([row]), visual[number]) for number, row in enumerate(rows))
-    torch.testing.assert_close(
-        answer_loss(vlm, both, visual.flatten(0, 1)), apart, rtol=1e-5, atol=1e-5
-    )
+    apart = sum(loss_of(vlm, collate([row])) for row in rows)
+    torch.testing.assert_close(loss_of(vlm, both), apart, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rounds", ["independent", "conversation"])
@@ -95,8 +95,7 @@ def test_text_without_an_image_trains_nothing_and_lengthens_no_row(vlm, rounds):
     assert mixed.input_ids.shape == (2, alone.input_ids.shape[1])
     assert torch.equal(mixed.input_ids, beside_blank.input_ids)
     assert collate.dropped_rounds == 0
-    visual = vlm.encode(alone.pixels).tokens.flatten(0, 1)
-    torch.testing.assert_close(answer_loss(vlm, mixed, visual), answer_loss(vlm, alone, visual))
+    torch.testing.assert_close(loss_of(vlm, mixed), loss_of(vlm, alone))
 
 
 def test_rounds_whose_images_did_not_fit_train_nothing(vlm):
@@ -111,11 +110,11 @@ def test_rounds_whose_images_did_not_fit_train_nothing(vlm):
 
 def test_recomputation_changes_no_gradient(vlm):
     batch = Collator(vlm)([sample(0, ROUNDS)])
-    features = vlm.encode(batch.pixels).tokens.flatten(0, 1)
+    features = features_of(vlm, batch)
     gradients = []
     for recompute in (False, True):
         visual = features.clone().requires_grad_()
-        answer_loss(vlm, batch, visual, recompute).backward()
+        loss_of(vlm, batch, visual, recompute=recompute).backward()
         gradients.append(visual.grad)
     assert torch.equal(*gradients)
 
@@ -144,13 +143,12 @@ def test_turns_that_do_not_alternate_are_named(vlm):
 def test_where_the_mask_has_a_gradient_the_queries_have_one(vlm):
     """Attention kernels on a GPU rely on it; nothing else may have made the tokens need one."""
     batch = Collator(vlm)([sample(0, ROUNDS)])
-    visual = vlm.encode(batch.pixels).tokens.flatten(0, 1)
     seen = []
     layer = vlm.model.get_decoder().layers[0]
     hook = layer.register_forward_pre_hook(lambda _, tokens: seen.append(tokens[0].requires_grad))
-    log_weights = torch.zeros(len(visual), requires_grad=True)
-    answer_loss(vlm, batch, visual, log_weights=log_weights).backward()
-    answer_loss(vlm, batch, visual)
+    log_weights = torch.zeros(144, requires_grad=True)
+    loss_of(vlm, batch, log_weights=log_weights).backward()
+    loss_of(vlm, batch)
     hook.remove()
     assert seen == [True, False]
     assert float(log_weights.grad.abs().sum()) > 0
@@ -160,20 +158,19 @@ def test_a_weight_of_zero_in_attention_is_removal(vlm):
     """Logits of removed tokens' batch equal those of the pruned prompt at the same positions."""
     question = "what does the sign say ?"
     batch = Collator(vlm)([sample(0, [(question, "K7")])])
-    tokens = vlm.encode(batch.pixels).tokens
+    outputs = with_matrix(vlm, batch, features_of(vlm, batch))
     kept = torch.tensor([[3, 17, 60, 61, 140]])
     log_weights = torch.full((144,), -1e4).index_fill(0, kept[0], 0.0)
-    hidden = text_hidden(vlm, batch, tokens.flatten(0, 1), log_weights=log_weights)
+    hidden = text_hidden(vlm.adapter, batch, outputs, log_weights=log_weights)
     first = int((batch.labels[0] != IGNORED_LABEL).int().argmax())
     ours = vlm.model.get_output_embeddings()(hidden[:, first])
-    chosen = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
-    pruned = vlm.prefill(vlm.prefix(vlm.prompt([question]), chosen, kept))
+    inputs = asked_inputs(vlm, [sample(0, []).pictures], [question])
+    pruned = last_logits(vlm, inputs, list(kept))
     torch.testing.assert_close(ours, pruned, rtol=0, atol=1e-5)
 
 
 def test_weights_in_attention_get_a_gradient(vlm):
     batch = Collator(vlm)([sample(0, ROUNDS)])
-    visual = vlm.encode(batch.pixels).tokens.flatten(0, 1)
     log_weights = torch.zeros(144, requires_grad=True)
-    answer_loss(vlm, batch, visual, log_weights=log_weights).backward()
+    loss_of(vlm, batch, log_weights=log_weights).backward()
     assert bool((log_weights.grad != 0).all())

@@ -4,74 +4,55 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.pruning.attachment import keeping
 from autoselect.vlm import Collator, FrozenVLM
-from autoselect.vlm.forward import answer_loss
 from tests.vlm import tiny_processors
-from tests.vlm.stock import model_of
+from tests.vlm.stock import asked_inputs, features_of, loss_of, model_of, visual_of
 from tests.vlm.test_training_families import SQUARE, WIDE, frozen, sample
 from tests.vlm.tiny_prompts import IMAGE
 
 QUESTIONS = ["is there a red star ?", "what does the sign say ?"]
 
 
-def untouched(vlm, pictures):
-    """Last hidden states of the untouched model on what its own processor makes."""
-    text = [f"<s><user><image>{question}<assistant>" for question in QUESTIONS]
-    inputs = vlm.processor(text=text, images=pictures, return_tensors="pt", padding=True)
-    return vlm.model.model(**inputs).last_hidden_state
-
-
 @torch.no_grad()
 def test_prompts_have_the_placeholders_that_the_processor_writes():
-    """SigLIP at full resolution: 25 tokens, where the configuration says 16."""
+    """SigLIP at full resolution: 25 tokens, while the configuration says 16."""
     vlm = frozen("llava_siglip")
-    assert vlm.is_spliced
-    tokens = vlm.encode_images([SQUARE, WIDE]).tokens
-    prefix = vlm.prefix(vlm.prompt(QUESTIONS), tokens)
-    ours = vlm.model.model(**prefix).last_hidden_state
-    real = prefix["attention_mask"].bool()
-    torch.testing.assert_close(ours[real], untouched(vlm, [SQUARE, WIDE])[real])
-    kept = torch.tensor([[3, 17, 22, 24]] * 2)
-    chosen = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
-    pruned = vlm.prefix(vlm.prompt(QUESTIONS), chosen, kept)
-    assert pruned["inputs_embeds"].shape[1] == prefix["inputs_embeds"].shape[1] - 25 + 4
+    assert vlm.num_tokens == 25
+    inputs = asked_inputs(vlm, [[SQUARE], [WIDE]], QUESTIONS)
+    assert (inputs["input_ids"] == IMAGE).sum(dim=1).tolist() == [25, 25]
+    kept = list(torch.tensor([[3, 17, 22, 24]] * 2))
+    with keeping(vlm.model, kept) as attachment:
+        vlm.model(**inputs)
+    assert attachment.last.columns.shape[1] == inputs["input_ids"].shape[1] - 25 + 4
 
 
-def test_prompts_of_images_of_many_sizes_are_not_written_by_hand():
+def test_images_of_many_sizes_have_no_fixed_number_of_tokens():
     """Pixtral-12B, whose configuration says one token per image."""
-    assert not frozen("llava_pixtral").is_spliced
+    assert frozen("llava_pixtral").num_tokens is None
 
 
-def test_a_processor_that_does_not_count_leaves_it_to_the_configuration():
-    model = model_of("llava_siglip")
-    vlm = FrozenVLM(model, tiny_processors.llava_siglip(patch_size=None), "llava")
-    assert vlm.num_tokens == model.config.image_seq_length
+def test_a_processor_that_cannot_count_is_refused():
+    with pytest.raises(ConfigError, match="model=llava: its processor has no patch_size"):
+        FrozenVLM(model_of("llava_siglip"), tiny_processors.llava_siglip(patch_size=None), "llava")
 
 
-@pytest.mark.parametrize("more", [{"num_additional_image_tokens": 1}, {"patch_size": None}])
-def test_a_processor_of_another_model_is_named(more):
-    vlm = FrozenVLM(model_of("llava_siglip"), tiny_processors.llava_siglip(**more), "llava")
+def test_a_processor_of_another_model_is_named():
+    processor = tiny_processors.llava_siglip(num_additional_image_tokens=1)
+    vlm = FrozenVLM(model_of("llava_siglip"), processor, "llava")
     batch = Collator(vlm)([sample(0, (SQUARE,))])
     count = int((batch.input_ids == IMAGE).sum())
-    for pixels in (batch.pixels, vlm.pixel_inputs([WIDE])):
-        with pytest.raises(ConfigError, match=f"model=llava: 25 visual .* {count} placeholders"):
-            vlm.encode(pixels)
+    with pytest.raises(ConfigError, match=f"{count} image placeholders .* for 25 visual tokens"):
+        visual_of(vlm, batch)
+    with pytest.raises(ConfigError, match="correct patch_size, num_additional_image_tokens"):
+        vlm.encode_images([WIDE])
 
 
 @pytest.mark.parametrize("name", ["llava_siglip", "llava_next", "qwen3_vl"])
 def test_a_loss_without_a_placeholder_for_every_token_is_refused(name):
     vlm = frozen(name)
     batch = Collator(vlm)([sample(0, (SQUARE,))])
-    visual = vlm.encode(batch.pixels)
-    tokens = visual.channels[0]
-    for wrong in (tokens[1:], torch.cat([tokens, tokens[:1]])):
-        with pytest.raises(ConfigError, match=f"{len(wrong)} visual tokens for {len(tokens)}"):
-            answer_loss(vlm, batch, wrong, output=visual.output)
-
-
-@pytest.mark.parametrize("positions", [None, torch.tensor([[22, 23, 24, 25]])])
-def test_a_prefix_without_a_placeholder_for_every_token_is_refused(positions):
-    vlm = frozen("llava_siglip")
-    tokens = vlm.encode_images([SQUARE]).tokens[:, :4]
-    with pytest.raises(ConfigError, match="4 visual tokens for"):
-        vlm.prefix(vlm.prompt(QUESTIONS[:1]), tokens, positions)
+    features = features_of(vlm, batch)
+    for wrong in (features[1:], torch.cat([features, features[:1]])):
+        with pytest.raises((ValueError, RuntimeError), match="(?i)image features"):
+            loss_of(vlm, batch, wrong)

@@ -12,7 +12,7 @@ from autoselect.vlm import Collator, FrozenVLM
 from autoselect.vlm.text.batch import IGNORED_LABEL
 from autoselect.vlm.text.rows import RowWriter
 from tests.vlm import tiny_processors, tiny_tokenizers
-from tests.vlm.stock import model_of
+from tests.vlm.stock import asked_inputs, model_of
 from tests.vlm.test_training_families import sample
 
 KINDS = ["llama", "metaspace", "byte_level", "byte_level_with_bos", "word_pieces"]
@@ -54,14 +54,14 @@ def vlm(request, tokenizer):
         chat_template=TEMPLATES[request.param],
     )
     vlm = FrozenVLM(model_of("llava"), processor, request.param)
-    vlm.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    vlm.adapter.token_ids["image"] = tokenizer.convert_tokens_to_ids("<image>")
     vlm.num_tokens = TOKENS
     return vlm
 
 
 def asked_ids(vlm, text, count):
     """Token ids that inference gives a text."""
-    return AskedVLM(vlm).inputs([PICTURES[:count]], [text])["input_ids"][0].tolist()
+    return vlm.inputs([PICTURES[:count]], [text])["input_ids"][0].tolist()
 
 
 def told(vlm, rounds, count):
@@ -102,7 +102,7 @@ def test_independent_rounds_have_the_tokens_of_inference(vlm, tokenizer, count):
 def test_prompts_of_one_image_begin_the_rows(vlm, tokenizer, rounds):
     (question, answer), *_ = ROUNDS
     batch = Collator(vlm, rounds)([sample(0, PICTURES[:1], [(question, answer)])])
-    prompt = vlm.prompt([question])["input_ids"][0].tolist()
+    prompt = asked_inputs(vlm, [PICTURES[:1]], [question])["input_ids"][0].tolist()
     space = vlm.name == "spaced"  # which some tokenizers join to the answer
     assert batch.input_ids[0].tolist()[: len(prompt) - space] == prompt[: len(prompt) - space]
 
@@ -157,7 +157,7 @@ def test_exactly_the_answers_are_labelled(vlm, tokenizer, rounds, count):
     expected = characters(tokenizer, tokenizer(told, add_special_tokens=False)["input_ids"])
     assert characters(tokenizer, labels) == expected
     assert not bool(
-        torch.isin(labels, torch.tensor([tokenizer.bos_token_id, vlm.image_token_id])).any()
+        torch.isin(labels, torch.tensor([tokenizer.bos_token_id, vlm.adapter.image_token_id])).any()
     )
 
 
@@ -166,7 +166,7 @@ def test_the_first_label_is_the_first_token_of_the_answer(vlm, tokenizer):
     batch = Collator(vlm)([sample(0, PICTURES[:1], ROUNDS[:1])])
     first = int((batch.labels[0] != IGNORED_LABEL).int().argmax())
     whole = asked_ids(vlm, told(vlm, ROUNDS[:1], 1), 1)
-    prompt = vlm.prompt([ROUNDS[0][0]])["input_ids"][0].tolist()
+    prompt = asked_inputs(vlm, [PICTURES[:1]], [ROUNDS[0][0]])["input_ids"][0].tolist()
     common = 0
     while common < len(prompt) and prompt[common] == whole[common]:
         common += 1

@@ -13,11 +13,11 @@ from autoselect.data.faults import BadSample
 from autoselect.method.model import AutoSelect, GateSetting
 from autoselect.method.statistics import TokenStatistics
 from autoselect.reference.vlm import build_processor
-from autoselect.vlm import Collator, FrozenVLM, TrainBatch, VisualAdapter
+from autoselect.vlm import Collator, FrozenVLM, TrainBatch
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.text.batch import IGNORED_LABEL
 from tests.vlm import tiny_processors
-from tests.vlm.stock import model_of
+from tests.vlm.stock import features_of, loss_of, model_of, visual_of
 from tests.vlm.tiny import batch as tiny_batch
 from tests.vlm.tiny_prompts import IMAGE, WIDTH
 
@@ -52,12 +52,6 @@ def sample(number, pictures, rounds=ROUNDS):
 
 def frozen(name):
     return FrozenVLM(model_of(name), getattr(tiny_processors, name)(), name)
-
-
-def loss_of(vlm, batch):
-    visual = vlm.encode(batch.pixels)
-    tokens = visual.channels if visual.mask is None else visual.channels[visual.mask]
-    return answer_loss(vlm, batch, tokens.flatten(0, -2), output=visual.output)
 
 
 def stock_loss(vlm, pictures, rounds):
@@ -111,12 +105,12 @@ def test_rows_of_many_sizes_have_the_sum_of_their_losses(name, rounds):
     collate = Collator(vlm, rounds)
     samples = [sample(0, (SQUARE,)), sample(1, ()), sample(2, (WIDE, SQUARE))]
     batch = collate(samples)
-    visual = vlm.encode(batch.pixels)
-    counts = batch.pixels["tokens_per_image"]
+    visual = visual_of(vlm, batch)
+    counts = batch.tokens_per_image
     assert len(visual.tokens) == batch.num_images == 3
-    assert int((batch.input_ids == IMAGE).sum()) == int(counts.sum())
+    assert int((batch.input_ids == IMAGE).sum()) == sum(counts)
     if visual.mask is not None:
-        assert torch.equal(visual.mask.sum(1), counts)
+        assert visual.mask.sum(1).tolist() == counts == visual.counts
     answers = batch.labels[batch.labels != IGNORED_LABEL].tolist()
     assert answers == vlm.processor.tokenizer("no</s>K7</s>" * 2)["input_ids"]
     apart = sum(loss_of(vlm, collate([one])) for one in samples if one.pictures)
@@ -131,7 +125,7 @@ def test_a_training_step_masks_what_shorter_images_lack(name):
         "gate": {"token_budget": 3, "min_token_budget": 3},
     }
     batch = Collator(vlm)([sample(0, (SQUARE,)), sample(1, ()), sample(2, (WIDE,))])
-    channels = vlm.encode(batch.pixels).channels.shape[-1]
+    channels = visual_of(vlm, batch).gated.shape[-1]
     statistics = TokenStatistics(torch.zeros(channels), torch.ones(channels), None, 1.0)
     model = AutoSelect(vlm, from_dict(TrainConfig, sizes), statistics)
     output = model(batch, GateSetting(token_budget=3, temperature=1.0, seed=0, step=0))
@@ -158,7 +152,7 @@ def test_a_budget_above_an_image_keeps_all_of_it(kind):
     model = AutoSelect(vlm, config, statistics)
     small, large = picture(2, (16, 16)), picture(3, (48, 24))
     batch = Collator(vlm)([sample(0, (small,)), sample(1, (large,))])
-    counts = batch.pixels["tokens_per_image"].tolist()
+    counts = batch.tokens_per_image
     between = (min(counts) + max(counts)) // 2
     assert min(counts) < between < max(counts)
     polarised = model(batch, GateSetting(between, 1e-3, 0, 0))
@@ -174,11 +168,10 @@ def test_a_raster_is_what_the_model_says_or_none():
     """A perfect square of tokens is no square of the image."""
     wide = [picture(0, (64, 16))]
     vlm = frozen("qwen2_5_vl")
+    rows, columns = vlm.grid_of(wide[0])
     visual = vlm.encode_images(wide)
-    rows, columns = visual.grid
     assert rows * columns == visual.tokens.shape[1] and columns == 4 * rows
-    assert vlm.encode_images([*wide, picture(1, (64, 64))]).grid is None, "two sizes"
-    assert frozen("idefics3").encode_images([SQUARE]).grid is None
+    assert frozen("idefics3").grid_of(SQUARE) is None
 
 
 @pytest.mark.parametrize("rounds", ["independent", "conversation"])
@@ -208,12 +201,6 @@ def test_layers_with_a_window_keep_it(rounds):
             layer.sliding_window = window
 
 
-def test_prefixes_by_hand_are_refused_where_a_prompt_is_more_than_columns():
-    vlm = frozen("qwen2_5_vl")
-    with pytest.raises(ConfigError, match="autoselect.attach"):
-        vlm.prefix({"input_ids": torch.tensor([[IMAGE]])}, torch.zeros(1, 1, WIDTH))
-
-
 @pytest.mark.parametrize("rounds", ["independent", "conversation"])
 def test_a_limit_that_would_cut_images_is_named(rounds):
     collate = Collator(frozen("idefics3"), rounds, max_text_tokens=50)
@@ -228,21 +215,19 @@ def test_closed_gates_hide_the_image_from_later_layers_too():
     losses = []
     for seed in (0, 1):
         batch = Collator(vlm)([sample(0, (picture(seed, (20, 20)),))])
-        visual = vlm.encode(batch.pixels)
-        assert visual.later is not None and visual.later.shape[-1] == 2 * WIDTH
-        hidden = torch.zeros_like(visual.channels).flatten(0, 1)
-        losses.append(answer_loss(vlm, batch, hidden, output=visual.output))
+        features = features_of(vlm, batch)
+        assert features.shape[-1] == 3 * WIDTH
+        losses.append(loss_of(vlm, batch, torch.zeros_like(features)))
     assert torch.equal(*losses)
 
 
 def test_recomputed_activations_give_the_same_gradient():
     vlm = frozen("qwen3_vl")
     batch = Collator(vlm)([sample(0, (SQUARE,))])
-    visual = vlm.encode(batch.pixels)
     gradients = []
     for recompute in (False, True):
-        tokens = visual.channels.flatten(0, 1).clone().requires_grad_()
-        answer_loss(vlm, batch, tokens, recompute, output=visual.output).backward()
+        tokens = features_of(vlm, batch).requires_grad_()
+        loss_of(vlm, batch, tokens, recompute=recompute).backward()
         gradients.append(tokens.grad)
     assert torch.equal(*gradients) and bool(gradients[0][:, WIDTH:].any())
 
@@ -257,18 +242,19 @@ def test_layers_of_convolutions_see_what_they_always_see(soft_removal):
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     labels = ids.roll(-1, 1).where(real & real.roll(-1, 1), torch.tensor(IGNORED_LABEL))
     labels[:, -1] = IGNORED_LABEL
-    images = VisualAdapter(model).encode(inputs)["image"]
-    tokens = torch.cat([entry.flatten(0, -2) for entry in images.pooler_output])
+    outputs = vlm.adapter.encode(inputs)
+    count = int((ids == IMAGE).sum())
     batch = TrainBatch(
         input_ids=ids,
         labels=labels,
         position_ids=(real.cumsum(1) - 1).clamp(min=0),
         segments=torch.where(real, 0, -2),
         pixels={},
+        tokens_per_image=[count],
         image_ids=torch.zeros(1, dtype=torch.long),
     )
-    weights = torch.zeros(len(tokens)) if soft_removal else None
-    loss = answer_loss(vlm, batch, tokens, log_weights=weights)
+    weights = torch.zeros(count) if soft_removal else None
+    loss = answer_loss(vlm.adapter, batch, outputs, log_weights=weights)
     logits = model(**inputs).logits
     known = labels != IGNORED_LABEL
     expected = F.cross_entropy(logits[known], labels[known], reduction="sum")

@@ -32,9 +32,10 @@ def compare(folder: Path, dtype: torch.dtype) -> dict[str, object]:
         with gathered([part]):
             if part.dtype != dtype or not torch.equal(part, expected):
                 different.append(name)
-    pixels = whole.pixel_inputs([Image.new("RGB", (96, 96), (5, 100, 9))])
+    images = [Image.new("RGB", (96, 96), (5, 100, 9))]
     with gathered(sharded.model.parameters()):
-        tokens_equal = torch.equal(sharded.encode(pixels).tokens, whole.encode(pixels).tokens)
+        ours, theirs = (vlm.encode_images(images).tokens for vlm in (sharded, whole))
+        tokens_equal = torch.equal(ours, theirs)
     return {
         "held": held,
         "all": sum(p.numel() for p in whole.model.parameters()),

@@ -135,13 +135,14 @@ def classifier_accuracy(
         stop = start + images_per_batch
         truth = whole if labels is None else torch.tensor(labels[start:stop])
         visual = vlm.encode_images(batch)
-        if visual.grid is None:
+        found_grid = vlm.grid_of(batch[0])
+        if found_grid is None:
             raise ConfigError(
                 f"model={vlm.name} gives tokens that form no grid; the mask cannot be resized"
             )
-        shape = visual.grid
+        shape = found_grid
         keys = tuple(str(start + i) for i in range(len(batch)))
-        context = SelectionContext(visual.tokens, keys, grid=visual.grid)
+        context = SelectionContext(visual.tokens, keys, grid=shape)
 
         def note(name: str, pixels: Tensor = pixels, truth: Tensor = truth) -> None:
             found = classifier(pixels).logits.argmax(dim=-1).cpu()

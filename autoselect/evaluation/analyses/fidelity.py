@@ -13,10 +13,11 @@ from torch import Tensor
 
 from autoselect.evaluation.answers.answering import (
     Answers,
-    VisualSequence,
+    ImageChoices,
     answer_sequences,
-    image_context,
+    whole_choices,
 )
+from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.evaluation.samples import EvaluationSample
@@ -58,7 +59,7 @@ def token_noises(vlm: Any, samples: Sequence[EvaluationSample]) -> Noises:
 
 @torch.inference_mode()
 def gating_fidelity(
-    vlm: Any,
+    asked: Any,
     samples: Sequence[EvaluationSample],
     budgets: Sequence[int],
     noises: Noises,
@@ -69,7 +70,7 @@ def gating_fidelity(
     """Accuracy under random score maps with dropped tokens removed, replaced by noise, or by zero.
 
     Args:
-        vlm: a `FrozenVLM`.
+        asked: an `AskedVLM`.
         samples: what is asked.
         budgets: tokens kept.
         noises: what takes the place of dropped tokens.
@@ -84,13 +85,14 @@ def gating_fidelity(
     answers: dict[str, Answers] = {}
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
-        context = image_context(vlm, chosen, ())
-        sequences = {
+        encoded = asked.encode(chosen)
+        context = context_of([image for own in encoded.images for image in own])
+        sequences: dict[str, ImageChoices | None] = {
             f"{treatment}@{budget}": sequence
             for budget in budgets
             for treatment, sequence in _treated(context, budget, noises, start).items()
         }
-        found = answer_sequences(vlm, chosen, sequences, max_new_tokens, rows_per_batch)
+        found = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens, rows_per_batch)
         for place, texts in found.items():
             answers.setdefault(place, []).extend(texts)
     return _compare(samples, budgets, answers)
@@ -98,8 +100,8 @@ def gating_fidelity(
 
 def _treated(
     context: SelectionContext, budget: int, noises: Noises, first: int
-) -> dict[str, VisualSequence]:
-    """What the LLM sees of the visual tokens under each treatment; None means every position."""
+) -> dict[str, ImageChoices]:
+    """Return what the LLM sees of every image under each treatment."""
     tokens = context.tokens
     positions = hard_top_k(random_scores(context), budget)
     gates = torch.zeros(tokens.shape[:2], device=tokens.device).scatter(1, positions, 1.0)
@@ -109,12 +111,11 @@ def _treated(
         here = statistics.to(tokens.device)
         return noise_gate(tokens, gates, here.mean, here.std, NoiseKey(0, 0, ids), here.factor)
 
-    kept = context.at(positions)
     return {
-        REMOVAL: (kept.tokens, kept.positions),
-        NOISE: (noisy(noises.per_channel), None),
-        COVARIANCE: (noisy(noises.covariance), None),
-        ZEROS: (tokens * gates[..., None].to(tokens.dtype), None),
+        REMOVAL: [[Choice(kept, own)] for kept, own in zip(positions, tokens, strict=True)],
+        NOISE: whole_choices(noisy(noises.per_channel)),
+        COVARIANCE: whole_choices(noisy(noises.covariance)),
+        ZEROS: whole_choices(tokens * gates[..., None].to(tokens.dtype)),
     }
 
 

@@ -20,8 +20,10 @@ from autoselect.evaluation.answers.answering import (
     BLIND,
     FULL,
     Answers,
-    VisualSequence,
+    ImageChoices,
     answer_sequences,
+    blind_choices,
+    whole_choices,
 )
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.scoring import score_answers
@@ -30,6 +32,7 @@ from autoselect.method.gating import gate_tokens
 from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.noise_gate import NoiseKey
 from autoselect.training.checkpoint import CheckpointStore
+from autoselect.vlm.sites import SITES
 
 GATED, REPAIRED = "without Denoiser", "with Denoiser"
 
@@ -68,7 +71,8 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
         raise ConfigError(f"run={run} has no checkpoints; give the output folder of a training run")
     config = from_dict(TrainConfig, state.config)
     statistics = TokenStatistics.from_tensors(state.statistics)
-    channels = _gated_channels(vlm, config.gate.site)
+    blank = vlm.encode_images([Image.new("RGB", (64, 64))], config.gate.site)
+    channels = blank.gated.shape[-1]
     if len(statistics.mean) != channels:
         raise ConfigError(
             f"run={run} gated tokens of {len(statistics.mean)} channels, those of this model have "
@@ -82,7 +86,7 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
             for name, tensor in state.trained.weights.items()
             if name.startswith(prefix)
         }
-        denoiser = Denoiser(vlm.width_at(config.gate.site), config.denoiser)
+        denoiser = Denoiser(blank.width, config.denoiser)
         denoiser.load_state_dict(weights)
         denoiser.to(vlm.device).eval()
     gate = config.gate
@@ -90,15 +94,9 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
     return TrainedGate(gate.kind, gate.temperature_end, here, denoiser, gate.site)
 
 
-def _gated_channels(vlm: Any, site: GateSite) -> int:
-    """Channels that a gate covers at a site, those for later layers included, of a blank image."""
-    blank = vlm.pixel_inputs([Image.new("RGB", (64, 64))])
-    return vlm.encode(blank, before_projector=site == "before_projector").at(site).shape[-1]
-
-
 @torch.inference_mode()
 def leak(
-    vlm: Any,
+    asked: Any,
     gate: TrainedGate,
     samples: Sequence[EvaluationSample],
     budget: int,
@@ -111,7 +109,7 @@ def leak(
     accuracies are None; soft removal is left out, since it weighs all tokens alike here.
 
     Args:
-        vlm: a `FrozenVLM` whose prompts can be spliced.
+        asked: an `AskedVLM`.
         gate: of `load_gate`.
         samples: what is asked.
         budget: K.
@@ -126,16 +124,17 @@ def leak(
     count = 0
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
-        pixels = vlm.pixel_inputs([sample.image for sample in chosen])
-        visual = vlm.encode(pixels, before_projector=gate.site == "before_projector")
-        tokens = visual.tokens
-        count = tokens.shape[1]
-        nowhere = torch.zeros(len(tokens), 0, dtype=torch.long, device=tokens.device)
-        sequences: dict[str, VisualSequence] = {FULL: (tokens, None)}
-        sequences[BLIND] = (tokens[:, :0], nowhere)
-        for name, gated in uniformly_gated(gate, visual.at(gate.site), budget, start).items():
-            sequences[name] = (vlm.finished(gated, gate.site), None)
-        for name, texts in answer_sequences(vlm, chosen, sequences, max_new_tokens).items():
+        encoded = asked.encode(chosen)
+        visual = asked.vlm.encode_images([sample.image for sample in chosen], gate.site)
+        count = visual.tokens.shape[1]
+        sequences: dict[str, ImageChoices | None] = {FULL: None, BLIND: blind_choices(encoded)}
+        for name, gated in uniformly_gated(gate, visual.gated, budget, start).items():
+            width = visual.width
+            finished = SITES[gate.site].finish(asked.vlm.adapter, gated[..., :width])
+            features = torch.cat([finished, gated[..., width:]], dim=-1)
+            sequences[name] = whole_choices(features)
+        given = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens)
+        for name, texts in given.items():
             answers.setdefault(name, []).extend(texts)
     mean = {name: score_answers(samples, texts).mean() for name, texts in answers.items()}
     bare, repaired, blind = mean.get(GATED), mean.get(REPAIRED), mean[BLIND]

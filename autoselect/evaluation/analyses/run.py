@@ -16,6 +16,7 @@ from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
 from autoselect.evaluation.analyses.leak import leak, load_gate
 from autoselect.evaluation.analyses.similarity import token_similarity
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure, leak_figure
 from autoselect.evaluation.figures.maps import frequency_figure, gate_figure, similarity_figure
 from autoselect.evaluation.samples import EvaluationSample
@@ -53,7 +54,7 @@ class Subject:
         Raises:
             ConfigError: they form no grid.
         """
-        grid = self.vlm.encode_images([self.samples[0].image]).grid
+        grid = self.vlm.grid_of(self.samples[0].image)
         if grid is None:
             raise ConfigError(
                 f"model={self.vlm.name} gives tokens that form no grid; this analysis draws one"
@@ -73,7 +74,9 @@ def fidelity(subject: Subject) -> Found:
     """Figure 5 of the paper."""
     noises = token_noises(subject.vlm, subject.samples)
     longest = subject.max_new_tokens
-    found = gating_fidelity(subject.vlm, subject.samples, subject.budgets, noises, longest)
+    found = gating_fidelity(
+        AskedVLM(subject.vlm), subject.samples, subject.budgets, noises, longest
+    )
     return found, fidelity_figure(found)
 
 
@@ -104,7 +107,7 @@ def uniform_gates(subject: Subject) -> Found:
         raise ConfigError("run= is missing; give --run, the output folder of the training run")
     gate = load_gate(subject.run, subject.vlm)
     longest = subject.max_new_tokens
-    found = leak(subject.vlm, gate, subject.samples, subject.budgets[0], longest)
+    found = leak(AskedVLM(subject.vlm), gate, subject.samples, subject.budgets[0], longest)
     return found, leak_figure(found)
 
 

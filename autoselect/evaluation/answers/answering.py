@@ -1,21 +1,27 @@
-"""Answers of one batch of images under every method and budget; each image is encoded once."""
+"""Answers of one batch of images under every method and budget; each image is encoded once.
+
+For every column: choose what stays of each image, prune the prompts, generate.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.answers.likelihood import GENERATION, Candidate, answers_of, candidates
-from autoselect.evaluation.methods.context import Kept, SelectionContext
-from autoselect.evaluation.methods.llm_attention import visual_attention
+from autoselect.evaluation.answers.asking import Encoded, Place, Prompts
+from autoselect.evaluation.answers.likelihood import GENERATION, answers_of, candidates
+from autoselect.evaluation.methods.choice import Choice, choose
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
+from autoselect.pruning.selector import budget_to_tokens
 
 FULL, BLIND = "full", "blind"
 Answers = list[list[str]]
-VisualSequence = tuple[Tensor, Tensor | None]
+ImageChoices = list[list[Choice]]
+"""What stays of every image of every sample."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Plan:
 
     Attributes:
         methods: ways to keep tokens.
-        budgets: tokens kept, each in 1..N.
+        budgets: tokens kept of an image with `num_tokens`; the same share stays of any other image.
+        num_tokens: N, visual tokens of the image that budgets are counted on.
         images_per_part: images encoded together; also the unit of restart and of distribution.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
@@ -45,6 +52,7 @@ class Plan:
 
     methods: tuple[Method, ...]
     budgets: tuple[int, ...]
+    num_tokens: int
     images_per_part: int = 32
     rows_per_batch: int = 160
     max_new_tokens: int = 16
@@ -59,168 +67,145 @@ class Plan:
             for seed in method.seeds
         ]
 
-
-@dataclass(frozen=True)
-class QuestionBatch:
-    """Rows answered together.
-
-    Attributes:
-        prompt: of `vlm.prompt`.
-        owner: the image row that each belongs to, [R].
-        places: (image, round) of each row.
-        candidates: possible answers of each row, where they are known.
-    """
-
-    prompt: dict[str, Tensor]
-    owner: Tensor
-    places: list[tuple[int, int]]
-    candidates: list[tuple[Candidate, ...]]
+    def kept_tokens(self, budget: int, image_tokens: int) -> int:
+        """Return K of an image: `budget`, or the same share of an image of another size."""
+        if image_tokens == self.num_tokens:
+            return budget
+        return budget_to_tokens(budget / self.num_tokens, image_tokens)
 
 
 @torch.inference_mode()
-def answer_part(vlm: Any, samples: Sequence[EvaluationSample], plan: Plan) -> dict[str, Answers]:
-    """Answers to every question of some images: column name -> image -> round -> text.
+def answer_part(asked: Any, samples: Sequence[EvaluationSample], plan: Plan) -> dict[str, Answers]:
+    """Return the answers to every question of some images: column name -> image -> round -> text.
 
     Questions are batched in the order of their length, so that a batch needs little padding.
 
     Args:
-        vlm: a `FrozenVLM`.
+        asked: an `AskedVLM`.
         samples: the images of one part.
         plan: methods, budgets and sizes.
     """
-    context = image_context(vlm, samples, plan.methods)
+    attention = any("class_attention" in method.needs for method in plan.methods)
+    encoded = asked.encode(samples, attention)
     answers = {
         str(column): [[""] * len(sample.questions) for sample in samples]
         for column in plan.columns()
     }
-    image_kept = dict(_image_choices(context, plan))
-    for batch in question_batches(
-        vlm, samples, plan.rows_per_batch, context.tokens.device, plan.scoring
-    ):
-        question_kept = dict(_question_choices(vlm, context, batch, plan))
+    by_image = dict(_image_choices(encoded, plan))
+    for places in question_batches(samples, plan.rows_per_batch):
+        prompts = asked.prompts(samples, encoded, places)
+        by_question = dict(_question_choices(asked, encoded, prompts, plan))
+        options = [
+            candidates(samples[i].questions[r], samples[i].answers[r], plan.scoring)
+            for i, r in places
+        ]
         for column in plan.columns():
-            if column.method == FULL:
-                prefix = vlm.prefix(batch.prompt, context.tokens[batch.owner], None)
-            elif column.method == BLIND:
-                nothing = context.tokens[batch.owner, :0]
-                prefix = vlm.prefix(batch.prompt, nothing, batch.owner.new_zeros(len(nothing), 0))
-            else:
-                kept = question_kept.get(column)
-                if kept is None:
-                    chosen = image_kept[column]
-                    kept = Kept(chosen.tokens[batch.owner], chosen.positions[batch.owner])
-                prefix = vlm.prefix(batch.prompt, kept.tokens, kept.positions)
-            texts = answers_of(vlm, prefix, batch.candidates, plan.max_new_tokens)
-            for (image, turn), text in zip(batch.places, texts, strict=True):
+            features, kept = prompts.features(), None
+            if column.method == BLIND:
+                kept = [nothing(tokens) for tokens in features]
+            elif column.method != FULL:
+                chosen = by_question.get(column)
+                if chosen is None:
+                    chosen = [choice for i, _ in places for choice in by_image[column][i]]
+                features = [choice.features for choice in chosen]
+                kept = [choice.positions for choice in chosen]
+            call = asked.call(prompts, encoded, features)
+            texts = answers_of(asked, call, kept, options, plan.max_new_tokens)
+            for (image, turn), text in zip(places, texts, strict=True):
                 answers[str(column)][image][turn] = text
     return answers
 
 
+def nothing(tokens: Tensor) -> Tensor:
+    """Return the positions of a blind answer: none, int64, [0]."""
+    return torch.zeros(0, dtype=torch.long, device=tokens.device)
+
+
+def blind_choices(encoded: Encoded) -> ImageChoices:
+    """Return what a blind answer sees: no token of any image."""
+    return [
+        [Choice(nothing(image.features), image.features) for image in own] for own in encoded.images
+    ]
+
+
+def whole_choices(features: Tensor) -> ImageChoices:
+    """Return samples of one image each whose tokens all stay, changed to `features` [B, N, C]."""
+    everything = torch.arange(features.shape[1], device=features.device)
+    return [[Choice(everything, own)] for own in features]
+
+
 def answer_sequences(
-    vlm: Any,
+    asked: Any,
     samples: Sequence[EvaluationSample],
-    sequences: Mapping[str, VisualSequence],
+    encoded: Encoded,
+    sequences: Mapping[str, ImageChoices | None],
     max_new_tokens: int,
     rows_per_batch: int = 160,
 ) -> dict[str, Answers]:
-    """Answers of some images to given visual tokens: name -> image -> round -> text.
+    """Return the answers of some images to given visual tokens: name -> image -> round -> text.
 
     Args:
-        vlm: a `FrozenVLM`.
+        asked: an `AskedVLM`.
         samples: the images.
-        sequences: by name, tokens [B, K, D] and their positions [B, K]; None for every position.
+        encoded: the same, encoded.
+        sequences: by name, what the model sees of every image; None for the untouched model.
         max_new_tokens: longest answer in tokens.
         rows_per_batch: questions answered together.
     """
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     answers = {name: [[""] * len(sample.questions) for sample in samples] for name in sequences}
-    for batch in question_batches(vlm, samples, rows_per_batch, vlm.device):
-        for name, (tokens, positions) in sequences.items():
-            where = None if positions is None else positions[batch.owner]
-            prefix = vlm.prefix(batch.prompt, tokens[batch.owner], where)
-            texts = vlm.generate(prefix, max_new_tokens)
-            for (image, turn), text in zip(batch.places, texts, strict=True):
+    for places in question_batches(samples, rows_per_batch):
+        prompts = asked.prompts(samples, encoded, places)
+        for name, choices in sequences.items():
+            features, kept = None, None
+            if choices is not None:
+                chosen = [choice for i, _ in places for choice in choices[i]]
+                features = [choice.features for choice in chosen]
+                kept = [choice.positions for choice in chosen]
+            texts = asked.generate(asked.call(prompts, encoded, features), kept, options)
+            for (image, turn), text in zip(places, texts, strict=True):
                 answers[name][image][turn] = text
     return answers
 
 
-def image_context(
-    vlm: Any, samples: Sequence[EvaluationSample], methods: Sequence[Method]
-) -> SelectionContext:
-    """Encode some images once, with everything about them that the methods need."""
-    wants_attention = any("class_attention" in method.needs for method in methods)
-    visual = vlm.encode_images([s.image for s in samples], class_attention=wants_attention)
-    boxes = tuple(
-        tuple(
-            (
-                left / s.image.width,
-                top / s.image.height,
-                right / s.image.width,
-                bottom / s.image.height,
-            )
-            for regions in s.boxes
-            for left, top, right, bottom in regions
-        )
-        for s in samples
-    )
-    return SelectionContext(
-        tokens=visual.tokens,
-        keys=tuple(s.key for s in samples),
-        mask=visual.mask,
-        grid=visual.grid,
-        class_attention=visual.class_attention,
-        boxes=boxes if all(boxes) and visual.grid is not None else None,
-    )
-
-
-def question_embedding(vlm: Any, prompt: dict[str, Tensor], tokens: Tensor) -> Tensor:
-    """Mean input embedding of each prompt's text, template included, [R, D]; no padding."""
-    prefix = vlm.prefix(prompt, tokens[:, :0], torch.zeros_like(tokens[:, :0, 0], dtype=torch.long))
-    weights = prefix["attention_mask"][..., None].to(tokens.dtype)
-    return (prefix["inputs_embeds"] * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def _image_choices(context: SelectionContext, plan: Plan) -> Iterator[tuple[Column, Kept]]:
+def _image_choices(encoded: Encoded, plan: Plan) -> Iterator[tuple[Column, ImageChoices]]:
+    """Choose by every method that looks at images only."""
+    images = [image for own in encoded.images for image in own]
     for method in plan.methods:
         if method.per_question:
             continue
         for seed in method.seeds:
-            seeded = replace(context, seed=seed)
             for budget in plan.budgets:
-                yield Column(method.name, budget, seed), method.keep(seeded, budget)
+                chosen = iter(choose(method, images, partial(plan.kept_tokens, budget), seed))
+                by_sample = [[next(chosen) for _ in own] for own in encoded.images]
+                yield Column(method.name, budget, seed), by_sample
 
 
 def _question_choices(
-    vlm: Any, context: SelectionContext, batch: QuestionBatch, plan: Plan
-) -> Iterator[tuple[Column, Kept]]:
+    asked: Any, encoded: Encoded, prompts: Prompts, plan: Plan
+) -> Iterator[tuple[Column, list[Choice]]]:
+    """Choose by every method that looks at the questions too; one choice per image of a batch."""
     methods = [method for method in plan.methods if method.per_question]
-    if not methods:
-        return
-    rows = context.rows(batch.owner)
-    if any("question" in method.needs for method in methods):
-        rows = replace(rows, question=question_embedding(vlm, batch.prompt, rows.tokens))
-    if any("llm_attention" in method.needs for method in methods):
-        attention = visual_attention(vlm, batch.prompt, rows.tokens)
-        rows = replace(rows, llm_attention=attention)
+    needs = {need for method in methods for need in method.needs}
+    questions = asked.question_embeddings(prompts) if "question" in needs else None
+    attention = asked.llm_attention(prompts, encoded) if "llm_attention" in needs else None
     for method in methods:
         for budget in plan.budgets:
-            yield Column(method.name, budget, 0), method.keep(rows, budget)
+            chosen = choose(
+                method,
+                prompts.images,
+                partial(plan.kept_tokens, budget),
+                questions=questions,
+                attention=attention,
+            )
+            yield Column(method.name, budget), chosen
 
 
 def question_batches(
-    vlm: Any,
-    samples: Sequence[EvaluationSample],
-    rows_per_batch: int,
-    device: torch.device,
-    scoring: str = GENERATION,
-) -> Iterator[QuestionBatch]:
-    """All questions about some images, shortest first, so that a batch needs little padding."""
+    samples: Sequence[EvaluationSample], rows_per_batch: int
+) -> Iterator[list[Place]]:
+    """Yield all questions about some images in batches, shortest first."""
     places = [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
     places.sort(key=lambda place: len(samples[place[0]].questions[place[1]]))
     for start in range(0, len(places), rows_per_batch):
-        chosen = places[start : start + rows_per_batch]
-        prompt = vlm.prompt([samples[i].questions[r] for i, r in chosen])
-        owner = torch.tensor([i for i, _ in chosen], device=device)
-        known = [
-            candidates(samples[i].questions[r], samples[i].answers[r], scoring) for i, r in chosen
-        ]
-        yield QuestionBatch(prompt, owner, chosen, known)
+        yield places[start : start + rows_per_batch]

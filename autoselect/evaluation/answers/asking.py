@@ -1,118 +1,244 @@
 """Images and questions to texts, by the model's own processor and its own `generate`.
 
-Works for every family: whatever is attached to the model takes part.
+Images are encoded once. Their features then enter every call as `mm_encoder_outputs`, with the
+tokens that a method keeps, through the same rewriting of a call that `attach` does.
+
+Dimension letters: R rows (one question each), T prompt tokens, N visual tokens of one image, K that
+stay, D width, L later layers with features of their own (deepstack), M visual tokens of all rows.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from autoselect.evaluation.methods.attachable import BaselineSelector
+from autoselect.evaluation.methods.llm_attention import visual_attention
+from autoselect.evaluation.methods.tower_attention import class_attention
+from autoselect.evaluation.samples import Box, EvaluationSample
+from autoselect.pruning.attachment import keeping
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.backbone import chat
+from autoselect.vlm.blocks import Block
+from autoselect.vlm.columns import PADDING, remaining_columns, take_columns
+from autoselect.vlm.features import with_entries
+from autoselect.vlm.rasters import raster_of
 from autoselect.vlm.text.placeholders import question_content
-from autoselect.vlm.text.tokens import adds_special_tokens
+
+Place = tuple[int, int]
+"""A question: number of its sample, and its round."""
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """One encoded image, or one tile if the prompt does not tell tiles from images.
+
+    Attributes:
+        key: its name, from which random choices are drawn.
+        features: projector outputs, with those for later layers behind each, [N, (1 + L) D].
+        width: D.
+        grid: rows and columns of its raster; None if its tokens are not one raster.
+        class_attention: attention of the vision tower's class token to each token, [N].
+        boxes: known regions as fractions of the image (left, top, right, bottom).
+    """
+
+    key: str
+    features: Tensor
+    width: int
+    grid: tuple[int, int] | None = None
+    class_attention: Tensor | None = None
+    boxes: tuple[Box, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Return the projector outputs alone, [N, D]."""
+        return self.features[:, : self.width]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded images of some samples.
+
+    Attributes:
+        images: images of every sample, in order of appearance.
+        output: the encoder's output, whose containers features are put into.
+    """
+
+    images: list[list[ImageTokens]]
+    output: Any
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Questions that are answered together.
+
+    Attributes:
+        places: which question each row asks.
+        inputs: arguments of `generate` without pixels, padded on the left, [R, T].
+        blocks: where each image is in the rows.
+        images: the image of each block.
+    """
+
+    places: list[Place]
+    inputs: dict[str, Tensor]
+    blocks: list[Block]
+    images: list[ImageTokens]
+
+    def features(self) -> list[Tensor]:
+        """Return the features of every image, [N, (1 + L) D] each."""
+        return [image.features for image in self.images]
 
 
 class AskedVLM:
-    """A model that answers questions.
+    """A model that answers questions about images.
 
     Args:
-        vlm: the model, with a selector or baseline attached or not.
-        baseline: what is attached, where it draws choices from the names of the images.
+        vlm: the model, without a selector attached.
     """
 
-    def __init__(self, vlm: FrozenVLM, baseline: BaselineSelector | None = None) -> None:
+    def __init__(self, vlm: FrozenVLM) -> None:
         self.vlm = vlm
-        self.baseline = baseline
 
-    def inputs(
-        self, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Everything `model.generate` needs, padded on the left.
-
-        Args:
-            images: of each row; all rows have some, or none has.
-            texts: of the chat template.
-        """
-        pictures = {"images": [list(row) for row in images]} if images[0] else {}
-        encoded = self.vlm.processor(
-            text=list(texts),
-            **pictures,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            add_special_tokens=adds_special_tokens(self.vlm.processor.tokenizer, texts[0]),
-        )
-        if self.baseline is not None:
-            self.baseline.keys = [image_key(image) for row in images for image in row]
-            self.baseline.sizes = [image.size for row in images for image in row]
-        return dict(encoded.to(self.vlm.device, self.vlm.dtype))
-
-    def prompt(self, image_count: int, question: str, answer: str | None = None) -> str:
-        """A conversation of one question, and perhaps its answer, in the model's chat template.
+    def prompt(self, image_count: int, question: str, answer: str = "") -> str:
+        """Write a question in the model's chat template.
 
         Args:
             image_count: images that it is about; they stand where the question marks them, or
-                first where its marks are not as many.
-            question: text.
-            answer: its beginning is enough.
+                first if the marks are not as many.
+            question: plain text.
+            answer: beginning of the answer.
         """
         messages = [{"role": "user", "content": question_content(question, image_count)}]
-        text = chat(self.vlm.processor, messages, generation=True)
-        return text if answer is None else text + answer
+        return chat(self.vlm.processor, messages, generation=True) + answer
 
-    @torch.inference_mode()
-    def answer(
-        self,
-        images: Sequence[Sequence[Image.Image]],
-        questions: Sequence[str],
-        options: Mapping[str, Any],
-    ) -> list[str]:
-        """Generated texts, one per row; rows with and without images may stand beside each other.
+    @torch.no_grad()
+    def encode(self, samples: Sequence[EvaluationSample], attention: bool = False) -> Encoded:
+        """Encode the images of some samples.
 
         Args:
-            images: of each row.
-            questions: plain text.
-            options: of `generate`, such as `max_new_tokens`.
+            samples: samples with one image or several.
+            attention: read the class attention of the vision tower, too.
+
+        Raises:
+            ConfigError: processor and model do not fit, or there is no such attention.
         """
-        texts = [""] * len(questions)
-        for wanted in (True, False):
-            rows = [i for i, own in enumerate(images) if bool(own) == wanted]
-            if not rows:
-                continue
-            prompts = [self.prompt(len(images[i]), questions[i]) for i in rows]
-            inputs = self.inputs([images[i] for i in rows], prompts)
-            tokenizer = self.vlm.processor.tokenizer
-            pad = tokenizer.pad_token_id
-            produced = self.vlm.model.generate(
-                **inputs, **options, pad_token_id=tokenizer.eos_token_id if pad is None else pad
+        adapter = self.vlm.adapter
+        rows = [sample.images for sample in samples]
+        texts = [self.prompt(len(sample.images), sample.asked(0)) for sample in samples]
+        inputs = self.vlm.inputs(rows, texts)
+        outputs = adapter.encode(inputs)
+        blocks = adapter.blocks(inputs["input_ids"], outputs)
+        features, _ = adapter.tokens(blocks, outputs, later=True)
+        seen = class_attention(adapter, inputs, len(features.flatten(0, 1))) if attention else None
+        images: list[list[ImageTokens]] = [[] for _ in samples]
+        counts = torch.tensor([block.row for block in blocks]).bincount(minlength=len(samples))
+        for block, own in zip(blocks, features, strict=True):
+            sample, place = samples[block.row], len(images[block.row])
+            whole = int(counts[block.row]) == len(sample.images)
+            grid = None
+            if whole:
+                size = sample.images[place].size
+                grid = raster_of(len(block), adapter.family.raster, size)
+            images[block.row].append(
+                ImageTokens(
+                    sample.key if len(sample.images) == 1 and whole else f"{sample.key}/{place}",
+                    own[: len(block)],
+                    adapter.width,
+                    grid,
+                    None if seen is None else seen[block.start : block.start + len(block)],
+                    sample_boxes(sample) if whole and grid and len(sample.images) == 1 else (),
+                )
             )
-            new = produced[:, inputs["input_ids"].shape[1] :]
-            decoded = tokenizer.batch_decode(new, skip_special_tokens=True)
-            for i, text in zip(rows, decoded, strict=True):
-                texts[i] = text.strip()
-        return texts
+        return Encoded(images, outputs["image"])
+
+    def prompts(
+        self, samples: Sequence[EvaluationSample], encoded: Encoded, places: Sequence[Place]
+    ) -> Prompts:
+        """Write some questions as one batch.
+
+        Args:
+            samples: the samples that `places` names.
+            encoded: their encoded images.
+            places: the questions.
+        """
+        texts = [self.prompt(len(samples[i].images), samples[i].asked(r)) for i, r in places]
+        inputs = self.vlm.inputs([samples[i].images for i, _ in places], texts)
+        images = [image for i, _ in places for image in encoded.images[i]]
+        outputs = {"image": with_entries(encoded.output, [image.features for image in images])}
+        lengths = [len(image) for image in images]
+        blocks = self.vlm.adapter.blocks(inputs["input_ids"], outputs, lengths)
+        return Prompts(list(places), self.vlm.adapter.with_outputs(inputs, {}), blocks, images)
+
+    def call(
+        self, prompts: Prompts, encoded: Encoded, features: Sequence[Tensor] | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments of a call with encoded images.
+
+        Args:
+            prompts: the questions.
+            encoded: where the images come from.
+            features: other features of every image, [N, (1 + L) D] each.
+        """
+        entries = prompts.features() if features is None else features
+        outputs = {"image": with_entries(encoded.output, entries)}
+        return self.vlm.adapter.with_outputs(prompts.inputs, outputs)
 
     @torch.inference_mode()
-    def likelihood(
-        self, images: Sequence[Image.Image], question: str, continuation: str
-    ) -> tuple[float, bool]:
-        """Log-likelihood of a continuation, and whether greedy decoding would give it."""
-        start = self.inputs([images], [self.prompt(len(images), question)])
-        whole = self.inputs([images], [self.prompt(len(images), question, continuation)])
-        count = whole["input_ids"].shape[1] - start["input_ids"].shape[1]
-        assert count > 0, "the continuation is empty"
-        wanted = whole["input_ids"][0, -count:]
-        logits = self.vlm.model(**whole).logits[0, -count - 1 : -1].float()
-        given = logits.log_softmax(-1).gather(1, wanted[:, None]).sum()
-        return float(given), bool((logits.argmax(-1) == wanted).all())
+    def question_embeddings(self, prompts: Prompts) -> list[Tensor]:
+        """Return the mean input embedding of the text around each image, [D] each.
+
+        The text is the whole prompt, template included, without placeholders and padding.
+        """
+        ids = prompts.inputs["input_ids"]
+        is_text = prompts.inputs["attention_mask"].bool() & ~self.vlm.adapter.is_image(ids)
+        columns = remaining_columns(is_text, None)
+        real = (columns != PADDING)[..., None]
+        embeds = self.vlm.model.get_input_embeddings()(take_columns(ids, columns, 0))
+        weights = real.to(embeds.dtype)
+        means = (embeds * weights).sum(dim=1) / weights.sum(dim=1)
+        return [means[block.row] for block in prompts.blocks]
+
+    def llm_attention(self, prompts: Prompts, encoded: Encoded) -> list[Tensor]:
+        """Return the attention of each prompt's last token to every image, [N] each."""
+        call = self.call(prompts, encoded)
+        return visual_attention(self.vlm.adapter, call, prompts.blocks)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        call: Mapping[str, Any],
+        kept: Sequence[Tensor] | None,
+        options: Mapping[str, Any],
+    ) -> list[str]:
+        """Return the generated text of each row.
+
+        Args:
+            call: arguments of `generate`.
+            kept: positions that stay of every image, ascending, [K] each; None for the untouched
+                model.
+            options: further arguments of `generate`, such as `max_new_tokens`.
+        """
+        tokenizer, model = self.vlm.processor.tokenizer, self.vlm.model
+        pad = tokenizer.pad_token_id
+        with nullcontext() if kept is None else keeping(model, kept):
+            produced = model.generate(
+                **call, **options, pad_token_id=tokenizer.eos_token_id if pad is None else pad
+            )
+        new = produced[:, call["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
 
-def image_key(image: Image.Image) -> str:
-    """A name that follows from the pixels alone."""
-    return hashlib.sha256(image.tobytes()).hexdigest()
+def sample_boxes(sample: EvaluationSample) -> tuple[Box, ...]:
+    """Return the boxes of a sample's questions as fractions of its one image."""
+    width, height = sample.image.size
+    return tuple(
+        (left / width, top / height, right / width, bottom / height)
+        for regions in sample.boxes
+        for left, top, right, bottom in regions
+    )

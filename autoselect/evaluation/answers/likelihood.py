@@ -6,7 +6,8 @@ option has no advantage. Yes/no questions compare the two words in both. Questio
 candidates are answered by generated text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.scores.metrics import parse_options
+from autoselect.pruning.attachment import keeping
+from autoselect.vlm.adapter import FILL_PER_TOKEN
 
 GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD = "generation", "likelihood", "text_likelihood"
 SCORINGS = (GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD)
@@ -63,89 +66,118 @@ def candidates(question: str, accepted: Sequence[str], scoring: str) -> tuple[Ca
     return ()
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Sums of log-probabilities, [R], and whether greedy decoding gives the continuation, [R]."""
+
+    sums: Tensor
+    greedy: Tensor
+
+
 @torch.inference_mode()
 def continuation_log_likelihood(
-    vlm: Any, prefix: dict[str, Tensor], texts: Sequence[str]
-) -> Tensor:
-    """Sum of the log-probabilities of each row's continuation, [R].
+    model: Any, call: Mapping[str, Any], kept: Sequence[Tensor] | None, texts: Sequence[list[int]]
+) -> Scored:
+    """Score one continuation per row.
 
     Args:
-        vlm: a `FrozenVLM`.
-        prefix: of `vlm.prefix`, padded on the left, [R, T, D].
-        texts: one continuation per row; the end of the answer is not scored.
+        model: the model; what is attached to it takes part.
+        call: arguments of `forward` with encoded images, padded on the left, [R, T].
+        kept: positions that stay of every image, [K] each; None for the untouched model.
+        texts: token ids of one continuation per row; the end of the answer is not scored.
     """
-    tokenizer = vlm.processor.tokenizer
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        padding=True,
-        padding_side="right",
-        return_tensors="pt",
-    ).to(vlm.device)
-    ids, is_text = encoded["input_ids"], encoded["attention_mask"]
-    start = prefix["position_ids"][:, -1:] + 1
-    steps = torch.arange(ids.shape[1], device=ids.device)
-    embeds = vlm.model.get_input_embeddings()(ids).to(prefix["inputs_embeds"].dtype)
-    hidden = vlm.model.model(
-        inputs_embeds=torch.cat([prefix["inputs_embeds"], embeds], dim=1),
-        attention_mask=torch.cat([prefix["attention_mask"], is_text], dim=1),
-        position_ids=torch.cat([prefix["position_ids"], start + steps], dim=1),
-        use_cache=False,
-    ).last_hidden_state
-    before = hidden[:, -ids.shape[1] - 1 : -1]
-    logits = vlm.model.get_output_embeddings()(before).float()
-    chosen = logits.log_softmax(dim=-1).gather(-1, ids[..., None]).squeeze(-1)
-    return (chosen * is_text).sum(dim=1)
+    longer, starts = _continued(call, texts)
+    attached = getattr(model, "autoselect", None)
+    with nullcontext(attached) if kept is None else keeping(model, kept) as attachment:
+        logits = model(**longer).logits.float()
+        selection = None if attachment is None else attachment.last
+        columns = None if selection is None else selection.columns
+    sums, greedy = [], []
+    for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
+        places = torch.arange(start - 1, start - 1 + len(text), device=logits.device)
+        if columns is not None:
+            places = (columns[row][None] == places[:, None]).int().argmax(dim=1)
+        ids = torch.tensor(text, device=logits.device)
+        given = logits[row, places]
+        sums.append(given.log_softmax(dim=-1).gather(1, ids[:, None]).sum())
+        greedy.append((given.argmax(dim=-1) == ids).all())
+    return Scored(torch.stack(sums), torch.stack(greedy))
+
+
+def _continued(
+    call: Mapping[str, Any], texts: Sequence[list[int]]
+) -> tuple[dict[str, Any], list[int]]:
+    """Return a call with each row's continuation behind its prompt, padded on the right.
+
+    Returns:
+        the call, and the column at which each continuation begins.
+    """
+    mask = call["attention_mask"]
+    starts = mask.sum(dim=1).tolist()
+    length = max(start + len(text) for start, text in zip(starts, texts, strict=True))
+    longer = {name: value for name, value in call.items() if name not in FILL_PER_TOKEN}
+    for name in set(FILL_PER_TOKEN) & set(call) | {"input_ids"}:
+        filled = call[name].new_zeros(len(texts), length)
+        for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
+            filled[row, :start] = call[name][row, mask[row].bool()]
+            added = {"input_ids": torch.tensor(text), "attention_mask": torch.ones(len(text))}
+            if name in added:
+                filled[row, start : start + len(text)] = added[name].to(filled)
+        longer[name] = filled
+    return longer, starts
 
 
 def most_likely(
-    vlm: Any, prefix: dict[str, Tensor], options: Sequence[Sequence[Candidate]]
+    asked: Any,
+    call: Mapping[str, Any],
+    kept: Sequence[Tensor] | None,
+    options: Sequence[Sequence[Candidate]],
 ) -> list[str | None]:
-    """The answer of each row's likeliest candidate, None for a row without candidates.
+    """Return the answer of each row's likeliest candidate, None for a row without candidates.
 
     The log-probability of a candidate is divided by its tokens. Ties go to the first one.
 
     Args:
-        vlm: a `FrozenVLM`.
-        prefix: of `vlm.prefix`, one row per question.
+        asked: an `AskedVLM`.
+        call: arguments of `forward`, one question per row.
+        kept: see `continuation_log_likelihood`.
         options: candidates of each row.
     """
-    pairs = [(row, option) for row, given in enumerate(options) for option in given]
+    tokenizer = asked.vlm.processor.tokenizer
+    most = max((len(own) for own in options), default=0)
     best: list[str | None] = [None] * len(options)
-    if not pairs:
-        return best
-    texts = [option.text for _, option in pairs]
-    rows = torch.tensor([row for row, _ in pairs], device=prefix["inputs_embeds"].device)
-    repeated = {name: values[rows] for name, values in prefix.items()}
-    lengths = vlm.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    sums = continuation_log_likelihood(vlm, repeated, texts).tolist()
     highest = [float("-inf")] * len(options)
-    for (row, option), score, tokens in zip(pairs, sums, lengths, strict=True):
-        if score / len(tokens) > highest[row]:
-            best[row], highest[row] = option.answer, score / len(tokens)
+    for place in range(most):
+        candidates = [own[min(place, len(own) - 1)] if own else None for own in options]
+        texts = [
+            tokenizer(c.text if c else ".", add_special_tokens=False)["input_ids"]
+            for c in candidates
+        ]
+        sums = continuation_log_likelihood(asked.vlm.model, call, kept, texts).sums.tolist()
+        for row, (candidate, text, total) in enumerate(zip(candidates, texts, sums, strict=True)):
+            if candidate is not None and total / len(text) > highest[row]:
+                best[row], highest[row] = candidate.answer, total / len(text)
     return best
 
 
 def answers_of(
-    vlm: Any,
-    prefix: dict[str, Tensor],
+    asked: Any,
+    call: Mapping[str, Any],
+    kept: Sequence[Tensor] | None,
     options: Sequence[Sequence[Candidate]],
     max_new_tokens: int,
 ) -> list[str]:
-    """The likeliest candidate of rows that have some, generated text for the others.
+    """Return the likeliest candidate of rows that have some, generated text for the others.
 
     Args:
-        vlm: a `FrozenVLM`.
-        prefix: of `vlm.prefix`, one row per question.
+        asked: an `AskedVLM`.
+        call: arguments of `generate`, one question per row.
+        kept: positions that stay of every image; None for the untouched model.
         options: candidates of each row.
         max_new_tokens: longest generated answer in tokens.
     """
-    given = most_likely(vlm, prefix, options)
-    free = [row for row, answer in enumerate(given) if answer is None]
-    texts = [answer or "" for answer in given]
-    if free:
-        where = torch.tensor(free, device=prefix["inputs_embeds"].device)
-        rows = {name: values[where] for name, values in prefix.items()}
-        for row, text in zip(free, vlm.generate(rows, max_new_tokens), strict=True):
-            texts[row] = text
-    return texts
+    given = most_likely(asked, call, kept, options) if any(options) else [None] * len(options)
+    if all(answer is not None for answer in given):
+        return [answer or "" for answer in given]
+    texts = asked.generate(call, kept, {"max_new_tokens": max_new_tokens, "do_sample": False})
+    return [text if answer is None else answer for answer, text in zip(given, texts, strict=True)]

@@ -82,26 +82,24 @@ class PartStore:
 
 
 def answer_all(
-    vlm: Any,
+    asked: Any,
     samples: Sequence[EvaluationSample],
     plan: Plan,
     store: PartStore,
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
-    answer: Callable[[Any, Sequence[EvaluationSample], Plan], dict[str, Answers]] = answer_part,
 ) -> dict[str, Answers]:
     """Answers to every question: column name -> image -> round -> text; the same on every rank.
 
     Args:
-        vlm: a `FrozenVLM`.
+        asked: an `AskedVLM`.
         samples: the images of the evaluation.
         plan: methods, budgets and sizes.
         store: where parts are kept; must be a folder that all ranks share.
         rank: this process, 0..world_size-1.
         world_size: number of processes; part p belongs to rank p mod world_size.
         barrier: waits for all ranks; needed when there are several.
-        answer: the answers of one part.
     """
     assert world_size == 1 or barrier is not None, "several ranks need a barrier"
     size = plan.images_per_part
@@ -110,7 +108,7 @@ def answer_all(
     logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
     for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
         chosen = [samples[i] for i in range(part * size, min(len(samples), (part + 1) * size))]
-        store.write(part, answer(vlm, chosen, plan))
+        store.write(part, answer_part(asked, chosen, plan))
     if barrier is not None:
         barrier()
     return store.merge(parts)

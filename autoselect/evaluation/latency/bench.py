@@ -7,19 +7,18 @@ import numpy as np
 from PIL import Image
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.answers.attached import check_attached, prompt_lengths
-from autoselect.evaluation.answers.likelihood import GENERATION
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.latency.attached import prefill_latency
-from autoselect.evaluation.latency.protocol import LatencyPlan
+from autoselect.evaluation.latency.calls import Prompt
+from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
 from autoselect.evaluation.loading import load_pair
 
 QUESTION = "what is in the image ?"
 IMAGE_SIZE = 336
 STAGES = ("prefill", "first_token", "decode")
 SPEEDUPS = (
-    "Times in ms; speedup is full prefill / (pruned prefill + selector), with vision the vision "
-    "tower and the projector stand on both sides."
+    "Times in ms. Prefill: one forward of the attached model on encoded images, with selection, "
+    "rewriting of the call and language model inside; the selector's own part stands beside. "
+    "With vision: first token from pixels, through generate, on both sides."
 )
 
 
@@ -56,14 +55,14 @@ def bench_prefill(
         raise ConfigError(f"warmup={warmup} is below 0; give how many rounds run before, or 0")
     vlm, trained = load_pair(model, selector, device)
     image = fixed_image()
-    if not vlm.is_spliced:
-        check_attached(GENERATION, compiled)
-    num_tokens, text_tokens = prompt_lengths(vlm, image, QUESTION)
+    prompt = Prompt.of(vlm, image, QUESTION, 1)
+    num_tokens = prompt.tokens.shape[1]
+    text_tokens = prompt.inputs["input_ids"].shape[1] - num_tokens
     counts = parse_budgets(budgets, num_tokens)
     runs = []
     for size in batches:
         plan = LatencyPlan(counts, size, repeats, warmup, compiled)
-        run = prefill_latency(vlm, trained, image, QUESTION, plan)
+        run = latency_report(vlm, trained, image, QUESTION, plan)
         run["kv_cache_bytes"] = {str(num_tokens): run["full"]["kv_cache_bytes"]} | {
             str(row["budget"]): row["kv_cache_bytes"] for row in run["pruned"]
         }

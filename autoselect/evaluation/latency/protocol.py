@@ -1,12 +1,12 @@
-"""Prefill latency, full against pruned, with the selector's own cost beside it.
+"""Prefill latency of the calls that users make, full against pruned.
 
 Protocol: fixed prompt and image, warm-up, interleaved rounds, medians with 5th and 95th percentile.
-The stages of `evaluation/latency/stages.py` are timed apart. On request the LLM and the selector
-are also timed compiled (`torch.compile`; on a GPU with CUDA graphs, since fixed K means fixed
-shapes), in the same rounds as the eager calls.
+A selector is attached and detached outside the clock; everything that an attached call does is
+inside. On request the language model and the selector are also timed compiled (`torch.compile`; on
+a GPU with CUDA graphs), in the same rounds as the eager calls.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +14,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from autoselect.evaluation.latency.environment import environment
-from autoselect.evaluation.latency.stages import (
+from autoselect.evaluation.latency.calls import (
     Call,
     Prompt,
-    answer_calls,
-    bound,
-    kept_sequences,
-    language_calls,
-    named,
+    compiled_calls,
+    decode_calls,
     selector_calls,
+    user_calls,
     vision_calls,
 )
+from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.latency.timing import Timing, measure
 
 COMPILED = "compiled "
@@ -65,7 +63,7 @@ def latency_report(
     """Time one prompt at every budget: medians in milliseconds, the distribution in `timings`.
 
     Args:
-        vlm: a `FrozenVLM`.
+        vlm: a `FrozenVLM` without a selector attached.
         selector: a `Selector` for its tokens.
         image: the image of every row of the batch.
         question: the question of every row.
@@ -73,40 +71,48 @@ def latency_report(
     """
     device = torch.device(vlm.device)
     repeats, warmup = plan.rounds(device)
-    prompt = Prompt.of(vlm, [image] * plan.batch_size, [question] * plan.batch_size)
-    calls = {
-        **vision_calls(vlm, prompt),
-        **selector_calls(selector, prompt, plan.budgets),
-        **language_calls(vlm, selector, prompt, plan.budgets, vlm.prefill),
-    }
+    prompt = Prompt.of(vlm, image, question, plan.batch_size)
+    calls = user_calls(vlm, selector, prompt, plan.budgets)
     memory = _Memory(device)  # asked before there are calls that hold a cache each
-    peaks = {
-        budget: memory.peak(calls[named("prefill", budget)]) for budget in (None, *plan.budgets)
-    }
-    calls |= answer_calls(vlm, selector, prompt, plan.budgets)
+    peaks = {budget: memory.peak(calls[_named("prefill", budget)]) for budget in (0, *plan.budgets)}
+    calls |= vision_calls(vlm, prompt) | selector_calls(selector, prompt, plan.budgets)
+    calls |= decode_calls(vlm, selector, prompt, plan.budgets)
     if plan.compiled:
-        calls |= _compiled_calls(vlm, selector, prompt, plan.budgets)
+        compiled = compiled_calls(vlm, selector, prompt, plan.budgets)
+        calls |= {f"{COMPILED}{name}": call for name, call in compiled.items()}
     with _many_shapes():
         timings = measure(calls, repeats, warmup, device)
     machine = environment(device)
-    lengths = {
-        budget: prompt.text["input_ids"].shape[1] - prompt.tokens.shape[1] + tokens.shape[1]
-        for budget, tokens, _ in kept_sequences(selector, prompt, plan.budgets)
-    }
+    length, visual = prompt.inputs["input_ids"].shape[1], prompt.tokens.shape[1]
 
-    def stages(budget: int | None) -> dict[str, Any]:
+    def row(budget: int) -> dict[str, Any]:
+        """Return the times of a budget; 0 is the full model."""
         found: dict[str, Any] = {
-            f"{stage}_ms": timings[named(stage, budget)].median
-            for stage in ("prefill", "llm", "first_token", "decode")
+            f"{stage}_ms": timings[name].median
+            for stage in ("prefill", "first_token", "decode")
+            if (name := _named(stage, budget)) in timings
         }
-        found["kv_cache_bytes"] = kv_cache_bytes(vlm, lengths[budget], plan.batch_size)
+        kept = length - visual + budget if budget else length
+        found["kv_cache_bytes"] = kv_cache_bytes(vlm, kept, plan.batch_size)
         found["peak_memory_bytes"] = peaks[budget]
         return found
 
+    full = row(0)
+
+    def pruned(budget: int) -> dict[str, Any]:
+        own = row(budget)
+        return {
+            "budget": budget,
+            **own,
+            "selector_ms": timings[f"selector@{budget}"].median,
+            "speedup": full["prefill_ms"] / own["prefill_ms"],
+            "speedup_with_vision": full["first_token_ms"] / own["first_token_ms"],
+        }
+
     return {
-        "full_prefill_ms": timings["full_prefill"].median,
-        "full": stages(None),
-        "pruned": [_pruned_row(timings, budget) | stages(budget) for budget in plan.budgets],
+        "full_prefill_ms": full["prefill_ms"],
+        "full": full,
+        "pruned": [pruned(budget) for budget in plan.budgets],
         "vision_ms": timings["vision"].median,
         "tower_ms": timings["tower"].median if "tower" in timings else None,
         "projector_ms": timings["projector"].median if "projector" in timings else None,
@@ -117,6 +123,11 @@ def latency_report(
         "timings": {name: timing.summary() for name, timing in timings.items()},
         "environment": machine,
     }
+
+
+def _named(stage: str, budget: int) -> str:
+    """Return the name of a stage's call: `full_prefill`, `prefill@16`."""
+    return f"{stage}@{budget}" if budget else f"full_{stage}"
 
 
 def protocol(vlm: Any, plan: LatencyPlan, device: torch.device) -> dict[str, Any]:
@@ -138,57 +149,26 @@ def protocol(vlm: Any, plan: LatencyPlan, device: torch.device) -> dict[str, Any
     }
 
 
-def _pruned_row(timings: dict[str, Timing], budget: int) -> dict[str, Any]:
-    full, vision = timings["full_prefill"].median, timings["vision"].median
-    prefill, selection = (timings[f"{part}@{budget}"].median for part in ("prefill", "selector"))
-    return {
-        "budget": budget,
-        "select_ms": timings[f"select@{budget}"].median,
-        "selector_ms": selection,
-        "speedup": full / (prefill + selection),
-        "speedup_with_vision": (vision + full) / (vision + prefill + selection),
-        "speedup_first_token": timings["full_first_token"].median
-        / timings[f"first_token@{budget}"].median,
-    }
-
-
-def _compiled_calls(
-    vlm: Any, selector: Any, prompt: Prompt, budgets: tuple[int, ...]
-) -> dict[str, Call]:
-    """The calls that fixed shapes allow to compile, named `compiled ...`."""
-    mode = "reduce-overhead" if torch.device(vlm.device).type == "cuda" else "default"
-
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, mode=mode, dynamic=False)
-
-    calls = language_calls(vlm, selector, prompt, budgets, compiled(vlm.prefill))
-    select = compiled(selector.select)
-    for budget in budgets:
-        calls[f"selector@{budget}"] = bound(select, prompt.tokens, budget, prompt.mask)
-    return {f"{COMPILED}{name}": call for name, call in calls.items()}
-
-
 def _compiled_report(
     timings: dict[str, Timing], budgets: tuple[int, ...], device: torch.device
 ) -> dict[str, Any]:
+    """Return the compiled calls; a speedup counts the selector beside the pruned prefill."""
     full = timings[f"{COMPILED}full_prefill"].median
     rows = []
     for budget in budgets:
-        prefill, llm, selection = (
-            timings[f"{COMPILED}{part}@{budget}"].median for part in ("prefill", "llm", "selector")
+        prefill, selection = (
+            timings[f"{COMPILED}{part}@{budget}"].median for part in ("prefill", "selector")
         )
         rows.append(
             {
                 "budget": budget,
                 "prefill_ms": prefill,
-                "llm_ms": llm,
                 "selector_ms": selection,
                 "speedup": full / (prefill + selection),
             }
         )
     how = "torch.compile with CUDA graphs" if device.type == "cuda" else "torch.compile"
-    llm = timings[f"{COMPILED}full_llm"].median
-    return {"how": how, "full_prefill_ms": full, "full_llm_ms": llm, "pruned": rows}
+    return {"how": how, "full_prefill_ms": full, "pruned": rows}
 
 
 @contextmanager
@@ -211,11 +191,12 @@ class _Memory:
         """Bytes allocated at most while `call` runs, weights and libraries' workspaces included."""
         if self.device.type != "cuda":
             return None
-        call()  # a first call allocates workspaces that stay
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        call()
-        torch.cuda.synchronize(self.device)
+        with call.around():
+            call.run()  # a first call allocates workspaces that stay
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            call.run()
+            torch.cuda.synchronize(self.device)
         found = int(torch.cuda.max_memory_allocated(self.device))
         self.highest = max(found, self.highest or 0)
         return found

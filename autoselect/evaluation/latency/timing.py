@@ -2,13 +2,24 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 Clock = Callable[[], float]
+
+
+class TimedCall(Protocol):
+    """What is timed, and the block around it that is not."""
+
+    @property
+    def run(self) -> Callable[[], object]: ...
+
+    @property
+    def around(self) -> Callable[[], AbstractContextManager]: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Timing:
 
 
 def measure(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[str, TimedCall],
     repeats: int,
     warmup: int,
     device: torch.device | str = "cpu",
@@ -55,7 +66,9 @@ def measure(
         for round_ in range(warmup + repeats):
             turn = round_ % len(names)
             for name in names[turn:] + names[:turn]:
-                elapsed = _on_gpu(calls[name]) if on_gpu else _on_cpu(calls[name], clock)
+                call = calls[name]
+                with call.around():
+                    elapsed = _on_gpu(call.run) if on_gpu else _on_cpu(call.run, clock)
                 if round_ >= warmup:
                     samples[name].append(elapsed)
     return {name: Timing(tuple(values)) for name, values in samples.items()}

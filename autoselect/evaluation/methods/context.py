@@ -1,6 +1,6 @@
 """What a method may look at, and what it returns."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,22 +51,6 @@ class SelectionContext:
         """The tokens at `positions` [B, K], in image order."""
         ordered = positions.sort(dim=-1).values
         return Kept(tokens_at(self.tokens, ordered), ordered)
-
-    def rows(self, owner: Tensor) -> "SelectionContext":
-        """The context with row `owner[i]` as its row i; `owner` int64."""
-        chosen = owner.tolist()
-
-        def pick(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[owner]
-
-        return replace(
-            self,
-            tokens=self.tokens[owner],
-            keys=tuple(self.keys[i] for i in chosen),
-            mask=pick(self.mask),
-            class_attention=pick(self.class_attention),
-            boxes=None if self.boxes is None else tuple(self.boxes[i] for i in chosen),
-        )
 
     def unit_tokens(self) -> Tensor:
         """Tokens scaled to length one, float32, [B, N, D]."""

@@ -1,43 +1,54 @@
-"""Attention of the language model to the visual tokens, for FastV-style ranking."""
+"""Attention of the language model to the visual tokens, for FastV-style ranking.
 
+Dimension letters: R rows, T prompt tokens, N visual tokens of one image.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.attention_maps import attention_layers, attention_maps
+from autoselect.vlm.blocks import Block
 
 FASTV_LAYER = 2
 
 
-def has_llm_attention(vlm: Any) -> bool:
-    """Whether the language model can be asked for attention maps."""
-    inner = getattr(getattr(vlm, "model", None), "model", None)
-    language = getattr(inner, "language_model", None)
-    if language is None or not hasattr(language, "set_attn_implementation"):
+def has_llm_attention(model: Any) -> bool:
+    """Tell whether the language model can be asked for attention maps."""
+    language = model.get_decoder()
+    if not hasattr(language, "set_attn_implementation"):
         return False
     return len(attention_layers(language)) >= FASTV_LAYER
 
 
 @torch.inference_mode()
 def visual_attention(
-    vlm: Any, prompt: dict[str, Tensor], tokens: Tensor, layer: int = FASTV_LAYER
-) -> Tensor:
-    """Attention of the prompt's last token to each visual token, mean over heads, [R, N].
+    adapter: VisualAdapter,
+    call: Mapping[str, Any],
+    blocks: Sequence[Block],
+    layer: int = FASTV_LAYER,
+) -> list[Tensor]:
+    """Return the attention of each prompt's last token to the tokens of every image, [N] each.
 
     Args:
-        vlm: a `FrozenVLM`.
-        prompt: of `vlm.prompt`, [R, T].
-        tokens: visual tokens of every row, [R, N, D].
-        layer: counted from 1; FastV takes the second.
+        adapter: adapter of the model.
+        call: arguments of `forward` with encoded images, padded on the left, [R, T].
+        blocks: where the images are.
+        layer: counted from 1; FastV takes the second. The mean over its heads is returned.
     """
-    prefix = vlm.prefix(prompt, tokens, None)
-    language = vlm.model.model.language_model
+    language = adapter.model.get_decoder()
+    arguments = dict(call)
+    if not adapter.positions.on_grid:
+        real = arguments["attention_mask"]
+        first = adapter.family.first_position
+        arguments["position_ids"] = (real.cumsum(dim=1) - 1).clamp(min=0) + first
     maps = attention_maps(
         language,
         attention_layers(language)[layer - 1],
-        lambda: vlm.model.model(**prefix, use_cache=False),
+        lambda: adapter.base(**arguments, use_cache=False),
     )
     last = maps[:, :, -1].mean(dim=1)
-    is_image = prompt["input_ids"] == vlm.image_token_id
-    return last[is_image].view(len(tokens), -1)
+    return [last[block.row, block.columns] for block in blocks]

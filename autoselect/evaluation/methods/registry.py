@@ -27,6 +27,7 @@ class Method:
         keep: (context, budget) -> Kept.
         needs: fields of `SelectionContext` that must be there.
         per_question: true when the choice depends on the question, not only on the image.
+        merges: true if kept tokens are means of several, not tokens of the image.
         seeds: seeds whose scores are averaged; one for deterministic methods.
         selector: the `Selector` behind it, if there is one.
     """
@@ -36,6 +37,7 @@ class Method:
     keep: Callable[[SelectionContext, int], Kept]
     needs: tuple[str, ...] = ()
     per_question: bool = False
+    merges: bool = False
     seeds: tuple[int, ...] = (0,)
     selector: Any = None
 
@@ -62,7 +64,12 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(RANDOM, "uniformly random positions, mean of several seeds", _by_random),
         Method("grid", "evenly spaced positions of the image", coverage.uniform_grid),
-        Method("pooling", "average of the tokens nearest each grid point", merging.average_pooling),
+        Method(
+            "pooling",
+            "average of the tokens nearest each grid point",
+            merging.average_pooling,
+            merges=True,
+        ),
         Method("norm", "largest L2 norm of the token", ranking.feature_norm),
         Method(
             "cls_attention",
@@ -76,6 +83,7 @@ METHODS: dict[str, Method] = {
             "VisionZip-style: dominant by CLS attention, the rest merged (arXiv 2412.04467)",
             merging.visionzip,
             needs=("class_attention",),
+            merges=True,
         ),
         Method(
             "cdpruner",

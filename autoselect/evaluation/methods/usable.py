@@ -1,10 +1,9 @@
 """Which methods a model and its data allow."""
 
 import logging
-from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.answers.attached import is_attachable
+from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.methods.llm_attention import has_llm_attention
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSet
@@ -13,58 +12,46 @@ logger = logging.getLogger(__name__)
 
 
 def usable_methods(
-    vlm: Any, samples: EvaluationSet, methods: tuple[Method, ...], strict: bool, common: bool = True
-) -> tuple[Method, ...]:
-    """The methods that this model and data allow.
+    asked: AskedVLM, samples: EvaluationSet, methods: tuple[Method, ...], strict: bool
+) -> tuple[tuple[Method, ...], dict[str, str]]:
+    """Return the methods that this model and data allow, and why others are left out, by name.
 
     Args:
-        vlm: the model.
-        samples: the data; boxes must be known for every sample when a method needs them.
+        asked: the model.
+        samples: the data; boxes must be known for every sample if a method needs them.
         methods: the wanted ones.
-        strict: refuse what cannot run instead of leaving it out with a log line.
-        common: prompts are put together from embeddings; otherwise methods are attached.
+        strict: refuse what cannot run instead of leaving it out.
 
     Raises:
         ConfigError: `strict`, and a method cannot run.
     """
-    if not common:
-        return _attachable(methods, strict)
-    lacking = {
-        "class_attention": not _has_class_attention(vlm, samples),
-        "llm_attention": not has_llm_attention(vlm),
-        "boxes": not samples.has_boxes,
-        "question": False,
-    }
-    usable = []
+    needs = {need for method in methods for need in method.needs}
+    lacking = {need: why for need in sorted(needs) if (why := _lack(asked, samples, need))}
+    usable, left_out = [], {}
     for method in methods:
-        missing = [need for need in method.needs if lacking[need]]
-        if not missing:
+        missing = next((need for need in method.needs if need in lacking), None)
+        if missing is None:
             usable.append(method)
-        elif strict:
-            raise ConfigError(
-                f"methods={method.name} needs {missing[0]}, which this model or data does not "
-                "give; leave it out"
-            )
-        else:
-            logger.warning("method %s left out: there is no %s", method.name, missing[0])
-    return tuple(usable)
+            continue
+        if strict:
+            raise ConfigError(f"methods={method.name}: {lacking[missing]}; leave it out")
+        left_out[method.name] = lacking[missing]
+        logger.warning("method %s left out: %s", method.name, lacking[missing])
+    return tuple(usable), left_out
 
 
-def _attachable(methods: tuple[Method, ...], strict: bool) -> tuple[Method, ...]:
-    """The methods that `attach` can use; arguments and errors as `usable_methods`."""
-    left_out = [method.name for method in methods if not is_attachable(method)]
-    reason = "the model's own processor writes these prompts, so that tokens can only be removed"
-    if left_out and strict:
-        raise ConfigError(f"methods={left_out[0]}: {reason}; leave it out")
-    for name in left_out:
-        logger.warning("method %s left out: %s", name, reason)
-    return tuple(method for method in methods if is_attachable(method))
-
-
-def _has_class_attention(vlm: Any, samples: EvaluationSet) -> bool:
-    try:
-        visual = vlm.encode_images([samples[0].image], class_attention=True)
-    except ConfigError:
-        return False
-    attention = visual.class_attention
-    return attention is not None and attention.shape == visual.tokens.shape[:2]
+def _lack(asked: AskedVLM, samples: EvaluationSet, need: str) -> str:
+    """Return why a need of methods cannot be met, or an empty string."""
+    if need == "class_attention":
+        try:
+            asked.encode([samples[0]], attention=True)
+        except ConfigError as error:
+            return str(error).partition("; ")[0]
+    elif need == "llm_attention" and not has_llm_attention(asked.vlm.model):
+        return "the attention maps of this language model cannot be read"
+    elif need == "boxes":
+        if not samples.has_boxes:
+            return "the samples have no boxes"
+        if not asked.encode([samples[0]]).images[0][0].boxes:
+            return "the tokens of this model's images are not one raster that boxes could be put on"
+    return ""

@@ -48,16 +48,18 @@ class Evaluation:
         return self.selectors[SELECTOR]
 
 
-def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict[str, Path]:
+def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     """Draw the figures that the model and the data allow, as PNG files by name.
 
-    The numbers of the analyses go into the report. Without the `common` path, see `usable_methods`,
-    there are curves only.
+    The numbers of the analyses go into the report. Analyses need samples of one image each, whose
+    tokens form one raster of a fixed size.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {"retention": retention_curves(result.report)}
     vlm, selector, samples = result.vlm, result.selector, result.samples
-    grid = vlm.encode_images([samples[0].image]).grid if common else None
+    grid = None
+    if vlm.num_tokens is not None and samples.one_image_each:
+        grid = vlm.grid_of(samples[0].image)
     if grid is not None:
         rows = overlay_rows(vlm, selector, samples, result.asked, result.answers, result.plan)
         if rows:

@@ -28,8 +28,8 @@ from autoselect.data.record import (
 )
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.text.dialogue import first_rounds
-from autoselect.vlm.text.placeholders import ProcessedImages, image_mark, process_images
-from autoselect.vlm.text.rows import Row, RowWriter
+from autoselect.vlm.text.placeholders import ProcessedImages, process_images
+from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT, Row, RowWriter
 from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,9 @@ class TrainBatch:
         input_ids: text with all N placeholders of every image, padded on the right, [B, T].
         labels: the next token where it is part of an answer, else -100, [B, T].
         position_ids: [B, T].
-        segments: round that a token belongs to: -1 prefix, -2 padding, [B, T].
-        pixels: of the image processor, for I images, in order of appearance.
+        segments: round that a token belongs to, or PREFIX_SEGMENT or PADDING_SEGMENT, [B, T].
+        pixels: arguments of the image encoder for I images, in order of appearance.
+        tokens_per_image: visual tokens of each image, I numbers.
         image_ids: sample_id * MOST_IMAGES + place in its sample, int64, [I]; noise is keyed by it.
     """
 
@@ -82,6 +83,7 @@ class TrainBatch:
     position_ids: Tensor
     segments: Tensor
     pixels: dict[str, Tensor]
+    tokens_per_image: list[int]
     image_ids: Tensor
 
     @property
@@ -100,6 +102,7 @@ class TrainBatch:
             self.position_ids.to(device),
             self.segments.to(device),
             {name: value.to(device) for name, value in self.pixels.items()},
+            self.tokens_per_image,
             self.image_ids.to(device),
         )
 
@@ -142,8 +145,8 @@ class Collator:
         self.rounds = rounds
         self.max_text_tokens = max_text_tokens
         tokenizer = vlm.processor.tokenizer
-        self.placeholder = tokenizer.convert_ids_to_tokens(vlm.image_token_id)
-        mark = image_mark(vlm.processor, self.placeholder)
+        self.placeholder = vlm.placeholder
+        mark = vlm.image_mark
         self.write = RowWriter(vlm, mark, max_text_tokens)
         self.reserved = _any_of(IMAGE_PLACEHOLDER, mark, self.placeholder, _video_token(vlm))
         self.pad_id = tokenizer.pad_token_id or 0
@@ -160,7 +163,7 @@ class Collator:
         """
         for sample in samples:
             self._check(sample)
-        rows, pixels = self._rows(samples)
+        rows, processed = self._rows(samples)
         ids = [
             sample.sample_id * MOST_IMAGES + place
             for sample, row in zip(samples, rows, strict=True)
@@ -170,13 +173,14 @@ class Collator:
             input_ids=_padded([row.ids for row in rows], self.pad_id),
             labels=_padded([row.labels for row in rows], IGNORED_LABEL),
             position_ids=_padded([row.positions for row in rows], 0),
-            segments=_padded([row.segments for row in rows], -2),
-            pixels=pixels,
+            segments=_padded([row.segments for row in rows], PADDING_SEGMENT),
+            pixels=processed.pixels,
+            tokens_per_image=processed.counts,
             image_ids=torch.tensor(ids, dtype=torch.long),
         )
 
-    def _rows(self, samples: Sequence[ShardSample]) -> tuple[list[Row], dict[str, Tensor]]:
-        """Rows and pixels of a batch.
+    def _rows(self, samples: Sequence[ShardSample]) -> tuple[list[Row], ProcessedImages]:
+        """Write the rows of a batch and process its images.
 
         Images of rounds that do not fit are out, and what is left is written again: an image may
         have other tokens where it is alone.
@@ -197,7 +201,7 @@ class Collator:
             ]
             pictures = [own[:count] for own, count in zip(pictures, counts, strict=True)]
         self._report_dropped(dropped)
-        return rows, processed.pixels
+        return rows, processed
 
     def _check(self, sample: ShardSample) -> None:
         """Refuses lines in the place of images, and text that would be taken for images."""
@@ -259,9 +263,8 @@ class Collator:
         images = [picture for row in rows for picture in row]
         process = self.processor.image_processor
         pixels = process(images=images, return_tensors="pt") if images else {}
-        return ProcessedImages(
-            dict(pixels), [[self.placeholder * self.num_tokens] * len(row) for row in rows]
-        )
+        texts = [[self.placeholder * self.num_tokens] * len(row) for row in rows]
+        return ProcessedImages(dict(pixels), texts, [self.num_tokens] * len(images))
 
     def _row(self, sample: ShardSample, record: dict[str, Any], texts: list[str]) -> Row:
         """The row of a sample's record, or of its first rounds; with images it needs an answer."""
@@ -330,7 +333,7 @@ def attention_mask(segments: Tensor, dtype: torch.dtype, images: Tensor | None =
     """Additive attention mask `[B, 1, T, T]` of independent rounds behind a shared prefix.
 
     Args:
-        segments: -1 prefix, -2 padding, else the round, [B, T].
+        segments: PREFIX_SEGMENT, PADDING_SEGMENT, else the round, [B, T].
         dtype: of the mask.
         images: number of the image that a token belongs to, -1 for text, [B, T]; given where the
             tokens of one image see each other.
@@ -338,9 +341,9 @@ def attention_mask(segments: Tensor, dtype: torch.dtype, images: Tensor | None =
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     same = segments[:, :, None] == segments[:, None, :]
-    shared = (segments == -1)[:, None, :]
+    shared = (segments == PREFIX_SEGMENT)[:, None, :]
     itself = torch.eye(length, dtype=torch.bool, device=segments.device)
-    seen = (causal & (same | shared) & (segments != -2)[:, None, :]) | itself
+    seen = (causal & (same | shared) & (segments != PADDING_SEGMENT)[:, None, :]) | itself
     if images is not None:
         seen |= (images[:, :, None] == images[:, None, :]) & (images >= 0)[:, :, None]
     mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)

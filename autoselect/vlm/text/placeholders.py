@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.data.record import IMAGE_PLACEHOLDER
 
-TOKENS_PER_IMAGE = "tokens_per_image"
 OFFSETS = "text_replacement_offsets"
 
 
@@ -25,13 +23,14 @@ class ProcessedImages:
     """What a processor makes of the images of a batch.
 
     Attributes:
-        pixels: arguments of `get_image_features`, and visual tokens of each image as
-            `tokens_per_image`, [I].
+        pixels: arguments of the model's `get_image_features`.
         texts: for each row, what takes the place of each of its image marks.
+        counts: visual tokens of each image, in order, I numbers.
     """
 
     pixels: dict[str, Tensor]
     texts: list[list[str]]
+    counts: list[int]
 
 
 def question_content(question: str, num_images: int) -> list[dict[str, Any]]:
@@ -76,7 +75,7 @@ def process_images(
     """
     with_images = [list(row) for row in rows if row]
     if not with_images:
-        return ProcessedImages({}, [[] for _ in rows])
+        return ProcessedImages({}, [[] for _ in rows], [])
     mark = image_mark(processor, placeholder)
     output = processor(
         images=with_images,
@@ -94,9 +93,8 @@ def process_images(
     of_text = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
     pixels = {n: v for n, v in output.items() if isinstance(v, Tensor) and n not in of_text}
     counts = [text.count(placeholder) for row in written for text in row]
-    pixels[TOKENS_PER_IMAGE] = torch.tensor(counts)
     texts = iter(written)
-    return ProcessedImages(pixels, [next(texts) if row else [] for row in rows])
+    return ProcessedImages(pixels, [next(texts) if row else [] for row in rows], counts)
 
 
 def fixed_count(processor: Any, placeholder: str) -> int | None:
@@ -112,21 +110,6 @@ def fixed_count(processor: Any, placeholder: str) -> int | None:
     texts = {process_images(processor, [[blank]], placeholder).texts[0][0] for blank in blanks}
     count = max(text.count(placeholder) for text in texts)
     return count if texts == {placeholder * count} else None
-
-
-def check_counts(model_name: str, visual_tokens: int, placeholders: int) -> None:
-    """Refuses visual tokens that are not as many as the placeholders for them.
-
-    Raises:
-        ConfigError: processor and model do not belong together.
-    """
-    if visual_tokens != placeholders:
-        raise ConfigError(
-            f"model={model_name}: {visual_tokens} visual tokens for {placeholders} placeholders; "
-            "its processor must write one for each: correct patch_size, "
-            "num_additional_image_tokens and vision_feature_select_strategy in "
-            "processor_config.json, or copy the processor's files of the model again"
-        )
 
 
 def image_mark(processor: Any, placeholder: str) -> str:

@@ -25,6 +25,9 @@ from autoselect.vlm.text.tokens import (
     tokenise,
 )
 
+PREFIX_SEGMENT, PADDING_SEGMENT = -1, -2
+"""Codes in `segments` of tokens that belong to no round."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +37,7 @@ class Row:
         ids: token ids with all placeholders, [T].
         labels: the next token where it is part of an answer, else -100, [T].
         positions: [T].
-        segments: round that a token belongs to, -1 for a shared prefix, [T].
+        segments: round that a token belongs to, or PREFIX_SEGMENT, [T].
         num_images: images whose placeholders are in it, the first ones of the sample.
         dropped: rounds of the sample that did not fit.
     """
@@ -74,9 +77,10 @@ class RowWriter:
         self.dialogue = DialogueWriter(vlm, mark)
         self.mark = mark
         self.max_text_tokens = max_text_tokens
-        self.placeholder_id = vlm.image_token_id
+        self.placeholder_id = vlm.adapter.image_token_id
         added = self.tokenizer.added_tokens_decoder.items()
-        self.splitting_ids = {vlm.image_token_id, *(n for n, token in added if token.special)}
+        special = (number for number, token in added if token.special)
+        self.splitting_ids = {self.placeholder_id, *special}
 
     def conversation(self, record: dict[str, Any], images: Sequence[str]) -> Row:
         """All rounds in one sequence; from the first round that does not fit, they are left out.
@@ -135,7 +139,7 @@ class RowWriter:
             ids=list(shared.ids),
             labels=[IGNORED_LABEL] * len(shared),
             positions=list(range(len(shared))),
-            segments=[-1] * len(shared),
+            segments=[PREFIX_SEGMENT] * len(shared),
             num_images=len(images),
             dropped=0,
         )

@@ -1,4 +1,4 @@
-"""Evaluation through `attach`: equal to the common path where both go, open to other families."""
+"""Evaluation of other families, of several images, and against an attached model."""
 
 import dataclasses
 import json
@@ -11,19 +11,20 @@ from autoselect.cli import main as cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.evaluation import commands, run
-from autoselect.evaluation.answers import attached
 from autoselect.evaluation.answers.answering import Plan, answer_part
-from autoselect.evaluation.answers.attached import answer_attached
-from autoselect.evaluation.latency import attached as attached_latency
+from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
+from autoselect.evaluation.latency.calls import Prompt, user_calls
 from autoselect.evaluation.latency.protocol import LatencyPlan
-from autoselect.evaluation.latency.timing import Timing
 from autoselect.evaluation.loading import LoadedSelector, load_pair
+from autoselect.evaluation.methods.choice import choose
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.run import evaluate
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
+from autoselect.pruning.attachment import attach, detach
 from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.scenes import make_scene
@@ -38,44 +39,48 @@ def few_rounds(monkeypatch):
     monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
 
 
-def test_it_gives_the_answers_of_the_common_path(model_folder, selector_folder, shards):
+def test_it_gives_the_answers_of_an_attached_model(model_folder, selector_folder, shards):
+    """What is measured is what users call."""
     vlm, selector = load_pair(model_folder, selector_folder, "cpu")
     selector.diversity = 0.4
-    methods = (selector_method(selector), METHODS["divprune"], METHODS["norm"])
-    plan = Plan(methods, (8, 40), rows_per_batch=7, max_new_tokens=3)
     samples = list(EvaluationSet.open(shards))
-    expected, found = answer_part(vlm, samples, plan), answer_attached(vlm, samples, plan, 144)
-    assert set(found) == set(expected)
-    assert {c: t for c, t in found.items() if "blind" not in c} == {
-        c: t for c, t in expected.items() if "blind" not in c
-    }
+    plan = Plan((selector_method(selector),), (8, 40), 144, rows_per_batch=7, max_new_tokens=3)
+    asked = AskedVLM(vlm)
+    found = answer_part(asked, samples, plan)
     assert getattr(vlm.model, "autoselect", None) is None, "the model is what it was"
+    for budget in (8, 40):
+        attach(vlm.model, selector, budget)
+        for sample, texts in zip(samples, found[f"autoselect@{budget}#0"], strict=True):
+            for turn, text in enumerate(texts):
+                prompt = asked.prompt(1, sample.asked(turn))
+                inputs = vlm.inputs([sample.images], [prompt])
+                options = {"max_new_tokens": 3, "do_sample": False}
+                assert asked.generate(inputs, None, options) == [text]
+        detach(vlm.model)
 
 
 @pytest.mark.parametrize("name", ["idefics3", "qwen2_5_vl", "qwen3_vl"])
-def test_the_full_prefill_is_the_untouched_model(name, monkeypatch):
-    """What pruning alone needs is not counted on its side."""
+def test_the_timed_calls_are_those_of_users(name):
+    """The full prefill is the untouched model, the pruned one the attached model."""
     vlm = FrozenVLM(model_of(name), getattr(tiny_processors, name)(), name)
     selector = Selector(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2))).eval()
-    calls = {}
-
-    def measure(given, *rest):
-        calls.update(given)
-        return {call: Timing((1.0,)) for call in given}
-
-    monkeypatch.setattr(attached_latency, "measure", measure)
     image, question = make_scene(0, "test", 0).image, "what ?"
-    asked = attached_latency.AskedVLM(vlm)
-    inputs = asked.inputs([[image]], [asked.prompt(1, question)])
     with torch.inference_mode():
-        attached_latency.attached_latency(vlm, selector, image, question, LatencyPlan((2,)))
-        stock = vlm.model(**inputs).logits[:, -1]
-        pruned = calls["prefill@2"]().logits[:, -1]
-        assert calls["selector@2"]().sum() < inputs["input_ids"].numel()
-        monkeypatch.delattr(attached_latency, "prune_call")
-        full = calls["full_prefill"]().logits[:, -1]
-    torch.testing.assert_close(full, stock)
+        prompt = Prompt.of(vlm, image, question, 1)
+        calls = user_calls(vlm, selector, prompt, (2,))
+        found = {}
+        for stage, call in calls.items():
+            with call.around():
+                found[stage] = call.run()
+        stock = vlm.model(**prompt.inputs).logits[:, -1]
+        attach(vlm.model, selector, 2)
+        pruned = vlm.model(**prompt.inputs).logits[:, -1]
+        detach(vlm.model)
+    torch.testing.assert_close(found["full_prefill"].logits[:, -1], stock)
+    torch.testing.assert_close(found["prefill@2"].logits[:, -1], pruned)
     assert not torch.allclose(pruned, stock)
+    for stage in ("full_first_token", "first_token@2"):
+        assert found[stage].shape[1] == prompt.inputs["input_ids"].shape[1] + 1
 
 
 @pytest.fixture(params=["idefics3", "qwen2_5_vl", "qwen3_vl"])
@@ -109,11 +114,43 @@ def test_families_with_prompts_of_their_own_are_evaluated(other_family):
     assert (out / "figures" / "retention.png").is_file() and (out / "report.html").is_file()
 
 
-def test_what_cannot_be_attached_is_refused_by_name(other_family):
-    with pytest.raises(ConfigError, match="methods=visionzip: the model's own processor"):
+def test_all_methods_that_a_family_can_have_are_run(other_family):
+    evaluate(dataclasses.replace(other_family, methods="all", budgets="25%"))
+    report = json.loads((Path(other_family.out) / "report.json").read_text())
+    run_methods = {row["method"] for row in report["rows"]}
+    plain = {"random", "grid", "pooling", "norm", "divprune", "cdpruner", "fastv"}
+    assert run_methods >= {"autoselect", *plain}
+    assert set(report["left_out"]) | run_methods == {"autoselect", *METHODS}
+    assert all(report["left_out"].values())
+
+
+def test_what_a_family_lacks_is_refused_by_name(other_family):
+    if other_family.model == "idefics3":
+        pytest.skip("its tower has attention maps")
+    with pytest.raises(ConfigError, match="methods=visionzip: .* attention can be read"):
         evaluate(dataclasses.replace(other_family, methods="visionzip"))
-    with pytest.raises(ConfigError, match="scoring=likelihood needs a model whose images"):
-        evaluate(dataclasses.replace(other_family, scoring="likelihood"))
+
+
+@pytest.mark.parametrize("method", ["autoselect", "divprune"])
+def test_likelihoods_are_those_of_the_pruned_prompt(other_family, method):
+    """Rows of several lengths together, against each alone and written token by token."""
+    vlm, loaded = run.load_selectors()
+    asked, samples = AskedVLM(vlm), list(EvaluationSet.open(other_family.shards))[:2]
+    chosen = METHODS.get(method) or selector_method(loaded["autoselect"].selector)
+    encoded = asked.encode(samples)
+    texts = [[5, 6], [7]]
+
+    def scored(places, continuations):
+        prompts = asked.prompts(samples, encoded, places)
+        kept = [c.positions for c in choose(chosen, prompts.images, lambda count: count // 4)]
+        return continuation_log_likelihood(
+            vlm.model, asked.call(prompts, encoded), kept, continuations
+        )
+
+    together = scored([(0, 0), (1, 1)], texts)
+    for row, place in enumerate([(0, 0), (1, 1)]):
+        alone = scored([place], [texts[row]])
+        torch.testing.assert_close(alone.sums[0], together.sums[row], rtol=1e-4, atol=1e-4)
 
 
 def test_analyses_of_rasters_are_refused_by_name(other_family, monkeypatch, tmp_path):
@@ -148,15 +185,15 @@ def test_questions_about_several_images(
 ):
     """A budget holds for each image, and all of them reach the model."""
     seen = []
-    real = attached.AskedVLM.inputs
+    real = FrozenVLM.inputs
 
-    def inputs(asked, images, texts):
-        encoded = real(asked, images, texts)
-        counts = (encoded["input_ids"] == asked.vlm.image_token_id).sum(dim=1).tolist()
+    def inputs(vlm, images, texts):
+        encoded = real(vlm, images, texts)
+        counts = (encoded["input_ids"] == vlm.adapter.image_token_id).sum(dim=1).tolist()
         seen.append((sorted(len(row) for row in images), sorted(counts)))
         return encoded
 
-    monkeypatch.setattr(attached.AskedVLM, "inputs", inputs)
+    monkeypatch.setattr(FrozenVLM, "inputs", inputs)
     out = tmp_path / "out"
     settings = EvalSettings(
         model_folder, selector_folder, pairs_and_singles, "8,144", str(out), tracking=False
@@ -174,8 +211,7 @@ def test_questions_about_several_images(
         given = json.loads(line)["predictions"]
         for method in ("autoselect", "random", "divprune"):
             assert given[f"{method}@144#0"] == given["full@0#0"], "K = N is the untouched model"
-    with pytest.raises(ConfigError, match="scoring=likelihood needs .* one image per sample"):
-        evaluate(dataclasses.replace(settings, scoring="likelihood"))
+    evaluate(dataclasses.replace(settings, scoring="likelihood", out=str(tmp_path / "likely")))
     words = ("--model", model_folder, "--selector", selector_folder, "--budgets", "8")
     words = ("analyse", "similarity", *words, "--shards", pairs_and_singles, "--out", str(out))
     arguments = cli.parser("analyse").parse_args(list(words))

@@ -1,0 +1,214 @@
+"""What is timed: the calls that users make, full and with a selector attached.
+
+    full_prefill, prefill@K         one `forward` of the stock model on encoded images
+    full_first_token, first_token@K `generate` of one token, from pixels to its id
+    full_decode, decode@K           one `forward` of one token behind the cache of such a prefill
+    vision, tower, projector        the image encoder alone
+    scorer, selector@K              the selector's own part, which is inside `prefill@K`
+
+`prefill@K` holds everything of ours: planning on the host, scores, choice, the rewriting of the
+call, and the language model on what stays.
+
+Dimension letters: B equal rows, T prompt tokens, N visual tokens, K that stay, D width.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.methods.tower_attention import tower_of
+from autoselect.pruning.attachment import attach, detach
+from autoselect.vlm import FrozenVLM
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that is timed.
+
+    Attributes:
+        run: the call.
+        around: entered before the clock starts and left after it stops.
+    """
+
+    run: Callable[[], Any]
+    around: Callable[[], AbstractContextManager] = nullcontext
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The batch that is timed.
+
+    Attributes:
+        inputs: arguments of `generate`, pixels included, [B, T].
+        encoded: arguments of `forward` with encoded images, for the logits of the last position.
+        tokens: projector outputs, [B, N, D].
+    """
+
+    inputs: dict[str, Any]
+    encoded: dict[str, Any]
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, vlm: FrozenVLM, image: Image.Image, question: str, batch_size: int) -> "Prompt":
+        """Write a prompt of one image `batch_size` times and encode its images."""
+        text = AskedVLM(vlm).prompt(1, question)
+        inputs = vlm.inputs([[image]] * batch_size, [text] * batch_size)
+        outputs = vlm.adapter.encode(inputs)
+        blocks = vlm.adapter.blocks(inputs["input_ids"], outputs)
+        tokens, _ = vlm.adapter.tokens(blocks, outputs)
+        call = {**vlm.adapter.with_outputs(inputs, outputs), **_last_logits(vlm.model)}
+        return cls(inputs, {**call, "use_cache": True}, tokens)
+
+
+def user_calls(
+    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
+) -> dict[str, Call]:
+    """Return prefill and first token by name, for all tokens and for every budget."""
+    model = vlm.model
+    calls = {
+        "full_prefill": Call(lambda: model(**prompt.encoded)),
+        "full_first_token": Call(lambda: first_token(vlm, prompt)),
+    }
+    for budget in budgets:
+        around = attached(model, selector, budget)
+        calls[f"prefill@{budget}"] = Call(lambda: model(**prompt.encoded), around)
+        calls[f"first_token@{budget}"] = Call(lambda: first_token(vlm, prompt), around)
+    return calls
+
+
+def decode_calls(
+    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
+) -> dict[str, Call]:
+    """Return one decoding step by name; the cache is cropped to its prompt after each.
+
+    There are none if layers mix neighbours: their state cannot be cropped.
+    """
+    if vlm.family.convolutions:
+        return {}
+    calls = {"full_decode": decode_call(vlm, prompt, nullcontext)}
+    for budget in budgets:
+        around = attached(vlm.model, selector, budget)
+        calls[f"decode@{budget}"] = decode_call(vlm, prompt, around)
+    return calls
+
+
+def decode_call(
+    vlm: FrozenVLM, prompt: Prompt, around: Callable[[], AbstractContextManager]
+) -> Call:
+    """Return one decoding step behind the prompt; which token is fed does not change the work."""
+    with around():
+        cache = vlm.model(**prompt.encoded).past_key_values
+    token = torch.zeros(len(prompt.inputs["input_ids"]), 1, dtype=torch.long, device=vlm.device)
+
+    def decode() -> Tensor:
+        logits = vlm.model(input_ids=token, past_key_values=cache, use_cache=True).logits
+        cache.crop(-1)
+        return logits
+
+    return Call(decode, around)
+
+
+def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:
+    """Return `scorer`, and `selector@K`: scores, choice and the gathering of what stays."""
+    calls = {"scorer": Call(lambda: selector.score(prompt.tokens))}
+    for budget in budgets:
+        calls[f"selector@{budget}"] = Call(bound(selector.select, prompt.tokens, budget))
+    return calls
+
+
+def vision_calls(vlm: FrozenVLM, prompt: Prompt) -> dict[str, Call]:
+    """Return `vision` (all of `encode`), and `tower` and `projector` if the model has such."""
+    adapter = vlm.adapter
+    calls = {"vision": Call(lambda: adapter.encode(prompt.inputs))}
+    for name, module in (("tower", tower_of(adapter)), ("projector", adapter.projector)):
+        if module is not None:
+            calls[name] = Call(_replayed(vlm, prompt, module))
+    return calls
+
+
+def _replayed(vlm: FrozenVLM, prompt: Prompt, module: torch.nn.Module) -> Callable[[], Any]:
+    """Return a submodule's own call inside `encode`, with the same arguments."""
+    seen: list[tuple[Any, Any]] = []
+    hook = module.register_forward_pre_hook(
+        lambda _, arguments, named: seen.append((arguments, named)), with_kwargs=True
+    )
+    try:
+        vlm.adapter.encode(prompt.inputs)
+    finally:
+        hook.remove()
+    arguments, named = seen[0]
+    return lambda: module(*arguments, **named)
+
+
+def compiled_calls(
+    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
+) -> dict[str, Call]:
+    """Return the language model and the selector compiled, apart: fixed K means fixed shapes."""
+    mode = "reduce-overhead" if vlm.device.type == "cuda" else "default"
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, mode=mode, dynamic=False)
+
+    forward, select = compiled(vlm.model.forward), compiled(selector.select)
+    calls = {"full_prefill": Call(lambda: forward(**prompt.encoded))}
+    for budget in budgets:
+        calls[f"prefill@{budget}"] = Call(_on_pruned(vlm, selector, prompt, budget, forward))
+        calls[f"selector@{budget}"] = Call(bound(select, prompt.tokens, budget))
+    return calls
+
+
+def _on_pruned(
+    vlm: FrozenVLM, selector: Any, prompt: Prompt, budget: int, forward: Callable[..., Any]
+) -> Callable[[], Any]:
+    """Return a call of `forward` on the prompt as an attached selector rewrites it."""
+    seen: list[dict[str, Any]] = []
+    with attached(vlm.model, selector, budget)():
+        hook = vlm.model.register_forward_pre_hook(
+            lambda _, arguments, named: seen.append(named), with_kwargs=True
+        )
+        vlm.model(**prompt.encoded)
+        hook.remove()
+    pruned = seen[0]
+    return lambda: forward(**pruned)
+
+
+def first_token(vlm: FrozenVLM, prompt: Prompt) -> Tensor:
+    """Generate one token, from pixels to its id."""
+    return vlm.model.generate(
+        **prompt.inputs,
+        max_new_tokens=1,
+        do_sample=False,
+        pad_token_id=vlm.processor.tokenizer.eos_token_id,
+    )
+
+
+def attached(model: Any, selector: Any, budget: int) -> Callable[[], AbstractContextManager]:
+    """Return a block inside which a selector is attached, for `Call.around`."""
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        attach(model, selector, budget)
+        try:
+            yield
+        finally:
+            detach(model)
+
+    return around
+
+
+def bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """Return a call of `function` with fixed arguments."""
+    return lambda: function(*arguments)
+
+
+def _last_logits(model: Any) -> dict[str, int]:
+    """Ask for the logits of the last position alone, if the model can be asked."""
+    known = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}

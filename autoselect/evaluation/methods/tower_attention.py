@@ -1,0 +1,60 @@
+"""Attention inside the vision tower, for ranking by the class token.
+
+Dimension letters: E entries (images or tiles) of the tower, P places of its sequence, N visual
+tokens of one entry, M of all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoselect.config import ConfigError
+from autoselect.vlm.adapter import VisualAdapter
+from autoselect.vlm.attention_maps import attention_layers, attention_maps
+
+TOWERS = ("vision_tower", "vision_model", "visual")
+
+
+def tower_of(adapter: VisualAdapter) -> Any:
+    """Return the vision tower of a model, or None if the family names none."""
+    found = (getattr(adapter.base, name, None) for name in TOWERS)
+    return next((tower for tower in found if tower is not None), None)
+
+
+@torch.no_grad()
+def class_attention(adapter: VisualAdapter, inputs: Mapping[str, Any], total: int) -> Tensor:
+    """Return the attention of the class token to each visual token, mean over heads, [M].
+
+    It is read in the layer whose output the projector takes. A tower without a class token gives
+    what each patch receives on average.
+
+    Args:
+        adapter: adapter of the model.
+        inputs: arguments of `forward` with pixels.
+        total: M.
+
+    Raises:
+        ConfigError: the attention of this tower cannot be read, or not per visual token.
+    """
+    tower, config = tower_of(adapter), adapter.model.config
+    number = getattr(config, "vision_feature_layer", -1)
+    layers = attention_layers(tower) if tower is not None else []
+    if not layers or not isinstance(number, int):
+        raise ConfigError(
+            f"model_type={config.model_type} has no vision tower whose attention can be read; "
+            "leave out the methods cls_attention and visionzip"
+        )
+    layer = layers[number if number < 0 else number - 1]
+    maps = attention_maps(tower, layer, lambda: adapter.encode(inputs)).mean(dim=1)
+    entries, places = maps.shape[0], maps.shape[-1]
+    if entries * (places - 1) == total:
+        return maps[:, 0, 1:].flatten()
+    if entries * places == total:
+        return maps.mean(dim=1).flatten()
+    raise ConfigError(
+        f"model_type={config.model_type}: the vision tower attends among {entries} x {places} "
+        f"places, but the language model sees {total} tokens; leave out the methods cls_attention "
+        "and visionzip"
+    )
