@@ -1,6 +1,5 @@
 """The training loop: one engine, stepped over global batches; guard, metrics and checkpoints."""
 
-import json
 import logging
 import sys
 import time
@@ -26,6 +25,7 @@ from autoselect.pruning.selector import Selector
 from autoselect.ranks import processes
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.tracking import Tracker
+from autoselect.tracking.note import TRAINING, RunNote
 from autoselect.training.checkpoint import CheckpointStore, TrainingState
 from autoselect.training.engine_state import capture, restore
 from autoselect.training.sharded_loading import gathered
@@ -103,16 +103,13 @@ class Trainer:
         """The tracked run of the checkpoint, or of an equal start that died before it had one."""
         if not (self.info.is_main and self.config.tracking):
             return Tracker.disabled()
-        note = Path(self.config.output) / "tracking.json"
         settings = {
             "config": to_dict(self.config),
             "step_settings": step_settings(self.deepspeed),
             "data_digest": self.shards.digest,
             "model_digest": self.engine.module.vlm.digest,
         }
-        if run_id is None and note.exists():
-            known = json.loads(note.read_text())
-            run_id = known["run_id"] if known["settings"] == settings else None
+        note = RunNote(Path(self.config.output), TRAINING, settings)
         tracker = Tracker.start(
             self.config.experiment,
             f"train {run_name(Path(self.config.output))}",
@@ -123,11 +120,9 @@ class Trainer:
                 "model_digest": self.engine.module.vlm.digest,
                 "data_digest": self.shards.digest,
             },
-            run_id=run_id,
+            run_id=run_id or note.get(TRAINING),
         )
-        partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps({"run_id": tracker.run_id, "settings": settings}))
-        partial.replace(note)
+        note.keep(TRAINING, tracker.run_id)
         return tracker
 
     def save(self) -> None:
