@@ -15,7 +15,7 @@ from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import batch_sizes, step_settings
 from autoselect.config.files import flatten, to_dict
 from autoselect.data.faults import Fault
-from autoselect.data.loader import Loader
+from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.reread import still_unusable
 from autoselect.data.shards import ShardSet
@@ -65,14 +65,16 @@ class Trainer:
             shards,
             collator,
             config.seed,
-            self.sizes.micro,
-            self.sizes.accumulation,
-            info.rank,
-            info.world_size,
-            start_step=self.step,
-            workers=config.data.workers,
-            quarantine=self.quarantine.quarantine,
-            stop_step=config.steps,
+            BatchPlan(
+                self.sizes.micro,
+                self.sizes.accumulation,
+                info.rank,
+                info.world_size,
+                self.step,
+                config.steps,
+            ),
+            config.data.workers,
+            self.quarantine.quarantine,
         )
         if state is not None:
             restore(engine, state.trained, f"checkpoint of step {state.step}")
