@@ -34,20 +34,20 @@ import torch
 from PIL import Image
 
 from autoselect.data.decode import decode_image, reuse_image_memory
-from autoselect.data.loader import Loader
+from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.shards import ShardSet, ShardWriter
 
 MICRO_BATCH = 16
 PREFETCHED_PER_WORKER = 2
 RESUME_SCRIPT = """
 import sys, time
-from autoselect.data.loader import Loader
+from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.shards import ShardSet
 start = time.perf_counter()
 shards = ShardSet.open(sys.argv[1])
 opened = time.perf_counter()
 step = int(sys.argv[2]) // {micro_batch}
-next(iter(Loader(shards, len, 0, {micro_batch}, start_step=step)))
+next(iter(Loader(shards, len, 0, BatchPlan({micro_batch}, start_step=step))))
 print(len(shards), opened - start, time.perf_counter() - opened)
 """
 
@@ -127,7 +127,7 @@ def loader(shards: ShardSet, count: int, workers: int) -> Sample:
     before = processor_seconds()
     loaded = count // MICRO_BATCH * MICRO_BATCH
     stop = count // MICRO_BATCH
-    steps = iter(Loader(shards, len, 0, MICRO_BATCH, stop_step=stop, workers=workers))
+    steps = iter(Loader(shards, len, 0, BatchPlan(MICRO_BATCH, stop_step=stop), workers))
     next(steps)
     start = time.perf_counter()
     delivered = sum(batch[0] for batch in steps)

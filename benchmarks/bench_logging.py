@@ -119,9 +119,9 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         os.chdir(folder)
         # The thread would deliver at moments of its own; the blocks do so at measured ones.
-        import autoselect.tracking.tracker as tracker_module
+        import autoselect.tracking.delivery as delivery_module
 
-        tracker_module.DELIVERY_SECONDS = 3600.0
+        delivery_module.DELIVERY_SECONDS = 3600.0
         trainer = make_trainer(Path(folder), arguments.steps + 2)
         taken = measure(trainer, arguments.steps, arguments.block)
         trainer.tracker.finish("FINISHED")

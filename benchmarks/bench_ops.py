@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from autoselect.data.storage import write_atomically
+from autoselect.files.atomic import write_text
 from autoselect.ops import build_info
 from autoselect.ops.hard_top_k import select_tokens, select_tokens_reference
 from autoselect.ops.noise_gate import (
@@ -293,7 +293,7 @@ def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Pat
         rows.append(measure(make(), watch, rounds, seconds))
         print(table_line(rows[-1]), flush=True)
         if path:
-            write_atomically(str(path), json.dumps(rows, indent=1).encode())
+            write_text(path, json.dumps(rows, indent=1))
     print(SMALL_FLOORS)
 
 
@@ -343,7 +343,7 @@ def main() -> None:
     torch.manual_seed(0)
     if options.json:
         facts = json.dumps(machine(device) | {"clock": options.clock}, indent=1)
-        write_atomically(str(options.json.with_suffix(".machine.json")), facts.encode())
+        write_text(options.json.with_suffix(".machine.json"), facts)
     watch = Stopwatch(device, options.clock)
     run(watch, options.rounds, options.seconds, not options.no_compile, options.json)
 

@@ -30,6 +30,7 @@ from autoselect.config import ConfigError
 from autoselect.config.programs import call, checkout, eval_command, train_command
 from autoselect.evaluation.answers.answering import BLIND, FULL
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.files.atomic import write_text
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
 AGAIN = "`autoselect ablate` again"
@@ -237,7 +238,4 @@ def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, complete or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value))
-    partial.replace(path)
+    write_text(path, json.dumps(value))

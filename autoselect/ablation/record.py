@@ -9,8 +9,9 @@ from autoselect.ablation.plan import AblationPlan
 from autoselect.ablation.tables import markdown
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.tracking import Tracker
+from autoselect.tracking.note import ABLATION, RunNote
 
-NOTE = "tracking.json"
+PARENT = "parent"
 
 
 class AblationRecord:
@@ -24,23 +25,22 @@ class AblationRecord:
     def __init__(self, plan: AblationPlan, out: Path) -> None:
         self.plan, self.out = plan, out
         self.parent = Tracker.disabled()
-        note = out / NOTE
-        self._known: dict[str, str] = json.loads(note.read_text()) if note.is_file() else {}
+        self._note = RunNote(out, ABLATION, None)
         if plan.tracking:
             self.parent = Tracker.start(
                 plan.experiment,
                 f"ablation {out.name}",
                 {"steps": plan.steps, "images": plan.images, "budgets": plan.budgets},
                 {"kind": "ablation"},
-                run_id=self._known.get("parent"),
+                run_id=self._note.get(PARENT),
             )
-            self._keep("parent", self.parent.run_id)
+            self._note.keep(PARENT, self.parent.run_id)
 
     def cell(self, cell: Cell) -> None:
         """Log a finished cell, once; one of which only its note was kept was logged elsewhere."""
         name = f"{cell.variant.name}, seed {cell.seed}"
         evaluated = cell.folder / "eval" / "report.json"
-        if not self.plan.tracking or name in self._known or not evaluated.is_file():
+        if not self.plan.tracking or self._note.get(name) or not evaluated.is_file():
             return
         note = cell.read()
         report = json.loads(evaluated.read_text())
@@ -64,7 +64,7 @@ class AblationRecord:
             text = f"ablation {self.out.name}: {name}"
             child.mention_on(training["tracking_run_id"], "evaluations", "Evaluations", text)
         child.finish()
-        self._keep(name, child.run_id)
+        self._note.keep(name, child.run_id)
 
     def finish(self, found: dict[str, Any]) -> None:
         """Log the collected tables and end the parent run."""
@@ -82,12 +82,6 @@ class AblationRecord:
     def abandon(self, error: BaseException) -> None:
         """End the parent run as what happened; a later one goes on with it."""
         self.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-
-    def _keep(self, name: str, run_id: str | None) -> None:
-        if run_id is not None:
-            self._known[name] = run_id
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / NOTE).write_text(json.dumps(self._known, indent=1))
 
 
 def _metrics(

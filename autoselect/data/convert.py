@@ -18,8 +18,8 @@ from autoselect.data.faults import FaultKind
 from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.record import RecordError, check_conversation, named_images
-from autoselect.data.storage import write_atomically
 from autoselect.data.writer import ShardWriter, check_key
+from autoselect.files.atomic import write_bytes, write_text
 
 REJECTED = "rejected.jsonl"
 _NOTES = ".convert"
@@ -124,7 +124,7 @@ def convert_llava(
     done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
     rejected = [one for part in done for one in part]
     lines = b"".join(_dump(asdict(one)) + b"\n" for one in rejected)
-    write_atomically(str(target / REJECTED), lines)
+    write_bytes(target / REJECTED, lines)
     shards = len(list(target.glob(f"{_PREFIX}-*.tar")))
     return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected)
 
@@ -165,8 +165,7 @@ def _claim(target: Path, plan: dict[str, Any]) -> None:
         return
     if any(target.glob("*.tar")):
         raise ConfigError(f"output={target} holds shards already; choose an empty folder")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(str(note), (json.dumps(plan, indent=2, sort_keys=True) + "\n").encode())
+    write_text(note, json.dumps(plan, indent=2, sort_keys=True) + "\n")
 
 
 def _jobs(
@@ -201,7 +200,7 @@ def _convert_shard(job: _Job) -> list[Rejected]:
             except RecordError as error:
                 name = str(fields.get("id", "")) if isinstance(fields, dict) else ""
                 rejected.append(Rejected(row, name, error.kind, str(error)))
-    write_atomically(str(note), _dump([asdict(one) for one in rejected]))
+    write_bytes(note, _dump([asdict(one) for one in rejected]))
     return rejected
 
 

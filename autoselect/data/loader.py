@@ -5,6 +5,7 @@ time and deliver them in order, so their number changes nothing but the speed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,45 @@ _ENDLESS = 2**40
 _KEPT_IMAGES = 64
 
 
+@dataclass(frozen=True)
+class BatchPlan:
+    """The steps that one rank works on, and its part of every global batch.
+
+    Attributes:
+        micro_batch: samples per forward pass of one rank.
+        accumulation: forward passes per optimiser step.
+        rank: this process, 0..world_size-1.
+        world_size: processes that share every global batch.
+        start_step: first step; costs nothing however large.
+        stop_step: step before which to end, None for never.
+
+    Raises:
+        ConfigError: a size is out of range.
+    """
+
+    micro_batch: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+    stop_step: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "accumulation", "world_size"):
+            _check_least(name, getattr(self, name), 1)
+        _check_least("start_step", self.start_step, 0)
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"rank={self.rank} must be in 0..{self.world_size - 1} for "
+                f"world_size={self.world_size}"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """B, samples in a global batch."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+
 class _MicroBatches(Dataset):
     """Maps step * accumulation + round to this rank's micro-batch and the faults in it."""
 
@@ -31,25 +71,23 @@ class _MicroBatches(Dataset):
         shards: ShardSet,
         collate: Collate,
         seed: int,
-        micro_batch: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
+        plan: BatchPlan,
     ) -> None:
         self.shards = shards
         self.collate = collate
         self.seed = seed
-        self.shape = (micro_batch, accumulation, rank, world_size)
-        self.batch_size = micro_batch * accumulation * world_size
-        self.accumulation = accumulation
+        self.plan = plan
 
     def sample_ids(self, step: int) -> list[list[int]]:
-        batch = global_batch(len(self.shards), self.seed, step, self.batch_size)
-        return rank_share(batch, *self.shape).tolist()
+        plan = self.plan
+        batch = global_batch(len(self.shards), self.seed, step, plan.batch_size)
+        return rank_share(
+            batch, plan.micro_batch, plan.accumulation, plan.rank, plan.world_size
+        ).tolist()
 
     def __getitem__(self, number: int) -> tuple[Any, list[Fault]]:
-        reuse_image_memory(min(self.shape[0], _KEPT_IMAGES))
-        step, turn = divmod(number, self.accumulation)
+        reuse_image_memory(min(self.plan.micro_batch, _KEPT_IMAGES))
+        step, turn = divmod(number, self.plan.accumulation)
         faults: list[Fault] = []
         # All reads before all decoding: measured 5 to 10 % faster than taking turns.
         stored = [self._read(one, faults) for one in self.sample_ids(step)[turn]]
@@ -104,8 +142,8 @@ def _is_of(sample: Sample, fault: Fault) -> bool:
 class Loader:
     """Yields, per optimiser step, the list of this rank's collated micro-batches, for ever.
 
-    Global batch g of B = micro_batch * accumulation * world_size samples depends on the shards,
-    the seed and B only; see `order` for how epochs join and how ranks share a batch.
+    Global batch g of B samples depends on the shards, the seed and B only; see `order` for how
+    epochs join and how ranks share a batch.
 
     Args:
         shards: the data.
@@ -114,12 +152,7 @@ class Loader:
             without an answer; so do those for which it raises `BadSample`, when it is called again.
             With workers it runs in other processes, and its result travels between them.
         seed: of the order.
-        micro_batch: samples per forward pass of one rank.
-        accumulation: forward passes per optimiser step.
-        rank: this process, 0..world_size-1.
-        world_size: processes that share every global batch.
-        start_step: first step to yield; costs nothing however large.
-        stop_step: step before which to end; None for never.
+        plan: steps to yield, and this rank's part of them.
         workers: processes that prepare micro-batches ahead; 0 prepares them in this process.
         quarantine: counts unusable samples; one with the default budget when None.
 
@@ -134,31 +167,23 @@ class Loader:
         shards: ShardSet,
         collate: Collate,
         seed: int,
-        micro_batch: int,
-        accumulation: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
+        plan: BatchPlan,
         workers: int = 0,
         quarantine: Quarantine | None = None,
-        stop_step: int | None = None,
     ) -> None:
-        _check_sizes(micro_batch, accumulation, rank, world_size, start_step, workers)
-        if start_step == 0:
+        _check_least("workers", workers, 0)
+        if plan.start_step == 0:
             shards.check_keys()
-        self.step = start_step
-        self.stop_step = stop_step
+        self.step = plan.start_step
         self.quarantine = quarantine or Quarantine(len(shards) + len(shards.faults))
         self.quarantine.add(shards.faults)
         self._workers = workers
-        self._data = _MicroBatches(
-            shards, collate, seed, micro_batch, accumulation, rank, world_size
-        )
+        self._data = _MicroBatches(shards, collate, seed, plan)
 
     @property
     def batch_size(self) -> int:
         """B, samples in a global batch."""
-        return self._data.batch_size
+        return self._data.plan.batch_size
 
     @property
     def epoch(self) -> float:
@@ -171,11 +196,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Goes on at `self.step`, which counts the steps handed out."""
-        stop = _ENDLESS if self.stop_step is None else self.stop_step
+        accumulation, stop = self._data.plan.accumulation, self._data.plan.stop_step
+        stop = _ENDLESS if stop is None else stop
         prepared = DataLoader(
             self._data,
             batch_size=None,
-            sampler=range(self.step * self._data.accumulation, stop * self._data.accumulation),
+            sampler=range(self.step * accumulation, stop * accumulation),
             num_workers=self._workers,
             collate_fn=_as_is,
             worker_init_fn=SignalShield() if self._workers else None,
@@ -188,7 +214,7 @@ class Loader:
         for micro_batch, faults in deliveries:
             self.quarantine.add(faults)
             micro_batches.append(micro_batch)
-            if len(micro_batches) == self._data.accumulation:
+            if len(micro_batches) == accumulation:
                 self.step += 1
                 yield micro_batches
                 micro_batches = []
@@ -199,23 +225,6 @@ def _as_is(step: Any) -> Any:
     return step
 
 
-def _check_sizes(
-    micro_batch: int,
-    accumulation: int,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    workers: int,
-) -> None:
-    sizes: Sequence[tuple[str, int, int]] = (
-        ("micro_batch", micro_batch, 1),
-        ("accumulation", accumulation, 1),
-        ("world_size", world_size, 1),
-        ("start_step", start_step, 0),
-        ("workers", workers, 0),
-    )
-    for name, value, least in sizes:
-        if value < least:
-            raise ConfigError(f"{name}={value} must be at least {least}")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank={rank} must be in 0..{world_size - 1} for world_size={world_size}")
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")

@@ -91,11 +91,6 @@ def epoch_slice(
     return np.concatenate(parts)[start - starts[first] : stop - starts[first]]
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The whole order of one epoch, [N]."""
-    return epoch_slice(num_samples, seed, epoch, 0, num_samples)
-
-
 def stream_slice(num_samples: int, seed: int, start: int, stop: int) -> NDArray[np.int64]:
     """Positions [start, stop) of the endless stream of epochs, [stop - start]."""
     assert num_samples > 0

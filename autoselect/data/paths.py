@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data import storage
+from autoselect.files.atomic import replacing
 
 _PIPE = "pipe:"
 
@@ -78,16 +79,9 @@ def _run_pipe(url: str, allowed: bool, folder: str | None) -> str:
         return str(target)
     import webdataset
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
-        with webdataset.gopen(url, "rb") as source, partial.open("wb") as copy:
+        with replacing(target) as copy, webdataset.gopen(url, "rb") as source:
             shutil.copyfileobj(source, copy)
-            copy.flush()
-            os.fsync(copy.fileno())
-        os.replace(partial, target)
     except OSError as error:
         raise ConfigError(f"path={url!r} failed: {error}; run the command by hand") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return str(target)

@@ -7,16 +7,15 @@ protocols of fsspec are opened with the library that fsspec names for them.
 import contextlib
 import os
 import sys
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
 from autoselect.config import ConfigError
+from autoselect.files.atomic import write_bytes
 
 _OPEN_FILES = 64
 _HEAD_BYTES = 2**16
@@ -161,29 +160,7 @@ def write_atomically(path: str, data: bytes) -> None:
         except _network_errors() as error:
             raise OSError(f"{path}: {error}") from error
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in the folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_bytes(path, data)
 
 
 class RangeReader:

@@ -1,8 +1,8 @@
 """Writing shards in the WebDataset layout: `key.jpg` (or `key.0.jpg`, ...) and `key.json`."""
 
 import json
-import os
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -11,7 +11,7 @@ from autoselect.config import ConfigError
 from autoselect.data.decode import Limits, image_suffix
 from autoselect.data.index import build_index, sidecar, write_index
 from autoselect.data.record import check_conversation, check_placeholders, encoded
-from autoselect.data.storage import sync_folder
+from autoselect.files.atomic import replacing
 
 # No dot, because WebDataset cuts names at the first one; no hidden or metadata names.
 _KEY = re.compile(r"(?!(.*/)?__)[A-Za-z0-9_-][A-Za-z0-9_/-]*")
@@ -62,7 +62,7 @@ class ShardWriter:
         self._limits = limits
         self._in_shard = 0
         self._keys: set[str] = set()
-        self._stream: BinaryIO | None = None
+        self._file: AbstractContextManager[BinaryIO] | None = None
         self._tar: Any = None
         self.shards: list[Path] = []
 
@@ -110,43 +110,28 @@ class ShardWriter:
     def _path(self) -> Path:
         return self.folder / f"{self._prefix}-{self._number:06d}.tar"
 
-    def _partial(self) -> Path:
-        return self._path().with_suffix(".tar.partial")
-
     def _open(self) -> Any:
         """The WebDataset writer of the current shard, begun if need be."""
         if self._tar is None:
             # Here, because it imports torch, which those who only read shards need not wait for.
             import webdataset
 
-            self._stream = self._partial().open("wb")
-            self._tar = webdataset.TarWriter(
-                self._stream, encoder=False, user="", group="", mtime=0
-            )
+            self._file = replacing(self._path())
+            stream = self._file.__enter__()
+            self._tar = webdataset.TarWriter(stream, encoder=False, user="", group="", mtime=0)
         return self._tar
 
     def _finish_shard(self) -> None:
-        assert self._tar is not None and self._stream is not None
+        assert self._tar is not None and self._file is not None
         self._tar.close()
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
         target = self._path()
         Path(sidecar(str(target))).unlink(missing_ok=True)
-        os.replace(self._partial(), target)
-        sync_folder(self.folder)
+        self._file.__exit__(None, None, None)
         write_index(build_index(str(target), self._limits), sidecar(str(target)))
         self.shards.append(target)
-        self._tar = self._stream = None
+        self._tar = self._file = None
         self._in_shard = 0
         self._number += 1
-
-    def _discard(self) -> None:
-        if self._tar is not None and self._stream is not None:
-            self._tar.close()
-            self._stream.close()
-            self._partial().unlink(missing_ok=True)
-            self._tar = self._stream = None
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -159,5 +144,7 @@ class ShardWriter:
     ) -> None:
         if kind is None:
             self.close()
-        else:
-            self._discard()
+        elif self._file is not None:
+            self._tar.close()
+            self._file.__exit__(kind, error, trace)
+            self._tar = self._file = None

@@ -6,7 +6,6 @@ result lies in `cells/` when it is complete, so a run that was killed goes on wi
 
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from autoselect.evaluation.answers.parts import folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.files.atomic import write_text
 from autoselect.lmms.engine import BASELINES, FULL, parse_budget
 from autoselect.lmms.report import build_public_report, public_markdown
 from autoselect.lmms.tasks import task_score
@@ -191,14 +191,11 @@ def _claim(out: Path, known: dict[str, Any]) -> None:
     text = json.dumps(known, indent=1)
     if note.exists() and note.read_text() != text:
         raise ConfigError(f"out={out} holds results of other settings ({note}); choose another")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(text)
+    write_text(note, text)
 
 
 def _write(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=1))
 
 
 def finished_cells(settings: PublicSettings) -> Iterator[dict[str, Any]]:

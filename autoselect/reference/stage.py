@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoselect.files.atomic import replacing
 from autoselect.reference.recipe import ReferenceTraining
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,8 @@ class Stage:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        with replacing(self.path) as stream:
+            torch.save(state, stream)
 
 
 def autocast() -> torch.autocast:

@@ -2,18 +2,19 @@
 
 import logging
 
-from autoselect.tracking.spool import OFFLINE
-from autoselect.tracking.store import Store, TrackingError
+from autoselect.tracking.errors import TrackingError
+from autoselect.tracking.journal import OFFLINE
+from autoselect.tracking.store import Store
 
 logger = logging.getLogger(__name__)
 
 
 def metric_history(run_id: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric in the order of the steps; empty when it cannot be read.
+    """Return (step, value) of a metric in the order of the steps; empty if it cannot be read.
 
     Args:
-        run_id: of the run, as `Tracker.run_id` gave it.
-        name: of the metric.
+        run_id: id that `Tracker.run_id` gave.
+        name: name of the metric.
     """
     if run_id.startswith(OFFLINE):
         return []

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from autoselect.config import ConfigError
-from autoselect.tracking.store import Store, TrackingError
+from autoselect.tracking.errors import TrackingError
+from autoselect.tracking.store import Store
 
 
 def download_model(address: str) -> Path:
-    """A folder with the files of a logged model; in a local store the one where they lie.
+    """Return a folder with the files of a logged model; in a local store that of the store itself.
 
     Args:
         address: `models:/ID`, `models:/NAME/VERSION` of a registered model, or `runs:/RUN/NAME`

@@ -1,6 +1,5 @@
 """The training loop: one engine, stepped over global batches; guard, metrics and checkpoints."""
 
-import json
 import logging
 import sys
 import time
@@ -16,7 +15,7 @@ from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import batch_sizes, step_settings
 from autoselect.config.files import flatten, to_dict
 from autoselect.data.faults import Fault
-from autoselect.data.loader import Loader
+from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.reread import still_unusable
 from autoselect.data.shards import ShardSet
@@ -26,6 +25,7 @@ from autoselect.pruning.selector import Selector
 from autoselect.ranks import processes
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.tracking import Tracker
+from autoselect.tracking.note import TRAINING, RunNote
 from autoselect.training.checkpoint import CheckpointStore, TrainingState
 from autoselect.training.engine_state import capture, restore
 from autoselect.training.sharded_loading import gathered
@@ -65,14 +65,16 @@ class Trainer:
             shards,
             collator,
             config.seed,
-            self.sizes.micro,
-            self.sizes.accumulation,
-            info.rank,
-            info.world_size,
-            start_step=self.step,
-            workers=config.data.workers,
-            quarantine=self.quarantine.quarantine,
-            stop_step=config.steps,
+            BatchPlan(
+                self.sizes.micro,
+                self.sizes.accumulation,
+                info.rank,
+                info.world_size,
+                self.step,
+                config.steps,
+            ),
+            config.data.workers,
+            self.quarantine.quarantine,
         )
         if state is not None:
             restore(engine, state.trained, f"checkpoint of step {state.step}")
@@ -103,16 +105,13 @@ class Trainer:
         """The tracked run of the checkpoint, or of an equal start that died before it had one."""
         if not (self.info.is_main and self.config.tracking):
             return Tracker.disabled()
-        note = Path(self.config.output) / "tracking.json"
         settings = {
             "config": to_dict(self.config),
             "step_settings": step_settings(self.deepspeed),
             "data_digest": self.shards.digest,
             "model_digest": self.engine.module.vlm.digest,
         }
-        if run_id is None and note.exists():
-            known = json.loads(note.read_text())
-            run_id = known["run_id"] if known["settings"] == settings else None
+        note = RunNote(Path(self.config.output), TRAINING, settings)
         tracker = Tracker.start(
             self.config.experiment,
             f"train {run_name(Path(self.config.output))}",
@@ -123,11 +122,9 @@ class Trainer:
                 "model_digest": self.engine.module.vlm.digest,
                 "data_digest": self.shards.digest,
             },
-            run_id=run_id,
+            run_id=run_id or note.get(TRAINING),
         )
-        partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps({"run_id": tracker.run_id, "settings": settings}))
-        partial.replace(note)
+        note.keep(TRAINING, tracker.run_id)
         return tracker
 
     def save(self) -> None:

@@ -45,5 +45,5 @@ def test_one_cell_from_training_to_the_tables(tmp_path):
     again = call(tmp_path, *command)
     assert "$ " not in again, "a finished cell starts no program"
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == found
-    tracked = json.loads((tmp_path / "out" / "tracking.json").read_text())
-    assert set(tracked) == {"parent", "reference, seed 0"}
+    tracked = json.loads((tmp_path / "out" / "tracking.json").read_text())["ablation"]
+    assert set(tracked["runs"]) == {"parent", "reference, seed 0"}

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from autoselect.data.faults import BadSample, Fault
-from autoselect.data.loader import Loader, collate_usable
+from autoselect.data.loader import collate_usable
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
 from autoselect.data.shards import Sample
+from tests.data.loaders import make_loader
 
 REFUSED = {"000007", "000008", "000031"}
 STEPS = 9
@@ -25,7 +26,7 @@ def picky(samples: list[Sample]) -> list[tuple[int, bool, int]]:
 
 def run(shards, listing: Path | None = None, **options) -> tuple[list, Quarantine]:
     quarantine = Quarantine(len(shards), 1.0, listing)
-    loader = Loader(shards, picky, seed=5, stop_step=STEPS, quarantine=quarantine, **options)
+    loader = make_loader(shards, picky, seed=5, stop_step=STEPS, quarantine=quarantine, **options)
     return list(loader), quarantine
 
 
@@ -64,7 +65,7 @@ def test_a_refused_sample_is_listed_once_with_its_kind(open_set, tmp_path: Path)
 
 def test_refused_samples_count_against_the_budget(open_set) -> None:
     with pytest.raises(QuarantineBudgetError, match="too_long: an essay"):
-        list(Loader(open_set(), picky, seed=5, micro_batch=50, stop_step=1))
+        list(make_loader(open_set(), picky, seed=5, micro_batch=50, stop_step=1))
 
 
 def test_a_sample_that_comes_twice_is_refused_twice(open_set) -> None:
@@ -81,4 +82,4 @@ def test_other_errors_of_collation_surface(open_set, error, workers) -> None:
         raise error("a mistake")
 
     with pytest.raises(error, match="a mistake"):
-        list(Loader(open_set(), broken, seed=5, micro_batch=4, stop_step=1, workers=workers))
+        list(make_loader(open_set(), broken, seed=5, micro_batch=4, stop_step=1, workers=workers))

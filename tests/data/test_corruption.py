@@ -13,10 +13,10 @@ from autoselect.config import ConfigError
 from autoselect.data.decode import ImageError, Limits, decode_image
 from autoselect.data.faults import BadSample, Fault
 from autoselect.data.index import build_index, sidecar
-from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.data.verify import VerifyJob, verify_shard
+from tests.data.loaders import make_loader
 from tests.data.shard_samples import make_image, make_record, write_shards
 
 
@@ -242,7 +242,7 @@ def test_duplicate_keys_across_shards_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "b", samples=2)
     shards = ShardSet.open([str(tmp_path / "a"), str(tmp_path / "b")])
     with pytest.raises(ConfigError, match="'000000' is in .*a/.* and again in .*b/.* at byte 0"):
-        Loader(shards, list, seed=0, micro_batch=1)
+        make_loader(shards, list, seed=0, micro_batch=1)
 
 
 def test_oversized_members_and_images_are_named(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_bad_samples_are_counted_once_and_replaced_by_blanks(
     flip(shard, shards.locate(3)[2][0].data + 5)
     listing = tmp_path / "quarantine.jsonl"
     quarantine = Quarantine(10, budget=0.1, path=listing)
-    loader = Loader(
+    loader = make_loader(
         shards, rows, seed=0, micro_batch=5, quarantine=quarantine, stop_step=6, workers=workers
     )
     seen = [row for step in loader for micro_batch in step for row in micro_batch]
@@ -342,15 +342,15 @@ def test_the_budget_ends_the_run(shard: Path) -> None:
     shards = ShardSet.open(str(shard))
     flip(shard, shards.locate(3)[2][0].data + 5)
     with pytest.raises(QuarantineBudgetError, match="1 of 10 samples are unusable.*000003"):
-        list(Loader(shards, rows, seed=0, micro_batch=10, stop_step=1))
+        list(make_loader(shards, rows, seed=0, micro_batch=10, stop_step=1))
 
 
 def test_faults_of_the_index_count_against_the_budget(tmp_path: Path) -> None:
     members = [("a.json", json.dumps(make_record(0, 0)).encode()), ("b.jpg", make_image(0))]
     shards = ShardSet.open(str(raw_shard(tmp_path / "x.tar", members)))
     with pytest.raises(QuarantineBudgetError, match="1 of 2 samples"):
-        Loader(shards, rows, seed=0, micro_batch=1)
-    loader = Loader(shards, rows, seed=0, micro_batch=1, quarantine=Quarantine(2, budget=0.5))
+        make_loader(shards, rows, seed=0, micro_batch=1)
+    loader = make_loader(shards, rows, seed=0, micro_batch=1, quarantine=Quarantine(2, budget=0.5))
     assert loader.quarantine.count == 1
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
-from autoselect.data.loader import Loader
 from autoselect.data.order import global_batch
 from autoselect.data.shards import Sample, ShardSet
+from tests.data.loaders import make_loader
 from tests.data.shard_samples import make_record, write_shards
 
 
@@ -23,7 +23,7 @@ def ids(samples: list[Sample]) -> list[int]:
 
 
 def run(shards, steps: int, **options) -> list:
-    return list(Loader(shards, ids, seed=5, stop_step=steps, **options))
+    return list(make_loader(shards, ids, seed=5, stop_step=steps, **options))
 
 
 def test_steps_follow_the_global_order(open_set) -> None:
@@ -77,13 +77,13 @@ def test_a_resumed_loader_goes_on_where_it_was(open_set, workers: int) -> None:
 
 
 def test_the_step_counts_what_was_handed_out(open_set) -> None:
-    loader = Loader(open_set(), ids, seed=5, micro_batch=5, workers=1)
+    loader = make_loader(open_set(), ids, seed=5, micro_batch=5, workers=1)
     steps = iter(loader)
     for _ in range(3):
         next(steps)
     assert loader.step == 3
     assert loader.epoch == pytest.approx(0.3)
-    assert next(iter(loader)) == Loader(open_set(), ids, 5, 5).sample_ids(3)
+    assert next(iter(loader)) == make_loader(open_set(), ids, 5, 5).sample_ids(3)
 
 
 def answers(samples: list[Sample]) -> list[tuple]:
@@ -92,7 +92,7 @@ def answers(samples: list[Sample]) -> list[tuple]:
 
 def test_images_and_answers_stay_together(open_set) -> None:
     shards = open_set()
-    for (batch,) in Loader(shards, answers, seed=1, micro_batch=10, stop_step=5):
+    for (batch,) in make_loader(shards, answers, seed=1, micro_batch=10, stop_step=5):
         for key, conversations, pixel in batch:
             number = int(key)
             assert conversations == make_record(number)["conversations"]
@@ -113,14 +113,14 @@ def test_images_and_answers_stay_together(open_set) -> None:
 )
 def test_sizes_out_of_range_are_refused(open_set, wrong) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Loader(open_set(), ids, seed=0, **({"micro_batch": 1} | wrong))
+        make_loader(open_set(), ids, seed=0, **({"micro_batch": 1} | wrong))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_do_not_reach_the_workers(open_set, number: signal.Signals) -> None:
     expected = run(open_set(), 12, micro_batch=4)
     earlier = multiprocessing.active_children()  # of a loader that is still ending
-    steps = iter(Loader(open_set(), ids, seed=5, micro_batch=4, stop_step=12, workers=2))
+    steps = iter(make_loader(open_set(), ids, seed=5, micro_batch=4, stop_step=12, workers=2))
     seen = [next(steps)]
     workers = [child for child in multiprocessing.active_children() if child not in earlier]
     assert len(workers) == 2
@@ -130,7 +130,7 @@ def test_signals_do_not_reach_the_workers(open_set, number: signal.Signals) -> N
 
 
 def test_a_killed_worker_ends_the_run(open_set) -> None:
-    steps = iter(Loader(open_set(), ids, seed=5, micro_batch=4, workers=2))
+    steps = iter(make_loader(open_set(), ids, seed=5, micro_batch=4, workers=2))
     next(steps)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGKILL)
@@ -140,10 +140,10 @@ def test_a_killed_worker_ends_the_run(open_set) -> None:
 
 LEAVE_EARLY = """
 import multiprocessing, sys
-from autoselect.data.loader import Loader
+from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.shards import ShardSet
 
-steps = iter(Loader(ShardSet.open(sys.argv[1]), len, 0, 4, workers=2))
+steps = iter(Loader(ShardSet.open(sys.argv[1]), len, 0, BatchPlan(4), 2))
 next(steps)
 print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
 {ending}
@@ -195,7 +195,7 @@ def test_resuming_at_a_million_samples_reads_only_what_is_due(
         shards._reader, "read", lambda path, *at: (reads.append((path, at[0])), read(path, *at))[1]
     )
     monkeypatch.setattr(shards, "_table", lambda number: (tables.append(number), load(number))[1])
-    loader = Loader(shards, ids, seed=5, micro_batch=8, start_step=125_000 + 31)
+    loader = make_loader(shards, ids, seed=5, micro_batch=8, start_step=125_000 + 31)
     (batch,) = next(iter(loader))
     assert batch == global_batch(1_000_000, 5, 125_031, 8).tolist()
     assert reads == [(shards.shards[one // 1000], shards.locate(one)[2][0].start) for one in batch]

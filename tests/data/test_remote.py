@@ -12,8 +12,8 @@ from autoselect.config import ConfigError
 from autoselect.data import storage
 from autoselect.data.faults import BadSample
 from autoselect.data.index import sidecar
-from autoselect.data.loader import Loader
 from autoselect.data.shards import Sample, ShardSet
+from tests.data.loaders import make_loader
 from tests.data.shard_samples import make_image
 
 
@@ -121,8 +121,8 @@ def ids_and_sizes(samples: list[Sample]) -> list[tuple[int, tuple[int, int]]]:
 def test_worker_processes_read_over_http(server: Server, open_set) -> None:
     remote = ShardSet.open(server.url + PATTERN)
     _ = remote[0]
-    expected = list(Loader(open_set(), ids_and_sizes, 0, 5, stop_step=12))
-    assert list(Loader(remote, ids_and_sizes, 0, 5, stop_step=12, workers=2)) == expected
+    expected = list(make_loader(open_set(), ids_and_sizes, 0, 5, stop_step=12))
+    assert list(make_loader(remote, ids_and_sizes, 0, 5, stop_step=12, workers=2)) == expected
 
 
 def test_http_without_indexes_needs_a_folder_for_them(

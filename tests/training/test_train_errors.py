@@ -174,7 +174,7 @@ def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
         patched.setattr(Trainer, "save", die)
         run(folder, *flags, "--save_every=1", batch=2)
-    first = json.loads((output / "tracking.json").read_text())["run_id"]
+    first = json.loads((output / "tracking.json").read_text())["train"]["runs"]["train"]
     run(folder, *flags, "--save_every=1", batch=2)
     tracked = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert tracked.get_run(first).info.status == "FINISHED"
@@ -201,5 +201,5 @@ def test_a_run_whose_selector_cannot_be_written_is_not_a_finished_one(
             batch=2,
         )
     tracked = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = json.loads((output / "tracking.json").read_text())["run_id"]
+    run_id = json.loads((output / "tracking.json").read_text())["train"]["runs"]["train"]
     assert tracked.get_run(run_id).info.status == "FAILED"

@@ -10,11 +10,11 @@ from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
-from autoselect.data.loader import Loader
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.vlm import Collator
 from autoselect.vlm.text.batch import IGNORED_LABEL
+from tests.data.loaders import make_loader
 from tests.vlm.test_training_families import (
     ROUNDS,
     SQUARE,
@@ -244,7 +244,7 @@ def test_a_run_goes_on_past_what_the_model_refuses(tmp_path, rounds, workers):
     quarantine = Quarantine(len(shards), budget=0.5)
     collate = Collator(frozen("qwen2_5_vl"), rounds)
     options = {"seed": 0, "micro_batch": 3, "stop_step": 2, "workers": workers}
-    loader = Loader(shards, collate, quarantine=quarantine, **options)
+    loader = make_loader(shards, collate, quarantine=quarantine, **options)
     batches = [batch for step in loader for batch in step]
     assert {(f.key, f.kind) for f in quarantine.faults} == {
         ("s1", "unprocessable"),

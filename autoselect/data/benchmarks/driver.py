@@ -13,7 +13,7 @@ from autoselect.config import ConfigError
 from autoselect.data.benchmarks.table import Benchmark
 from autoselect.data.convert import ConvertReport, convert_llava
 from autoselect.data.decode import Limits
-from autoselect.data.storage import write_atomically
+from autoselect.files.atomic import write_text
 
 WORK_FOLDER = ".convert"
 
@@ -70,7 +70,7 @@ def convert_public(
     work.mkdir(parents=True, exist_ok=True)
     source = work / "rows.jsonl"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(str(source), lines.encode())
+    write_text(source, lines)
     conversion = convert_llava(
         source,
         [given["images"]],

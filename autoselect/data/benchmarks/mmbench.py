@@ -22,7 +22,7 @@ from autoselect.data.benchmarks.rows import (
     image_row,
     with_options,
 )
-from autoselect.data.storage import write_atomically
+from autoselect.files.atomic import write_bytes
 
 ROTATION = 1_000_000
 LONGEST_REFERENCE = 64
@@ -131,6 +131,5 @@ def _store_image(
         data = text.encode()  # stored as it is, and then listed among the undecodable images
     target = folder / name
     if not target.is_file() or target.read_bytes() != data:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(str(target), data)
+        write_bytes(target, data)
     return name

@@ -7,7 +7,6 @@ answers do not either; a part whose file is there is not computed again.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from autoselect.evaluation.answers.answering import Answers, Plan, answer_part
 from autoselect.evaluation.samples import EvaluationSample
+from autoselect.files.atomic import write_text
 
 logger = logging.getLogger(__name__)
 WHOLE_FILE_BYTES = 256 * 2**20
@@ -68,9 +68,7 @@ class PartStore:
 
     def write(self, index: int, answers: dict[str, Answers]) -> None:
         """Store the answers of a part; a killed write leaves no half file behind."""
-        partial = self.path(index).with_suffix(f".partial-{os.getpid()}")
-        partial.write_text(json.dumps(answers))
-        partial.replace(self.path(index))
+        write_text(self.path(index), json.dumps(answers))
 
     def merge(self, parts: int) -> dict[str, Answers]:
         """The answers of all parts, in the order of the images."""

@@ -16,6 +16,7 @@ from autoselect.evaluation.report.examples import overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
+from autoselect.files.atomic import write_text
 
 ANALYSED_IMAGES = 128
 
@@ -79,9 +80,7 @@ def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) ->
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(markdown(report))
     (out / "report.html").write_text(html_report(report, figures))
-    partial = out / "report.json.partial"
-    partial.write_text(json.dumps(report, indent=1))
-    partial.replace(out / "report.json")
+    write_text(out / "report.json", json.dumps(report, indent=1))
 
 
 def write_predictions(

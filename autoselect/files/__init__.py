@@ -1,0 +1,1 @@
+"""Writing files that are complete or absent, whatever happens meanwhile."""

@@ -1,0 +1,31 @@
+"""An empty project folder with an MLflow store for every test of the tracker."""
+
+import pytest
+
+from autoselect.tracking import delivery
+from autoselect.tracking.store import Store
+from tests.tracking.runs import Outage
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """An SQLite store with its tables, made once; they take seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
+    return (folder / "mlflow.db").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch, template):
+    """An empty project folder as current folder, with the default store."""
+    (tmp_path / "mlflow.db").write_bytes(template)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(delivery, "DELIVERY_SECONDS", 3600.0)  # only when asked to
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def outage(monkeypatch):
+    monkeypatch.setattr("autoselect.tracking.delivery.RETRY_SECONDS", 0.0)
+    return Outage(monkeypatch)

@@ -1,0 +1,67 @@
+"""What an experiment's page says of its evaluations."""
+
+import json
+
+from autoselect.tracking import Tracker
+from autoselect.tracking.leaderboard import OWN_TEXT, Standing, metric_at, note
+from tests.tracking.runs import client, start
+
+
+def evaluation_of(selector, retentions, data="24 images", **more):
+    """A finished evaluation with one selector, as `autoselect eval` logs it."""
+    tags = {"kind": "evaluation", "model": "tiny", "data": data, "selector": selector}
+    run = Tracker.start("project", f"eval {selector}", tags={**tags, **more})
+    for budget, value in retentions.items():
+        run.log_metrics({metric_at("retention", budget): value})
+        run.log_metrics({metric_at("retention_low", budget): value - 0.01})
+        run.log_metrics({metric_at("retention_high", budget): value + 0.01})
+        run.log_metrics({metric_at("speedup", budget): 2.5})
+    run.rank_selectors("project")
+    run.finish()
+    return run.run_id
+
+
+def test_the_experiment_says_which_selector_is_best_at_which_budget():
+    evaluation_of("other", {64: 0.5}, data="3 images")
+    small, large = evaluation_of("small", {64: 0.91, 128: 0.97}), None
+    experiment = client().get_experiment_by_name("project").experiment_id
+    first = client().get_experiment(experiment).tags["mlflow.note.content"]
+    assert first.startswith("**Best selector** K=64 small 91.0 %, 2.50 x; K=128")
+    client().set_experiment_tag(experiment, "mlflow.note.content", f"{first}\n\nOur own words.")
+    large = evaluation_of("large", {64: 0.95})
+    tags = client().get_experiment(experiment).tags
+    text = tags["mlflow.note.content"]
+    assert text.splitlines()[0] == (
+        "**Best selector** K=64 large 95.0 %, 2.50 x; K=128 small 97.0 %, 2.50 x"
+    )
+    assert "| 64 | large | 95.0 % (94.0 to 96.0) | 2.50 |" in text
+    assert text.endswith("Our own words.") and text.count("Our own words.") == 1
+    assert text.index(large) < text.index(small), "best first"
+    assert text.index("tiny, 24 images") < text.index("tiny, 3 images"), "latest data first"
+    view = json.loads(tags["mlflow.sharedViewState.selectors"])
+    state = json.loads(view["state"])
+    assert "metrics.`retention_at_64_tokens`" in state["selectedColumns"]
+    assert state["orderByKey"] == "metrics.`retention_at_64_tokens`" and not state["orderByAsc"]
+
+
+def test_an_evaluation_that_failed_is_not_ranked():
+    run = Tracker.start("project", "eval", tags={"kind": "evaluation"})
+    run.log_metrics({metric_at("retention", 8): 0.5})
+    run.finish("FAILED")
+    other = start()
+    other.rank_selectors("project")
+    other.finish()
+    assert "mlflow.note.content" not in client().get_experiment_by_name("project").tags
+
+
+def test_a_long_history_leaves_room_for_what_a_person_wrote():
+    """MLflow takes 20,000 characters."""
+    found = [
+        Standing(
+            ("tiny", f"data {i // 50}"), f"selector {i}", 8 * (i % 5 + 1), 0.9, "88 to 92", 2.0
+        )
+        for i in range(600)
+    ]
+    text = note(found, "1", f"**Best selector** none\n{OWN_TEXT}\n\nOur own words.")
+    assert len(text) < 20000 and text.endswith("Our own words.")
+    assert "tiny, data 0" in text and "tiny, data 11" not in text
