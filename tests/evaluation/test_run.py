@@ -28,9 +28,9 @@ from autoselect.evaluation.loading import load_pair, selector_folders
 from autoselect.evaluation.methods.llm_attention import visual_attention
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
-from autoselect.evaluation.run import evaluate
+from autoselect.evaluation.run import evaluate, prepare
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.evaluation.settings import EvalSettings, prepare
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg

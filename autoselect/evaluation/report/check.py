@@ -1,27 +1,28 @@
-"""Is a report what it promises? Its schema, and what must agree between its parts.
+"""Check that a report follows its schema and that its parts agree with each other.
 
-`report.schema.json` says which keys there are, of which types and ranges; another program can read
-it. What a schema cannot say is checked here: retentions follow from the scores, intervals are
-ordered, and there is a difference from every other method at every budget.
+`schema.py` says which keys there are, with their types and ranges. What a schema cannot say is
+checked here: retentions follow from the scores, the ends of an interval are in order, and every
+other method has its difference from the selector at every budget.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from autoselect.evaluation.methods.registry import SELECTOR
-from autoselect.evaluation.report.json_schema import violations
+from autoselect.evaluation.report.schema import violations
 
-SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 TOLERANCE = 1e-6
 SHOWN = 5
 
 
 def check_report(report: dict[str, Any]) -> None:
-    """Raise ValueError, naming the places, where a report is not what it promises."""
-    found = list(violations(report, json.loads(SCHEMA_FILE.read_text())))
+    """Check a report before it is written.
+
+    Raises:
+        ValueError: a part breaks the schema or contradicts another part; names the first five.
+    """
+    found = list(violations(report))
     found = found or list(_disagreements(report))
     if found:
         more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
