@@ -91,14 +91,14 @@ def test_a_sound_report_passes_also_after_json(sound):
         (("rows", 0, "retention_tasks", "short"), 0.01, "retention_tasks.short does not follow"),
         (("intervals", 1), ..., "intervals lack norm with 2 tokens"),
         (("intervals", 0, "difference"), 0.9, r"intervals\[0\].*difference=0.9 is not that"),
-        (("intervals", 0, "against"), "luck", r"intervals\[0\] \(luck, 2 tokens\) is of no row"),
+        (("intervals", 0, "against"), "luck", r"intervals\[0\] \(luck, 2 tokens\) matches no row"),
         (("intervals", 0, "ci95"), [0.5, 0.1], "ends before it begins"),
         (
             ("latency", "pruned", 0, "speedup"),
             None,
             r"latency.pruned\[0\].speedup=None: input should",
         ),
-        (("latency", "pruned", 0, "speedup"), 3.0, r"latency.pruned\[0\].speedup=3.0 is not full"),
+        (("latency", "pruned", 0, "speedup"), 3.0, r"latency.pruned\[0\].speedup=3.0 does not"),
         (("latency", "pruned", 1), ..., "latency.pruned lacks 6 tokens"),
         (("full", "mean"), True, "full.mean=True: input should be a valid number"),
         (("blind", "tasks"), {"short": 0.1}, r"blind.tasks are \['short'\]"),
@@ -107,6 +107,28 @@ def test_a_sound_report_passes_also_after_json(sound):
 def test_what_is_not_as_promised_is_refused_by_its_place(sound, path, value, message):
     with pytest.raises(ValueError, match=message):
         check_report(changed(sound, path, value))
+
+
+def test_methods_left_out_have_a_reason_and_no_rows(sound):
+    reason = {"method": "fastv", "reason": "the model gives no attention"}
+    check_report({**sound, "left_out": [reason]})
+    with pytest.raises(ValueError, match=r"left_out\[0\] lacks 'reason'"):
+        check_report({**sound, "left_out": [{"method": "fastv"}]})
+    with pytest.raises(ValueError, match=r"left_out\[0\] \(grid\) has rows"):
+        check_report({**sound, "left_out": [{**reason, "method": "grid"}]})
+
+
+def test_speedups_of_the_attached_call_follow_from_its_times(sound):
+    times = {"prefill_ms": 2.0, "total_ms": 3.0, "selector_ms": 0.5}
+    pruned = [
+        {**times, "budget": budget, "speedup": 2.0, "speedup_with_vision": 3.0}
+        for budget in BUDGETS
+    ]
+    latency = {"full_prefill_ms": 4.0, "full": {"total_ms": 9.0}, "pruned": pruned}
+    check_report({**sound, "latency": latency})
+    pruned[1]["speedup_with_vision"] = 1.5
+    with pytest.raises(ValueError, match=r"pruned\[1\].speedup_with_vision=1.5 does not follow"):
+        check_report({**sound, "latency": latency})
 
 
 def test_a_contradicted_verdict_is_refused(sound):

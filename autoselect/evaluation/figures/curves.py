@@ -19,7 +19,6 @@ from autoselect.evaluation.figures.style import (
 )
 from autoselect.evaluation.methods.registry import SELECTOR
 
-Row = dict[str, Any]
 FULL_STYLE, BLIND_STYLE = (0, (4, 3)), (0, (1, 2))
 
 
@@ -66,9 +65,9 @@ def _style(method: str) -> Any:
     return (0, (3, 2)) if method == "oracle" else "-"
 
 
-def by_method(report: dict[str, Any]) -> dict[str, list[Row]]:
+def by_method(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Rows of each method in the order of the budgets, the selector last (on top)."""
-    methods: dict[str, list[Row]] = {}
+    methods: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(report["rows"], key=lambda r: (r["method"] == SELECTOR, r["budget"])):
         methods.setdefault(row["method"], []).append(row)
     return methods

@@ -11,9 +11,9 @@ from autoselect.evaluation.answers.answering import Answers, Plan
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import SELECTOR
-from autoselect.evaluation.report.build import markdown
 from autoselect.evaluation.report.examples import overlay_rows
 from autoselect.evaluation.report.html import html_report
+from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 

@@ -67,9 +67,17 @@ class PrunedLatency(_Part):
     budget: Count
     prefill_ms: Positive
     selector_ms: Positive
+    total_ms: Positive | None = None
     speedup: Positive
     speedup_with_vision: Positive | None = None
     kv_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+
+
+class LeftOut(_Part):
+    """A method that was not evaluated, and why."""
+
+    method: Text
+    reason: Text
 
 
 class Latency(_Part):
@@ -112,6 +120,7 @@ class Report(_Part):
     full: Scores
     blind: BlindScores
     rows: Annotated[list[MethodScores], Field(min_length=1)]
+    left_out: list[LeftOut] = []
     intervals: list[Difference]
     latency: Latency
     methods: dict[str, str]

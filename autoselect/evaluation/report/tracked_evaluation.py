@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.report.latency import costs, latency_table
+from autoselect.evaluation.report.markdown import markdown_table
 from autoselect.evaluation.report.tables import (
     LOWER,
     UPPER,
     answer_line,
-    latency_table,
-    markdown_table,
     retention_table,
     span,
 )
@@ -30,7 +30,7 @@ PARENT, ROW = "parent", "evaluation row"
 FOLDERS_WITHOUT_NAME = ("selector", "train", "eval")
 
 
-class EvaluationRecord:
+class TrackedEvaluation:
     """The runs of one evaluation; a context manager that ends them truthfully.
 
     Args:
@@ -106,7 +106,9 @@ class EvaluationRecord:
             if row["retention"] is not None:
                 parent.log_metrics({f"retention/{row['method']}": row["retention"]}, row["budget"])
         parent.log_table(_accuracy_columns(report), "accuracy.json")
-        parent.log_table(_latency_columns(report), "latency.json")
+        head, rows = latency_table(report)
+        columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
+        parent.log_table(columns, "latency.json")
         for name in ("report.html", "report.md", "report.json", "predictions.jsonl"):
             parent.log_artifact(out / name)
         parent.log_artifacts(list(figures.values()), "figures")
@@ -166,7 +168,7 @@ class EvaluationRecord:
             low, high = row["retention_ci95"]
             metrics |= {"retention": row["retention"], "retention_low": low, "retention_high": high}
         if method == SELECTOR:
-            metrics |= _costs(report).get(budget, {})
+            metrics |= costs(report).get(budget, {})
         child.log_metrics(metrics)
         child.finish()
 
@@ -194,14 +196,6 @@ def _model_name(name: str) -> str:
     return "".join("_" if letter in "/:.%\"'" else letter for letter in name)
 
 
-def _costs(report: dict[str, Any]) -> dict[int, dict[str, float]]:
-    names = ("prefill_ms", "selector_ms", "speedup", "speedup_with_vision", "kv_cache_bytes")
-    return {
-        row["budget"]: {name: row[name] for name in names if row.get(name) is not None}
-        for row in report["latency"]["pruned"]
-    }
-
-
 def _summary(report: dict[str, Any]) -> dict[str, float]:
     """Numbers of the whole evaluation, under names that make columns of the list of runs."""
     found = {
@@ -221,7 +215,7 @@ def _summary(report: dict[str, Any]) -> dict[str, float]:
         elif method.startswith(f"{SELECTOR}:"):
             other = method.removeprefix(f"{SELECTOR}:")
             found[f"{metric_at('retention', budget)}/{other}"] = row["retention"]
-    for budget, cost in _costs(report).items():
+    for budget, cost in costs(report).items():
         found[metric_at("speedup", budget)] = cost["speedup"]
         if "speedup_with_vision" in cost:
             found[metric_at("speedup_with_vision", budget)] = cost["speedup_with_vision"]
@@ -244,8 +238,3 @@ def _accuracy_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
     columns["retention"] = [row["retention"] for row in rows]
     columns["retention_ci95"] = [span(row.get("retention_ci95")) for row in rows]
     return columns
-
-
-def _latency_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
-    head, rows = latency_table(report)
-    return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
