@@ -114,7 +114,7 @@ def test_both_bounds_stand_on_top_and_the_best_of_each_band_is_marked(report):
     assert texts(table)[0][-2:] == ["100.0", "–"]
     assert texts(table)[1][-2:] == ["22.5", "20.0 to 30.0"]
     marked = [line.cells[0].text for line in table.rows if line.cells[-2:][0].mark == BEST]
-    assert marked == ["grid", "autoselect"], "the oracle is no competitor"
+    assert marked == ["grid", "autoselect"], "the oracle does not compete"
 
 
 def test_retention_per_task_has_its_interval(report):

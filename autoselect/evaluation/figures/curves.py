@@ -1,4 +1,4 @@
-"""Retention and accuracy against the token budget."""
+"""Draw retention and accuracy against the token budget."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ FULL_STYLE, BLIND_STYLE = (0, (4, 3)), (0, (1, 2))
 
 
 def retention_curves(report: dict[str, Any]) -> Figure:
-    """Mean retention of every method over the budgets with 95 % bands, and accuracy per task.
+    """Draw the mean retention of every method with 95 % bands, and the accuracy per task.
 
     Args:
-        report: as `build_report` gives it.
+        report: what `build_report` returned.
     """
     tasks = list(report["full"]["tasks"])
     columns = -(-len(tasks) // 2)
@@ -52,7 +52,6 @@ def retention_curves(report: dict[str, Any]) -> Figure:
 
 
 def _legend(report: dict[str, Any]) -> list[Line2D]:
-    """What the lines of the small panels are."""
     handles = [
         Line2D([], [], color=colour_of(method), linestyle=_style(method), label=method)
         for method in reversed(by_method(report))
@@ -66,7 +65,7 @@ def _style(method: str) -> Any:
 
 
 def by_method(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each method in the order of the budgets, the selector last (on top)."""
+    """Return the rows of each method by budget, the selector last so that it is drawn on top."""
     methods: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(report["rows"], key=lambda r: (r["method"] == SELECTOR, r["budget"])):
         methods.setdefault(row["method"], []).append(row)

@@ -1,4 +1,4 @@
-"""What an evaluation computed, and the files that it writes."""
+"""Write the files of a finished evaluation."""
 
 import json
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ class Evaluation:
     """What an evaluation computed, for figures and tracking.
 
     Attributes:
-        report: the report's JSON value.
-        answers: column name -> image -> round -> text.
-        samples: what was asked.
-        asked: the same without images.
-        plan: methods, budgets and sizes.
-        vlm: the model.
-        selectors: by the name of their row.
+        report: the report as JSON values.
+        answers: answer texts by column name, image and round.
+        samples: images and questions.
+        asked: questions and accepted answers without images.
+        plan: methods and budgets.
+        vlm: the `FrozenVLM`.
+        selectors: each `Selector` by the name of its row.
     """
 
     report: dict[str, Any]
@@ -44,15 +44,13 @@ class Evaluation:
 
     @property
     def selector(self) -> Any:
-        """The first selector."""
         return self.selectors[SELECTOR]
 
 
 def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict[str, Path]:
-    """Draw the figures that the model and the data allow, as PNG files by name.
+    """Draw the figures that model and data allow, and return their PNG files by name.
 
-    The numbers of the analyses go into the report. Without the `common` path, see `usable_methods`,
-    there are curves only.
+    The numbers of the analyses are added to the report. Without `common` only the curves are drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {"retention": retention_curves(result.report)}
@@ -73,7 +71,7 @@ def write_figures(folder: Path, result: Evaluation, common: bool = True) -> dict
 
 
 def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) -> None:
-    """Write `report.md`, `report.html` and last `report.json`, complete or not at all."""
+    """Write `report.md`, `report.html` and, last and atomically, `report.json`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(markdown(report))
     (out / "report.html").write_text(html_report(report, figures))
@@ -85,7 +83,7 @@ def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) ->
 def write_predictions(
     path: Path, samples: Sequence[Answered], answers: dict[str, Answers], plan: Plan
 ) -> None:
-    """One JSON line per question: what was asked, accepted and answered in every column."""
+    """Write one JSON line per question: what was asked, accepted and answered."""
     columns = [str(column) for column in plan.columns()]
     with path.open("w") as file:
         for i, sample in enumerate(samples):
