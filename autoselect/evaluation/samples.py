@@ -119,7 +119,6 @@ class EvaluationSet(Sequence[EvaluationSample]):
     """Evaluation shards as a sequence; images are decoded when a sample is requested.
 
     Args:
-        shards: a `ShardSet`.
         max_images: use only the first samples; None for all.
 
     Attributes:

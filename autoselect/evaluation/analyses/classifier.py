@@ -27,7 +27,6 @@ class LabelledImages:
     """Images and their classes.
 
     Attributes:
-        images: RGB.
         labels: class index of each; None to compare with the classifier's own prediction.
         source: where the labels come from.
     """
@@ -113,12 +112,9 @@ def classifier_accuracy(
 
     Args:
         vlm: a `FrozenVLM` whose tokens form a grid.
-        selector: a `Selector`.
         classifier: a ViT-like transformers image classifier.
         preprocess: turns images into pixel values.
-        data: images and classes.
         budgets: tokens kept of the VLM's grid.
-        images_per_batch: images classified together.
 
     Returns:
         `full`, and by budget `selected` and `random`: accuracies, or for images without labels the

@@ -62,13 +62,7 @@ def gating_fidelity(
     """Measure accuracy with dropped tokens removed, replaced by noise, or set to zero.
 
     Args:
-        vlm: a `FrozenVLM`.
-        samples: images and questions.
-        budgets: tokens kept.
         noises: statistics of the noise that replaces dropped tokens.
-        max_new_tokens: longest answer in tokens.
-        images_per_batch: images encoded together.
-        rows_per_batch: questions answered together.
 
     Returns:
         `budgets`, `curves` (accuracy by treatment), `gaps` (noise gating minus removal at each

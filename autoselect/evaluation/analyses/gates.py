@@ -24,7 +24,6 @@ class GateSample:
     """Gates of some images at one temperature.
 
     Attributes:
-        temperature: temperature of the soft top-K.
         gates: all gates, [M].
         polarisation: sum of the K largest gates of an image / K, mean over images.
     """
@@ -45,10 +44,6 @@ def gate_samples(
     """Return the gates that training would have used if it had ended at each temperature.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: images, encoded together.
-        budget: tokens kept, K.
         temperatures: temperatures of the soft top-K, in standard deviations of the scores.
     """
     visual = vlm.encode_images([sample.image for sample in samples])

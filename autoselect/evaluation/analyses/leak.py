@@ -39,10 +39,7 @@ class TrainedGate:
     """The gate and the Denoiser at the end of a training run.
 
     Attributes:
-        kind: formula of the gate.
-        temperature: temperature at the end of training.
         statistics: mean and standard deviation or covariance of the noise.
-        denoiser: trained Denoiser; None if the run had none.
         site: where the gate is applied.
     """
 
@@ -58,7 +55,6 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
 
     Args:
         run: output folder of the training run, with `checkpoints`.
-        vlm: the `FrozenVLM` that the run trained with.
 
     Raises:
         ConfigError: there is no checkpoint, or it gated another number of channels.
@@ -112,11 +108,6 @@ def leak(
 
     Args:
         vlm: a `FrozenVLM` with images of equally many tokens.
-        gate: what `load_gate` returned.
-        samples: images and questions.
-        budget: tokens kept, K.
-        max_new_tokens: longest answer in tokens.
-        images_per_batch: images encoded together.
 
     Returns:
         `budget`, `gate` (K/N), mean accuracies `full`, `blind`, `without_denoiser` and
@@ -162,9 +153,7 @@ def uniformly_gated(
     As in training, the gate covers deepstack features and the Denoiser does not change them.
 
     Args:
-        gate: what `load_gate` returned.
         tokens: visual tokens at the site of the gate, [B, N, (1 + L) D].
-        budget: tokens kept, K.
         first_image: number of the first image, which seeds the noise.
     """
     if gate.kind == "straight_through":

@@ -32,12 +32,8 @@ class Subject:
     """What is analysed.
 
     Attributes:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
         samples: images and questions; a list, because analyses read it several times.
-        budgets: tokens kept, ascending.
         run: output folder of the training run, for analyses of the gates.
-        max_new_tokens: longest answer in tokens.
     """
 
     vlm: Any
@@ -128,8 +124,6 @@ def analyse_classifier(
     """Draw figure 3 of the paper and return its numbers.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
         classifier: folder or hub name; `reference` trains a small one first.
         samples: samples of the shards.
         budgets: tokens kept of the VLM's grid.

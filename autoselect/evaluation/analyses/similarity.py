@@ -43,11 +43,7 @@ def token_similarity(
     """Compare the `count` best and the `count` worst tokens of every image.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: images.
         count: tokens on either side; by default 64 as in the paper, at most a quarter of N.
-        images_per_batch: images encoded together.
     """
     total, positions = None, []
     for start in range(0, len(samples), images_per_batch):

@@ -17,7 +17,6 @@ def start_analysis(
     """Begin the run of an analysis, or continue that of an equal one.
 
     Args:
-        kind: name of the analysis.
         settings: settings of the command, with `experiment`, `selector` and `out`.
         tags: facts to search by.
         training_run: MLflow id of the run that trained the selector; None if unknown.
@@ -45,9 +44,6 @@ def log_analysis(
     """Log a finished analysis.
 
     Args:
-        tracker: its MLflow run.
-        kind: name of the analysis.
-        numbers: what the analysis returned.
         out: folder with `KIND.json` and `KIND.png`.
         training_run: MLflow id of the run that trained the selector; None if unknown.
     """

@@ -23,11 +23,7 @@ FULL_STYLE, BLIND_STYLE = (0, (4, 3)), (0, (1, 2))
 
 
 def retention_curves(report: dict[str, Any]) -> Figure:
-    """Draw the mean retention of every method with 95 % bands, and the accuracy per task.
-
-    Args:
-        report: what `build_report` returned.
-    """
+    """Draw the mean retention of every method with 95 % bands, and the accuracy per task."""
     tasks = list(report["full"]["tasks"])
     columns = -(-len(tasks) // 2)
     figure = new_figure(7.4 + 2.0 * columns, 5.2)

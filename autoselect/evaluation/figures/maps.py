@@ -33,7 +33,6 @@ def similarity_figure(
     """Draw the cosine matrix, and the best (red) and worst (blue) patches on images.
 
     Args:
-        found: what `token_similarity` returned.
         images: at most the first six are shown.
         grid: rows and columns of the tokens.
     """
@@ -117,7 +116,6 @@ def gate_figure(
     """Draw a histogram of the gates per temperature, and polarisation over training if known.
 
     Args:
-        gates: what `gate_samples` returned.
         course: (step, polarisation) of the training run; None or empty if unknown.
     """
     figure = new_figure(9.6 if course else 5.4, 3.2)

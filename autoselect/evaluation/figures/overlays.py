@@ -20,9 +20,7 @@ class Overlay:
     """One panel: what was kept and what was answered.
 
     Attributes:
-        label: method and budget.
         positions: kept positions, ascending; None for all tokens.
-        answer: the generated text.
         is_right: the metric counts the answer as correct.
     """
 

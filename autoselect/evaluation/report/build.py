@@ -41,8 +41,6 @@ def build_report(
     Args:
         samples: questions and accepted answers; their images are not needed.
         answers: answer texts by column name, image and round.
-        plan: methods and budgets that were evaluated.
-        model: name of the VLM.
         num_tokens: visual tokens of one image.
         latency: measured times, for all tokens and for each budget.
         extra: further keys of the report, such as `environment` and `digests`. `left_out` maps
@@ -128,9 +126,7 @@ def _differences(
     """Return the selector's retention minus each other method's, with its paired interval.
 
     Args:
-        measured: rows of the report.
         retained: retention in every bootstrap draw, [draws], by method and budget.
-        plan: methods and budgets that were evaluated.
     """
     kept = {(row["method"], row["budget"]): row["retention"] for row in measured}
     names = [method.name for method in plan.methods]

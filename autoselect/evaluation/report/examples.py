@@ -60,12 +60,8 @@ def overlay_rows(
     """Return the chosen samples with what the selector keeps, the largest budget first.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: images and questions.
         asked: questions and accepted answers without images, so that only shown images are decoded.
         answers: answer texts by column name, image and round.
-        plan: methods and budgets.
     """
     rows = []
     for image, turn in choose_places(asked, answers, plan):

@@ -25,12 +25,8 @@ class Evaluation:
     """What an evaluation computed, for figures and tracking.
 
     Attributes:
-        report: the report as JSON values.
         answers: answer texts by column name, image and round.
-        samples: images and questions.
         asked: questions and accepted answers without images.
-        plan: methods and budgets.
-        vlm: the `FrozenVLM`.
         selectors: each `Selector` by the name of its row.
     """
 

@@ -69,12 +69,7 @@ def caption_of(name: str, report: dict[str, Any]) -> str:
 
 
 def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
-    """Return the whole page.
-
-    Args:
-        report: what `build_report` returned.
-        figures: PNG files by name.
-    """
+    """Return the whole page."""
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>Token selection on {escape(report['model'])}</title>",

@@ -34,7 +34,6 @@ class TrackedEvaluation:
     """The runs of one evaluation, as a context manager.
 
     Args:
-        settings: the `EvalSettings`.
         identity: JSON value; a later evaluation with an equal one continues these runs.
         tags: facts known before the first answer.
         training_run: MLflow id of the run that trained the selector; None if unknown.
@@ -93,8 +92,6 @@ class TrackedEvaluation:
         """Log a finished evaluation.
 
         Args:
-            report: what `build_report` returned.
-            figures: PNG files by name.
             selectors: each `Selector` by the name of its row.
         """
         if not self.settings.tracking:

@@ -37,7 +37,6 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     skips that if all annotators agree. A single answer counts as exact match.
 
     Args:
-        prediction: the generated text.
         answers: one answer per annotator, normally ten.
     """
     given = normalise_vqa_answer(prediction)
@@ -106,7 +105,6 @@ def choose_option(prediction: str, options: Sequence[str]) -> int | None:
     not the article in `A dog is ...`), then the whole text of an option within the answer.
 
     Args:
-        prediction: the generated text.
         options: texts of the options, at most 26.
     """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
