@@ -1,18 +1,18 @@
-"""Lists of budgets as users write them."""
+"""Read lists of token budgets."""
 
 from autoselect.config import ConfigError
 from autoselect.pruning.selector import budget_to_tokens
 
 
 def parse_budgets(text: str, num_tokens: int) -> tuple[int, ...]:
-    """Comma-separated budgets as token counts, ascending and without repeats.
+    """Return comma-separated budgets as token counts, ascending and without repeats.
 
     Args:
-        text: entries as `budget_to_tokens` reads them.
+        text: entries that `budget_to_tokens` accepts.
         num_tokens: visual tokens of one image of the model, N.
 
     Raises:
-        ConfigError: an empty list, or an entry that `budget_to_tokens` refuses.
+        ConfigError: the list is empty, or `budget_to_tokens` refuses an entry.
     """
     parts = [part for part in text.split(",") if part.strip()]
     if not parts:

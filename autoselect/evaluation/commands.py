@@ -11,8 +11,8 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.config.flags import add_setting_flags
 from autoselect.data.shards import ShardSet
-from autoselect.evaluation.analyses.record import log_analysis, start_analysis
 from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse, analyse_classifier
+from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.bench import bench_lines, bench_prefill
 from autoselect.evaluation.loading import load_pair, selector_digest

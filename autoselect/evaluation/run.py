@@ -30,7 +30,7 @@ from autoselect.evaluation.report.files import (
     write_predictions,
     write_report,
 )
-from autoselect.evaluation.report.record import EvaluationRecord
+from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import EvalSettings
@@ -59,7 +59,7 @@ def evaluate(
     """
     ready = prepare(settings)
     plan = ready.plan
-    record = ready.record(settings) if rank == 0 else EvaluationRecord.disabled(settings)
+    record = ready.record(settings) if rank == 0 else TrackedEvaluation.disabled(settings)
     with record:
         answers = answer_all(
             AskedVLM(ready.vlm), ready.samples, plan, ready.store, rank, world_size, barrier
@@ -101,7 +101,7 @@ class Prepared:
     digests: dict[str, Any]
     store: PartStore
 
-    def record(self, settings: EvalSettings) -> EvaluationRecord:
+    def record(self, settings: EvalSettings) -> TrackedEvaluation:
         """The tracked run, begun."""
         named = {name: value for name, value in self.digests.items() if name != "selectors"}
         tags = {f"{name}_digest": value for name, value in named.items()}
@@ -112,7 +112,7 @@ class Prepared:
         }
         identity = {**dataclasses.asdict(settings), "fingerprint": self.store.fingerprint}
         training = self.selectors[SELECTOR].selector.metadata.get("tracking_run_id")
-        return EvaluationRecord(settings, identity, tags, training)
+        return TrackedEvaluation(settings, identity, tags, training)
 
 
 def prepare(settings: EvalSettings) -> Prepared:

@@ -1,4 +1,4 @@
-"""What is evaluated: images with their independent questions, read from evaluation shards."""
+"""Read what is evaluated: images with independent questions, from evaluation shards."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ CHECKED_TOGETHER = 256
 
 @dataclass(frozen=True)
 class EvaluationSample:
-    """One image or several, and their questions, each asked on its own without the others.
+    """One or more images with questions, each asked on its own.
 
     Attributes:
         key: name of the sample in its shard.
@@ -30,7 +30,7 @@ class EvaluationSample:
         answers: accepted answers of each round; ten of them for VQA soft accuracy.
         tasks: name of each round's task.
         boxes: known regions of each round, (left, top, right, bottom) in pixels.
-        marked: the questions with marks where their images stand; empty where nothing is known.
+        marked: the questions with image placeholders; empty if their places are unknown.
     """
 
     key: str
@@ -43,12 +43,12 @@ class EvaluationSample:
 
     @property
     def image(self) -> Image.Image:
-        """The image of a sample that has one."""
+        """The image of a sample that has exactly one."""
         (image,) = self.images
         return image
 
     def asked(self, turn: int) -> str:
-        """A question as a model is asked it: of several images each stands at its mark."""
+        """Return the text to ask; with several images it contains their placeholders."""
         return self.marked[turn] if len(self.images) > 1 and self.marked else self.questions[turn]
 
 
@@ -57,11 +57,11 @@ def parse_record(
 ) -> tuple[
     tuple[str, ...], tuple[tuple[str, ...], ...], tuple[str, ...], tuple[tuple[Box, ...], ...]
 ]:
-    """Questions, answers, tasks and boxes of a LLaVA record.
+    """Return questions, answers, tasks and boxes of a LLaVA record.
 
     Raises:
-        ConfigError: rounds that are no question and answer, an empty answer, or lists (`tasks`,
-            `boxes`, `answers`) of another length than the rounds.
+        ConfigError: questions and answers differ in number, an answer is empty, or `tasks`, `boxes`
+            or `answers` do not have one entry per round.
     """
     turns = record.get("conversations") or []
     asked = [t["value"] for t in turns if t.get("from") == "human"]
@@ -88,12 +88,12 @@ def parse_record(
         )
     if any(not accepted or not str(accepted[0]).strip() for accepted in answers):
         raise ConfigError(
-            f"answers of sample {key!r} are empty in a round; without them nothing can be scored"
+            f"answers of sample {key!r} are empty in a round; give at least one answer per round"
         )
     if any(len(box) != 4 for regions in boxes for box in regions):
         raise ConfigError(
             f"boxes of sample {key!r} must be (left, top, right, bottom) in pixels, are {boxes!r}; "
-            "mend the record"
+            "correct the record"
         )
     return (
         questions,
@@ -104,10 +104,10 @@ def parse_record(
 
 
 def decoded(sample: Sample) -> tuple[Image.Image, ...]:
-    """The images of a stored sample.
+    """Return the decoded images of a stored sample.
 
     Raises:
-        ConfigError: one cannot be decoded.
+        ConfigError: an image cannot be decoded.
     """
     try:
         return sample.pictures
@@ -116,16 +116,15 @@ def decoded(sample: Sample) -> tuple[Image.Image, ...]:
 
 
 class EvaluationSet(Sequence[EvaluationSample]):
-    """Evaluation shards as a sequence; images are decoded when a sample is asked for.
+    """Evaluation shards as a sequence; images are decoded when a sample is requested.
 
     Args:
-        shards: a `ShardSet`.
-        max_images: use only the first ones; None for all.
+        max_images: use only the first samples; None for all.
 
     Attributes:
-        digest: identifies the shards and how many of their samples are used.
-        one_image_each: no sample has several images; known once all were read.
-        has_boxes: every round of every sample has boxes; known once all were read.
+        digest: identifies the shards and the number of samples used.
+        one_image_each: no sample read so far has several images.
+        has_boxes: every round read so far has boxes.
     """
 
     def __init__(self, shards: ShardSet, max_images: int | None = None) -> None:
@@ -141,17 +140,17 @@ class EvaluationSet(Sequence[EvaluationSample]):
 
     @classmethod
     def open(cls, pattern: str, max_images: int | None = None) -> "EvaluationSet":
-        """Open the shards that match a glob, and check every record before anything is computed.
+        """Open the shards that match a glob and check every record and image.
 
         Raises:
-            ConfigError: no shards, a damaged sample, a sample without an image, an image that
-                cannot be decoded, or a record that `parse_record` refuses.
+            ConfigError: no shard matches, a sample is damaged or has no image, an image cannot be
+                decoded, or `parse_record` refuses a record.
         """
         shards = ShardSet.open(pattern)
         if shards.faults:
             raise ConfigError(
                 f"shards={pattern}: {len(shards.faults)} samples cannot be used, the first: "
-                f"{shards.faults[0]}; write the shard again, an evaluation leaves nothing out"
+                f"{shards.faults[0]}; write the shard again, because an evaluation skips no sample"
             )
         samples = cls(shards, max_images)
         with (
@@ -165,10 +164,10 @@ class EvaluationSet(Sequence[EvaluationSample]):
         return samples
 
     def read(self, index: int) -> Sample:
-        """The stored sample, checked.
+        """Return a stored sample after checking it.
 
         Raises:
-            ConfigError: it is damaged, or cannot be evaluated.
+            ConfigError: the sample is damaged or cannot be evaluated.
         """
         try:
             sample = self._shards[index]
@@ -178,15 +177,15 @@ class EvaluationSet(Sequence[EvaluationSample]):
         self.has_boxes &= all(boxes)
         if not sample.images:
             raise ConfigError(
-                f"image of sample {sample.key!r} is missing; without one there are no tokens to "
-                "select, leave the sample out"
+                f"image of sample {sample.key!r} is missing; selection needs an image, so "
+                "remove the sample"
             )
         if len(sample.images) > 1:
             self.one_image_each = False
         return sample
 
     def answered(self) -> list[AnsweredSample]:
-        """What scoring reads of every sample; no image is decoded."""
+        """Return what scoring needs of every sample, without decoding images."""
         found = []
         for index in range(len(self)):
             sample = self.read(index)

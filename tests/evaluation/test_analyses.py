@@ -153,7 +153,7 @@ def test_labels_come_from_the_records():
     names = {"cat": 0, "dog": 1}
     assert labelled_images([Stored(label="dog"), Stored(label=0)], names).labels == [1, 0]
     assert labelled_images([Stored(), Stored()], names).labels is None
-    with pytest.raises(ConfigError, match="label='bird' is no class"):
+    with pytest.raises(ConfigError, match="label='bird' is not one of"):
         labelled_images([Stored(label="bird")], names)
     with pytest.raises(ConfigError, match="is missing while others have one"):
         labelled_images([Stored(label="dog"), Stored()], names)

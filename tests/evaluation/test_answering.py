@@ -5,8 +5,9 @@ from autoselect.evaluation.answers.answering import BLIND, FULL, Column, Plan, a
 from autoselect.evaluation.answers.parts import PartStore, answer_all
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
-from autoselect.evaluation.report.build import build_report, markdown
+from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import check_report
+from autoselect.evaluation.report.markdown import markdown
 from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, make_samples
 
 

@@ -16,10 +16,11 @@ from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
-from autoselect.evaluation.report.build import build_report, markdown
+from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.examples import choose_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
-from autoselect.evaluation.report.record import EvaluationRecord
+from autoselect.evaluation.report.markdown import markdown
+from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
@@ -96,7 +97,7 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = EvalSettings("m", "runs/mine/selector", "shards", "1,4", str(out))
     tags = {"model": report["model"], "data": "24 images"}
-    with EvaluationRecord(settings, {}, tags, "0123456789abcdef") as record:
+    with TrackedEvaluation(settings, {}, tags, "0123456789abcdef") as record:
         record.log(report, figures, {"autoselect": Selector(Scorer(5, ScorerConfig()))})
     run_id = record.run_id
     with socket.socket() as probe:

@@ -7,8 +7,9 @@ from PIL import Image
 
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure
-from autoselect.evaluation.report.build import markdown
 from autoselect.evaluation.report.html import caption_of, html_report
+from autoselect.evaluation.report.latency import latency_table
+from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.report.tables import (
     BEST,
     BETTER,
@@ -113,7 +114,7 @@ def test_both_bounds_stand_on_top_and_the_best_of_each_band_is_marked(report):
     assert texts(table)[0][-2:] == ["100.0", "–"]
     assert texts(table)[1][-2:] == ["22.5", "20.0 to 30.0"]
     marked = [line.cells[0].text for line in table.rows if line.cells[-2:][0].mark == BEST]
-    assert marked == ["grid", "autoselect"], "the oracle is no competitor"
+    assert marked == ["grid", "autoselect"], "the oracle does not compete"
 
 
 def test_retention_per_task_has_its_interval(report):
@@ -170,6 +171,31 @@ def test_a_task_without_score_has_no_retention(report):
     nothing = copy.deepcopy(report)
     nothing["full"]["tasks"]["colour"] = 0.0
     assert texts(accuracy_table(nothing))[0][-2:] == ["–", "–"]
+
+
+def test_methods_left_out_stand_below_the_table_with_the_reason(report):
+    assert "left out of the table" not in markdown(report) + html_report(report, {})
+    report["left_out"] = [{"method": "fastv", "reason": "no attention <map>"}]
+    table, _, rest = markdown(report).partition("Methods left out of the table:")
+    assert "upper bound" in table and "* **fastv**: no attention <map>" in rest
+    page = html_report(report, {})
+    assert "<b>fastv</b>: no attention &lt;map&gt;" in page
+    assert page.index("fastv") < page.index("Retention per task")
+
+
+def test_the_latency_table_shows_only_columns_that_were_measured(report):
+    head, rows = latency_table(report)
+    assert head == ["tokens", "selector ms (in prefill)", "prefill ms", "speedup", "with vision"]
+    assert rows[0] == ["64 (full)", "–", "4.00", "1.00", "1.00"]
+    for times in report["latency"]["pruned"]:
+        times |= {"first_token_ms": 6.0, "kv_cache_bytes": 2**21}
+    report["latency"]["full"] = {"first_token_ms": 9.0, "kv_cache_bytes": 2**22}
+    head, rows = latency_table(report)
+    assert head[:4] == ["tokens", "selector ms (in prefill)", "prefill ms", "first token ms"]
+    assert rows[0][3:5] == ["9.00", "4.00"] and rows[1] == [
+        *("8", "1.00", "1.00", "6.00", "2.00", "2.00", "1.50")
+    ]
+    assert "Speedup is full prefill / pruned prefill" in markdown(report)
 
 
 def test_figures_of_the_html_report_have_one_scale(report, tmp_path):

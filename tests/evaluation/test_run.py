@@ -281,7 +281,7 @@ def test_a_sample_without_image_is_refused(tmp_path):
         EvaluationSet.open(str(tmp_path))
 
 
-def test_what_the_index_left_out_is_no_part_of_an_evaluation(tmp_path):
+def test_an_evaluation_refuses_shards_whose_index_skipped_a_sample(tmp_path):
     """A record names an image that is not stored: the others would be evaluated without it."""
     with ShardWriter(str(tmp_path)) as writer:
         for key in ("good", "bad"):
@@ -387,7 +387,7 @@ def test_sizes_below_one_are_refused_by_name(settings, name):
     ("batches", "message"),
     [("1,x", "batches='1,x' must be whole numbers"), ("0,2", "sizes of at least 1"), ("", "whole")],
 )
-def test_batches_that_are_no_sizes_are_refused(batches, message):
+def test_batches_that_are_not_sizes_are_refused(batches, message):
     with pytest.raises(ConfigError, match=message):
         commands.parse_batches(batches)
 

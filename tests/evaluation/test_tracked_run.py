@@ -10,11 +10,11 @@ from mlflow import MlflowClient
 
 from autoselect.cli import main as cli
 from autoselect.config import ConfigError, ScorerConfig
-from autoselect.evaluation.analyses.record import points
+from autoselect.evaluation.analyses.tracked_analysis import points
 from autoselect.evaluation.latency import bench
 from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_digest
-from autoselect.evaluation.report.record import shown_folder, shown_selector
+from autoselect.evaluation.report.tracked_evaluation import shown_folder, shown_selector
 from autoselect.evaluation.run import evaluate
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer

@@ -1,7 +1,7 @@
-"""Figure 3: the selection mask drives an image classifier that never saw the LLM.
+"""Figure 3: apply the selection mask to an image classifier that never saw the LLM.
 
-The mask of the VLM's grid is resized to the classifier's grid, and the unselected patches are taken
-out of its sequence. A selection that keeps what matters keeps the classifier's accuracy.
+The mask is resized from the VLM's token grid to the classifier's patch grid, and dropped patches
+are removed from its sequence. A selection that keeps what matters keeps the classifier's accuracy.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,6 @@ class LabelledImages:
     """Images and their classes.
 
     Attributes:
-        images: RGB.
         labels: class index of each; None to compare with the classifier's own prediction.
         source: where the labels come from.
     """
@@ -42,16 +41,15 @@ def labelled_images(
     names: dict[str, int],
     label_of: Callable[[dict[str, Any]], int | None] | None = None,
 ) -> LabelledImages:
-    """Images of shard samples with the classes that their records tell.
+    """Return the first image of each shard sample with its class.
 
     Args:
-        samples: the first image of each counts; those without one are left out.
-        names: class index by name, of the classifier.
-        label_of: class index of a record; by default the index or name in its `label`.
+        samples: samples of the shards; those without an image are skipped.
+        names: class index by class name of the classifier.
+        label_of: returns the class index of a record; by default read from its `label`.
 
     Raises:
-        ConfigError: some records tell a class and others do not, or a class is unknown to the
-            classifier.
+        ConfigError: only some records have a class, or the classifier does not know a class.
     """
     shown = [sample for sample in samples if sample.pictures]
     read = label_of or (lambda record: _label(record, names))
@@ -74,17 +72,17 @@ def _label(record: dict[str, Any], names: dict[str, int]) -> int | None:
         return label
     if label not in names:
         raise ConfigError(
-            f"label={label!r} is no class of the classifier, which has {len(names)}; write its "
+            f"label={label!r} is not one of the classifier's {len(names)} classes; write its "
             "index or one of its names"
         )
     return names[label]
 
 
 def resize_selection(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Positions on another grid that cover the selected area best, [B, K'].
+    """Return the positions on another grid that cover the selected area best, [B, K'].
 
-    K' keeps the share of selected cells. The mask is resized bilinearly, smoothed where the target
-    is coarser; the cells with the largest values are selected.
+    The mask is resized bilinearly, with antialiasing on a coarser grid, and the K' largest cells
+    are selected; K' keeps the share of selected cells.
 
     Args:
         positions: kept positions on `source`, [B, K].
@@ -110,20 +108,20 @@ def classifier_accuracy(
     budgets: Sequence[int],
     images_per_batch: int = 32,
 ) -> dict[str, Any]:
-    """Top-1 accuracy of a classifier with all patches, with the selected and with random ones.
+    """Return a classifier's top-1 accuracy with all, selected and random patches.
 
     Args:
         vlm: a `FrozenVLM` whose tokens form a grid.
-        selector: a `Selector`.
         classifier: a ViT-like transformers image classifier.
-        preprocess: images to its pixel values.
-        data: images and classes.
+        preprocess: turns images into pixel values.
         budgets: tokens kept of the VLM's grid.
-        images_per_batch: images classified together.
 
     Returns:
-        `full`, and by budget `selected` and `random`: accuracies, or shares of images whose
-        prediction stays when the images have no labels; both `grids`; what `labels` are.
+        `full`, and by budget `selected` and `random`: accuracies, or for images without labels the
+        share of unchanged predictions; also both `grids` and the source of the `labels`.
+
+    Raises:
+        ConfigError: the VLM's tokens form no grid.
     """
     images, labels = data.images, data.labels
     right: dict[str, list[bool]] = {}
@@ -138,7 +136,8 @@ def classifier_accuracy(
         found_grid = vlm.grid_of(batch[0])
         if found_grid is None:
             raise ConfigError(
-                f"model={vlm.name} gives tokens that form no grid; the mask cannot be resized"
+                f"model={vlm.name} gives tokens that form no grid, so the mask cannot be resized; "
+                "choose a model with a grid"
             )
         shape = found_grid
         keys = tuple(str(start + i) for i in range(len(batch)))

@@ -1,7 +1,7 @@
-"""Figure 5: noise gating loses as much as hard removal under the same random score maps.
+"""Figure 5: compare noise gating with hard removal under the same random score maps.
 
-Noise is drawn per channel, as in the paper, and beside it with the tokens' whole covariance: the
-latter looks like tokens of other images, so a VLM may take it for objects that are not there.
+Noise is drawn per channel, as in the paper, and also with the full covariance of the tokens. The
+latter looks like tokens of other images, so a VLM may see objects that are not there.
 """
 
 from collections.abc import Sequence
@@ -36,19 +36,12 @@ CALIBRATION_IMAGES = 256
 
 @dataclass(frozen=True)
 class Noises:
-    """Statistics of the two kinds of noise."""
-
     per_channel: TokenStatistics
     covariance: TokenStatistics
 
 
 def token_noises(vlm: Any, samples: Sequence[EvaluationSample]) -> Noises:
-    """Both noises, calibrated on the visual tokens of the first images.
-
-    Args:
-        vlm: a `FrozenVLM`.
-        samples: at most the first 256 are used.
-    """
+    """Calibrate both kinds of noise on the visual tokens of at most the first 256 images."""
     batches = [
         vlm.encode_images([sample.image for sample in samples[start : start + 32]])
         for start in range(0, min(CALIBRATION_IMAGES, len(samples)), 32)
@@ -67,16 +60,11 @@ def gating_fidelity(
     images_per_batch: int = 32,
     rows_per_batch: int = 160,
 ) -> dict[str, Any]:
-    """Accuracy under random score maps with dropped tokens removed, replaced by noise, or by zero.
+    """Measure accuracy with dropped tokens removed, replaced by noise, or set to zero.
 
     Args:
         asked: an `AskedVLM`.
-        samples: what is asked.
-        budgets: tokens kept.
-        noises: what takes the place of dropped tokens.
-        max_new_tokens: longest answer in tokens.
-        images_per_batch: images encoded together.
-        rows_per_batch: questions answered together.
+        noises: statistics of the noise that replaces dropped tokens.
 
     Returns:
         `budgets`, `curves` (accuracy by treatment), `gaps` (noise gating minus removal at each

@@ -1,4 +1,4 @@
-"""How often each position is kept: a selector that always keeps the same ones looks at no image."""
+"""Count how often each position is kept; equal positions for all images ignore their content."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +17,7 @@ def selection_frequency(
     budgets: Sequence[int],
     images_per_batch: int = 32,
 ) -> dict[int, Tensor]:
-    """Share of the images in which each position is kept: budget -> [N].
-
-    Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: the images.
-        budgets: tokens kept.
-        images_per_batch: images encoded together.
-    """
+    """Return the share of images in which each position is kept, [N], by budget."""
     counts: dict[int, Tensor] = {}
     for start in range(0, len(samples), images_per_batch):
         batch = samples[start : start + images_per_batch]

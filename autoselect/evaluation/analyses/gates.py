@@ -1,4 +1,4 @@
-"""Are the gates open or shut? Gates of a trained selector at several temperatures of training."""
+"""Compute the gates of a trained selector at several training temperatures."""
 
 import logging
 from collections.abc import Sequence
@@ -24,9 +24,8 @@ class GateSample:
     """Gates of some images at one temperature.
 
     Attributes:
-        temperature: of the soft top-K.
         gates: all gates, [M].
-        polarisation: mass of the K largest gates of an image / K, mean over images.
+        polarisation: sum of the K largest gates of an image / K, mean over images.
     """
 
     temperature: float
@@ -42,14 +41,10 @@ def gate_samples(
     budget: int,
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> list[GateSample]:
-    """The gates that training would have used, had it stopped at these temperatures.
+    """Return the gates that training would have used if it had ended at each temperature.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: images, encoded together.
-        budget: K.
-        temperatures: of the soft top-K, in standard deviations of the scores.
+        temperatures: temperatures of the soft top-K, in standard deviations of the scores.
     """
     visual = vlm.encode_images([sample.image for sample in samples])
     scores = standardise(selector.score(visual.tokens, visual.mask).float(), visual.mask)
@@ -62,11 +57,7 @@ def gate_samples(
 
 
 def polarisation_course(run_id: str | None) -> list[tuple[int, float]]:
-    """(step, polarisation) that a training run logged; empty, with a log line, when it is unknown.
-
-    Args:
-        run_id: the run that a selector's `config.json` names.
-    """
+    """Return (step, polarisation) of a training run; empty, with a warning, if unknown."""
     course = metric_history(run_id, POLARISATION) if run_id else []
     if not course:
         logger.warning("no logged course of the polarisation for training run %s", run_id)

@@ -1,8 +1,8 @@
-"""How much of the image uniform gates let through, with and without the Denoiser.
+"""Measure how much of the image uniform gates let through, with and without the Denoiser.
 
 With every gate at K/N nothing is selected, yet each token still carries D/2 log2(1/(1 - K/N)) bits.
-What the VLM answers from such tokens above blind guessing is what the budget fails to hold back, so
-a training loss can fall without a better selection. The measure is ours.
+Answers from such tokens that beat blind guessing show what the budget fails to hold back, so a
+training loss can fall without a better selection. The measure is ours.
 """
 
 from collections.abc import Sequence
@@ -39,14 +39,11 @@ GATED, REPAIRED = "without Denoiser", "with Denoiser"
 
 @dataclass(frozen=True)
 class TrainedGate:
-    """What stood between the image and the language model at the end of a training run.
+    """The gate and the Denoiser at the end of a training run.
 
     Attributes:
-        kind: formula of the gate.
-        temperature: at the end of training.
-        statistics: of the noise.
-        denoiser: as trained; None for a run without one.
-        site: of the gate.
+        statistics: mean and standard deviation or covariance of the noise.
+        site: where the gate is applied.
     """
 
     kind: GateKind
@@ -57,14 +54,13 @@ class TrainedGate:
 
 
 def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
-    """The gate and the Denoiser of a run's last checkpoint.
+    """Load the gate and the Denoiser of a training run's last checkpoint.
 
     Args:
-        run: folder that training wrote, with `checkpoints`.
-        vlm: the `FrozenVLM` that it was trained around.
+        run: output folder of the training run, with `checkpoints`.
 
     Raises:
-        ConfigError: there is no checkpoint, or what it gated has another width than here.
+        ConfigError: there is no checkpoint, or it gated another number of channels.
     """
     state = CheckpointStore(Path(run) / "checkpoints").load()
     if state is None:
@@ -103,22 +99,17 @@ def leak(
     max_new_tokens: int,
     images_per_batch: int = 32,
 ) -> dict[str, Any]:
-    """Accuracy with every gate at K/N, beside that with all tokens and that with none.
+    """Measure accuracy with every gate at K/N, with all tokens and with none.
 
-    A straight-through gate is hard in the forward pass, so no uniform gate exists and both
-    accuracies are None; soft removal is left out, since it weighs all tokens alike here.
+    A straight-through gate is hard in the forward pass and has no uniform form, so both accuracies
+    are None for it.
 
     Args:
-        asked: an `AskedVLM`.
-        gate: of `load_gate`.
-        samples: what is asked.
-        budget: K.
-        max_new_tokens: longest answer in tokens.
-        images_per_batch: images encoded together.
+        asked: an `AskedVLM` whose images have equally many tokens.
 
     Returns:
         `budget`, `gate` (K/N), mean accuracies `full`, `blind`, `without_denoiser` and
-        `with_denoiser` (None for a run without one), and `excess` of each over blind.
+        `with_denoiser` (None without a Denoiser), and `excess` of each over blind.
     """
     answers: dict[str, Answers] = {}
     count = 0
@@ -156,15 +147,13 @@ def leak(
 def uniformly_gated(
     gate: TrainedGate, tokens: Tensor, budget: int, first_image: int = 0
 ) -> dict[str, Tensor]:
-    """Tokens behind gates of exactly K/N each, and the same after the Denoiser.
+    """Return tokens behind gates of exactly K/N, and the same after the Denoiser.
 
-    As in training the gate covers what a family adds in later layers; the Denoiser leaves it.
+    As in training, the gate covers deepstack features and the Denoiser does not change them.
 
     Args:
-        gate: of `load_gate`.
-        tokens: of some images at the site of the gate, [B, N, (1 + L) D].
-        budget: K.
-        first_image: number of the first one, which the noise depends on.
+        tokens: visual tokens at the site of the gate, [B, N, (1 + L) D].
+        first_image: number of the first image, which seeds the noise.
     """
     if gate.kind == "straight_through":
         return {}

@@ -1,4 +1,4 @@
-"""`autoselect analyse KIND`: one analysis, its numbers as JSON and its figure as PNG."""
+"""`autoselect analyse KIND`: run one analysis and write its numbers (JSON) and figure (PNG)."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -30,15 +30,11 @@ SHOWN_IMAGES, GATE_IMAGES = 6, 64
 
 @dataclass(frozen=True)
 class Subject:
-    """What is analysed; `samples` is a list, since every analysis goes through it once or more.
+    """What is analysed.
 
     Attributes:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: images and questions.
-        budgets: tokens kept.
+        samples: images and questions; a list, because analyses read it several times.
         run: output folder of the training run, for analyses of the gates.
-        max_new_tokens: longest answer in tokens.
     """
 
     vlm: Any
@@ -49,7 +45,7 @@ class Subject:
     max_new_tokens: int = 16
 
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the visual tokens.
+        """Return rows and columns of the visual tokens.
 
         Raises:
             ConfigError: they form no grid.
@@ -57,13 +53,14 @@ class Subject:
         grid = self.vlm.grid_of(self.samples[0].image)
         if grid is None:
             raise ConfigError(
-                f"model={self.vlm.name} gives tokens that form no grid; this analysis draws one"
+                f"model={self.vlm.name} gives tokens that form no grid, which this analysis draws; "
+                "choose a model with a grid"
             )
         return grid
 
 
 def similarity(subject: Subject) -> Found:
-    """Figure 4 of the paper."""
+    """Draw figure 4 of the paper."""
     found = token_similarity(subject.vlm, subject.selector, subject.samples)
     numbers = {"top": found.top, "bottom": found.bottom, "across": found.across}
     images = [sample.image for sample in subject.samples[:SHOWN_IMAGES]]
@@ -71,7 +68,7 @@ def similarity(subject: Subject) -> Found:
 
 
 def fidelity(subject: Subject) -> Found:
-    """Figure 5 of the paper."""
+    """Draw figure 5 of the paper."""
     noises = token_noises(subject.vlm, subject.samples)
     longest = subject.max_new_tokens
     found = gating_fidelity(
@@ -81,14 +78,13 @@ def fidelity(subject: Subject) -> Found:
 
 
 def frequency(subject: Subject) -> Found:
-    """How often each position is kept."""
     shares = selection_frequency(subject.vlm, subject.selector, subject.samples, subject.budgets)
     numbers = {str(budget): share.tolist() for budget, share in shares.items()}
     return numbers, frequency_figure(shares, subject.grid())
 
 
 def gates(subject: Subject) -> Found:
-    """Gates at several temperatures, at the smallest budget, and the course of training."""
+    """Draw gates at several temperatures (smallest budget), and polarisation over training."""
     images = subject.samples[:GATE_IMAGES]
     found = gate_samples(subject.vlm, subject.selector, images, subject.budgets[0])
     numbers: dict[str, Any] = {f"temperature {g.temperature:g}": g.polarisation for g in found}
@@ -98,7 +94,7 @@ def gates(subject: Subject) -> Found:
 
 
 def uniform_gates(subject: Subject) -> Found:
-    """The leak measure, at the smallest budget.
+    """Measure the leak at the smallest budget.
 
     Raises:
         ConfigError: no training run is given.
@@ -128,15 +124,13 @@ def analyse_classifier(
     budgets: Sequence[int],
     out: Path,
 ) -> dict[str, Any]:
-    """Figure 3 of the paper: write `classifier.json` and `classifier.png`; returns the numbers.
+    """Draw figure 3 of the paper and return its numbers.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
         classifier: folder or hub name; `reference` trains a small one first.
-        samples: of the shards.
+        samples: samples of the shards.
         budgets: tokens kept of the VLM's grid.
-        out: folder.
+        out: folder for `classifier.json` and `classifier.png`.
     """
     label_of = None
     if classifier == REFERENCE:
@@ -150,14 +144,13 @@ def analyse_classifier(
 
 
 def analyse(kind: str, subject: Subject, out: Path) -> dict[str, Any]:
-    """Run one analysis and write `KIND.json` and `KIND.png` into `out`; returns its numbers."""
+    """Run one analysis, write `KIND.json` and `KIND.png` into `out`, and return its numbers."""
     numbers, figure = ANALYSES[kind](subject)
     write_analysis(kind, numbers, figure, out)
     return numbers
 
 
 def write_analysis(kind: str, numbers: dict[str, Any], figure: Figure, out: Path) -> None:
-    """Write `KIND.json` and `KIND.png` into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / f"{kind}.png")
     (out / f"{kind}.json").write_text(json.dumps(numbers, indent=1))

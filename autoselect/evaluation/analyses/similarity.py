@@ -1,4 +1,4 @@
-"""Figure 4: kept tokens are unlike each other, dropped ones alike."""
+"""Figure 4: compare the similarity of the best tokens with that of the worst."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +43,7 @@ def token_similarity(
     """Compare the `count` best and the `count` worst tokens of every image.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: the images.
-        count: tokens on either side; 64 as in the paper, but at most a quarter of the tokens.
-        images_per_batch: images encoded together.
+        count: tokens on either side; by default 64 as in the paper, at most a quarter of N.
     """
     total, positions = None, []
     for start in range(0, len(samples), images_per_batch):

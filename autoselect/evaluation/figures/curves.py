@@ -1,4 +1,4 @@
-"""Retention and accuracy against the token budget."""
+"""Draw retention and accuracy against the token budget."""
 
 from typing import Any
 
@@ -19,16 +19,11 @@ from autoselect.evaluation.figures.style import (
 )
 from autoselect.evaluation.methods.registry import SELECTOR
 
-Row = dict[str, Any]
 FULL_STYLE, BLIND_STYLE = (0, (4, 3)), (0, (1, 2))
 
 
 def retention_curves(report: dict[str, Any]) -> Figure:
-    """Mean retention of every method over the budgets with 95 % bands, and accuracy per task.
-
-    Args:
-        report: as `build_report` gives it.
-    """
+    """Draw the mean retention of every method with 95 % bands, and the accuracy per task."""
     tasks = list(report["full"]["tasks"])
     columns = -(-len(tasks) // 2)
     figure = new_figure(7.4 + 2.0 * columns, 5.2)
@@ -53,7 +48,6 @@ def retention_curves(report: dict[str, Any]) -> Figure:
 
 
 def _legend(report: dict[str, Any]) -> list[Line2D]:
-    """What the lines of the small panels are."""
     handles = [
         Line2D([], [], color=colour_of(method), linestyle=_style(method), label=method)
         for method in reversed(by_method(report))
@@ -66,9 +60,9 @@ def _style(method: str) -> Any:
     return (0, (3, 2)) if method == "oracle" else "-"
 
 
-def by_method(report: dict[str, Any]) -> dict[str, list[Row]]:
-    """Rows of each method in the order of the budgets, the selector last (on top)."""
-    methods: dict[str, list[Row]] = {}
+def by_method(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each method by budget, the selector last so that it is drawn on top."""
+    methods: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(report["rows"], key=lambda r: (r["method"] == SELECTOR, r["budget"])):
         methods.setdefault(row["method"], []).append(row)
     return methods

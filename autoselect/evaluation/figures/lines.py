@@ -1,4 +1,4 @@
-"""Two small line figures: fidelity of the noise gate (figure 5), and the classifier (figure 3)."""
+"""Draw small figures: noise gate (figure 5), classifier (figure 3) and uniform gates."""
 
 from typing import Any
 
@@ -26,11 +26,7 @@ LOOKS = {
 
 
 def fidelity_figure(found: dict[str, Any]) -> Figure:
-    """Accuracy over the budgets for each treatment of dropped tokens.
-
-    Args:
-        found: of `gating_fidelity`.
-    """
+    """Draw what `gating_fidelity` returned: accuracy by budget for each treatment."""
     figure, axes = _curves(found["curves"], found["budgets"])
     axes.set_ylabel("accuracy, mean over tasks", fontsize=9, color=INK)
     gap = f"{100 * found['mean_gap']:.1f} points"
@@ -39,11 +35,7 @@ def fidelity_figure(found: dict[str, Any]) -> Figure:
 
 
 def classifier_figure(found: dict[str, Any]) -> Figure:
-    """Accuracy of the classifier with selected and with random patches.
-
-    Args:
-        found: of `classifier_accuracy`.
-    """
+    """Draw what `classifier_accuracy` returned: selected against random patches."""
     curves = {name: found[name] for name in ("selected", "random")}
     figure, axes = _curves(curves, found["budgets"])
     axes.axhline(100 * found["full"], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -63,11 +55,7 @@ def classifier_figure(found: dict[str, Any]) -> Figure:
 
 
 def leak_figure(found: dict[str, Any]) -> Figure:
-    """Accuracy behind uniform gates, between blind guessing and all tokens.
-
-    Args:
-        found: of `leak`.
-    """
+    """Draw what `leak` returned: uniform gates between blind guessing and all tokens."""
     figure = new_figure(6.4, 2.6)
     axes = figure.subplots()
     share = f"every gate at {found['gate']:.2f}"
@@ -103,7 +91,6 @@ def _curve(axes: Axes, name: str, budgets: list[int], values: list[float]) -> No
 
 
 def _curves(curves: dict[str, Any], budgets: list[int]) -> tuple[Figure, Axes]:
-    """A figure with one curve per name, by the look of that name."""
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     for name, values in curves.items():

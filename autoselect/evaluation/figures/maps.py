@@ -1,4 +1,4 @@
-"""Pictures over positions and token pairs: figure 4, selection frequency, gates."""
+"""Draw similarity (figure 4), selection frequency and gates."""
 
 from collections.abc import Sequence
 
@@ -30,10 +30,9 @@ TINT = 0.55
 def similarity_figure(
     found: Similarity, images: Sequence[Image.Image], grid: tuple[int, int]
 ) -> Figure:
-    """The cosine matrix [top | bottom], and best (red) and worst (blue) patches on images.
+    """Draw the cosine matrix, and the best (red) and worst (blue) patches on images.
 
     Args:
-        found: of `token_similarity`.
         images: at most the first six are shown.
         grid: rows and columns of the tokens.
     """
@@ -80,7 +79,7 @@ def _matrix(axes: Axes, found: Similarity, figure: Figure) -> None:
 def tinted(
     image: Image.Image, grid: tuple[int, int], top: Sequence[int], bottom: Sequence[int]
 ) -> np.ndarray:
-    """The image with best patches in red and worst ones in blue, [height, width, 3]."""
+    """Tint the best patches red and the worst blue, [height, width, 3] in 0..1."""
     pixels = np.asarray(image, dtype=np.float32) / 255
     kind = np.zeros(grid[0] * grid[1], dtype=int)
     kind[list(top)], kind[list(bottom)] = 1, 2
@@ -94,7 +93,7 @@ def tinted(
 
 
 def frequency_figure(shares: dict[int, Tensor], grid: tuple[int, int]) -> Figure:
-    """One map per budget: share of the images in which a position is kept, against K / N."""
+    """Draw per budget the share of images in which each position is kept; K / N is marked."""
     figure = new_figure(3.1 * len(shares) + 0.6, 3.1)
     panels = figure.subplots(1, len(shares), squeeze=False)[0]
     for axes, (budget, share) in zip(panels, sorted(shares.items()), strict=True):
@@ -114,11 +113,10 @@ def frequency_figure(shares: dict[int, Tensor], grid: tuple[int, int]) -> Figure
 def gate_figure(
     gates: Sequence[GateSample], course: Sequence[tuple[int, float]] | None = None
 ) -> Figure:
-    """Histogram of the gates at several temperatures, and polarisation over training if known.
+    """Draw a histogram of the gates per temperature, and polarisation over training if known.
 
     Args:
-        gates: of `gate_samples`.
-        course: (step, polarisation) of the training run, when it is known.
+        course: (step, polarisation) of the training run; None or empty if unknown.
     """
     figure = new_figure(9.6 if course else 5.4, 3.2)
     panels = figure.subplots(1, 2 if course else 1, squeeze=False)[0]

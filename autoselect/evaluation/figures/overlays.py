@@ -1,4 +1,4 @@
-"""What the language model still sees: kept patches on sample images, with question and answers."""
+"""Draw the kept patches on sample images, with question and answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,8 @@ class Overlay:
     """One panel: what was kept and what was answered.
 
     Attributes:
-        label: method and budget.
         positions: kept positions, ascending; None for all tokens.
-        answer: the generated text.
-        is_right: whether the metric counts it as right.
+        is_right: the metric counts the answer as correct.
     """
 
     label: str
@@ -43,7 +41,7 @@ class OverlayRow:
 
 
 def faded(image: Image.Image, grid: tuple[int, int], positions: Sequence[int]) -> np.ndarray:
-    """The image with all but the kept patches in pale grey, [height, width, 3] in 0..1."""
+    """Return the image with dropped patches in pale grey, [height, width, 3] in 0..1."""
     pixels = np.asarray(image, dtype=np.float32) / 255
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     pale = 1 - FADE * (1 - grey)
@@ -55,7 +53,7 @@ def faded(image: Image.Image, grid: tuple[int, int], positions: Sequence[int]) -
 
 
 def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
-    """A table of images: the whole image first, then what each budget leaves of it.
+    """Draw one line per sample: the whole image, then what each budget keeps of it.
 
     Args:
         rows: samples, all with the same labels.
@@ -108,7 +106,7 @@ def _panel(axes: Axes, row: OverlayRow, panel: Overlay, grid: tuple[int, int]) -
 def _outline(
     axes: Axes, size: tuple[int, int], grid: tuple[int, int], positions: Sequence[int]
 ) -> None:
-    """A thin line around the kept area, so that white patches stand out as well."""
+    """Outline the kept area, so that white patches can be seen as well."""
     height, width = size[1] / grid[0], size[0] / grid[1]
     kept = {divmod(position, grid[1]) for position in positions}
     lines = []

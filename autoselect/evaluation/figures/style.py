@@ -1,4 +1,4 @@
-"""One look for all figures: colours of the methods, fonts, axes without clutter."""
+"""Give all figures the same colours, fonts and plain axes."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,17 +24,15 @@ DPI = 160
 
 
 def colour_of(method: str) -> str:
-    """The method's colour, the same in every figure."""
     return COLOURS.get(method) or SPARE_COLOURS[sum(map(ord, method)) % len(SPARE_COLOURS)]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sides in inches."""
+    """Create an empty figure; width and height in inches."""
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:
-    """Thin grid lines, no box, readable ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.tick_params(colors=MUTED, labelsize=8, length=0)
@@ -43,12 +41,11 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 
 
 def title(axes: Axes, text: str, size: float = 10) -> None:
-    """A left-aligned title."""
     axes.set_title(text, loc="left", fontsize=size, color=INK, fontweight="bold")
 
 
 def spread(values: list[float], gap: float) -> list[float]:
-    """Label heights as near as possible to `values`, in the same order, at least `gap` apart."""
+    """Return label heights close to `values`, in the same order, at least `gap` apart."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     groups: list[list[int]] = []
     centres: list[float] = []

@@ -1,4 +1,4 @@
-"""Which samples a report shows, and what the selector keeps of them."""
+"""Choose the samples that a report shows, and mark what the selector keeps of them."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,17 +16,18 @@ Place = tuple[int, int]
 
 
 def is_right(sample: Answered, turn: int, text: str) -> bool:
-    """Whether an answer counts for more than half."""
+    """Return True if the answer scores more than half."""
     return answer_score(sample, turn, text) > 0.5
 
 
 def choose_places(
     asked: Sequence[Answered], answers: dict[str, Answers], plan: Plan
 ) -> list[Place]:
-    """(image, round) of one question per task and of one that pruning spoils.
+    """Return (image, round) of one question per task and of one that pruning spoils.
 
-    The first question of each task that the full model answers rightly, each from another image;
-    then the first of yet another image that is right in full and wrong at the smallest budget.
+    For each task this is the first question that the full model answers correctly, each from
+    another image; then the first of a further image that is correct in full and wrong at the
+    smallest budget.
     """
     full, smallest = (
         answers[str(column)] for column in (Column(FULL, 0), Column(SELECTOR, plan.budgets[0]))
@@ -56,15 +57,11 @@ def overlay_rows(
     answers: dict[str, Answers],
     plan: Plan,
 ) -> list[OverlayRow]:
-    """The chosen samples with what the selector keeps at each budget, largest budget first.
+    """Return the chosen samples with what the selector keeps, the largest budget first.
 
     Args:
-        vlm: a `FrozenVLM`.
-        selector: a `Selector`.
-        samples: images and questions.
-        asked: the same without images, so that only those shown are decoded.
-        answers: column name -> image -> round -> text.
-        plan: methods, budgets and sizes.
+        asked: questions and accepted answers without images, so that only shown images are decoded.
+        answers: answer texts by column name, image and round.
     """
     rows = []
     for image, turn in choose_places(asked, answers, plan):

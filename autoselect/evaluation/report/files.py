@@ -1,4 +1,4 @@
-"""What an evaluation computed, and the files that it writes."""
+"""Write the files of a finished evaluation."""
 
 import json
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from autoselect.evaluation.answers.answering import Answers, Plan
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import SELECTOR
-from autoselect.evaluation.report.build import markdown
 from autoselect.evaluation.report.examples import overlay_rows
 from autoselect.evaluation.report.html import html_report
+from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.files.atomic import write_text
@@ -26,13 +26,9 @@ class Evaluation:
     """What an evaluation computed, for figures and tracking.
 
     Attributes:
-        report: the report's JSON value.
-        answers: column name -> image -> round -> text.
-        samples: what was asked.
-        asked: the same without images.
-        plan: methods, budgets and sizes.
-        vlm: the model.
-        selectors: by the name of their row.
+        answers: answer texts by column name, image and round.
+        asked: questions and accepted answers without images.
+        selectors: each `Selector` by the name of its row.
     """
 
     report: dict[str, Any]
@@ -45,7 +41,6 @@ class Evaluation:
 
     @property
     def selector(self) -> Any:
-        """The first selector."""
         return self.selectors[SELECTOR]
 
 
@@ -76,7 +71,7 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
 
 
 def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) -> None:
-    """Write `report.md`, `report.html` and last `report.json`, complete or not at all."""
+    """Write `report.md`, `report.html` and, last and atomically, `report.json`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(markdown(report))
     (out / "report.html").write_text(html_report(report, figures))
@@ -86,7 +81,7 @@ def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) ->
 def write_predictions(
     path: Path, samples: Sequence[Answered], answers: dict[str, Answers], plan: Plan
 ) -> None:
-    """One JSON line per question: what was asked, accepted and answered in every column."""
+    """Write one JSON line per question: what was asked, accepted and answered."""
     columns = [str(column) for column in plan.columns()]
     with path.open("w") as file:
         for i, sample in enumerate(samples):

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no other file, script or network address is needed to read it."""
+"""The report as one HTML file that needs no other file, script or network address."""
 
 import base64
 from collections.abc import Mapping
@@ -10,24 +10,21 @@ from PIL import Image
 
 from autoselect.evaluation.figures.style import DPI
 from autoselect.evaluation.methods.registry import SELECTOR
-from autoselect.evaluation.report.build import (
+from autoselect.evaluation.report.latency import latency_notes, latency_table, speedups
+from autoselect.evaluation.report.tables import (
+    BOUND,
     DIFFERENCE_NOTE,
     DIFFERENCE_TITLE,
     RETENTION_NOTE,
-    latency_notes,
-    method_sources,
-    unscored_note,
-)
-from autoselect.evaluation.report.tables import (
-    BOUND,
-    Cell,
-    Row,
     Table,
+    TableCell,
+    TableRow,
     accuracy_table,
     difference_table,
-    latency_table,
+    method_sources,
     percent,
     task_table,
+    unscored_note,
     unscored_tasks,
 )
 
@@ -65,19 +62,14 @@ figure { margin: 1.2rem 0 } img { max-width: 100%; border: 1px solid #eceef2; bo
 
 
 def caption_of(name: str, report: dict[str, Any]) -> str:
-    """What a figure shows; the course of training is there only where it was logged."""
+    """Return the caption of a figure; only a logged training has a polarisation curve."""
     if name == "gates" and report.get("analyses", {}).get("gates", {}).get("course"):
         return f"{CAPTIONS[name].removesuffix('.')}, and their polarisation over training."
     return CAPTIONS.get(name, name)
 
 
 def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
-    """The whole report.
-
-    Args:
-        report: as `build_report` gives it.
-        figures: PNG files by name.
-    """
+    """Return the whole page."""
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>Token selection on {escape(report['model'])}</title>",
@@ -100,19 +92,19 @@ def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
             f"<figure><img alt='{caption}' width='{width}' src='data:image/png;base64,{image}'>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    parts += [_latency(report), _methods(report), _environment(report)]
-    parts.append("</body></html>")
+    parts += [_latency(report), "<h2>Methods</h2>", _list(method_sources(report))]
+    parts += [_environment(report), "</body></html>"]
     return "\n".join(parts)
 
 
 def _shown_width(path: Path) -> int:
-    """Pixels on the page: the same scale for all figures, so that type has one size."""
+    """Return the width in pixels at the one scale that gives all figures the same type size."""
     with Image.open(path) as image:
         return round(PIXELS_PER_INCH / DPI * image.width)
 
 
 def _table(table: Table) -> str:
-    """A row of one cell spans the table."""
+    """Return an HTML table; the cell of a row with only one spans all columns."""
     lines = ["<table><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in table.head) + "</tr>"]
     for row in table.rows:
         span = f" colspan='{len(table.head)}'" if len(row.cells) == 1 else ""
@@ -126,7 +118,7 @@ def _table(table: Table) -> str:
 
 def _headline(report: dict[str, Any]) -> str:
     facts = [("full model", f"{percent(report['full']['mean'])} %", "mean accuracy")]
-    speed = {row["budget"]: row["speedup"] for row in report["latency"]["pruned"]}
+    speed = speedups(report)
     for row in report["rows"]:
         if row["method"] == SELECTOR:
             note = "of the accuracy kept"
@@ -146,6 +138,9 @@ def _accuracy(report: dict[str, Any]) -> str:
     parts = [_table(accuracy_table(report))]
     if unscored_tasks(report):
         parts.append(f"<p class='note'>{escape(unscored_note(report))}</p>")
+    if report.get("left_out"):
+        items = {row["method"]: row["reason"] for row in report["left_out"]}
+        parts.append(f"<p class='note'>Methods left out of the table:</p>{_list(items)}")
     return "\n".join(parts)
 
 
@@ -160,21 +155,22 @@ def _latency(report: dict[str, Any]) -> str:
     latency = report["latency"]
     head, rows = latency_table(report)
     kinds = [BOUND, *[""] * (len(rows) - 1)]
-    shown = [Row([*map(Cell, cells)], kind) for cells, kind in zip(rows, kinds, strict=True)]
+    shown = [
+        TableRow([*map(TableCell, cells)], kind) for cells, kind in zip(rows, kinds, strict=True)
+    ]
     notes = " ".join([latency.get("protocol", ""), *latency_notes(latency)])
     return f"<h2>Latency</h2>{_table(Table(head, shown))}<p class='note'>{escape(notes)}</p>"
 
 
-def _methods(report: dict[str, Any]) -> str:
-    items = "".join(
-        f"<li><b>{escape(name)}</b>: {escape(source)}</li>"
-        for name, source in method_sources(report).items()
+def _list(items: Mapping[str, str]) -> str:
+    lines = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(text)}</li>" for name, text in items.items()
     )
-    return f"<h2>Methods</h2><ul class='note'>{items}</ul>"
+    return f"<ul class='note'>{lines}</ul>"
 
 
 def _environment(report: dict[str, Any]) -> str:
     digests = {f"digest of {name}": value for name, value in report.get("digests", {}).items()}
     facts = {**report.get("environment", {}), **digests}
-    rows = [Row([Cell(str(key)), Cell(str(value))]) for key, value in facts.items()]
+    rows = [TableRow([TableCell(str(key)), TableCell(str(value))]) for key, value in facts.items()]
     return "<h2>Environment</h2>" + _table(Table(["", ""], rows)) if rows else ""

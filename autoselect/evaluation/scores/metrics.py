@@ -1,8 +1,8 @@
-"""Scores of answers, each a small function of strings.
+"""Score answers with the metric of each benchmark.
 
 | function            | benchmark                  | source                                       |
 |---------------------|----------------------------|----------------------------------------------|
-| `exact_match`       | GQA and the reference data | the string after trimming, without case      |
+| `exact_match`       | GQA and the reference data | trimmed strings, ignoring case               |
 | `vqa_soft_accuracy` | VQAv2, TextVQA, VizWiz     | Antol et al. 2015, official evaluation       |
 | `yes_no_statistics` | POPE                       | Li et al. 2023                               |
 | `choose_option`     | ScienceQA, MMBench         | Lu et al. 2022; Liu et al. 2023              |
@@ -22,7 +22,7 @@ ANLS_THRESHOLD = 0.5
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1 when both strings agree after trimming, without case and final full stop, else 0."""
+    """Return 1 if the trimmed strings agree, ignoring case and a final full stop, else 0."""
     return float(_plain(prediction) == _plain(answer))
 
 
@@ -31,13 +31,12 @@ def _plain(text: str) -> str:
 
 
 def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the annotators i of min(1, matches among the other annotators / 3).
+    """Return the mean over annotators i of min(1, matches among the other annotators / 3).
 
-    Prediction and answers are always normalised, as the TextVQA evaluator does; the first VQA
-    script skipped that where all annotators agreed. A single answer counts as exact match.
+    Prediction and answers are always normalised, as in the TextVQA evaluator; the first VQA script
+    skips that if all annotators agree. A single answer counts as exact match.
 
     Args:
-        prediction: the generated text.
         answers: one answer per annotator, normally ten.
     """
     given = normalise_vqa_answer(prediction)
@@ -49,16 +48,13 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def parse_yes_no(text: str) -> str:
-    """`"no"` when the first sentence holds the word no or not, else `"yes"` (the POPE rule)."""
+    """Return "no" if the first sentence contains "no" or "not", else "yes" (POPE rule)."""
     words = text.split(".")[0].replace(",", " ").lower().split()
     return "no" if "no" in words or "not" in words else "yes"
 
 
 def parse_mme(text: str) -> str:
-    """`"yes"` or `"no"` where it stands within the first four characters, else `"other"`.
-
-    The rule of the MME evaluation: an answer that is neither is wrong.
-    """
+    """Return "yes" or "no" if the first four characters contain it, else "other" (MME rule)."""
     start = text.strip().lower()[:4]
     return next((word for word in ("yes", "no") if word in start), "other")
 
@@ -68,9 +64,9 @@ def yes_no_statistics(
     answers: Sequence[str],
     parse: Callable[[str], str] = parse_yes_no,
 ) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of "yes", and the share of "yes" among predictions.
+    """Return accuracy, precision, recall and F1 of "yes", and the share of "yes" answers.
 
-    Precision and recall are 0 where they have no denominator.
+    Precision and recall are 0 if their denominator is 0.
     """
     said, truth = [parse(p) == "yes" for p in predictions], [parse(a) == "yes" for a in answers]
     hits = sum(s and t for s, t in zip(said, truth, strict=True))
@@ -88,7 +84,7 @@ def yes_no_statistics(
 
 
 def parse_options(question: str) -> tuple[str, ...]:
-    """The options of a multiple-choice question, written as lines `A. text`, `B. text`, ..."""
+    """Return the options of a question that lists them as lines `A. text`, `B. text`, ..."""
     found = re.findall(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$", question, re.MULTILINE)
     expected = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(found)]
     in_order = "".join(letter for letter, _ in found) == expected
@@ -96,20 +92,19 @@ def parse_options(question: str) -> tuple[str, ...]:
 
 
 def option_accuracy(prediction: str, question: str, answer: str) -> float:
-    """1 when the prediction names the option that the answer names, else 0."""
+    """Return 1 if prediction and answer name the same option, else 0."""
     options = parse_options(question)
     chosen = choose_option(prediction, options)
     return float(chosen is not None and chosen == choose_option(answer, options))
 
 
 def choose_option(prediction: str, options: Sequence[str]) -> int | None:
-    """The index of the option that a generated answer names, None when it names none or several.
+    """Return the index of the option that an answer names; None for none or several.
 
-    A leading or stated letter comes first (`B`, `(B)`, `B.`, `B is right`, `the answer is B`; not
-    the article of `A dog is ...`), then an option's whole text within the answer.
+    A leading or stated letter counts first (`B`, `(B)`, `B.`, `B is right`, `the answer is B`, but
+    not the article in `A dog is ...`), then the whole text of an option within the answer.
 
     Args:
-        prediction: the generated text.
         options: texts of the options, at most 26.
     """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
@@ -134,7 +129,7 @@ def choose_option(prediction: str, options: Sequence[str]) -> int | None:
 
 
 def circular_accuracy(question_ids: Sequence[str], right: Sequence[bool]) -> float:
-    """Share of questions that are answered rightly in every rotation of their options."""
+    """Return the share of questions answered correctly in every rotation of the options."""
     every: dict[str, bool] = defaultdict(lambda: True)
     for question, is_right in zip(question_ids, right, strict=True):
         every[question] = every[question] and is_right
@@ -142,13 +137,13 @@ def circular_accuracy(question_ids: Sequence[str], right: Sequence[bool]) -> flo
 
 
 def mme_subtask_score(image_ids: Sequence[str], right: Sequence[bool]) -> float:
-    """100 (accuracy + accuracy+): over questions, and over images with all questions right."""
+    """Return 100 (accuracy + accuracy+): over questions, and over images fully correct."""
     accuracy = sum(right) / len(right)
     return 100 * (accuracy + circular_accuracy(image_ids, right))
 
 
 def mme_scores(subtasks: dict[str, float]) -> dict[str, float]:
-    """Sums over the perception and cognition subtasks that were evaluated (0..2000 and 0..800)."""
+    """Return the sums over the evaluated perception (0..2000) and cognition (0..800) subtasks."""
     return {
         "perception": sum(subtasks.get(name, 0.0) for name in PERCEPTION),
         "cognition": sum(subtasks.get(name, 0.0) for name in COGNITION),
@@ -156,7 +151,7 @@ def mme_scores(subtasks: dict[str, float]) -> dict[str, float]:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Levenshtein distance: insertions, deletions and substitutions of one character."""
+    """Return the Levenshtein distance: insertions, deletions and substitutions."""
     row = list(range(len(second) + 1))
     for i, left in enumerate(first, start=1):
         diagonal, row[0] = row[0], i
@@ -166,7 +161,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
-    """Best over the answers of 1 - distance / longer length; below 0.5 it counts as 0."""
+    """Return the best over answers of 1 - distance / longer length; below 0.5 it counts as 0."""
     best = 0.0
     for answer in answers:
         given, wanted = _spaced(prediction), _spaced(answer)

@@ -1,4 +1,4 @@
-"""From answers to scores: one number per question, and what a task reports beside its mean."""
+"""Turn answers into one score per question, task means and further numbers of single tasks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ PART = "::"
 
 
 class Answered(Protocol):
-    """What scoring reads of a sample: an `EvaluationSample`, or one of stored predictions."""
+    """What scoring reads of a sample: questions, accepted answers and tasks."""
 
     @property
     def key(self) -> str: ...
@@ -34,12 +34,12 @@ class Answered(Protocol):
 
 
 def question_score(task: str, question: str, answers: Sequence[str]) -> QuestionScore:
-    """The score of one answer: options, ANLS, yes/no, VQA soft accuracy, else exact match.
+    """Choose the metric: options, ANLS, yes/no, VQA soft accuracy, else exact match.
 
     Args:
         task: name of the task, as in lmms-eval or the reference data.
         question: its text; lines `A. text` make it multiple choice.
-        answers: accepted answers; ten of them, or a VQA task, mean VQA soft accuracy.
+        answers: accepted answers; ten of them, or a VQA task, select VQA soft accuracy.
     """
     if metrics.parse_options(question):
         return lambda text, given: metrics.option_accuracy(text, question, given[0])
@@ -54,7 +54,7 @@ def question_score(task: str, question: str, answers: Sequence[str]) -> Question
 
 
 def answer_score(sample: Answered, turn: int, text: str) -> float:
-    """The score of one answer to one of a sample's questions, in 0..1."""
+    """Return the score, 0..1, of an answer to one of a sample's questions."""
     accepted = sample.answers[turn]
     score = question_score(sample.tasks[turn], sample.questions[turn], accepted)
     return score(text, accepted)
@@ -62,14 +62,14 @@ def answer_score(sample: Answered, turn: int, text: str) -> float:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of one column, kept per image so that images can be resampled.
+    """Scores of one method, kept per image so that images can be resampled.
 
     Attributes:
-        parts: what is averaged over questions or images: a task, or `TASK::PART` where the score of
-            a task is the mean of several averages (MME: accuracy and accuracy+ of each subtask;
-            POPE: its three categories).
+        parts: what is averaged over questions or images: a task, or `TASK::PART` if the score of a
+            task is the mean of several averages (MME: accuracy and accuracy+ of each subtask; POPE:
+            its three categories).
         sums: sum of each image's scores per part, [images, parts].
-        counts: how many scores those are, [images, parts].
+        counts: number of those scores, [images, parts].
     """
 
     parts: tuple[str, ...]
@@ -78,27 +78,26 @@ class ScoreTable:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of their parts."""
         return tuple(dict.fromkeys(part.split(PART)[0] for part in self.parts))
 
     def by_task(self, means: np.ndarray) -> np.ndarray:
-        """Means of parts, [..., parts], as scores of tasks, [..., tasks]."""
+        """Average means of parts, [..., parts], into scores of tasks, [..., tasks]."""
         owners = [part.split(PART)[0] for part in self.parts]
         columns = [[i for i, own in enumerate(owners) if own == task] for task in self.tasks]
         return np.stack([means[..., own].mean(axis=-1) for own in columns], axis=-1)
 
     def task_means(self) -> dict[str, float]:
-        """Score of each task, in 0..1."""
+        """Return the score of each task, 0..1."""
         means = self.by_task(self.sums.sum(axis=0) / self.counts.sum(axis=0))
         return dict(zip(self.tasks, means.tolist(), strict=True))
 
     def mean(self) -> float:
-        """Mean over the tasks, each task with the same weight."""
+        """Return the mean over the tasks, each with the same weight."""
         return float(np.mean(list(self.task_means().values())))
 
 
 def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]]) -> ScoreTable:
-    """Score `answers` (image -> round -> text) against the samples' accepted answers."""
+    """Score answer texts, by image and round, against the accepted answers."""
     scores = [
         [(sample.tasks[i], answer_score(sample, i, text)) for i, text in enumerate(texts)]
         for sample, texts in zip(samples, answers, strict=True)
@@ -124,7 +123,7 @@ def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]])
 
 
 def _part(task: str) -> str:
-    """The part of a score table that a question of this task belongs to."""
+    """Return the part of a score table to which a question of this task belongs."""
     for prefix in (MME, POPE):
         if task.startswith(prefix):
             return f"{prefix.rstrip('_')}{PART}{task.removeprefix(prefix)}"
@@ -134,9 +133,9 @@ def _part(task: str) -> str:
 def _rotations(
     samples: Sequence[Answered], scores: Sequence[Sequence[tuple[str, float]]]
 ) -> dict[tuple[str, str], tuple[int, bool]]:
-    """MMBench's questions, and whether all their rotations are right (circular evaluation).
+    """Return for each MMBench question whether all its rotations are right.
 
-    Rotations of a question are rounds of one sample, or of samples that share the key up to `#`.
+    Rotations of a question are rounds of one sample, or of samples whose keys agree up to `#`.
     """
     found: dict[tuple[str, str], tuple[int, bool]] = {}
     for row, (sample, own) in enumerate(zip(samples, scores, strict=True)):
@@ -149,7 +148,7 @@ def _rotations(
 
 
 def average(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """The mean of several seeds' tables."""
+    """Average the tables of several seeds."""
     return ScoreTable(
         tables[0].parts, np.mean([table.sums for table in tables], axis=0), tables[0].counts
     )
@@ -158,11 +157,10 @@ def average(tables: Sequence[ScoreTable]) -> ScoreTable:
 def task_details(
     samples: Sequence[Answered], answers: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """Further numbers of single tasks.
+    """Return further numbers of single tasks.
 
-    POPE's statistics of every yes/no task and of its three categories together, MME's scores as its
-    paper gives them, and MMBench's accuracy over all rotations, of which its score is the circular
-    one.
+    These are POPE's statistics of every yes/no task and of its three categories together, MME's
+    scores as in its paper, and MMBench's accuracy over all rotations beside its circular accuracy.
     """
     by_task: dict[str, list[tuple[str, str, str, float]]] = {}
     for sample, texts in zip(samples, answers, strict=True):

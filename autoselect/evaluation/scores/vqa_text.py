@@ -1,8 +1,8 @@
-"""The normalisation of the official VQA evaluation (Antol et al. 2015, GT-Vision-Lab/VQA).
+"""Normalise answers as the official VQA evaluation does (Antol et al. 2015, GT-Vision-Lab/VQA).
 
-Kept with its peculiarities, because published numbers contain them: a hyphen becomes a space unless
+Its peculiarities are kept, because published numbers contain them: a hyphen becomes a space unless
 the text has one beside it; the test for a full stop after a digit is written `(?!<=\\d)`, which is
-always true, so a full stop goes whenever no digit follows it.
+always true, so every full stop that is not followed by a digit is removed.
 """
 
 import re
@@ -36,7 +36,7 @@ CONTRACTIONS = {damaged: word for word in CONTRACTED for damaged in _without_one
 
 
 def strip_punctuation(text: str) -> str:
-    """Punctuation beside a space goes, other punctuation becomes a space, full stops go."""
+    """Remove punctuation beside a space and full stops; replace the rest by spaces."""
     result = text
     has_digit_comma = DIGIT_COMMA.search(text) is not None
     for mark in PUNCTUATION:
@@ -46,7 +46,7 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise_vqa_answer(text: str) -> str:
-    """Lower case without punctuation and articles; number words as digits; apostrophes restored."""
+    """Lower case, drop punctuation and articles, write digits, restore apostrophes."""
     flat = text.replace("\n", " ").replace("\t", " ").strip()
     words = [NUMBERS.get(w, w) for w in strip_punctuation(flat).lower().split()]
     return " ".join(CONTRACTIONS.get(w, w) for w in words if w not in ARTICLES)

@@ -1,10 +1,10 @@
-"""An analysis as an MLflow run: its numbers as metrics `analysis/KIND/...`, and its figure."""
+"""Log an analysis to MLflow: its numbers as metrics `analysis/KIND/...`, and its figure."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoselect.evaluation.report.record import shown_folder, shown_selector
+from autoselect.evaluation.report.tracked_evaluation import shown_folder, shown_selector
 from autoselect.tracking import Tracker
 from autoselect.tracking.note import RunNote
 
@@ -14,13 +14,12 @@ Point = tuple[str, float, int | None]
 def start_analysis(
     kind: str, settings: Mapping[str, Any], tags: Mapping[str, Any], training_run: str | None
 ) -> Tracker:
-    """Begin the run of an analysis, or go on with it when the same one is repeated.
+    """Begin the run of an analysis, or continue that of an equal one.
 
     Args:
-        kind: of the analysis.
-        settings: of the command; `experiment`, `selector` and `out` among them.
+        settings: settings of the command, with `experiment`, `selector` and `out`.
         tags: facts to search by.
-        training_run: run in which the selector was trained, when it is known.
+        training_run: MLflow id of the run that trained the selector; None if unknown.
     """
     own = {"kind": "analysis", "analysis": kind, **tags}
     own["selector"] = shown_selector(settings["selector"])
@@ -45,11 +44,8 @@ def log_analysis(
     """Log a finished analysis.
 
     Args:
-        tracker: of its run.
-        kind: of the analysis.
-        numbers: as the analysis gave them.
         out: folder with `KIND.json` and `KIND.png`.
-        training_run: run in which the selector was trained, when it is known.
+        training_run: MLflow id of the run that trained the selector; None if unknown.
     """
     for name, value, step in points(numbers):
         tracker.log_metrics({f"analysis/{kind}/{name}": value}, step)
@@ -62,10 +58,10 @@ def log_analysis(
 
 
 def points(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[Point]:
-    """(name, value, step) of every number that makes a metric.
+    """Yield (name, value, step) of every number that becomes a metric.
 
-    Values by budget, lists as long as `budgets` or dictionaries with a `budget`, have it as their
-    step; pairs are (step, value). Other lists, such as a value per position, are no metrics.
+    The budget is the step of lists as long as `budgets` and of dictionaries with a `budget`; pairs
+    are (step, value). Other lists, such as one value per position, are skipped.
     """
     budgets = numbers.get("budgets", [])
     yield from _points(numbers, prefix, budgets if isinstance(budgets, list | tuple) else [])

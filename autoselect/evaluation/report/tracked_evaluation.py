@@ -1,7 +1,7 @@
-"""An evaluation as MLflow runs: a parent from its start to its end, a child per method and budget.
+"""Log an evaluation to MLflow: a parent run, with one child run per method and budget.
 
-The parent begins before the first answer, so that its duration is that of the evaluation, and ends
-as what happened. An evaluation that is repeated goes on in the same runs, see `RunNote`.
+The parent run begins before the first answer, so that its duration is that of the evaluation, and
+it ends as finished, failed or killed. An evaluation that is repeated continues the same runs.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.report.latency import costs, latency_table
+from autoselect.evaluation.report.markdown import markdown_table
 from autoselect.evaluation.report.tables import (
     LOWER,
     UPPER,
     answer_line,
-    latency_table,
-    markdown_table,
     retention_table,
     span,
 )
@@ -30,14 +30,13 @@ PARENT, ROW = "parent", "evaluation row"
 FOLDERS_WITHOUT_NAME = ("selector", "train", "eval")
 
 
-class EvaluationRecord:
-    """The runs of one evaluation; a context manager that ends them truthfully.
+class TrackedEvaluation:
+    """The runs of one evaluation, as a context manager.
 
     Args:
-        settings: the `EvalSettings`.
-        identity: what makes a later evaluation the same one, a JSON value.
-        tags: facts that are known at the start.
-        training_run: run in which the selector was trained, when it is known.
+        identity: JSON value; a later evaluation with an equal one continues these runs.
+        tags: facts known before the first answer.
+        training_run: MLflow id of the run that trained the selector; None if unknown.
     """
 
     def __init__(
@@ -66,12 +65,12 @@ class EvaluationRecord:
 
     @classmethod
     def disabled(cls, settings: Any) -> Self:
-        """A record that logs nothing."""
+        """Return a tracked evaluation that logs nothing."""
         return cls(dataclasses.replace(settings, tracking=False), None, {})
 
     @property
     def run_id(self) -> str | None:
-        """Of the parent run; None without tracking."""
+        """MLflow id of the parent run; None without tracking."""
         return self._parent.run_id
 
     def __enter__(self) -> Self:
@@ -93,9 +92,7 @@ class EvaluationRecord:
         """Log a finished evaluation.
 
         Args:
-            report: as `build_report` gives it.
-            figures: PNG files by name.
-            selectors: `Selector`s by the name of their row.
+            selectors: each `Selector` by the name of its row.
         """
         if not self.settings.tracking:
             return
@@ -106,7 +103,9 @@ class EvaluationRecord:
             if row["retention"] is not None:
                 parent.log_metrics({f"retention/{row['method']}": row["retention"]}, row["budget"])
         parent.log_table(_accuracy_columns(report), "accuracy.json")
-        parent.log_table(_latency_columns(report), "latency.json")
+        head, rows = latency_table(report)
+        columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
+        parent.log_table(columns, "latency.json")
         for name in ("report.html", "report.md", "report.json", "predictions.jsonl"):
             parent.log_artifact(out / name)
         parent.log_artifacts(list(figures.values()), "figures")
@@ -119,7 +118,7 @@ class EvaluationRecord:
         parent.rank_selectors(self.settings.experiment)
 
     def _description(self, report: dict[str, Any]) -> str:
-        """The answer first: the page of a run shows little more than the first line unfolded."""
+        """Return the description: MLflow shows little more than its first line."""
         lines = [f"**{answer_line(report)}**", ""]
         if self.training_run:
             link, short = self._parent.link_to(self.training_run), self.training_run[:12]
@@ -139,7 +138,6 @@ class EvaluationRecord:
         return "\n".join(lines)
 
     def _log_selectors(self, report: dict[str, Any], selectors: Mapping[str, Any]) -> None:
-        """Each selector as a model of the run, wherever it was loaded from."""
         for row, selector in selectors.items():
             name = "selector" if row == SELECTOR else f"selector-{row.removeprefix(f'{SELECTOR}:')}"
             with tempfile.TemporaryDirectory() as folder:
@@ -166,22 +164,19 @@ class EvaluationRecord:
             low, high = row["retention_ci95"]
             metrics |= {"retention": row["retention"], "retention_low": low, "retention_high": high}
         if method == SELECTOR:
-            metrics |= _costs(report).get(budget, {})
+            metrics |= costs(report).get(budget, {})
         child.log_metrics(metrics)
         child.finish()
 
 
 def shown_folder(out: str) -> str:
-    """How dashboards call what lies in an output folder: the last parts of it that say something.
-
-    `runs/report` is `report`, `runs/mine/eval` is `mine`.
-    """
+    """Return the last part of a folder that names it: `mine` for `runs/mine/eval`."""
     parts = [part for part in Path(out).absolute().parts if part not in FOLDERS_WITHOUT_NAME]
     return parts[-1]
 
 
 def shown_selector(address: str) -> str:
-    """How dashboards call a selector: `runs/a/seed-0/train/selector` is `a/seed-0`."""
+    """Return a short name: `a/seed-0` for `runs/a/seed-0/train/selector`."""
     address = address.split(",")[0].rpartition("=")[2].strip()
     if ":/" in address:
         return address
@@ -190,20 +185,12 @@ def shown_selector(address: str) -> str:
 
 
 def _model_name(name: str) -> str:
-    """Without the characters that MLflow does not allow in the name of a model."""
+    """Replace the characters that MLflow refuses in the name of a model."""
     return "".join("_" if letter in "/:.%\"'" else letter for letter in name)
 
 
-def _costs(report: dict[str, Any]) -> dict[int, dict[str, float]]:
-    names = ("prefill_ms", "selector_ms", "speedup", "speedup_with_vision", "kv_cache_bytes")
-    return {
-        row["budget"]: {name: row[name] for name in names if row.get(name) is not None}
-        for row in report["latency"]["pruned"]
-    }
-
-
 def _summary(report: dict[str, Any]) -> dict[str, float]:
-    """Numbers of the whole evaluation, under names that make columns of the list of runs."""
+    """Return the metrics that become columns of MLflow's list of runs."""
     found = {
         "accuracy/full": report["full"]["mean"],
         "accuracy/blind": report["blind"]["mean"],
@@ -221,7 +208,7 @@ def _summary(report: dict[str, Any]) -> dict[str, float]:
         elif method.startswith(f"{SELECTOR}:"):
             other = method.removeprefix(f"{SELECTOR}:")
             found[f"{metric_at('retention', budget)}/{other}"] = row["retention"]
-    for budget, cost in _costs(report).items():
+    for budget, cost in costs(report).items():
         found[metric_at("speedup", budget)] = cost["speedup"]
         if "speedup_with_vision" in cost:
             found[metric_at("speedup_with_vision", budget)] = cost["speedup_with_vision"]
@@ -230,7 +217,7 @@ def _summary(report: dict[str, Any]) -> dict[str, float]:
 
 
 def _accuracy_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
-    """The accuracy table by column: both bounds, then every row; fractions."""
+    """Return the accuracy table by column, as fractions: both bounds, then every row."""
     full = {"method": UPPER, "budget": report["num_tokens"], "retention": 1.0}
     blind = {"method": LOWER, "budget": 0, "retention": None}
     rows = [full | report["full"], blind | report["blind"], *report["rows"]]
@@ -244,8 +231,3 @@ def _accuracy_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
     columns["retention"] = [row["retention"] for row in rows]
     columns["retention_ci95"] = [span(row.get("retention_ci95")) for row in rows]
     return columns
-
-
-def _latency_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
-    head, rows = latency_table(report)
-    return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))

@@ -1,0 +1,101 @@
+"""Latency in a report: the table, its notes, and what each budget costs.
+
+`prefill_ms` of a pruned row is one call of the attached model: selection, rewriting of the call, host
+time and language model. `selector_ms` is the selector's own part of it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = {
+    "selector ms": "selector_ms",
+    "prefill ms": "prefill_ms",
+    "first token ms": "first_token_ms",
+    "decode ms/token": "decode_ms",
+    "KV MiB": "kv_cache_bytes",
+    "speedup": "speedup",
+    "with vision": "speedup_with_vision",
+}
+COSTS = (
+    *("prefill_ms", "selector_ms", "first_token_ms", "speedup", "speedup_with_vision"),
+    "kv_cache_bytes",
+)
+SHARED_TIMES = {"vision tower": "tower_ms", "projector": "projector_ms", "Scorer": "scorer_ms"}
+MIB = 2**20
+
+
+def expected_speedups(latency: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the speedups that follow from the times of a pruned row, by key."""
+    found = {"speedup": latency["full_prefill_ms"] / row["prefill_ms"]}
+    first = latency.get("full", {}).get("first_token_ms")
+    if first is not None and row.get("first_token_ms") is not None:
+        found["speedup_with_vision"] = first / row["first_token_ms"]
+    return found
+
+
+def speedups(report: Mapping[str, Any]) -> dict[int, float]:
+    """Return the prefill speedup at each timed budget."""
+    return {row["budget"]: row["speedup"] for row in report["latency"]["pruned"]}
+
+
+def costs(report: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Return the measured times, speedups and cache bytes by budget."""
+    return {
+        row["budget"]: {name: row[name] for name in COSTS if row.get(name) is not None}
+        for row in report["latency"]["pruned"]
+    }
+
+
+def latency_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the latency table, the full model first.
+
+    A column that no row has is left out; a single missing number is shown as a dash.
+    """
+    latency = report["latency"]
+    full = {"speedup": 1.0, "speedup_with_vision": 1.0, "prefill_ms": latency["full_prefill_ms"]}
+    rows = [full | latency.get("full", {}), *latency["pruned"]]
+    shown = {
+        name: key
+        for name, key in COLUMNS.items()
+        if any(row.get(key) is not None for row in latency["pruned"])
+    }
+    names = [f"{report['num_tokens']} (full)", *(str(row["budget"]) for row in latency["pruned"])]
+    cells = [
+        [name, *(_number(row.get(key), key) for key in shown.values())]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    head = [f"{name} (in prefill)" if name == "selector ms" else name for name in shown]
+    return ["tokens", *head], cells
+
+
+def _number(value: float | None, key: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value / MIB if key == 'kv_cache_bytes' else value:.2f}"
+
+
+def latency_notes(latency: Mapping[str, Any]) -> list[str]:
+    """Return what the columns of the latency table mean, and times that all budgets share."""
+    notes = [
+        "Prefill is one call of the attached model on encoded images: selection, rewriting of the "
+        "call, host time and language model. The selector's own time is part of it. Speedup is "
+        "full prefill / pruned prefill. First token is `generate` of one token, from pixels on; "
+        "speedup with vision is its ratio."
+    ]
+    known = [
+        f"{name} {latency[key]:.2f} ms" for name, key in SHARED_TIMES.items() if latency.get(key)
+    ]
+    if known:
+        notes.append(f"The same for every budget: {', '.join(known)}.")
+    compiled = latency.get("compiled")
+    if compiled:
+        rows = ", ".join(
+            f"{row['budget']} tokens {row['prefill_ms']:.2f} + {row['selector_ms']:.2f} ms "
+            f"({row['speedup']:.2f} x)"
+            for row in compiled["pruned"]
+        )
+        notes.append(
+            f"With {compiled['how']}: full prefill {compiled['full_prefill_ms']:.2f} ms; pruned "
+            f"prefill + selector {rows}."
+        )
+    return notes
