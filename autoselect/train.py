@@ -13,7 +13,8 @@ from pathlib import Path
 from autoselect.cli.import_faults import explained_imports
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import load_deepspeed_config
-from autoselect.config.files import flatten, load_config, to_dict
+from autoselect.config.files import load_config
+from autoselect.config.flags import settings_help
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
@@ -26,16 +27,16 @@ DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
 
 def parser() -> argparse.ArgumentParser:
     """Flags of the launcher and of the run; settings are read from what remains."""
-    settings = "\n".join(f"  --{k} {v}" for k, v in flatten(to_dict(TrainConfig())).items())
     parsed = argparse.ArgumentParser(
         prog="autoselect/train.py",
         description="Train a visual token selector around a frozen VLM.",
-        epilog=f"settings and their defaults:\n{settings}",
+        epilog=settings_help(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parsed.add_argument("--deepspeed", metavar="JSON", default=DEFAULT_DEEPSPEED)
-    parsed.add_argument("--config", metavar="YAML", default=None)
+    deepspeed = f"batch sizes, ZeRO stage and clipping (default {DEFAULT_DEEPSPEED})"
+    parsed.add_argument("--deepspeed", metavar="JSON", default=DEFAULT_DEEPSPEED, help=deepspeed)
+    parsed.add_argument("--config", metavar="YAML", help="settings that the flags below override")
     parsed.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
     return parsed
 

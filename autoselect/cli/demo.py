@@ -40,7 +40,7 @@ def add_report_command(subparsers: Any) -> None:
 def add_dashboard_command(subparsers: Any) -> None:
     """Add `dashboard`."""
     dashboard = subparsers.add_parser("dashboard", help="serve the MLflow pages on loopback")
-    dashboard.add_argument("--port", type=int, default=5000)
+    dashboard.add_argument("--port", type=int, default=5000, help="port of the pages")
     dashboard.set_defaults(run=run_dashboard)
 
 

@@ -29,24 +29,25 @@ def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Co
         f"give its members, such as --{prefix}NAME VALUE",
     )
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
             raise ConfigError(f"unknown configuration key {prefix}{key}={value!r}; {hint}")
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}", known[key])
     return cls(**arguments)
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """Check `value` against a type hint; text from flags is parsed as YAML first."""
+def _convert(hint: Any, value: Any, name: str, description: str) -> Any:
+    """Check the value of a setting against its type hint; an integer becomes a float if needed."""
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{name}.")
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        require(value in choices, f"{name}={value!r} must be one of {', '.join(map(str, choices))}")
+        listed = ", ".join(map(str, choices))
+        require(value in choices, f"{name}={value!r} must be one of {listed}: {description}")
         return value
     if get_origin(hint) is types.UnionType:
         if value is None:
@@ -56,9 +57,9 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         try:
             return float(value)
         except (ValueError, OverflowError):
-            raise ConfigError(f"{name}={value!r} must be a number") from None
+            raise ConfigError(f"{name}={value!r} must be a number: {description}") from None
     matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    require(matches, f"{name}={value!r} must be of type {hint.__name__}")
+    require(matches, f"{name}={value!r} must be of type {hint.__name__}: {description}")
     return value
 
 

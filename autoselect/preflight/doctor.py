@@ -136,8 +136,9 @@ def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
     doctor = subparsers.add_parser(
         "doctor", help="check a training run, everything but compute, before it starts"
     )
-    doctor.add_argument("--config", metavar="YAML", help="of the run")
-    doctor.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", metavar="JSON")
+    doctor.add_argument("--config", metavar="YAML", help="settings of the training run")
+    json_file, what = "configs/deepspeed/zero2.json", "its batch sizes, ZeRO stage and clipping"
+    doctor.add_argument("--deepspeed", default=json_file, metavar="JSON", help=what)
     doctor.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
     doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of device, if none is here")
     doctor.add_argument("--gpu-memory", type=float, help="usable GiB per device")

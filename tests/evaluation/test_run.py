@@ -28,9 +28,9 @@ from autoselect.evaluation.loading import load_pair, selector_folders
 from autoselect.evaluation.methods.llm_attention import visual_attention
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
-from autoselect.evaluation.run import evaluate
+from autoselect.evaluation.run import evaluate, prepare
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.evaluation.settings import EvalSettings, prepare
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
@@ -373,7 +373,7 @@ def test_another_revision_of_the_model_does_not_reuse_answers(settings, monkeypa
     ["rows_per_batch", "images_per_part", "latency_batch", "max_new_tokens", "random_seeds"],
 )
 def test_sizes_below_one_are_refused_by_name(settings, name):
-    with pytest.raises(ConfigError, match=f"{name}=0 is below 1; give how"):
+    with pytest.raises(ConfigError, match=f"{name}=0 is below 1; choose 1 or more"):
         dataclasses.replace(settings, **{name: 0})
 
 
