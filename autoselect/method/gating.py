@@ -19,10 +19,27 @@ import torch
 from torch import Tensor
 
 from autoselect.config import GateKind
-from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.hard_top_k import hard_top_k
-from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
+
+
+@dataclass(frozen=True)
+class GateSetting:
+    """What the gates of one optimiser step are made with.
+
+    Attributes:
+        token_budget: K.
+        temperature: tau of soft top-K, in units of the scores.
+        seed: run seed; it and the step key the noise.
+        step: number of the optimiser step.
+    """
+
+    token_budget: int
+    temperature: float
+    seed: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -37,10 +54,9 @@ def gate_tokens(
     kind: GateKind,
     tokens: Tensor,
     scores: Tensor,
-    token_budget: int,
-    temperature: float,
-    statistics: TokenStatistics,
-    key: NoiseKey,
+    setting: GateSetting,
+    statistics: NoiseStatistics,
+    image_ids: Tensor,
     mask: Tensor | None = None,
 ) -> Gated:
     """Let tokens pass as far as their scores say.
@@ -49,17 +65,16 @@ def gate_tokens(
         kind: which formula.
         tokens: x, [I, N, D].
         scores: importance logits, [I, N].
-        token_budget: K; images with fewer tokens keep all.
-        temperature: of soft top-K.
-        statistics: mean, deviation and covariance factor of the data set's tokens.
-        key: what the noise depends on.
+        setting: budget, temperature, seed and step; images with fewer tokens than K keep all.
+        statistics: mean and covariance of the data set's tokens.
+        image_ids: ids of the images in the data set, which key the noise, int64, [I].
         mask: true at real tokens, [I, N].
     """
-    noise = (statistics.mean, statistics.std, key)
-    token_budget = min(token_budget, tokens.shape[1])
+    key = NoiseKey(setting.seed, setting.step, image_ids)
+    temperature, token_budget = setting.temperature, min(setting.token_budget, tokens.shape[1])
     if kind == "noise":
         gated, gates = soft_top_k_noise_gate(
-            tokens, scores, token_budget, temperature, *noise, mask=mask, factor=statistics.factor
+            tokens, scores, token_budget, temperature, statistics, key, mask
         )
         return Gated(gated, gates)
     gates = soft_top_k(scores, token_budget, temperature, mask)
@@ -69,7 +84,7 @@ def gate_tokens(
     if kind == "zero_fill":
         return Gated(amplitude(gates)[..., None].to(tokens.dtype) * tokens, gates)
     if kind == "straight_through":
-        filler = noise_gate(tokens, torch.zeros_like(gates), *noise, factor=statistics.factor)
+        filler = noise_gate(tokens, torch.zeros_like(gates), statistics, key)
         kept = straight_through(scores, gates, token_budget, mask)[..., None].to(tokens.dtype)
         return Gated(kept * tokens + (1 - kept) * filler, gates)
     assert kind == "none"

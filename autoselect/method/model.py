@@ -19,32 +19,14 @@ from torch import Tensor, nn
 
 from autoselect.config import TrainConfig
 from autoselect.method.denoiser import Denoiser
-from autoselect.method.gating import Gated, gate_tokens
+from autoselect.method.gating import Gated, GateSetting, gate_tokens
 from autoselect.method.scorer import Scorer, standardise
 from autoselect.method.statistics import TokenStatistics
-from autoselect.ops.noise_gate import NoiseKey
 from autoselect.vlm.backbone import FrozenVLM, VisualTokens
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.text.batch import IGNORED_LABEL, TrainBatch
 
 SMALLEST_GATE = 1e-6
-
-
-@dataclass(frozen=True)
-class GateSetting:
-    """What the gates of one step are made with.
-
-    Attributes:
-        token_budget: K.
-        temperature: tau.
-        seed: of the run.
-        step: optimiser step; both key the noise.
-    """
-
-    token_budget: int
-    temperature: float
-    seed: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -111,10 +93,9 @@ class AutoSelect(nn.Module):
             self.gate_kind,
             visual.at(self.site),
             scores.float(),
-            setting.token_budget,
-            setting.temperature,
+            setting,
             self.statistics,
-            NoiseKey(setting.seed, setting.step, image_ids),
+            image_ids,
             visual.mask,
         )
 

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from autoselect.config import ConfigError
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MAX_FACTOR_RANK = 64
 
 
 def values_are_checkable(tensor: Tensor) -> bool:
@@ -126,23 +125,3 @@ def check_temperature(temperature: float | Tensor) -> Tensor:
             "0.01..10"
         )
     return value
-
-
-def check_statistics(tokens: Tensor, mean: Tensor, std: Tensor, factor: Tensor | None) -> None:
-    """Channel statistics fit the tokens: mean and std [D], factor [r, D]."""
-    check_float("tokens", tokens, "[batch, tokens, channels]", 3)
-    width = tokens.shape[2]
-    for field, value in (("mean", mean), ("std", std)):
-        check_float(field, value, "[channels]", 1)
-        check_shape(field, value, (width,), tokens.device)
-    if values_are_checkable(std) and bool((~(std.detach() >= 0)).any()):
-        raise ConfigError("std must be non-negative in every channel; calibrate it again")
-    if factor is not None:
-        check_float("factor", factor, "[rank, channels]", 2)
-        rank = factor.shape[0]
-        if not 1 <= rank <= MAX_FACTOR_RANK:
-            raise ConfigError(
-                f"factor has rank {rank}, but must have 1..{MAX_FACTOR_RANK} rows; keep the "
-                "leading directions"
-            )
-        check_shape("factor", factor, (rank, width), tokens.device)

@@ -21,7 +21,8 @@ from autoselect.data.quarantine import Quarantine
 from autoselect.data.reread import still_unusable
 from autoselect.data.shards import ShardSet
 from autoselect.method import schedules
-from autoselect.method.model import GateSetting, StepOutput
+from autoselect.method.gating import GateSetting
+from autoselect.method.model import StepOutput
 from autoselect.pruning.selector import Selector
 from autoselect.ranks import processes
 from autoselect.ranks.heartbeat import Heartbeat

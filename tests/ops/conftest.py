@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoselect.ops._native import EXTENSION, HAS_CUDA
-from autoselect.ops.noise_gate import NoiseKey
+from autoselect.ops.noise import NoiseKey
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -26,7 +26,8 @@ from autoselect.config import (
     ScorerConfig,
     TrainConfig,
 )
-from autoselect.method.model import AutoSelect, GateSetting
+from autoselect.method.gating import GateSetting
+from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics
 from autoselect.preflight import estimates
 from autoselect.preflight.estimates import (
@@ -78,7 +79,7 @@ def make_batch(vlm: FrozenVLM, text: int = TEXT, answers: int = ANSWERS) -> Trai
 def make_model(config: TrainConfig, model: LlavaForConditionalGeneration) -> AutoSelect:
     vlm = FrozenVLM(model, build_processor(), "test")
     width = vlm.width_at(config.gate.site)
-    statistics = TokenStatistics(torch.zeros(width), torch.ones(width), None, 1.0)
+    statistics = TokenStatistics(torch.zeros(width), torch.ones(width), participation_ratio=1.0)
     return AutoSelect(vlm, config, statistics)
 
 
