@@ -8,11 +8,10 @@ import argparse
 import dataclasses
 import logging
 import sys
-from pathlib import Path
 
 from autoselect.cli.import_faults import explained_imports
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import settings_help
 from autoselect.data.quarantine import QuarantineBudgetError
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         info = processes.RankInfo.from_environment()
         processes.setup_logging(info)
         config = load_config(TrainConfig, options.config, flags)
-        deepspeed = load_deepspeed_config(Path(options.deepspeed))
+        deepspeed = DeepSpeedConfig.load(options.deepspeed)
         processes.set_accelerator_default()
         processes.init_distributed(info, processes.choose_device(info))
         signals.ranks_met()
@@ -76,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(
     config: TrainConfig,
-    deepspeed: dict,
+    deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
     signals: processes.SignalFlag,
     heartbeat: Heartbeat,

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from autoselect.config import TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.ranks import processes
 from autoselect.ranks.heartbeat import Heartbeat
@@ -59,7 +59,7 @@ def make_trainer(folder: Path, steps: int) -> Trainer:
         "gate": {"calibration_images": 32},
         "data": {"train_shards": str(folder / "shards" / "train-*.tar")},
     }
-    deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
     config = from_dict(TrainConfig, values)
     return assemble(config, deepspeed, info, processes.SignalFlag(), Heartbeat(info))
 

@@ -9,7 +9,7 @@ import yaml
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import flatten, from_dict, load_config, to_dict
-from autoselect.config.programs import setting_flags
+from autoselect.config.programs import DEFAULT_PORT, setting_flags
 from autoselect.config.setting import setting
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
@@ -71,7 +71,7 @@ class AblationPlan:
         "configs/deepspeed/zero2.json", "DeepSpeed JSON, in the current folder or the checkout"
     )
     ranks: int = setting(2, "training processes of a cell, on this machine")
-    port: int = setting(29500, "port at which the ranks of a cell meet")
+    port: int = setting(DEFAULT_PORT, "port at which the ranks of a cell meet")
     steps: int = setting(240, "updates of every cell")
     seeds: list = setting([0, 1, 2], "training seeds; every variant is trained once with each")
     images: int = setting(500, "test images")

@@ -13,6 +13,9 @@ import yaml
 
 from autoselect.config import ConfigError
 
+DEFAULT_PORT = 29500
+"""TCP port where ranks meet unless the user names one; DeepSpeed and torch use it, too."""
+
 
 def checkout() -> Path:
     """The source tree: launcher scripts and configurations are not part of an installed package.

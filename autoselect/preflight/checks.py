@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import socket
 import urllib.error
@@ -19,7 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 from autoselect.config import ConfigError
-from autoselect.config.deepspeed import batch_sizes
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import cannot_write, existing
 from autoselect.data.index import sidecar
 from autoselect.data.paths import expand
@@ -275,7 +273,7 @@ def check_memory(subject: Subject) -> Finding:
         return Finding("memory", "warn", "no GPU is visible here", fix)
     shape, config = _shape(subject), subject.config
     have = Assumptions(weight_bytes=BYTES[config.dtype])
-    micro = batch_sizes(subject.deepspeed, machine.gpus).micro
+    micro = subject.deepspeed.split(machine.gpus).micro
     stage = _stage(subject.deepspeed)
     if stage == "0":
         return Finding("memory", "warn", "ZeRO is off; the plan knows stages 1 to 3", "")
@@ -300,12 +298,10 @@ def check_memory(subject: Subject) -> Finding:
     return Finding("memory", "fail", found, fix)
 
 
-def _stage(deepspeed: dict) -> str:
-    """The plan's name of the ZeRO stage of a DeepSpeed file."""
-    zero = deepspeed.get("zero_optimization", {})
-    stage = str(zero.get("stage", 0))
-    offload = re.search(r"cpu|nvme", json.dumps(zero.get("offload_param", {})))
-    return f"{stage}_offload" if stage == "3" and offload else stage
+def _stage(deepspeed: DeepSpeedConfig) -> str:
+    """Return the name of the ZeRO stage in `STAGES`."""
+    stage = str(deepspeed.zero_stage)
+    return f"{stage}_offload" if deepspeed.offloads_parameters else stage
 
 
 MACHINE_CHECKS: tuple[Callable[[Machine], Finding], ...] = (

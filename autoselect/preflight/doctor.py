@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import batch_sizes, load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import check_counts
+from autoselect.config.programs import DEFAULT_PORT
 from autoselect.preflight.checks import MACHINE_CHECKS, NEED_MODEL, RUN_CHECKS
 from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.plan import GPUS
@@ -36,8 +37,8 @@ def read_configuration(
     except ConfigError as error:
         findings.append(_refused("config", error, f"correct {path or 'the flags'}"))
     try:
-        settings = load_deepspeed_config(deepspeed)
-        sizes = batch_sizes(settings, machine.gpus)
+        settings = DeepSpeedConfig.load(deepspeed)
+        sizes = settings.split(machine.gpus)
         found = f"{deepspeed}: {sizes.total} = {sizes.micro} x {machine.gpus} devices"
         findings.append(Finding("deepspeed", "ok", f"{found} x {sizes.accumulation} accumulated"))
     except ConfigError as error:
@@ -101,7 +102,7 @@ def meeting_port() -> int:
     Raises:
         ConfigError: it is no whole number.
     """
-    named = os.environ.get("MASTER_PORT") or "29500"
+    named = os.environ.get("MASTER_PORT") or DEFAULT_PORT
     try:
         return int(named)
     except ValueError:
@@ -146,7 +147,7 @@ def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
     doctor.add_argument(
         "--port",
         type=int,
-        help="where the ranks meet, MASTER_PORT or 29500 by default",
+        help=f"port where the ranks meet (default MASTER_PORT, or {DEFAULT_PORT})",
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.add_argument(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoselect.config import TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -58,6 +59,6 @@ class Subject:
     """
 
     config: TrainConfig
-    deepspeed: dict
+    deepspeed: DeepSpeedConfig
     source: str
     machine: Machine

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import BatchSizes, batch_sizes, load_deepspeed_config
+from autoselect.config.deepspeed import BatchSizes, DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import check_counts
 from autoselect.preflight.estimates import (
@@ -163,8 +163,8 @@ def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
     Raises:
         ConfigError: the global batch is no multiple of the devices.
     """
-    config = load_deepspeed_config(arguments.deepspeed)
-    total, micro = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
+    config = DeepSpeedConfig.load(arguments.deepspeed)
+    total, micro = config.total_batch, config.micro_batch
     if total % arguments.gpus:
         raise ConfigError(
             f"train_batch_size={total} cannot be split over gpus={arguments.gpus}; choose a number "
@@ -175,8 +175,7 @@ def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
     note = ""
     if fitting != micro:
         note = f" (lower its micro batch of {micro} to {fitting})"
-    split = config | {"train_micro_batch_size_per_gpu": fitting}
-    return batch_sizes(split, arguments.gpus), note
+    return config.with_batch(total, fitting).split(arguments.gpus), note
 
 
 def _model_folder(name: str) -> str:

@@ -27,13 +27,13 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout  # there is no public one
 
 from autoselect.config import ConfigError
+from autoselect.config.programs import DEFAULT_PORT
 from autoselect.ranks import rank_zero
 from autoselect.ranks.judge import RankLostError
 
 EXIT_PREEMPTED = 75
 """Exit code after a signal and a complete checkpoint (EX_TEMPFAIL): the same command goes on."""
 
-DEFAULT_PORT = 29500
 COLLECTIVE_TIMEOUT_S = 90.0
 """Longest wait of a rank for the others, in seconds; a stalled rank ends the run after it."""
 

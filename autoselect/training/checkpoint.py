@@ -25,17 +25,16 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.ranks.rank_zero import on_main
 from autoselect.training.engine_state import TrainedState
+from autoselect.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -50,27 +49,6 @@ TENSOR_FILES = ("weights", "exp_avg", "exp_avg_sq", "extra")
 
 class CheckpointError(ConfigError):
     """A checkpoint is there but cannot be used; the run must not start afresh silently."""
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """A run between two updates.
-
-    Attributes:
-        step: updates made (skipped ones included); the next update has this number.
-        trained: weights and moments; empty on ranks other than 0.
-        config: the resolved training configuration, plain values.
-        statistics: token statistics by name.
-        data: data position and identity (such as the digest of the shards), plain values.
-        run: what else goes on (tracking run id, counters), plain values.
-    """
-
-    step: int
-    trained: TrainedState
-    config: dict[str, Any] = field(default_factory=dict)
-    statistics: dict[str, Tensor] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -205,15 +183,12 @@ def read_checkpoint(path: Path) -> TrainingState:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     prefix = "statistics."
     extra = tensors["extra"].items()
-    return TrainingState(
-        step=values["step"],
-        trained=TrainedState(
+    return TrainingState.from_dict(
+        values,
+        TrainedState(
             tensors["weights"], tensors["exp_avg"], tensors["exp_avg_sq"], values["adam_step"]
         ),
-        config=values["config"],
-        statistics={n.removeprefix(prefix): t for n, t in extra if n.startswith(prefix)},
-        data=values["data"],
-        run=values["run"],
+        {name.removeprefix(prefix): t for name, t in extra if name.startswith(prefix)},
     )
 
 
@@ -261,14 +236,7 @@ def _write_payloads(state: TrainingState, folder: Path) -> None:
         path = folder / f"{name}.safetensors"
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path)
         _flush(path)
-    values = {
-        "step": state.step,
-        "adam_step": trained.adam_step,
-        "config": state.config,
-        "data": state.data,
-        "run": state.run,
-    }
-    _write_text(folder / "state.json", json.dumps(values, indent=1))
+    _write_text(folder / "state.json", json.dumps(state.to_dict(), indent=1))
 
 
 def _on_main(action: Callable[[], Any], what: str) -> Any:

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import batch_sizes, step_settings, zero_stage
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import check_folder
 from autoselect.config.files import flatten, to_dict
 from autoselect.data.loader import collate_usable
@@ -25,8 +25,10 @@ from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat
-from autoselect.training.checkpoint import CheckpointStore, TrainingState
+from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.parts import Run
 from autoselect.training.sharded_loading import gathered, sharded_loading
+from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.loading import default_dtype
@@ -54,7 +56,7 @@ UNSET = "unset"
 
 def train(
     config: TrainConfig,
-    deepspeed: dict[str, Any],
+    deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
     signals: processes.SignalFlag | None = None,
     heartbeat: Heartbeat | None = None,
@@ -84,12 +86,12 @@ def train(
 
 def assemble(
     config: TrainConfig,
-    deepspeed: dict[str, Any],
+    deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
     signals: processes.SignalFlag,
     heartbeat: Heartbeat,
 ) -> Trainer:
-    """A trainer at the step it starts from; arguments and errors as `train`."""
+    """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
     check_folder("output", config.output)
     device = processes.choose_device(info)
     # Its backward gives NaN for some lengths with a mask: github.com/pytorch/pytorch/issues/196678.
@@ -101,7 +103,7 @@ def assemble(
         vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     warn_of_few_cores(config, info)
-    batch_sizes(deepspeed, info.world_size)  # refused before anything is written
+    deepspeed.split(info.world_size)  # refused before anything is written
     with heartbeat.independently("opening the shards"):
         shards = ShardSet.open(config.data.train_shards)
     heartbeat.progress("reading the checkpoint or calibrating")
@@ -109,61 +111,65 @@ def assemble(
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
     state = store.load()
     if state is None:
-        statistics = shared_statistics(vlm, shards, collator, config, zero_stage(deepspeed))
+        statistics = shared_statistics(vlm, shards, collator, config, deepspeed.zero_stage)
     else:
-        check_resumable(state, config, deepspeed, shards, vlm)
+        now = Origin(shards.digest, vlm.digest, deepspeed.step_settings())
+        check_resumable(state, config, now)
         statistics = TokenStatistics.from_tensors(state.statistics)
     if info.is_main:
         write_resolved(config, deepspeed)
     heartbeat.progress("building the engine")
     processes.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
     model = AutoSelect(vlm, config, statistics.to(device))
-    engine = build_engine(model, config, deepspeed)
     return Trainer(
-        config,
-        engine,
-        shards,
-        collator,
-        deepspeed,
-        info,
-        device,
-        store,
-        state,
-        signals,
-        heartbeat,
+        Run(
+            config,
+            deepspeed,
+            info,
+            device,
+            signals,
+            heartbeat,
+            shards,
+            collator,
+            build_engine(model, config, deepspeed),
+            store,
+            state,
+        )
     )
 
 
-def check_resumable(
-    state: TrainingState,
-    config: TrainConfig,
-    deepspeed: dict[str, Any],
-    shards: ShardSet,
-    vlm: FrozenVLM,
-) -> None:
-    """The run that goes on is the run that was begun.
+def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> None:
+    """Refuse to resume with another model, other data or other settings.
 
     A setting of this version that the checkpoint does not name had its default then. Any other that
     is named only then or only now has changed.
 
+    Args:
+        state: the checkpoint.
+        config: the present configuration.
+        now: digests and step settings of this start.
+
     Raises:
         ConfigError: another model, other data, or a setting that the numbers so far depend on.
     """
-    if state.data.get("model_digest") != vlm.digest:
+    begun = state.origin
+    if begun.model_digest != now.model_digest:
         raise ConfigError(
             f"output={config.output} holds a run on other weights of model={config.model}; "
             "choose another output folder, or remove this one to train anew"
         )
-    if state.data.get("digest") != shards.digest:
+    if begun.data_digest != now.data_digest:
         raise ConfigError(
-            f"output={config.output} holds a run on other data (digest {state.data.get('digest')}, "
-            f"now {shards.digest}); choose another output folder to train on these shards"
+            f"output={config.output} holds a run on other data (digest {begun.data_digest}, "
+            f"now {now.data_digest}); choose another output folder to train on these shards"
         )
-    recorded = flatten(state.config) | flatten(state.data.get("step_settings", {}))
+    recorded = flatten(state.config) | flatten(begun.step_settings)
     before = flatten(to_dict(TrainConfig())) | recorded
-    now = flatten(to_dict(config)) | flatten(step_settings(deepspeed))
+    present = flatten(to_dict(config)) | flatten(now.step_settings)
     pairs = {
-        k: (before.get(k, UNSET), now.get(k, UNSET)) for k in now | before if k not in FREE_SETTINGS
+        k: (before.get(k, UNSET), present.get(k, UNSET))
+        for k in present | before
+        if k not in FREE_SETTINGS
     }
     changed = [f"{k}: {old} -> {new}" for k, (old, new) in pairs.items() if old != new]
     if changed:
@@ -198,11 +204,11 @@ def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
         )
 
 
-def write_resolved(config: TrainConfig, deepspeed: dict[str, Any]) -> None:
+def write_resolved(config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
     """The whole resolved configuration, beside everything the run writes."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = {"train": to_dict(config), "deepspeed": deepspeed}
+    resolved = {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
     (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
 
 
@@ -251,7 +257,7 @@ def calibrate_on(
     return statistics
 
 
-def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: dict[str, Any]) -> Any:
+def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: DeepSpeedConfig) -> Any:
     """A DeepSpeed engine that optimises the trainable parameters only."""
     import deepspeed as ds
 
@@ -263,5 +269,7 @@ def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: dict[str, An
         },
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    engine, _, _, _ = ds.initialize(model=model, model_parameters=groups, config=deepspeed)
+    engine, _, _, _ = ds.initialize(
+        model=model, model_parameters=groups, config=deepspeed.to_dict()
+    )
     return engine

@@ -8,31 +8,29 @@ the modules, nothing gathers them by itself: use `gathered` around what is compu
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from autoselect.config import ConfigError
-from autoselect.config.deepspeed import zero_stage
+from autoselect.config.deepspeed import DeepSpeedConfig
 
 
 @contextmanager
-def sharded_loading(config: Mapping[str, Any], dtype: torch.dtype) -> Iterator[None]:
+def sharded_loading(config: DeepSpeedConfig, dtype: torch.dtype) -> Iterator[None]:
     """Inside, `from_pretrained` splits a model over the ranks when `config` says stage 3.
 
     The ranks must have met. At lower stages it does nothing.
 
     Args:
-        config: a checked DeepSpeed configuration.
-        dtype: of the frozen weights, bfloat16 or float32.
+        config: decides by its ZeRO stage.
+        dtype: dtype of the frozen weights, bfloat16 or float32.
 
     Raises:
         ConfigError: another dtype.
     """
-    if zero_stage(config) < 3:
+    if config.zero_stage < 3:
         yield
         return
     if dtype not in (torch.bfloat16, torch.float32):
@@ -53,10 +51,10 @@ class _LoadingRequest:
     transformers' own `HfDeepSpeedConfig` does the same but needs the package accelerate.
     """
 
-    def __init__(self, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    def __init__(self, config: DeepSpeedConfig, dtype: torch.dtype) -> None:
         # The engine's own file has no bf16 block, which would convert the trained part; here it
         # says in which dtype the frozen weights are stored.
-        self.config = copy.deepcopy(dict(config)) | {"bf16": {"enabled": dtype == torch.bfloat16}}
+        self.config = config.to_dict() | {"bf16": {"enabled": dtype == torch.bfloat16}}
 
     def is_zero3(self) -> bool:
         return True

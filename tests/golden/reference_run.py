@@ -30,7 +30,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
     import torch
 
     from autoselect.config import TrainConfig
-    from autoselect.config.deepspeed import load_deepspeed_config
+    from autoselect.config.deepspeed import DeepSpeedConfig
     from autoselect.config.files import from_dict
     from autoselect.ranks import processes
     from autoselect.ranks.heartbeat import Heartbeat
@@ -44,8 +44,8 @@ def curve(folder: Path) -> dict[str, list[float]]:
     processes.set_accelerator_default()
     processes.init_distributed(info, processes.choose_device(info))
     render_shards(folder / "shards", ReferenceData(train=64, val=1, test=1), workers=1)
-    deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
-    deepspeed |= {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}
+    shipped = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    deepspeed = shipped.with_batch(4, 2)
     values = {
         "model": resolve_model("reference"),
         "output": str(folder / "run"),

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from autoselect.ranks import processes
 from autoselect.training import checkpoint
-from autoselect.training.checkpoint import CheckpointError, CheckpointStore, TrainingState
+from autoselect.training.checkpoint import CheckpointError, CheckpointStore
 from autoselect.training.engine_state import TrainedState
+from autoselect.training.state import Origin, Progress, TrainingState
 
 SHAPES = {"scorer.weight": (7, 5), "scorer.bias": (7,), "denoiser.scale": ()}
 
@@ -37,17 +38,17 @@ def make_state(step: int) -> TrainingState:
         trained=TrainedState(tensors(), tensors(), tensors(), adam_step=step - 1),
         config={"steps": 10, "gate": {"token_budget": 16}},
         statistics={"mean": torch.randn(5, generator=generator)},
-        data={"digest": "abc", "next_batch": step},
-        run={"mlflow_run": "r1"},
+        origin=Origin("abc", "def", {"train_batch_size": 8}),
+        progress=Progress("r1", 0.5 / step, skipped_steps=step),
     )
 
 
 def assert_same(left: TrainingState, right: TrainingState) -> None:
-    assert (left.step, left.config, left.data, left.run) == (
+    assert (left.step, left.config, left.origin, left.progress) == (
         right.step,
         right.config,
-        right.data,
-        right.run,
+        right.origin,
+        right.progress,
     )
     assert left.trained.adam_step == right.trained.adam_step
     for mine, theirs in (
@@ -86,6 +87,16 @@ def test_reading_and_writing_leave_the_global_generators_alone(tmp_path: Path) -
     found.append(draw())
     store.load()
     assert [*found, draw()] == expected
+
+
+def test_a_state_of_an_earlier_version_is_read() -> None:
+    """It also named the next step, and had no digest of the model."""
+    values = make_state(6).to_dict()
+    values["data"] = {"digest": "abc", "next_step": 6}
+    values["run"] = {"tracking_run_id": None}
+    state = TrainingState.from_dict(values, TrainedState(), {})
+    assert state.origin == Origin("abc", None, {}) and state.progress == Progress()
+    assert state.step == 6 and "next_step" not in make_state(6).to_dict()["data"]
 
 
 def in_format_1(folder: Path) -> None:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from autoselect import eval as distributed_eval
 from autoselect import train as entry
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.data.order import global_batch
 from autoselect.data.quarantine import QuarantineBudgetError
@@ -47,9 +47,7 @@ def run(folder: Path, *flags: str, batch: int = 16) -> None:
         "--tracking=false",
     ]
     config = load_config(TrainConfig, None, [*defaults, *flags])
-    deepspeed = load_deepspeed_config(DEEPSPEED)
-    sizes = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": batch}
-    train(config, deepspeed | sizes, ALONE)
+    train(config, DeepSpeedConfig.load(DEEPSPEED).with_batch(batch, batch), ALONE)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from autoselect.config import TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
@@ -50,8 +50,7 @@ def lists(folder: Path, info: RankInfo) -> list[object]:
 def trainer(folder: Path, info: RankInfo) -> list[object]:
     from autoselect.training.run import train
 
-    deepspeed = load_deepspeed_config(CONFIGS / "zero2.json")
-    deepspeed |= {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}
+    deepspeed = DeepSpeedConfig.load(CONFIGS / "zero2.json").with_batch(4, 2)
     values = {
         "model": str(folder / "vlm"),
         "output": str(folder / "run"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.ranks.processes import (
     RankInfo,
     choose_device,
@@ -52,9 +52,8 @@ def make_engine(config_name: str, info: RankInfo) -> Any:
     """A fresh engine on the toy with one of the shipped configurations and small batches."""
     import deepspeed
 
-    config = load_deepspeed_config(CONFIGS / f"{config_name}.json")
-    config["train_batch_size"] = GLOBAL_BATCH
-    config["train_micro_batch_size_per_gpu"] = GLOBAL_BATCH // 4
+    shipped = DeepSpeedConfig.load(CONFIGS / f"{config_name}.json")
+    config = shipped.with_batch(GLOBAL_BATCH, GLOBAL_BATCH // 4).to_dict()
     model = Toy()
     trained = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=trained)
