@@ -55,20 +55,10 @@ class DenoiserConfig:
     hidden_size: int = setting(
         256, "channels of the two bottlenecks of each block (values and MLP)"
     )
-    told_gate: bool = setting(
-        False,
-        "give each token's gate to the Denoiser, so that it knows how noisy the token is; needs at "
-        "least one block",
-    )
 
     def __post_init__(self) -> None:
         _at_least(0, "denoiser.num_layers", self.num_layers)
         _at_least(1, "denoiser.hidden_size", self.hidden_size)
-        require(
-            self.num_layers >= 1 or not self.told_gate,
-            "denoiser.told_gate=true needs a Denoiser, but denoiser.num_layers=0; "
-            "choose denoiser.num_layers of 1 or more, or denoiser.told_gate=false",
-        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ are ours.
 Dimension letters: B images, N tokens, D token width, H hidden channels.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,28 +60,15 @@ class Denoiser(nn.Module):
         super().__init__()
         self.width = width
         self.config = config
-        self.gate_input = nn.Linear(2, width) if config.told_gate else None
-        if self.gate_input is not None:
-            nn.init.zeros_(self.gate_input.weight)
-            nn.init.zeros_(self.gate_input.bias)
         self.blocks = nn.ModuleList(
             DenoiserBlock(width, config.hidden_size) for _ in range(config.num_layers)
         )
 
-    def forward(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Repaired tokens, computed in the parameters' dtype and returned in the tokens'.
-
-        Args:
-            tokens: gated, [B, N, D].
-            gates: how far each one passed, [B, N]; read by a Denoiser that is told the gate.
-        """
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return repaired tokens [B, N, D], computed in the parameters' dtype, in the tokens'."""
         if not self.blocks:
             return tokens
         repaired = tokens.to(next(self.parameters()).dtype)
-        if self.gate_input is not None:
-            assert gates is not None, "a Denoiser with told_gate needs the gates"
-            shares = torch.stack([gates, 1 - gates], dim=-1)
-            repaired = repaired + self.gate_input(shares.to(repaired.dtype))
         for block in self.blocks:
             repaired = block(repaired)
         return repaired.to(tokens.dtype)

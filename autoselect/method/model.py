@@ -102,7 +102,7 @@ class AutoSelect(nn.Module):
     def repair(self, gated: Gated) -> Tensor:
         """What the language model is given, [I, N, (1 + L) D]; later layers get what was gated."""
         tokens, later = gated.tokens[..., : self.width], gated.tokens[..., self.width :]
-        repaired = self.vlm.finished(self.denoiser(tokens, gated.gates), self.site)
+        repaired = self.vlm.finished(self.denoiser(tokens), self.site)
         return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
 
     def forward(self, batch: TrainBatch, setting: GateSetting) -> StepOutput:

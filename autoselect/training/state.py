@@ -9,6 +9,9 @@ from torch import Tensor
 
 from autoselect.training.engine_state import TrainedState
 
+REMOVED_SETTINGS = {("denoiser", "told_gate"): False}
+"""Settings of earlier versions, each with the value that still means the same run."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -101,10 +104,14 @@ class TrainingState:
         cls, values: dict[str, Any], trained: TrainedState, statistics: dict[str, Tensor]
     ) -> TrainingState:
         """Join the values of `to_dict` with the tensors."""
+        config = {**values["config"]}
+        for (group, name), value in REMOVED_SETTINGS.items():
+            if config.get(group, {}).get(name) == value:
+                config[group] = {k: v for k, v in config[group].items() if k != name}
         return cls(
             values["step"],
             trained,
-            values["config"],
+            config,
             statistics,
             Origin.from_dict(values["data"]),
             Progress.from_dict(values["run"]),

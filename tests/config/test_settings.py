@@ -47,10 +47,6 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
         (["--scorer.num_heads", "0"], "scorer.num_heads=0 is below 1"),
         (["--denoiser.hidden_size", "0"], "denoiser.hidden_size=0 is below 1"),
         (["--denoiser.num_layers", "-1"], "denoiser.num_layers=-1 is below 0"),
-        (
-            ["--denoiser.num_layers", "0", "--denoiser.told_gate", "true"],
-            "denoiser.told_gate=true needs a Denoiser, but denoiser.num_layers=0; choose",
-        ),
         (["--optimizer.learning_rate", ".inf"], "optimizer.learning_rate=inf must be above 0 and"),
         (["--optimizer.learning_rate", ".nan"], "optimizer.learning_rate=nan must be above 0 and"),
         (["--optimizer.weight_decay", "-0.1"], "optimizer.weight_decay=-0.1 must be 0 or more"),

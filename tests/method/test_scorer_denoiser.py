@@ -94,11 +94,3 @@ def test_diagonal_attention_is_full_attention_with_a_diagonal_mask():
     weights = (query @ key.transpose(1, 2) + only_itself).softmax(-1)
     expected = attention.output(weights @ attention.value(tokens))
     torch.testing.assert_close(attention(tokens), expected)
-
-
-def test_a_denoiser_that_is_told_the_gate_starts_as_the_identity_and_learns_from_it():
-    denoiser = Denoiser(WIDTH, DenoiserConfig(num_layers=1, hidden_size=16, told_gate=True))
-    tokens, gates = random(2, 5, WIDTH), torch.rand(2, 5)
-    assert torch.equal(denoiser(tokens, gates), tokens)
-    denoiser(tokens, gates).square().sum().backward()
-    assert float(denoiser.gate_input.weight.grad.abs().sum()) > 0

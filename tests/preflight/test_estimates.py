@@ -103,7 +103,7 @@ def test_the_shape_is_read_without_weights(folder: Path) -> None:
 @pytest.mark.parametrize("scorer", [ScorerConfig(), ScorerConfig(hidden_size=24, num_layers=3)])
 @pytest.mark.parametrize(
     "denoiser",
-    [DenoiserConfig(), DenoiserConfig(3, 40), DenoiserConfig(0), DenoiserConfig(told_gate=True)],
+    [DenoiserConfig(), DenoiserConfig(3, 40), DenoiserConfig(0)],
 )
 @pytest.mark.parametrize("site", ["after_projector", "before_projector"])
 def test_trained_parameters_are_counted_exactly(

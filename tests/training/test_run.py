@@ -87,14 +87,24 @@ def test_what_the_optimiser_is_given_stays(now, refused):
 
 def test_a_setting_that_is_new_since_the_checkpoint_had_its_default():
     recorded = to_dict(TrainConfig())
-    del recorded["denoiser"]["told_gate"], recorded["dtype"]
+    del recorded["gate"]["soft_removal"], recorded["dtype"]
     state = begun(recorded, {})
     check_resumable(state, TrainConfig(), origin({}))
-    told = from_dict(TrainConfig, {"denoiser": {"told_gate": True}})
-    with pytest.raises(ConfigError, match=r"\(denoiser.told_gate: False -> True\)"):
-        check_resumable(state, told, origin({}))
+    removing = from_dict(TrainConfig, {"gate": {"soft_removal": True}})
+    with pytest.raises(ConfigError, match=r"\(gate.soft_removal: False -> True\)"):
+        check_resumable(state, removing, origin({}))
     recorded["gate"]["dropout"] = 0.5  # of an earlier version
     with pytest.raises(ConfigError, match=r"\(gate.dropout: 0.5 -> unset\)"):
+        check_resumable(state, TrainConfig(), origin({}))
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_setting_that_was_removed_must_have_had_its_default(told):
+    values = begun(to_dict(TrainConfig()), {}).to_dict()
+    values["config"]["denoiser"]["told_gate"] = told
+    state = TrainingState.from_dict(values, TrainedState(), {})
+    refused = r"\(denoiser.told_gate: True -> unset\)"
+    with pytest.raises(ConfigError, match=refused) if told else nullcontext():
         check_resumable(state, TrainConfig(), origin({}))
 
 

@@ -176,5 +176,5 @@ def uniformly_gated(
     if gate.denoiser is not None:
         width = gate.denoiser.width
         own, later = gated.tokens[..., :width], gated.tokens[..., width:]
-        found[REPAIRED] = torch.cat([gate.denoiser(own, gated.gates), later], dim=-1)
+        found[REPAIRED] = torch.cat([gate.denoiser(own), later], dim=-1)
     return found
