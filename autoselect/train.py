@@ -1,7 +1,7 @@
 """Training: `deepspeed autoselect/train.py --deepspeed configs/deepspeed/zero2.json`.
 
 Without other flags it trains the reference run. `--config FILE.yaml` and dotted settings such as
-`--gate.token_budget 32` change anything; `--help` lists them.
+`--gate.token_budget 32` change it; `--help` describes them all.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankFailedError, RankLostError
+from autoselect.ranks.signals import SignalFlag
 from autoselect.training.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Flags of the launcher and of the run; settings are read from what remains."""
     parsed = argparse.ArgumentParser(
         prog="autoselect/train.py",
         description="Train a visual token selector around a frozen VLM.",
@@ -41,10 +41,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the training; user errors are one line and exit code 2."""
+    """Train, and return the exit code; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
     processes.setup_logging()
-    signals = processes.SignalFlag(met=False)  # USR1 meanwhile is answered after the first step
+    # A USR1 that arrives before the first step ends the run after it.
+    signals = SignalFlag(met=False)
     try:
         info = processes.RankInfo.from_environment()
         processes.setup_logging(info)
@@ -77,10 +78,10 @@ def _train(
     config: TrainConfig,
     deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
-    signals: processes.SignalFlag,
+    signals: SignalFlag,
     heartbeat: Heartbeat,
 ) -> bool:
-    # Seconds, or minutes of a cold disk.
+    # Takes seconds, or minutes if the disk is cold.
     with heartbeat.independently("importing the program"), explained_imports():
         from autoselect.reference.resources import resolve_model, resolve_shards
         from autoselect.training.run import train

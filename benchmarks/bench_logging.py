@@ -34,6 +34,7 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.ranks import processes
 from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.signals import SignalFlag
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.resources import resolve_model
 from autoselect.reference.shards import render_shards
@@ -61,7 +62,7 @@ def make_trainer(folder: Path, steps: int) -> Trainer:
     }
     deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
     config = from_dict(TrainConfig, values)
-    return assemble(config, deepspeed, info, processes.SignalFlag(), Heartbeat(info))
+    return assemble(config, deepspeed, info, SignalFlag(), Heartbeat(info))
 
 
 def measure(trainer: Trainer, steps: int, block: int) -> dict[str, list[float]]:

@@ -59,13 +59,12 @@ def settings_help(settings: type) -> str:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raise ConfigError for a number below 1, by its name; None is a flag that was not given."""
+    """Raise ConfigError if a named number is below 1; None means that it was not given."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value} is below 1; choose 1 or more")
 
 
 def check_port(port: int) -> None:
-    """Raise ConfigError unless `port` is the number of a TCP port."""
     if not 1 <= port <= 65535:
         raise ConfigError(f"port={port} is not a TCP port; choose 1024..65535")

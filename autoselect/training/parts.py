@@ -16,7 +16,8 @@ from autoselect.data.quarantine import Quarantine
 from autoselect.data.reread import still_unusable
 from autoselect.data.shards import ShardSet
 from autoselect.ranks.heartbeat import Heartbeat
-from autoselect.ranks.processes import RankInfo, SignalFlag
+from autoselect.ranks.processes import RankInfo
+from autoselect.ranks.signals import SignalFlag
 from autoselect.tracking import Tracker
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.shared_quarantine import SharedQuarantine

@@ -1,7 +1,7 @@
 """A training run from its configuration to the exported selector.
 
-`assemble` reads from top to bottom: load the frozen VLM, open the shards, go on from the last
-checkpoint or calibrate, build the model and its engine. The `Trainer` then steps and exports.
+`assemble` reads from top to bottom: load the frozen VLM, open the shards, read the last checkpoint
+or calibrate, build the model and its engine. The `Trainer` then makes the steps and exports.
 """
 
 import logging
@@ -25,6 +25,7 @@ from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.signals import SignalFlag
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.parts import Run
 from autoselect.training.sharded_loading import gathered, sharded_loading
@@ -49,7 +50,7 @@ FREE_SETTINGS = {
     "data.workers",
     "data.quarantine_budget",
 }
-"""What a run may change when it goes on: no number it has computed so far depends on these."""
+"""Settings that may change when a run resumes: no number of the steps depends on them."""
 
 UNSET = "unset"
 
@@ -58,43 +59,44 @@ def train(
     config: TrainConfig,
     deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
-    signals: processes.SignalFlag | None = None,
+    signals: SignalFlag | None = None,
     heartbeat: Heartbeat | None = None,
 ) -> bool:
     """Train a selector and export it to `OUTPUT/selector`.
 
     Args:
-        config: the run.
-        deepspeed: checked DeepSpeed configuration: batch sizes, ZeRO, clipping.
-        info: this rank; the ranks have met.
-        signals: remembers signals since the process began; made here by default.
-        heartbeat: watches the ranks since they met; by default one is opened here.
+        config: settings of the training.
+        deepspeed: batch sizes, ZeRO stage and clipping.
+        info: rank of this process; the ranks have met.
+        signals: remembers signals since the process began; created here by default.
+        heartbeat: watches the ranks since they met; created here by default.
 
     Returns:
-        True when all steps are done; False after a signal, with a checkpoint to go on from.
+        True if all steps are done; False after a signal, with a checkpoint to resume from.
 
     Raises:
-        ConfigError: the model, the shards, the budget or the batch sizes do not fit.
-        CheckpointError: checkpoints are there but none can be used.
+        ConfigError: model, shards, budget or batch sizes do not fit.
+        CheckpointError: there are checkpoints but none can be used.
         RankLostError, RankFailedError: another rank is dead or stalled, or failed.
     """
     if heartbeat is None:
         with Heartbeat(info) as heartbeat:
             return train(config, deepspeed, info, signals, heartbeat)
-    return assemble(config, deepspeed, info, signals or processes.SignalFlag(), heartbeat).run()
+    return assemble(config, deepspeed, info, signals or SignalFlag(), heartbeat).run()
 
 
 def assemble(
     config: TrainConfig,
     deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
-    signals: processes.SignalFlag,
+    signals: SignalFlag,
     heartbeat: Heartbeat,
 ) -> Trainer:
     """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
     check_folder("output", config.output)
     device = processes.choose_device(info)
-    # Its backward gives NaN for some lengths with a mask: github.com/pytorch/pytorch/issues/196678.
+    # cuDNN attention with a mask gives NaN gradients for some lengths:
+    # github.com/pytorch/pytorch/issues/196678
     torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
@@ -103,7 +105,7 @@ def assemble(
         vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     warn_of_few_cores(config, info)
-    deepspeed.split(info.world_size)  # refused before anything is written
+    deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
     with heartbeat.independently("opening the shards"):
         shards = ShardSet.open(config.data.train_shards)
     heartbeat.progress("reading the checkpoint or calibrating")
@@ -181,7 +183,7 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
 
 
 def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
-    """The budget fits into the model's visual tokens, where their number is fixed."""
+    """Refuse a budget above the model's visual tokens, if all images have the same number."""
     if vlm.num_tokens is not None and config.gate.token_budget > vlm.num_tokens:
         raise ConfigError(
             f"gate.token_budget={config.gate.token_budget} exceeds the {vlm.num_tokens} visual "
@@ -190,7 +192,7 @@ def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
 
 
 def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
-    """Slurm gives a task one core if nothing is said; decoders and training would share it."""
+    """Warn if decoders and training share the one core that Slurm gives a task by default."""
     if not (info.is_main and info.source == "slurm"):
         return
     cores, wanted = len(os.sched_getaffinity(0)), 1 + config.data.workers
@@ -205,7 +207,7 @@ def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
 
 
 def write_resolved(config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
-    """The whole resolved configuration, beside everything the run writes."""
+    """Write the resolved configuration to `OUTPUT/config.yaml`."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     resolved = {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
@@ -215,9 +217,9 @@ def write_resolved(config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
 def shared_statistics(
     vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig, stage: int
 ) -> TokenStatistics:
-    """Rank 0's statistics, on every rank (a collective).
+    """Calibrate on rank 0 and return its statistics on every rank (a collective).
 
-    The others calibrate with it only at ZeRO-3, where each forward pass needs their shards.
+    At ZeRO-3 the other ranks calibrate too, because each forward pass needs their shards.
     """
 
     def calibrated() -> dict[str, Tensor]:
@@ -233,7 +235,7 @@ def shared_statistics(
 def calibrate_on(
     vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig
 ) -> TokenStatistics:
-    """Statistics of what is gated, over the first samples."""
+    """Measure the statistics of the tokens that are gated, over the first samples."""
     site = config.gate.site
 
     def batches() -> Iterator[Tensor]:
@@ -258,7 +260,7 @@ def calibrate_on(
 
 
 def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: DeepSpeedConfig) -> Any:
-    """A DeepSpeed engine that optimises the trainable parameters only."""
+    """Build a DeepSpeed engine that optimises the trainable parameters only."""
     import deepspeed as ds
 
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -1,9 +1,9 @@
-"""ZeRO-3 from the first byte: the frozen VLM is split over the ranks while it is loaded.
+"""Loading of the frozen VLM at ZeRO-3, split over the ranks from the first byte.
 
-Stages 0 to 2 keep the frozen weights on every rank. At stage 3 they are partitioned, and with
-`sharded_loading` no rank ever holds the whole model: transformers creates every module inside
-`deepspeed.zero.Init` and hands each weight out in slices. Until `deepspeed.initialize` has hooked
-the modules, nothing gathers them by itself: use `gathered` around what is computed before.
+Stages 0 to 2 keep the frozen weights on every rank. At stage 3 no rank ever holds the whole model:
+inside `sharded_loading` transformers creates every module under `deepspeed.zero.Init` and
+distributes each weight in slices. Modules gather their weights by themselves only after
+`deepspeed.initialize`; enclose earlier computations in `gathered`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 
 @contextmanager
 def sharded_loading(config: DeepSpeedConfig, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, `from_pretrained` splits a model over the ranks when `config` says stage 3.
-
-    The ranks must have met. At lower stages it does nothing.
+    """Make `from_pretrained` split a model over the ranks, which have met, at ZeRO stage 3.
 
     Args:
         config: decides by its ZeRO stage.
         dtype: dtype of the frozen weights, bfloat16 or float32.
 
     Raises:
-        ConfigError: another dtype.
+        ConfigError: the dtype is another one.
     """
     if config.zero_stage < 3:
         yield
@@ -46,9 +44,9 @@ def sharded_loading(config: DeepSpeedConfig, dtype: torch.dtype) -> Iterator[Non
 
 
 class _LoadingRequest:
-    """What `from_pretrained` asks for: whether to shard, and the configuration of `zero.Init`.
+    """What `from_pretrained` reads: whether to shard, and the configuration of `zero.Init`.
 
-    transformers' own `HfDeepSpeedConfig` does the same but needs the package accelerate.
+    It replaces transformers' `HfDeepSpeedConfig`, which needs the package accelerate.
     """
 
     def __init__(self, config: DeepSpeedConfig, dtype: torch.dtype) -> None:
@@ -62,10 +60,7 @@ class _LoadingRequest:
 
 @contextmanager
 def gathered(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Inside, the sharded ones among `parameters` are whole on every rank (a collective).
-
-    Meant for reading: what is written to them is lost.
-    """
+    """Make the sharded ones among `parameters` whole on every rank, for reading (a collective)."""
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
         yield

@@ -1,4 +1,4 @@
-"""The training loop: one engine, stepped over global batches; guard, metrics and checkpoints."""
+"""The training loop: updates over global batches, with their check, metrics and checkpoints."""
 
 import logging
 import sys
@@ -27,8 +27,6 @@ SELECTOR_FOLDER = "selector"
 
 
 class Trainer:
-    """Steps an engine through the run: data, schedules, loss, guard, metrics."""
-
     def __init__(self, run: Run) -> None:
         self.parts = run
         self.config, self.engine = run.config, run.engine
@@ -93,10 +91,10 @@ class Trainer:
         logger.info("selector written to %s", folder)
 
     def run(self) -> bool:
-        """All remaining steps, then the selector, into `OUTPUT/selector`, and the tracked run ends.
+        """Make all remaining steps, write the selector into `OUTPUT/selector`, end the tracked run.
 
         Returns:
-            False when a signal ended it early, after a checkpoint and without a selector.
+            False if a signal ended the run early, after a checkpoint and without a selector.
 
         Raises:
             NumbersError: too many updates in a row were not finite.
@@ -113,7 +111,7 @@ class Trainer:
         except BaseException:
             self.tracker.finish("FAILED")
             raise
-        # A server that hangs takes longer than a collective of the others may.
+        # A tracking server that hangs may take longer than the timeout of a collective.
         with self.heartbeat.independently("ending the tracked run"):
             self.tracker.finish("FINISHED" if finished else "KILLED")
         return finished
@@ -150,7 +148,6 @@ class Trainer:
         return True
 
     def setting(self) -> GateSetting:
-        """What the gates of the coming step are made with."""
         gate, steps = self.config.gate, self.config.steps
         return GateSetting(
             schedules.token_budget(gate, self.config.seed, self.step),
@@ -160,10 +157,10 @@ class Trainer:
         )
 
     def update(self, micro_batches: list[TrainBatch]) -> dict[str, float]:
-        """One optimiser step over the global batch; returns its metrics.
+        """Make one optimiser step over the global batch and return its metrics.
 
-        The loss is the sum over answer tokens divided by those of the whole global batch. DeepSpeed
-        averages over ranks and accumulation steps, which the factor undoes.
+        The loss is the sum over answer tokens, divided by their number in the whole global batch.
+        DeepSpeed averages over ranks and accumulation steps; `factor` undoes that.
         """
         started = time.perf_counter()
         setting = self.setting()
@@ -226,7 +223,7 @@ class Trainer:
         return [float(value) for value in total]
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Hand the last step's metrics to tracker and console, every `log_every` steps."""
+        """Send the metrics of the last step to tracker and console, every `log_every` steps."""
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
             self.tracker.log_metrics(metrics, self.step)
             if not sys.stderr.isatty():
@@ -234,7 +231,7 @@ class Trainer:
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """The numbers worth watching, in one line."""
+    """Return the most important metrics as one line."""
     return (
         f"loss {metrics['train/loss']:.3f}, polarisation {metrics['train/polarisation']:.3f}, "
         f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "

@@ -86,14 +86,14 @@ def test_bad_files_are_named(tmp_path):
         load_config(TrainConfig, str(tmp_path / "none.yaml"), [])
     broken = tmp_path / "broken.yaml"
     broken.write_text("gate: [")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         load_config(TrainConfig, str(broken), [])
     for text in ("- 1\n", "0\n", "[]\n"):
         broken.write_text(text)
         with pytest.raises(ConfigError, match="must be a mapping"):
             load_config(TrainConfig, str(broken), [])
     broken.write_text("output: 2024-13-45\n")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         load_config(TrainConfig, str(broken), [])
     broken.write_bytes(b"output: \xff\n")
     with pytest.raises(ConfigError, match="cannot be read"):

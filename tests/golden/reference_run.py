@@ -34,6 +34,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
     from autoselect.config.files import from_dict
     from autoselect.ranks import processes
     from autoselect.ranks.heartbeat import Heartbeat
+    from autoselect.ranks.signals import SignalFlag
     from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.resources import resolve_model
     from autoselect.reference.shards import render_shards
@@ -55,7 +56,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
         "gate": {"calibration_images": 32},
     }
     config = from_dict(TrainConfig, values)
-    trainer = assemble(config, deepspeed, info, processes.SignalFlag(), Heartbeat(info))
+    trainer = assemble(config, deepspeed, info, SignalFlag(), Heartbeat(info))
     taken: dict[str, list[float]] = {name: [] for name in RECORDED}
     for batches in islice(trainer.loader, STEPS):
         metrics = trainer.update([batch.to(trainer.device) for batch in batches])

@@ -18,7 +18,8 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.ranks import processes
-from autoselect.ranks.processes import RankInfo, SignalFlag, setup_logging
+from autoselect.ranks.processes import RankInfo, setup_logging
+from autoselect.ranks.signals import SignalFlag
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,10 @@ def test_ranks_are_read_from_every_launcher(
         ({"WORLD_SIZE": "2"}, "RANK is not set"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set"),
         ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 is outside 0..1"),
-        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK='-1' is no non-negative"),
+        (
+            {"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            "RANK='-1' is not a number from 0 on",
+        ),
         ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_NTASKS is not set"),
     ],
 )

@@ -13,7 +13,8 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict, load_config, to_dict
 from autoselect.ranks.heartbeat import Heartbeat
-from autoselect.ranks.processes import RankInfo, SignalFlag
+from autoselect.ranks.processes import RankInfo
+from autoselect.ranks.signals import SignalFlag
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
