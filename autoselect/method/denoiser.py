@@ -1,10 +1,9 @@
 """The Denoiser: repairs gated tokens, each by itself, during training only.
 
-Pre-norm transformer blocks with attention restricted to the diagonal: token i sees itself alone.
-With one visible key the softmax is 1, so the attention is exactly `output(value(x))`, no query or
-key, and the cost is O(N). Could a token see its neighbours, a clean one would repair a noisy one
-and the budget would mean nothing. Source: AutoSelect (arXiv 2603.07135), diagonal attention; sizes
-are ours.
+Pre-norm transformer blocks with diagonal attention: token i attends to itself alone. With one
+visible key the softmax is 1, so the attention is exactly `output(value(x))`, without query and key,
+at a cost of O(N). If a token could see its neighbours, clean tokens would repair noisy ones, and
+the budget would mean nothing. Source: AutoSelect (arXiv 2603.07135); the sizes are ours.
 
 Dimension letters: B images, N tokens, D token width, H hidden channels.
 """
@@ -26,12 +25,11 @@ class DiagonalAttention(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`tokens` [B, N, D]."""
         return self.output(self.value(tokens))
 
 
 class DenoiserBlock(nn.Module):
-    """Diagonal attention, then an MLP; both branches start at zero."""
+    """Diagonal attention, then an MLP; both residual branches start at zero."""
 
     def __init__(self, width: int, hidden_size: int) -> None:
         super().__init__()
@@ -49,12 +47,7 @@ class DenoiserBlock(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Gated tokens `[B, N, D]` to tokens that the language model accepts; starts as the identity.
-
-    Args:
-        width: D, channels of a visual token.
-        config: sizes.
-    """
+    """Maps gated tokens [B, N, D] to tokens for the language model; starts as the identity."""
 
     def __init__(self, width: int, config: DenoiserConfig) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""How scores act on visual tokens in training: the paper's noise gate and what it is compared with.
+"""Gates that scores control in training: the paper's noise gate and its alternatives.
 
-Each takes the exact-budget gates `s` of soft top-K, [I, N], and tokens `x`, [I, N, D]:
+Each formula takes the gates `s` of soft top-K, [I, N], which sum to K, and tokens `x`, [I, N, D]:
 
     noise             mu + sqrt(s) (x - mu) + sqrt(1 - s) L eps     the paper's, variance-preserving
     zero_fill         sqrt(s) x                                     the same amplitude, no noise
@@ -8,7 +8,7 @@ Each takes the exact-budget gates `s` of soft top-K, [I, N], and tokens `x`, [I,
     straight_through  h x + (1 - h) (mu + L eps), h = hard top-K    gradient of s in place of h's
     none              x                                             for soft removal alone
 
-Source of the first: AutoSelect (arXiv 2603.07135); the others are its usual alternatives.
+Source of the first: AutoSelect (arXiv 2603.07135); the others are common alternatives.
 
 Dimension letters: I images, N visual tokens, D width.
 """
@@ -59,10 +59,10 @@ def gate_tokens(
     image_ids: Tensor,
     mask: Tensor | None = None,
 ) -> Gated:
-    """Let tokens pass as far as their scores say.
+    """Compute the gates of scores and apply them to tokens.
 
     Args:
-        kind: which formula.
+        kind: name of the formula.
         tokens: x, [I, N, D].
         scores: importance logits, [I, N].
         setting: budget, temperature, seed and step; images with fewer tokens than K keep all.
@@ -92,7 +92,7 @@ def gate_tokens(
 
 
 def amplitude(gates: Tensor) -> Tensor:
-    """sqrt(s), with gradient 0 where the gate is closed for good."""
+    """Return sqrt(s), with gradient 0 for gates of exactly 0."""
     open_gates = gates > 0
     return torch.where(open_gates, gates, 1.0).sqrt() * open_gates
 
@@ -100,7 +100,7 @@ def amplitude(gates: Tensor) -> Tensor:
 def straight_through(
     scores: Tensor, gates: Tensor, token_budget: int, mask: Tensor | None
 ) -> Tensor:
-    """1 at the K best tokens and 0 elsewhere, [I, N], with the gradient of the soft gates."""
+    """Return 1 at the K best tokens and 0 elsewhere, [I, N], with the gradient of soft gates."""
     count = gates.shape[-1]
     kept = hard_top_k(scores.detach(), token_budget, mask)
     places = kept.where(kept >= 0, count)

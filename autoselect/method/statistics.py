@@ -1,7 +1,7 @@
-"""Statistics of the visual tokens over the data set: what the noise gate puts in a token's place.
+"""Statistics of the visual tokens over the data set, which the noise of the gate shares.
 
-Calibrated once before training, over the first samples, and stored with the run. Statistics of the
-image itself would leak that image's mean through every gate.
+They are calibrated once before training, over the first samples, and stored with the run.
+Statistics of the image itself would leak its mean through every gate.
 """
 
 from collections.abc import Iterable
@@ -48,16 +48,16 @@ class TokenStatistics(NoiseStatistics):
 def calibrate(
     batches: Iterable[Tensor], rank: int | None, width: int | None = None
 ) -> TokenStatistics:
-    """Mean and covariance of tokens in float64, as channel deviations plus a low-rank factor.
+    """Measure mean and covariance of tokens in float64, as deviations plus a low-rank factor.
 
     Args:
         batches: real tokens, each [M, D].
-        rank: rows of the factor; None keeps the full variance in the channels.
-        width: channels whose covariance is measured, the first ones; all by default. The others
-            (features for later layers) get their mean and their own variance.
+        rank: rows r of the factor; None gives noise per channel, without a factor.
+        width: number of leading channels whose covariance is measured; all by default. The others
+            (deepstack features) get a mean and a variance per channel.
 
     Raises:
-        ConfigError: fewer than two tokens, or a value that is not finite.
+        ConfigError: there are fewer than two tokens, or a value is not finite.
     """
     count = 0
     sums: list[Tensor] = []

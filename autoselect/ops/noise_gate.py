@@ -4,8 +4,8 @@
 
 Source: AutoSelect (arXiv 2603.07135), VP noise gating. Ours: mu and L are statistics of the data
 set; the noise is a pure function of (run seed, step, sample, token, channel); and the fused form
-works from the gate logit u, where a = exp(logsigmoid(u) / 2) and b = exp(logsigmoid(-u) / 2), so
-that with G = dL/dz
+works on the gate logit u, with a = exp(logsigmoid(u) / 2) and b = exp(logsigmoid(-u) / 2). Then,
+with G = dL/dz, the gradient
 
     dL/du_i = (a_i b_i / 2) (b_i <G_i, x_i - mu> - a_i <G_i, L eps_i>)
 
@@ -33,13 +33,13 @@ from autoselect.ops.soft_top_k import budget_arguments, gate_dtype, soft_top_k_l
 
 
 def _mix(tokens: Tensor, a: Tensor, b: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """a x + (1 - a) mu + b noise: the token itself, bit for bit, where a = 1 and b = 0."""
+    """Return a x + (1 - a) mu + b noise; for a = 1 and b = 0 that is the token, bit for bit."""
     a, b, x, mean = (value.to(noise.dtype) for value in (a[..., None], b[..., None], tokens, mean))
     return (a * x + (1 - a) * mean + b * noise).to(tokens.dtype)
 
 
 def work_dtype(tokens: Tensor) -> torch.dtype:
-    """Arithmetic is float64 for float64 tokens and float32 otherwise."""
+    """Return the dtype of the arithmetic: float64 for float64 tokens, else float32."""
     return torch.float64 if tokens.dtype == torch.float64 else torch.float32
 
 
@@ -172,8 +172,8 @@ def noise_gate(
         noise_key: seed, step and samples that the noise depends on.
 
     Raises:
-        ConfigError: a wrong shape, dtype or device, or (on a CPU) a gate outside 0..1, a negative
-            std or a negative key.
+        ConfigError: shape, dtype or device do not fit, or (on a CPU) a gate is outside 0..1, or std
+            or the key are negative.
     """
     if not is_native(tokens.device):
         return noise_gate_reference(tokens, gates, statistics, noise_key)
@@ -197,10 +197,10 @@ def soft_top_k_noise_gate(
     noise_key: NoiseKey,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Soft top-K and noise gate in one: (gated tokens [B, N, D], gates [B, N]).
+    """Apply soft top-K and noise gate at once: (gated tokens [B, N, D], gates [B, N]).
 
-    The backward pass never divides by a gate and draws the noise again instead of storing it.
-    Padded tokens have gate 0: they come out as noise and get no gradient. Both results are
+    The backward pass never divides by a gate, and draws the noise again instead of storing it.
+    Padded tokens have gate 0: they become noise and get no gradient. Both results are
     differentiable in tokens and scores.
 
     Args:
@@ -214,7 +214,7 @@ def soft_top_k_noise_gate(
         mask: true at valid tokens, bool, [B, N]; all valid when None.
 
     Raises:
-        ConfigError: as `soft_top_k` and `noise_gate`.
+        ConfigError: under the conditions of `soft_top_k` and `noise_gate`.
     """
     if not is_native(tokens.device):
         return soft_top_k_noise_gate_reference(

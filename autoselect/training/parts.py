@@ -39,7 +39,7 @@ class Run:
         shards: the training data.
         collator: builds micro-batches from samples.
         engine: DeepSpeed engine around an `AutoSelect` model.
-        store: checkpoints of the run.
+        store: folder of the checkpoints.
         state: the checkpoint that the run resumes from; None for a new run.
     """
 

@@ -1,4 +1,4 @@
-"""Results that cannot be written, and numbers that cannot be meant, end before anything is done."""
+"""Places that cannot be written and numbers out of range are refused before anything is done."""
 
 import pytest
 

@@ -12,6 +12,7 @@ from autoselect.config import TrainConfig
 from autoselect.config.setting import described
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.lmms.bench import PublicSettings
+from autoselect.preflight.estimates import Assumptions
 from autoselect.reference.recipe import ReferenceData, ReferenceTraining
 from autoselect.train import parser as train_parser
 
@@ -23,6 +24,7 @@ SETTINGS = [
     Variant,
     ReferenceData,
     ReferenceTraining,
+    Assumptions,
 ]
 COMMANDS = {
     "eval": (["eval"], EvalSettings),

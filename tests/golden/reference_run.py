@@ -22,11 +22,7 @@ RECORDED = ("train/loss", "train/gradient_norm", "train/polarisation", "train/to
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
-    """The recorded metrics of every step.
-
-    Args:
-        folder: for shards and output.
-    """
+    """Train in `folder` and return the recorded metrics of every step."""
     import torch
 
     from autoselect.config import TrainConfig

@@ -1,4 +1,4 @@
-"""The gates beside the paper's: their formulas, and a gradient to every score that could matter."""
+"""All gates: their formulas, and a gradient to every score that can change the result."""
 
 from typing import get_args
 
@@ -73,7 +73,7 @@ def test_padding_is_never_kept(kind, inputs):
 
 
 def test_hard_gates_make_the_fillers_meet(inputs):
-    """As the temperature falls, straight-through and the noise gate become one thing."""
+    """At a low temperature, straight-through and the noise gate give the same tokens."""
     torch.testing.assert_close(
         gated("straight_through", inputs, 1e-4).tokens,
         gated("noise", inputs, 1e-4).tokens,

@@ -1,4 +1,4 @@
-"""Scorer and Denoiser: what each token may see, and where they start."""
+"""Scorer and Denoiser: what each token may see, and their initial output."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def scorer():
 
 
 def trained_denoiser() -> Denoiser:
-    """A Denoiser whose branches are no longer zero."""
+    """Return a Denoiser whose branches are not zero any more."""
     torch.manual_seed(0)
     denoiser = Denoiser(WIDTH, DenoiserConfig(num_layers=3, hidden_size=20))
     with torch.no_grad():

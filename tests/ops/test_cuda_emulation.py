@@ -29,7 +29,7 @@ LAUNCH = re.compile(r"([\w<>, ]+?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
 
 
 def _as_cpp(source: str) -> str:
-    """Turns `kernel<<<grid, threads, ...>>>(x)` into `emulation::launch(kernel, ..., x)`."""
+    """Rewrite `kernel<<<grid, threads, ...>>>(x)` into `emulation::launch(kernel, ..., x)`."""
 
     def call(match):
         grid, threads = (part.strip() for part in match[2].split(",")[:2])
@@ -43,7 +43,7 @@ def _as_cpp(source: str) -> str:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """The emulated kernels as a shared library."""
+    """Build the emulated kernels as a shared library."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on this machine")
@@ -70,7 +70,7 @@ def kernels(tmp_path_factory):
 
 
 def _call(function, *arguments):
-    """Calls a C function with tensors as pointers and numbers as what they are."""
+    """Call a C function with tensors as pointers and with numbers."""
     converted = []
     for value in arguments:
         if value is None:
@@ -88,7 +88,7 @@ def _call(function, *arguments):
 
 
 def _poison(*shape, dtype=torch.float32):
-    """Memory full of NaN: what a kernel leaves unwritten shows."""
+    """Return a tensor full of NaN, which shows what a kernel leaves unwritten."""
     return torch.full(shape, torch.nan, dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""What the noise is: standard normal, uncorrelated, reproducible, and free of the image."""
+"""The noise is standard normal, uncorrelated, reproducible, and independent of the image."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 
 
 def _normals(batch, n, width, device="cpu", seed=0, step=0, first=0):
-    """Pure noise: gate 0, mean 0, std 1."""
+    """Return pure noise: gates 0, mean 0, std 1."""
     key = NoiseKey(seed, step, torch.arange(first, first + batch, device=device))
     zeros = torch.zeros(batch, n, width, device=device)
     gates = torch.zeros(batch, n, device=device)

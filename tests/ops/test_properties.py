@@ -1,4 +1,4 @@
-"""Properties of the operators on any input that hypothesis finds; skipped where it is missing."""
+"""Properties of the operators on inputs that hypothesis finds; skipped if it is missing."""
 
 import math
 from unittest import mock
@@ -61,7 +61,7 @@ def test_any_shape_and_scale_stays_finite(data):
 
 
 def _by_sorting(row, valid, k):
-    """Plain Python: sort by falling score, NaN behind all, then by position."""
+    """Sort by falling score, NaN last, then by position, in plain Python."""
     kept = [i for i in range(len(row)) if valid[i]]
     ranked = sorted(kept, key=lambda i: (1, 0, i) if math.isnan(row[i]) else (0, -row[i], i))
     kept = sorted(ranked[:k])

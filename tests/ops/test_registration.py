@@ -32,7 +32,7 @@ def _statistics(device):
 
 
 def _samples(device):
-    """(operator, arguments) pairs that reach every kernel with every optional argument."""
+    """Yield (operator, arguments) pairs that reach every kernel with every optional argument."""
     x = torch.randn(B, N, D, device=device)
     r = torch.randn(B, N, device=device)
     half = torch.randn(B, N, D, device=device, dtype=torch.bfloat16)
@@ -68,7 +68,7 @@ def test_opcheck(operator, native, device):
 
 
 def _gate_and_select(x, r, seed, step, ids):
-    """A function that passes through every public operator."""
+    """Compute a number through every public operator."""
     key = NoiseKey(seed, step, ids)
     gated, gates = soft_top_k_noise_gate(x, r, K, TAU, _statistics(x.device), key)
     kept, _ = select_tokens(gated, r, K)
@@ -177,7 +177,7 @@ def test_fake_tensors_have_shapes_and_no_values(native):
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_the_choice_of_a_path_is_traced(kind):
-    """Without a device of the kind too: what decides must not leave the graph."""
+    """The choice must stay inside the graph, also without a device of this kind."""
 
     def chosen(x):
         return x + is_native(torch.device(kind))

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_batch(vlm: FrozenVLM, text: int = TEXT, answers: int = ANSWERS) -> TrainBatch:
-    """ROWS rows of one image, with `text` text tokens, the first a padding less."""
+    """Return ROWS rows of one image with `text` text tokens, the first with a padding less."""
     assert vlm.num_tokens is not None
     length = vlm.num_tokens + text
     ids = torch.full((ROWS, length), 9)
@@ -150,7 +150,7 @@ def test_operations_match_a_counted_step(folder: Path) -> None:
 
 
 def llava(folder: Path, name: str) -> str:
-    """A folder with the configuration of LLaVA-1.5 (7b, 13b) or of a 70b model, no weights."""
+    """Return a folder with the configuration of LLaVA-1.5 (7b, 13b) or a 70b model, no weights."""
     sizes = {
         "7b": (4096, 11008, 32, 32, 32),
         "13b": (5120, 13824, 40, 40, 40),

@@ -125,7 +125,7 @@ else:
 
 
 def join(meeting: float, patience: float = 20, late: float = 0) -> str:
-    """Program of a rank; `late`: seconds that rank 1 comes after rank 0."""
+    """Run one rank; rank 1 starts `late` seconds after rank 0."""
     return JOIN.format(meeting=meeting, patience=patience, late=late)
 
 
@@ -260,7 +260,7 @@ sys.exit(train.main([]))
 
 
 def test_a_rank_that_waits_for_one_that_failed_ends_at_sigterm() -> None:
-    """srun and the launchers send it; the code of a rank that they must kill would look a crash."""
+    """Launchers send SIGTERM; the exit code of a rank that they must kill would look like a crash."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     with subprocess.Popen(
         [sys.executable, "-c", MEETING], cwd=ROOT, env=environment, stdout=subprocess.PIPE

@@ -27,7 +27,7 @@ SHAPES = {"scorer.weight": (7, 5), "scorer.bias": (7,), "denoiser.scale": ()}
 
 
 def make_state(step: int) -> TrainingState:
-    """A state whose every number depends on the step."""
+    """Return a state whose every number depends on the step."""
     generator = torch.Generator().manual_seed(step)
 
     def tensors() -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def test_a_state_of_an_earlier_version_is_read() -> None:
 
 
 def in_format_1(folder: Path) -> None:
-    """Rewrites a checkpoint as earlier versions wrote it, with random states."""
+    """Rewrite a checkpoint as earlier versions wrote it, with random states."""
     extra = load_file(folder / "extra.safetensors") | {"rng.torch": torch.get_rng_state()}
     save_file(extra, folder / "extra.safetensors")
     values = json.loads((folder / "state.json").read_text())
@@ -161,7 +161,7 @@ def test_a_good_checkpoint_stays_rather_than_a_corrupt_one_after_it(tmp_path: Pa
 
 
 def test_an_abandoned_newer_checkpoint_goes_before_an_older_one(tmp_path: Path) -> None:
-    """Both are sound, but the run does not go through the newer one any more."""
+    """Both are complete, but the run took another course after the older one."""
     store = saved(tmp_path, (1, 2, 9), keep=3)
     (tmp_path / "latest").write_text("step-00000002\n")
     store.save(make_state(3))
@@ -246,7 +246,7 @@ def test_a_checkpoint_newer_than_the_pointer_waits_for_its_turn(tmp_path: Path) 
 
 
 class Died(Exception):
-    """Stands for the end of the process."""
+    """Raised where the process is meant to end."""
 
 
 FILE_OPERATIONS = ("_flush", "_flush_folder", "_write_text", "_fingerprint", "save_file")
@@ -256,7 +256,7 @@ FILE_OPERATIONS = ("_flush", "_flush_folder", "_write_text", "_fingerprint", "sa
 def test_dying_at_any_operation_of_a_save_leaves_a_complete_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
-    """Stops the save before its first, second, ... file operation, until one goes through."""
+    """The save is stopped before its first, second, ... file operation, until it ends by itself."""
     base = tmp_path / "base"
     saved(base, (3,), keep)
     died_at = 0
@@ -313,7 +313,7 @@ for step in range(1, 100000):
 
 
 def test_kill_nine_inside_saves(tmp_path: Path) -> None:
-    """Real SIGKILLs while nothing but saving happens."""
+    """The process gets SIGKILL while it does nothing but save."""
     script = KILL_SCRIPT.format(folder=str(tmp_path / "c"))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     chance = random.Random(0)

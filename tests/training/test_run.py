@@ -1,4 +1,4 @@
-"""A run in this process, on one rank: what its steps depend on."""
+"""A run in this process, on one rank: what its steps depend on, and when it may resume."""
 
 import os
 import random
@@ -79,7 +79,7 @@ def test_a_task_with_too_few_cores_is_told(monkeypatch, caplog, source, cores, w
     ],
 )
 def test_what_the_optimiser_is_given_stays(now, refused):
-    """A parameter that is left out later is a change as much as one that is added."""
+    """A parameter that is left out on resume is a change, like one that is added."""
     adam = {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}
     state = begun(to_dict(TrainConfig()), {"optimizer": adam})
     with pytest.raises(ConfigError, match=refused) if refused else nullcontext():

@@ -20,7 +20,7 @@ from tests.workers.toy import CONFIGS, start
 
 
 def compare(folder: Path, dtype: torch.dtype) -> dict[str, object]:
-    """What this rank holds of the sharded model, and whether it is the whole one, gathered."""
+    """Compare the sharded model, gathered, with a whole one; count what this rank holds."""
     config = DeepSpeedConfig.load(CONFIGS / "zero3.json")
     whole = FrozenVLM.from_pretrained(folder / "vlm", dtype=dtype)
     with sharded_loading(config, dtype):

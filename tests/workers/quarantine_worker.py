@@ -27,7 +27,7 @@ def fault(number: int) -> Fault:
 
 
 def lists(folder: Path, info: RankInfo) -> list[object]:
-    """A budget of 4 in 40: what is found twice counts once, and the fifth ends it everywhere."""
+    """Exchange lists under a budget of 4 in 40: duplicates count once, the fifth ends all ranks."""
     own = folder / f"quarantine-{info.rank}.jsonl"
     if info.is_main:
         own.write_text(json.dumps(fault(1).as_dict()) + "\n")  # from before a restart
