@@ -260,7 +260,7 @@ sys.exit(train.main([]))
 
 
 def test_a_rank_that_waits_for_one_that_failed_ends_at_sigterm() -> None:
-    """Launchers send SIGTERM; the exit code of a rank that they must kill would look like a crash."""
+    """Launchers send SIGTERM; a rank that they must kill would look crashed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     with subprocess.Popen(
         [sys.executable, "-c", MEETING], cwd=ROOT, env=environment, stdout=subprocess.PIPE
