@@ -1,10 +1,10 @@
-"""Entry point of distributed evaluation, under the `deepspeed` launcher, `torchrun` or `srun`.
+"""Distributed evaluation, under the `deepspeed` launcher, `torchrun` or `srun`.
 
     deepspeed --num_gpus 8 autoselect/eval.py --model DIR --selector DIR --shards GLOB ...
 
-The ranks share the images and give the report that one process would; flags as `autoselect eval`.
-Start it with `srun --kill-on-bad-exit=1`: ranks wait up to a day for one that is slow, and `srun`
-alone would let them wait for one that failed.
+The ranks share the images, and the report is that of a single process. The flags are those of
+`autoselect eval`. Start it with `srun --kill-on-bad-exit=1`: ranks wait up to a day for a slow one,
+and without that flag they would also wait for one that failed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WAIT_SECONDS = 24 * 3600.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the evaluation; user errors are one line and exit code 2."""
+    """Evaluate, and return the exit code; user errors are one line and exit code 2."""
     processes.setup_logging()
     try:
         return _run(arguments)

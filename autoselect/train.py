@@ -1,23 +1,24 @@
 """Training: `deepspeed autoselect/train.py --deepspeed configs/deepspeed/zero2.json`.
 
 Without other flags it trains the reference run. `--config FILE.yaml` and dotted settings such as
-`--gate.token_budget 32` change anything; `--help` lists them.
+`--gate.token_budget 32` change it; `--help` describes them all.
 """
 
 import argparse
 import dataclasses
 import logging
 import sys
-from pathlib import Path
 
 from autoselect.cli.import_faults import explained_imports
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
-from autoselect.config.files import flatten, load_config, to_dict
+from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.files import load_config
+from autoselect.config.flags import settings_help
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankFailedError, RankLostError
+from autoselect.ranks.signals import SignalFlag
 from autoselect.training.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -25,31 +26,31 @@ DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Flags of the launcher and of the run; settings are read from what remains."""
-    settings = "\n".join(f"  --{k} {v}" for k, v in flatten(to_dict(TrainConfig())).items())
     parsed = argparse.ArgumentParser(
         prog="autoselect/train.py",
         description="Train a visual token selector around a frozen VLM.",
-        epilog=f"settings and their defaults:\n{settings}",
+        epilog=settings_help(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parsed.add_argument("--deepspeed", metavar="JSON", default=DEFAULT_DEEPSPEED)
-    parsed.add_argument("--config", metavar="YAML", default=None)
+    deepspeed = f"batch sizes, ZeRO stage and clipping (default {DEFAULT_DEEPSPEED})"
+    parsed.add_argument("--deepspeed", metavar="JSON", default=DEFAULT_DEEPSPEED, help=deepspeed)
+    parsed.add_argument("--config", metavar="YAML", help="settings that the flags below override")
     parsed.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
     return parsed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the training; user errors are one line and exit code 2."""
+    """Train, and return the exit code; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
     processes.setup_logging()
-    signals = processes.SignalFlag(met=False)  # USR1 meanwhile is answered after the first step
+    # A USR1 that arrives before the first step ends the run after it.
+    signals = SignalFlag(met=False)
     try:
         info = processes.RankInfo.from_environment()
         processes.setup_logging(info)
         config = load_config(TrainConfig, options.config, flags)
-        deepspeed = load_deepspeed_config(Path(options.deepspeed))
+        deepspeed = DeepSpeedConfig.load(options.deepspeed)
         processes.set_accelerator_default()
         processes.init_distributed(info, processes.choose_device(info))
         signals.ranks_met()
@@ -75,12 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(
     config: TrainConfig,
-    deepspeed: dict,
+    deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
-    signals: processes.SignalFlag,
+    signals: SignalFlag,
     heartbeat: Heartbeat,
 ) -> bool:
-    # Seconds, or minutes of a cold disk.
+    # Takes seconds, or minutes if the disk is cold.
     with heartbeat.independently("importing the program"), explained_imports():
         from autoselect.reference.resources import resolve_model, resolve_shards
         from autoselect.training.run import train

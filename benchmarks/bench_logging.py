@@ -30,10 +30,11 @@ from typing import Any
 import torch
 
 from autoselect.config import TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.ranks import processes
 from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.signals import SignalFlag
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.resources import resolve_model
 from autoselect.reference.shards import render_shards
@@ -59,9 +60,9 @@ def make_trainer(folder: Path, steps: int) -> Trainer:
         "gate": {"calibration_images": 32},
         "data": {"train_shards": str(folder / "shards" / "train-*.tar")},
     }
-    deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
     config = from_dict(TrainConfig, values)
-    return assemble(config, deepspeed, info, processes.SignalFlag(), Heartbeat(info))
+    return assemble(config, deepspeed, info, SignalFlag(), Heartbeat(info))
 
 
 def measure(trainer: Trainer, steps: int, block: int) -> dict[str, list[float]]:

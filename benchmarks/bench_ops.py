@@ -39,8 +39,8 @@ from torch.nn.functional import logsigmoid
 from autoselect.files.atomic import write_text
 from autoselect.ops import build_info
 from autoselect.ops.hard_top_k import select_tokens, select_tokens_reference
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import (
-    NoiseKey,
     soft_top_k_noise_gate,
     soft_top_k_noise_gate_reference,
 )
@@ -134,13 +134,13 @@ def bisected_logits(scores: Tensor, k: int, temperature: float) -> Tensor:
 PLAIN_LOGITS = {"cpu": soft_top_k_logits_reference, "cuda": bisected_logits}
 
 
-def plain_gate(tokens, scores, k, temperature, mean, std, _noise_key):
+def plain_gate(tokens, scores, k, temperature, channels, _noise_key):
     """The gate as one would write it in eager PyTorch, with torch.randn noise that is stored."""
     logits = PLAIN_LOGITS[scores.device.type](scores, k, temperature).to(torch.float32)
     a = torch.exp(logsigmoid(logits) / 2)[..., None]
     b = torch.exp(logsigmoid(-logits) / 2)[..., None]
-    noise = std * torch.randn(tokens.shape, device=tokens.device)
-    gated = mean + a * (tokens.float() - mean) + b * noise
+    noise = channels.std * torch.randn(tokens.shape, device=tokens.device)
+    gated = channels.mean + a * (tokens.float() - channels.mean) + b * noise
     return gated.to(tokens.dtype), torch.sigmoid(logits)
 
 
@@ -151,6 +151,7 @@ def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool)
     scores = torch.randn(batch, n, device=device, requires_grad=True)
     upstream = torch.randn(shape, device=device).to(dtype)
     mean, std = torch.randn(width, device=device), torch.rand(width, device=device)
+    channels = NoiseStatistics(mean, std)
     number = torch.tensor(1, device=device)
     key = NoiseKey(number, number, torch.arange(batch, device=device))
     functions = {
@@ -162,7 +163,7 @@ def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool)
         functions["compiled"] = torch.compile(soft_top_k_noise_gate_reference)
     contenders = {
         name: forward_and_backward(
-            lambda op=op: op(tokens, scores, n // 9, TEMPERATURE, mean, std, key)[0],
+            lambda op=op: op(tokens, scores, n // 9, TEMPERATURE, channels, key)[0],
             [tokens, scores],
             upstream,
             direction,

@@ -15,7 +15,8 @@ import argparse
 import torch
 
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens
-from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
 
 BATCH = 2
@@ -33,15 +34,14 @@ def exercise(device: torch.device, dtype: torch.dtype, tokens: int, width: int, 
     scores = torch.randn(BATCH, tokens, device=device, dtype=work, requires_grad=True)
     mask = torch.rand(BATCH, tokens, device=device) > 0.2
     mean, std = torch.randn(width, device=device), torch.rand(width, device=device)
-    factor = torch.randn(RANK, width, device=device)
+    own = NoiseStatistics(mean, std)
+    shared = NoiseStatistics(mean, std, torch.randn(RANK, width, device=device))
     key = NoiseKey(1, 2, torch.arange(BATCH, device=device))
     budgets = torch.tensor([1, k], device=device)
-    for valid, directions in ((None, None), (mask, factor)):
+    for valid, statistics in ((None, own), (mask, shared)):
         gates = soft_top_k(scores, budgets, TEMPERATURE, valid)
-        gated = noise_gate(x, gates, mean, std, key, directions)
-        fused, own_gates = soft_top_k_noise_gate(
-            x, scores, k, TEMPERATURE, mean, std, key, valid, directions
-        )
+        gated = noise_gate(x, gates, statistics, key)
+        fused, own_gates = soft_top_k_noise_gate(x, scores, k, TEMPERATURE, statistics, key, valid)
         kept, positions = select_tokens(fused, scores, k, valid)
         assert torch.equal(positions, hard_top_k(scores, k, valid))
         (gated.float().mean() + kept.float().mean() + own_gates.mean()).backward()

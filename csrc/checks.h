@@ -1,4 +1,4 @@
-// What every operator checks before it touches memory; the messages give expected and actual.
+// Checks of every operator before it reads memory; messages give expected and actual values.
 #pragma once
 
 #include <ATen/ATen.h>

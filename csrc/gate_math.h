@@ -82,7 +82,7 @@ AS_INLINE T logit_gradient(Amplitudes<T> amp, T dot_signal, T dot_noise) {
   return T(0.5) * amp.a * amp.b * (amp.b * dot_signal - amp.a * dot_noise);
 }
 
-// dL/ds of a token; 0 at s = 0 and s = 1, where it has no finite value.
+// dL/ds of a token; 0 at s = 0 and s = 1, because it is not finite there.
 template <typename T>
 AS_INLINE T gate_gradient(Amplitudes<T> amp, T dot_signal, T dot_noise) {
   if (!(amp.a > T(0)) || !(amp.b > T(0))) return T(0);

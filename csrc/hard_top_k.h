@@ -5,7 +5,7 @@
 
 namespace autoselect {
 
-// Positions int64 [B, K], ascending, then -1 where a row has fewer than k valid tokens.
+// Positions int64 [B, K], ascending, then -1 if a row has fewer than k valid tokens.
 at::Tensor hard_top_k_cpu(const at::Tensor& scores, int64_t k, const OptionalTensor& mask);
 
 // (kept tokens [B, K, D], positions [B, K]); the kept row of a position -1 is zero.

@@ -1,4 +1,4 @@
-// Philox4x32-10 and Box-Muller: normals that are a pure function of where they are used.
+// Philox4x32-10 and Box-Muller: normals that are a pure function of seed, step and position.
 //
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
 // The counter layout is described in autoselect/ops/philox.py, which computes the same integers.

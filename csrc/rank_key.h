@@ -19,7 +19,7 @@ template <typename W>
 using RankKey = typename RankKeyOf<W>::type;
 
 // Larger scores have larger keys and equal scores equal ones (0 and -0 too); the key is never 0,
-// which is left for padded tokens, and 1 stands for NaN.
+// which stands for padded tokens, and 1 stands for NaN.
 template <typename W>
 AS_INLINE RankKey<W> rank_key(W score) {
   using Key = RankKey<W>;

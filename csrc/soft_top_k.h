@@ -5,7 +5,7 @@
 
 namespace autoselect {
 
-// (gates, logits): logits are -inf at padded tokens and +inf where every token is kept.
+// (gates, logits): logits are -inf at padded tokens and +inf if every token is kept.
 std::tuple<at::Tensor, at::Tensor> soft_top_k_cpu(const at::Tensor& scores,
                                                   const OptionalTensor& k_rows, int64_t k,
                                                   const at::Tensor& temperature,

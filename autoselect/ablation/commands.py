@@ -15,9 +15,12 @@ from autoselect.ablation.record import AblationRecord
 from autoselect.ablation.sweep import run_cells
 from autoselect.ablation.tables import markdown
 from autoselect.config import ConfigError
+from autoselect.config.setting import help_of
 from autoselect.evaluation.settings import EvalSettings
 
 logger = logging.getLogger(__name__)
+CHANGEABLE = ("steps", "images", "ranks", "port")
+"""Numbers of the YAML that a flag may change."""
 
 
 def add_ablate_command(subparsers: Any) -> None:
@@ -25,14 +28,15 @@ def add_ablate_command(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "ablate", help="train and evaluate variants over several seeds, and compare them"
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/ablation/reference.yaml"))
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="of all cells")
+    plan = Path("configs/ablation/reference.yaml")
+    parser.add_argument("--config", type=Path, default=plan, help="YAML of the ablation")
+    folder = "folder for all cells and the tables"
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help=folder)
     parser.add_argument("--only", metavar="NAMES", help="variants, comma-separated")
-    parser.add_argument("--seeds", help="training seeds, comma-separated")
-    parser.add_argument("--steps", type=int, help="updates of every cell")
-    parser.add_argument("--images", type=int, help="test images")
-    parser.add_argument("--ranks", type=int, help="training processes on this machine")
-    parser.add_argument("--port", type=int, help="port where the ranks meet")
+    seeds = f"{help_of(AblationPlan, 'seeds')}; comma-separated"
+    parser.add_argument("--seeds", help=seeds)
+    for name in CHANGEABLE:
+        parser.add_argument(f"--{name}", type=int, help=help_of(AblationPlan, name))
     parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
     parser.add_argument("--collect", action="store_true", help="only collect what is finished")
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
@@ -42,8 +46,11 @@ def add_ablate_command(subparsers: Any) -> None:
 def add_evidence_command(subparsers: Any) -> None:
     """Add `evidence`."""
     parser = subparsers.add_parser("evidence", help="write an ablation's tables into a page")
-    parser.add_argument("--ablation", type=Path, default=Path("runs/ablation/ablation.json"))
-    parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    found, page = Path("runs/ablation/ablation.json"), Path("docs/evidence.md")
+    parser.add_argument(
+        "--ablation", type=Path, default=found, help="output of `autoselect ablate`"
+    )
+    parser.add_argument("--page", type=Path, default=page, help="page whose blocks are replaced")
     parser.set_defaults(run=run_evidence)
 
 
@@ -118,8 +125,7 @@ def check_eval_settings(plan: AblationPlan) -> None:
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the flags change at the top level of the YAML."""
-    names = ("steps", "images", "ranks", "port")
-    changes = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+    changes = {n: getattr(arguments, n) for n in CHANGEABLE if getattr(arguments, n) is not None}
     if arguments.seeds is not None:
         try:
             changes["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]

@@ -1,7 +1,7 @@
 """What an ablation compares: a YAML of variants, each a question and settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import yaml
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import flatten, from_dict, load_config, to_dict
-from autoselect.config.programs import setting_flags
+from autoselect.config.programs import DEFAULT_PORT, setting_flags
+from autoselect.config.setting import setting
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
 OWN_SETTINGS = ("model", "data.train_shards", "output", "seed", "steps", "tracking", "experiment")
@@ -28,23 +29,16 @@ DEFAULTS = flatten(to_dict(TrainConfig()))
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: short, also a folder name.
-        asks: the question that the row answers.
-        train: dotted settings of `TrainConfig` that differ from `base`.
-        eval: settings of `autoselect eval` that differ.
-        length: updates as a multiple of the plan's `steps`.
-        trained_as: the variant whose selectors it evaluates instead of training its own.
-    """
-
-    name: str = ""
-    asks: str = ""
-    train: dict = field(default_factory=dict)
-    eval: dict = field(default_factory=dict)
-    length: float = 1.0
-    trained_as: str | None = None
+    name: str = setting("", "short name, also of a folder: letters, digits, - and _")
+    asks: str = setting("", "question that the row answers")
+    train: dict = setting({}, "dotted settings of the training that differ from base")
+    eval: dict = setting({}, "settings of `autoselect eval` that differ")
+    length: float = setting(1.0, "updates as a multiple of the plan's steps")
+    trained_as: str | None = setting(
+        None, "variant whose selectors are evaluated instead of training others"
+    )
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
@@ -67,53 +61,36 @@ class Variant:
 
 @dataclass(frozen=True)
 class AblationPlan:
-    """An ablation as its YAML gives it.
+    """An ablation as its YAML gives it."""
 
-    Attributes:
-        name: of the MLflow run.
-        model: folder or hub name of the VLM, or `reference`.
-        train_shards: glob, or `reference`.
-        test_shards: glob, or `reference`.
-        deepspeed: its JSON, in the current folder or in the checkout.
-        ranks: training processes of a cell.
-        port: where they meet.
-        steps: updates of every cell.
-        seeds: training seeds; a variant is trained once with each.
-        images: test images.
-        budgets: tokens or ratios, comma-separated.
-        max_new_tokens: longest answer in tokens.
-        rows_per_batch: questions answered together.
-        baselines: methods that every variant is compared with, comma-separated.
-        reference: the variant that the others are compared with.
-        leak_images: test images of the leak measure.
-        leak_budget: tokens K of the leak measure, whose gates are K/N.
-        experiment: MLflow experiment.
-        tracking: log to MLflow.
-        base: dotted settings of `TrainConfig` common to all variants.
-        variants: the rows.
-    """
-
-    name: str = "reference"
-    model: str = "reference"
-    train_shards: str = "reference"
-    test_shards: str = "reference"
-    deepspeed: str = "configs/deepspeed/zero2.json"
-    ranks: int = 2
-    port: int = 29500
-    steps: int = 240
-    seeds: list = field(default_factory=lambda: [0, 1, 2])
-    images: int = 500
-    budgets: str = "8,16,32"
-    max_new_tokens: int = REFERENCE_ANSWER_TOKENS
-    rows_per_batch: int = REFERENCE_ROWS
-    baselines: str = "random,grid,pooling,norm,cls_attention,divprune,oracle"
-    reference: str = "reference"
-    leak_images: int = 200
-    leak_budget: int = 16
-    experiment: str = "autoselect"
-    tracking: bool = True
-    base: dict = field(default_factory=dict)
-    variants: tuple = ()
+    name: str = setting("reference", "name of the MLflow run")
+    model: str = setting("reference", "folder or hub name of the VLM, or reference")
+    train_shards: str = setting("reference", "glob of the training shards, or reference")
+    test_shards: str = setting("reference", "glob of the evaluation shards, or reference")
+    deepspeed: str = setting(
+        "configs/deepspeed/zero2.json", "DeepSpeed JSON, in the current folder or the checkout"
+    )
+    ranks: int = setting(2, "training processes of a cell, on this machine")
+    port: int = setting(DEFAULT_PORT, "port at which the ranks of a cell meet")
+    steps: int = setting(240, "updates of every cell")
+    seeds: list = setting([0, 1, 2], "training seeds; every variant is trained once with each")
+    images: int = setting(500, "test images")
+    budgets: str = setting(
+        "8,16,32", "visual tokens kept: counts, ratios or percentages, comma-separated"
+    )
+    max_new_tokens: int = setting(REFERENCE_ANSWER_TOKENS, "longest answer in tokens")
+    rows_per_batch: int = setting(REFERENCE_ROWS, "questions answered together")
+    baselines: str = setting(
+        "random,grid,pooling,norm,cls_attention,divprune,oracle",
+        "baselines that every variant is compared with, comma-separated",
+    )
+    reference: str = setting("reference", "variant that the others are compared with")
+    leak_images: int = setting(200, "test images of the leak measure")
+    leak_budget: int = setting(16, "tokens K of the leak measure, whose gates are all K/N")
+    experiment: str = setting("autoselect", "MLflow experiment")
+    tracking: bool = setting(True, "log to MLflow")
+    base: dict = setting({}, "dotted settings of the training that all variants share")
+    variants: tuple = setting((), "the rows of the table")
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

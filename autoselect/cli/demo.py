@@ -11,7 +11,7 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.config.flags import check_counts, check_port
-from autoselect.config.programs import call, checkout, eval_command, train_command
+from autoselect.config.programs import DEFAULT_PORT, call, checkout, eval_command, train_command
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
 RUN = Path("runs/demo")
@@ -26,7 +26,7 @@ def add_demo_command(subparsers: Any) -> None:
     demo = subparsers.add_parser("demo", help="shards, training, evaluation, report in runs/demo")
     demo.add_argument("--ranks", type=int, default=2, help="training processes on this machine")
     demo.add_argument("--images", type=int, default=300, help="test images that are evaluated")
-    demo.add_argument("--port", type=int, default=29500, help="port where the ranks meet")
+    demo.add_argument("--port", type=int, default=DEFAULT_PORT, help="port where the ranks meet")
     demo.set_defaults(run=run_demo)
 
 
@@ -40,7 +40,7 @@ def add_report_command(subparsers: Any) -> None:
 def add_dashboard_command(subparsers: Any) -> None:
     """Add `dashboard`."""
     dashboard = subparsers.add_parser("dashboard", help="serve the MLflow pages on loopback")
-    dashboard.add_argument("--port", type=int, default=5000)
+    dashboard.add_argument("--port", type=int, default=5000, help="port of the pages")
     dashboard.set_defaults(run=run_dashboard)
 
 

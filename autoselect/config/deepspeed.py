@@ -7,7 +7,9 @@ float32.
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,29 +46,119 @@ class BatchSizes:
     accumulation: int
 
 
-def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
-    """Reads and checks a DeepSpeed JSON file.
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """A DeepSpeed configuration, checked when it is made.
+
+    Args:
+        values: content of the JSON file; `to_dict` returns a copy of it for DeepSpeed.
 
     Raises:
-        ConfigError: the file is missing or no JSON object, a top-level key is unknown or missing,
-            a batch size is no positive integer, or gradients would leave float32.
+        ConfigError: a top-level key is unknown or missing, a value is out of range, or gradients
+            would leave float32.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(
-            f"deepspeed={path} does not exist; choose one of configs/deepspeed/*.json"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"deepspeed={path} is not valid JSON: {error}; correct it") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"deepspeed={path} holds a {type(config).__name__}, not a JSON object")
-    try:
-        check_deepspeed_config(config)
-    except ConfigError as error:
-        raise ConfigError(f"deepspeed={path}: {error}") from error
-    return config
+
+    values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", copy.deepcopy(dict(self.values)))
+        _check_keys(self.values)
+        _check_values(self.values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DeepSpeedConfig:
+        """Read and check a DeepSpeed JSON file.
+
+        Raises:
+            ConfigError: the file is missing, is not a JSON object, or breaks a rule.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(
+                f"deepspeed={path} does not exist; choose one of configs/deepspeed/*.json"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"deepspeed={path} is not valid JSON: {error}; correct it") from error
+        if not isinstance(values, dict):
+            found = type(values).__name__
+            raise ConfigError(f"deepspeed={path} holds a {found}, not a JSON object; use braces")
+        try:
+            return cls(values)
+        except ConfigError as error:
+            raise ConfigError(f"deepspeed={path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return copy.deepcopy(dict(self.values))
+
+    def with_batch(self, total: int, micro: int) -> DeepSpeedConfig:
+        """Return the same configuration with another global and micro batch, in samples."""
+        sizes = {"train_batch_size": total, "train_micro_batch_size_per_gpu": micro}
+        return DeepSpeedConfig({**self.values, **sizes})
+
+    @property
+    def total_batch(self) -> int:
+        """Samples of one optimiser step, all ranks together."""
+        return int(self.values["train_batch_size"])
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that one rank computes at once."""
+        return int(self.values["train_micro_batch_size_per_gpu"])
+
+    @property
+    def gradient_clipping(self) -> float:
+        """Largest gradient norm; 0 is off."""
+        return self.values.get("gradient_clipping", 0.0)
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """Type and parameters of the optimiser; empty if the file has none."""
+        return self.values.get("optimizer", {})
+
+    @property
+    def zero_stage(self) -> int:
+        """0 if the file has no stage."""
+        return int(self.values.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def offloads_parameters(self) -> bool:
+        """True if ZeRO-3 keeps parameters in CPU memory or on NVMe."""
+        offload = self.values.get("zero_optimization", {}).get("offload_param", {})
+        return self.zero_stage == 3 and bool(re.search("cpu|nvme", json.dumps(offload)))
+
+    def step_settings(self) -> dict[str, Any]:
+        """Return what decides the numbers of a step, however the batch is split over ranks."""
+        return {
+            "train_batch_size": self.total_batch,
+            "gradient_clipping": self.gradient_clipping,
+            "optimizer": self.optimizer,
+        }
+
+    def split(self, world_size: int) -> BatchSizes:
+        """Split the global batch over the ranks.
+
+        The number of accumulation steps follows from the world size instead of being stated in the
+        file, so one file gives the same global batch on any number of ranks.
+
+        Raises:
+            ConfigError: the global batch is not a multiple of micro batch x ranks.
+        """
+        total, micro = self.total_batch, self.micro_batch
+        accumulation, rest = divmod(total, micro * world_size)
+        if rest or accumulation < 1:
+            fitting = [m for m in range(1, total + 1) if total % (m * world_size) == 0]
+            fix = (
+                f"choose train_micro_batch_size_per_gpu from {fitting}"
+                if fitting
+                else f"choose a train_batch_size that is a multiple of {world_size}"
+            )
+            raise ConfigError(
+                f"train_batch_size={total} is not a multiple of "
+                f"train_micro_batch_size_per_gpu={micro} x {world_size} ranks; {fix}"
+            )
+        return BatchSizes(total, micro, accumulation)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,13 +169,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def check_deepspeed_config(config: Mapping[str, Any]) -> None:
-    """Checks a DeepSpeed configuration that is already a mapping.
-
-    Raises:
-        ConfigError: as `load_deepspeed_config`.
-    """
-    unknown = sorted(set(config) - KNOWN_KEYS)
+def _check_keys(values: Mapping[str, Any]) -> None:
+    unknown = sorted(set(values) - KNOWN_KEYS)
     if {"bf16", "fp16"} & set(unknown):
         raise ConfigError(
             "bf16/fp16 would convert the trained part, which is kept in float32; remove the key "
@@ -92,78 +179,33 @@ def check_deepspeed_config(config: Mapping[str, Any]) -> None:
     if unknown:
         known = ", ".join(sorted(KNOWN_KEYS))
         raise ConfigError(f"unknown key {', '.join(unknown)}; known keys: {known}")
-    missing = sorted(REQUIRED_KEYS - set(config))
+    missing = sorted(REQUIRED_KEYS - set(values))
     if missing:
         raise ConfigError(f"missing key {', '.join(missing)}; add it as a positive integer")
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
     for key in sorted(REQUIRED_KEYS):
-        _check_positive_integer(key, config[key])
+        value = values[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(
+                f"{key}={value!r} is not a positive integer; give a number of samples"
+            )
     for key in ("zero_optimization", "data_types", "optimizer"):
-        if not isinstance(config.get(key, {}), Mapping):
-            raise ConfigError(f"{key}={config[key]!r} is no JSON object; give settings in braces")
-    clipping = config.get("gradient_clipping", 0.0)
+        if not isinstance(values.get(key, {}), Mapping):
+            raise ConfigError(
+                f"{key}={values[key]!r} is not a JSON object; give settings in braces"
+            )
+    clipping = values.get("gradient_clipping", 0.0)
     if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
         raise ConfigError(f"gradient_clipping={clipping!r} must be 0 (off) or a norm above 0")
-    _check_float32(config)
-    zero_stage(config)
-
-
-def _check_positive_integer(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{key}={value!r} is not a positive integer; give a number of samples")
-
-
-def _check_float32(config: Mapping[str, Any]) -> None:
-    accumulation = config.get("data_types", {}).get("grad_accum_dtype", "fp32")
+    accumulation = values.get("data_types", {}).get("grad_accum_dtype", "fp32")
     for key, value in (
         ("data_types.grad_accum_dtype", accumulation),
-        ("communication_data_type", config.get("communication_data_type", "fp32")),
+        ("communication_data_type", values.get("communication_data_type", "fp32")),
     ):
         if value not in FLOAT32_NAMES:
             raise ConfigError(f"{key}={value!r} loses gradient bits; set it to 'fp32'")
-
-
-def zero_stage(config: Mapping[str, Any]) -> int:
-    """The ZeRO stage, 0 when the file has none.
-
-    Raises:
-        ConfigError: the stage is not 0, 1, 2 or 3.
-    """
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    stage = values.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ConfigError(f"zero_optimization.stage={stage!r} is unknown; choose 0, 1, 2 or 3")
-    return int(stage)
-
-
-def step_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a checked configuration decides the numbers of a step, however it is split."""
-    return {
-        "train_batch_size": config["train_batch_size"],
-        "gradient_clipping": config.get("gradient_clipping", 0.0),
-        "optimizer": config.get("optimizer", {}),
-    }
-
-
-def batch_sizes(config: Mapping[str, Any], world_size: int) -> BatchSizes:
-    """Splits the global batch of a checked configuration over the ranks.
-
-    The number of accumulation steps is not stated in the file but follows from the world size,
-    so one file gives the same global batch on any number of ranks.
-
-    Raises:
-        ConfigError: the global batch is no multiple of micro batch x ranks.
-    """
-    total = config["train_batch_size"]
-    micro = config["train_micro_batch_size_per_gpu"]
-    accumulation, rest = divmod(total, micro * world_size)
-    if rest or accumulation < 1:
-        fitting = [m for m in range(1, total + 1) if total % (m * world_size) == 0]
-        fix = (
-            f"choose train_micro_batch_size_per_gpu from {fitting}"
-            if fitting
-            else f"choose a train_batch_size that is a multiple of {world_size}"
-        )
-        raise ConfigError(
-            f"train_batch_size={total} is not a multiple of train_micro_batch_size_per_gpu={micro} "
-            f"x {world_size} ranks; {fix}"
-        )
-    return BatchSizes(total, micro, accumulation)

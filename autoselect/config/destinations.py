@@ -1,4 +1,4 @@
-"""Where results go: looked at before hours are spent on them."""
+"""Checks that results can be written, made before hours are spent on them."""
 
 import tempfile
 from pathlib import Path
@@ -7,13 +7,13 @@ from autoselect.config import ConfigError
 
 
 def existing(path: Path) -> Path:
-    """The path, or its nearest parent that exists."""
+    """Return the path, or its nearest parent that exists."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def cannot_write(folder: Path) -> str:
-    """Why nothing can be created in a folder (or where it would be made); empty when it can."""
+    """Return why no file can be created in a folder or its nearest parent, or an empty text."""
     place = existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -23,14 +23,14 @@ def cannot_write(folder: Path) -> str:
 
 
 def check_folder(setting: str, folder: Path | str) -> None:
-    """Raise ConfigError where `folder`, the value of `setting`, cannot be written or made."""
+    """Raise ConfigError if `folder`, the value of `setting`, can neither be written nor created."""
     why = cannot_write(Path(folder))
     if why:
         raise ConfigError(f"{setting}={folder} cannot be written ({why}); choose another folder")
 
 
 def check_file(setting: str, path: Path | str) -> None:
-    """Raise ConfigError where a file at `path`, the value of `setting`, cannot be written."""
+    """Raise ConfigError if the file `path`, the value of `setting`, cannot be written."""
     why = f"{path}: Is a directory" if Path(path).is_dir() else cannot_write(Path(path).parent)
     if why:
         raise ConfigError(f"{setting}={path} cannot be written ({why}); choose another file")

@@ -1,4 +1,4 @@
-"""The one error that users see for bad input."""
+"""The error that users see for bad input."""
 
 
 class ConfigError(ValueError):
@@ -6,6 +6,5 @@ class ConfigError(ValueError):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)

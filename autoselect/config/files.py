@@ -1,6 +1,6 @@
-"""Settings from YAML files and dotted flags (`--gate.token_budget 16`), and back to plain values.
+"""Reading of settings from YAML files and dotted flags (`--gate.token_budget 16`).
 
-What is given wins over the defaults of `autoselect.config`; unknown keys are refused.
+Given values replace the defaults of `autoselect.config`; unknown keys are refused.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Co
     """Build a configuration dataclass from nested mappings.
 
     Raises:
-        ConfigError: an unknown key (the closest known one is named) or a value of a wrong type.
+        ConfigError: a key is unknown (the closest known one is named), or a value has a wrong type.
     """
     require(
         isinstance(values, dict),
@@ -29,24 +29,25 @@ def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Co
         f"give its members, such as --{prefix}NAME VALUE",
     )
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
             raise ConfigError(f"unknown configuration key {prefix}{key}={value!r}; {hint}")
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}", known[key])
     return cls(**arguments)
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """Check `value` against a type hint; text from flags is parsed as YAML first."""
+def _convert(hint: Any, value: Any, name: str, description: str) -> Any:
+    """Check the value of a setting against its type hint; an integer becomes a float if needed."""
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{name}.")
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        require(value in choices, f"{name}={value!r} must be one of {', '.join(map(str, choices))}")
+        listed = ", ".join(map(str, choices))
+        require(value in choices, f"{name}={value!r} must be one of {listed}: {description}")
         return value
     if get_origin(hint) is types.UnionType:
         if value is None:
@@ -56,14 +57,14 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         try:
             return float(value)
         except (ValueError, OverflowError):
-            raise ConfigError(f"{name}={value!r} must be a number") from None
+            raise ConfigError(f"{name}={value!r} must be a number: {description}") from None
     matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    require(matches, f"{name}={value!r} must be of type {hint.__name__}")
+    require(matches, f"{name}={value!r} must be of type {hint.__name__}: {description}")
     return value
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with nested `changes` written over it; neither argument is modified."""
+    """Return `base` with nested `changes` written over it; neither argument is modified."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -73,12 +74,12 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_flags(flags: list[str]) -> dict[str, Any]:
-    """`["--gate.token_budget", "16", "--seed=3"]` as nested mappings.
+    """Return flags such as `["--gate.token_budget", "16", "--seed=3"]` as nested mappings.
 
-    Values are read as YAML; what is no YAML, such as the pattern `*.tar`, is plain text.
+    Values are read as YAML; a text that is not YAML, such as the pattern `*.tar`, stays a text.
 
     Raises:
-        ConfigError: a flag without a value, or a setting below another one that has a plain value.
+        ConfigError: a flag has no value, or one flag gives a group and another one its member.
     """
     nested: dict[str, Any] = {}
     remaining = list(flags)
@@ -94,7 +95,6 @@ def parse_flags(flags: list[str]) -> dict[str, Any]:
 
 
 def _place(nested: dict[str, Any], name: str, value: Any) -> None:
-    """Writes a value under its dotted name."""
     *parents, last = name.split(".")
     place = nested
     for number, parent in enumerate(parents, 1):
@@ -116,10 +116,11 @@ def _value(text: str) -> Any:
 
 
 def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config:
-    """Defaults, then the YAML file, then the flags.
+    """Read a configuration: flags win over the YAML file, and both over the defaults.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping; an unknown key; a value out of range.
+        ConfigError: the file is missing or is not a YAML mapping, a key is unknown, or a value is
+            out of range.
     """
     values = {} if path is None else _read_yaml(path)
     return from_dict(cls, merge(values, parse_flags(flags)))
@@ -135,18 +136,17 @@ def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise ConfigError(f"config={path} is no valid YAML: {error}") from error
+        raise ConfigError(f"config={path} is not valid YAML: {error}; correct it") from error
     require(isinstance(values, dict | None), f"config={path} must be a mapping of keys to values")
     return values or {}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values, for YAML, JSON and MLflow."""
     return dataclasses.asdict(config)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"gate": {"token_budget": 16}}` as `{"gate.token_budget": 16}`."""
+    """Return `{"gate": {"token_budget": 16}}` as `{"gate.token_budget": 16}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"

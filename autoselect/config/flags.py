@@ -2,52 +2,69 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from autoselect.config import ConfigError
+from autoselect.config.setting import described, help_of, scalar_type
 
 
 def add_setting_flags(
-    parser: argparse.ArgumentParser,
-    settings: type,
-    summaries: Mapping[str, str],
-    defaults: Mapping[str, Any] | None = None,
+    parser: argparse.ArgumentParser, settings: type, names: Sequence[str] | None = None
 ) -> None:
-    """One flag per field; a truth value becomes `--name` and `--no-name`.
+    """Add one flag per field; a truth value becomes `--name` and `--no-name`.
 
     Args:
-        parser: that gets the flags.
-        settings: a dataclass; fields without a default are required.
-        summaries: help text of every field.
-        defaults: shown and used in place of the fields' own.
+        parser: the parser that gets the flags.
+        settings: a dataclass; fields without a default become required flags.
+        names: the wanted fields; all by default.
     """
-    for field in dataclasses.fields(settings):
-        flag = f"--{field.name.replace('_', '-')}"
-        default = (defaults or {}).get(field.name, field.default)
-        summary = summaries[field.name]
-        if isinstance(default, bool):
-            switch = argparse.BooleanOptionalAction
-            parser.add_argument(flag, action=switch, default=default, help=summary)
+    for name, hint, field in described(settings):
+        if names is not None and name not in names:
             continue
-        required = default is dataclasses.MISSING
-        parser.add_argument(
-            flag,
-            required=required,
-            default=None if required else default,
-            type=next((t for t in (int, float) if t.__name__ in str(field.type)), str),
-            help=summary,
-        )
+        flag = f"--{name.replace('_', '-')}"
+        missing = field.default is dataclasses.MISSING
+        options: dict[str, Any] = {"default": None if missing else field.default}
+        if hint is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": scalar_type(hint), "required": missing}
+        action = parser.add_argument(flag, **options)
+        action.help = flag_help(settings, name, options["default"])
+
+
+def flag_help(settings: type, name: str, default: Any = None) -> str:
+    """Return the help text of a field for argparse, with the default value unless it is None."""
+    shown = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
+    ending = "" if shown is None else f" (default {shown})"
+    return f"{help_of(settings, name)}{ending}".replace("%", "%%")
+
+
+def settings_help(settings: type) -> str:
+    """Return a description of all dotted settings (`--gate.token_budget INT`) for an epilog."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
+    group = parser.add_argument_group("settings")
+    for name, hint, field in described(settings):
+        text = field.metadata["help"].replace("%", "%%")
+        if dataclasses.is_dataclass(hint):
+            group = parser.add_argument_group(f"{name} ({text})")
+            continue
+        default = field.default
+        if default is None or isinstance(default, bool):
+            default = {True: "true", False: "false", None: "null"}[default]
+        choices = get_args(hint) if get_origin(hint) is Literal else ()
+        value = f"{{{','.join(choices)}}}" if choices else scalar_type(hint).__name__.upper()
+        group.add_argument(f"--{name}", metavar=value, help=f"{text} (default {default})")
+    return parser.format_help()
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raise ConfigError for a number below 1, by its name; None is a flag that was not given."""
+    """Raise ConfigError if a named number is below 1; None means that it was not given."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value} is below 1; choose 1 or more")
 
 
 def check_port(port: int) -> None:
-    """Raise ConfigError unless `port` is the number of a TCP port."""
     if not 1 <= port <= 65535:
-        raise ConfigError(f"port={port} is no TCP port; choose 1024..65535")
+        raise ConfigError(f"port={port} is not a TCP port; choose 1024..65535")

@@ -1,4 +1,4 @@
-"""The project's own programs, started as a user would start them: training and evaluation."""
+"""Commands that start training and evaluation as a user would."""
 
 import os
 import shlex
@@ -13,12 +13,15 @@ import yaml
 
 from autoselect.config import ConfigError
 
+DEFAULT_PORT = 29500
+"""TCP port at which ranks meet by default; DeepSpeed and torch use the same."""
+
 
 def checkout() -> Path:
-    """The source tree: launcher scripts and configurations are not part of an installed package.
+    """Return the folder of the source tree, which has what an installed package lacks.
 
     Raises:
-        ConfigError: the package does not lie in a checkout.
+        ConfigError: the package was not installed from a checkout (`pip install -e .`).
     """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "configs" / "deepspeed" / "zero2.json").is_file():
@@ -31,16 +34,16 @@ def checkout() -> Path:
 def call(
     command: Sequence[str], again: str, folder: Path | None = None, log: Path | None = None
 ) -> None:
-    """Run one program and wait for it; its output goes where this process's goes, or into a file.
+    """Run one program and wait until it ends.
 
     Args:
-        command: as typed.
-        again: what to run again once the cause is mended, for the message.
-        folder: where it runs; the current folder by default.
-        log: file that its output is appended to, for programs that run side by side.
+        command: program and arguments.
+        again: what the user should run again after a failure, for the message.
+        folder: working folder of the program; the current folder by default.
+        log: file to which its output is appended; by default it is printed.
 
     Raises:
-        ConfigError: it failed; its own message stands above, or in `log`.
+        ConfigError: the program failed; its own message is printed above, or in `log`.
     """
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
@@ -72,15 +75,15 @@ def train_command(
     deepspeed: Path | str = "configs/deepspeed/zero2.json",
     settings: Mapping[str, object] | None = None,
 ) -> list[str]:
-    """Training on this machine under the `deepspeed` launcher.
+    """Return the command that trains on this machine under the `deepspeed` launcher.
 
     Args:
         output: run folder.
-        ranks: processes.
-        port: where they meet.
-        script: `autoselect/train.py`.
-        deepspeed: its JSON.
-        settings: dotted names and values, as in `TrainConfig`.
+        ranks: number of processes.
+        port: TCP port at which they meet.
+        script: path of `autoselect/train.py`.
+        deepspeed: path of the DeepSpeed JSON.
+        settings: values of `TrainConfig` by dotted name.
     """
     launcher = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={port}"]
     arguments = [str(script), "--deepspeed", str(deepspeed), "--output", str(output)]
@@ -88,7 +91,7 @@ def train_command(
 
 
 def setting_flags(settings: Mapping[str, object]) -> list[str]:
-    """`{"gate.noise": "channel"}` as `["--gate.noise=channel"]`; values as YAML writes them."""
+    """Return `{"gate.noise": "channel"}` as `["--gate.noise=channel"]`, values in YAML."""
     return [f"--{name}={_as_yaml(value)}" for name, value in settings.items()]
 
 
@@ -97,7 +100,7 @@ def _as_yaml(value: object) -> str:
 
 
 def eval_command(settings: Mapping[str, object]) -> list[str]:
-    """`autoselect eval` with settings named as the fields of `EvalSettings`."""
+    """Return the command `autoselect eval` for some fields of `EvalSettings`."""
     command = ["autoselect", "eval"]
     for name, value in settings.items():
         flag = name.replace("_", "-")

@@ -1,15 +1,16 @@
-"""Configuration: frozen dataclasses, their checks, and the one error users see for bad input.
+"""Configuration of a training run: frozen dataclasses, their help texts and their checks.
 
-The defaults are the reference run, so that the documented command needs no other flag. Files and
-flags that change them are read in `autoselect.config.files`. Batch sizes, precision, ZeRO and
-clipping belong to the DeepSpeed JSON alone.
+The defaults are the reference run, so that the documented command needs no other flag.
+`autoselect.config.files` reads the files and flags that change them. Batch sizes, precision, ZeRO
+and clipping belong to the DeepSpeed JSON alone.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from autoselect.config.errors import require
+from autoselect.config.setting import setting
 
 
 def _at_least(least: int, name: str, value: int) -> None:
@@ -31,17 +32,9 @@ GateSite = Literal["after_projector", "before_projector"]
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """Size of the Scorer.
-
-    Attributes:
-        hidden_size: channels inside the Scorer.
-        num_layers: bidirectional transformer blocks.
-        num_heads: attention heads; divides `hidden_size`.
-    """
-
-    hidden_size: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
+    hidden_size: int = setting(64, "channels inside the Scorer; a multiple of num_heads")
+    num_layers: int = setting(2, "bidirectional transformer blocks; 0 for none")
+    num_heads: int = setting(4, "attention heads")
 
     def __post_init__(self) -> None:
         _at_least(1, "scorer.hidden_size", self.hidden_size)
@@ -56,62 +49,61 @@ class ScorerConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Size of the Denoiser.
-
-    Attributes:
-        num_layers: blocks of diagonal attention and MLP; 0 trains without a Denoiser.
-        hidden_size: channels of each block's two bottlenecks (values and MLP).
-        told_gate: each token's gate is an input, so that the Denoiser knows how noisy it is; needs
-            at least one block.
-    """
-
-    num_layers: int = 2
-    hidden_size: int = 256
-    told_gate: bool = False
+    num_layers: int = setting(
+        2, "blocks of diagonal attention and MLP; 0 trains without a Denoiser"
+    )
+    hidden_size: int = setting(
+        256, "channels of the two bottlenecks of each block (values and MLP)"
+    )
 
     def __post_init__(self) -> None:
         _at_least(0, "denoiser.num_layers", self.num_layers)
         _at_least(1, "denoiser.hidden_size", self.hidden_size)
-        require(
-            self.num_layers >= 1 or not self.told_gate,
-            "denoiser.told_gate=true needs a Denoiser, but denoiser.num_layers=0; "
-            "choose denoiser.num_layers of 1 or more, or denoiser.told_gate=false",
-        )
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Soft top-K and the noise gate.
-
-    Attributes:
-        token_budget: K, tokens kept per image; also the upper end when a range is drawn.
-        min_token_budget: lower end of the range from which K is drawn per step; None fixes K.
-        temperature_start: of the sigmoid, in standardised scores.
-        temperature_end: reached after `anneal_fraction` of the steps, geometrically.
-        anneal_fraction: of all steps.
-        standardise: scores have mean 0 and variance 1 per image before soft top-K.
-        noise: `covariance` matches the tokens' covariance, `channel` each channel's variance.
-        noise_rank: rank of the covariance factor.
-        calibration_images: images whose tokens give mean, deviation and factor.
-        soft_removal: also add each gate's logarithm to the attention logits of its token, so that
-            a closed gate is removed as at inference; not in the paper.
-        kind: `noise` is the paper's; the others stand in `autoselect/method/gating.py`.
-        site: which tokens are gated and repaired: those that the language model sees, or what its
-            projector makes them of. Scores come from the former at both sites.
-    """
-
-    token_budget: int = 16
-    min_token_budget: int | None = 6
-    temperature_start: float = 0.5
-    temperature_end: float = 0.02
-    anneal_fraction: float = 0.4
-    standardise: bool = True
-    noise: Literal["covariance", "channel"] = "covariance"
-    noise_rank: int = 64
-    calibration_images: int = 256
-    soft_removal: bool = False
-    kind: GateKind = "noise"
-    site: GateSite = "after_projector"
+    token_budget: int = setting(
+        16, "tokens kept per image, K; the upper end of the range if K is drawn for each step"
+    )
+    min_token_budget: int | None = setting(
+        6, "lower end of the range from which K is drawn for each step; null fixes K"
+    )
+    temperature_start: float = setting(
+        0.5, "temperature of soft top-K at the first step, in units of standardised scores"
+    )
+    temperature_end: float = setting(
+        0.02, "temperature reached after anneal_fraction of the steps, by geometric decay"
+    )
+    anneal_fraction: float = setting(
+        0.4, "share of all steps over which the temperature falls, 0..1"
+    )
+    standardise: bool = setting(
+        True, "scale scores to mean 0 and variance 1 per image before soft top-K"
+    )
+    noise: Literal["covariance", "channel"] = setting(
+        "covariance",
+        "what the noise shares with the visual tokens: their covariance, or the variance of each "
+        "channel",
+    )
+    noise_rank: int = setting(64, "rank of the covariance factor, 1..64")
+    calibration_images: int = setting(
+        256, "images whose tokens give mean, deviation and covariance factor of the noise"
+    )
+    soft_removal: bool = setting(
+        False,
+        "also add the logarithm of each gate to the attention logits of its token, so that a "
+        "closed gate removes the token as inference does; not in the paper",
+    )
+    kind: GateKind = setting(
+        "noise",
+        "formula of the gate; noise is the paper's, autoselect/method/gating.py defines the others",
+    )
+    site: GateSite = setting(
+        "after_projector",
+        "which tokens are gated and repaired: the input or the output of the projector; scores "
+        "come from its output at both sites",
+    )
 
     def __post_init__(self) -> None:
         _at_least(1, "gate.token_budget", self.token_budget)
@@ -143,21 +135,23 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read.
-
-    Attributes:
-        train_shards: glob of WebDataset shards; `reference` renders its own on first use.
-        rounds: `independent` questions on one image, or one `conversation`.
-        max_text_tokens: longest row, image placeholders included.
-        workers: decoding worker processes per rank; 0 decodes in the training process.
-        quarantine_budget: largest tolerated share of unusable samples; the run ends above it.
-    """
-
-    train_shards: str = "reference"
-    rounds: Literal["independent", "conversation"] = "independent"
-    max_text_tokens: int = 2048
-    workers: int = 0
-    quarantine_budget: float = 0.001
+    train_shards: str = setting(
+        "reference", "glob of WebDataset shards; reference renders its own at the first start"
+    )
+    rounds: Literal["independent", "conversation"] = setting(
+        "independent",
+        "train on the questions about an image as independent rows, or as one conversation",
+    )
+    max_text_tokens: int = setting(
+        2048,
+        "longest row in tokens, image placeholders included; rounds that do not fit are left out",
+    )
+    workers: int = setting(
+        0, "decoding worker processes per rank; 0 decodes in the training process"
+    )
+    quarantine_budget: float = setting(
+        0.001, "largest tolerated share of unusable samples; the run ends above it"
+    )
 
     def __post_init__(self) -> None:
         _at_least(1, "data.max_text_tokens", self.max_text_tokens)
@@ -167,19 +161,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to a floor.
-
-    Attributes:
-        learning_rate: peak.
-        weight_decay: of matrices.
-        warmup_fraction: of all steps.
-        floor_fraction: final learning rate over the peak.
-    """
-
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_fraction: float = 0.05
-    floor_fraction: float = 0.3
+    learning_rate: float = setting(2e-3, "peak learning rate")
+    weight_decay: float = setting(0.01, "weight decay of matrices; other parameters have none")
+    warmup_fraction: float = setting(
+        0.05, "share of all steps over which the learning rate rises linearly, below 1"
+    )
+    floor_fraction: float = setting(0.3, "final learning rate as a share of the peak, 0..1")
 
     def __post_init__(self) -> None:
         _positive("optimizer.learning_rate", self.learning_rate)
@@ -198,41 +185,38 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run; the defaults are the reference run.
+    """One training run; the defaults are the reference run."""
 
-    Attributes:
-        model: folder or hub name of the frozen VLM; `reference` is the one that ships here.
-        output: run folder: resolved configuration, checkpoints, exported selector.
-        steps: optimiser updates.
-        seed: of weights, data order and noise.
-        save_every: updates between checkpoints.
-        keep_checkpoints: how many stay.
-        log_every: updates between logged metrics.
-        max_skipped_steps: consecutive steps with a non-finite loss or gradient before the run ends.
-        activation_checkpointing: recompute the frozen language model in the backward pass, layer by
-            layer.
-        experiment: MLflow experiment.
-        tracking: log to MLflow.
-        dtype: of the frozen VLM; `auto` is bfloat16 on accelerators and float32 on CPUs.
-    """
-
-    model: str = "reference"
-    output: str = "runs/reference/train"
-    steps: int = 240
-    seed: int = 0
-    save_every: int = 100
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    max_skipped_steps: int = 20
-    activation_checkpointing: bool = False
-    experiment: str = "autoselect"
-    tracking: bool = True
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    scorer: ScorerConfig = field(default_factory=ScorerConfig)
-    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    model: str = setting(
+        "reference", "folder or hub name of the frozen VLM; reference is the one that ships here"
+    )
+    output: str = setting(
+        "runs/reference/train",
+        "run folder, for the resolved configuration, the checkpoints and the exported selector",
+    )
+    steps: int = setting(240, "optimiser updates")
+    seed: int = setting(0, "seed of the initial weights, the data order and the noise")
+    save_every: int = setting(100, "updates between two checkpoints")
+    keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest ones")
+    log_every: int = setting(10, "updates between two logged sets of metrics")
+    max_skipped_steps: int = setting(
+        20, "updates in a row with a loss or gradient that is not finite, after which the run ends"
+    )
+    activation_checkpointing: bool = setting(
+        False, "recompute each layer of the frozen language model in the backward pass"
+    )
+    experiment: str = setting("autoselect", "MLflow experiment")
+    tracking: bool = setting(True, "log to MLflow")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "dtype of the frozen VLM; auto is bfloat16 on accelerators and float32 on CPUs"
+    )
+    scorer: ScorerConfig = setting(ScorerConfig(), "size of the Scorer")
+    denoiser: DenoiserConfig = setting(DenoiserConfig(), "size of the Denoiser")
+    gate: GateConfig = setting(GateConfig(), "soft top-K, and the gate that its output controls")
+    data: DataConfig = setting(DataConfig(), "training data and how it is read")
+    optimizer: OptimizerConfig = setting(
+        OptimizerConfig(), "AdamW with a linear warm-up, then a cosine to a floor"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "keep_checkpoints", "log_every", "max_skipped_steps"):

@@ -10,7 +10,9 @@ from autoselect.data.quarantine import DEFAULT_BUDGET
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """What every converter takes: where the shards go, sizes, and how much may be unusable."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=1000, metavar="N", help="samples of a full shard"
+    )
     parser.add_argument(
         "--max-rejected",
         type=float,

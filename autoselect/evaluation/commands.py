@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.config.flags import add_setting_flags
+from autoselect.config.flags import add_setting_flags, check_counts, flag_help
+from autoselect.config.setting import help_of
 from autoselect.data.shards import ShardSet
 from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse, analyse_classifier
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.bench import bench_lines, bench_prefill
 from autoselect.evaluation.loading import load_pair, selector_digest
-from autoselect.evaluation.methods.registry import METHODS
 from autoselect.evaluation.report.tables import terminal_table
 from autoselect.evaluation.run import evaluate
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.evaluation.settings import EvalSettings, check_count
+from autoselect.evaluation.settings import ONE_SELECTOR, EvalSettings
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully
@@ -32,43 +32,6 @@ ANALYSED = [
     *("model", "selector", "shards", "budgets", "out", "train_run", "classifier", "max_images"),
     *("max_new_tokens", "device", "experiment"),
 ]
-ONE_SELECTOR = {
-    "selector": "folder or hub name of the trained selector, or models:/ID or runs:/RUN/selector "
-    "of the tracking store"
-}
-HELP = {
-    "model": "folder or hub name of the vision-language model, or reference",
-    "selector": f"{ONE_SELECTOR['selector']}; several are comma-separated, each optionally as "
-    "NAME=FOLDER",
-    "shards": "glob of the evaluation shards, or reference",
-    "budgets": "visual tokens kept: counts, ratios (0.11) or percentages (11%%), comma-separated",
-    "out": "folder for report.json, report.md, the figures and the predictions",
-    "methods": f"baselines, comma-separated, of {', '.join(METHODS)}; or all, or none",
-    "max_images": "evaluate only the first images; all by default",
-    "random_seeds": "seeds of the random baseline",
-    "images_per_part": "images encoded together; the unit of restart",
-    "rows_per_batch": "questions answered together",
-    "max_new_tokens": "longest answer in tokens",
-    "scoring": "generation; or likelihood or text_likelihood where the possible answers are known",
-    "diversity": "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, "
-    "several, as 0,0.4, give rows of their own; without the flag the selector's own setting counts",
-    "latency_batch": "batch size of the latency measurement",
-    "latency_compiled": "time the LLM and the selector compiled, too (CUDA graphs on a GPU)",
-    "experiment": "MLflow experiment",
-    "tracking": "log to MLflow",
-    "device": "cpu or cuda; a GPU where there is one by default",
-}
-
-
-def _shown(default: Any) -> str:
-    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
-
-
-HELP |= {
-    field.name: f"{HELP[field.name]} (default {_shown(field.default)})"
-    for field in dataclasses.fields(EvalSettings)
-    if type(field.default) in (bool, int, float, str)
-}
 
 
 def add_eval_command(subparsers: Any) -> None:
@@ -81,8 +44,7 @@ def add_eval_command(subparsers: Any) -> None:
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
-    """One flag per field of `EvalSettings`; fields without a default are required."""
-    add_setting_flags(parser, EvalSettings, HELP)
+    add_setting_flags(parser, EvalSettings)
 
 
 def settings_of(arguments: argparse.Namespace) -> EvalSettings:
@@ -106,15 +68,14 @@ def run_eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-ANALYSE_HELP = {**ONE_SELECTOR, "out": "folder for KIND.json and KIND.png"}
-
-
 def add_analyse_command(subparsers: Any) -> None:
     """Add `analyse` to the `autoselect` command."""
     parser = subparsers.add_parser("analyse", help="one analysis of a selector, with its figure")
     parser.add_argument("kind", choices=sorted([*ANALYSES, CLASSIFIER]), help="what to analyse")
+    own = {"selector": ONE_SELECTOR, "out": "folder for KIND.json and KIND.png"}
     for name in ("model", "selector", "shards", "budgets", "out"):
-        parser.add_argument(f"--{name}", required=True, help=ANALYSE_HELP.get(name, HELP[name]))
+        text = own.get(name) or flag_help(EvalSettings, name)
+        parser.add_argument(f"--{name}", required=True, help=text)
     parser.add_argument("--run", help="output folder of the training run (leak)", dest="train_run")
     parser.add_argument(
         "--classifier",
@@ -125,19 +86,15 @@ def add_analyse_command(subparsers: Any) -> None:
     most = "analyse only the first images (default %(default)s)"
     parser.add_argument("--max-images", type=int, default=MOST_ANALYSED, help=most)
     longest = EvalSettings.max_new_tokens
-    help_text = f"{HELP['max_new_tokens']} (leak, fidelity)"
+    help_text = f"{flag_help(EvalSettings, 'max_new_tokens', longest)} (leak, fidelity)"
     parser.add_argument("--max-new-tokens", type=int, default=longest, help=help_text)
-    parser.add_argument("--device", default=None, help=HELP["device"])
-    parser.add_argument("--experiment", default=EvalSettings.experiment, help=HELP["experiment"])
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--tracking", action=switch, default=True, help=HELP["tracking"])
+    add_setting_flags(parser, EvalSettings, ("device", "experiment", "tracking"))
     parser.set_defaults(run=run_analyse)
 
 
 def run_analyse(arguments: argparse.Namespace) -> int:
     """Analyse, and print the numbers and where the figure is."""
-    for name in ("max_images", "max_new_tokens"):
-        check_count(name, getattr(arguments, name))
+    check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
     kind, out = arguments.kind, Path(arguments.out)
     vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
@@ -211,12 +168,12 @@ def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple
 def add_prefill_bench(kinds: Any) -> None:
     """Add `prefill` to `autoselect bench`."""
     parser = kinds.add_parser("prefill", help="prefill latency, full against pruned")
-    parser.add_argument("--model", required=True, help=HELP["model"])
-    parser.add_argument("--selector", required=True, help=ONE_SELECTOR["selector"])
+    parser.add_argument("--model", required=True, help=help_of(EvalSettings, "model"))
+    parser.add_argument("--selector", required=True, help=ONE_SELECTOR)
     parser.add_argument(
         "--budgets",
         default=BENCH_BUDGETS,
-        help=f"{HELP['budgets']} (default %(default)s)",
+        help=flag_help(EvalSettings, "budgets", BENCH_BUDGETS),
     )
     parser.add_argument(
         "--batches", default=BATCHES, help=f"batch sizes, comma-separated (default {BATCHES})"
@@ -227,8 +184,9 @@ def add_prefill_bench(kinds: Any) -> None:
     parser.add_argument(
         "--warmup", type=int, help="rounds before, not measured (default 20 on a GPU, 3 on a CPU)"
     )
-    parser.add_argument("--device", default=None, help=HELP["device"])
-    parser.add_argument("--compile", action="store_true", help=HELP["latency_compiled"])
+    add_setting_flags(parser, EvalSettings, ("device",))
+    compiled = help_of(EvalSettings, "latency_compiled")
+    parser.add_argument("--compile", action="store_true", help=compiled)
     parser.add_argument("--json", required=True, help="file for the result")
     parser.set_defaults(run=run_bench)
 

@@ -2,72 +2,64 @@
 
 from dataclasses import dataclass
 
-from autoselect.config import ConfigError
+from autoselect.config.flags import check_counts
+from autoselect.config.setting import required, setting
 from autoselect.evaluation.answers.likelihood import GENERATION
+from autoselect.evaluation.methods.registry import METHODS
 
-COUNTS = {
-    "max_images": "how many images are evaluated, or leave it out for all",
-    "random_seeds": "how many seeds the random method has",
-    "images_per_part": "how many images are encoded together",
-    "rows_per_batch": "how many questions are answered together",
-    "max_new_tokens": "how long an answer may be, for example 16",
-    "latency_batch": "how many equal rows are timed together, for example 1",
-}
-
-
-def check_count(name: str, value: int | None) -> None:
-    """Raise ConfigError where a setting of `COUNTS` is below 1; None is not given."""
-    if value is not None and value < 1:
-        raise ConfigError(f"{name}={value} is below 1; give {COUNTS[name]}")
+ONE_SELECTOR = (
+    "folder or hub name of the trained selector, or models:/ID or runs:/RUN/selector of the "
+    "tracking store"
+)
+COUNTS = (
+    "max_images",
+    "random_seeds",
+    "images_per_part",
+    "rows_per_batch",
+    "max_new_tokens",
+    "latency_batch",
+)
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Settings of an evaluation.
-
-    Attributes:
-        model: folder or hub name of the VLM.
-        selector: folder or hub name of the selector; further ones, comma-separated and optionally
-            named as NAME=FOLDER, become rows `autoselect:NAME` of the same report.
-        shards: glob of the evaluation shards.
-        budgets: tokens or ratios, comma-separated.
-        methods: baselines, comma-separated, or `all`.
-        out: folder of the report.
-        max_images: evaluate only the first images; None for all.
-        random_seeds: seeds of the random method.
-        images_per_part: images encoded together.
-        rows_per_batch: questions answered together.
-        max_new_tokens: longest answer in tokens.
-        scoring: `generation`; `likelihood` answers yes/no and multiple-choice questions with the
-            likeliest word or letter, `text_likelihood` with the likeliest option text.
-        diversity: instead of the selectors' own, see `Selector`; several, comma-separated, give
-            rows of their own.
-        latency_batch: batch size of the latency measurement.
-        latency_compiled: time the LLM and the selector compiled, too.
-        device: where the VLM runs; None for a GPU where there is one.
-        experiment: MLflow experiment.
-        tracking: log to MLflow.
-    """
-
-    model: str
-    selector: str
-    shards: str
-    budgets: str
-    out: str
-    methods: str = "all"
-    max_images: int | None = None
-    random_seeds: int = 3
-    images_per_part: int = 32
-    rows_per_batch: int = 32
-    max_new_tokens: int = 16
-    scoring: str = GENERATION
-    diversity: str | None = None
-    latency_batch: int = 1
-    latency_compiled: bool = False
-    device: str | None = None
-    experiment: str = "autoselect"
-    tracking: bool = True
+    model: str = required("folder or hub name of the vision-language model, or reference")
+    selector: str = required(
+        f"{ONE_SELECTOR}; several are comma-separated, each optionally as NAME=FOLDER, and become "
+        "rows autoselect:NAME of one report"
+    )
+    shards: str = required("glob of the evaluation shards, or reference")
+    budgets: str = required(
+        "visual tokens kept: counts, ratios (0.11) or percentages (11%), comma-separated"
+    )
+    out: str = required("folder for report.json, report.md, the figures and the predictions")
+    methods: str = setting(
+        "all", f"baselines, comma-separated, of {', '.join(METHODS)}; or all, or none"
+    )
+    max_images: int | None = setting(None, "evaluate only the first images; all by default")
+    random_seeds: int = setting(3, "number of seeds of the random baseline")
+    images_per_part: int = setting(
+        32, "images encoded together; an interrupted evaluation repeats at most so many"
+    )
+    rows_per_batch: int = setting(32, "questions answered together")
+    max_new_tokens: int = setting(16, "longest answer in tokens")
+    scoring: str = setting(
+        GENERATION,
+        "generation; or, if the possible answers are known, likelihood (the likeliest word or "
+        "letter) or text_likelihood (the likeliest option text)",
+    )
+    diversity: str | None = setting(
+        None,
+        "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, several, "
+        "as 0,0.4, give rows of their own; the selector's own setting by default",
+    )
+    latency_batch: int = setting(1, "batch size of the latency measurement")
+    latency_compiled: bool = setting(
+        False, "also time the language model and the selector compiled (CUDA graphs on a GPU)"
+    )
+    device: str | None = setting(None, "cpu or cuda; by default a GPU if there is one")
+    experiment: str = setting("autoselect", "MLflow experiment")
+    tracking: bool = setting(True, "log to MLflow")
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            check_count(name, getattr(self, name))
+        check_counts(**{name: getattr(self, name) for name in COUNTS})

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from autoselect.config import ConfigError
+from autoselect.config.setting import required, setting
 from autoselect.evaluation.answers.parts import folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
@@ -26,7 +27,7 @@ from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.files.atomic import write_text
 from autoselect.lmms.engine import BASELINES, FULL, parse_budget
 from autoselect.lmms.report import build_public_report, public_markdown
-from autoselect.lmms.tasks import task_score
+from autoselect.lmms.tasks import TEN, task_score
 from autoselect.lmms.tracked import PublicRecord
 
 logger = logging.getLogger(__name__)
@@ -35,39 +36,28 @@ LATENCY_FILE = "latency.json"
 
 @dataclass(frozen=True)
 class PublicSettings:
-    """Settings of a run over public tasks.
-
-    Attributes:
-        model: folder or hub name of the VLM.
-        selector: folder or hub name of the selector.
-        budgets: tokens or ratios, comma-separated.
-        tasks: names of lmms-eval, comma-separated.
-        out: folder of the report and of the finished cells.
-        methods: `autoselect` and baselines, comma-separated.
-        batch_size: questions answered together.
-        include: folder with further tasks of lmms-eval.
-        limit: only the first questions of every task, to try it out.
-        launcher: what stands before `-m lmms_eval`; `accelerate launch --num_processes 8 ...`.
-        device: where the model runs.
-        latency: measure prefill too.
-        experiment: MLflow experiment.
-        tracking: log to MLflow.
-    """
-
-    model: str
-    selector: str
-    budgets: str
-    tasks: str
-    out: str
-    methods: str = SELECTOR
-    batch_size: int = 8
-    include: str | None = None
-    limit: int | None = None
-    launcher: str | None = None
-    device: str | None = None
-    latency: bool = True
-    experiment: str = "autoselect-public"
-    tracking: bool = True
+    model: str = required("folder or hub name of the vision-language model, or reference")
+    selector: str = required("folder or hub name of the trained selector")
+    budgets: str = required(
+        "visual tokens kept: counts, ratios (0.11) or percentages (11%), comma-separated"
+    )
+    out: str = required("folder for report.json, report.md and the finished cells")
+    tasks: str = setting(",".join(TEN), "tasks of lmms-eval, comma-separated")
+    methods: str = setting(
+        SELECTOR, f"{SELECTOR} and baselines ({', '.join(BASELINES)}), comma-separated"
+    )
+    batch_size: int = setting(8, "questions answered together")
+    include: str | None = setting(None, "folder with further tasks of lmms-eval")
+    limit: int | None = setting(
+        None, "only the first questions of every task, to try it out; all by default"
+    )
+    launcher: str | None = setting(
+        None, "words before -m lmms_eval, such as 'accelerate launch --num_processes 8'"
+    )
+    device: str | None = setting(None, "cpu or cuda; by default a GPU if there is one")
+    latency: bool = setting(True, "also measure prefill latency")
+    experiment: str = setting("autoselect-public", "MLflow experiment")
+    tracking: bool = setting(True, "log to MLflow")
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config.flags import add_setting_flags
-from autoselect.lmms.tasks import TEN
 from autoselect.reference.resources import resolve_model, resolve_shards
-
-HELP = {
-    "model": "folder or hub name of the vision-language model",
-    "selector": "folder or hub name of the trained selector",
-    "budgets": "visual tokens kept: counts, ratios (0.11) or percentages (11%%), comma-separated",
-    "tasks": "tasks of lmms-eval, comma-separated",
-    "out": "folder for report.json, report.md and the finished cells",
-    "methods": "autoselect, random, grid, norm, divprune, comma-separated",
-    "batch_size": "questions answered together",
-    "include": "folder with further tasks of lmms-eval",
-    "limit": "only the first questions of every task",
-    "launcher": "stands before -m lmms_eval: 'accelerate launch --num_processes 8'",
-    "device": "cpu or cuda; a GPU where there is one by default",
-    "latency": "measure prefill too",
-    "experiment": "MLflow experiment",
-    "tracking": "log to MLflow",
-}
 
 
 def add_public_bench(kinds: Any) -> None:
@@ -34,7 +16,7 @@ def add_public_bench(kinds: Any) -> None:
     parser = kinds.add_parser(
         "public", help="public tasks through lmms-eval, full and pruned, with published rows"
     )
-    add_setting_flags(parser, PublicSettings, HELP, {"tasks": ",".join(TEN)})
+    add_setting_flags(parser, PublicSettings)
     parser.set_defaults(run=run_public_bench)
     local = kinds.add_parser("local-task", help="evaluation shards as a task of lmms-eval")
     local.add_argument("--shards", required=True, help="glob of evaluation shards, or reference")

@@ -1,15 +1,13 @@
 """The Denoiser: repairs gated tokens, each by itself, during training only.
 
-Pre-norm transformer blocks with attention restricted to the diagonal: token i sees itself alone.
-With one visible key the softmax is 1, so the attention is exactly `output(value(x))`, no query or
-key, and the cost is O(N). Could a token see its neighbours, a clean one would repair a noisy one
-and the budget would mean nothing. Source: AutoSelect (arXiv 2603.07135), diagonal attention; sizes
-are ours.
+Pre-norm transformer blocks with diagonal attention: token i attends to itself alone. With one
+visible key the softmax is 1, so the attention is exactly `output(value(x))`, without query and key,
+at a cost of O(N). If a token could see its neighbours, clean tokens would repair noisy ones, and
+the budget would mean nothing. Source: AutoSelect (arXiv 2603.07135); the sizes are ours.
 
 Dimension letters: B images, N tokens, D token width, H hidden channels.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,12 +25,11 @@ class DiagonalAttention(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`tokens` [B, N, D]."""
         return self.output(self.value(tokens))
 
 
 class DenoiserBlock(nn.Module):
-    """Diagonal attention, then an MLP; both branches start at zero."""
+    """Diagonal attention, then an MLP; both residual branches start at zero."""
 
     def __init__(self, width: int, hidden_size: int) -> None:
         super().__init__()
@@ -50,39 +47,21 @@ class DenoiserBlock(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Gated tokens `[B, N, D]` to tokens that the language model accepts; starts as the identity.
-
-    Args:
-        width: D, channels of a visual token.
-        config: sizes.
-    """
+    """Maps gated tokens [B, N, D] to tokens for the language model; starts as the identity."""
 
     def __init__(self, width: int, config: DenoiserConfig) -> None:
         super().__init__()
         self.width = width
         self.config = config
-        self.gate_input = nn.Linear(2, width) if config.told_gate else None
-        if self.gate_input is not None:
-            nn.init.zeros_(self.gate_input.weight)
-            nn.init.zeros_(self.gate_input.bias)
         self.blocks = nn.ModuleList(
             DenoiserBlock(width, config.hidden_size) for _ in range(config.num_layers)
         )
 
-    def forward(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Repaired tokens, computed in the parameters' dtype and returned in the tokens'.
-
-        Args:
-            tokens: gated, [B, N, D].
-            gates: how far each one passed, [B, N]; read by a Denoiser that is told the gate.
-        """
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return repaired tokens [B, N, D], computed in the parameters' dtype, in the tokens'."""
         if not self.blocks:
             return tokens
         repaired = tokens.to(next(self.parameters()).dtype)
-        if self.gate_input is not None:
-            assert gates is not None, "a Denoiser with told_gate needs the gates"
-            shares = torch.stack([gates, 1 - gates], dim=-1)
-            repaired = repaired + self.gate_input(shares.to(repaired.dtype))
         for block in self.blocks:
             repaired = block(repaired)
         return repaired.to(tokens.dtype)

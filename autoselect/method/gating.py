@@ -1,6 +1,6 @@
-"""How scores act on visual tokens in training: the paper's noise gate and what it is compared with.
+"""Gates that scores control in training: the paper's noise gate and its alternatives.
 
-Each takes the exact-budget gates `s` of soft top-K, [I, N], and tokens `x`, [I, N, D]:
+Each formula takes the gates `s` of soft top-K, [I, N], which sum to K, and tokens `x`, [I, N, D]:
 
     noise             mu + sqrt(s) (x - mu) + sqrt(1 - s) L eps     the paper's, variance-preserving
     zero_fill         sqrt(s) x                                     the same amplitude, no noise
@@ -8,7 +8,7 @@ Each takes the exact-budget gates `s` of soft top-K, [I, N], and tokens `x`, [I,
     straight_through  h x + (1 - h) (mu + L eps), h = hard top-K    gradient of s in place of h's
     none              x                                             for soft removal alone
 
-Source of the first: AutoSelect (arXiv 2603.07135); the others are its usual alternatives.
+Source of the first: AutoSelect (arXiv 2603.07135); the others are common alternatives.
 
 Dimension letters: I images, N visual tokens, D width.
 """
@@ -19,10 +19,27 @@ import torch
 from torch import Tensor
 
 from autoselect.config import GateKind
-from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.hard_top_k import hard_top_k
-from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
+
+
+@dataclass(frozen=True)
+class GateSetting:
+    """What the gates of one optimiser step are made with.
+
+    Attributes:
+        token_budget: K.
+        temperature: tau of soft top-K, in units of the scores.
+        seed: run seed; it and the step key the noise.
+        step: number of the optimiser step.
+    """
+
+    token_budget: int
+    temperature: float
+    seed: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -37,29 +54,27 @@ def gate_tokens(
     kind: GateKind,
     tokens: Tensor,
     scores: Tensor,
-    token_budget: int,
-    temperature: float,
-    statistics: TokenStatistics,
-    key: NoiseKey,
+    setting: GateSetting,
+    statistics: NoiseStatistics,
+    image_ids: Tensor,
     mask: Tensor | None = None,
 ) -> Gated:
-    """Let tokens pass as far as their scores say.
+    """Compute the gates of scores and apply them to tokens.
 
     Args:
-        kind: which formula.
+        kind: name of the formula.
         tokens: x, [I, N, D].
         scores: importance logits, [I, N].
-        token_budget: K; images with fewer tokens keep all.
-        temperature: of soft top-K.
-        statistics: mean, deviation and covariance factor of the data set's tokens.
-        key: what the noise depends on.
+        setting: budget, temperature, seed and step; images with fewer tokens than K keep all.
+        statistics: mean and covariance of the data set's tokens.
+        image_ids: ids of the images in the data set, which key the noise, int64, [I].
         mask: true at real tokens, [I, N].
     """
-    noise = (statistics.mean, statistics.std, key)
-    token_budget = min(token_budget, tokens.shape[1])
+    key = NoiseKey(setting.seed, setting.step, image_ids)
+    temperature, token_budget = setting.temperature, min(setting.token_budget, tokens.shape[1])
     if kind == "noise":
         gated, gates = soft_top_k_noise_gate(
-            tokens, scores, token_budget, temperature, *noise, mask=mask, factor=statistics.factor
+            tokens, scores, token_budget, temperature, statistics, key, mask
         )
         return Gated(gated, gates)
     gates = soft_top_k(scores, token_budget, temperature, mask)
@@ -69,7 +84,7 @@ def gate_tokens(
     if kind == "zero_fill":
         return Gated(amplitude(gates)[..., None].to(tokens.dtype) * tokens, gates)
     if kind == "straight_through":
-        filler = noise_gate(tokens, torch.zeros_like(gates), *noise, factor=statistics.factor)
+        filler = noise_gate(tokens, torch.zeros_like(gates), statistics, key)
         kept = straight_through(scores, gates, token_budget, mask)[..., None].to(tokens.dtype)
         return Gated(kept * tokens + (1 - kept) * filler, gates)
     assert kind == "none"
@@ -77,7 +92,7 @@ def gate_tokens(
 
 
 def amplitude(gates: Tensor) -> Tensor:
-    """sqrt(s), with gradient 0 where the gate is closed for good."""
+    """Return sqrt(s), with gradient 0 for gates of exactly 0."""
     open_gates = gates > 0
     return torch.where(open_gates, gates, 1.0).sqrt() * open_gates
 
@@ -85,7 +100,7 @@ def amplitude(gates: Tensor) -> Tensor:
 def straight_through(
     scores: Tensor, gates: Tensor, token_budget: int, mask: Tensor | None
 ) -> Tensor:
-    """1 at the K best tokens and 0 elsewhere, [I, N], with the gradient of the soft gates."""
+    """Return 1 at the K best tokens and 0 elsewhere, [I, N], with the gradient of soft gates."""
     count = gates.shape[-1]
     kept = hard_top_k(scores.detach(), token_budget, mask)
     places = kept.where(kept >= 0, count)

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from autoselect.config import TrainConfig
 from autoselect.method.denoiser import Denoiser
-from autoselect.method.gating import Gated, gate_tokens
+from autoselect.method.gating import Gated, GateSetting, gate_tokens
 from autoselect.method.scorer import Scorer, standardise
 from autoselect.method.statistics import TokenStatistics
-from autoselect.ops.noise_gate import NoiseKey
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.sites import SITES, VisualTokens
@@ -32,23 +31,6 @@ from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT
 from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 SMALLEST_GATE = 1e-6
-
-
-@dataclass(frozen=True)
-class GateSetting:
-    """What the gates of one step are made with.
-
-    Attributes:
-        token_budget: K.
-        temperature: tau.
-        seed: of the run.
-        step: optimiser step; both key the noise.
-    """
-
-    token_budget: int
-    temperature: float
-    seed: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -146,10 +128,9 @@ class AutoSelect(nn.Module):
             self.gate_kind,
             visual.gated,
             scores.float(),
-            setting.token_budget,
-            setting.temperature,
+            setting,
             self.statistics,
-            NoiseKey(setting.seed, setting.step, image_ids),
+            image_ids,
             visual.mask,
         )
 
@@ -159,7 +140,7 @@ class AutoSelect(nn.Module):
         The Denoiser repairs each token's own channels; those for later layers stay as gated.
         """
         tokens, later = gated.tokens[..., : self.width], gated.tokens[..., self.width :]
-        repaired = self.site.finish(self.adapter, self.denoiser(tokens, gated.gates))
+        repaired = self.site.finish(self.adapter, self.denoiser(tokens))
         return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
 
     @staticmethod

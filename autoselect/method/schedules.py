@@ -1,4 +1,4 @@
-"""What changes from step to step, as pure functions: learning rate, temperature, token budget."""
+"""Learning rate, temperature and token budget as pure functions of the step."""
 
 import math
 
@@ -8,13 +8,7 @@ from autoselect.config import GateConfig, OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine from the peak to its floor.
-
-    Args:
-        config: peak, warm-up and floor.
-        step: update about to be made, from 0.
-        steps: of the whole run.
-    """
+    """Return the rate of update `step`, from 0: linear warm-up, then a cosine to a floor."""
     warmup = math.ceil(config.warmup_fraction * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -24,9 +18,9 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def temperature(config: GateConfig, step: int, steps: int) -> float:
-    """Geometric from start to end over the first `anneal_fraction` of the steps, then constant.
+    """Return the temperature: geometric decay over `anneal_fraction` of the steps, then constant.
 
-    Early, so that gates polarise while the learning rate can still correct them.
+    It falls early, so that gates polarise while the learning rate can still correct them.
     """
     length = config.anneal_fraction * steps
     progress = 1.0 if length <= 0 else min(1.0, step / length)
@@ -35,7 +29,7 @@ def temperature(config: GateConfig, step: int, steps: int) -> float:
 
 
 def token_budget(config: GateConfig, seed: int, step: int) -> int:
-    """K of a step: fixed, or log-uniform between both ends, the same on every rank."""
+    """Return K: fixed, or drawn log-uniformly from the range, the same on every rank."""
     if config.min_token_budget is None:
         return config.token_budget
     draw = np.random.default_rng([seed, 0x6B, step]).random()

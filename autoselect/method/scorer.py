@@ -1,7 +1,7 @@
-"""The Scorer: how much each visual token matters, seen beside all others of its image.
+"""The Scorer: rates how much each visual token matters, given all other tokens of its image.
 
 LayerNorm, a projection to a few channels, bidirectional transformer blocks, one score per token.
-Source: AutoSelect (arXiv 2603.07135), Scorer; its sizes are ours.
+Source: AutoSelect (arXiv 2603.07135); the sizes are ours.
 
 Dimension letters: B images, N tokens, D token width, H hidden channels.
 """
@@ -26,7 +26,7 @@ class ScorerBlock(nn.Module):
         self.mlp_out = nn.Linear(2 * hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """`hidden` [B, N, H]; `mask` true at real tokens, [B, N]."""
+        """Update `hidden` [B, N, H]; `mask` is true at real tokens, [B, N]."""
         batch, count, width = hidden.shape
         heads = self.query_key_value(self.attention_norm(hidden))
         query, key, value = heads.view(
@@ -39,12 +39,7 @@ class ScorerBlock(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Visual tokens `[B, N, D]` to importance logits `[B, N]`.
-
-    Args:
-        width: D, channels of a visual token.
-        config: sizes.
-    """
+    """Maps visual tokens [B, N, D] to importance logits [B, N]."""
 
     def __init__(self, width: int, config: ScorerConfig) -> None:
         super().__init__()
@@ -59,7 +54,7 @@ class Scorer(nn.Module):
         self.score = nn.Linear(config.hidden_size, 1)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Scores of `tokens` [B, N, D]; `mask` true at real tokens, [B, N]."""
+        """Return scores [B, N] of tokens [B, N, D]; `mask` is true at real tokens, [B, N]."""
         hidden = self.projection(self.token_norm(tokens.to(self.projection.weight.dtype)))
         for block in self.blocks:
             hidden = block(hidden, mask)
@@ -67,9 +62,9 @@ class Scorer(nn.Module):
 
 
 def standardise(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scores with mean 0 and variance 1 per image over real tokens, so that the temperature counts.
+    """Scale scores to mean 0 and variance 1 over the real tokens of each image.
 
-    Without it the Scorer shrinks its scores and undoes the annealing.
+    Without it the Scorer could scale its scores to undo the annealing of the temperature.
 
     Args:
         scores: importance logits, [B, N].

@@ -1,44 +1,37 @@
-"""Statistics of the visual tokens over the data set: what the noise gate puts in a token's place.
+"""Statistics of the visual tokens over the data set, which the noise of the gate shares.
 
-Calibrated once before training, over the first samples, and stored with the run. Statistics of the
-image itself would leak that image's mean through every gate.
+They are calibrated once before training, over the first samples, and stored with the run.
+Statistics of the image itself would leak its mean through every gate.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.ops.noise import NoiseStatistics
 
 
 @dataclass(frozen=True)
-class TokenStatistics:
-    """Mean and spread of visual tokens; noise is `std * eps + factor^T eta`.
+class TokenStatistics(NoiseStatistics):
+    """Mean and covariance of visual tokens, float32, and how many dimensions they fill.
 
     Attributes:
-        mean: per channel, float32, [D].
-        std: per channel, of what the factor leaves over, float32, [D].
-        factor: low-rank part of the covariance, float32, [r, D]; None for noise per channel.
         participation_ratio: effective dimensions of the tokens, (sum l)^2 / sum l^2 over the
             eigenvalues l of their covariance.
     """
 
-    mean: Tensor
-    std: Tensor
-    factor: Tensor | None
-    participation_ratio: float
+    participation_ratio: float = field(kw_only=True)
 
     def to(self, device: torch.device) -> "TokenStatistics":
-        """The same statistics on another device."""
+        """Return the same statistics on another device."""
         factor = None if self.factor is None else self.factor.to(device)
-        return TokenStatistics(
-            self.mean.to(device), self.std.to(device), factor, self.participation_ratio
-        )
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device), factor=factor)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For storage beside weights."""
+        """Return named tensors on the CPU, to be stored beside weights."""
         named = {"mean": self.mean, "std": self.std}
         named["participation_ratio"] = torch.tensor(self.participation_ratio)
         if self.factor is not None:
@@ -47,24 +40,24 @@ class TokenStatistics:
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "TokenStatistics":
-        """The inverse of `tensors`."""
+        """Read what `tensors` returned."""
         ratio = float(named["participation_ratio"])
-        return cls(named["mean"], named["std"], named.get("factor"), ratio)
+        return cls(named["mean"], named["std"], named.get("factor"), participation_ratio=ratio)
 
 
 def calibrate(
     batches: Iterable[Tensor], rank: int | None, width: int | None = None
 ) -> TokenStatistics:
-    """Mean and covariance of tokens in float64, as channel deviations plus a low-rank factor.
+    """Measure mean and covariance of tokens in float64, as deviations plus a low-rank factor.
 
     Args:
         batches: real tokens, each [M, D].
-        rank: rows of the factor; None keeps the full variance in the channels.
-        width: channels whose covariance is measured, the first ones; all by default. The others
-            (features for later layers) get their mean and their own variance.
+        rank: rows r of the factor; None gives noise per channel, without a factor.
+        width: number of leading channels whose covariance is measured; all by default. The others
+            (deepstack features) get a mean and a variance per channel.
 
     Raises:
-        ConfigError: fewer than two tokens, or a value that is not finite.
+        ConfigError: there are fewer than two tokens, or a value is not finite.
     """
     count = 0
     sums: list[Tensor] = []
@@ -89,9 +82,10 @@ def calibrate(
     eigenvalues = eigenvalues.clamp(min=0)
     ratio = float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
     if rank is None:
-        return TokenStatistics(mean.float(), variance.sqrt().float(), None, ratio)
+        return TokenStatistics(mean.float(), variance.sqrt().float(), participation_ratio=ratio)
     rank = min(rank, len(covariance))
     factor = mean.new_zeros(rank, len(mean))
     factor[:, :width] = (vectors[:, -rank:] * eigenvalues[-rank:].sqrt()).T
     rest = (variance - factor.square().sum(dim=0)).clamp(min=0)
-    return TokenStatistics(mean.float(), rest.sqrt().float(), factor.float(), ratio)
+    std = rest.sqrt().float()
+    return TokenStatistics(mean.float(), std, factor.float(), participation_ratio=ratio)

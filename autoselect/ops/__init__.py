@@ -1,7 +1,7 @@
-"""The three operators of the method: soft top-K, noise gate, hard top-K.
+"""The operators of the method: soft top-K, noise gate, hard top-K, and a diverse top-K.
 
-`soft_top_k.py`, `noise_gate.py`, `hard_top_k.py` hold the equation, a readable reference, the
-autograd and fake registration of the native kernel, and the public function of each.
+The file of an operator holds its equation, a readable reference, the autograd and fake registration
+of its native kernel, and the public function.
 """
 
 from autoselect.ops._native import build_info, runs_on

@@ -1,4 +1,4 @@
-"""Loads the native extension `autoselect._C`, or says once that it is missing."""
+"""Loading of the native extension `autoselect._C`; a warning says once if it is missing."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ OPERATORS = (
 
 
 def _load() -> ModuleType | None:
-    """The extension; None when it was never built.
+    """Return the extension, or None if it was never built.
 
     Raises:
-        ImportError: the extension is there but does not load, or it is missing although
+        ImportError: the extension exists but does not load, or it is missing although
             `AUTOSELECT_REQUIRE_NATIVE=1`.
     """
     if importlib.util.find_spec("autoselect._C") is None:
@@ -53,11 +53,11 @@ HAS_CUDA = EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architect
 
 
 def is_native(device: torch.device) -> bool:
-    """Whether the operators run their kernels for tensors on this device.
+    """Return True if the operators run native kernels for tensors on this device.
 
-    Inside `torch.func.grad` and the transforms made of it the references run: `torch.library` does
-    not differentiate registered operators there. They read values, so `torch.vmap` over a call is
-    no way to more rows: put all rows into one batch.
+    Inside transforms of `torch.func` the references run, because `torch.library` does not
+    differentiate registered operators there. The references read values, so `torch.vmap` over a
+    call fails: put all rows into one batch.
     """
     if EXTENSION is None:
         return False
@@ -69,11 +69,7 @@ def is_native(device: torch.device) -> bool:
 
 
 def differentiable_once(operator: str) -> None:
-    """Makes a derivative of a backward operator an error, which would be a wrong zero.
-
-    Args:
-        operator: whose name ends in `_backward`.
-    """
+    """Turn the derivative of a backward operator, a wrong zero by default, into an error."""
 
     def refuse(ctx, *grads):
         raise NotImplementedError(
@@ -85,12 +81,12 @@ def differentiable_once(operator: str) -> None:
 
 
 def build_info() -> dict[str, object]:
-    """Versions, compiler and architectures of the extension, and the path each operator takes.
+    """Return versions, compiler and architectures of the extension, and each operator's path.
 
     Returns:
-        `{"native": bool, "version": str, "torch": str, "paths": {operator: {device: path}}}`, and
-        for a native build `compiler`, `cuda_architectures` and `cpu_instruction_set`. A path is
-        "native" or "reference".
+        `{"native": bool, "version": str, "torch": str, "paths": {operator: {device: path}}}` with
+        paths "native" or "reference"; a native build adds `compiler`, `cuda_architectures` and
+        `cpu_instruction_set`.
     """
     info: dict[str, object] = {"version": __version__, "torch": torch.__version__}
     if EXTENSION is not None:
@@ -103,14 +99,14 @@ def build_info() -> dict[str, object]:
 
 
 def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether kernels built for some CUDA architectures run on a GPU.
+    """Return True if kernels built for some CUDA architectures run on a GPU.
 
-    Machine code runs on GPUs of the same major version from its own on, `+PTX` on all later ones,
-    and `a` behind the number on that one alone.
+    Machine code for 8.0 runs on 8.0 and later 8.x, 8.0+PTX on all later GPUs, 9.0a on 9.0 alone.
 
     Args:
-        architectures: as in TORCH_CUDA_ARCH_LIST; names such as `native` count as running.
-        capability: of the GPU.
+        architectures: list in the format of TORCH_CUDA_ARCH_LIST; a name such as `native` counts
+            as running.
+        capability: compute capability of the GPU, major and minor.
     """
     for name in re.split(r"[;\s]+", architectures.strip()):
         found = re.fullmatch(r"(\d+)\.(\d)(a?)(\+PTX)?", name)

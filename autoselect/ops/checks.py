@@ -1,4 +1,4 @@
-"""What the operators accept, and the message for everything else."""
+"""Checks of the operators' arguments, with the messages for users."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from autoselect.config import ConfigError
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MAX_FACTOR_RANK = 64
 
 
 def values_are_checkable(tensor: Tensor) -> bool:
-    """Whether there are values, and reading them costs nothing: on a CPU, outside of tracing.
+    """Return True if reading values is free: on a CPU, outside of tracing.
 
     On a GPU it would wait for the device and break CUDA graphs; there the kernels stay in bounds
     and let NaN through to the loss.
@@ -28,7 +27,7 @@ def values_are_checkable(tensor: Tensor) -> bool:
 
 
 def check_float(field: str, tensor: Tensor, dims: str, ndim: int) -> None:
-    """Refuse a tensor of another rank or of no floating-point type."""
+    """Raise ConfigError unless a tensor has `ndim` dimensions and a floating-point dtype."""
     if tensor.ndim != ndim:
         raise ConfigError(
             f"{field} has shape {tuple(tensor.shape)}, but must be {dims} ({ndim} dimensions); "
@@ -42,7 +41,7 @@ def check_float(field: str, tensor: Tensor, dims: str, ndim: int) -> None:
 
 
 def check_shape(field: str, tensor: Tensor, shape: Sequence[int], device: torch.device) -> None:
-    """Refuse a tensor of another shape or on another device."""
+    """Raise ConfigError if a tensor has another shape or is on another device."""
     if tuple(tensor.shape) != tuple(shape):
         raise ConfigError(
             f"{field} has shape {tuple(tensor.shape)}, but must be {tuple(shape)} to fit the other "
@@ -55,7 +54,7 @@ def check_shape(field: str, tensor: Tensor, shape: Sequence[int], device: torch.
 
 
 def check_scores(scores: Tensor, mask: Tensor | None) -> None:
-    """Scores are [B, N] without NaN; a mask is boolean, [B, N], true at valid tokens."""
+    """Raise ConfigError unless scores are [B, N] without NaN at valid tokens; mask bool, [B, N]."""
     check_float("scores", scores, "[batch, tokens]", 2)
     if mask is not None:
         check_shape("mask", mask, scores.shape, scores.device)
@@ -77,7 +76,7 @@ def check_scores(scores: Tensor, mask: Tensor | None) -> None:
 
 
 def check_budget(k: int | Tensor, scores: Tensor) -> int | Tensor:
-    """The budget is in 1..N: one integer, or an integer tensor [B]."""
+    """Return the budget as an integer or as int64 [B], after checking that it is in 1..N."""
     batch, num_tokens = scores.shape
     if isinstance(k, Tensor):
         check_shape("k", k, (batch,), scores.device)
@@ -93,7 +92,7 @@ def check_budget(k: int | Tensor, scores: Tensor) -> int | Tensor:
 
 
 def check_count(k: int, num_tokens: int) -> int:
-    """The budget as one integer in 1..N."""
+    """Return the budget as an integer, after checking that it is in 1..N."""
     if isinstance(k, (bool, float)):
         raise ConfigError(f"k={k!r} must be an integer number of tokens; choose 1..{num_tokens}")
     k = operator.index(k)
@@ -105,11 +104,10 @@ def check_count(k: int, num_tokens: int) -> int:
 
 
 def check_temperature(temperature: float | Tensor) -> Tensor:
-    """The temperature, positive and finite, as a float64 tensor, 0-d.
+    """Return the temperature as a float64 tensor, 0-d, after checking it: positive and finite.
 
-    A graph that is compiled with a number keeps that number, and would be compiled again for every
-    step of an annealed temperature; a tensor it takes as an input. A number stays on the CPU, from
-    where kernels get it as a launch argument.
+    A compiled graph takes a tensor as an input; it would be compiled again for every new number of
+    an annealed temperature. A number becomes a CPU tensor, which kernels get as a launch argument.
     """
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0 or not temperature.is_floating_point():
@@ -126,23 +124,3 @@ def check_temperature(temperature: float | Tensor) -> Tensor:
             "0.01..10"
         )
     return value
-
-
-def check_statistics(tokens: Tensor, mean: Tensor, std: Tensor, factor: Tensor | None) -> None:
-    """Channel statistics fit the tokens: mean and std [D], factor [r, D]."""
-    check_float("tokens", tokens, "[batch, tokens, channels]", 3)
-    width = tokens.shape[2]
-    for field, value in (("mean", mean), ("std", std)):
-        check_float(field, value, "[channels]", 1)
-        check_shape(field, value, (width,), tokens.device)
-    if values_are_checkable(std) and bool((~(std.detach() >= 0)).any()):
-        raise ConfigError("std must be non-negative in every channel; calibrate it again")
-    if factor is not None:
-        check_float("factor", factor, "[rank, channels]", 2)
-        rank = factor.shape[0]
-        if not 1 <= rank <= MAX_FACTOR_RANK:
-            raise ConfigError(
-                f"factor has rank {rank}, but must have 1..{MAX_FACTOR_RANK} rows; keep the "
-                "leading directions"
-            )
-        check_shape("factor", factor, (rank, width), tokens.device)

@@ -1,8 +1,8 @@
-"""Top-K by relevance and diversity: beyond the paper, beside its hard top-K.
+"""Top-K by relevance and diversity, an alternative to hard top-K that is not in the paper.
 
 Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998): tokens are kept one after another,
-each the best compromise between a high score and being unlike those kept already. Two tokens that
-say the same need not both stay, which hard top-K cannot see.
+each the best compromise between a high score and a low similarity to those kept before. Hard top-K
+keeps redundant tokens, because it looks at scores alone.
 
 Dimension letters: B images, N visual tokens, K that stay, D width.
 """
@@ -15,7 +15,6 @@ from autoselect.config import ConfigError
 
 
 def check_diversity(diversity: float) -> None:
-    """Raise ConfigError unless `diversity` lies in 0..1."""
     if not 0 <= diversity <= 1:
         raise ConfigError(
             f"diversity={diversity} must lie in 0..1: 0 is the score alone, 1 ignores it after the "
@@ -26,23 +25,23 @@ def check_diversity(diversity: float) -> None:
 def diverse_top_k(
     scores: Tensor, tokens: Tensor, k: int, diversity: float, mask: Tensor | None = None
 ) -> Tensor:
-    """Positions of `k` tokens of each row, int64, [B, K], ascending; O(N K D).
+    """Return the positions of `k` tokens of each row, int64, [B, K], ascending, in O(N K D).
 
-    Token i has the gain `(1 - diversity) * relevance_i - diversity * similarity_i`: its score,
-    scaled to 0..1 within the row, and its largest cosine to a token that is kept already. The mean
-    token of the image is subtracted before cosines are taken: it tells no token from another.
-    The first one is the best score; ties go to the lowest position. A row with fewer than `k` valid
-    tokens lists all of them and then -1.
+    Token i has the gain `(1 - diversity) * relevance_i - diversity * similarity_i`. Relevance is
+    its score, scaled to 0..1 within the row; similarity is the largest cosine to a kept token,
+    after subtracting the image's mean token, which all tokens share. The first token kept has the
+    best score; ties go to the lowest position. A row with fewer than `k` valid tokens lists all of
+    them and then -1.
 
     Args:
         scores: importance logits, [B, N].
-        tokens: [B, N, D].
-        k: tokens that stay, 1..N.
-        diversity: weight of being different, 0..1.
+        tokens: visual tokens, [B, N, D].
+        k: number of tokens to keep, 1..N.
+        diversity: weight of the similarity, 0..1.
         mask: true at real tokens, [B, N].
 
     Raises:
-        ConfigError: `diversity` outside 0..1, or `k` outside 1..N.
+        ConfigError: `diversity` is outside 0..1, or `k` outside 1..N.
     """
     check_diversity(diversity)
     batch, count = scores.shape
@@ -67,14 +66,14 @@ def diverse_top_k(
 
 
 def _scaled(scores: Tensor, valid: Tensor) -> Tensor:
-    """Scores of valid tokens as 0..1 within each row."""
+    """Scale the scores of valid tokens to 0..1 within each row."""
     low = scores.masked_fill(~valid, torch.inf).amin(dim=-1, keepdim=True)
     high = scores.masked_fill(~valid, -torch.inf).amax(dim=-1, keepdim=True)
     return (scores - low) / (high - low).clamp(min=1e-12)
 
 
 def _centred_directions(tokens: Tensor, valid: Tensor) -> Tensor:
-    """Unit vectors of tokens minus their image's mean, [B, N, D]."""
+    """Return unit vectors of the tokens minus their image's mean, [B, N, D]."""
     weights = valid[..., None].to(tokens.dtype)
     mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
     return normalize(tokens - mean, dim=-1)

@@ -1,7 +1,7 @@
 """Hard top-K: the positions of the K largest scores, in image order.
 
 Source: AutoSelect (arXiv 2603.07135), inference. Ours: ties go to the lowest position, so that the
-result does not depend on the device or on the algorithm.
+result depends neither on the device nor on the algorithm.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from autoselect.ops.checks import check_count, check_float, check_scores, check_
 
 
 def hard_top_k_reference(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
-    """`hard_top_k` in plain PyTorch: a stable descending sort, cut at k, sorted by position.
+    """Compute `hard_top_k` in plain PyTorch: sort stably, cut at k, sort by position.
 
-    NaN, which is refused on a CPU, comes behind every number, and padding behind NaN.
+    NaN (refused on a CPU) ranks below every number, and padding below NaN.
     """
     check_scores(scores, mask)
     k = check_count(k, scores.shape[1])
@@ -38,7 +38,7 @@ def hard_top_k_reference(scores: Tensor, k: int, mask: Tensor | None = None) -> 
 def select_tokens_reference(
     tokens: Tensor, scores: Tensor, k: int, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`select_tokens` in plain PyTorch."""
+    """Compute `select_tokens` in plain PyTorch."""
     check_float("tokens", tokens, "[batch, tokens, channels]", 3)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
     indices = hard_top_k_reference(scores, k, mask)
@@ -46,7 +46,7 @@ def select_tokens_reference(
 
 
 def tokens_at(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens [B, N, D] at `indices` [B, K], [B, K, D]; zeros where an index is -1."""
+    """Return the tokens at `indices` [B, K], as [B, K, D]; zeros for an index of -1."""
     where = indices.clamp(min=0)[..., None].expand(-1, -1, tokens.shape[2])
     return tokens.gather(1, where).masked_fill((indices < 0)[..., None], 0.0)
 
@@ -84,10 +84,10 @@ if EXTENSION is not None:
 
 
 def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
-    """Positions of the `k` largest scores of each row, int64, [B, K], ascending.
+    """Return the positions of the `k` largest scores of each row, int64, [B, K], ascending.
 
     Ties go to the lowest position. A row with fewer than `k` valid tokens lists all of them and
-    then -1; without a mask there is never a -1. No gradient.
+    then -1. There is no gradient.
 
     Args:
         scores: importance logits, [B, N].
@@ -95,8 +95,8 @@ def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
         mask: true at valid tokens, bool, [B, N]; all valid when None.
 
     Raises:
-        ConfigError: a wrong shape, dtype or device, `k` outside 1..N, or (on a CPU) a NaN score.
-            On a GPU a NaN ranks below every number.
+        ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, or (on a CPU) a score
+            is NaN; on a GPU NaN ranks below every number.
     """
     if not is_native(scores.device):
         return hard_top_k_reference(scores, k, mask)
@@ -108,18 +108,18 @@ def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
 def select_tokens(
     tokens: Tensor, scores: Tensor, k: int, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The tokens with the `k` largest scores: (kept [B, K, D], positions [B, K]).
+    """Return the tokens with the `k` largest scores: (kept [B, K, D], positions [B, K]).
 
-    Differentiable in the tokens. Where a position is -1 (see `hard_top_k`) the kept row is zero.
+    Differentiable in the tokens. If a position is -1 (see `hard_top_k`), the kept token is zero.
 
     Args:
-        tokens: [B, N, D].
+        tokens: visual tokens, [B, N, D].
         scores: importance logits, [B, N].
         k: token budget in 1..N.
         mask: true at valid tokens, bool, [B, N]; all valid when None.
 
     Raises:
-        ConfigError: as `hard_top_k`.
+        ConfigError: under the conditions of `hard_top_k`.
     """
     if not is_native(tokens.device):
         return select_tokens_reference(tokens, scores, k, mask)

@@ -4,8 +4,8 @@
 
 Source: AutoSelect (arXiv 2603.07135), VP noise gating. Ours: mu and L are statistics of the data
 set; the noise is a pure function of (run seed, step, sample, token, channel); and the fused form
-works from the gate logit u, where a = exp(logsigmoid(u) / 2) and b = exp(logsigmoid(-u) / 2), so
-that with G = dL/dz
+works on the gate logit u, with a = exp(logsigmoid(u) / 2) and b = exp(logsigmoid(-u) / 2). Then,
+with G = dL/dz, the gradient
 
     dL/du_i = (a_i b_i / 2) (b_i <G_i, x_i - mu> - a_i <G_i, L eps_i>)
 
@@ -13,8 +13,6 @@ is bounded for every gate. L eps is `std * eps`, or `std * eps + factor^T eta` w
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,100 +25,36 @@ from autoselect.ops.checks import (
     check_float,
     check_scores,
     check_shape,
-    check_statistics,
     check_temperature,
     values_are_checkable,
 )
-from autoselect.ops.philox import standard_normals
+from autoselect.ops.noise import NoiseKey, NoiseStatistics, draw
 from autoselect.ops.soft_top_k import budget_arguments, gate_dtype, soft_top_k_logits_reference
 
 
-@dataclass(frozen=True)
-class NoiseKey:
-    """What the noise of a batch depends on, besides token and channel.
-
-    Args:
-        seed: run seed, non-negative; an integer or an int64 tensor, 0-d.
-        step: training step, non-negative; an integer or an int64 tensor, 0-d. Tensors keep a
-            compiled or captured graph valid from step to step.
-        sample_ids: id of each row's sample in the data set, non-negative, int64, [B].
-    """
-
-    seed: int | Tensor
-    step: int | Tensor
-    sample_ids: Tensor
-
-    def tensors(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Seed, step and sample ids as int64 tensors on the tokens' device.
-
-        Raises:
-            ConfigError: a wrong shape, dtype or device, or (where it can be read) a negative value.
-        """
-        check_shape("noise_key.sample_ids", self.sample_ids, tokens.shape[:1], tokens.device)
-        seed = self._number("seed", self.seed, tokens.device)
-        step = self._number("step", self.step, tokens.device)
-        for field, value in (("seed", seed), ("step", step), ("sample_ids", self.sample_ids)):
-            if value.dtype != torch.int64:
-                raise ConfigError(
-                    f"noise_key.{field} has dtype {value.dtype}, but must be torch.int64"
-                )
-            if values_are_checkable(value) and bool((value < 0).any()):
-                raise ConfigError(
-                    f"noise_key.{field}={value.tolist()} is negative; use numbers from 0 on"
-                )
-        return seed, step, self.sample_ids
-
-    @staticmethod
-    def _number(field: str, value: int | Tensor, device: torch.device) -> Tensor:
-        if isinstance(value, Tensor):
-            check_shape(f"noise_key.{field}", value, (), device)
-            return value
-        if isinstance(value, float) or value < 0:
-            raise ConfigError(f"noise_key.{field}={value} must be an integer from 0 on")
-        return torch.full((), value, dtype=torch.int64, device=device)
-
-
-def _noise(
-    tokens: Tensor, std: Tensor, noise_key: NoiseKey, factor: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """L eps, [B, N, D]: `eps` is drawn from channels 0..D-1 and `eta` from D..D+r-1."""
-    _, num_tokens, width = tokens.shape
-    rank = 0 if factor is None else factor.shape[0]
-    normals = standard_normals(*noise_key.tensors(tokens), num_tokens, width + rank).to(dtype)
-    noise = std.to(dtype) * normals[..., :width]
-    if factor is not None:
-        noise = noise + normals[..., width:] @ factor.to(dtype)
-    return noise
-
-
 def _mix(tokens: Tensor, a: Tensor, b: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """a x + (1 - a) mu + b noise: the token itself, bit for bit, where a = 1 and b = 0."""
+    """Return a x + (1 - a) mu + b noise; for a = 1 and b = 0 that is the token, bit for bit."""
     a, b, x, mean = (value.to(noise.dtype) for value in (a[..., None], b[..., None], tokens, mean))
     return (a * x + (1 - a) * mean + b * noise).to(tokens.dtype)
 
 
 def work_dtype(tokens: Tensor) -> torch.dtype:
-    """Arithmetic is float64 for float64 tokens and float32 otherwise."""
+    """Return the dtype of the arithmetic: float64 for float64 tokens, else float32."""
     return torch.float64 if tokens.dtype == torch.float64 else torch.float32
 
 
 def noise_gate_reference(
-    tokens: Tensor,
-    gates: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    noise_key: NoiseKey,
-    factor: Tensor | None = None,
+    tokens: Tensor, gates: Tensor, statistics: NoiseStatistics, noise_key: NoiseKey
 ) -> Tensor:
-    """`noise_gate` in plain PyTorch."""
-    check_gates(tokens, gates, mean, std, factor)
-    noise = _noise(tokens, std, noise_key, factor, work_dtype(tokens))
+    """Compute `noise_gate` in plain PyTorch."""
+    check_gates(tokens, gates, statistics)
+    noise = draw(tokens, statistics, noise_key, work_dtype(tokens))
     inside = (gates > 0) & (gates < 1)
     open_gates = torch.where(inside, gates, 0.5).to(noise.dtype)
     constant = gates.detach().to(noise.dtype)
     a = torch.where(inside, torch.sqrt(open_gates), constant)
     b = torch.where(inside, torch.sqrt(1 - open_gates), 1 - constant)
-    return _mix(tokens, a, b, mean, noise)
+    return _mix(tokens, a, b, statistics.mean, noise)
 
 
 def soft_top_k_noise_gate_reference(
@@ -128,28 +62,24 @@ def soft_top_k_noise_gate_reference(
     scores: Tensor,
     k: int | Tensor,
     temperature: float | Tensor,
-    mean: Tensor,
-    std: Tensor,
+    statistics: NoiseStatistics,
     noise_key: NoiseKey,
     mask: Tensor | None = None,
-    factor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`soft_top_k_noise_gate` in plain PyTorch; the gates are solved in float64."""
-    check_statistics(tokens, mean, std, factor)
+    """Compute `soft_top_k_noise_gate` in plain PyTorch; the gates are solved in float64."""
+    statistics.check(tokens)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
     logits = soft_top_k_logits_reference(scores, k, temperature, mask)
-    noise = _noise(tokens, std, noise_key, factor, work_dtype(tokens))
+    noise = draw(tokens, statistics, noise_key, work_dtype(tokens))
     a = torch.exp(logsigmoid(logits) / 2)
     b = torch.exp(logsigmoid(-logits) / 2)
-    gated = _mix(tokens, a, b, mean, noise)
+    gated = _mix(tokens, a, b, statistics.mean, noise)
     return gated, torch.sigmoid(logits).to(gate_dtype(scores))
 
 
-def check_gates(
-    tokens: Tensor, gates: Tensor, mean: Tensor, std: Tensor, factor: Tensor | None
-) -> None:
-    """Gates are [B, N] in [0, 1] beside tokens [B, N, D] and their statistics."""
-    check_statistics(tokens, mean, std, factor)
+def check_gates(tokens: Tensor, gates: Tensor, statistics: NoiseStatistics) -> None:
+    """Raise ConfigError unless gates are [B, N] in 0..1, and tokens [B, N, D] fit both."""
+    statistics.check(tokens)
     check_float("gates", gates, "[batch, tokens]", 2)
     check_shape("gates", gates, tokens.shape[:2], tokens.device)
     if values_are_checkable(gates):
@@ -227,14 +157,9 @@ if EXTENSION is not None:
 
 
 def noise_gate(
-    tokens: Tensor,
-    gates: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    noise_key: NoiseKey,
-    factor: Tensor | None = None,
+    tokens: Tensor, gates: Tensor, statistics: NoiseStatistics, noise_key: NoiseKey
 ) -> Tensor:
-    """Gated tokens, [B, N, D], in the dtype of the tokens.
+    """Return gated tokens, [B, N, D], in the dtype of the tokens.
 
     Differentiable in tokens and gates. The gradient of a gate grows like 1/sqrt(s) near 0 and
     1/sqrt(1-s) near 1, and is 0 at exactly 0 or 1; train with `soft_top_k_noise_gate`, whose
@@ -243,21 +168,24 @@ def noise_gate(
     Args:
         tokens: x, [B, N, D]; float32, float64, bfloat16 or float16.
         gates: s in [0, 1], [B, N].
-        mean: mu, per-channel mean of the data set's tokens, [D].
-        std: per-channel standard deviation, [D]; beside a factor, what the factor leaves over.
-        noise_key: what the noise depends on.
-        factor: low-rank part of the token covariance, [r, D], r up to 64: the noise is
-            `std * eps + factor^T eta`, of covariance `diag(std**2) + factor^T factor`.
+        statistics: mean and covariance of the data set's tokens.
+        noise_key: seed, step and samples that the noise depends on.
 
     Raises:
-        ConfigError: a wrong shape, dtype or device, or (on a CPU) a gate outside 0..1, a negative
-            std or a negative key.
+        ConfigError: shape, dtype or device do not fit, or (on a CPU) a gate is outside 0..1, or std
+            or the key are negative.
     """
     if not is_native(tokens.device):
-        return noise_gate_reference(tokens, gates, mean, std, noise_key, factor)
-    check_gates(tokens, gates, mean, std, factor)
-    key = noise_key.tensors(tokens)
-    return torch.ops.autoselect.noise_gate(tokens, gates, mean, std, factor, *key)
+        return noise_gate_reference(tokens, gates, statistics, noise_key)
+    check_gates(tokens, gates, statistics)
+    return torch.ops.autoselect.noise_gate(
+        tokens,
+        gates,
+        statistics.mean,
+        statistics.std,
+        statistics.factor,
+        *noise_key.tensors(tokens),
+    )
 
 
 def soft_top_k_noise_gate(
@@ -265,16 +193,14 @@ def soft_top_k_noise_gate(
     scores: Tensor,
     k: int | Tensor,
     temperature: float | Tensor,
-    mean: Tensor,
-    std: Tensor,
+    statistics: NoiseStatistics,
     noise_key: NoiseKey,
     mask: Tensor | None = None,
-    factor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Soft top-K and noise gate in one: (gated tokens [B, N, D], gates [B, N]).
+    """Apply soft top-K and noise gate at once: (gated tokens [B, N, D], gates [B, N]).
 
-    The backward pass never divides by a gate and draws the noise again instead of storing it.
-    Padded tokens have gate 0: they come out as noise and get no gradient. Both results are
+    The backward pass never divides by a gate, and draws the noise again instead of storing it.
+    Padded tokens have gate 0: they become noise and get no gradient. Both results are
     differentiable in tokens and scores.
 
     Args:
@@ -283,26 +209,31 @@ def soft_top_k_noise_gate(
         k: token budget in 1..N, one for all rows or int64 [B].
         temperature: width of the transition between 0 and 1, in units of the scores; a number or
             a tensor, 0-d.
-        mean: mu, per-channel mean of the data set's tokens, [D].
-        std: per-channel standard deviation, [D]; beside a factor, what the factor leaves over.
-        noise_key: what the noise depends on.
+        statistics: mean and covariance of the data set's tokens.
+        noise_key: seed, step and samples that the noise depends on.
         mask: true at valid tokens, bool, [B, N]; all valid when None.
-        factor: low-rank part of the token covariance, [r, D], r up to 64.
 
     Raises:
-        ConfigError: as `soft_top_k` and `noise_gate`.
+        ConfigError: under the conditions of `soft_top_k` and `noise_gate`.
     """
     if not is_native(tokens.device):
         return soft_top_k_noise_gate_reference(
-            tokens, scores, k, temperature, mean, std, noise_key, mask, factor
+            tokens, scores, k, temperature, statistics, noise_key, mask
         )
-    check_statistics(tokens, mean, std, factor)
+    statistics.check(tokens)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
     check_scores(scores, mask)
     temperature = check_temperature(temperature)
     budget = budget_arguments(check_budget(k, scores))
-    key = noise_key.tensors(tokens)
     gated, gates, _ = torch.ops.autoselect.soft_top_k_noise_gate(
-        tokens, scores, *budget, temperature, mean, std, factor, *key, mask
+        tokens,
+        scores,
+        *budget,
+        temperature,
+        statistics.mean,
+        statistics.std,
+        statistics.factor,
+        *noise_key.tensors(tokens),
+        mask,
     )
     return gated, gates

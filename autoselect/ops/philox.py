@@ -1,4 +1,4 @@
-"""Philox4x32-10 and Box-Muller: normals that are a pure function of where they are used.
+"""Philox4x32-10 and Box-Muller: normals that are a pure function of seed, step and position.
 
 Source: Salmon, Moraes, Dror, Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3* (SC 2011).
 `csrc/philox.h` computes the same integers on CPU and GPU.
@@ -29,13 +29,13 @@ Words2 = tuple[Tensor, Tensor]
 
 
 def _multiply(multiplier: int, word: Tensor) -> Words2:
-    """High and low 32 bits of a 32 x 32 bit product; int64 wraps, which keeps all 64 bits."""
+    """Return the high and low 32 bits of a 32 x 32 bit product; int64 wraps and keeps all bits."""
     product = word * multiplier
     return (product >> 32) & WORD, product & WORD
 
 
 def philox4x32(counter: Words4, key: Words2) -> Words4:
-    """Philox4x32 with ten rounds.
+    """Compute Philox4x32 with ten rounds.
 
     Args:
         counter: four int64 tensors that broadcast together, each value in [0, 2**32).
@@ -52,12 +52,12 @@ def philox4x32(counter: Words4, key: Words2) -> Words4:
 
 
 def split_words(value: Tensor) -> Words2:
-    """Low and high 32 bits of int64 values."""
+    """Return the low and high 32 bits of int64 values."""
     return value & WORD, (value >> 32) & WORD
 
 
 def box_muller(first: Tensor, second: Tensor) -> Words2:
-    """Two float32 standard normals from two 32-bit words.
+    """Compute two float32 standard normals from two 32-bit words.
 
     `radius = sqrt(-2 ln((first + 1/2) / 2**32))`, `angle = 2 pi second / 2**32`.
     """
@@ -70,7 +70,7 @@ def box_muller(first: Tensor, second: Tensor) -> Words2:
 def standard_normals(
     seed: Tensor, step: Tensor, sample_ids: Tensor, num_tokens: int, num_channels: int
 ) -> Tensor:
-    """Standard normals of a batch, float32, [B, N, C].
+    """Draw the standard normals of a batch, float32, [B, N, C].
 
     Args:
         seed: run seed, int64, 0-d.

@@ -22,15 +22,14 @@ LARGEST_SCORE = {torch.float64: 1e60, torch.float32: 8e37, torch.bfloat16: 8e37,
 
 
 def _offset(logits: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
-    """The number to subtract from each row's logits so that its gates sum to the budget.
+    """Return the number to subtract from each row's logits so that its gates sum to the budget.
 
     Newton's method inside a bracket; a step that is not half of the step before last is replaced by
-    bisection, so that every row ends. Each gate is within
-    sigmoid(-|u|) of 0 or 1, so the excess is a whole number plus small terms and keeps its
-    precision when every gate is saturated.
+    bisection, so that every row ends. Each gate is within sigmoid(-|u|) of 0 or 1, so the excess is
+    a whole number plus small terms, and stays precise if every gate is saturated.
 
     Args:
-        logits: [B, N], float64; rows with `budget < valid.sum(-1)` only matter.
+        logits: scores over temperature, [B, N], float64; rows that keep all tokens are ignored.
         budget: K, [B, 1], float64.
         valid: true at tokens that count, [B, N].
     """
@@ -64,10 +63,10 @@ def _offset(logits: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
 
 
 def _solve_logits(scores: Tensor, budget: Tensor, temperature: Tensor, valid: Tensor) -> Tensor:
-    """Gate logits u, [B, N], float64, without gradient.
+    """Return gate logits u, [B, N], float64, without gradient.
 
-    Measured from the K-th largest score: either the threshold is within a few temperatures of it,
-    or every gate is saturated. So the offset never swallows the digits that matter.
+    Scores are measured from the K-th largest one: the threshold is within a few temperatures of it,
+    unless every gate is saturated. So subtracting the offset loses no digits that matter.
     """
     limit = LARGEST_SCORE[scores.dtype]
     clamped = scores.detach().double().clamp(-limit, limit).masked_fill(~valid, -limit)
@@ -79,7 +78,7 @@ def _solve_logits(scores: Tensor, budget: Tensor, temperature: Tensor, valid: Te
 def soft_top_k_logits_reference(
     scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Gate logits u, [B, N], float64, differentiable once in the scores.
+    """Compute gate logits u, [B, N], float64, differentiable once in the scores.
 
     Padded tokens have logit -inf; rows with `k` or fewer valid tokens have logit +inf.
     """
@@ -107,18 +106,18 @@ def soft_top_k_logits_reference(
 def soft_top_k_reference(
     scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """`soft_top_k` in plain PyTorch, solved in float64."""
+    """Compute `soft_top_k` in plain PyTorch, solved in float64."""
     logits = soft_top_k_logits_reference(scores, k, temperature, mask)
     return torch.sigmoid(logits).to(gate_dtype(scores))
 
 
 def gate_dtype(scores: Tensor) -> torch.dtype:
-    """Gates are float64 for float64 scores and float32 otherwise: a bfloat16 sum is too coarse."""
+    """Return float64 for float64 scores, else float32, because a bfloat16 sum is too coarse."""
     return torch.float64 if scores.dtype == torch.float64 else torch.float32
 
 
 def budget_arguments(k: int | Tensor) -> tuple[Tensor | None, int]:
-    """The budget as the kernels take it: one per row, or else one for all."""
+    """Return the budget as the kernels take it: (one per row, 0) or (None, one for all)."""
     return (k, 0) if isinstance(k, Tensor) else (None, k)
 
 
@@ -153,11 +152,11 @@ if EXTENSION is not None:
 def soft_top_k(
     scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Gates of a soft top-K, [B, N], float32 (float64 for float64 scores).
+    """Return the gates of a soft top-K, [B, N], float32 (float64 for float64 scores).
 
-    Each row's gates sum to its `k`. Padded tokens get gate 0 and no gradient; a row with `k` or
-    fewer valid tokens gets gates of exactly 1 and no gradient. Scores beyond
-    `LARGEST_SCORE` count as that.
+    The gates of each row sum to its `k`. Padded tokens get gate 0 and no gradient; a row with `k`
+    or fewer valid tokens gets gates of exactly 1 and no gradient. Larger scores count as
+    `LARGEST_SCORE`.
 
     Args:
         scores: importance logits, [B, N]; standardised by the caller.
@@ -167,9 +166,9 @@ def soft_top_k(
         mask: true at valid tokens, bool, [B, N]; all valid when None.
 
     Raises:
-        ConfigError: a wrong shape, dtype or device, `k` outside 1..N, a temperature that is not
-            positive and finite, or (on a CPU) a NaN score. Values on a GPU are not looked at:
-            there a NaN score makes its row's gates NaN.
+        ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, the temperature is not
+            positive and finite, or (on a CPU) a score is NaN. On a GPU values are not checked, and
+            a NaN score makes the gates of its row NaN.
     """
     if not is_native(scores.device):
         return soft_top_k_reference(scores, k, temperature, mask)

@@ -1,1 +1,1 @@
-"""Checks and estimates before a run starts: `autoselect doctor` and `autoselect plan`."""
+"""Checks (`autoselect doctor`) and estimates (`autoselect plan`) before a training run."""

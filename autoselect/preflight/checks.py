@@ -1,16 +1,13 @@
-"""The checks of `autoselect doctor`, each one function from what is examined to a `Finding`."""
+"""The checks of `autoselect doctor`: functions that return a `Finding`."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,13 +15,8 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from autoselect.config import ConfigError
-from autoselect.config.deepspeed import batch_sizes
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import cannot_write, existing
-from autoselect.data.index import sidecar
-from autoselect.data.paths import expand
-from autoselect.data.shards import ShardSet
-from autoselect.data.storage import read_first_line
 from autoselect.preflight.estimates import (
     BYTES,
     GIB,
@@ -38,25 +30,22 @@ from autoselect.preflight.estimates import (
 from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.model_check import WAIT_S, check_model
 from autoselect.preflight.plan import GPUS, stage_advice
-from autoselect.reference.resources import REFERENCE, resolve_model
+from autoselect.preflight.shards_check import check_shards
+from autoselect.reference.resources import resolve_model
 from autoselect.vlm.shape import VLMShape, read_shape
 
 SPARE_BYTES = 2 * GIB
-"""Beside checkpoints: logs, figures, the tracking database."""
+"""Disk space for logs, figures and the tracking database."""
 
 MOMENTS = 3
-"""Tensors per trained parameter in a checkpoint: weight and two moments, float32."""
+"""Numbers per trained parameter in a checkpoint: weight and two moments, float32."""
 
 NOISE_BYTES_PER_CHANNEL = 4 * (64 + 2)
-"""Of the token statistics in a checkpoint: mean, deviation, and the factor at its largest rank."""
-
-
-INDEX_THREADS = 16
-"""Places that are looked at together for the indexes of shards."""
+"""Token statistics in a checkpoint: mean, deviation, and a factor of the largest rank."""
 
 
 def check_packages(machine: Machine) -> Finding:
-    """Versions against what this package asks for."""
+    """Compare installed versions with the requirements of this package."""
     wrong = []
     for line in metadata.requires("autoselect") or []:
         need = Requirement(line)
@@ -84,7 +73,7 @@ def check_packages(machine: Machine) -> Finding:
 
 
 def check_extension(machine: Machine) -> Finding:
-    """The native operators: built, loadable, and for the GPUs that are visible."""
+    """Check that the native operators are built, load, and fit the visible GPUs."""
     build = "pip install --no-build-isolation -e . (see `autoselect info`)"
     try:
         from autoselect.ops import build_info, runs_on
@@ -114,10 +103,10 @@ def check_extension(machine: Machine) -> Finding:
 
 
 def check_port(machine: Machine) -> Finding:
-    """Whether rank 0 could listen on this host."""
+    """Check that rank 0 can listen on this host."""
     fix = "choose another: deepspeed --master_port PORT, or MASTER_PORT=PORT"
     if not 1 <= machine.port <= 65535:
-        return Finding("port", "fail", f"{machine.port} is no port; those are 1..65535", fix)
+        return Finding("port", "fail", f"{machine.port} is not a port; those are 1..65535", fix)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -129,7 +118,7 @@ def check_port(machine: Machine) -> Finding:
 
 
 def check_tracking(subject: Subject) -> Finding:
-    """Whether the tracking server answers; the default store is a file of this folder."""
+    """Check that the tracking server answers, or that the local store can be written."""
     if not subject.config.tracking:
         return Finding("tracking", "ok", "tracking is off")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -156,57 +145,8 @@ def check_tracking(subject: Subject) -> Finding:
         )
 
 
-def check_shards(subject: Subject) -> Finding:
-    """Every shard with its index, and all keys distinct; missing indexes are not built here."""
-    pattern = subject.config.data.train_shards
-    if pattern == REFERENCE:
-        return Finding("shards", "ok", "the reference data, rendered at the first start")
-    try:
-        named = expand(pattern)
-        bare = _without_index(named)
-        if bare:
-            found = f"{len(bare)} of {len(named)} shards have no index, such as {bare[0]}"
-            fix = "run `autoselect shards index`, or training reads these whole when it starts"
-            return Finding("shards", "warn", f"{found}; their content is not examined", fix)
-        shards = ShardSet.open(pattern)
-        shards.check_keys()
-    except ConfigError as error:
-        fix = "correct data.train_shards; run `autoselect shards index` and `... shards verify`"
-        return Finding("shards", "fail", str(error), fix)
-    total = sum(header.bytes for header in shards.headers)
-    found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
-    if shards.faults:
-        share = len(shards.faults) / (len(shards) + len(shards.faults))
-        over = share > subject.config.data.quarantine_budget
-        fix = "run `autoselect shards verify` and write the named shards again"
-        found += f", {len(shards.faults)} unusable samples"
-        return Finding("shards", "fail" if over else "warn", found, fix)
-    return Finding("shards", "ok", found)
-
-
-def _without_index(shards: list[str]) -> list[str]:
-    """Those of some shards beside which no index lies.
-
-    Raises:
-        ConfigError: a place cannot be read.
-    """
-
-    def lacks(shard: str) -> bool:
-        try:
-            read_first_line(sidecar(shard))
-        except FileNotFoundError:
-            return True
-        except OSError as error:
-            raise ConfigError(f"shard={shard}: its index cannot be read: {error}") from error
-        return False
-
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:  # of remote shards it is waiting for answers
-        missing = list(pool.map(lacks, shards))
-    return [shard for shard, is_bare in zip(shards, missing, strict=True) if is_bare]
-
-
 def check_output(subject: Subject) -> Finding:
-    """Whether the run folder can be written, and whether a run lies there already."""
+    """Check that the run folder can be written, and warn if it holds a run."""
     output = Path(subject.config.output)
     error = cannot_write(output)
     if error:
@@ -215,12 +155,12 @@ def check_output(subject: Subject) -> Finding:
     if (output / "checkpoints" / "latest").is_file():
         step = (output / "checkpoints" / "latest").read_text().strip()
         fix = "choose another `output` to start afresh"
-        return Finding("output", "warn", f"{output} holds a run; it goes on at {step}", fix)
+        return Finding("output", "warn", f"{output} holds a run; it resumes at {step}", fix)
     return Finding("output", "ok", f"{output} can be written")
 
 
 def check_disk(subject: Subject) -> Finding:
-    """Free space against checkpoints (one more than are kept), the export and some logs."""
+    """Compare free space with all checkpoints (one more than are kept), the export and logs."""
     shape = _shape(subject)
     count = trained_parameters(shape, subject.config)
     gated = shape.width_at(subject.config.gate.site)
@@ -248,7 +188,7 @@ def _shape(subject: Subject) -> VLMShape:
 
 
 def check_budget(subject: Subject) -> Finding:
-    """The token budget against the model's visual tokens, and those against the longest row."""
+    """Check that budget < visual tokens < longest row."""
     shape, budget = _shape(subject), subject.config.gate.token_budget
     found = f"{budget} of {shape.visual_tokens} visual tokens"
     longest = subject.config.data.max_text_tokens
@@ -263,7 +203,7 @@ def check_budget(subject: Subject) -> Finding:
 
 
 def check_memory(subject: Subject) -> Finding:
-    """GPU memory against the worst micro-batch of `autoselect plan`."""
+    """Compare GPU memory with the worst micro-batch of `autoselect plan`."""
     machine = subject.machine
     gib = machine.gpu_memory
     if gib is None and machine.gpu is not None:
@@ -275,7 +215,7 @@ def check_memory(subject: Subject) -> Finding:
         return Finding("memory", "warn", "no GPU is visible here", fix)
     shape, config = _shape(subject), subject.config
     have = Assumptions(weight_bytes=BYTES[config.dtype])
-    micro = batch_sizes(subject.deepspeed, machine.gpus).micro
+    micro = subject.deepspeed.split(machine.gpus).micro
     stage = _stage(subject.deepspeed)
     if stage == "0":
         return Finding("memory", "warn", "ZeRO is off; the plan knows stages 1 to 3", "")
@@ -300,12 +240,10 @@ def check_memory(subject: Subject) -> Finding:
     return Finding("memory", "fail", found, fix)
 
 
-def _stage(deepspeed: dict) -> str:
-    """The plan's name of the ZeRO stage of a DeepSpeed file."""
-    zero = deepspeed.get("zero_optimization", {})
-    stage = str(zero.get("stage", 0))
-    offload = re.search(r"cpu|nvme", json.dumps(zero.get("offload_param", {})))
-    return f"{stage}_offload" if stage == "3" and offload else stage
+def _stage(deepspeed: DeepSpeedConfig) -> str:
+    """Return the name of the ZeRO stage in `STAGES`."""
+    stage = str(deepspeed.zero_stage)
+    return f"{stage}_offload" if deepspeed.offloads_parameters else stage
 
 
 MACHINE_CHECKS: tuple[Callable[[Machine], Finding], ...] = (

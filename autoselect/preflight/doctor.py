@@ -1,8 +1,8 @@
-"""`autoselect doctor`: everything but compute is checked before a night is lost.
+"""`autoselect doctor`: checks everything but compute before a training run starts.
 
-Each check says what it found and, where something is wrong, how to mend it. Nothing is trained, no
-weights are read whole, and nothing is written but a probe file that is removed again and, of a hub
-model, its configuration in the hub's cache.
+Each check reports what it found and, if something is wrong, how to correct it. Nothing is trained
+and no weights are read whole. The only files written are a probe file, which is removed again, and
+the configuration of a hub model, in the hub's cache.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import batch_sizes, load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import check_counts
+from autoselect.config.programs import DEFAULT_PORT
 from autoselect.preflight.checks import MACHINE_CHECKS, NEED_MODEL, RUN_CHECKS
 from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.plan import GPUS
@@ -27,7 +28,7 @@ MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 def read_configuration(
     path: str | None, flags: list[str], deepspeed: str, machine: Machine
 ) -> tuple[list[Finding], Subject | None]:
-    """Both configurations, read and checked as training does."""
+    """Read and check both configurations as training does."""
     findings = []
     config = None
     try:
@@ -36,8 +37,8 @@ def read_configuration(
     except ConfigError as error:
         findings.append(_refused("config", error, f"correct {path or 'the flags'}"))
     try:
-        settings = load_deepspeed_config(deepspeed)
-        sizes = batch_sizes(settings, machine.gpus)
+        settings = DeepSpeedConfig.load(deepspeed)
+        sizes = settings.split(machine.gpus)
         found = f"{deepspeed}: {sizes.total} = {sizes.micro} x {machine.gpus} devices"
         findings.append(Finding("deepspeed", "ok", f"{found} x {sizes.accumulation} accumulated"))
     except ConfigError as error:
@@ -53,14 +54,14 @@ def _refused(name: str, error: ConfigError, fix: str) -> Finding:
 
 
 def examine(path: str | None, flags: list[str], deepspeed: str, machine: Machine) -> list[Finding]:
-    """All findings, in the order in which a run would meet them."""
+    """Make all checks, in the order in which a run would meet the problems."""
     findings, subject = read_configuration(path, flags, deepspeed, machine)
     findings += [check(machine) for check in MACHINE_CHECKS]
     if subject is None:
         skipped = ", ".join(name for name, _ in RUN_CHECKS)
         findings.append(
             Finding(
-                "run", "warn", f"not examined: {skipped}", "mend the configuration, then repeat"
+                "run", "warn", f"not examined: {skipped}", "correct the configuration, then repeat"
             )
         )
         return findings
@@ -68,14 +69,14 @@ def examine(path: str | None, flags: list[str], deepspeed: str, machine: Machine
         broken = any(f.name == "model" and f.status == "fail" for f in findings)
         if broken and name in NEED_MODEL:
             found = "not examined: it needs the model's configuration"
-            findings.append(Finding(name, "warn", found, "mend the model, then repeat"))
+            findings.append(Finding(name, "warn", found, "correct the model, then repeat"))
         else:
             findings.append(_guarded(name, check, subject))
     return findings
 
 
 def _guarded(name: str, check: Callable[[Subject], Finding], subject: Subject) -> Finding:
-    """A check, whose ConfigError is its finding: the message holds the rule and the fix."""
+    """Make one check; a ConfigError becomes a failed finding, as its message has rule and fix."""
     try:
         return check(subject)
     except ConfigError as error:
@@ -83,7 +84,7 @@ def _guarded(name: str, check: Callable[[Subject], Finding], subject: Subject) -
 
 
 def table(findings: list[Finding]) -> str:
-    """The findings as text, and a last line with the counts."""
+    """Return the findings as text, with their counts in the last line."""
     lines = []
     for finding in findings:
         lines.append(f"{MARKS[finding.status]}  {finding.name:<11} {finding.found}")
@@ -96,25 +97,25 @@ def table(findings: list[Finding]) -> str:
 
 
 def meeting_port() -> int:
-    """MASTER_PORT, or DeepSpeed's own where it is unset or empty.
+    """Return MASTER_PORT, or the default port if it is unset or empty.
 
     Raises:
-        ConfigError: it is no whole number.
+        ConfigError: MASTER_PORT is not a whole number.
     """
-    named = os.environ.get("MASTER_PORT") or "29500"
+    named = os.environ.get("MASTER_PORT") or DEFAULT_PORT
     try:
         return int(named)
     except ValueError:
         raise ConfigError(
-            f"MASTER_PORT={named} is no port; set it to a number in 1..65535, or unset it"
+            f"MASTER_PORT={named} is not a port; set it to a number in 1..65535, or unset it"
         ) from None
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """Examine and print; 1 when something failed."""
+    """Make all checks and print the findings; return 1 if a check failed, else 0."""
     check_counts(gpus=arguments.gpus, visual_tokens=arguments.visual_tokens)
     if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
-        raise ConfigError(f"gpu_memory={arguments.gpu_memory} must be above 0 GiB")
+        raise ConfigError(f"gpu_memory={arguments.gpu_memory} must be above 0 GiB; choose 80")
     machine = Machine(
         arguments.gpus,
         arguments.gpu,
@@ -132,26 +133,26 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
 
 def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `autoselect doctor`."""
     doctor = subparsers.add_parser(
         "doctor", help="check a training run, everything but compute, before it starts"
     )
-    doctor.add_argument("--config", metavar="YAML", help="of the run")
-    doctor.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", metavar="JSON")
+    doctor.add_argument("--config", metavar="YAML", help="settings of the training run")
+    json_file, what = "configs/deepspeed/zero2.json", "its batch sizes, ZeRO stage and clipping"
+    doctor.add_argument("--deepspeed", default=json_file, metavar="JSON", help=what)
     doctor.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
-    doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of device, if none is here")
+    doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of GPU, if none is visible here")
     doctor.add_argument("--gpu-memory", type=float, help="usable GiB per device")
-    doctor.add_argument("--visual-tokens", type=int, help="per image, where the model varies it")
+    doctor.add_argument("--visual-tokens", type=int, help="per image, if the model varies them")
     doctor.add_argument(
         "--port",
         type=int,
-        help="where the ranks meet, MASTER_PORT or 29500 by default",
+        help=f"port where the ranks meet (default MASTER_PORT, or {DEFAULT_PORT})",
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.add_argument(
         "settings",
         nargs="*",
         metavar="--NAME=VALUE",
-        help="settings of the run behind `--`, as for training",
+        help="settings of the training run, after `--`; autoselect/train.py --help lists them",
     )
     doctor.set_defaults(run=run_doctor)

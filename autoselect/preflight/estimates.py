@@ -1,8 +1,8 @@
-"""Memory and operations of a training step, from counts alone.
+"""Memory and floating-point operations of a training step, computed from sizes alone.
 
-Bytes of weights, of the trained part's state and of the activations that the backward pass keeps,
-and floating-point operations per step. Memory is decided by the worst micro-batch that a run's
-limits admit, because one of them ends the run; time by the typical one.
+Memory counts the bytes of weights, of the trained part's state and of the activations kept for the
+backward pass. It is that of the worst micro-batch within the limits of the settings, because a
+single one ends the run; time is that of typical micro-batches.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoselect.config import TrainConfig
+from autoselect.config.setting import setting
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from autoselect.vlm.shape import VLMShape
@@ -21,29 +22,23 @@ STAGES = ("1", "2", "3", "3_offload")
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the configuration does not say.
+    """Numbers of an estimate that no configuration file states."""
 
-    Attributes:
-        text_tokens: per typical row beside the visual ones.
-        answer_tokens: per typical row; logits exist for them only.
-        weight_bytes: per frozen weight and activation value: 2 bfloat16, 4 float32.
-        utilisation: share of the peak rate that a step reaches.
-        overhead_gib: CUDA context, libraries, fragmentation, per device.
-        bucket_bytes: communication buffers of DeepSpeed, per device.
-        prefetched_layers: whole layers that ZeRO-3 holds at once.
-    """
-
-    text_tokens: int = 128
-    answer_tokens: int = 32
-    weight_bytes: int = 2
-    utilisation: float = 0.35
-    overhead_gib: float = 1.5
-    bucket_bytes: int = 2 * 4 * 20_000_000
-    prefetched_layers: int = 3
+    text_tokens: int = setting(128, "text tokens of a typical question with its answer")
+    answer_tokens: int = setting(32, "answer tokens of a typical question; only they have logits")
+    weight_bytes: int = setting(2, "bytes of a frozen weight or an activation: 2 or 4")
+    utilisation: float = setting(0.35, "share of the peak rate that a step reaches, 0..1")
+    overhead_gib: float = setting(
+        1.5, "GiB per device for CUDA context, libraries and fragmentation"
+    )
+    bucket_bytes: int = setting(
+        2 * 4 * 20_000_000, "bytes per device of DeepSpeed's communication buffers"
+    )
+    prefetched_layers: int = setting(3, "whole layers that ZeRO-3 holds at once")
 
 
 BYTES = {"auto": 2, "bfloat16": 2, "float32": 4}
-"""Of a frozen weight, by `dtype` of the configuration; `auto` is bfloat16 on accelerators."""
+"""Bytes of a frozen weight by the setting `dtype`; `auto` is bfloat16 on accelerators."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +46,9 @@ class MicroBatch:
     """What one device computes at once.
 
     Attributes:
-        rows: of one image each.
-        length: tokens of every row, with its image and with padding.
-        answer_tokens: of every row.
+        rows: number of rows, of one image each.
+        length: tokens of a row, image and padding included.
+        answer_tokens: answer tokens of a row.
     """
 
     rows: int
@@ -62,14 +57,13 @@ class MicroBatch:
 
 
 def typical_batch(shape: VLMShape, rows: int, have: Assumptions) -> MicroBatch:
-    """Rows as they are assumed to be."""
     return MicroBatch(rows, shape.visual_tokens + have.text_tokens, have.answer_tokens)
 
 
 def worst_batch(shape: VLMShape, rows: int, config: TrainConfig, have: Assumptions) -> MicroBatch:
-    """Rows that fill `data.max_text_tokens`, images included, with answers behind the image.
+    """Return rows of `data.max_text_tokens`, in which everything but the image is an answer.
 
-    One row of that length is enough to pad all others to it.
+    One row of that length is enough, because the others are padded to it.
     """
     length = max(config.data.max_text_tokens, typical_batch(shape, rows, have).length)
     return MicroBatch(rows, length, length - shape.visual_tokens)
@@ -77,7 +71,7 @@ def worst_batch(shape: VLMShape, rows: int, config: TrainConfig, have: Assumptio
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per device."""
+    """Bytes per device, by use."""
 
     frozen: float
     trained: float
@@ -90,10 +84,10 @@ class Memory:
 
 
 def trained_parameters(shape: VLMShape, config: TrainConfig) -> int:
-    """Parameters of Scorer and Denoiser, counted on modules without memory.
+    """Count the parameters of Scorer and Denoiser, on modules without memory.
 
     Raises:
-        ConfigError: the gate's site does not go with the model.
+        ConfigError: the model does not support the gate's site.
     """
     import torch
 
@@ -109,14 +103,14 @@ def trained_parameters(shape: VLMShape, config: TrainConfig) -> int:
 def activation_bytes(
     shape: VLMShape, batch: MicroBatch, config: TrainConfig, have: Assumptions
 ) -> float:
-    """The most bytes of activations that one micro-batch has alive at a time.
+    """Return the most bytes of activations that one micro-batch needs at the same time.
 
-    Frozen linear layers keep no input (only weights get no gradient), so per language-model layer
-    and token there remain: two norms in float32, queries, keys and values (repeated for every query
-    head, as attention with a mask takes them), attention output, and three MLP products. Of each
-    logit there are the log-probability, its gradient and the logit's, in float32, when the backward
-    pass begins and all layers are alive. With activation checkpointing every layer keeps its input,
-    and they come to life one by one, after the logits.
+    Frozen linear layers keep no input, because their weights get no gradient. What a layer of the
+    language model keeps per token: two norms in float32; queries, keys and values (repeated for
+    every query head, which attention with a mask needs); attention output; three MLP products. When
+    the backward pass begins, all layers are kept, and each logit takes three float32 numbers:
+    log-probability, its gradient, and the logit's gradient. With activation checkpointing each
+    layer keeps its input only, and the layers are computed again one by one, after the logits.
     """
     b, d = have.weight_bytes, shape.width
     tokens = batch.rows * batch.length
@@ -144,10 +138,10 @@ def memory(
     config: TrainConfig,
     have: Assumptions,
 ) -> Memory:
-    """Bytes per device at one ZeRO stage.
+    """Return the bytes per device at one ZeRO stage.
 
-    The trained part is float32: weights and gradients 4 bytes each, two moments 8; stages 1 and 2
-    keep a partitioned float32 copy beside the weights, stage 3 partitions everything.
+    The trained part is float32: 4 bytes for a weight, 4 for its gradient, 8 for two moments. Stages
+    1 and 2 keep a partitioned float32 copy beside the weights; stage 3 partitions everything.
     """
     count, frozen = trained_parameters(shape, config), shape.parameters * have.weight_bytes
     if stage == "3_offload":
@@ -169,11 +163,11 @@ def memory(
 
 
 def step_flops(shape: VLMShape, rows: int, config: TrainConfig, have: Assumptions) -> float:
-    """Floating-point operations of one step over `rows` typical rows, all devices together.
+    """Return the floating-point operations of a step over `rows` typical rows, on all devices.
 
-    A frozen weight costs 2 operations per token forward and 2 backward (4NT, against 6NT when it is
-    trained), 6NT with recomputation; a vision weight 2; a trained weight 6. Attention adds
-    `4 T^2 D` per layer and direction of work.
+    Per token a frozen weight of the language model costs 2 operations forward, 2 backward, and 2 if
+    activations are recomputed; a vision weight 2; a trained weight 6. Attention adds `4 T^2 D` per
+    layer and pass.
     """
     length = typical_batch(shape, rows, have).length
     passes = 3 if config.activation_checkpointing else 2
@@ -191,7 +185,7 @@ def step_flops(shape: VLMShape, rows: int, config: TrainConfig, have: Assumption
 def smallest_stage(
     shape: VLMShape, gpus: int, rows: int, config: TrainConfig, have: Assumptions, gib: float
 ) -> str | None:
-    """The first of `STAGES` at which the worst micro-batch fits, or None."""
+    """Return the first of `STAGES` at which the worst micro-batch fits, or None."""
     worst = worst_batch(shape, rows, config, have)
     for stage in STAGES:
         if memory(shape, stage, gpus, worst, config, have).total <= gib * GIB:

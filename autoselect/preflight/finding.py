@@ -1,4 +1,4 @@
-"""What a check of `autoselect doctor` examines, and what it finds."""
+"""Input and result of the checks of `autoselect doctor`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoselect.config import TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -15,10 +16,10 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        name: of the check.
-        status: `fail` when a training would not work, `warn` when it might not.
-        found: what is there.
-        fix: what to do; empty when all is well.
+        name: name of the check.
+        status: `fail` if a training would not work, `warn` if it might not.
+        found: what the check found.
+        fix: what the user should do; empty if nothing.
     """
 
     name: str
@@ -29,14 +30,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the command line says of the machine that will train.
+    """The machine that will train, from the command line.
 
     Attributes:
-        gpus: devices of all nodes together.
-        gpu: kind of device, where none is visible here.
-        gpu_memory: usable GiB per device, instead of the kind's.
-        visual_tokens: per image, where the model varies it.
-        port: where the ranks meet.
+        gpus: number of devices, all nodes together.
+        gpu: kind of GPU, needed if none is visible here.
+        gpu_memory: usable GiB per device; that of the kind by default.
+        visual_tokens: visual tokens per image, needed if the model varies it.
+        port: TCP port at which the ranks meet.
     """
 
     gpus: int
@@ -48,16 +49,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined: a run that could be read, and the machine.
+    """A training run whose configurations could be read, and its machine.
 
     Attributes:
-        config: of the run.
-        deepspeed: content of the DeepSpeed file.
-        source: that file.
-        machine: that will train.
+        config: settings of the training.
+        deepspeed: batch sizes, ZeRO stage and clipping.
+        source: path of the DeepSpeed file.
+        machine: the machine that will train.
     """
 
     config: TrainConfig
-    deepspeed: dict
+    deepspeed: DeepSpeedConfig
     source: str
     machine: Machine

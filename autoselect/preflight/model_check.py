@@ -1,4 +1,4 @@
-"""The check of `autoselect doctor` on the model: a folder with whole files, or a hub name."""
+"""Check of the model for `autoselect doctor`: a folder with whole files, or a hub name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAIT_S = 5.0
 
 
 def check_model(subject: Subject) -> Finding:
-    """The model's folder: configuration, every weight file whole, and a processor that loads."""
+    """Check that the model's folder has its configuration, whole weights and a usable processor."""
     name = subject.config.model
     folder = Path(resolve_model(name))
     if not folder.is_dir():
@@ -47,13 +47,15 @@ def check_model(subject: Subject) -> Finding:
     try:
         load_processor(folder)
     except ConfigError as error:
-        return Finding("model", "fail", str(error), "mend the processor, or install what it needs")
+        return Finding(
+            "model", "fail", str(error), "correct the processor, or install what it needs"
+        )
     size = sum((folder / file).stat().st_size for file in weights)
     return Finding("model", "ok", f"{folder}: {len(weights)} weight files, {size / GIB:.2f} GiB")
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """Names of the weight files, from the index where there is one."""
+    """Return the names of the weight files, from the index if there is one."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(path.name for path in folder.glob("*.safetensors"))
@@ -64,7 +66,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a safetensors file, from its header and size; empty when nothing is."""
+    """Return what is wrong with a safetensors file, from its header and size, or an empty text."""
     if not path.is_file():
         return f"{path.name} is missing"
     size = path.stat().st_size
@@ -83,7 +85,7 @@ def _damage(path: Path) -> str:
 
 
 def _hub_model(name: str) -> Finding:
-    """Whether a hub name can be reached, or lies in the cache."""
+    """Check that a hub name can be reached, or is in the cache."""
     from huggingface_hub import constants, get_token, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -94,7 +96,7 @@ def _hub_model(name: str) -> Finding:
         return Finding("model", "fail", found, "correct `model` in the configuration")
     where = "it is in the cache" if cached else "it is not in the cache"
     if constants.HF_HUB_OFFLINE:
-        fix = "" if cached else f"run `hf download {name}` where there is a network"
+        fix = "" if cached else f"run `hf download {name}` on a machine with a network"
         found = f"{name}: HF_HUB_OFFLINE is set; {where}"
         return Finding("model", "ok" if cached else "fail", found, fix)
     token = get_token()
@@ -108,5 +110,5 @@ def _hub_model(name: str) -> Finding:
         return Finding("model", "fail", found, "correct the name, or log in with `hf auth login`")
     except OSError as error:
         found = f"{name}: the hub {constants.ENDPOINT} cannot be reached ({error}); {where}"
-        fix = f"run `hf download {name}` where there is a network, then set HF_HUB_OFFLINE=1"
+        fix = f"run `hf download {name}` on a machine with a network, then set HF_HUB_OFFLINE=1"
         return Finding("model", "warn" if cached else "fail", found, fix)

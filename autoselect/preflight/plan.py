@@ -1,6 +1,6 @@
-"""`autoselect plan`: will it fit, and how long will it take? From the model's configuration alone.
+"""`autoselect plan`: estimates memory and time of a run from the model's configuration alone.
 
-The numbers are those of `estimates`. Every assumption is printed with its value.
+It prints the numbers of `estimates`, and every assumption with its value.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import BatchSizes, batch_sizes, load_deepspeed_config
+from autoselect.config.deepspeed import BatchSizes, DeepSpeedConfig
 from autoselect.config.files import load_config
-from autoselect.config.flags import check_counts
+from autoselect.config.flags import add_setting_flags, check_counts
 from autoselect.preflight.estimates import (
     BYTES,
     GIB,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device: usable memory in GiB, peak dense bfloat16 (CPU: measured float32) TFLOP/s."""
+    """One device: usable memory in GiB, and peak TFLOP/s of dense bfloat16."""
 
     memory_gib: float
     tflops: float
@@ -51,10 +51,10 @@ GPUS = {
 
 
 def stage_advice(path: str | Path, stage: str) -> str:
-    """How to come from one DeepSpeed file to a stage: the file beside it that differs in that.
+    """Return which DeepSpeed file to use for another stage: the sibling file that has it.
 
     Args:
-        path: such as `public_zero2.json`, whose neighbour of stage 3 is `public_zero3.json`.
+        path: DeepSpeed file, such as `public_zero2.json` with its sibling `public_zero3.json`.
         stage: one of `STAGES`.
     """
     path = Path(path)
@@ -66,10 +66,10 @@ def stage_advice(path: str | Path, stage: str) -> str:
 
 
 def report(arguments: argparse.Namespace) -> str:
-    """The plan as text.
+    """Return the plan as text.
 
     Raises:
-        ConfigError: a number is out of range, the model or the DeepSpeed file cannot be read.
+        ConfigError: a number is out of range, or the model or the DeepSpeed file cannot be read.
     """
     from autoselect.vlm.shape import read_shape
 
@@ -113,7 +113,7 @@ def _memory_lines(
     have: Assumptions,
     gib: float,
 ) -> list[str]:
-    """Typical and worst memory of the asked stages, and the smallest that fits."""
+    """Return lines with typical and worst memory per stage, and the smallest stage that fits."""
     typical = typical_batch(shape, micro, have)
     worst = worst_batch(shape, micro, config, have)
     lines = [
@@ -148,7 +148,7 @@ def _memory_lines(
 
 
 def run_config(arguments: argparse.Namespace) -> TrainConfig:
-    """The run that is planned: `--config`, or the reference run, with what the flags change."""
+    """Return the settings of `--config`, or of the reference run, changed by the flags."""
     config = load_config(TrainConfig, arguments.config, [])
     named = {name: getattr(arguments, name) for name in ("model", "steps", "dtype")}
     changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
@@ -158,13 +158,13 @@ def run_config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
-    """The file's global batch on these devices, with the largest micro batch up to the file's.
+    """Split the file's global batch, lowering its micro batch if needed; return a note on that.
 
     Raises:
-        ConfigError: the global batch is no multiple of the devices.
+        ConfigError: the global batch is not a multiple of the number of devices.
     """
-    config = load_deepspeed_config(arguments.deepspeed)
-    total, micro = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
+    config = DeepSpeedConfig.load(arguments.deepspeed)
+    total, micro = config.total_batch, config.micro_batch
     if total % arguments.gpus:
         raise ConfigError(
             f"train_batch_size={total} cannot be split over gpus={arguments.gpus}; choose a number "
@@ -175,8 +175,7 @@ def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
     note = ""
     if fitting != micro:
         note = f" (lower its micro batch of {micro} to {fitting})"
-    split = config | {"train_micro_batch_size_per_gpu": fitting}
-    return batch_sizes(split, arguments.gpus), note
+    return config.with_batch(total, fitting).split(arguments.gpus), note
 
 
 def _model_folder(name: str) -> str:
@@ -202,7 +201,7 @@ def _hardware(arguments: argparse.Namespace) -> Hardware:
     if gib <= 0 or tflops <= 0 or not 0 < arguments.utilisation <= 1:
         raise ConfigError(
             f"gpu_memory={gib} and tflops={tflops} must be above 0 and "
-            f"utilisation={arguments.utilisation} in (0, 1]"
+            f"utilisation={arguments.utilisation} in (0, 1]; correct these flags"
         )
     if arguments.overhead_gib < 0:
         raise ConfigError(f"overhead_gib={arguments.overhead_gib} is below 0; give 0 or more")
@@ -217,31 +216,36 @@ def _count(number: int) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the plan."""
     print(report(arguments))
     return 0
 
 
 def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `autoselect plan`."""
     parser = subparsers.add_parser("plan", help="memory and time of a training run, estimated")
-    parser.add_argument("--config", metavar="YAML", help="of the run, as training takes it")
-    parser.add_argument("--model", help="folder, hub name or 'reference'; that of the run")
-    parser.add_argument("--gpus", type=int, default=8, help="devices of all nodes together")
+    parser.add_argument("--config", metavar="YAML", help="settings of the training run")
+    parser.add_argument("--model", help="folder or hub name of the VLM (default that of --config)")
+    parser.add_argument("--gpus", type=int, default=8, help="number of devices, all nodes together")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of device")
     parser.add_argument("--gpu-memory", type=float, help="usable GiB per device")
     parser.add_argument("--tflops", type=float, help="peak TFLOP/s per device")
-    parser.add_argument("--stage", choices=("auto", *STAGES), default="auto", help="ZeRO stage")
-    parser.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", help="batch sizes")
-    parser.add_argument("--steps", type=int, help="those of the run")
-    parser.add_argument("--visual-tokens", type=int, help="per image, where the model varies it")
     parser.add_argument(
-        "--text-tokens", type=int, default=128, help="per typical question and answer"
+        "--stage",
+        choices=("auto", *STAGES),
+        default="auto",
+        help="ZeRO stage to estimate; auto is all",
     )
-    parser.add_argument("--answer-tokens", type=int, default=32, help="per answer")
+    parser.add_argument(
+        "--deepspeed", default="configs/deepspeed/zero2.json", help="file with the batch sizes"
+    )
+    parser.add_argument("--steps", type=int, help="optimiser updates (default those of --config)")
+    parser.add_argument("--visual-tokens", type=int, help="per image, if the model varies them")
+    assumed = ("text_tokens", "answer_tokens", "utilisation", "overhead_gib")
+    add_setting_flags(parser, Assumptions, assumed)
     parser.add_argument("--rows-per-image", type=int, default=1, help="questions per image")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="that of the run")
-    parser.add_argument("--utilisation", type=float, default=0.35, help="share of the peak rate")
-    parser.add_argument("--overhead-gib", type=float, default=1.5, help="context, fragmentation")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="dtype of the frozen VLM (default that of --config)",
+    )
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     parser.set_defaults(run=run)

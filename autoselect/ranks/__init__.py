@@ -1,1 +1,1 @@
-"""The processes of a distributed run: start, signals, heartbeats, and decisions of rank 0."""
+"""Processes of a distributed run: start, signals, heartbeats, and work of rank 0 for all."""

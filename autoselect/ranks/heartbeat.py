@@ -1,16 +1,16 @@
-"""Which rank is dead or stalled? A collective that hangs or breaks does not say.
+"""Detection of the rank that is dead or stalled, which a broken collective does not name.
 
-Every rank has a thread that writes a beat into a small key-value store (its own `TCPStore`, hosted
-by rank 0): a counter, and how far the training loop is. Rank 0 reads them and gives the verdict:
+Every rank has a thread that writes beats into a key-value store hosted by rank 0: a counter, and
+how far the training loop is. Rank 0 reads them and decides:
 
 * dead: the beats of a rank stopped;
-* failed: a rank reported its own error before leaving;
+* failed: a rank reported its own error before it left;
 * stalled: a rank stays behind in the loop while the others wait for it.
 
-All ranks read the verdict, say it and leave, well within 120 s. A rank whose main thread is stuck
-in native code is ended by its beat thread. Work that every rank does by itself, such as loading the
-model, may take one of them much longer than another: the others meet it through the store, where no
-collective times out, and it is stalled only after `Times.apart`.
+All ranks read the verdict, log it and leave, well within 120 s. If the main thread of a rank is
+stuck in native code, its beat thread ends the process. Work that each rank does by itself, such as
+loading the model, may take much longer on one rank: the others wait for it at the store, without a
+collective that could time out, and it counts as stalled only after `Times.apart`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LONGEST_PAUSE_S = 0.25
 
 
 class Heartbeat:
-    """Context manager around the whole run of every rank; created after `init_distributed`.
+    """Context manager around the whole run, on every rank; created after `init_distributed`.
 
     with Heartbeat(info) as heartbeat:
         with heartbeat.independently("loading the model"):
@@ -51,15 +51,10 @@ class Heartbeat:
     """
 
     on_lost: Callable[[str], None] | None = None
-    """Called in the beat thread with the verdict, just before a stuck process ends."""
+    """Called in the beat thread with the verdict, just before it ends a stuck process."""
 
     def __init__(self, info: RankInfo, times: Times | None = None) -> None:
-        """Opens the store and starts the thread; with one rank there is nothing to watch.
-
-        Args:
-            info: this rank.
-            times: patience.
-        """
+        """Open the store and start the thread, unless there is one rank only."""
         self.info = info
         self.times = times or Times()
         self.verdict: Verdict | None = None
@@ -80,16 +75,16 @@ class Heartbeat:
         return store
 
     def progress(self, doing: str) -> None:
-        """Tells how far the loop is; call it at the same places of the loop on every rank."""
+        """Report how far the loop is; call it at the same places of the loop on every rank."""
         self._own.progress += 1
         self._own.doing = doing
 
     @contextmanager
     def independently(self, doing: str) -> Iterator[None]:
-        """Around work that each rank does by itself; at its end every rank waits for all others.
+        """Enclose work that each rank does by itself; afterwards every rank waits for all others.
 
         Raises:
-            RankLostError, RankFailedError: another rank is dead, failed, or did not come within
+            RankLostError, RankFailedError: another rank died, failed, or took longer than
                 `Times.apart`.
             DistNetworkError: rank 0 does not answer.
         """
@@ -113,14 +108,14 @@ class Heartbeat:
             came = self._come(meeting, 0)
 
     def _come(self, meeting: str, ranks: int) -> int:
-        """Adds to those who came to a meeting; how many they are now."""
+        """Add to the number of ranks that reached a meeting, and return it."""
         with _answering():
             return self._store.add(meeting, ranks)
 
     def close(self) -> None:
-        """Ends the watch after a run that went well (a collective).
+        """End the watch after a successful run (a collective).
 
-        A rank that is still at work meanwhile learns that this one is done, not dead.
+        Ranks that are still at work see that this one is done, not dead.
         """
         if self._thread is None:
             return
@@ -141,11 +136,11 @@ class Heartbeat:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Closes, or on an error tells the others and finds out whose fault it was.
+        """Close the watch; after an error, tell the others or find out which rank caused it.
 
         Raises:
-            RankLostError: other ranks could not be reached, and one of them is dead or stalled.
-            RankFailedError: one of them had an error of its own.
+            RankLostError: another rank is dead or stalled and could not be reached.
+            RankFailedError: another rank had an error of its own.
         """
         if self._thread is None:
             return
@@ -169,7 +164,7 @@ class Heartbeat:
         raise verdict.error() from error
 
     def _leave(self) -> None:
-        """Ends the watch after a verdict; the store lives on rank 0, so let the others read."""
+        """End the watch after a verdict; rank 0 hosts the store, so it lets the others read it."""
         if self.info.is_main:
             time.sleep(3 * self.times.beat)
         self._closing.set()
@@ -208,10 +203,10 @@ class Heartbeat:
         return verdict
 
     def _announce(self, verdict: Verdict) -> None:
-        """Says the verdict, lets the main thread end, and ends the process if it cannot."""
+        """Log the verdict, wait for the main thread to end, and end the process if it does not."""
         self.verdict = verdict
         self._decided.set()
-        if self._own.failed is None:  # who failed says so itself
+        if self._own.failed is None:  # a rank that failed logs its own error
             logger.error("%s; this run ends", verdict.text)
         if self._closing.wait(self.times.leave):
             return
@@ -225,7 +220,7 @@ class Heartbeat:
 
 @contextmanager
 def _answering() -> Iterator[None]:
-    """Raises DistNetworkError when the store, on rank 0, does not answer."""
+    """Turn errors of the store into DistNetworkError: rank 0 does not answer."""
     try:
         yield
     except RuntimeError as error:  # DistStoreError, DistNetworkError and plain RuntimeError
@@ -233,7 +228,7 @@ def _answering() -> Iterator[None]:
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether an error says that another rank did not answer, by NCCL's or gloo's words."""
+    """Return True if an error of NCCL or gloo means that another rank did not answer."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error).lower()

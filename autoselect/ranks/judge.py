@@ -1,6 +1,6 @@
-"""The verdict on the beats of all ranks: which one is dead, failed or stalled?
+"""Decision which rank is dead, failed or stalled, from the beats of all ranks.
 
-Plain data in, a verdict out; `autoselect.ranks.heartbeat` carries the beats between the processes.
+It takes and returns plain data; `autoselect.ranks.heartbeat` carries it between the processes.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EXIT_RANK_LOST = 70
-"""Exit code of a rank that had to leave because another one is dead or stalled: worth a restart."""
+"""Exit code of a rank that left because another one is dead or stalled; a restart may help."""
 
 EXIT_RANK_FAILED = 1
-"""Exit code of a rank that had to leave because of another one's error: a restart repeats it."""
+"""Exit code of a rank that left because another one had an error; a restart would repeat it."""
 
 
 class RankLostError(RuntimeError):
@@ -24,7 +24,7 @@ class RankFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who is to blame, as a sentence, and whether by an error or by being lost."""
+    """Which rank ends the run, as a sentence; `failed` if by an error of its own."""
 
     text: str
     failed: bool = False
@@ -39,14 +39,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Times:
-    """Patience, in seconds; without `apart` the sum of the longest chain stays under 120.
+    """Waiting times in seconds; all but `apart` together stay under 120.
 
     Attributes:
-        beat: between two beats.
-        dead: without a beat after which a rank is dead.
-        stalled: a rank may stay behind the others, shorter than the collective timeout.
-        apart: a rank may stay behind while the others wait for it outside any collective.
-        leave: for the main thread to end by itself after the verdict.
+        beat: time between two beats.
+        dead: time without a beat after which a rank is dead.
+        stalled: longest time that a rank may stay behind; below the timeout of collectives.
+        apart: the same while the others wait outside any collective.
+        leave: time that the main thread has to end by itself after a verdict.
     """
 
     beat: float = 1.0
@@ -58,17 +58,17 @@ class Times:
 
 @dataclass
 class Beat:
-    """What one rank says about itself.
+    """What one rank reports about itself.
 
     Attributes:
-        host: its machine.
-        count: of its beats.
-        progress: places of the loop it has come to.
-        doing: name of the last one.
-        waiting: it waits for the others outside any collective.
-        failed: its own error.
-        lost_contact: a collective of its own broke.
-        done: it ended well.
+        host: name of its machine.
+        count: number of its beats so far.
+        progress: number of places of the loop that it has passed.
+        doing: name of the last place.
+        waiting: True while it waits for the others outside any collective.
+        failed: its own error, as text.
+        lost_contact: True if one of its collectives broke.
+        done: True after it ended without an error.
     """
 
     host: str
@@ -82,7 +82,7 @@ class Beat:
 
 
 class Judge:
-    """Rank 0's view: when did each rank last beat, and since when does it stay behind?"""
+    """Remembers when each rank last beat, and since when it stays behind; used by rank 0."""
 
     def __init__(self, times: Times, world_size: int) -> None:
         self.times = times
@@ -92,7 +92,7 @@ class Judge:
         self.contact_lost_at: float | None = None
 
     def look(self, beats: list[Beat], now: float) -> Verdict | None:
-        """The verdict on the latest beats of all ranks, or None while all is well."""
+        """Return the verdict on the latest beats of all ranks, or None while all is well."""
         names = [f"rank {rank} ({beat.host})" for rank, beat in enumerate(beats)]
         for rank, beat in enumerate(beats):
             if beat.failed is not None:
@@ -115,7 +115,7 @@ class Judge:
         return self._all_alive_but_apart(beats, names, now)
 
     def _behind(self, rank: int, beat: Beat, is_behind: bool, now: float) -> float:
-        """Seconds for which the rank has stood at its present place while another is ahead."""
+        """Return the seconds that a rank has been at its present place while another is ahead."""
         if not is_behind or beat.done:
             self.behind_since[rank] = None
             return 0.0
@@ -128,7 +128,7 @@ class Judge:
     def _all_alive_but_apart(
         self, beats: list[Beat], names: list[str], now: float
     ) -> Verdict | None:
-        """A collective timed out although every process beats: who did not take part?"""
+        """Blame the ranks that did not join a collective which broke although all ranks beat."""
         if not any(beat.lost_contact for beat in beats):
             return None
         if self.contact_lost_at is None:

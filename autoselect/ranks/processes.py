@@ -1,8 +1,7 @@
-"""Processes of a run: who am I, how do the ranks meet, where do log lines and signals go.
+"""Start of the ranks of a run: their numbers and devices, their meeting, and their log lines.
 
-A rank can be started by the `deepspeed` launcher, by `torchrun`, by `srun` (one task per rank)
-or by plain `python`; `RankInfo.from_environment` reads all four and `init_distributed` joins the
-ranks through DeepSpeed. DeepSpeed is imported inside functions: importing it takes seconds, and
+A rank is started by the `deepspeed` launcher, by `torchrun`, by `srun` (one task per rank) or by
+plain `python`. DeepSpeed is imported inside functions, because that takes seconds, and because
 `DS_ACCELERATOR` has to be set before.
 """
 
@@ -12,43 +11,43 @@ import errno
 import logging
 import os
 import random
-import signal
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _set_pg_timeout  # there is no public one
+from torch.distributed.distributed_c10d import (
+    _set_pg_timeout,  # torch has no public function for this
+)
 
 from autoselect.config import ConfigError
+from autoselect.config.programs import DEFAULT_PORT
 from autoselect.ranks import rank_zero
 from autoselect.ranks.judge import RankLostError
 
 EXIT_PREEMPTED = 75
-"""Exit code after a signal and a complete checkpoint (EX_TEMPFAIL): the same command goes on."""
+"""Exit code after a signal and a complete checkpoint; the same command resumes (EX_TEMPFAIL)."""
 
-DEFAULT_PORT = 29500
 COLLECTIVE_TIMEOUT_S = 90.0
-"""Longest wait of a rank for the others, in seconds; a stalled rank ends the run after it."""
+"""Longest wait in a collective, in seconds."""
 
 LOADING_TIMEOUT_S = 3600.0
-"""Longest wait while a model is loaded, in seconds: one rank may read it from a cold disk."""
+"""The same while a model is loaded, which one rank may read from a cold disk."""
 
 MEETING_TIMEOUT_S = 600.0
-"""Longest wait for all ranks to come, in seconds: some read the program from a cold disk."""
+"""Longest wait until all ranks have started, in seconds; some read the program from a cold disk."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Place of this process among all processes of the run."""
+    """Number of this process, globally and on its machine; `source` is what started it."""
 
     rank: int
     world_size: int
@@ -61,14 +60,14 @@ class RankInfo:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
-        """Reads the variables of the deepspeed launcher, torchrun or srun.
+        """Read the variables of the deepspeed launcher, torchrun or srun.
 
-        RANK and WORLD_SIZE (deepspeed, torchrun) win over SLURM_PROCID and SLURM_NTASKS (srun);
-        with neither the run is a single process. Slurm's variables count only inside a step
-        (SLURM_STEP_ID is set): the batch shell has them too and is no rank.
+        RANK and WORLD_SIZE (deepspeed, torchrun) win over SLURM_PROCID and SLURM_NTASKS (srun).
+        The latter count only inside a step (SLURM_STEP_ID is set), because the batch shell has
+        them too but is not a rank. Without any of them the run is a single process.
 
         Raises:
-            ConfigError: half of a pair is set, a value is no integer, or a rank is out of range.
+            ConfigError: half of a pair is set, a value is not an integer, or out of range.
         """
         if "RANK" in environment or "WORLD_SIZE" in environment:
             names, source = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "launcher"
@@ -97,18 +96,18 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
             "launcher, torchrun or srun, or unset RANK and WORLD_SIZE for a single process"
         )
     if not value.isdigit():
-        raise ConfigError(f"{name}={value!r} is no non-negative integer; let the launcher set it")
+        raise ConfigError(f"{name}={value!r} is not a number from 0 on; let the launcher set it")
     return int(value)
 
 
 def set_accelerator_default() -> None:
-    """Tells DeepSpeed to use the CPU when no CUDA device is visible, unless the user chose."""
+    """Make DeepSpeed use the CPU if no CUDA device is visible, unless the user chose."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def choose_device(info: RankInfo) -> torch.device:
-    """Device of this rank: its own GPU where there is one, else the CPU.
+    """Return the GPU of this rank, or the CPU if no GPU is visible.
 
     Raises:
         ConfigError: more ranks on this machine than visible GPUs.
@@ -134,17 +133,17 @@ def init_distributed(
     timeout_s: float = COLLECTIVE_TIMEOUT_S,
     meeting_s: float = MEETING_TIMEOUT_S,
 ) -> None:
-    """Joins the ranks: gloo between CPUs, NCCL between GPUs.
+    """Join the ranks, by gloo between CPUs and NCCL between GPUs.
 
     Args:
-        info: this rank.
-        device: its device; decides the backend.
-        timeout_s: longest wait for other ranks in collectives, in seconds.
-        meeting_s: longest wait until all ranks are there, in seconds.
+        info: rank of this process.
+        device: device of this rank; decides the backend.
+        timeout_s: longest wait in a collective, in seconds.
+        meeting_s: longest wait until all ranks have started, in seconds.
 
     Raises:
-        ConfigError: the rendezvous port is in use.
-        RankLostError: the other ranks did not come in time.
+        ConfigError: the port where ranks meet is in use.
+        RankLostError: not all ranks started in time.
     """
     set_accelerator_default()
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
@@ -173,7 +172,7 @@ def init_distributed(
 
 
 def _meet(info: RankInfo, longest: timedelta, patience: timedelta) -> dist.Store:
-    """Waits until all ranks are there; `patience` is the store's from then on."""
+    """Return the store of the group once all ranks have started; later calls wait `patience`."""
     store, _, _ = next(iter(dist.rendezvous("env://", info.rank, info.world_size, timeout=longest)))
     store.set_timeout(patience)
     return store
@@ -183,13 +182,10 @@ def _meet(info: RankInfo, longest: timedelta, patience: timedelta) -> dist.Store
 def patient_collectives(
     inside_s: float = LOADING_TIMEOUT_S, after_s: float = COLLECTIVE_TIMEOUT_S
 ) -> Iterator[None]:
-    """Inside, collectives wait longer: at ZeRO-3 a model is loaded with one for every module.
+    """Let collectives wait `inside_s` seconds inside, and `after_s` afterwards.
 
-    A rank that dies is noticed by the heartbeat meanwhile.
-
-    Args:
-        inside_s: longest wait inside, in seconds.
-        after_s: longest wait afterwards, in seconds.
+    At ZeRO-3 loading a model takes a collective per module. The heartbeat still notices a rank that
+    dies.
     """
     if not dist.is_initialized():
         yield
@@ -202,10 +198,10 @@ def patient_collectives(
 
 
 def shutdown_distributed() -> None:
-    """Leaves the group together (a collective); call it at the end of a run that went well.
+    """Leave the group together, at the end of a successful run (a collective).
 
-    A rank that exits while others still talk to it makes them die in native code, and a run
-    that was complete would end with their exit code.
+    If a rank exited while others still talk to it, these would die in native code, and a complete
+    run would end with their exit code.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -213,9 +209,9 @@ def shutdown_distributed() -> None:
 
 
 def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:
-    """The five variables that torch.distributed reads, whoever started this rank.
+    """Return the five variables that torch.distributed reads.
 
-    DeepSpeed takes LOCAL_RANK for the number of the GPU, which may be another one under Slurm.
+    DeepSpeed takes LOCAL_RANK as the number of the GPU, which may be another one under Slurm.
     """
     if info.source == "slurm" and "MASTER_ADDR" not in os.environ and info.world_size > 1:
         raise ConfigError(
@@ -256,13 +252,9 @@ def _not_met(
 
 
 def setup_logging(info: RankInfo | None = None, level: int = logging.INFO) -> None:
-    """Sends log lines to standard error: rank 0 from `level`, the other ranks from WARNING.
+    """Send log lines to standard error: rank 0 from `level` on, other ranks from WARNING on.
 
-    Every line starts with time and level; lines of ranks other than 0 name their rank and host.
-
-    Args:
-        info: this rank; None while it is not known yet.
-        level: of rank 0.
+    Lines of ranks other than 0 name rank and host. `info` is None while the rank is unknown.
     """
     who = "" if info is None or info.is_main else f"[rank {info.rank} {socket.gethostname()}] "
     logging.basicConfig(
@@ -271,55 +263,22 @@ def setup_logging(info: RankInfo | None = None, level: int = logging.INFO) -> No
         datefmt="%H:%M:%S",
         force=True,
     )
-    # DeepSpeed calls names that this torch is about to drop: thousands of equal lines.
+    # DeepSpeed calls deprecated functions of torch, which log thousands of equal lines.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     for noisy in ("DeepSpeed", "torch.distributed", "urllib3", "matplotlib", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch the same on every rank.
-
-    What must differ between samples is keyed by sample id (order, noise), never by rank.
-    """
+    """Seed Python, NumPy and torch alike on every rank; order and noise are keyed by sample."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def any_true(flag: bool, device: torch.device) -> bool:
-    """True when `flag` is true on at least one rank (a collective: all ranks call it)."""
+    """Return True if `flag` is true on at least one rank (a collective)."""
     value = torch.tensor([float(flag)], device=device)
     if dist.is_initialized():
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
-
-
-class SignalFlag:
-    """Remembers SIGTERM and SIGUSR1 so that the run ends after the step it is in.
-
-    `raised_anywhere` is asked once per step by all ranks: a signal on one rank stops all of them
-    at the same step, with one checkpoint.
-
-    Args:
-        met: whether the ranks have met. Until `ranks_met` SIGTERM ends the process, as it does by
-            default: launchers send it to ranks that would wait in vain for one that failed.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self, met: bool = True) -> None:
-        self.received: signal.Signals | None = None
-        signal.signal(signal.SIGUSR1, self._remember)
-        if met:
-            self.ranks_met()
-
-    def ranks_met(self) -> None:
-        """From now on SIGTERM is remembered, too."""
-        signal.signal(signal.SIGTERM, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-
-    def raised_anywhere(self, device: torch.device) -> bool:
-        return any_true(self.received is not None, device)

@@ -1,9 +1,9 @@
 """Work that rank 0 does for all ranks, however long it takes.
 
-A collective gives up after `runtime.COLLECTIVE_TIMEOUT_S`, which is right inside a step and too
-short for what only rank 0 does: render shards, calibrate, write a checkpoint to a slow disk. The
-others therefore wait at a key-value store that rank 0 hosts, where its death shows at once, and
-only then take its result in a collective.
+Collectives time out after `processes.COLLECTIVE_TIMEOUT_S`, which suits a step but is too short for
+work of rank 0 alone: rendering shards, calibrating, writing a checkpoint to a slow disk. Meanwhile
+the others wait at a key-value store hosted by rank 0, where its death shows at once. They take the
+result in a collective afterwards.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _turns = 0
 
 
 def open_store(timeout_s: float) -> dist.TCPStore:
-    """A key-value store hosted by rank 0, on a free port (a collective).
+    """Open a key-value store that rank 0 hosts on a free port (a collective).
 
     Args:
-        timeout_s: longest wait of one of its calls, in seconds.
+        timeout_s: longest wait of one call, in seconds.
     """
     timeout = timedelta(seconds=timeout_s)
     store = None
@@ -46,7 +46,7 @@ def open_store(timeout_s: float) -> dist.TCPStore:
 
 
 def prepare() -> None:
-    """Opens the store that `on_main` waits at, once the ranks have met (a collective)."""
+    """Open the store at which `on_main` waits (a collective)."""
     global _store, _turns
     _store, _turns = None, 0
     if dist.get_world_size() > 1:
@@ -54,7 +54,7 @@ def prepare() -> None:
 
 
 def broadcast_object(value: Any) -> Any:
-    """The object of rank 0, on every rank (a collective); other ranks' values are ignored."""
+    """Return the `value` of rank 0 on every rank (a collective)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
@@ -63,11 +63,11 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-    """Runs `action` on rank 0 and gives its result to every rank (a collective).
+    """Run `action` on rank 0 and return its result on every rank (a collective).
 
     Raises:
-        ConfigError: `action` raised one, or a subclass of it; raised on every rank.
-        DistNetworkError: rank 0 died meanwhile, or took longer than `PATIENCE_S`.
+        ConfigError: `action` raised it or a subclass; raised on every rank.
+        DistNetworkError: rank 0 died, or took longer than `PATIENCE_S`.
     """
     global _turns
     _turns += 1

@@ -5,14 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoselect.config.flags import check_counts
-
-
-def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
-    for field in dataclasses.fields(cls):
-        flag = f"--{field.name.replace('_', '-')}"
-        kind: Any = type(field.default)
-        parser.add_argument(flag, type=kind, default=field.default)
+from autoselect.config.flags import add_setting_flags, check_counts
 
 
 def _read_fields(arguments: argparse.Namespace, cls: type) -> Any:
@@ -26,17 +19,19 @@ def add_reference_commands(subparsers: Any) -> None:
     root = subparsers.add_parser("reference", help="the small VLM and data that ship with this")
     kinds = root.add_subparsers(dest="kind", required=True)
     shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
-    shards.add_argument("--out", type=Path, default=Path("runs/reference/shards"))
-    _add_fields(shards, ReferenceData)
+    where = "folder for the shards of all splits"
+    shards.add_argument("--out", type=Path, default=Path("runs/reference/shards"), help=where)
+    add_setting_flags(shards, ReferenceData)
     shards.set_defaults(run=run_shards)
     train = kinds.add_parser("train", help="train the reference VLM (hours on a CPU; resumable)")
-    train.add_argument("--out", type=Path, default=Path("runs/reference/model"))
-    train.add_argument("--work", type=Path, default=Path("runs/reference/work"))
-    _add_fields(train, ReferenceTraining)
+    model, work = Path("runs/reference/model"), Path("runs/reference/work")
+    train.add_argument("--out", type=Path, default=model, help="folder for the finished VLM")
+    train.add_argument("--work", type=Path, default=work, help="folder for resumable states")
+    add_setting_flags(train, ReferenceTraining)
     train.set_defaults(run=run_train)
     measure = kinds.add_parser("measure", help="accuracy and blind accuracy of a reference VLM")
-    measure.add_argument("--model", default="reference")
-    measure.add_argument("--images", type=int, default=1000)
+    measure.add_argument("--model", default="reference", help="folder of the VLM, or reference")
+    measure.add_argument("--images", type=int, default=1000, help="test images")
     measure.set_defaults(run=run_measure)
 
 

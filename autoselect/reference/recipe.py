@@ -3,23 +3,19 @@
 from dataclasses import dataclass
 
 from autoselect.config import require
+from autoselect.config.setting import setting
 
 
 @dataclass(frozen=True)
 class ReferenceData:
-    """Sizes of the reference data.
-
-    Attributes:
-        train: images for the selector's training; none of them trained the VLM.
-        val: images of the validation split.
-        test: images of the test split, on photographs that training never shows.
-        seed: of scenes and questions.
-    """
-
-    train: int = 10_000
-    val: int = 400
-    test: int = 1000
-    seed: int = 1
+    train: int = setting(
+        10_000, "images to train the selector on; none of them was used to train the VLM"
+    )
+    val: int = setting(400, "images of the validation split")
+    test: int = setting(
+        1000, "images of the test split, on photographs that no training image shows"
+    )
+    seed: int = setting(1, "seed of scenes and questions")
 
     def __post_init__(self) -> None:
         for name in ("train", "val", "test"):
@@ -30,35 +26,20 @@ class ReferenceData:
 
 @dataclass(frozen=True)
 class ReferenceTraining:
-    """Recipe of the reference VLM. Steps count updates of `batch_size` images.
+    """Recipe of the reference VLM; its stages stand in `autoselect/reference/train_vlm.py`."""
 
-    Attributes:
-        images: rendered training scenes.
-        tower_steps: updates of stage 1.
-        language_steps: updates of stage 2.
-        uneven_steps: updates of stage 3.
-        visible_steps: updates of stage 4.
-        batch_size: images of one update.
-        tower_learning_rate: peak of stage 1.
-        language_learning_rate: peak of stage 2.
-        uneven_learning_rate: peak of stage 3.
-        visible_learning_rate: peak of stage 4.
-        save_every: updates between two resumable states.
-        seed: of data, weights and order.
-    """
-
-    images: int = 60_000
-    tower_steps: int = 3000
-    language_steps: int = 3000
-    uneven_steps: int = 800
-    visible_steps: int = 700
-    batch_size: int = 64
-    tower_learning_rate: float = 2e-3
-    language_learning_rate: float = 2e-3
-    uneven_learning_rate: float = 1e-3
-    visible_learning_rate: float = 1e-3
-    save_every: int = 250
-    seed: int = 0
+    images: int = setting(60_000, "rendered training scenes")
+    tower_steps: int = setting(3000, "updates of stage 1, the vision tower")
+    language_steps: int = setting(3000, "updates of stage 2, the language model")
+    uneven_steps: int = setting(800, "updates of stage 3, whose images lose tokens unevenly")
+    visible_steps: int = setting(700, "updates of stage 4, whose questions are about what is left")
+    batch_size: int = setting(64, "images of one update")
+    tower_learning_rate: float = setting(2e-3, "peak learning rate of stage 1")
+    language_learning_rate: float = setting(2e-3, "peak learning rate of stage 2")
+    uneven_learning_rate: float = setting(1e-3, "peak learning rate of stage 3")
+    visible_learning_rate: float = setting(1e-3, "peak learning rate of stage 4")
+    save_every: int = setting(250, "updates between two resumable states")
+    seed: int = setting(0, "seed of data, weights and order")
 
     def __post_init__(self) -> None:
         for name in (

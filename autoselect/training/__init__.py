@@ -1,1 +1,1 @@
-"""A training run on DeepSpeed: assembly, steps, checkpoints, and guards of the updates."""
+"""Training on DeepSpeed: assembly, steps, checkpoints, and the check of every update."""

@@ -1,20 +1,20 @@
-"""Checkpoints of a training run: small, world-size-free, atomic.
+"""Checkpoints of a training run: small, atomic, and independent of the number of ranks.
 
-A checkpoint holds only what is trained and what is needed to go on exactly where it was: float32
-weights and Adam moments, step, data position, token statistics and the resolved configuration. No
-file depends on the number of ranks or on the ZeRO stage. There is no random state to keep: order,
-noise and budgets are functions of seed and step.
+A checkpoint holds what is trained and what an exact resume needs: float32 weights and Adam moments,
+step, token statistics, digests and the resolved configuration. No file depends on the number of
+ranks or on the ZeRO stage. Random states are not stored, because order, noise and budgets are
+functions of seed and step.
 
     checkpoints/
       latest                      the pointer, text: step-00000200
       step-00000200/
         weights.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors  extra.safetensors
-        state.json                step, data position, configuration, run
+        state.json                `TrainingState.to_dict`: step, configuration, digests, progress
         manifest.json             format, and bytes and sha256 of each file above; written last
 
-A save writes into `step-*.partial`, flushes payloads, then the manifest, renames the folder, and
-moves the pointer; older checkpoints go only after that. Whatever moment the process dies at, the
-pointer names a complete checkpoint or none was ever finished.
+A save writes into `step-*.partial`, flushes the files, then the manifest, renames the folder and
+moves the pointer. Older checkpoints are removed only after that. Whenever the process dies, the
+pointer names a complete checkpoint, unless none was ever finished.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.ranks.rank_zero import on_main
 from autoselect.training.engine_state import TrainedState
+from autoselect.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
-"""Format 1 also held random states, which nothing depends on."""
+"""Format 1 also held random states, which are ignored."""
 
 POINTER = "latest"
 PARTIAL = ".partial"
@@ -49,49 +48,26 @@ TENSOR_FILES = ("weights", "exp_avg", "exp_avg_sq", "extra")
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint is there but cannot be used; the run must not start afresh silently."""
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """A run between two updates.
-
-    Attributes:
-        step: updates made (skipped ones included); the next update has this number.
-        trained: weights and moments; empty on ranks other than 0.
-        config: the resolved training configuration, plain values.
-        statistics: token statistics by name.
-        data: data position and identity (such as the digest of the shards), plain values.
-        run: what else goes on (tracking run id, counters), plain values.
-    """
-
-    step: int
-    trained: TrainedState
-    config: dict[str, Any] = field(default_factory=dict)
-    statistics: dict[str, Tensor] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
+    """A checkpoint exists but cannot be used; the run does not start afresh silently."""
 
 
 class CheckpointStore:
-    """The checkpoint folder of one run. `save` and `load` are collectives: every rank calls them.
+    """The checkpoint folder of one run; every rank calls `save` and `load` (collectives).
 
-    Only rank 0 touches the folder, so it need not be shared between nodes.
+    Only rank 0 reads and writes the folder, so nodes need not share it.
+
+    Args:
+        folder: created by the first save.
+        keep: number of complete checkpoints that are kept, the newest ones.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        """Args:
-        folder: made by the first save.
-        keep: complete checkpoints that stay, the newest ones.
-        """
         assert keep >= 1, keep
         self.folder = Path(folder)
         self.keep = keep
 
     def save(self, state: TrainingState) -> Path:
-        """Writes a complete checkpoint of rank 0's state; returns its folder.
-
-        Returns on all ranks after the pointer has moved.
+        """Write a checkpoint of rank 0's state and return its folder, once it is complete.
 
         Raises:
             CheckpointError: rank 0 could not write; raised on every rank.
@@ -101,13 +77,12 @@ class CheckpointStore:
         return target
 
     def load(self) -> TrainingState | None:
-        """The checkpoint the pointer names, the same on every rank.
+        """Return the checkpoint that the pointer names, on every rank; None if there is none.
 
-        A checkpoint that fails its checks is refused with a warning and the newest complete one
-        before it is used. None means that the folder holds no trace of a checkpoint.
+        If that one fails its checks, a warning is logged and the newest complete one is taken.
 
         Raises:
-            CheckpointError: checkpoints are there but none is complete; raised on every rank.
+            CheckpointError: there are checkpoints but none is complete; raised on every rank.
         """
         return _on_main(self._read_best, f"no usable checkpoint: {self.folder}")
 
@@ -139,9 +114,9 @@ class CheckpointStore:
         _flush_folder(self.folder)
 
     def _prune(self) -> None:
-        """Removes half-written checkpoints, and beyond `keep` those that `load` would try last.
+        """Remove half-written checkpoints and, beyond `keep`, those that `load` would try last.
 
-        An unusable one goes before any usable one; the current one never goes.
+        Unusable ones are removed before usable ones, and the current one never.
         """
         others = self._candidates()[1:]
         if len(others) >= self.keep:
@@ -159,7 +134,7 @@ class CheckpointStore:
         return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
     def _candidates(self) -> list[Path]:
-        """The checkpoint of the pointer, then the older ones, then any newer one."""
+        """Return the checkpoint of the pointer, then older ones, then newer ones."""
         found = self._newest_first()
         pointer = self.folder / POINTER
         if not pointer.is_file():
@@ -192,7 +167,7 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Path) -> TrainingState:
-    """Verifies one checkpoint folder against its manifest and reads it.
+    """Read one checkpoint folder after comparing it with its manifest.
 
     Raises:
         CheckpointError: a file is missing, unexpected, changed or unreadable.
@@ -205,15 +180,12 @@ def read_checkpoint(path: Path) -> TrainingState:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     prefix = "statistics."
     extra = tensors["extra"].items()
-    return TrainingState(
-        step=values["step"],
-        trained=TrainedState(
+    return TrainingState.from_dict(
+        values,
+        TrainedState(
             tensors["weights"], tensors["exp_avg"], tensors["exp_avg_sq"], values["adam_step"]
         ),
-        config=values["config"],
-        statistics={n.removeprefix(prefix): t for n, t in extra if n.startswith(prefix)},
-        data=values["data"],
-        run=values["run"],
+        {name.removeprefix(prefix): t for name, t in extra if name.startswith(prefix)},
     )
 
 
@@ -226,7 +198,7 @@ def _is_usable(path: Path) -> bool:
 
 
 def _verify(path: Path) -> None:
-    """Compares a checkpoint folder with its manifest.
+    """Compare a checkpoint folder with its manifest.
 
     Raises:
         CheckpointError: a file is missing, unexpected, changed or unreadable.
@@ -261,18 +233,11 @@ def _write_payloads(state: TrainingState, folder: Path) -> None:
         path = folder / f"{name}.safetensors"
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path)
         _flush(path)
-    values = {
-        "step": state.step,
-        "adam_step": trained.adam_step,
-        "config": state.config,
-        "data": state.data,
-        "run": state.run,
-    }
-    _write_text(folder / "state.json", json.dumps(values, indent=1))
+    _write_text(folder / "state.json", json.dumps(state.to_dict(), indent=1))
 
 
 def _on_main(action: Callable[[], Any], what: str) -> Any:
-    """`on_main` for work on the checkpoint folder, whose failure is a `CheckpointError`."""
+    """Run `on_main` for work on the checkpoint folder; errors become `CheckpointError`."""
 
     def attempt() -> Any:
         try:
@@ -301,13 +266,12 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Forces a file's content to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _flush_folder(path: Path) -> None:
-    """Forces a folder's entries to the disk, so that names survive a power cut in order."""
+    """Force the entries of a folder to the disk, so that names survive a power cut in order."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""The trained state inside a DeepSpeed engine, whole, at every ZeRO stage.
+"""Whole trained state of a DeepSpeed engine, read and written at every ZeRO stage.
 
-Stage 0 keeps ordinary optimiser state, stages 1 and 2 flat float32 partitions beside the model,
-stage 3 partitions of the parameters themselves. `capture` gathers float32 weights and both Adam
-moments from any of them and `restore` puts them back bit for bit, on any number of ranks. All
-functions are collectives: every rank calls them.
+Stage 0 has ordinary optimiser state, stages 1 and 2 have flat float32 partitions beside the model,
+and stage 3 partitions the parameters themselves. `capture` gathers float32 weights and both Adam
+moments from any of them; `restore` writes them back bit for bit, on any number of ranks. Every rank
+calls these functions (collectives).
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class TrainedState:
-    """Everything an Adam step reads and writes, keyed by the parameter's name in the model.
-
-    The tensors are float32 on the CPU and have the shape of their parameter.
-    """
+    """What an Adam step reads and writes, by name of the parameter; float32 on the CPU."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     first_moments: dict[str, Tensor] = field(default_factory=dict)
@@ -34,14 +31,11 @@ class TrainedState:
 
 
 def trained_parameters(engine: Any) -> dict[str, torch.nn.Parameter]:
-    """Names and parameters that the engine trains, in the order of the model."""
     return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
 
 
 def prepare_moments(engine: Any) -> None:
-    """Creates zero moments where Adam has made none yet, as its first step would.
-
-    Without this a state cannot be read or restored before the first step.
+    """Create zero moments as Adam's first step would, so that they can be read before it.
 
     Raises:
         ConfigError: the engine's optimiser is not torch's Adam or AdamW.
@@ -62,17 +56,17 @@ def prepare_moments(engine: Any) -> None:
 
 
 def _optimised_tensors(engine: Any) -> list[Tensor]:
-    """The tensors that Adam updates on this rank: parameters, or flat partitions of them."""
+    """Return the tensors that Adam updates on this rank: parameters, or flat partitions."""
     if engine.zero_optimization_stage() == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [tensor for group in engine.basic_optimizer.param_groups for tensor in group["params"]]
 
 
 def capture(engine: Any) -> TrainedState:
-    """Gathers weights and moments; rank 0 gets all of them, the others an empty state.
+    """Gather weights and moments on rank 0; other ranks get an empty state.
 
     Raises:
-        ConfigError: as `prepare_moments`.
+        ConfigError: the optimiser is not torch's Adam or AdamW.
     """
     prepare_moments(engine)
     state = TrainedState(adam_step=_adam_step(engine))
@@ -96,7 +90,7 @@ def _adam_step(engine: Any) -> int:
 
 
 def _full(engine: Any, parameter: torch.nn.Parameter, key: str | None) -> Tensor:
-    """The whole weight (`key` None) or moment of a parameter, in its shape."""
+    """Return the whole weight (`key` None) or moment of a parameter, in its shape."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if engine.zero_optimization_stage() == 0:
@@ -107,12 +101,10 @@ def _full(engine: Any, parameter: torch.nn.Parameter, key: str | None) -> Tensor
 
 
 def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
-    """Compares two sets of named tensors, name by name and shape by shape.
-
-    For a ZeRO-3 parameter the shape is that of the whole parameter.
+    """Compare names and shapes of two sets of tensors; ZeRO-3 parameters count whole.
 
     Raises:
-        ConfigError: a name is missing or unexpected, or a shape differs; all of them are listed.
+        ConfigError: a name is missing or unexpected, or a shape differs; all are listed.
     """
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]
@@ -128,12 +120,12 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sour
 
 
 def restore(engine: Any, state: TrainedState, source: str = "checkpoint") -> None:
-    """Puts a whole state, present on every rank, into the engine.
+    """Write a whole state into the engine.
 
     Args:
         engine: a DeepSpeed engine, fresh or used.
-        state: as captured on rank 0, sent to every rank.
-        source: what to call the state in error messages.
+        state: what `capture` returned on rank 0; present on every rank.
+        source: name of the state in error messages.
 
     Raises:
         ConfigError: names or shapes differ from the model's.
@@ -151,7 +143,7 @@ def restore(engine: Any, state: TrainedState, source: str = "checkpoint") -> Non
 
 
 def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: Tensor) -> None:
-    """Writes the weight the model computes with, and the float32 copy the optimiser keeps."""
+    """Write the weight that the model uses, and the float32 copy of the optimiser."""
     import deepspeed
 
     stage = engine.zero_optimization_stage()
@@ -167,7 +159,7 @@ def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: Tensor) -> No
 def _set_optimised(
     engine: Any, parameter: torch.nn.Parameter, value: Tensor, key: str | None
 ) -> None:
-    """Writes this rank's part of the optimiser's weight (`key` None) or moment."""
+    """Write this rank's part of the optimiser's weight (`key` None) or moment."""
     from deepspeed import utils
 
     stage = engine.zero_optimization_stage()
@@ -186,9 +178,9 @@ def _set_optimised(
 
 
 def _zero3_part(parameter: Any, value: Tensor) -> Tensor:
-    """This rank's slice of a whole tensor, padded with zeros as ZeRO-3 pads its last slice.
+    """Return this rank's slice of a whole tensor, zero-padded as ZeRO-3 pads its last slice.
 
-    DeepSpeed's own setter for whole tensors fails where the size is no multiple of the ranks.
+    DeepSpeed's own setter for whole tensors fails if the size is not a multiple of the ranks.
     """
     from deepspeed import comm
 

@@ -1,7 +1,7 @@
 """A training run from its configuration to the exported selector.
 
-`assemble` reads from top to bottom: load the frozen VLM, open the shards, go on from the last
-checkpoint or calibrate, build the model and its engine. The `Trainer` then steps and exports.
+`assemble` reads from top to bottom: load the frozen VLM, open the shards, read the last checkpoint
+or calibrate, build the model and its engine. The `Trainer` then makes the steps and exports.
 """
 
 import logging
@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import batch_sizes, step_settings, zero_stage
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import check_folder
 from autoselect.config.files import flatten, to_dict
 from autoselect.data.loader import collate_usable
@@ -25,8 +25,11 @@ from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat
-from autoselect.training.checkpoint import CheckpointStore, TrainingState
+from autoselect.ranks.signals import SignalFlag
+from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.parts import Run
 from autoselect.training.sharded_loading import gathered, sharded_loading
+from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.loading import default_dtype
@@ -47,52 +50,53 @@ FREE_SETTINGS = {
     "data.workers",
     "data.quarantine_budget",
 }
-"""What a run may change when it goes on: no number it has computed so far depends on these."""
+"""Settings that may change when a run resumes: no number of the steps depends on them."""
 
 UNSET = "unset"
 
 
 def train(
     config: TrainConfig,
-    deepspeed: dict[str, Any],
+    deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
-    signals: processes.SignalFlag | None = None,
+    signals: SignalFlag | None = None,
     heartbeat: Heartbeat | None = None,
 ) -> bool:
     """Train a selector and export it to `OUTPUT/selector`.
 
     Args:
-        config: the run.
-        deepspeed: checked DeepSpeed configuration: batch sizes, ZeRO, clipping.
-        info: this rank; the ranks have met.
-        signals: remembers signals since the process began; made here by default.
-        heartbeat: watches the ranks since they met; by default one is opened here.
+        config: settings of the training.
+        deepspeed: batch sizes, ZeRO stage and clipping.
+        info: rank of this process; the ranks have met.
+        signals: remembers signals since the process began; created here by default.
+        heartbeat: watches the ranks since they met; created here by default.
 
     Returns:
-        True when all steps are done; False after a signal, with a checkpoint to go on from.
+        True if all steps are done; False after a signal, with a checkpoint to resume from.
 
     Raises:
-        ConfigError: the model, the shards, the budget or the batch sizes do not fit.
-        CheckpointError: checkpoints are there but none can be used.
+        ConfigError: model, shards, budget or batch sizes do not fit.
+        CheckpointError: there are checkpoints but none can be used.
         RankLostError, RankFailedError: another rank is dead or stalled, or failed.
     """
     if heartbeat is None:
         with Heartbeat(info) as heartbeat:
             return train(config, deepspeed, info, signals, heartbeat)
-    return assemble(config, deepspeed, info, signals or processes.SignalFlag(), heartbeat).run()
+    return assemble(config, deepspeed, info, signals or SignalFlag(), heartbeat).run()
 
 
 def assemble(
     config: TrainConfig,
-    deepspeed: dict[str, Any],
+    deepspeed: DeepSpeedConfig,
     info: processes.RankInfo,
-    signals: processes.SignalFlag,
+    signals: SignalFlag,
     heartbeat: Heartbeat,
 ) -> Trainer:
-    """A trainer at the step it starts from; arguments and errors as `train`."""
+    """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
     check_folder("output", config.output)
     device = processes.choose_device(info)
-    # Its backward gives NaN for some lengths with a mask: github.com/pytorch/pytorch/issues/196678.
+    # cuDNN attention with a mask gives NaN gradients for some lengths:
+    # github.com/pytorch/pytorch/issues/196678
     torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
@@ -101,7 +105,7 @@ def assemble(
         vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     warn_of_few_cores(config, info)
-    batch_sizes(deepspeed, info.world_size)  # refused before anything is written
+    deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
     with heartbeat.independently("opening the shards"):
         shards = ShardSet.open(config.data.train_shards)
     heartbeat.progress("reading the checkpoint or calibrating")
@@ -109,61 +113,65 @@ def assemble(
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
     state = store.load()
     if state is None:
-        statistics = shared_statistics(vlm, shards, collator, config, zero_stage(deepspeed))
+        statistics = shared_statistics(vlm, shards, collator, config, deepspeed.zero_stage)
     else:
-        check_resumable(state, config, deepspeed, shards, vlm)
+        now = Origin(shards.digest, vlm.digest, deepspeed.step_settings())
+        check_resumable(state, config, now)
         statistics = TokenStatistics.from_tensors(state.statistics)
     if info.is_main:
         write_resolved(config, deepspeed)
     heartbeat.progress("building the engine")
     processes.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
     model = AutoSelect(vlm, config, statistics.to(device))
-    engine = build_engine(model, config, deepspeed)
     return Trainer(
-        config,
-        engine,
-        shards,
-        collator,
-        deepspeed,
-        info,
-        device,
-        store,
-        state,
-        signals,
-        heartbeat,
+        Run(
+            config,
+            deepspeed,
+            info,
+            device,
+            signals,
+            heartbeat,
+            shards,
+            collator,
+            build_engine(model, config, deepspeed),
+            store,
+            state,
+        )
     )
 
 
-def check_resumable(
-    state: TrainingState,
-    config: TrainConfig,
-    deepspeed: dict[str, Any],
-    shards: ShardSet,
-    vlm: FrozenVLM,
-) -> None:
-    """The run that goes on is the run that was begun.
+def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> None:
+    """Refuse to resume with another model, other data or other settings.
 
     A setting of this version that the checkpoint does not name had its default then. Any other that
     is named only then or only now has changed.
 
+    Args:
+        state: the checkpoint.
+        config: the present configuration.
+        now: digests and step settings of this start.
+
     Raises:
         ConfigError: another model, other data, or a setting that the numbers so far depend on.
     """
-    if state.data.get("model_digest") != vlm.digest:
+    begun = state.origin
+    if begun.model_digest != now.model_digest:
         raise ConfigError(
             f"output={config.output} holds a run on other weights of model={config.model}; "
             "choose another output folder, or remove this one to train anew"
         )
-    if state.data.get("digest") != shards.digest:
+    if begun.data_digest != now.data_digest:
         raise ConfigError(
-            f"output={config.output} holds a run on other data (digest {state.data.get('digest')}, "
-            f"now {shards.digest}); choose another output folder to train on these shards"
+            f"output={config.output} holds a run on other data (digest {begun.data_digest}, "
+            f"now {now.data_digest}); choose another output folder to train on these shards"
         )
-    recorded = flatten(state.config) | flatten(state.data.get("step_settings", {}))
+    recorded = flatten(state.config) | flatten(begun.step_settings)
     before = flatten(to_dict(TrainConfig())) | recorded
-    now = flatten(to_dict(config)) | flatten(step_settings(deepspeed))
+    present = flatten(to_dict(config)) | flatten(now.step_settings)
     pairs = {
-        k: (before.get(k, UNSET), now.get(k, UNSET)) for k in now | before if k not in FREE_SETTINGS
+        k: (before.get(k, UNSET), present.get(k, UNSET))
+        for k in present | before
+        if k not in FREE_SETTINGS
     }
     changed = [f"{k}: {old} -> {new}" for k, (old, new) in pairs.items() if old != new]
     if changed:
@@ -175,7 +183,7 @@ def check_resumable(
 
 
 def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
-    """The budget fits into the model's visual tokens, where their number is fixed."""
+    """Refuse a budget above the model's visual tokens, if all images have the same number."""
     if vlm.num_tokens is not None and config.gate.token_budget > vlm.num_tokens:
         raise ConfigError(
             f"gate.token_budget={config.gate.token_budget} exceeds the {vlm.num_tokens} visual "
@@ -184,7 +192,7 @@ def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
 
 
 def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
-    """Slurm gives a task one core if nothing is said; decoders and training would share it."""
+    """Warn if decoders and training share the one core that Slurm gives a task by default."""
     if not (info.is_main and info.source == "slurm"):
         return
     cores, wanted = len(os.sched_getaffinity(0)), 1 + config.data.workers
@@ -198,20 +206,20 @@ def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
         )
 
 
-def write_resolved(config: TrainConfig, deepspeed: dict[str, Any]) -> None:
-    """The whole resolved configuration, beside everything the run writes."""
+def write_resolved(config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
+    """Write the resolved configuration to `OUTPUT/config.yaml`."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = {"train": to_dict(config), "deepspeed": deepspeed}
+    resolved = {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
     (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
 
 
 def shared_statistics(
     vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig, stage: int
 ) -> TokenStatistics:
-    """Rank 0's statistics, on every rank (a collective).
+    """Calibrate on rank 0 and return its statistics on every rank (a collective).
 
-    The others calibrate with it only at ZeRO-3, where each forward pass needs their shards.
+    At ZeRO-3 the other ranks calibrate too, because each forward pass needs their shards.
     """
 
     def calibrated() -> dict[str, Tensor]:
@@ -227,7 +235,7 @@ def shared_statistics(
 def calibrate_on(
     vlm: FrozenVLM, shards: ShardSet, collator: Collator, config: TrainConfig
 ) -> TokenStatistics:
-    """Statistics of what is gated, over the first samples."""
+    """Measure the statistics of the tokens that are gated, over the first samples."""
     site = config.gate.site
 
     def batches() -> Iterator[Tensor]:
@@ -251,8 +259,8 @@ def calibrate_on(
     return statistics
 
 
-def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: dict[str, Any]) -> Any:
-    """A DeepSpeed engine that optimises the trainable parameters only."""
+def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: DeepSpeedConfig) -> Any:
+    """Build a DeepSpeed engine that optimises the trainable parameters only."""
     import deepspeed as ds
 
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -263,5 +271,7 @@ def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: dict[str, An
         },
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    engine, _, _, _ = ds.initialize(model=model, model_parameters=groups, config=deepspeed)
+    engine, _, _, _ = ds.initialize(
+        model=model, model_parameters=groups, config=deepspeed.to_dict()
+    )
     return engine

@@ -1,38 +1,34 @@
-"""ZeRO-3 from the first byte: the frozen VLM is split over the ranks while it is loaded.
+"""Loading of the frozen VLM at ZeRO-3, split over the ranks from the first byte.
 
-Stages 0 to 2 keep the frozen weights on every rank. At stage 3 they are partitioned, and with
-`sharded_loading` no rank ever holds the whole model: transformers creates every module inside
-`deepspeed.zero.Init` and hands each weight out in slices. Until `deepspeed.initialize` has hooked
-the modules, nothing gathers them by itself: use `gathered` around what is computed before.
+Stages 0 to 2 keep the frozen weights on every rank. At stage 3 no rank ever holds the whole model:
+inside `sharded_loading` transformers creates every module under `deepspeed.zero.Init` and
+distributes each weight in slices. Modules gather their weights by themselves only after
+`deepspeed.initialize`; enclose earlier computations in `gathered`.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from autoselect.config import ConfigError
-from autoselect.config.deepspeed import zero_stage
+from autoselect.config.deepspeed import DeepSpeedConfig
 
 
 @contextmanager
-def sharded_loading(config: Mapping[str, Any], dtype: torch.dtype) -> Iterator[None]:
-    """Inside, `from_pretrained` splits a model over the ranks when `config` says stage 3.
-
-    The ranks must have met. At lower stages it does nothing.
+def sharded_loading(config: DeepSpeedConfig, dtype: torch.dtype) -> Iterator[None]:
+    """Make `from_pretrained` split a model over the ranks, which have met, at ZeRO stage 3.
 
     Args:
-        config: a checked DeepSpeed configuration.
-        dtype: of the frozen weights, bfloat16 or float32.
+        config: decides by its ZeRO stage.
+        dtype: dtype of the frozen weights, bfloat16 or float32.
 
     Raises:
-        ConfigError: another dtype.
+        ConfigError: the dtype is another one.
     """
-    if zero_stage(config) < 3:
+    if config.zero_stage < 3:
         yield
         return
     if dtype not in (torch.bfloat16, torch.float32):
@@ -48,15 +44,15 @@ def sharded_loading(config: Mapping[str, Any], dtype: torch.dtype) -> Iterator[N
 
 
 class _LoadingRequest:
-    """What `from_pretrained` asks for: whether to shard, and the configuration of `zero.Init`.
+    """What `from_pretrained` reads: whether to shard, and the configuration of `zero.Init`.
 
-    transformers' own `HfDeepSpeedConfig` does the same but needs the package accelerate.
+    It replaces transformers' `HfDeepSpeedConfig`, which needs the package accelerate.
     """
 
-    def __init__(self, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    def __init__(self, config: DeepSpeedConfig, dtype: torch.dtype) -> None:
         # The engine's own file has no bf16 block, which would convert the trained part; here it
         # says in which dtype the frozen weights are stored.
-        self.config = copy.deepcopy(dict(config)) | {"bf16": {"enabled": dtype == torch.bfloat16}}
+        self.config = config.to_dict() | {"bf16": {"enabled": dtype == torch.bfloat16}}
 
     def is_zero3(self) -> bool:
         return True
@@ -64,10 +60,7 @@ class _LoadingRequest:
 
 @contextmanager
 def gathered(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Inside, the sharded ones among `parameters` are whole on every rank (a collective).
-
-    Meant for reading: what is written to them is lost.
-    """
+    """Make the sharded ones among `parameters` whole on every rank, for reading (a collective)."""
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
         yield

@@ -1,10 +1,9 @@
 """One quarantine budget for all ranks.
 
-Each rank reads its own share of the samples, so it meets only some of the unusable ones. How many
-new ones a rank has travels with a sum that the step makes anyway; only after a step in which there
-were some do the ranks exchange their lists. A sample that two ranks met in different epochs counts
-once. At a start the ranks share the work of reading again what is listed, so that what has been
-repaired meanwhile does not count.
+Each rank reads its own share of the samples and meets only some of the unusable ones. Their number
+is added to a sum that every step computes anyway, and the ranks exchange their lists only after a
+step with new ones. A sample that two ranks met in different epochs counts once. At a start the
+ranks share the work of reading listed samples again, so that repaired ones do not count.
 """
 
 from __future__ import annotations
@@ -21,25 +20,24 @@ logger = logging.getLogger(__name__)
 
 
 class SharedQuarantine:
-    """Keeps the quarantines of all ranks at one count.
+    """Keeps the quarantines of all ranks at the same count.
 
     Args:
-        quarantine: of this rank.
+        quarantine: the list of this rank; lists from before a restart are exchanged (a collective).
     """
 
     def __init__(self, quarantine: Quarantine) -> None:
-        """Exchanges what is listed from before a restart (a collective)."""
         self.quarantine = quarantine
         self._shared = 0
         self._exchange()
 
     @property
     def new(self) -> int:
-        """Unusable samples that this rank met since the last exchange."""
+        """Number of unusable samples that this rank met since the last exchange."""
         return self.quarantine.count - self._shared
 
     def check(self, new_anywhere: float) -> None:
-        """Checks the budget over all ranks (a collective when there is something new).
+        """Check the budget over all ranks (a collective unless `new_anywhere` is 0).
 
         Args:
             new_anywhere: sum of `new` over the ranks.
@@ -52,12 +50,12 @@ class SharedQuarantine:
             self.quarantine.check()
 
     def reread(self, still_unusable: Callable[[Sequence[Fault]], list[Fault]], anew: bool) -> None:
-        """Counts of what is listed from before a restart only what is unusable now (a collective).
+        """Drop listed samples that are usable now (a collective).
 
         Args:
-            still_unusable: what is wrong now with the samples of some faults.
-            anew: the run begins at its first step, so that it has left nothing out yet: the files
-                then list what is unusable now. Otherwise they stay as they are.
+            still_unusable: reads the samples of some faults again and returns the present faults.
+            anew: True if the run begins at step 0, without any sample left out yet: the files are
+                written anew. Otherwise they stay as they are.
         """
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         listed = sorted(self.quarantine.faults, key=lambda fault: fault.place)
@@ -81,7 +79,7 @@ class SharedQuarantine:
 
 
 def _gathered(own: list[Fault]) -> list[list[Fault]]:
-    """The lists of all ranks, in their order (a collective)."""
+    """Return the lists of all ranks, in order (a collective)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [own]
     lists: list[list[Fault]] = [[] for _ in range(dist.get_world_size())]

@@ -1,154 +1,76 @@
-"""The training loop: one engine, stepped over global batches; guard, metrics and checkpoints."""
+"""The training loop: updates over global batches, with their check, metrics and checkpoints."""
 
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from autoselect.config import TrainConfig
-from autoselect.config.deepspeed import batch_sizes, step_settings
-from autoselect.config.files import flatten, to_dict
-from autoselect.data.faults import Fault
+from autoselect.config.files import to_dict
 from autoselect.data.loader import BatchPlan, Loader
-from autoselect.data.quarantine import Quarantine
-from autoselect.data.reread import still_unusable
-from autoselect.data.shards import ShardSet
 from autoselect.method import schedules
-from autoselect.method.model import GateSetting, StepOutput
+from autoselect.method.gating import GateSetting
+from autoselect.method.model import StepOutput
 from autoselect.pruning.selector import Selector
-from autoselect.ranks import processes
-from autoselect.ranks.heartbeat import Heartbeat
-from autoselect.tracking import Tracker
-from autoselect.tracking.note import TRAINING, RunNote
-from autoselect.training.checkpoint import CheckpointStore, TrainingState
 from autoselect.training.engine_state import capture, restore
+from autoselect.training.parts import Run, start_quarantine, start_tracker
 from autoselect.training.sharded_loading import gathered
-from autoselect.training.shared_quarantine import SharedQuarantine
+from autoselect.training.state import Progress, TrainingState
 from autoselect.training.update_guard import UpdateGuard
-from autoselect.vlm.text.batch import Collator, TrainBatch
+from autoselect.vlm.text.batch import TrainBatch
 
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"
 
 
 class Trainer:
-    """Steps an engine through the run: data, schedules, loss, guard, metrics."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        engine: Any,
-        shards: ShardSet,
-        collator: Collator,
-        deepspeed: dict[str, Any],
-        info: processes.RankInfo,
-        device: torch.device,
-        store: CheckpointStore,
-        state: TrainingState | None,
-        signals: processes.SignalFlag,
-        heartbeat: Heartbeat,
-    ) -> None:
-        self.config, self.engine, self.info, self.device = config, engine, info, device
-        self.deepspeed, self.shards, self.store = deepspeed, shards, store
-        self.sizes = batch_sizes(deepspeed, info.world_size)
-        self.step = 0 if state is None else state.step
-        self.guard = UpdateGuard(engine, patience=config.max_skipped_steps)
-        self.signals, self.heartbeat = signals, heartbeat
-        self.quarantine = self._start_quarantine(collator)
+    def __init__(self, run: Run) -> None:
+        self.parts = run
+        self.config, self.engine = run.config, run.engine
+        self.info, self.device, self.heartbeat = run.info, run.device, run.heartbeat
+        self.sizes = run.deepspeed.split(run.info.world_size)
+        self.step = 0 if run.state is None else run.state.step
+        self.guard = UpdateGuard(run.engine, patience=run.config.max_skipped_steps)
+        self.quarantine = start_quarantine(run)
         self.loader = Loader(
-            shards,
-            collator,
-            config.seed,
+            run.shards,
+            run.collator,
+            run.config.seed,
             BatchPlan(
                 self.sizes.micro,
                 self.sizes.accumulation,
-                info.rank,
-                info.world_size,
+                run.info.rank,
+                run.info.world_size,
                 self.step,
-                config.steps,
+                run.config.steps,
             ),
-            config.data.workers,
+            run.config.data.workers,
             self.quarantine.quarantine,
         )
-        if state is not None:
-            restore(engine, state.trained, f"checkpoint of step {state.step}")
-            logger.info("going on at step %d of %d", state.step, config.steps)
-        run = {} if state is None else state.run
-        self.guard.skipped = run.get("skipped_steps", 0)
-        self.polarisation: float | None = run.get("polarisation")
-        self.tracker = self._start_tracker(run.get("tracking_run_id"))
-        self.tracking_run_id = self.tracker.run_id or run.get("tracking_run_id")
-
-    def _start_quarantine(self, collator: Collator) -> SharedQuarantine:
-        """One list per rank; of an earlier start's, at any world size, what is unusable still."""
-        folder = Path(self.config.output)
-        own = folder / f"quarantine-{self.info.rank}.jsonl"
-        total = len(self.shards) + len(self.shards.faults)
-        others = [path for path in sorted(folder.glob("quarantine-*.jsonl")) if path != own]
-        budget = self.config.data.quarantine_budget
-        shared = SharedQuarantine(Quarantine(total, budget, own, others))
-
-        def reread(faults: Sequence[Fault]) -> list[Fault]:
-            with self.heartbeat.independently("reading unusable samples again"):
-                return still_unusable(self.shards, collator, faults)
-
-        shared.reread(reread, anew=self.step == 0)
-        return shared
-
-    def _start_tracker(self, run_id: str | None) -> Tracker:
-        """The tracked run of the checkpoint, or of an equal start that died before it had one."""
-        if not (self.info.is_main and self.config.tracking):
-            return Tracker.disabled()
-        settings = {
-            "config": to_dict(self.config),
-            "step_settings": step_settings(self.deepspeed),
-            "data_digest": self.shards.digest,
-            "model_digest": self.engine.module.vlm.digest,
-        }
-        note = RunNote(Path(self.config.output), TRAINING, settings)
-        tracker = Tracker.start(
-            self.config.experiment,
-            f"train {run_name(Path(self.config.output))}",
-            flatten(to_dict(self.config)),
-            {
-                "kind": "train",
-                "model": self.engine.module.vlm.name,
-                "model_digest": self.engine.module.vlm.digest,
-                "data_digest": self.shards.digest,
-            },
-            run_id=run_id or note.get(TRAINING),
-        )
-        note.keep(TRAINING, tracker.run_id)
-        return tracker
+        progress = Progress()
+        if run.state is not None:
+            progress = run.state.progress
+            restore(run.engine, run.state.trained, f"checkpoint of step {self.step}")
+            logger.info("resuming at step %d of %d", self.step, run.config.steps)
+        self.guard.skipped = progress.skipped_steps
+        self.polarisation = progress.polarisation
+        self.tracker = start_tracker(run, progress.tracking_run_id)
+        self.tracking_run_id = self.tracker.run_id or progress.tracking_run_id
 
     def save(self) -> None:
-        """A checkpoint after the steps made so far, logged before (a collective)."""
+        """Flush the metrics of the steps made so far, then write a checkpoint (a collective)."""
         self.tracker.flush()
-        run = {
-            "tracking_run_id": self.tracking_run_id,
-            "polarisation": self.polarisation,
-            "skipped_steps": self.guard.skipped,
-        }
-        statistics = self.engine.module.statistics.tensors()
-        self.store.save(
+        self.parts.store.save(
             TrainingState(
                 self.step,
                 capture(self.engine),
                 to_dict(self.config),
-                statistics,
-                {
-                    "digest": self.shards.digest,
-                    "model_digest": self.engine.module.vlm.digest,
-                    "step_settings": step_settings(self.deepspeed),
-                    "next_step": self.step,
-                },
-                run,
+                self.engine.module.statistics.tensors(),
+                self.parts.origin,
+                Progress(self.tracking_run_id, self.polarisation, self.guard.skipped),
             )
         )
 
@@ -159,7 +81,7 @@ class Trainer:
             "model": config.model,
             "model_name": model.vlm.name,
             "model_digest": model.vlm.digest,
-            "data_digest": self.shards.digest,
+            "data_digest": self.parts.shards.digest,
             "steps": config.steps,
             "seed": config.seed,
             "token_budget": config.gate.token_budget,
@@ -171,10 +93,10 @@ class Trainer:
         logger.info("selector written to %s", folder)
 
     def run(self) -> bool:
-        """All remaining steps, then the selector, into `OUTPUT/selector`, and the tracked run ends.
+        """Make all remaining steps, write the selector into `OUTPUT/selector`, end the tracked run.
 
         Returns:
-            False when a signal ended it early, after a checkpoint and without a selector.
+            False if a signal ended the run early, after a checkpoint and without a selector.
 
         Raises:
             NumbersError: too many updates in a row were not finite.
@@ -187,11 +109,11 @@ class Trainer:
                 self.heartbeat.progress("exporting the selector")
                 with gathered(self.engine.module.scorer.parameters()):
                     if self.info.is_main:
-                        self.export(Path(self.config.output) / SELECTOR_FOLDER)
+                        self.export(self.parts.output / SELECTOR_FOLDER)
         except BaseException:
             self.tracker.finish("FAILED")
             raise
-        # A server that hangs takes longer than a collective of the others may.
+        # A tracking server that hangs may take longer than the timeout of a collective.
         with self.heartbeat.independently("ending the tracked run"):
             self.tracker.finish("FINISHED" if finished else "KILLED")
         return finished
@@ -216,7 +138,7 @@ class Trainer:
             bar.update()
             bar.set_postfix_str(summary(metrics))
             self.log(metrics)
-            stopping = self.signals.raised_anywhere(self.device)
+            stopping = self.parts.signals.raised_anywhere(self.device)
             last = self.step == self.config.steps
             if stopping or last or self.step % self.config.save_every == 0:
                 self.heartbeat.progress(f"checkpoint of step {self.step}")
@@ -228,7 +150,6 @@ class Trainer:
         return True
 
     def setting(self) -> GateSetting:
-        """What the gates of the coming step are made with."""
         gate, steps = self.config.gate, self.config.steps
         return GateSetting(
             schedules.token_budget(gate, self.config.seed, self.step),
@@ -238,10 +159,10 @@ class Trainer:
         )
 
     def update(self, micro_batches: list[TrainBatch]) -> dict[str, float]:
-        """One optimiser step over the global batch; returns its metrics.
+        """Make one optimiser step over the global batch and return its metrics.
 
-        The loss is the sum over answer tokens divided by those of the whole global batch. DeepSpeed
-        averages over ranks and accumulation steps, which the factor undoes.
+        The loss is the sum over answer tokens, divided by their number in the whole global batch.
+        DeepSpeed averages over ranks and accumulation steps; `factor` undoes that.
         """
         started = time.perf_counter()
         setting = self.setting()
@@ -304,20 +225,15 @@ class Trainer:
         return [float(value) for value in total]
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Hand the last step's metrics to tracker and console, every `log_every` steps."""
+        """Send the metrics of the last step to tracker and console, every `log_every` steps."""
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
             self.tracker.log_metrics(metrics, self.step)
             if not sys.stderr.isatty():
                 logger.info("step %d of %d: %s", self.step, self.config.steps, summary(metrics))
 
 
-def run_name(output: Path) -> str:
-    """How dashboards call a run: its folder, or the one above where that is just `train`."""
-    return output.absolute().parent.name if output.name == "train" else output.name
-
-
 def summary(metrics: dict[str, float]) -> str:
-    """The numbers worth watching, in one line."""
+    """Return the most important metrics as one line."""
     return (
         f"loss {metrics['train/loss']:.3f}, polarisation {metrics['train/polarisation']:.3f}, "
         f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "

@@ -1,9 +1,9 @@
-"""No update from numbers that went wrong, at any ZeRO stage.
+"""Skips every update whose loss or gradient is not finite, at any ZeRO stage.
 
-DeepSpeed checks for overflow in fp16 only at some stages and silently at others. Here every rank
-looks at its own loss and at its own gradients as they are produced, the ranks agree, and the
-optimiser's step is shut for this update when anything was not finite: weights and moments stay
-as they are on all ranks, and the skipped update is counted and logged.
+DeepSpeed checks only fp16, and at some stages silently. Here every rank looks at its loss and
+gradients as they are produced, and the ranks agree. If any number was not finite, the optimiser's
+step does nothing: weights and moments stay as they are on all ranks, and the skipped update is
+counted and logged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NumbersError(RuntimeError):
 
 
 class UpdateGuard:
-    """Watches one engine; ask `update_allowed` between an update's last backward and its step.
+    """Watches one engine; call `update_allowed` between the last backward and the step.
 
         loss = engine(batch)                                # for each micro-batch
         guard.observe(loss)
@@ -35,18 +35,16 @@ class UpdateGuard:
             guard.update_allowed(step)
         engine.step()                                       # DeepSpeed counts micro-batches here
 
+    Args:
+        engine: a DeepSpeed engine.
+        patience: skipped updates in a row after which the run ends.
+
     Attributes:
-        skipped: updates skipped so far; a run that goes on sets it to what its checkpoint says.
-        skipped_in_row: updates skipped since the last good one.
+        skipped: updates skipped so far; a resumed run sets it from its checkpoint.
+        skipped_in_row: updates skipped since the last one that was made.
     """
 
     def __init__(self, engine: Any, patience: int = 10) -> None:
-        """Attaches to the trained parameters and the optimiser of `engine`.
-
-        Args:
-            engine: a DeepSpeed engine.
-            patience: skipped updates in a row after which the run ends.
-        """
         self.engine = engine
         self.patience = patience
         self.skipped = 0
@@ -60,7 +58,7 @@ class UpdateGuard:
         self._gate_optimizer(engine.basic_optimizer)
 
     def observe(self, loss: Tensor) -> None:
-        """Looks at the loss of one micro-batch, a scalar; does not wait for the device."""
+        """Check the loss of one micro-batch, 0-d, without waiting for the device."""
         self._mark("loss", loss.detach())
 
     def _mark(self, name: str, value: Tensor) -> None:
@@ -75,7 +73,7 @@ class UpdateGuard:
         return look
 
     def _gate_optimizer(self, optimizer: Any) -> None:
-        """Every ZeRO stage ends in this optimiser's `step`; shut, it changes nothing."""
+        """Wrap the optimiser's `step`, which every ZeRO stage calls, so that it can be skipped."""
         step = optimizer.step
 
         def gated_step(*args: Any, **kwargs: Any) -> Any:
@@ -84,9 +82,9 @@ class UpdateGuard:
         optimizer.step = gated_step
 
     def update_allowed(self, step: int) -> bool:
-        """Whether loss and gradients were finite on all ranks (a collective); shuts or opens.
+        """Return True if loss and gradients were finite on all ranks (a collective).
 
-        Call `engine.step()` in both cases: it also clears the gradients.
+        Call `engine.step()` in both cases: it clears the gradients, and updates only after True.
 
         Args:
             step: number of the update, for the log line.
@@ -120,14 +118,14 @@ class UpdateGuard:
         return False
 
     def gradient_norm(self) -> float:
-        """Euclidean norm of the last update's gradient before clipping; ask after `step`."""
+        """Return the Euclidean norm of the last gradient before clipping; call it after `step`."""
         if self.engine.zero_optimization_stage() == 0:
             return self._norm_at_stage_0
         norm = self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
     def _take_names(self) -> list[str]:
-        """Names of what was not finite on this rank since the last update; forgets them."""
+        """Return and forget the names of what was not finite on this rank in this update."""
         if not self._not_finite:
             return []
         bad = torch.stack([flag.to(self.engine.device) for flag in self._not_finite.values()])
@@ -138,7 +136,7 @@ class UpdateGuard:
         return names
 
     def _agree(self, names: list[str]) -> str:
-        """Which ranks saw what, as text; empty when all numbers were finite everywhere."""
+        """Return which ranks saw what, as text; empty if all numbers were finite on all ranks."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return f"rank 0: {_shorten(names)}" if names else ""
         flags = torch.zeros(dist.get_world_size(), device=self.engine.device)

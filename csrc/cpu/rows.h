@@ -67,7 +67,7 @@ CpuRows cpu_rows_baseline();
 CpuRows cpu_rows_avx2();
 CpuRows cpu_rows_avx512();
 
-// The kernels for this processor; AUTOSELECT_CPU_ISA=baseline|avx2|avx512 asks for lesser ones.
+// The kernels for this processor; AUTOSELECT_CPU_ISA=baseline|avx2|avx512 chooses simpler ones.
 const CpuRows& cpu_rows();
 
 template <typename W>

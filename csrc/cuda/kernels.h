@@ -92,7 +92,7 @@ template <typename W>
 cudaError_t launch_select_tokens(const HardTopKArgs<W>& args, const void* tokens, void* kept,
                                  int64_t row_bytes, int64_t* positions, cudaStream_t stream);
 
-// grad_tokens must be zero; writes the kept rows to where they came from.
+// grad_tokens must be zero; writes the kept rows to their original places.
 cudaError_t launch_select_backward(const void* grad, const int64_t* positions, void* grad_tokens,
                                    int64_t row_bytes, int64_t batch, int64_t k, int64_t num_tokens,
                                    cudaStream_t stream);

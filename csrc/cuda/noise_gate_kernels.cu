@@ -201,7 +201,7 @@ bool packs_are_whole(const GateArgs<T>& args, const void* other, const void* out
          is_aligned(out);
 }
 
-// Enough blocks to fill any GPU many times over; each then goes on to further tokens.
+// Enough blocks to fill any GPU many times over; each block then takes further tokens.
 template <typename T>
 unsigned grid_of(const GateArgs<T>& args) {
   const int64_t total = args.batch * args.num_tokens;

@@ -78,7 +78,7 @@ __device__ __forceinline__ RowSummary<W> summarise(const ThreadRow<W>& row, W co
   return {middle + mean, variance > W(0) ? variance : W(0), smallest, largest};
 }
 
-// Every thread runs the same search on the same sums, so no thread has to tell the others.
+// Every thread runs the same search on the same sums, so threads need not exchange the result.
 template <typename W>
 __device__ __forceinline__ Threshold<W> solve(const ThreadRow<W>& row, W count, W budget,
                                               W temperature, W* shared) {

@@ -11,7 +11,7 @@ import pytest
 
 from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
-from autoselect.config.deepspeed import batch_sizes, load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.train import DEFAULT_DEEPSPEED
 
@@ -121,7 +121,7 @@ def test_commands_of_every_kind_are_found() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=name_of)
 def test_the_batch_splits_over_the_ranks(command: Command) -> None:
-    sizes = batch_sizes(load_deepspeed_config(ROOT / command.deepspeed), command.ranks)
+    sizes = DeepSpeedConfig.load(ROOT / command.deepspeed).split(command.ranks)
     assert sizes.total == sizes.micro * sizes.accumulation * command.ranks
 
 

@@ -62,7 +62,7 @@ def test_training_exports_a_selector_and_its_resolved_configuration(finished):
 def test_a_finished_run_started_again_trains_no_further(finished):
     folder, _ = finished
     weights = (folder / "run" / "selector" / "selector.safetensors").read_bytes()
-    assert f"going on at step {STEPS} of {STEPS}" in train(folder)
+    assert f"resuming at step {STEPS} of {STEPS}" in train(folder)
     assert (folder / "run" / "selector" / "selector.safetensors").read_bytes() == weights
 
 

@@ -33,8 +33,8 @@ sys.path[:0] = [str(ROOT)]
 
 from tests.cluster.workspace import Workspace  # noqa: E402
 
-RESUMED = re.compile(r"going on at step (\d+) of")
-BEGUN = re.compile(r"going on at step|calibrated on")
+RESUMED = re.compile(r"resuming at step (\d+) of")
+BEGUN = re.compile(r"resuming at step|calibrated on")
 PAYLOADS = ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors")
 LIMIT_S = 300.0
 MOMENTS = ("start", "training", "save")

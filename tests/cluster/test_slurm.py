@@ -129,7 +129,7 @@ def test_a_job_that_has_to_go_saves_requeues_and_ends_bit_equal(
     assert jobs.slurm.field(job, "Restarts") == "1", log
     assert "goes back to the queue" in log and "start 1:" in log
     stopped = re.search(r"stopped by a signal after step (\d+)", log)
-    assert stopped is not None and f"going on at step {stopped[1]} of {STEPS}" in log
+    assert stopped is not None and f"resuming at step {stopped[1]} of {STEPS}" in log
     assert jobs.results(output) == uninterrupted
     status, steps = loss_steps(jobs.project, output)
     assert status == "FINISHED" and steps == list(range(1, STEPS + 1))
@@ -151,7 +151,7 @@ def test_a_node_that_dies_is_survived(jobs: Jobs, uninterrupted: dict[str, bytes
     jobs.slurm.wait_until_all_is_told()
     jobs.slurm.run("scontrol", "release", job)
     assert jobs.slurm.wait_for_end(job) == "COMPLETED", jobs.log(job)
-    assert re.search(r"going on at step \d+ of", jobs.log(job))
+    assert re.search(r"resuming at step \d+ of", jobs.log(job))
     assert jobs.results("runs/crashed") == uninterrupted
     status, steps = loss_steps(jobs.project, "runs/crashed")
     assert status == "FINISHED" and steps == list(range(1, STEPS + 1))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoselect.config import ConfigError
-from autoselect.config.deepspeed import batch_sizes, load_deepspeed_config, zero_stage
+from autoselect.config.deepspeed import DeepSpeedConfig
 
 FOLDER = Path(__file__).parents[2] / "configs" / "deepspeed"
 STAGES = {
@@ -31,28 +31,27 @@ def write(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_shipped_files_state_the_reference_run(name: str) -> None:
-    config = load_deepspeed_config(FOLDER / f"{name}.json")
-    assert zero_stage(config) == STAGES[name]
-    assert config["gradient_clipping"] == 1.0
-    sizes = batch_sizes(config, world_size=2)
+    config = DeepSpeedConfig.load(FOLDER / f"{name}.json")
+    assert config.zero_stage == STAGES[name]
+    assert config.gradient_clipping == 1.0
+    sizes = config.split(world_size=2)
     assert (sizes.total, sizes.micro, sizes.accumulation) == (32, 16, 1)
 
 
 @pytest.mark.parametrize("name", PUBLIC_STAGES)
 def test_files_for_public_models_split_over_whole_nodes(name: str) -> None:
-    config = load_deepspeed_config(FOLDER / f"{name}.json")
-    assert zero_stage(config) == PUBLIC_STAGES[name]
+    config = DeepSpeedConfig.load(FOLDER / f"{name}.json")
+    assert config.zero_stage == PUBLIC_STAGES[name]
     for count in (1, 2, 4, 8, 16, 32):
-        sizes = batch_sizes(config, world_size=count)
+        sizes = config.split(world_size=count)
         assert (sizes.total, sizes.micro, sizes.accumulation) == (128, 4, 32 // count)
 
 
 @pytest.mark.parametrize("name", PUBLIC_STAGES)
 def test_files_for_public_models_differ_in_batch_sizes_only(name: str) -> None:
-    public = load_deepspeed_config(FOLDER / f"{name}.json")
-    reference = load_deepspeed_config(FOLDER / f"{name.removeprefix('public_')}.json")
-    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu")
-    assert public == reference | {size: public[size] for size in sizes}
+    public = DeepSpeedConfig.load(FOLDER / f"{name}.json")
+    reference = DeepSpeedConfig.load(FOLDER / f"{name.removeprefix('public_')}.json")
+    assert public == reference.with_batch(public.total_batch, public.micro_batch)
 
 
 def test_no_other_file_is_shipped() -> None:
@@ -72,12 +71,12 @@ def test_no_other_file_is_shipped() -> None:
 def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError, match=message):
-        load_deepspeed_config(path)
+        DeepSpeedConfig.load(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist.*configs/deepspeed"):
-        load_deepspeed_config(tmp_path / "zero9.json")
+        DeepSpeedConfig.load(tmp_path / "zero9.json")
 
 
 @pytest.mark.parametrize(
@@ -91,34 +90,47 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"train_micro_batch_size_per_gpu": True}, "is not a positive integer"),
         ({"train_batch_size": None}, "is not a positive integer"),
         ({"zero_optimization": {"stage": 4}}, "choose 0, 1, 2 or 3"),
-        ({"zero_optimization": 2}, "zero_optimization=2 is no JSON object"),
+        ({"zero_optimization": 2}, "zero_optimization=2 is not a JSON object"),
         ({"communication_data_type": "bf16"}, "communication_data_type='bf16' loses"),
         ({"data_types": {"grad_accum_dtype": "fp16"}}, "grad_accum_dtype='fp16' loses"),
         ({"gradient_clipping": -1.0}, "gradient_clipping=-1.0"),
     ],
 )
 def test_mistakes_have_a_fix(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    load_deepspeed_config(write(tmp_path, json.dumps(MINIMAL)))
+    DeepSpeedConfig.load(write(tmp_path, json.dumps(MINIMAL)))
     path = write(tmp_path, json.dumps(MINIMAL | changes))
     with pytest.raises(ConfigError, match=message):
-        load_deepspeed_config(path)
+        DeepSpeedConfig.load(path)
 
 
 @pytest.mark.parametrize("key", MINIMAL)
 def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
     config = {name: value for name, value in MINIMAL.items() if name != key}
     with pytest.raises(ConfigError, match=f"missing key {key}"):
-        load_deepspeed_config(write(tmp_path, json.dumps(config)))
+        DeepSpeedConfig.load(write(tmp_path, json.dumps(config)))
 
 
 def test_every_split_of_the_global_batch_is_exact_or_refused() -> None:
     for total in (1, 6, 8, 64):
         for micro in (1, 2, 3, 32):
             for world_size in (1, 2, 3, 4, 128):
-                config = {"train_batch_size": total, "train_micro_batch_size_per_gpu": micro}
+                config = DeepSpeedConfig(MINIMAL).with_batch(total, micro)
                 if total % (micro * world_size) == 0:
-                    sizes = batch_sizes(config, world_size)
+                    sizes = config.split(world_size)
                     assert sizes.micro * sizes.accumulation * world_size == total
                 else:
                     with pytest.raises(ConfigError, match="choose"):
-                        batch_sizes(config, world_size)
+                        config.split(world_size)
+
+
+def test_the_dictionary_for_deepspeed_is_a_copy_of_the_file() -> None:
+    config = DeepSpeedConfig.load(FOLDER / "zero3_offload.json")
+    given = config.to_dict()
+    assert given == json.loads((FOLDER / "zero3_offload.json").read_text())
+    given["optimizer"]["params"]["lr"] = 1.0
+    assert config.to_dict() != given
+    assert config.offloads_parameters and not load("zero3").offloads_parameters
+
+
+def load(name: str) -> DeepSpeedConfig:
+    return DeepSpeedConfig.load(FOLDER / f"{name}.json")

@@ -1,4 +1,4 @@
-"""Results that cannot be written, and numbers that cannot be meant, end before anything is done."""
+"""Places that cannot be written and numbers out of range are refused before anything is done."""
 
 import pytest
 
@@ -47,9 +47,9 @@ def test_every_command_looks_at_its_destination_first(command, capsys):
     [
         (["demo", "--images", "0"], "images=0 is below 1"),
         (["demo", "--ranks", "-1"], "ranks=-1 is below 1"),
-        (["demo", "--port", "99999999"], "port=99999999 is no TCP port"),
+        (["demo", "--port", "99999999"], "port=99999999 is not a TCP port"),
         (["report", "--images", "-5"], "images=-5 is below 1"),
-        (["dashboard", "--port", "99999"], "port=99999 is no TCP port"),
+        (["dashboard", "--port", "99999"], "port=99999 is not a TCP port"),
         (["plan", "--gpus", "0"], "gpus=0 is below 1"),
         (["plan", "--visual-tokens", "-7"], "visual_tokens=-7 is below 1"),
         (["plan", "--gpu-memory", "0"], "gpu_memory=0.0 and"),

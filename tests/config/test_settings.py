@@ -47,10 +47,6 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
         (["--scorer.num_heads", "0"], "scorer.num_heads=0 is below 1"),
         (["--denoiser.hidden_size", "0"], "denoiser.hidden_size=0 is below 1"),
         (["--denoiser.num_layers", "-1"], "denoiser.num_layers=-1 is below 0"),
-        (
-            ["--denoiser.num_layers", "0", "--denoiser.told_gate", "true"],
-            "denoiser.told_gate=true needs a Denoiser, but denoiser.num_layers=0; choose",
-        ),
         (["--optimizer.learning_rate", ".inf"], "optimizer.learning_rate=inf must be above 0 and"),
         (["--optimizer.learning_rate", ".nan"], "optimizer.learning_rate=nan must be above 0 and"),
         (["--optimizer.weight_decay", "-0.1"], "optimizer.weight_decay=-0.1 must be 0 or more"),
@@ -90,14 +86,14 @@ def test_bad_files_are_named(tmp_path):
         load_config(TrainConfig, str(tmp_path / "none.yaml"), [])
     broken = tmp_path / "broken.yaml"
     broken.write_text("gate: [")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         load_config(TrainConfig, str(broken), [])
     for text in ("- 1\n", "0\n", "[]\n"):
         broken.write_text(text)
         with pytest.raises(ConfigError, match="must be a mapping"):
             load_config(TrainConfig, str(broken), [])
     broken.write_text("output: 2024-13-45\n")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         load_config(TrainConfig, str(broken), [])
     broken.write_bytes(b"output: \xff\n")
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -17,8 +17,9 @@ from autoselect.evaluation.analyses.leak import (
 )
 from autoselect.method.denoiser import Denoiser
 from autoselect.method.statistics import calibrate
-from autoselect.training.checkpoint import CheckpointStore, TrainingState
+from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.engine_state import TrainedState
+from autoselect.training.state import TrainingState
 from tests.evaluation.fakes import FakeAsked, FakeVLM, make_samples
 
 

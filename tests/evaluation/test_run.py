@@ -379,7 +379,7 @@ def test_another_revision_of_the_model_does_not_reuse_answers(settings, monkeypa
     ["rows_per_batch", "images_per_part", "latency_batch", "max_new_tokens", "random_seeds"],
 )
 def test_sizes_below_one_are_refused_by_name(settings, name):
-    with pytest.raises(ConfigError, match=f"{name}=0 is below 1; give how"):
+    with pytest.raises(ConfigError, match=f"{name}=0 is below 1; choose 1 or more"):
         dataclasses.replace(settings, **{name: 0})
 
 

@@ -22,18 +22,15 @@ RECORDED = ("train/loss", "train/gradient_norm", "train/polarisation", "train/to
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
-    """The recorded metrics of every step.
-
-    Args:
-        folder: for shards and output.
-    """
+    """Train in `folder` and return the recorded metrics of every step."""
     import torch
 
     from autoselect.config import TrainConfig
-    from autoselect.config.deepspeed import load_deepspeed_config
+    from autoselect.config.deepspeed import DeepSpeedConfig
     from autoselect.config.files import from_dict
     from autoselect.ranks import processes
     from autoselect.ranks.heartbeat import Heartbeat
+    from autoselect.ranks.signals import SignalFlag
     from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.resources import resolve_model
     from autoselect.reference.shards import render_shards
@@ -44,8 +41,8 @@ def curve(folder: Path) -> dict[str, list[float]]:
     processes.set_accelerator_default()
     processes.init_distributed(info, processes.choose_device(info))
     render_shards(folder / "shards", ReferenceData(train=64, val=1, test=1), workers=1)
-    deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
-    deepspeed |= {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}
+    shipped = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    deepspeed = shipped.with_batch(4, 2)
     values = {
         "model": resolve_model("reference"),
         "output": str(folder / "run"),
@@ -55,7 +52,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
         "gate": {"calibration_images": 32},
     }
     config = from_dict(TrainConfig, values)
-    trainer = assemble(config, deepspeed, info, processes.SignalFlag(), Heartbeat(info))
+    trainer = assemble(config, deepspeed, info, SignalFlag(), Heartbeat(info))
     taken: dict[str, list[float]] = {name: [] for name in RECORDED}
     for batches in islice(trainer.loader, STEPS):
         metrics = trainer.update([batch.to(trainer.device) for batch in batches])

@@ -16,7 +16,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import batch_sizes, load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.preflight.estimates import (
     GIB,
@@ -70,8 +70,8 @@ def test_a_recipe_fits_its_model_and_its_gpus(name, shape):
     )
     assert head is not None and head.group(2) == f"configs/train/{name}.yaml"
     config = load_config(TrainConfig, str(path), [])
-    deepspeed = load_deepspeed_config(ROOT / head.group(1))
-    stage = deepspeed["zero_optimization"]["stage"]
+    deepspeed = DeepSpeedConfig.load(ROOT / head.group(1))
+    stage = deepspeed.zero_stage
     assert f"ZeRO stage {stage}" in path.read_text()
     assert ("activations recomputed" in path.read_text()) == config.activation_checkpointing
     model = shape(name)
@@ -80,7 +80,7 @@ def test_a_recipe_fits_its_model_and_its_gpus(name, shape):
     assert config.gate.min_token_budget < config.gate.token_budget < model.visual_tokens
     assert config.data.max_text_tokens > model.visual_tokens
     for count in GPU_COUNTS:
-        micro = batch_sizes(deepspeed, count).micro
+        micro = deepspeed.split(count).micro
         worst = worst_batch(model, micro, config, Assumptions())
         need = memory(model, str(stage), count, worst, config, Assumptions()).total
         assert need < GPUS["a100-80"].memory_gib * GIB
@@ -151,7 +151,7 @@ def test_the_table_of_the_guide_is_what_the_plan_says(name, shape):
     )
     config = load_config(TrainConfig, str(RECIPES / f"{name}.yaml"), [])
     have, model = Assumptions(), shape(name)
-    sizes = batch_sizes(load_deepspeed_config(ROOT / "configs/deepspeed/public_zero2.json"), 8)
+    sizes = DeepSpeedConfig.load(ROOT / "configs/deepspeed/public_zero2.json").split(8)
     usual, worst = (
         memory(model, "2", 8, batch, config, have)
         for batch in (

@@ -1,4 +1,4 @@
-"""The gates beside the paper's: their formulas, and a gradient to every score that could matter."""
+"""All gates: their formulas, and a gradient to every score that can change the result."""
 
 from typing import get_args
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError, GateConfig, GateKind
-from autoselect.method.gating import gate_tokens
+from autoselect.method.gating import GateSetting, gate_tokens
 from autoselect.method.statistics import calibrate
-from autoselect.ops.noise_gate import NoiseKey, noise_gate
+from autoselect.ops.noise import NoiseKey
+from autoselect.ops.noise_gate import noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
 
 BUDGET, TEMPERATURE = 3, 0.3
@@ -25,7 +26,8 @@ def inputs():
 
 def gated(kind, inputs, temperature=TEMPERATURE, mask=None):
     tokens, scores, statistics, key = inputs
-    return gate_tokens(kind, tokens, scores, BUDGET, temperature, statistics, key, mask)
+    setting = GateSetting(BUDGET, temperature, key.seed, key.step)
+    return gate_tokens(kind, tokens, scores, setting, statistics, key.sample_ids, mask)
 
 
 @pytest.mark.parametrize("kind", get_args(GateKind))
@@ -33,14 +35,7 @@ def test_every_gate_keeps_the_budget_and_its_formula(kind, inputs):
     tokens, scores, statistics, key = inputs
     result = gated(kind, inputs)
     gates = soft_top_k(scores, BUDGET, TEMPERATURE)[..., None]
-    filler = noise_gate(
-        tokens,
-        torch.zeros(4, 12),
-        statistics.mean,
-        statistics.std,
-        key,
-        factor=statistics.factor,
-    )
+    filler = noise_gate(tokens, torch.zeros(4, 12), statistics, key)
     centred = tokens - statistics.mean
     best = torch.zeros(4, 12, 1).scatter(1, scores.topk(BUDGET).indices[..., None], 1.0)
     expected = {
@@ -78,7 +73,7 @@ def test_padding_is_never_kept(kind, inputs):
 
 
 def test_hard_gates_make_the_fillers_meet(inputs):
-    """As the temperature falls, straight-through and the noise gate become one thing."""
+    """At a low temperature, straight-through and the noise gate give the same tokens."""
     torch.testing.assert_close(
         gated("straight_through", inputs, 1e-4).tokens,
         gated("noise", inputs, 1e-4).tokens,

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError, DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
-from autoselect.method.model import AutoSelect, GateSetting
+from autoselect.method.gating import GateSetting
+from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import calibrate
-from autoselect.ops.noise_gate import NoiseKey, noise_gate
+from autoselect.ops.noise import NoiseKey
+from autoselect.ops.noise_gate import noise_gate
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.text.batch import Collator
@@ -125,10 +127,7 @@ def test_closed_gates_carry_nothing_of_the_image(vlm, model, batch):
     tokens = visual_of(vlm, batch).tokens
     statistics, closed = model.statistics, torch.zeros(tokens.shape[:2])
     key = NoiseKey(0, 0, torch.arange(len(tokens)))
-    gated = [
-        noise_gate(x, closed, statistics.mean, statistics.std, key, statistics.factor)
-        for x in (tokens, tokens.flip(0) * 3)
-    ]
+    gated = [noise_gate(x, closed, statistics, key) for x in (tokens, tokens.flip(0) * 3)]
     assert torch.equal(*gated)
     assert torch.equal(model.denoiser(gated[0]), model.denoiser(gated[1]))
 

@@ -1,4 +1,4 @@
-"""Schedules are pure functions with the ends that the configuration names."""
+"""Schedules are pure functions that start and end at the configured values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Scorer and Denoiser: what each token may see, and where they start."""
+"""Scorer and Denoiser: what each token may see, and their initial output."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def scorer():
 
 
 def trained_denoiser() -> Denoiser:
-    """A Denoiser whose branches are no longer zero."""
+    """Return a Denoiser whose branches are not zero any more."""
     torch.manual_seed(0)
     denoiser = Denoiser(WIDTH, DenoiserConfig(num_layers=3, hidden_size=20))
     with torch.no_grad():
@@ -94,11 +94,3 @@ def test_diagonal_attention_is_full_attention_with_a_diagonal_mask():
     weights = (query @ key.transpose(1, 2) + only_itself).softmax(-1)
     expected = attention.output(weights @ attention.value(tokens))
     torch.testing.assert_close(attention(tokens), expected)
-
-
-def test_a_denoiser_that_is_told_the_gate_starts_as_the_identity_and_learns_from_it():
-    denoiser = Denoiser(WIDTH, DenoiserConfig(num_layers=1, hidden_size=16, told_gate=True))
-    tokens, gates = random(2, 5, WIDTH), torch.rand(2, 5)
-    assert torch.equal(denoiser(tokens, gates), tokens)
-    denoiser(tokens, gates).square().sum().backward()
-    assert float(denoiser.gate_input.weight.grad.abs().sum()) > 0

@@ -9,7 +9,7 @@ from autoselect.method.statistics import TokenStatistics, calibrate
 
 @pytest.fixture
 def tokens():
-    """Tokens that live mostly in 3 of 10 dimensions."""
+    """Return tokens that lie mostly in 3 of 10 dimensions."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(3, 10, generator=generator)
     low = torch.randn(4000, 3, generator=generator) @ basis

@@ -1,15 +1,15 @@
-"""Shared pieces of the operator tests: devices, and noise keys."""
+"""Fixtures of the operator tests: devices and noise keys."""
 
 import pytest
 import torch
 
 from autoselect.ops._native import EXTENSION, HAS_CUDA
-from autoselect.ops.noise_gate import NoiseKey
+from autoselect.ops.noise import NoiseKey
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request):
-    """Each device in turn; the CUDA case needs a GPU and a CUDA build."""
+    """Return each device in turn; the CUDA case needs a GPU and a CUDA build."""
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no GPU on this machine")
@@ -20,7 +20,7 @@ def device(request):
 
 @pytest.fixture
 def native():
-    """The extension; tests of it are skipped where it is not built."""
+    """Return the extension; skip the test if it is not built."""
     if EXTENSION is None:
         pytest.skip("autoselect._C is not built")
     return EXTENSION
@@ -28,7 +28,7 @@ def native():
 
 @pytest.fixture
 def make_key():
-    """A noise key for a batch of this size on this device."""
+    """Return a function that makes a noise key for a batch size and a device."""
 
     def make(batch, device="cpu", seed=1234, step=7, first=0):
         return NoiseKey(seed, step, torch.arange(first, first + batch, device=device))

@@ -16,8 +16,8 @@ import torch
 
 from autoselect.ops import checks
 from autoselect.ops.hard_top_k import hard_top_k_reference, select_tokens_reference
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import (
-    NoiseKey,
     noise_gate_reference,
     soft_top_k_noise_gate_reference,
 )
@@ -29,7 +29,7 @@ LAUNCH = re.compile(r"([\w<>, ]+?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
 
 
 def _as_cpp(source: str) -> str:
-    """Turns `kernel<<<grid, threads, ...>>>(x)` into `emulation::launch(kernel, ..., x)`."""
+    """Rewrite `kernel<<<grid, threads, ...>>>(x)` into `emulation::launch(kernel, ..., x)`."""
 
     def call(match):
         grid, threads = (part.strip() for part in match[2].split(",")[:2])
@@ -43,7 +43,7 @@ def _as_cpp(source: str) -> str:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """The emulated kernels as a shared library."""
+    """Build the emulated kernels as a shared library."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on this machine")
@@ -70,7 +70,7 @@ def kernels(tmp_path_factory):
 
 
 def _call(function, *arguments):
-    """Calls a C function with tensors as pointers and numbers as what they are."""
+    """Call a C function with tensors as pointers and with numbers."""
     converted = []
     for value in arguments:
         if value is None:
@@ -88,7 +88,7 @@ def _call(function, *arguments):
 
 
 def _poison(*shape, dtype=torch.float32):
-    """Memory full of NaN: what a kernel leaves unwritten shows."""
+    """Return a tensor full of NaN, which shows what a kernel leaves unwritten."""
     return torch.full(shape, torch.nan, dtype=dtype)
 
 
@@ -190,7 +190,7 @@ def test_noise_gate(kernels, dtype, width, rank, from_logits):
     gates = torch.sigmoid(leaf) if from_logits else leaf
     noise_key = NoiseKey(11, 2**35, ids)
     channels = [None if value is None else value.double() for value in (mean, std, factor)]
-    expected = noise_gate_reference(x, gates, *channels[:2], noise_key, channels[2])
+    expected = noise_gate_reference(x, gates, NoiseStatistics(*channels), noise_key)
     expected.backward(upstream.double())
     for actual, value in ((gated, expected), (grad_tokens, x.grad), (grad_gate, leaf.grad)):
         scale = value.detach().abs().max().clamp(min=1e-3)
@@ -210,8 +210,9 @@ def test_fused_backward_chain(kernels):
     _call(kernels.gate_backward_f32, *arguments, upstream, grad_tokens, grad_logits)
     _call(kernels.score_gradient_f32, logits, None, grad_logits, temperature, 2, 40, grad_scores)
     x, r = tokens.double().requires_grad_(), scores.double().requires_grad_()
-    channels = (mean.double(), std.double())
-    gated, _ = soft_top_k_noise_gate_reference(x, r, 6, temperature, *channels, NoiseKey(1, 2, ids))
+    statistics = NoiseStatistics(mean.double(), std.double())
+    noise_key = NoiseKey(1, 2, ids)
+    gated, _ = soft_top_k_noise_gate_reference(x, r, 6, temperature, statistics, noise_key)
     gated.backward(upstream.double())
     torch.testing.assert_close(grad_tokens.double(), x.grad, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grad_scores.double(), r.grad, rtol=1e-4, atol=1e-4)

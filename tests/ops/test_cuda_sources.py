@@ -62,7 +62,7 @@ def test_kernels_compile_without_spills(source, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", GLUE)
 def test_glue_compiles(source, tmp_path):
-    """A CPU build of PyTorch has the CUDA headers but for one generated file, empty here."""
+    """A CPU build of PyTorch lacks one generated CUDA header, which is an empty file here."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on this machine")

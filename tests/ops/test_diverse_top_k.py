@@ -13,7 +13,7 @@ from autoselect.pruning.selector import Selector
 
 
 def by_definition(scores, tokens, k, diversity):
-    """One row, token by token, in double precision."""
+    """Compute one row token by token, in double precision."""
     scores, tokens = scores.double(), tokens.double()
     relevance = (scores - scores.min()) / (scores.max() - scores.min())
     unit = torch.nn.functional.normalize(tokens - tokens.mean(0), dim=-1)

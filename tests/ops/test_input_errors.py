@@ -1,12 +1,14 @@
 """Bad input is refused with the field, its value and the rule, from Python and from C++."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from autoselect.config import ConfigError
 from autoselect.ops.hard_top_k import hard_top_k, hard_top_k_reference, select_tokens
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import (
-    NoiseKey,
     noise_gate,
     noise_gate_reference,
     soft_top_k_noise_gate,
@@ -66,15 +68,24 @@ def test_select_tokens_refuses_scores_of_other_tokens():
 
 
 KEY = NoiseKey(0, 0, torch.arange(B))
+
+
+def _statistics(**changes):
+    return replace(NoiseStatistics(torch.zeros(D), torch.ones(D)), **changes)
+
+
 GATE_ERRORS = [
     ({"tokens": torch.zeros(B, D)}, "tokens has shape"),
     ({"tokens": torch.zeros(B, N, D, dtype=torch.int32)}, "torch.int32"),
-    ({"mean": torch.zeros(D + 1)}, r"mean has shape \(5,\), but must be \(4,\)"),
-    ({"std": torch.zeros(1, D)}, "std has shape"),
-    ({"std": -torch.ones(D)}, "std must be non-negative"),
-    ({"std": torch.zeros(D, device="meta")}, "std is on meta"),
-    ({"factor": torch.zeros(65, D)}, "rank 65, but must have 1..64"),
-    ({"factor": torch.zeros(3, D + 1)}, "factor has shape"),
+    (
+        {"statistics": _statistics(mean=torch.zeros(D + 1))},
+        r"mean has shape \(5,\), but must be \(4,\)",
+    ),
+    ({"statistics": _statistics(std=torch.zeros(1, D))}, "std has shape"),
+    ({"statistics": _statistics(std=-torch.ones(D))}, "std must be non-negative"),
+    ({"statistics": _statistics(std=torch.zeros(D, device="meta"))}, "std is on meta"),
+    ({"statistics": _statistics(factor=torch.zeros(65, D))}, "rank 65, but must have 1..64"),
+    ({"statistics": _statistics(factor=torch.zeros(3, D + 1))}, "factor has shape"),
     ({"noise_key": NoiseKey(-1, 0, torch.arange(B))}, "seed=-1"),
     ({"noise_key": NoiseKey(0, torch.tensor(-2), torch.arange(B))}, "step=-2 is negative"),
     ({"noise_key": NoiseKey(0, 0.5, torch.arange(B))}, "step=0.5"),
@@ -98,7 +109,7 @@ GATE_ERRORS = [
 )
 def test_fused_gate(op, change, message):
     arguments = {"tokens": torch.zeros(B, N, D), "scores": torch.zeros(B, N), "k": 2}
-    arguments |= {"temperature": 0.5, "mean": torch.zeros(D), "std": torch.ones(D)}
+    arguments |= {"temperature": 0.5, "statistics": _statistics()}
     with pytest.raises(ConfigError, match=message):
         op(**{**arguments, "noise_key": KEY, **change})
 
@@ -115,7 +126,7 @@ def test_fused_gate(op, change, message):
 )
 def test_separate_gate(op, change, message):
     arguments = {"tokens": torch.zeros(B, N, D), "gates": torch.zeros(B, N)}
-    arguments |= {"mean": torch.zeros(D), "std": torch.ones(D), "noise_key": KEY}
+    arguments |= {"statistics": _statistics(), "noise_key": KEY}
     with pytest.raises(ConfigError, match=message):
         op(**{**arguments, **change})
 

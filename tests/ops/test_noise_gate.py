@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from autoselect.ops.noise import NoiseStatistics
 from autoselect.ops.noise_gate import (
     noise_gate,
     noise_gate_reference,
@@ -24,7 +25,12 @@ TOLERANCE = {
 
 def _statistics(width, rank=0):
     factor = torch.randn(rank, width) * 0.3 if rank else None
-    return torch.randn(width), torch.rand(width) + 0.5, factor
+    return NoiseStatistics(torch.randn(width), torch.rand(width) + 0.5, factor)
+
+
+def _moved(statistics, device=None, dtype=None):
+    values = (statistics.mean, statistics.std, statistics.factor)
+    return NoiseStatistics(*(v if v is None else v.to(device, dtype) for v in values))
 
 
 def _close(actual, expected, tolerance):
@@ -44,7 +50,7 @@ def _check_fused(
     shape, k, dtype, device, make_key, *, temperature=0.3, scale=1.0, rank=0, mask=None
 ):
     batch, n, width = shape
-    mean, std, factor = _statistics(width, rank)
+    statistics = _statistics(width, rank)
     tokens, scores = torch.randn(shape).to(dtype), torch.randn(batch, n) * scale
     upstream = torch.randn(shape).to(dtype)
 
@@ -52,11 +58,9 @@ def _check_fused(
         return {
             "k": k,
             "temperature": temperature,
-            "mean": mean.to(where, kind),
-            "std": std.to(where, kind),
+            "statistics": _moved(statistics, where, kind),
             "noise_key": make_key(batch, where),
             "mask": None if mask is None else mask.to(where),
-            "factor": None if factor is None else factor.to(where, kind),
         }
 
     work = torch.float64 if dtype == torch.float64 else torch.float32
@@ -123,18 +127,13 @@ def _run_gate(op, tokens, gates, upstream, arguments):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_separate_gate_agrees_with_the_reference(rank, device, make_key):
     torch.manual_seed(0)
-    mean, std, factor = _statistics(33, rank)
+    statistics = _statistics(33, rank)
     tokens, gates = torch.randn(2, 9, 33), torch.rand(2, 9)
     gates[:, 0], gates[:, 1] = 0.0, 1.0
     upstream = torch.randn(2, 9, 33)
 
     for where, kind in ((device, torch.float32), (device, torch.float64)):
-        arguments = (
-            mean.to(where, kind),
-            std.to(where, kind),
-            make_key(2, where),
-            None if factor is None else factor.to(where, kind),
-        )
+        arguments = (_moved(statistics, where, kind), make_key(2, where))
         moved = (tokens.to(where, kind), gates.to(where, kind), upstream.to(where, kind))
         native = _run_gate(noise_gate, *moved, arguments)
         reference = _run_gate(noise_gate_reference, *moved, arguments)
@@ -147,17 +146,16 @@ def test_fused_equals_the_separate_operators(device, make_key):
     from autoselect.ops.soft_top_k import soft_top_k
 
     torch.manual_seed(0)
-    mean, std, _ = _statistics(24)
-    tokens, scores = torch.randn(2, 30, 24), torch.randn(2, 30, dtype=torch.float64)
-    mean, std, tokens = mean.double(), std.double(), tokens.double()
+    statistics = _moved(_statistics(24), dtype=torch.float64)
+    tokens, scores = torch.randn(2, 30, 24).double(), torch.randn(2, 30, dtype=torch.float64)
     upstream = torch.randn(2, 30, 24).double()
     key = make_key(2)
 
-    def separate(x, r, k, temperature, mean, std, noise_key):
+    def separate(x, r, k, temperature, statistics, noise_key):
         gates = soft_top_k(r, k, temperature)
-        return noise_gate(x, gates, mean, std, noise_key), gates
+        return noise_gate(x, gates, statistics, noise_key), gates
 
-    arguments = {"k": 4, "temperature": 0.5, "mean": mean, "std": std, "noise_key": key}
+    arguments = {"k": 4, "temperature": 0.5, "statistics": statistics, "noise_key": key}
     one = _run_fused(soft_top_k_noise_gate, tokens, scores, upstream, arguments)
     two = _run_fused(separate, tokens, scores, upstream, arguments)
     for fused, apart in zip(one, two, strict=True):
@@ -167,19 +165,17 @@ def test_fused_equals_the_separate_operators(device, make_key):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_gradcheck(rank, device, make_key):
     torch.manual_seed(0)
-    mean, std, factor = _statistics(6, rank)
-    mean, std = mean.to(device).double(), std.to(device).double()
-    factor = None if factor is None else factor.to(device).double()
+    statistics = _moved(_statistics(6, rank), device, torch.float64)
     tokens = torch.randn(2, 7, 6, dtype=torch.float64, device=device, requires_grad=True)
     scores = torch.randn(2, 7, dtype=torch.float64, device=device, requires_grad=True)
     gates = torch.rand(2, 7, dtype=torch.float64, device=device) * 0.8 + 0.1
     mask = torch.tensor([[1] * 7, [1, 0, 1, 1, 0, 1, 1]], dtype=torch.bool, device=device)
     key = make_key(2, device)
     for op in (soft_top_k_noise_gate, soft_top_k_noise_gate_reference):
-        fused = lambda x, r, op=op: op(x, r, 2, 0.5, mean, std, key, mask, factor)  # noqa: E731
+        fused = lambda x, r, op=op: op(x, r, 2, 0.5, statistics, key, mask)  # noqa: E731
         assert torch.autograd.gradcheck(fused, (tokens, scores))
     for op in (noise_gate, noise_gate_reference):
-        separate = lambda x, s, op=op: op(x, s, mean, std, key, factor)  # noqa: E731
+        separate = lambda x, s, op=op: op(x, s, statistics, key)  # noqa: E731
         assert torch.autograd.gradcheck(separate, (tokens, gates.clone().requires_grad_()))
 
 
@@ -189,10 +185,10 @@ def test_strided_inputs(device, make_key):
     scores = torch.randn(10, 2, device=device).t()
     mean, std = torch.randn(18, device=device)[::2], torch.rand(18, device=device)[::2]
     upstream = torch.randn(9, 10, 2, device=device).permute(2, 1, 0)
-    arguments = {"k": 3, "temperature": 0.5, "mean": mean, "std": std}
-    arguments["noise_key"] = make_key(2, device)
-    strided = _run_fused(soft_top_k_noise_gate, tokens, scores, upstream, arguments)
-    dense = {**arguments, "mean": mean.contiguous(), "std": std.contiguous()}
+    arguments = {"k": 3, "temperature": 0.5, "noise_key": make_key(2, device)}
+    sparse = {**arguments, "statistics": NoiseStatistics(mean, std)}
+    strided = _run_fused(soft_top_k_noise_gate, tokens, scores, upstream, sparse)
+    dense = {**arguments, "statistics": NoiseStatistics(mean.contiguous(), std.contiguous())}
     inputs = (tokens.contiguous(), scores.contiguous(), upstream.contiguous())
     for one, two in zip(strided, _run_fused(soft_top_k_noise_gate, *inputs, dense), strict=True):
         assert torch.equal(one, two)
@@ -200,11 +196,11 @@ def test_strided_inputs(device, make_key):
 
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 5, 0)])
 def test_empty_tensors(shape, device, make_key):
-    mean, std, _ = _statistics(shape[2])
+    statistics = _moved(_statistics(shape[2]), device)
     tokens = torch.randn(shape, device=device, requires_grad=True)
     scores = torch.randn(shape[:2], device=device, requires_grad=True)
     key = make_key(shape[0], device)
-    gated, _ = soft_top_k_noise_gate(tokens, scores, 2, 0.5, mean.to(device), std.to(device), key)
+    gated, _ = soft_top_k_noise_gate(tokens, scores, 2, 0.5, statistics, key)
     gated.sum().backward()
     assert gated.shape == shape and tokens.grad.shape == shape
     assert (scores.grad == 0).all()
@@ -214,8 +210,7 @@ def test_gate_of_zero_tokens(device, make_key):
     out = noise_gate(
         torch.zeros(2, 0, 4, device=device),
         torch.zeros(2, 0, device=device),
-        torch.zeros(4, device=device),
-        torch.ones(4, device=device),
+        NoiseStatistics(torch.zeros(4, device=device), torch.ones(4, device=device)),
         make_key(2, device),
     )
     assert out.shape == (2, 0, 4)
@@ -232,8 +227,7 @@ def test_backward_keeps_the_tokens_and_not_the_noise(native, make_key):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        soft_top_k_noise_gate(
-            tokens, scores, 5, 0.5, torch.zeros(256), torch.ones(256), make_key(2)
-        )
+        statistics = NoiseStatistics(torch.zeros(256), torch.ones(256))
+        soft_top_k_noise_gate(tokens, scores, 5, 0.5, statistics, make_key(2))
     assert tokens.data_ptr() in saved
     assert sum(saved.values()) < 1.1 * tokens.numel() * tokens.element_size()

@@ -1,4 +1,4 @@
-"""What the noise is: standard normal, uncorrelated, reproducible, and free of the image."""
+"""The noise is standard normal, uncorrelated, reproducible, and independent of the image."""
 
 import math
 import os
@@ -8,16 +8,19 @@ import sys
 import pytest
 import torch
 
-from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 
 
 def _normals(batch, n, width, device="cpu", seed=0, step=0, first=0):
-    """Pure noise: gate 0, mean 0, std 1."""
+    """Return pure noise: gates 0, mean 0, std 1."""
     key = NoiseKey(seed, step, torch.arange(first, first + batch, device=device))
     zeros = torch.zeros(batch, n, width, device=device)
     gates = torch.zeros(batch, n, device=device)
-    one_channel = torch.zeros(width, device=device)
-    return noise_gate(zeros, gates, one_channel, one_channel + 1, key).cpu().double()
+    statistics = NoiseStatistics(
+        torch.zeros(width, device=device), torch.ones(width, device=device)
+    )
+    return noise_gate(zeros, gates, statistics, key).cpu().double()
 
 
 def _correlation(one, two):
@@ -64,8 +67,9 @@ def test_the_gate_preserves_mean_and_variance(gate, device):
     mean, std = torch.tensor([3.0, -1.0, 0.0]), torch.tensor([0.5, 2.0, 1.0])
     tokens = mean + std * torch.randn(1, 60000, 3, generator=generator)
     key = NoiseKey(5, 0, torch.zeros(1, dtype=torch.int64, device=device))
-    arguments = (torch.full((1, 60000), gate), mean, std)
-    out = noise_gate(tokens.to(device), *(value.to(device) for value in arguments), key)[0].cpu()
+    gates = torch.full((1, 60000), gate, device=device)
+    statistics = NoiseStatistics(mean.to(device), std.to(device))
+    out = noise_gate(tokens.to(device), gates, statistics, key)[0].cpu()
     assert ((out.mean(0) - mean).abs() < 5 * std / math.sqrt(60000)).all()
     assert ((out.var(0) / std.square() - 1).abs() < 5 * math.sqrt(2 / 60000)).all()
 
@@ -79,10 +83,8 @@ def test_a_factor_gives_the_calibrated_covariance(device):
     noise = noise_gate(
         torch.zeros(1, n, 5, device=device),
         torch.zeros(1, n, device=device),
-        torch.zeros(5, device=device),
-        std.to(device),
+        NoiseStatistics(torch.zeros(5, device=device), std.to(device), factor.to(device)),
         key,
-        factor.to(device),
     )[0].cpu()
     expected = torch.diag(std.square()) + factor.t() @ factor
     scale = torch.outer(expected.diag(), expected.diag()).sqrt()
@@ -92,19 +94,19 @@ def test_a_factor_gives_the_calibrated_covariance(device):
 
 def test_a_gate_of_one_returns_the_token_bit_for_bit(device):
     tokens = torch.randn(2, 9, 130, device=device) * 100
-    mean, std = torch.randn(130, device=device), torch.rand(130, device=device)
+    statistics = NoiseStatistics(torch.randn(130, device=device), torch.rand(130, device=device))
     key = NoiseKey(0, 0, torch.arange(2, device=device))
-    assert torch.equal(noise_gate(tokens, torch.ones(2, 9, device=device), mean, std, key), tokens)
+    assert torch.equal(noise_gate(tokens, torch.ones(2, 9, device=device), statistics, key), tokens)
     scores = torch.randn(2, 9, device=device)
-    assert torch.equal(soft_top_k_noise_gate(tokens, scores, 9, 0.1, mean, std, key)[0], tokens)
+    assert torch.equal(soft_top_k_noise_gate(tokens, scores, 9, 0.1, statistics, key)[0], tokens)
 
 
 def test_a_gate_of_zero_carries_nothing_of_the_token(device):
-    mean, std = torch.randn(40, device=device), torch.rand(40, device=device)
+    statistics = NoiseStatistics(torch.randn(40, device=device), torch.rand(40, device=device))
     key = NoiseKey(0, 0, torch.arange(2, device=device))
     shut = torch.zeros(2, 5, device=device)
     first, second = (
-        noise_gate(torch.randn(2, 5, 40, device=device), shut, mean, std, key) for _ in range(2)
+        noise_gate(torch.randn(2, 5, 40, device=device), shut, statistics, key) for _ in range(2)
     )
     assert torch.equal(first, second)
 
@@ -112,15 +114,16 @@ def test_a_gate_of_zero_carries_nothing_of_the_token(device):
 def test_seed_and_step_may_be_tensors(device):
     ids = torch.arange(3, device=device)
     tokens, gates = torch.zeros(3, 4, 8, device=device), torch.zeros(3, 4, device=device)
-    channels = (torch.zeros(8, device=device), torch.ones(8, device=device))
-    numbers = noise_gate(tokens, gates, *channels, NoiseKey(9, 2**40, ids))
+    statistics = NoiseStatistics(torch.zeros(8, device=device), torch.ones(8, device=device))
+    numbers = noise_gate(tokens, gates, statistics, NoiseKey(9, 2**40, ids))
     seed, step = (torch.tensor(value, device=device) for value in (9, 2**40))
-    assert torch.equal(noise_gate(tokens, gates, *channels, NoiseKey(seed, step, ids)), numbers)
+    assert torch.equal(noise_gate(tokens, gates, statistics, NoiseKey(seed, step, ids)), numbers)
 
 
 DIGEST = """
 import hashlib, torch
-from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import soft_top_k_noise_gate
 torch.manual_seed(0)
 digest = hashlib.sha256()
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -129,7 +132,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     factor = torch.randn(5, 137)
     key = NoiseKey(1, 2, torch.arange(2))
     gated, gates = soft_top_k_noise_gate(
-        x, r, 9, 0.2, torch.randn(137), torch.rand(137), key, None, factor
+        x, r, 9, 0.2, NoiseStatistics(torch.randn(137), torch.rand(137), factor), key
     )
     gated.backward(torch.randn(2, 63, 137).to(dtype))
     for tensor in (gated, gates, x.grad, r.grad):

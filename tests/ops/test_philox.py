@@ -52,7 +52,7 @@ def test_extreme_words_give_finite_normals():
 
 
 def test_layout_is_the_documented_one():
-    """The normal of (seed, step, sample, token, channel), worked out word by word."""
+    """The normal of (seed, step, sample, token, channel) is computed word by word."""
     seed, step, sample, token, channel = (1 << 40) + 5, 3, (1 << 33) + 2, 4, 9
     tag = 0x41535431
     key = _words((step, 0, 0, tag), (seed & FULL, seed >> 32))[:2]

@@ -1,4 +1,4 @@
-"""Properties of the operators on any input that hypothesis finds; skipped where it is missing."""
+"""Properties of the operators on inputs that hypothesis finds; skipped if it is missing."""
 
 import math
 from unittest import mock
@@ -9,7 +9,8 @@ import torch
 from autoselect.ops import checks
 from autoselect.ops._native import EXTENSION
 from autoselect.ops.hard_top_k import hard_top_k, hard_top_k_reference
-from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import soft_top_k_noise_gate
 from autoselect.ops.philox import philox4x32
 from autoselect.ops.soft_top_k import soft_top_k
 
@@ -48,11 +49,10 @@ def test_any_shape_and_scale_stays_finite(data):
     rank = data.draw(st.integers(0, 6))
     mean, std = torch.randn(width), torch.rand(width) + 0.5
     factor = torch.randn(rank, width) * 0.3 if rank else None
+    statistics = NoiseStatistics(mean, std, factor)
     key = NoiseKey(data.draw(st.integers(0, 2**63 - 1)), 3, torch.arange(batch))
     temperature = data.draw(st.sampled_from([1e-3, 0.5, 10.0]))
-    gated, gates = soft_top_k_noise_gate(
-        tokens, scores, k, temperature, mean, std, key, mask, factor
-    )
+    gated, gates = soft_top_k_noise_gate(tokens, scores, k, temperature, statistics, key, mask)
     (gated.float().square().sum() + gates.square().sum()).backward()
     for tensor in (gated, gates, tokens.grad, scores.grad):
         assert tensor.isfinite().all()
@@ -61,7 +61,7 @@ def test_any_shape_and_scale_stays_finite(data):
 
 
 def _by_sorting(row, valid, k):
-    """Plain Python: sort by falling score, NaN behind all, then by position."""
+    """Sort by falling score, NaN last, then by position, in plain Python."""
     kept = [i for i in range(len(row)) if valid[i]]
     ranked = sorted(kept, key=lambda i: (1, 0, i) if math.isnan(row[i]) else (0, -row[i], i))
     kept = sorted(ranked[:k])

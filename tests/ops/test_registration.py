@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from autoselect.ops import build_info, runs_on
 from autoselect.ops._native import OPERATORS, is_native
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens
-from autoselect.ops.noise_gate import NoiseKey, noise_gate, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
 
 B, N, D, K = 2, 9, 6, 3
@@ -26,8 +27,12 @@ def _noise(device, rank):
     return *channels, factor, seed, step, torch.arange(B, device=device)
 
 
+def _statistics(device):
+    return NoiseStatistics(torch.zeros(D, device=device), torch.ones(D, device=device))
+
+
 def _samples(device):
-    """(operator, arguments) pairs that reach every kernel with every optional argument."""
+    """Yield (operator, arguments) pairs that reach every kernel with every optional argument."""
     x = torch.randn(B, N, D, device=device)
     r = torch.randn(B, N, device=device)
     half = torch.randn(B, N, D, device=device, dtype=torch.bfloat16)
@@ -63,9 +68,9 @@ def test_opcheck(operator, native, device):
 
 
 def _gate_and_select(x, r, seed, step, ids):
-    """A function that passes through every public operator."""
-    mean, std = torch.zeros(D, device=x.device), torch.ones(D, device=x.device)
-    gated, gates = soft_top_k_noise_gate(x, r, K, TAU, mean, std, NoiseKey(seed, step, ids))
+    """Compute a number through every public operator."""
+    key = NoiseKey(seed, step, ids)
+    gated, gates = soft_top_k_noise_gate(x, r, K, TAU, _statistics(x.device), key)
     kept, _ = select_tokens(gated, r, K)
     return kept.square().sum() + (gates * soft_top_k(r, K, TAU)).sum()
 
@@ -106,8 +111,8 @@ def test_one_compiled_graph_serves_every_step_and_temperature(native, device):
         return graph.forward
 
     def gate(x, r, temperature, step):
-        mean, std = torch.zeros(D, device=device), torch.ones(D, device=device)
-        return soft_top_k_noise_gate(x, r, K, temperature, mean, std, NoiseKey(seed, step, ids))[0]
+        key = NoiseKey(seed, step, ids)
+        return soft_top_k_noise_gate(x, r, K, temperature, _statistics(device), key)[0]
 
     torch._dynamo.reset()
     compiled = torch.compile(gate, fullgraph=True, backend=count)
@@ -144,7 +149,7 @@ def test_functional_gradient(native, device):
 def test_a_second_derivative_is_refused(operator, native, device):
     """It would be zero, whatever the operator computes."""
     x, r, *key = _arguments(device)
-    noise = torch.zeros(D, device=device), torch.ones(D, device=device), NoiseKey(*key)
+    noise = _statistics(device), NoiseKey(*key)
     result = {
         "soft_top_k": lambda: soft_top_k(r, K, TAU),
         "noise_gate": lambda: noise_gate(x, r.detach().sigmoid(), *noise),
@@ -161,10 +166,10 @@ def test_fake_tensors_have_shapes_and_no_values(native):
     with FakeTensorMode():
         x, r, *key = _arguments(torch.device("cpu"))
         gated, gates = soft_top_k_noise_gate(
-            x, r, torch.full((B,), K), 0.5, torch.zeros(D), torch.ones(D), NoiseKey(*key)
+            x, r, torch.full((B,), K), 0.5, _statistics("cpu"), NoiseKey(*key)
         )
         kept, positions = select_tokens(
-            noise_gate(x, gates, r[0, :D], r[0, :D], NoiseKey(*key)), r, K
+            noise_gate(x, gates, NoiseStatistics(r[0, :D], r[0, :D]), NoiseKey(*key)), r, K
         )
         assert gated.shape == (B, N, D) and gates.shape == soft_top_k(r, K, 0.5).shape == (B, N)
         assert kept.shape == (B, K, D) and positions.shape == hard_top_k(r, K).shape == (B, K)
@@ -172,7 +177,7 @@ def test_fake_tensors_have_shapes_and_no_values(native):
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_the_choice_of_a_path_is_traced(kind):
-    """Without a device of the kind too: what decides must not leave the graph."""
+    """The choice must stay inside the graph, also without a device of this kind."""
 
     def chosen(x):
         return x + is_native(torch.device(kind))

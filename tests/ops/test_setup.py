@@ -50,7 +50,7 @@ esac
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """What setup.py builds for a PyTorch of CUDA 13.0, beside a toolkit: an extension."""
+    """Return the extension that setup.py builds for PyTorch with CUDA 13.0 and some toolkit."""
     from distutils.core import run_setup
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -78,13 +78,13 @@ def build(monkeypatch, tmp_path):
 
 @pytest.fixture
 def gpu_build(build, monkeypatch):
-    """What setup.py builds where there are nvcc and a CUDA build of PyTorch: a distribution."""
+    """Return the distribution that setup.py builds with nvcc and a CUDA build of PyTorch."""
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     return build(TORCH_CUDA_ARCH_LIST="9.0")
 
 
 def architectures(distribution):
-    """Those that an extension says it was built for; None where it has no CUDA code."""
+    """Return the architectures that an extension was built for; None without CUDA code."""
     (extension,) = distribution.ext_modules
     named = dict(extension.define_macros).get("AUTOSELECT_CUDA_ARCHITECTURES")
     assert (named is not None) == any(name.endswith(".cu") for name in extension.sources)
@@ -140,7 +140,7 @@ def test_ninja_accepts_the_plan_of_all_sources(gpu_build, monkeypatch, tmp_path)
         pytest.skip("ninja is not installed")
 
     class Planned(Exception):
-        """The file is written; nothing is to be compiled."""
+        """Raised after the file is written, because nothing is to be compiled."""
 
     def stop(*_arguments, **_options):
         raise Planned

@@ -42,7 +42,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def run(prepared, tmp_path, monkeypatch, capsys):
-    """A sound run; calling it gives exit code and findings by name, with changes applied."""
+    """Return a function that checks a good run with changes: exit code and findings by name."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -200,23 +200,23 @@ def test_a_taken_port_and_a_small_gpu_are_found(run):
 def test_a_number_that_is_no_port_is_found(run, port):
     code, findings = run("--port", port)
     assert code == 1
-    assert findings["port"]["found"] == f"{port} is no port; those are 1..65535"
+    assert findings["port"]["found"] == f"{port} is not a port; those are 1..65535"
     assert "MASTER_PORT=PORT" in findings["port"]["fix"]
 
 
 def test_the_port_is_that_of_the_environment(monkeypatch, capsys):
     command = ["doctor", "--deepspeed", "no.json", "--json"]
     monkeypatch.setenv("MASTER_PORT", "70000")
-    assert main(command) == 1 and "70000 is no port" in capsys.readouterr().out
+    assert main(command) == 1 and "70000 is not a port" in capsys.readouterr().out
     monkeypatch.setenv("MASTER_PORT", "")
     assert main(command) == 1 and "29500 " in capsys.readouterr().out
     monkeypatch.setenv("MASTER_PORT", "here")
     assert main(command) == 2
-    assert "MASTER_PORT=here is no port; set it to a number" in capsys.readouterr().err
+    assert "MASTER_PORT=here is not a port; set it to a number" in capsys.readouterr().err
 
 
 def test_the_longest_rows_decide_about_memory(run):
-    """Between what typical rows need and what the longest need, only shorter ones fit."""
+    """With memory between the needs of typical and longest rows, only shorter rows fit."""
     code, findings = run()
     found = findings["memory"]["found"]
     worst, usual = map(float, re.findall(r"(?:about|tokens=2048;) ([\d.]+)", found))
@@ -253,7 +253,7 @@ def test_devices_that_do_not_divide_the_batch_are_found(run):
 
 
 def test_a_dead_tracking_server_is_no_fault_of_a_run_that_does_not_track(run, monkeypatch):
-    """The advice of the failing check, taken."""
+    """The test follows the advice of the failing check."""
     plant_dead_server(monkeypatch)
     code, findings = run("--", "--tracking=false")
     assert code == 0
@@ -280,7 +280,7 @@ def test_a_run_that_lies_there_is_named(run):
     code, findings = run()
     assert code == 0
     assert findings["output"]["status"] == "warn"
-    assert "goes on at step-00000200" in findings["output"]["found"]
+    assert "resumes at step-00000200" in findings["output"]["found"]
 
 
 def test_settings_behind_two_dashes_are_those_of_training(run, tmp_path):

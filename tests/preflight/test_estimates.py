@@ -26,7 +26,8 @@ from autoselect.config import (
     ScorerConfig,
     TrainConfig,
 )
-from autoselect.method.model import AutoSelect, GateSetting
+from autoselect.method.gating import GateSetting
+from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics
 from autoselect.preflight import estimates
 from autoselect.preflight.estimates import (
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_batch(vlm: FrozenVLM, text: int = TEXT, answers: int = ANSWERS) -> TrainBatch:
-    """ROWS rows of one image, with `text` text tokens, the first a padding less."""
+    """Return ROWS rows of one image with `text` text tokens, the first with a padding less."""
     assert vlm.num_tokens is not None
     length = vlm.num_tokens + text
     ids = torch.full((ROWS, length), 9)
@@ -79,7 +80,7 @@ def make_batch(vlm: FrozenVLM, text: int = TEXT, answers: int = ANSWERS) -> Trai
 def make_model(config: TrainConfig, model: LlavaForConditionalGeneration) -> AutoSelect:
     vlm = FrozenVLM(model, build_processor(), "test")
     width = vlm.width_at(config.gate.site)
-    statistics = TokenStatistics(torch.zeros(width), torch.ones(width), None, 1.0)
+    statistics = TokenStatistics(torch.zeros(width), torch.ones(width), participation_ratio=1.0)
     return AutoSelect(vlm, config, statistics)
 
 
@@ -103,7 +104,7 @@ def test_the_shape_is_read_without_weights(folder: Path) -> None:
 @pytest.mark.parametrize("scorer", [ScorerConfig(), ScorerConfig(hidden_size=24, num_layers=3)])
 @pytest.mark.parametrize(
     "denoiser",
-    [DenoiserConfig(), DenoiserConfig(3, 40), DenoiserConfig(0), DenoiserConfig(told_gate=True)],
+    [DenoiserConfig(), DenoiserConfig(3, 40), DenoiserConfig(0)],
 )
 @pytest.mark.parametrize("site", ["after_projector", "before_projector"])
 def test_trained_parameters_are_counted_exactly(
@@ -150,7 +151,7 @@ def test_operations_match_a_counted_step(folder: Path) -> None:
 
 
 def llava(folder: Path, name: str) -> str:
-    """A folder with the configuration of LLaVA-1.5 (7b, 13b) or of a 70b model, no weights."""
+    """Return a folder with the configuration of LLaVA-1.5 (7b, 13b) or a 70b model, no weights."""
     sizes = {
         "7b": (4096, 11008, 32, 32, 32),
         "13b": (5120, 13824, 40, 40, 40),

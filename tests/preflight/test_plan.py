@@ -110,7 +110,7 @@ def test_a_micro_batch_that_must_be_lowered_is_said(
 def test_the_advised_file_has_the_batch_of_the_given_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """A 70b model does not fit at stage 2; what is advised must not change the training."""
+    """A 70b model does not fit at stage 2; the advised file must not change the training."""
     given = ROOT / "configs/deepspeed" / name
     arguments = parse("--model", llava(tmp_path, "70b"), "--gpus", "8", "--checkpointing")
     arguments.deepspeed = str(given)

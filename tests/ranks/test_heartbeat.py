@@ -19,7 +19,7 @@ WORKERS = Path(__file__).parents[1] / "workers"
 def run_ranks(
     what: str, victim: int, ranks: int, worker: str = "heartbeat_worker.py"
 ) -> list[tuple[int, str]]:
-    """Starts every rank by hand, so that no launcher ends them; exit code and log of each."""
+    """Start every rank without a launcher, which would end them; return exit codes and logs."""
     from tests.workers.toy import environment
 
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -103,7 +103,7 @@ def test_the_culprit_is_named_before_the_first_step(what: str, words: str) -> No
 
 @pytest.mark.slow
 def test_a_rank_that_loads_slowly_is_waited_for() -> None:
-    """Longer than a stalled one; here every rank then ends by the same error."""
+    """It may take longer than a stalled one; here every rank then ends by the same error."""
     for code, log in run_ranks("late", 1, 2, "start_worker.py"):
         assert code == 2 and "all ranks came to the shards" in log, log
         assert "stalled" not in log
@@ -176,7 +176,7 @@ def test_judge_waits_longer_where_no_collective_does() -> None:
 
 
 def test_judge_counts_the_wait_anew_where_a_collective_waits() -> None:
-    """A rank that came late to the meeting has its whole patience afterwards."""
+    """A rank that came late to the meeting has the full waiting time afterwards."""
     judge = Judge(TIMES, 2)
     for now in range(0, 90):
         beats = [Beat("a", count=now, progress=3, waiting=True), Beat("b", count=now, progress=2)]

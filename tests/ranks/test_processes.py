@@ -18,7 +18,8 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.ranks import processes
-from autoselect.ranks.processes import RankInfo, SignalFlag, setup_logging
+from autoselect.ranks.processes import RankInfo, setup_logging
+from autoselect.ranks.signals import SignalFlag
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,10 @@ def test_ranks_are_read_from_every_launcher(
         ({"WORLD_SIZE": "2"}, "RANK is not set"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set"),
         ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 is outside 0..1"),
-        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK='-1' is no non-negative"),
+        (
+            {"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            "RANK='-1' is not a number from 0 on",
+        ),
         ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_NTASKS is not set"),
     ],
 )
@@ -121,7 +125,7 @@ else:
 
 
 def join(meeting: float, patience: float = 20, late: float = 0) -> str:
-    """Program of a rank; `late`: seconds that rank 1 comes after rank 0."""
+    """Run one rank; rank 1 starts `late` seconds after rank 0."""
     return JOIN.format(meeting=meeting, patience=patience, late=late)
 
 
@@ -256,7 +260,7 @@ sys.exit(train.main([]))
 
 
 def test_a_rank_that_waits_for_one_that_failed_ends_at_sigterm() -> None:
-    """srun and the launchers send it; the code of a rank that they must kill would look a crash."""
+    """Launchers send SIGTERM; a rank that they must kill would look crashed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     with subprocess.Popen(
         [sys.executable, "-c", MEETING], cwd=ROOT, env=environment, stdout=subprocess.PIPE

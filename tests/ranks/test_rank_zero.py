@@ -1,4 +1,4 @@
-"""What rank 0 does alone may take longer than a collective, fail, or never end."""
+"""Work of rank 0 alone may take longer than a collective, fail, or never end."""
 
 from __future__ import annotations
 

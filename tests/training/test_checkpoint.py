@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 
 from autoselect.ranks import processes
 from autoselect.training import checkpoint
-from autoselect.training.checkpoint import CheckpointError, CheckpointStore, TrainingState
+from autoselect.training.checkpoint import CheckpointError, CheckpointStore
 from autoselect.training.engine_state import TrainedState
+from autoselect.training.state import Origin, Progress, TrainingState
 
 SHAPES = {"scorer.weight": (7, 5), "scorer.bias": (7,), "denoiser.scale": ()}
 
 
 def make_state(step: int) -> TrainingState:
-    """A state whose every number depends on the step."""
+    """Return a state whose every number depends on the step."""
     generator = torch.Generator().manual_seed(step)
 
     def tensors() -> dict[str, torch.Tensor]:
@@ -37,17 +38,17 @@ def make_state(step: int) -> TrainingState:
         trained=TrainedState(tensors(), tensors(), tensors(), adam_step=step - 1),
         config={"steps": 10, "gate": {"token_budget": 16}},
         statistics={"mean": torch.randn(5, generator=generator)},
-        data={"digest": "abc", "next_batch": step},
-        run={"mlflow_run": "r1"},
+        origin=Origin("abc", "def", {"train_batch_size": 8}),
+        progress=Progress("r1", 0.5 / step, skipped_steps=step),
     )
 
 
 def assert_same(left: TrainingState, right: TrainingState) -> None:
-    assert (left.step, left.config, left.data, left.run) == (
+    assert (left.step, left.config, left.origin, left.progress) == (
         right.step,
         right.config,
-        right.data,
-        right.run,
+        right.origin,
+        right.progress,
     )
     assert left.trained.adam_step == right.trained.adam_step
     for mine, theirs in (
@@ -88,8 +89,18 @@ def test_reading_and_writing_leave_the_global_generators_alone(tmp_path: Path) -
     assert [*found, draw()] == expected
 
 
+def test_a_state_of_an_earlier_version_is_read() -> None:
+    """It also named the next step, and had no digest of the model."""
+    values = make_state(6).to_dict()
+    values["data"] = {"digest": "abc", "next_step": 6}
+    values["run"] = {"tracking_run_id": None}
+    state = TrainingState.from_dict(values, TrainedState(), {})
+    assert state.origin == Origin("abc", None, {}) and state.progress == Progress()
+    assert state.step == 6 and "next_step" not in make_state(6).to_dict()["data"]
+
+
 def in_format_1(folder: Path) -> None:
-    """Rewrites a checkpoint as earlier versions wrote it, with random states."""
+    """Rewrite a checkpoint as earlier versions wrote it, with random states."""
     extra = load_file(folder / "extra.safetensors") | {"rng.torch": torch.get_rng_state()}
     save_file(extra, folder / "extra.safetensors")
     values = json.loads((folder / "state.json").read_text())
@@ -150,7 +161,7 @@ def test_a_good_checkpoint_stays_rather_than_a_corrupt_one_after_it(tmp_path: Pa
 
 
 def test_an_abandoned_newer_checkpoint_goes_before_an_older_one(tmp_path: Path) -> None:
-    """Both are sound, but the run does not go through the newer one any more."""
+    """Both are complete, but the run took another course after the older one."""
     store = saved(tmp_path, (1, 2, 9), keep=3)
     (tmp_path / "latest").write_text("step-00000002\n")
     store.save(make_state(3))
@@ -235,7 +246,7 @@ def test_a_checkpoint_newer_than_the_pointer_waits_for_its_turn(tmp_path: Path) 
 
 
 class Died(Exception):
-    """Stands for the end of the process."""
+    """Raised where the process is meant to end."""
 
 
 FILE_OPERATIONS = ("_flush", "_flush_folder", "_write_text", "_fingerprint", "save_file")
@@ -245,7 +256,7 @@ FILE_OPERATIONS = ("_flush", "_flush_folder", "_write_text", "_fingerprint", "sa
 def test_dying_at_any_operation_of_a_save_leaves_a_complete_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
-    """Stops the save before its first, second, ... file operation, until one goes through."""
+    """The save is stopped before its first, second, ... file operation, until it ends by itself."""
     base = tmp_path / "base"
     saved(base, (3,), keep)
     died_at = 0
@@ -302,7 +313,7 @@ for step in range(1, 100000):
 
 
 def test_kill_nine_inside_saves(tmp_path: Path) -> None:
-    """Real SIGKILLs while nothing but saving happens."""
+    """The process gets SIGKILL while it does nothing but save."""
     script = KILL_SCRIPT.format(folder=str(tmp_path / "c"))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     chance = random.Random(0)

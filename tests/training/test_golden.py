@@ -28,7 +28,7 @@ most 6e-5 and 5e-3, the norms by 1e-3 and 3e-2.
 
 
 def differences(taken: dict[str, list[float]], golden: dict[str, list[float]]) -> list[str]:
-    """What differs by more than its tolerance, as text."""
+    """Return what differs by more than its tolerance, as text."""
     assert taken.keys() == golden.keys() == TOLERANCE.keys()
     return [
         f"{name} of step {step}: {now}, was {before}"

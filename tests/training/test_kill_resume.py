@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "cluster" / "kill_resume.py"
 
 @pytest.mark.slow
 def test_three_kills_are_resumed_bit_equal() -> None:
-    """While it starts, between updates, and inside a save."""
+    """The kills come while the run starts, between updates, and inside a save."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--kills", "3", "--ranks", "1", "--steps", "8"],
         capture_output=True,

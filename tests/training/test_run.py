@@ -1,29 +1,29 @@
-"""A run in this process, on one rank: what its steps depend on."""
+"""A run in this process, on one rank: what its steps depend on, and when it may resume."""
 
 import os
 import random
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config, step_settings
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict, load_config, to_dict
 from autoselect.ranks.heartbeat import Heartbeat
-from autoselect.ranks.processes import RankInfo, SignalFlag
+from autoselect.ranks.processes import RankInfo
+from autoselect.ranks.signals import SignalFlag
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
-from autoselect.training.checkpoint import TrainingState
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.run import assemble, check_resumable, warn_of_few_cores
+from autoselect.training.state import Origin, TrainingState
 
 ROOT = Path(__file__).parents[2]
-DATA, VLM = SimpleNamespace(digest="data"), SimpleNamespace(digest="model")
+SIZES = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,9 @@ def test_no_step_draws_from_a_global_generator(alone, folder):
         *("--steps=2", "--save_every=1", "--gate.calibration_images=2", "--tracking=false"),
     ]
     config = load_config(TrainConfig, None, flags)
-    deepspeed = load_deepspeed_config(ROOT / "configs" / "deepspeed" / "zero2.json")
-    deepspeed |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 2}
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
     with Heartbeat(alone) as heartbeat:
-        trainer = assemble(config, deepspeed, alone, SignalFlag(), heartbeat)
+        trainer = assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat)
         before = generator_states()
         assert trainer.run()
     assert generator_states() == before
@@ -80,36 +79,44 @@ def test_a_task_with_too_few_cores_is_told(monkeypatch, caplog, source, cores, w
     ],
 )
 def test_what_the_optimiser_is_given_stays(now, refused):
-    """A parameter that is left out later is a change as much as one that is added."""
-    sizes = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
+    """A parameter that is left out on resume is a change, like one that is added."""
     adam = {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}
-    state = begun(to_dict(TrainConfig()), sizes | {"optimizer": adam})
+    state = begun(to_dict(TrainConfig()), {"optimizer": adam})
     with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
-        check_resumable(state, TrainConfig(), sizes | now, DATA, VLM)
+        check_resumable(state, TrainConfig(), origin(now))
 
 
 def test_a_setting_that_is_new_since_the_checkpoint_had_its_default():
-    sizes = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
     recorded = to_dict(TrainConfig())
-    del recorded["denoiser"]["told_gate"], recorded["dtype"]
-    state = begun(recorded, sizes)
-    check_resumable(state, TrainConfig(), sizes, DATA, VLM)
-    told = from_dict(TrainConfig, {"denoiser": {"told_gate": True}})
-    with pytest.raises(ConfigError, match=r"\(denoiser.told_gate: False -> True\)"):
-        check_resumable(state, told, sizes, DATA, VLM)
+    del recorded["gate"]["soft_removal"], recorded["dtype"]
+    state = begun(recorded, {})
+    check_resumable(state, TrainConfig(), origin({}))
+    removing = from_dict(TrainConfig, {"gate": {"soft_removal": True}})
+    with pytest.raises(ConfigError, match=r"\(gate.soft_removal: False -> True\)"):
+        check_resumable(state, removing, origin({}))
     recorded["gate"]["dropout"] = 0.5  # of an earlier version
     with pytest.raises(ConfigError, match=r"\(gate.dropout: 0.5 -> unset\)"):
-        check_resumable(state, TrainConfig(), sizes, DATA, VLM)
+        check_resumable(state, TrainConfig(), origin({}))
 
 
-def begun(recorded: dict, deepspeed: dict) -> TrainingState:
-    """A checkpoint of a run with these settings."""
-    data = {
-        "digest": DATA.digest,
-        "model_digest": VLM.digest,
-        "step_settings": step_settings(deepspeed),
-    }
-    return TrainingState(1, TrainedState(), recorded, data=data)
+@pytest.mark.parametrize("told", [False, True])
+def test_a_setting_that_was_removed_must_have_had_its_default(told):
+    values = begun(to_dict(TrainConfig()), {}).to_dict()
+    values["config"]["denoiser"]["told_gate"] = told
+    state = TrainingState.from_dict(values, TrainedState(), {})
+    refused = r"\(denoiser.told_gate: True -> unset\)"
+    with pytest.raises(ConfigError, match=refused) if told else nullcontext():
+        check_resumable(state, TrainConfig(), origin({}))
+
+
+def origin(changes: dict) -> Origin:
+    """Return what a run with these changes to its DeepSpeed file is begun with."""
+    return Origin("data", "model", DeepSpeedConfig(SIZES | changes).step_settings())
+
+
+def begun(recorded: dict, changes: dict) -> TrainingState:
+    """Return a checkpoint of a run with these settings."""
+    return TrainingState(1, TrainedState(), recorded, origin=origin(changes))
 
 
 def generator_states() -> tuple[str, str, bytes]:

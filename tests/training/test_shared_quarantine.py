@@ -33,7 +33,7 @@ def test_a_sample_counts_once_and_the_budget_ends_all_ranks(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_ranks_that_each_stay_within_the_budget_exceed_it_together(tmp_path: Path) -> None:
-    """And go on from the checkpoint when one of two samples is repaired; both were left out."""
+    """They resume from the checkpoint after one of the two samples left out is repaired."""
     save_vlm(build_model(), tmp_path / "vlm")
     data = ReferenceData(train=SAMPLES, val=1, test=1)
     render_shards(tmp_path / "damaged", data, workers=1)
@@ -54,7 +54,7 @@ def test_ranks_that_each_stay_within_the_budget_exceed_it_together(tmp_path: Pat
 
 
 def flip(shards: ShardSet, sample: int) -> None:
-    """Damages a sample, or repairs it."""
+    """Damage a sample, or repair it."""
     shard, _, members = shards.locate(sample)
     with open(shards.shards[shard], "r+b") as stream:
         stream.seek(members[0].data + 5)

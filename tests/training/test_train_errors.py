@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from autoselect import eval as distributed_eval
 from autoselect import train as entry
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.data.order import global_batch
 from autoselect.data.quarantine import QuarantineBudgetError
@@ -47,9 +47,7 @@ def run(folder: Path, *flags: str, batch: int = 16) -> None:
         "--tracking=false",
     ]
     config = load_config(TrainConfig, None, [*defaults, *flags])
-    deepspeed = load_deepspeed_config(DEEPSPEED)
-    sizes = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": batch}
-    train(config, deepspeed | sizes, ALONE)
+    train(config, DeepSpeedConfig.load(DEEPSPEED).with_batch(batch, batch), ALONE)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +83,7 @@ EVALUATION = ["--model=m", "--selector=s", "--shards=t", "--out=o", "--budgets=8
 
 @pytest.mark.parametrize(("program", "flags"), [(entry, []), (distributed_eval, EVALUATION)])
 def test_half_of_a_launcher_ends_with_code_two(monkeypatch, capsys, program, flags):
-    """The ranks are read before anything else; their error is a line like every other."""
+    """The ranks are read first; an error there is one line like every other."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert program.main(flags) == 2
@@ -159,7 +157,7 @@ def test_a_run_over_its_budget_goes_on_once_the_shards_are_repaired(
 def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked_run(
     alone, folder, tmp_path, monkeypatch
 ):
-    """And what changes its numbers later is refused by name."""
+    """A later start with a setting that changes its numbers is refused by name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     output = tmp_path / "run"

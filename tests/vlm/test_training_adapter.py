@@ -6,7 +6,8 @@ import torch
 from autoselect.config import DenoiserConfig, ScorerConfig
 from autoselect.method.denoiser import Denoiser
 from autoselect.method.scorer import Scorer, standardise
-from autoselect.ops.noise_gate import NoiseKey, soft_top_k_noise_gate
+from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise_gate import soft_top_k_noise_gate
 from autoselect.vlm import VisualAdapter
 from tests.vlm.stock import model_of
 from tests.vlm.tiny import TINY, batch
@@ -23,9 +24,9 @@ def gated_loss(adapter, scorer, denoiser, inputs, budget, step=0):
     tokens, mask = adapter.tokens(blocks, outputs, later=True)
     scores = standardise(scorer(tokens[..., :WIDTH], mask), mask)
     channels = tokens.shape[-1]
-    mean, std = torch.zeros(channels), torch.ones(channels)
+    statistics = NoiseStatistics(torch.zeros(channels), torch.ones(channels))
     key = NoiseKey(0, step, torch.arange(len(blocks)))
-    gated, gates = soft_top_k_noise_gate(tokens, scores, budget, 1.0, mean, std, key, mask=mask)
+    gated, gates = soft_top_k_noise_gate(tokens, scores, budget, 1.0, statistics, key, mask)
     repaired = torch.cat([denoiser(gated[..., :WIDTH]), gated[..., WIDTH:]], dim=-1)
     replaced = adapter.replace(outputs, blocks, repaired)
     call = adapter.with_outputs(inputs, replaced)

@@ -10,7 +10,8 @@ from PIL import Image
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import from_dict
 from autoselect.data.faults import BadSample
-from autoselect.method.model import AutoSelect, GateSetting
+from autoselect.method.gating import GateSetting
+from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics
 from autoselect.reference.vlm import build_processor
 from autoselect.vlm import Collator, FrozenVLM, TrainBatch
@@ -126,7 +127,9 @@ def test_a_training_step_masks_what_shorter_images_lack(name):
     }
     batch = Collator(vlm)([sample(0, (SQUARE,)), sample(1, ()), sample(2, (WIDE,))])
     channels = visual_of(vlm, batch).gated.shape[-1]
-    statistics = TokenStatistics(torch.zeros(channels), torch.ones(channels), None, 1.0)
+    statistics = TokenStatistics(
+        torch.zeros(channels), torch.ones(channels), participation_ratio=1.0
+    )
     model = AutoSelect(vlm, from_dict(TrainConfig, sizes), statistics)
     output = model(batch, GateSetting(token_budget=3, temperature=1.0, seed=0, step=0))
     torch.testing.assert_close(output.gate_sum, torch.tensor(6.0), rtol=0, atol=1e-3)
@@ -148,7 +151,7 @@ def test_a_budget_above_an_image_keeps_all_of_it(kind):
     config = from_dict(
         TrainConfig, {"scorer": {"hidden_size": 16, "num_heads": 2}, "gate": {"kind": kind}}
     )
-    statistics = TokenStatistics(torch.zeros(WIDTH), torch.ones(WIDTH), None, 1.0)
+    statistics = TokenStatistics(torch.zeros(WIDTH), torch.ones(WIDTH), participation_ratio=1.0)
     model = AutoSelect(vlm, config, statistics)
     small, large = picture(2, (16, 16)), picture(3, (48, 24))
     batch = Collator(vlm)([sample(0, (small,)), sample(1, (large,))])

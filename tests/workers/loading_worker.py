@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.ranks.processes import shutdown_distributed
 from autoselect.training.sharded_loading import gathered, sharded_loading
 from autoselect.vlm.backbone import FrozenVLM
@@ -20,8 +20,8 @@ from tests.workers.toy import CONFIGS, start
 
 
 def compare(folder: Path, dtype: torch.dtype) -> dict[str, object]:
-    """What this rank holds of the sharded model, and whether it is the whole one, gathered."""
-    config = load_deepspeed_config(CONFIGS / "zero3.json")
+    """Compare the sharded model, gathered, with a whole one; count what this rank holds."""
+    config = DeepSpeedConfig.load(CONFIGS / "zero3.json")
     whole = FrozenVLM.from_pretrained(folder / "vlm", dtype=dtype)
     with sharded_loading(config, dtype):
         sharded = FrozenVLM.from_pretrained(folder / "vlm", dtype=dtype)

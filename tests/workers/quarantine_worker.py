@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from autoselect.config import TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
@@ -27,7 +27,7 @@ def fault(number: int) -> Fault:
 
 
 def lists(folder: Path, info: RankInfo) -> list[object]:
-    """A budget of 4 in 40: what is found twice counts once, and the fifth ends it everywhere."""
+    """Exchange lists under a budget of 4 in 40: duplicates count once, the fifth ends all ranks."""
     own = folder / f"quarantine-{info.rank}.jsonl"
     if info.is_main:
         own.write_text(json.dumps(fault(1).as_dict()) + "\n")  # from before a restart
@@ -50,8 +50,7 @@ def lists(folder: Path, info: RankInfo) -> list[object]:
 def trainer(folder: Path, info: RankInfo) -> list[object]:
     from autoselect.training.run import train
 
-    deepspeed = load_deepspeed_config(CONFIGS / "zero2.json")
-    deepspeed |= {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}
+    deepspeed = DeepSpeedConfig.load(CONFIGS / "zero2.json").with_batch(4, 2)
     values = {
         "model": str(folder / "vlm"),
         "output": str(folder / "run"),

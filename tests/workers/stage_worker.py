@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from autoselect.config import TrainConfig
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.ranks.processes import shutdown_distributed
 from autoselect.training.run import train
@@ -27,15 +27,12 @@ def main(folder: Path, steps: int, names: list[str]) -> None:
     info = start()
     for name in names:
         config_name, *options = name.split("+")
-        deepspeed = load_deepspeed_config(CONFIGS / f"{config_name}.json")
+        shipped = DeepSpeedConfig.load(CONFIGS / f"{config_name}.json").to_dict()
         micro = 1 if "micro" in options else GLOBAL_BATCH // info.world_size
         # Adam divides by the gradient's size: with the usual eps of 1e-8 it turns rounding of
         # gradients near zero into whole updates. A larger one makes the comparison meaningful.
-        deepspeed["optimizer"]["params"]["eps"] = 1e-4
-        deepspeed |= {
-            "train_batch_size": GLOBAL_BATCH,
-            "train_micro_batch_size_per_gpu": micro,
-        }
+        shipped["optimizer"]["params"]["eps"] = 1e-4
+        deepspeed = DeepSpeedConfig(shipped).with_batch(GLOBAL_BATCH, micro)
         shards = "mixed" if "mixed" in options else "shards"
         values = {
             "model": str(folder / "vlm"),

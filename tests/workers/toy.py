@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autoselect.config.deepspeed import load_deepspeed_config
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.ranks.processes import (
     RankInfo,
     choose_device,
@@ -40,7 +40,7 @@ class Toy(torch.nn.Module):
 
 
 def start() -> RankInfo:
-    """Joins the ranks of this worker over gloo."""
+    """Join the ranks of this worker over gloo."""
     set_accelerator_default()
     torch.set_num_threads(1)
     info = RankInfo.from_environment()
@@ -49,12 +49,11 @@ def start() -> RankInfo:
 
 
 def make_engine(config_name: str, info: RankInfo) -> Any:
-    """A fresh engine on the toy with one of the shipped configurations and small batches."""
+    """Build an engine on the toy with a shipped configuration and small batches."""
     import deepspeed
 
-    config = load_deepspeed_config(CONFIGS / f"{config_name}.json")
-    config["train_batch_size"] = GLOBAL_BATCH
-    config["train_micro_batch_size_per_gpu"] = GLOBAL_BATCH // 4
+    shipped = DeepSpeedConfig.load(CONFIGS / f"{config_name}.json")
+    config = shipped.with_batch(GLOBAL_BATCH, GLOBAL_BATCH // 4).to_dict()
     model = Toy()
     trained = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=trained)
@@ -64,7 +63,7 @@ def make_engine(config_name: str, info: RankInfo) -> Any:
 
 
 def rows(engine: Any, info: RankInfo, step: int, micro: int) -> torch.Tensor:
-    """Rows of one micro-batch: a slice of a global batch that depends on `step` alone."""
+    """Return one micro-batch: a slice of a global batch that depends on `step` alone."""
     batch = torch.randn(GLOBAL_BATCH, WIDTH, generator=torch.Generator().manual_seed(1000 + step))
     size = engine.train_micro_batch_size_per_gpu()
     first = (micro * info.world_size + info.rank) * size
@@ -72,7 +71,7 @@ def rows(engine: Any, info: RankInfo, step: int, micro: int) -> torch.Tensor:
 
 
 def environment() -> dict[str, str]:
-    """Variables for worker processes: this checkout is importable, one thread, no GPU."""
+    """Return variables for worker processes: this checkout importable, one thread, no GPU."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,

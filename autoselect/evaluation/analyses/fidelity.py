@@ -25,7 +25,8 @@ from autoselect.evaluation.scores.intervals import Resampling, interval
 from autoselect.evaluation.scores.scoring import score_answers
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ops.hard_top_k import hard_top_k
-from autoselect.ops.noise_gate import NoiseKey, noise_gate
+from autoselect.ops.noise import NoiseKey
+from autoselect.ops.noise_gate import noise_gate
 
 REMOVAL, NOISE, ZEROS = "hard removal", "noise gating", "zero filling"
 COVARIANCE = "covariance noise"
@@ -96,8 +97,7 @@ def _treated(
     ids = torch.arange(first, first + len(tokens), device=tokens.device)
 
     def noisy(statistics: TokenStatistics) -> Tensor:
-        here = statistics.to(tokens.device)
-        return noise_gate(tokens, gates, here.mean, here.std, NoiseKey(0, 0, ids), here.factor)
+        return noise_gate(tokens, gates, statistics.to(tokens.device), NoiseKey(0, 0, ids))
 
     return {
         REMOVAL: [[Choice(kept, own)] for kept, own in zip(positions, tokens, strict=True)],

@@ -28,9 +28,8 @@ from autoselect.evaluation.answers.answering import (
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.scoring import score_answers
 from autoselect.method.denoiser import Denoiser
-from autoselect.method.gating import gate_tokens
+from autoselect.method.gating import GateSetting, gate_tokens
 from autoselect.method.statistics import TokenStatistics
-from autoselect.ops.noise_gate import NoiseKey
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.vlm.sites import SITES
 
@@ -159,11 +158,11 @@ def uniformly_gated(
         return {}
     ids = torch.arange(first_image, first_image + len(tokens), device=tokens.device)
     scores = torch.zeros(tokens.shape[:2], device=tokens.device)
-    key = NoiseKey(0, 0, ids)
-    gated = gate_tokens(gate.kind, tokens, scores, budget, gate.temperature, gate.statistics, key)
+    setting = GateSetting(budget, gate.temperature, seed=0, step=0)
+    gated = gate_tokens(gate.kind, tokens, scores, setting, gate.statistics, ids)
     found = {GATED: gated.tokens}
     if gate.denoiser is not None:
         width = gate.denoiser.width
         own, later = gated.tokens[..., :width], gated.tokens[..., width:]
-        found[REPAIRED] = torch.cat([gate.denoiser(own, gated.gates), later], dim=-1)
+        found[REPAIRED] = torch.cat([gate.denoiser(own), later], dim=-1)
     return found

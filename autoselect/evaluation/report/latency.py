@@ -1,7 +1,7 @@
 """Latency in a report: the table, its notes, and what each budget costs.
 
-`prefill_ms` of a pruned row is one call of the attached model: selection, rewriting of the call, host
-time and language model. `selector_ms` is the selector's own part of it.
+`prefill_ms` of a pruned row is one call of the attached model: selection, rewriting of the call,
+host time and language model. `selector_ms` is the selector's own part of it.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,66 @@
+"""Check of the training shards for `autoselect doctor`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from autoselect.config import ConfigError
+from autoselect.data.index import sidecar
+from autoselect.data.paths import expand
+from autoselect.data.shards import ShardSet
+from autoselect.data.storage import read_first_line
+from autoselect.preflight.estimates import GIB
+from autoselect.preflight.finding import Finding, Subject
+from autoselect.reference.resources import REFERENCE
+
+INDEX_THREADS = 16
+"""Indexes that are looked for at the same time."""
+
+
+def check_shards(subject: Subject) -> Finding:
+    """Check that every shard has an index and all keys differ; missing indexes are not built."""
+    pattern = subject.config.data.train_shards
+    if pattern == REFERENCE:
+        return Finding("shards", "ok", "the reference data, rendered at the first start")
+    try:
+        named = expand(pattern)
+        bare = _without_index(named)
+        if bare:
+            found = f"{len(bare)} of {len(named)} shards have no index, such as {bare[0]}"
+            fix = "run `autoselect shards index`, or training reads these whole when it starts"
+            return Finding("shards", "warn", f"{found}; their content is not examined", fix)
+        shards = ShardSet.open(pattern)
+        shards.check_keys()
+    except ConfigError as error:
+        fix = "correct data.train_shards; run `autoselect shards index` and `... shards verify`"
+        return Finding("shards", "fail", str(error), fix)
+    total = sum(header.bytes for header in shards.headers)
+    found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
+    if shards.faults:
+        share = len(shards.faults) / (len(shards) + len(shards.faults))
+        over = share > subject.config.data.quarantine_budget
+        fix = "run `autoselect shards verify` and write the named shards again"
+        found += f", {len(shards.faults)} unusable samples"
+        return Finding("shards", "fail" if over else "warn", found, fix)
+    return Finding("shards", "ok", found)
+
+
+def _without_index(shards: list[str]) -> list[str]:
+    """Return the shards without an index beside them.
+
+    Raises:
+        ConfigError: an index cannot be read.
+    """
+
+    def lacks(shard: str) -> bool:
+        try:
+            read_first_line(sidecar(shard))
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise ConfigError(f"shard={shard}: its index cannot be read: {error}") from error
+        return False
+
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:  # remote storage answers slowly
+        missing = list(pool.map(lacks, shards))
+    return [shard for shard, is_bare in zip(shards, missing, strict=True) if is_bare]

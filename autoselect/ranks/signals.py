@@ -1,0 +1,41 @@
+"""Signals that ask a run to end: SIGTERM and SIGUSR1."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+
+from autoselect.ranks.processes import any_true
+
+
+class SignalFlag:
+    """Remembers SIGTERM and SIGUSR1, so that the run ends after the step it is in.
+
+    All ranks ask `raised_anywhere` once per step, so a signal on one rank stops all of them at the
+    same step, with one checkpoint.
+
+    Args:
+        met: True if the ranks have met. Before, SIGTERM ends the process as usual: launchers send
+            it to ranks that would wait in vain for one that failed.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, met: bool = True) -> None:
+        self.received: signal.Signals | None = None
+        signal.signal(signal.SIGUSR1, self._remember)
+        if met:
+            self.ranks_met()
+
+    def ranks_met(self) -> None:
+        """Remember SIGTERM from now on."""
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+
+    def raised_anywhere(self, device: torch.device) -> bool:
+        """Return True if a signal arrived on at least one rank (a collective)."""
+        return any_true(self.received is not None, device)

@@ -1,0 +1,124 @@
+"""The parts of a training run, on one rank: assembled by `run.py`, stepped by the `Trainer`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoselect.config import TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.files import flatten, to_dict
+from autoselect.data.faults import Fault
+from autoselect.data.quarantine import Quarantine
+from autoselect.data.reread import still_unusable
+from autoselect.data.shards import ShardSet
+from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.processes import RankInfo
+from autoselect.ranks.signals import SignalFlag
+from autoselect.tracking import Tracker
+from autoselect.tracking.note import TRAINING, RunNote
+from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.shared_quarantine import SharedQuarantine
+from autoselect.training.state import Origin, TrainingState
+from autoselect.vlm.text.batch import Collator
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the steps of a training run need.
+
+    Attributes:
+        config: the resolved training configuration.
+        deepspeed: batch sizes, ZeRO stage and clipping.
+        info: rank of this process.
+        device: device of this rank.
+        signals: signals that end the run after the step it is in.
+        heartbeat: watches the other ranks.
+        shards: the training data.
+        collator: builds micro-batches from samples.
+        engine: DeepSpeed engine around an `AutoSelect` model.
+        store: folder of the checkpoints.
+        state: the checkpoint that the run resumes from; None for a new run.
+    """
+
+    config: TrainConfig
+    deepspeed: DeepSpeedConfig
+    info: RankInfo
+    device: torch.device
+    signals: SignalFlag
+    heartbeat: Heartbeat
+    shards: ShardSet
+    collator: Collator
+    engine: Any
+    store: CheckpointStore
+    state: TrainingState | None
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(
+            self.shards.digest, self.engine.module.vlm.digest, self.deepspeed.step_settings()
+        )
+
+
+def start_quarantine(run: Run) -> SharedQuarantine:
+    """Open this rank's quarantine file, and read again what earlier starts listed as unusable.
+
+    Earlier starts may have had another number of ranks. What is usable now leaves the list.
+    """
+    own = run.output / f"quarantine-{run.info.rank}.jsonl"
+    total = len(run.shards) + len(run.shards.faults)
+    others = [path for path in sorted(run.output.glob("quarantine-*.jsonl")) if path != own]
+    budget = run.config.data.quarantine_budget
+    shared = SharedQuarantine(Quarantine(total, budget, own, others))
+
+    def reread(faults: Sequence[Fault]) -> list[Fault]:
+        with run.heartbeat.independently("reading unusable samples again"):
+            return still_unusable(run.shards, run.collator, faults)
+
+    shared.reread(reread, anew=run.state is None or run.state.step == 0)
+    return shared
+
+
+def start_tracker(run: Run, run_id: str | None) -> Tracker:
+    """Resume a tracked run, or begin one; disabled on ranks other than 0 and without tracking.
+
+    Args:
+        run: the training run.
+        run_id: id in the checkpoint. Without one, the run of an identical start that crashed
+            before its first checkpoint is resumed.
+    """
+    if not (run.info.is_main and run.config.tracking):
+        return Tracker.disabled()
+    origin = run.origin
+    settings = {
+        "config": to_dict(run.config),
+        "step_settings": origin.step_settings,
+        "data_digest": origin.data_digest,
+        "model_digest": origin.model_digest,
+    }
+    note = RunNote(run.output, TRAINING, settings)
+    tracker = Tracker.start(
+        run.config.experiment,
+        f"train {run_name(run.output)}",
+        flatten(to_dict(run.config)),
+        {
+            "kind": "train",
+            "model": run.engine.module.vlm.name,
+            "model_digest": run.engine.module.vlm.digest,
+            "data_digest": run.shards.digest,
+        },
+        run_id=run_id or note.get(TRAINING),
+    )
+    note.keep(TRAINING, tracker.run_id)
+    return tracker
+
+
+def run_name(output: Path) -> str:
+    """Return the name of a run in dashboards: its folder, or the parent of a folder `train`."""
+    return output.absolute().parent.name if output.name == "train" else output.name

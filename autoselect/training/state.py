@@ -1,0 +1,118 @@
+"""State of a training run between two updates, which a checkpoint stores."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from autoselect.training.engine_state import TrainedState
+
+REMOVED_SETTINGS = {("denoiser", "told_gate"): False}
+"""Settings of earlier versions, each with the value that still means the same run."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was begun with, and must have again when it resumes.
+
+    Attributes:
+        data_digest: digest of the shards.
+        model_digest: digest of the frozen VLM's weights.
+        step_settings: settings of the DeepSpeed file that decide the numbers of a step.
+    """
+
+    data_digest: str | None = None
+    model_digest: str | None = None
+    step_settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "digest": self.data_digest,
+            "model_digest": self.model_digest,
+            "step_settings": self.step_settings,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Origin:
+        """Read what `to_dict` returned, also in earlier versions with other or fewer keys."""
+        return cls(
+            values.get("digest"), values.get("model_digest"), values.get("step_settings", {})
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a resumed run continues besides the trained part.
+
+    Attributes:
+        tracking_run_id: id of the tracked run; None without tracking.
+        polarisation: gates of the K best tokens in the last update, as a share of K, 0..1.
+        skipped_steps: updates skipped so far because a number was not finite.
+    """
+
+    tracking_run_id: str | None = None
+    polarisation: float | None = None
+    skipped_steps: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
+        """Read what `to_dict` returned, also in earlier versions with fewer keys."""
+        return cls(
+            values.get("tracking_run_id"),
+            values.get("polarisation"),
+            values.get("skipped_steps", 0),
+        )
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A run between two updates.
+
+    Attributes:
+        step: updates made, skipped ones included; the next update has this number.
+        trained: weights and moments; empty on ranks other than 0.
+        config: the resolved training configuration, plain values.
+        statistics: token statistics by name.
+        origin: what the run was begun with.
+        progress: what a resumed run continues.
+    """
+
+    step: int
+    trained: TrainedState
+    config: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    origin: Origin = Origin()
+    progress: Progress = Progress()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the tensors, as plain values."""
+        return {
+            "step": self.step,
+            "adam_step": self.trained.adam_step,
+            "config": self.config,
+            "data": self.origin.to_dict(),
+            "run": self.progress.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(
+        cls, values: dict[str, Any], trained: TrainedState, statistics: dict[str, Tensor]
+    ) -> TrainingState:
+        """Join the values of `to_dict` with the tensors."""
+        config = {**values["config"]}
+        for (group, name), value in REMOVED_SETTINGS.items():
+            if config.get(group, {}).get(name) == value:
+                config[group] = {k: v for k, v in config[group].items() if k != name}
+        return cls(
+            values["step"],
+            trained,
+            config,
+            statistics,
+            Origin.from_dict(values["data"]),
+            Progress.from_dict(values["run"]),
+        )
