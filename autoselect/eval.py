@@ -10,7 +10,6 @@ alone would let them wait for one that failed.
 import argparse
 import dataclasses
 import logging
-import sys
 from typing import Any
 
 import torch.distributed as dist
@@ -61,4 +60,4 @@ def _evaluate(settings: Any, info: processes.RankInfo) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())
