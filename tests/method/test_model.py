@@ -13,8 +13,8 @@ from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.text.batch import Collator
+from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import model_of
-from tests.vlm.test_batch import ROUNDS, sample
 from tests.vlm.tiny import batch as batch_of
 
 CONFIG = TrainConfig(

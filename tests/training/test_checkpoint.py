@@ -21,25 +21,7 @@ from autoselect.ranks import processes
 from autoselect.training import checkpoint
 from autoselect.training.checkpoint import CheckpointError, CheckpointStore, TrainingState
 from autoselect.training.engine_state import TrainedState
-
-SHAPES = {"scorer.weight": (7, 5), "scorer.bias": (7,), "denoiser.scale": ()}
-
-
-def make_state(step: int) -> TrainingState:
-    """A state whose every number depends on the step."""
-    generator = torch.Generator().manual_seed(step)
-
-    def tensors() -> dict[str, torch.Tensor]:
-        return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-
-    return TrainingState(
-        step=step,
-        trained=TrainedState(tensors(), tensors(), tensors(), adam_step=step - 1),
-        config={"steps": 10, "gate": {"token_budget": 16}},
-        statistics={"mean": torch.randn(5, generator=generator)},
-        data={"digest": "abc", "next_batch": step},
-        run={"mlflow_run": "r1"},
-    )
+from tests.training.states import make_state
 
 
 def assert_same(left: TrainingState, right: TrainingState) -> None:
@@ -293,7 +275,7 @@ KILL_SCRIPT = """
 import sys
 from pathlib import Path
 from autoselect.training.checkpoint import CheckpointStore
-from tests.training.test_checkpoint import make_state
+from tests.training.states import make_state
 store = CheckpointStore(Path({folder!r}), keep=1)
 print("ready", flush=True)
 for step in range(1, 100000):

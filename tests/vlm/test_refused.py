@@ -15,7 +15,7 @@ from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.vlm import Collator
 from autoselect.vlm.text.batch import IGNORED_LABEL
-from tests.vlm.test_training_families import (
+from tests.vlm.conversations import (
     ROUNDS,
     SQUARE,
     WIDE,
