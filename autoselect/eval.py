@@ -10,7 +10,6 @@ and without that flag they would also wait for one that failed.
 import argparse
 import dataclasses
 import logging
-import sys
 from typing import Any
 
 import torch.distributed as dist
@@ -61,4 +60,4 @@ def _evaluate(settings: Any, info: processes.RankInfo) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())

@@ -7,7 +7,6 @@ Without other flags it trains the reference run. `--config FILE.yaml` and dotted
 import argparse
 import dataclasses
 import logging
-import sys
 
 from autoselect.cli.import_faults import explained_imports
 from autoselect.config import ConfigError, TrainConfig
@@ -95,4 +94,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())

@@ -8,6 +8,8 @@ import pytest
 from autoselect.ranks import processes
 from autoselect.ranks.processes import RankInfo
 
+pytest.register_assert_rewrite("tests.vlm.checks")
+
 
 @pytest.fixture
 def alone():

@@ -1,6 +1,7 @@
 """Imports point one way: every package names what it may import, and there are no circles."""
 
 import ast
+import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -130,3 +131,12 @@ def test_files_at_the_top_shadow_no_module():
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_entry_points_are_wiring_only(name):
     assert len((PACKAGE / f"{name}.py").read_text().splitlines()) < 100
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda p: p.stem)
+def test_no_test_file_is_imported_by_another(path):
+    """Shared helpers stand in plain modules; a moved or renamed test breaks nothing else."""
+    words = re.compile(rf"^ *(from|import) (.*|[^(\n]*\([^)]*)\b{path.stem}\b", re.MULTILINE)
+    for other in (ROOT / "tests").rglob("*.py"):
+        found = words.search(other.read_text())
+        assert not found, f"{other} imports {path.name}: {found}"

@@ -7,16 +7,19 @@ plain `python`. DeepSpeed is imported inside functions, because that takes secon
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
 import random
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -206,6 +209,19 @@ def shutdown_distributed() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, without tearing down the interpreter.
+
+    Threads of gloo outlive `destroy_process_group` while DeepSpeed refers to a group. One that
+    releases the tensor of a finished collective waits for the interpreter's lock; if the
+    interpreter is torn down meanwhile, the thread aborts the process (SIGABRT).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:

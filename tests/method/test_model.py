@@ -15,8 +15,8 @@ from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.text.batch import Collator
 from tests.vlm import tiny_processors
+from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import features_of, loss_of, model_of, visual_of
-from tests.vlm.test_batch import ROUNDS, sample
 
 CONFIG = TrainConfig(
     scorer=ScorerConfig(hidden_size=16, num_heads=2),

@@ -10,10 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    AutoConfig,
-    CLIPVisionConfig,
     LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
 )
 
@@ -44,6 +41,7 @@ from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.shape import read_shape
 from autoselect.vlm.text.batch import IGNORED_LABEL, TrainBatch
 from tests.measuring import peak_bytes
+from tests.preflight.published_sizes import llava
 
 ROWS, TEXT, ANSWERS = 2, 40, 6
 SETTING = GateSetting(16, 0.5, 0, 0)
@@ -148,39 +146,6 @@ def test_operations_match_a_counted_step(folder: Path) -> None:
     have = Assumptions(text_tokens=TEXT, answer_tokens=ANSWERS)
     estimate = estimates.step_flops(read_shape(str(folder)), ROWS, config, have)
     assert 0.85 < estimate / counter.get_total_flops() < 1.15
-
-
-def llava(folder: Path, name: str) -> str:
-    """Return a folder with the configuration of LLaVA-1.5 (7b, 13b) or a 70b model, no weights."""
-    sizes = {
-        "7b": (4096, 11008, 32, 32, 32),
-        "13b": (5120, 13824, 40, 40, 40),
-        "70b": (8192, 28672, 80, 64, 8),
-    }
-    width, mlp, layers, heads, key_heads = sizes[name]
-    text = LlamaConfig(
-        vocab_size=32064,
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        tie_word_embeddings=False,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=32000, image_seq_length=576
-    ).save_pretrained(folder)
-    assert isinstance(AutoConfig.from_pretrained(folder), LlavaConfig)
-    return str(folder)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("7b", 7.06), ("13b", 13.35), ("70b", 69.3)])

@@ -15,7 +15,7 @@ from autoselect.preflight.estimates import trained_parameters
 from autoselect.preflight.plan import add_plan_command
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.vlm.shape import read_shape
-from tests.preflight.test_estimates import llava
+from tests.preflight.published_sizes import llava
 
 ROOT = Path(__file__).parents[2]
 

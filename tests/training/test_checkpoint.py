@@ -22,25 +22,7 @@ from autoselect.training import checkpoint
 from autoselect.training.checkpoint import CheckpointError, CheckpointStore
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import Origin, Progress, TrainingState
-
-SHAPES = {"scorer.weight": (7, 5), "scorer.bias": (7,), "denoiser.scale": ()}
-
-
-def make_state(step: int) -> TrainingState:
-    """Return a state whose every number depends on the step."""
-    generator = torch.Generator().manual_seed(step)
-
-    def tensors() -> dict[str, torch.Tensor]:
-        return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-
-    return TrainingState(
-        step=step,
-        trained=TrainedState(tensors(), tensors(), tensors(), adam_step=step - 1),
-        config={"steps": 10, "gate": {"token_budget": 16}},
-        statistics={"mean": torch.randn(5, generator=generator)},
-        origin=Origin("abc", "def", {"train_batch_size": 8}),
-        progress=Progress("r1", 0.5 / step, skipped_steps=step),
-    )
+from tests.training.states import make_state
 
 
 def assert_same(left: TrainingState, right: TrainingState) -> None:
@@ -304,7 +286,8 @@ KILL_SCRIPT = """
 import sys
 from pathlib import Path
 from autoselect.training.checkpoint import CheckpointStore
-from tests.training.test_checkpoint import make_state
+from autoselect.training.state import Origin, Progress, TrainingState
+from tests.training.states import make_state
 store = CheckpointStore(Path({folder!r}), keep=1)
 print("ready", flush=True)
 for step in range(1, 100000):

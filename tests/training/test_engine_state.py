@@ -13,6 +13,7 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.training.engine_state import TrainedState, check_keys
+from tests.launching import free_port
 
 WORKERS = Path(__file__).parents[1] / "workers"
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
@@ -135,6 +136,23 @@ def test_world_sizes_agree(two_ranks: dict[str, Any], ranks: int, tmp_path: Path
         assert mine["accumulation"] == 4 // ranks
         assert largest_difference(mine["final"], reference["final"]) < 1e-6
         assert_bit_equal(mine["resumed"], mine["final"])
+
+
+def test_a_rank_leaves_with_its_own_code(tmp_path: Path) -> None:
+    """A thread of gloo that waits for the interpreter's lock must not abort the process."""
+    from tests.workers.toy import environment
+
+    ranks = []
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    for rank in range(2):
+        variables = {**environment(), **address, "RANK": str(rank)}
+        command = [sys.executable, str(WORKERS / "leave_worker.py"), str(tmp_path / "marker")]
+        ranks.append(subprocess.Popen(command, env=variables))
+    try:
+        assert [rank.wait(timeout=240) for rank in ranks] == [75, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 def test_key_sets_are_compared_exactly() -> None:

@@ -1,4 +1,4 @@
-"""Writes docs/backbones.md: every cell of its table is the outcome of the tests it names.
+"""Writes docs/backbones.md: every cell of its table is the outcome of the checks it names.
 
 python -m tests.vlm.backbones_page
 """
@@ -13,12 +13,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from autoselect import attach
 from autoselect.vlm.families import FAMILIES, REFUSED
-from tests.vlm import test_attachment as attachment
-from tests.vlm import test_families as families
-from tests.vlm import test_generation as generation
-from tests.vlm import test_training_adapter as training
-from tests.vlm import test_video as video
-from tests.vlm import tiny_models
+from tests.vlm import checks, tiny_models
 from tests.vlm.stock import selector
 from tests.vlm.tiny import TINY, padded
 from tests.vlm.tiny_prompts import BOS, IMAGE
@@ -29,27 +24,27 @@ Check = Callable[[str], None]
 
 
 def pruning_checks(name: str) -> None:
-    attachment.test_known_places_are_kept_at_their_original_positions(name)
+    checks.known_places_are_kept_at_their_original_positions(name)
     if TINY[name].equals_masking:
-        families.test_pruning_equals_masking(name, "left")
+        checks.pruning_equals_masking(name, "left")
 
 
 def clip_checks(name: str) -> None:
-    video.test_all_tokens_of_a_clip_kept_is_the_untouched_model(name)
+    checks.all_tokens_of_a_clip_kept_is_the_untouched_model(name)
     for per in ("clip", "frame"):
-        video.test_pruning_a_clip_equals_masking(name, per)
+        checks.pruning_a_clip_equals_masking(name, per)
 
 
 def generation_checks(name: str) -> None:
-    families.test_all_tokens_kept_is_the_untouched_model(name)
-    generation.test_cached_greedy_generation_equals_recomputation_step_by_step(name)
+    checks.all_tokens_kept_is_the_untouched_model(name)
+    checks.cached_greedy_generation_equals_recomputation_step_by_step(name)
 
 
 COLUMNS: dict[str, Check] = {
-    "train step": training.test_gradients_reach_scorer_and_denoiser_and_the_model_stays_frozen,
+    "train step": checks.gradients_reach_scorer_and_denoiser_and_the_model_stays_frozen,
     "prune": pruning_checks,
-    "batch": lambda name: families.test_a_batch_equals_its_rows_one_by_one(name, "left"),
-    "multi-image": families.test_every_image_of_every_row_has_its_own_budget,
+    "batch": lambda name: checks.a_batch_equals_its_rows_one_by_one(name, "left"),
+    "multi-image": checks.every_image_of_every_row_has_its_own_budget,
     "video": clip_checks,
     "generate": generation_checks,
 }

@@ -20,25 +20,14 @@ from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
 from autoselect.vlm.rasters import nearest_raster
+from tests.vlm import checks
+from tests.vlm.checks import KeepPlaces
 from tests.vlm.stock import asked_inputs, attached, model_of, selector
 from tests.vlm.tiny import TINY, batch, build, clip_batch
 from tests.vlm.tiny_models import llava
 from tests.vlm.tiny_prompts import IMAGE, WIDTH
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
-
-
-class KeepPlaces(Selector):
-    """A selector that knows the places beforehand: it likes those of a list best."""
-
-    def __init__(self, places: list[int]) -> None:
-        super().__init__(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2)))
-        self.places = places
-
-    def score(self, tokens, mask=None):
-        scores = torch.zeros(tokens.shape[:2])
-        scores[:, self.places] = torch.arange(len(self.places)) + 1.0
-        return scores
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
@@ -89,31 +78,8 @@ def test_denoiser_and_noise_are_never_called(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
-@torch.no_grad()
 def test_known_places_are_kept_at_their_original_positions(name):
-    """What the language model is given: the kept embeddings, each with the position it had."""
-    inputs, places = batch(name, [["s"]]), [1, 4, 6]
-    model, calls = model_of(name), []
-    decoder = model.get_decoder()
-    hook = decoder.register_forward_pre_hook(lambda *call: calls.append(call[2]), with_kwargs=True)
-    try:
-        model.generate(**inputs, **GREEDY)
-        full = calls[0]
-        calls.clear()
-        attach(model, KeepPlaces(places), 3)
-        model.generate(**inputs, **GREEDY)
-    finally:
-        hook.remove()
-        detach(model)
-    is_image = inputs["input_ids"][0] == IMAGE
-    kept = ~is_image
-    kept[is_image.nonzero().flatten()[places]] = True
-    assert torch.equal(calls[0]["inputs_embeds"], full["inputs_embeds"][:, kept])
-    assert torch.equal(calls[0]["position_ids"], full["position_ids"][..., kept])
-    assert calls[0].get("visual_pos_masks") is None or torch.equal(
-        calls[0]["visual_pos_masks"], full["visual_pos_masks"][:, kept]
-    )
-    assert int(calls[1]["position_ids"].max()) == int(full["position_ids"].max()) + 1
+    checks.known_places_are_kept_at_their_original_positions(name)
 
 
 def test_the_budget_of_a_call():

@@ -1,38 +1,15 @@
 """Training batches: answers are labelled, rounds are independent, text without images is out."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from autoselect.data.faults import BadSample
-from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import text_hidden
 from autoselect.vlm.text.batch import IGNORED_LABEL, Collator, attention_mask
+from tests.vlm.scene_samples import ROUNDS, FakeSample, sample
 from tests.vlm.stock import asked_inputs, features_of, last_logits, loss_of, with_matrix
-
-
-@dataclass
-class FakeSample:
-    key: str
-    sample_id: int
-    record: dict
-    pictures: tuple
-    shard: str = "a.tar"
-    offset: int = 512
-
-
-def sample(number: int, rounds: list[tuple[str, str]], image: bool = True) -> FakeSample:
-    turns = []
-    for question, answer in rounds:
-        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    pictures = (make_scene(0, "train", number).image,) if image else ()
-    return FakeSample(f"s{number}", number, {"conversations": turns}, pictures)
-
-
-ROUNDS = [("is there a red star ?", "no"), ("what does the sign say ?", "K7")]
 
 
 @pytest.fixture(scope="module")

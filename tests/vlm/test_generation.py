@@ -9,6 +9,7 @@ from transformers import StaticCache
 from autoselect import ConfigError
 from autoselect.vlm.cache_layout import CacheLayout, layout_of
 from autoselect.vlm.columns import PADDING
+from tests.vlm import checks
 from tests.vlm.stock import (
     attached,
     close,
@@ -52,24 +53,8 @@ def test_decoding_equals_that_of_the_masked_model(name, way):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@torch.no_grad()
 def test_cached_greedy_generation_equals_recomputation_step_by_step(name):
-    """Recomputed: the prompt and all new tokens in one call without a cache, every step."""
-    inputs = batch(name, [["l"]])
-    with attached(name, 0.3) as model:
-        cached = model.generate(**inputs, **GREEDY)
-        grown = dict(inputs)
-        for _ in range(4):
-            logits = model(**grown, use_cache=False).logits[:, -1]
-            best = logits[:, FIRST_TEXT:].argmax(-1, keepdim=True) + FIRST_TEXT
-            grown["input_ids"] = torch.cat([grown["input_ids"], best], dim=1)
-            grown["attention_mask"] = torch.ones_like(grown["input_ids"])
-            for types in ("token_type_ids", "mm_token_type_ids"):
-                if types in grown:
-                    zero = torch.zeros_like(grown[types][:, :1])
-                    grown[types] = torch.cat([grown[types], zero], dim=1)
-    if name != "paligemma":
-        assert torch.equal(cached, grown["input_ids"])
+    checks.cached_greedy_generation_equals_recomputation_step_by_step(name)
 
 
 @pytest.mark.parametrize("name", KINDS)

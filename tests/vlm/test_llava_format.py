@@ -7,7 +7,7 @@ import pytest
 from autoselect.vlm import Collator
 from autoselect.vlm.text.batch import IGNORED_LABEL
 from autoselect.vlm.text.dialogue import DialogueWriter, Round
-from tests.vlm.test_training_families import SQUARE, frozen, sample
+from tests.vlm.conversations import SQUARE, frozen, sample
 
 TEMPLATE = Path(__file__).parents[2] / "configs" / "models" / "llava-1.5.jinja"
 SYSTEM = (

@@ -8,7 +8,8 @@ from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.vlm import Collator
 from autoselect.vlm.text.batch import IGNORED_LABEL, MOST_IMAGES
 from autoselect.vlm.text.placeholders import question_content
-from tests.vlm.test_training_families import NAMES, SQUARE, WIDE, frozen, loss_of, sample
+from tests.vlm.conversations import NAMES, SQUARE, WIDE, frozen, sample
+from tests.vlm.stock import loss_of
 
 BETWEEN = "is <image> there or <image> a star ?"
 LATER = [("<image>\nis there a red star ?", "no"), ("what does <image> say ?", "K7")]

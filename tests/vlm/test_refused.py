@@ -15,16 +15,16 @@ from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.vlm import Collator
 from autoselect.vlm.text.batch import IGNORED_LABEL
 from tests.data.loaders import make_loader
-from tests.vlm.test_training_families import (
+from tests.vlm.conversations import (
     ROUNDS,
     SQUARE,
     WIDE,
     frozen,
-    loss_of,
     picture,
     sample,
     stock_loss,
 )
+from tests.vlm.stock import loss_of
 
 LINE = picture(0, (420, 2))
 LONG = ("is " * 60 + "?", "no")

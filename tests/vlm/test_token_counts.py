@@ -7,8 +7,8 @@ from autoselect.config import ConfigError
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import Collator, FrozenVLM
 from tests.vlm import tiny_processors
+from tests.vlm.conversations import SQUARE, WIDE, frozen, sample
 from tests.vlm.stock import asked_inputs, features_of, loss_of, model_of, visual_of
-from tests.vlm.test_training_families import SQUARE, WIDE, frozen, sample
 from tests.vlm.tiny_prompts import IMAGE
 
 QUESTIONS = ["is there a red star ?", "what does the sign say ?"]

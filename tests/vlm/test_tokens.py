@@ -12,8 +12,8 @@ from autoselect.vlm import Collator, FrozenVLM
 from autoselect.vlm.text.batch import IGNORED_LABEL
 from autoselect.vlm.text.rows import RowWriter
 from tests.vlm import tiny_processors, tiny_tokenizers
+from tests.vlm.conversations import sample
 from tests.vlm.stock import asked_inputs, model_of
-from tests.vlm.test_training_families import sample
 
 KINDS = ["llama", "metaspace", "byte_level", "byte_level_with_bos", "word_pieces"]
 LLAVA = (  # llava-hf's: no BOS, images first, nothing special around the answer

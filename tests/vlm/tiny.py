@@ -128,12 +128,18 @@ TINY: dict[str, Tiny] = {
 
 
 def build(name: str, seed: int = 0) -> Any:
-    """The family's tiny model with weights large enough that its answers depend on everything."""
+    """Build the family's tiny model with weights so large that its answers depend on everything.
+
+    Some classes begin with zeros, ones or numbers near 1e-10, which would hide the image or make
+    its tokens equal.
+    """
     torch.manual_seed(seed)
     model = getattr(tiny_models, name)().eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and parameter.std() < 1e-3:
+                parameter.normal_(std=0.08)
+            elif parameter.ndim > 1:
                 parameter.mul_(4.0)
     head = torch.randn(VOCABULARY, WIDTH)
     model.set_output_embeddings(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from autoselect.ranks.processes import RankInfo, shutdown_distributed
+from autoselect.ranks.processes import RankInfo, leave, shutdown_distributed
 from autoselect.ranks.rank_zero import broadcast_object
 from autoselect.training.engine_state import TrainedState, capture, restore
 from autoselect.training.update_guard import NumbersError, UpdateGuard
@@ -117,3 +117,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

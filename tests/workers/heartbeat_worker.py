@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.judge import Times
-from autoselect.ranks.processes import RankInfo, setup_logging, shutdown_distributed
+from autoselect.ranks.processes import RankInfo, leave, setup_logging, shutdown_distributed
 
 TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=15.0, leave=1.0)
 
@@ -63,3 +63,4 @@ def main(what: str, victim: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
+    leave(0)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from autoselect.config.deepspeed import DeepSpeedConfig
-from autoselect.ranks.processes import shutdown_distributed
+from autoselect.ranks.processes import leave, shutdown_distributed
 from autoselect.training.sharded_loading import gathered, sharded_loading
 from autoselect.vlm.backbone import FrozenVLM
 from tests.workers.toy import CONFIGS, start
@@ -53,3 +53,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

@@ -17,7 +17,7 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
-from autoselect.ranks.processes import RankInfo, shutdown_distributed
+from autoselect.ranks.processes import RankInfo, leave, shutdown_distributed
 from autoselect.training.shared_quarantine import SharedQuarantine
 from tests.workers.toy import CONFIGS, start
 
@@ -79,3 +79,4 @@ def main(what: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    leave(0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
-from autoselect.ranks.processes import shutdown_distributed
+from autoselect.ranks.processes import leave, shutdown_distributed
 from autoselect.training.run import train
 from tests.workers.toy import CONFIGS, start
 
@@ -57,3 +57,4 @@ def main(folder: Path, steps: int, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    leave(0)

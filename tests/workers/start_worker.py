@@ -46,4 +46,4 @@ def run(what: str, victim: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1], int(sys.argv[2])))
+    processes.leave(run(sys.argv[1], int(sys.argv[2])))
