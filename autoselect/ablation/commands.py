@@ -10,10 +10,10 @@ from typing import Any
 from autoselect.ablation.cells import evaluate_baselines
 from autoselect.ablation.collect import collect
 from autoselect.ablation.evidence import write_page
-from autoselect.ablation.plan import AblationPlan, load_plan
-from autoselect.ablation.record import AblationRecord
 from autoselect.ablation.sweep import run_cells
 from autoselect.ablation.tables import markdown
+from autoselect.ablation.tracked import AblationRecord
+from autoselect.ablation.variants import AblationPlan, load_plan
 from autoselect.config import ConfigError
 from autoselect.evaluation.settings import EvalSettings
 
@@ -21,40 +21,54 @@ logger = logging.getLogger(__name__)
 
 
 def add_ablate_command(subparsers: Any) -> None:
-    """Add `ablate`."""
     parser = subparsers.add_parser(
         "ablate", help="train and evaluate variants over several seeds, and compare them"
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/ablation/reference.yaml"))
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="of all cells")
-    parser.add_argument("--only", metavar="NAMES", help="variants, comma-separated")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("configs/ablation/reference.yaml"),
+        help="YAML file of variants",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/ablation"), help="folder of all cells and tables"
+    )
+    parser.add_argument("--only", metavar="NAMES", help="variants to run, comma-separated")
     parser.add_argument("--seeds", help="training seeds, comma-separated")
-    parser.add_argument("--steps", type=int, help="updates of every cell")
-    parser.add_argument("--images", type=int, help="test images")
+    parser.add_argument("--steps", type=int, help="training updates per cell")
+    parser.add_argument("--images", type=int, help="number of test images")
     parser.add_argument("--ranks", type=int, help="training processes on this machine")
-    parser.add_argument("--port", type=int, help="port where the ranks meet")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
-    parser.add_argument("--collect", action="store_true", help="only collect what is finished")
+    parser.add_argument("--port", type=int, help="TCP port at which the ranks meet")
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
+    parser.add_argument(
+        "--collect", action="store_true", help="run nothing, only collect finished cells"
+    )
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
     parser.set_defaults(run=run_ablation)
 
 
 def add_evidence_command(subparsers: Any) -> None:
-    """Add `evidence`."""
     parser = subparsers.add_parser("evidence", help="write an ablation's tables into a page")
-    parser.add_argument("--ablation", type=Path, default=Path("runs/ablation/ablation.json"))
-    parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    parser.add_argument(
+        "--ablation",
+        type=Path,
+        default=Path("runs/ablation/ablation.json"),
+        help="the ablation.json that `autoselect ablate` wrote",
+    )
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/evidence.md"), help="Markdown page to fill"
+    )
     parser.set_defaults(run=run_evidence)
 
 
 def run_ablation(arguments: argparse.Namespace) -> int:
-    """Run what is missing, then collect; the tables are printed and written into `--out`."""
+    """Run the missing cells, then print the tables and write them into `--out`."""
     plan = load_plan(arguments.config, _changes(arguments))
     only = _names(plan, arguments.only)
     check_eval_settings(plan)
     out = arguments.out
     if arguments.jobs < 1:
-        raise ConfigError(f"jobs={arguments.jobs} is below 1; choose how many cells run at a time")
+        raise ConfigError(f"jobs={arguments.jobs} is below 1; choose 1 or more")
     if arguments.collect:
         write(out, collect(plan, out))
         return 0
@@ -83,11 +97,11 @@ def run_evidence(arguments: argparse.Namespace) -> int:
     try:
         found = json.loads(arguments.ablation.read_text())
     except ValueError as error:
-        raise ConfigError(f"ablation={arguments.ablation} is no JSON: {error}") from error
+        raise ConfigError(f"ablation={arguments.ablation} is not valid JSON: {error}") from error
     if not isinstance(found, dict) or "variants" not in found:
         raise ConfigError(
-            f"ablation={arguments.ablation} is no ablation; give the ablation.json that "
-            "`autoselect ablate` wrote"
+            f"ablation={arguments.ablation} does not hold an ablation; give the ablation.json "
+            "that `autoselect ablate` wrote"
         )
     blocks = write_page(arguments.page, found)
     print(f"{blocks} tables written into {arguments.page}")
@@ -95,7 +109,7 @@ def run_evidence(arguments: argparse.Namespace) -> int:
 
 
 def write(out: Path, found: dict[str, Any]) -> None:
-    """Write `ablation.json` and `ablation.md` into `out`, and print the latter."""
+    """Write `ablation.json` and `ablation.md` into `out`, and print the second."""
     text = markdown(found)
     (out / "ablation.json").write_text(json.dumps(found, indent=1))
     (out / "ablation.md").write_text(text)
@@ -103,7 +117,7 @@ def write(out: Path, found: dict[str, Any]) -> None:
 
 
 def check_eval_settings(plan: AblationPlan) -> None:
-    """Raise ConfigError where a variant names a setting that `autoselect eval` does not have."""
+    """Raise ConfigError if a variant sets something that `autoselect eval` does not have."""
     known = [field.name for field in dataclasses.fields(EvalSettings)]
     own = ("model", "selector", "shards", "budgets", "methods", "max_images", "out", "tracking")
     free = [name for name in known if name not in own]
@@ -111,13 +125,13 @@ def check_eval_settings(plan: AblationPlan) -> None:
         for name in variant.eval:
             if name not in free:
                 raise ConfigError(
-                    f"variants.{variant.name}: eval.{name} is no free setting of the evaluation; "
-                    f"choose some of {', '.join(free)}"
+                    f"variants.{variant.name}: eval.{name} is not a setting that a variant may "
+                    f"change; choose from {', '.join(free)}"
                 )
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags change at the top level of the YAML."""
+    """Return the top-level YAML settings that command-line flags override."""
     names = ("steps", "images", "ranks", "port")
     changes = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
     if arguments.seeds is not None:
@@ -139,5 +153,5 @@ def _names(plan: AblationPlan, text: str | None) -> list[str] | None:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
-            raise ConfigError(f"only={name!r} is no variant; choose some of {', '.join(known)}")
+            raise ConfigError(f"only={name!r} is not a variant; choose from {', '.join(known)}")
     return names
