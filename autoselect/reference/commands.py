@@ -1,4 +1,4 @@
-"""`autoselect reference shards|train|card`: the data and the VLM that need no download."""
+"""The commands `autoselect reference shards`, `train` and `measure`."""
 
 import argparse
 import dataclasses
@@ -20,28 +20,35 @@ def _read_fields(arguments: argparse.Namespace, cls: type) -> Any:
 
 
 def add_reference_commands(subparsers: Any) -> None:
-    """Add `reference` with its sub-commands."""
     from autoselect.reference.recipe import ReferenceData, ReferenceTraining
 
-    root = subparsers.add_parser("reference", help="the small VLM and data that ship with this")
+    root = subparsers.add_parser("reference", help="make the small reference VLM and its data")
     kinds = root.add_subparsers(dest="kind", required=True)
     shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
-    shards.add_argument("--out", type=Path, default=Path("runs/reference/shards"))
+    shards.add_argument(
+        "--out", type=Path, default=Path("runs/reference/shards"), help="folder for the shards"
+    )
     _add_fields(shards, ReferenceData)
     shards.set_defaults(run=run_shards)
     train = kinds.add_parser("train", help="train the reference VLM (hours on a CPU; resumable)")
-    train.add_argument("--out", type=Path, default=Path("runs/reference/model"))
-    train.add_argument("--work", type=Path, default=Path("runs/reference/work"))
+    train.add_argument(
+        "--out", type=Path, default=Path("runs/reference/model"), help="folder for the model"
+    )
+    train.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/reference/work"),
+        help="folder for rendered images and resumable states",
+    )
     _add_fields(train, ReferenceTraining)
     train.set_defaults(run=run_train)
-    measure = kinds.add_parser("measure", help="accuracy and blind accuracy of a reference VLM")
-    measure.add_argument("--model", default="reference")
-    measure.add_argument("--images", type=int, default=1000)
+    measure = kinds.add_parser("measure", help="measure the accuracy of a reference VLM")
+    measure.add_argument("--model", default="reference", help="folder of the VLM, or `reference`")
+    measure.add_argument("--images", type=int, default=1000, help="number of test images")
     measure.set_defaults(run=run_measure)
 
 
 def run_shards(arguments: argparse.Namespace) -> int:
-    """Render all three splits."""
     from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.shards import render_shards
 
@@ -50,7 +57,7 @@ def run_shards(arguments: argparse.Namespace) -> int:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Train, or go on with, the reference VLM."""
+    """Train the reference VLM, or resume its training."""
     from autoselect.reference.recipe import ReferenceTraining
     from autoselect.reference.train_vlm import train_reference_vlm
 

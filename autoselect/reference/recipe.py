@@ -1,4 +1,4 @@
-"""Sizes of the reference data and the recipe of the reference VLM."""
+"""Sizes of the reference data and training settings of the reference VLM."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ class ReferenceData:
     """Sizes of the reference data.
 
     Attributes:
-        train: images for the selector's training; none of them trained the VLM.
-        val: images of the validation split.
-        test: images of the test split, on photographs that training never shows.
-        seed: of scenes and questions.
+        train: images for training the selector; the VLM was trained on other images.
+        val: images in the validation split.
+        test: images in the test split; their background photographs are not used for training.
+        seed: seed of scenes and questions.
     """
 
     train: int = 10_000
@@ -30,21 +30,21 @@ class ReferenceData:
 
 @dataclass(frozen=True)
 class ReferenceTraining:
-    """Recipe of the reference VLM. Steps count updates of `batch_size` images.
+    """Training settings of the reference VLM.
 
     Attributes:
-        images: rendered training scenes.
-        tower_steps: updates of stage 1.
-        language_steps: updates of stage 2.
-        uneven_steps: updates of stage 3.
-        visible_steps: updates of stage 4.
-        batch_size: images of one update.
-        tower_learning_rate: peak of stage 1.
-        language_learning_rate: peak of stage 2.
-        uneven_learning_rate: peak of stage 3.
-        visible_learning_rate: peak of stage 4.
-        save_every: updates between two resumable states.
-        seed: of data, weights and order.
+        images: number of rendered training scenes.
+        tower_steps: updates in stage 1, the vision tower.
+        language_steps: updates in stage 2, projector and language model.
+        uneven_steps: updates in stage 3, uneven token removal.
+        visible_steps: updates in stage 4, answers from visible objects.
+        batch_size: images per update.
+        tower_learning_rate: peak learning rate of stage 1.
+        language_learning_rate: peak learning rate of stage 2.
+        uneven_learning_rate: peak learning rate of stage 3.
+        visible_learning_rate: peak learning rate of stage 4.
+        save_every: updates between two saved states.
+        seed: seed of data, initial weights and order.
     """
 
     images: int = 60_000
