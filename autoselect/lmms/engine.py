@@ -1,4 +1,4 @@
-"""A public model with a selector, a baseline or nothing attached: images and questions to texts."""
+"""Answer questions with a public model, pruned by a selector or a baseline, or unpruned."""
 
 from typing import cast
 
@@ -18,10 +18,10 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def parse_budget(value: object) -> int | float | None:
-    """K (64), a share (0.11 or `11%`), or None for `full`.
+    """Return a token count (64), a share (0.11 or `11%`), or None for `full`.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: the value has another form.
     """
     text = str(value).strip()
     if text == FULL:
@@ -35,19 +35,19 @@ def parse_budget(value: object) -> int | float | None:
 
 
 class PrunedVLM(AskedVLM):
-    """A model that answers questions, with all or with K visual tokens per image.
+    """A model that answers questions with all visual tokens, or with K per image.
 
     Args:
         pretrained: folder or hub name of the model.
-        selector: folder or hub name of the selector; needed for the method `autoselect`.
-        budget: see `parse_budget`.
-        method: `autoselect`, or a baseline.
-        seed: of the random baseline.
+        selector: folder or hub name of the selector; needed by the method `autoselect`.
+        budget: `full`, a token count, a share or a percentage.
+        method: `autoselect` or a baseline.
+        seed: seed of the random baseline.
         dtype: `auto`, `float32` or `bfloat16`.
-        device: a GPU where there is one by default.
+        device: torch device; None takes a GPU if there is one.
 
     Raises:
-        ConfigError: one of them cannot be loaded, or they do not fit each other.
+        ConfigError: model or selector cannot be loaded, or the settings do not fit together.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class PrunedVLM(AskedVLM):
         self.budget = parse_budget(budget)
         if self.budget is not None and method == SELECTOR and selector is None:
             raise ConfigError(
-                f"budget={budget} needs a selector: give selector=FOLDER, choose a baseline with "
-                "method=, or take budget=full"
+                f"budget={budget} needs a selector; give selector=FOLDER, choose a baseline with "
+                "method=NAME, or set budget=full"
             )
         super().__init__(FrozenVLM.from_pretrained(pretrained, DTYPES[dtype], where))
         if self.budget is None:

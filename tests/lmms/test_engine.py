@@ -1,4 +1,4 @@
-"""The public route (processor, `attach`, `generate`) says what the own evaluator says."""
+"""The public route (processor, `attach`, `generate`) gives the answers of the evaluator."""
 
 import json
 
@@ -32,7 +32,7 @@ def samples(reference):
 
 @pytest.fixture(scope="module")
 def expected(reference, samples):
-    """Answers of the evaluator: column -> one text per question."""
+    """Return the answers of the evaluator: column -> one text per question."""
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     selector = Selector.from_pretrained(reference / "selector")
     methods = (selector_method(selector), METHODS["divprune"])
@@ -121,7 +121,7 @@ def test_a_baseline_keeps_what_the_evaluator_keeps(method):
 
 
 def test_an_attached_grid_is_one_on_the_image():
-    """24 of 24 x 24 tokens lie in several columns, as in the evaluator's own path."""
+    """24 of 24 x 24 tokens lie in several rows and columns, like those of the evaluator."""
     selector = BaselineSelector("grid", 24, 6)
     selector.keys, selector.sizes = ("a",), ((336, 336),)
     kept = selector.score(torch.zeros(1, 576, 6))[0].nonzero()[:, 0]
