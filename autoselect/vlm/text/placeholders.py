@@ -1,6 +1,6 @@
-"""Images in text: where a question has them, and the placeholders of their visual tokens.
+"""Place images in the text of a question, and write the placeholders of their visual tokens.
 
-Where the number of tokens depends on the image, the model's own processor writes the placeholders.
+If the number of tokens depends on the image, the processor of the model writes the placeholders.
 
 Dimension letters: I images of a batch.
 """
@@ -22,12 +22,12 @@ OFFSETS = "text_replacement_offsets"
 
 @dataclass(frozen=True)
 class ProcessedImages:
-    """What a processor makes of the images of a batch.
+    """Output of a processor for the images of a batch.
 
     Attributes:
-        pixels: arguments of `get_image_features`, and visual tokens of each image as
-            `tokens_per_image`, [I].
-        texts: for each row, what takes the place of each of its image marks.
+        pixels: arguments of `get_image_features`, and `tokens_per_image` with the number of visual
+            tokens of each image, [I].
+        texts: for each row, the text that replaces each of its image marks.
     """
 
     pixels: dict[str, Tensor]
@@ -35,15 +35,15 @@ class ProcessedImages:
 
 
 def question_content(question: str, num_images: int) -> list[dict[str, Any]]:
-    """Content parts of a chat message: text, and an image at every mark of the question.
+    """Split a question into the parts of a chat message: text, and an image at every mark.
 
-    Where the marks are not as many as the images, they are taken out and the images go first. White
-    space at both ends is dropped, also where marks stand between it and the text, as in the
-    "<image>\\n" that begins questions of LLaVA.
+    If the number of marks differs from the number of images, marks are removed and images go first.
+    White space at both ends of the text is dropped, including the line break in "<image>\\n", which
+    begins questions of LLaVA.
 
     Args:
         question: text with marks.
-        num_images: images that it is asked about.
+        num_images: number of images that the question is about.
     """
     pieces = question.split(IMAGE_PLACEHOLDER)
     if len(pieces) != num_images + 1:
@@ -64,15 +64,15 @@ def question_content(question: str, num_images: int) -> list[dict[str, Any]]:
 def process_images(
     processor: Any, rows: Sequence[Sequence[Image.Image]], placeholder: str
 ) -> ProcessedImages:
-    """Pixels of a batch, and the text that the model's own processor writes for each image.
+    """Return the pixels of a batch, and the text that the processor writes for each image.
 
     Args:
-        processor: of the model.
-        rows: images of each row; rows without any take no part.
+        processor: processor of the model.
+        rows: images of each row; a row may have none.
         placeholder: the token that stands for one visual token.
 
     Raises:
-        ConfigError: the processor does not tell what it writes for an image.
+        ConfigError: the processor does not report what it writes for an image.
     """
     with_images = [list(row) for row in rows if row]
     if not with_images:
@@ -87,7 +87,7 @@ def process_images(
     )
     if OFFSETS not in output:
         raise ConfigError(
-            f"{type(processor).__name__} does not tell what it writes for an image, so its "
+            f"{type(processor).__name__} does not report what it writes for an image, so its "
             "placeholders cannot be counted; train with another family of docs/backbones.md"
         )
     written = [[o["replacement"] for o in row] for row in output.pop(OFFSETS)]
@@ -100,13 +100,13 @@ def process_images(
 
 
 def fixed_count(processor: Any, placeholder: str) -> int | None:
-    """Placeholders that are the text of every image; None where it depends on the image.
+    """Return the number of placeholder tokens per image if every image has the same, else None.
 
-    Two blank images of unlike shapes stand for all.
+    Probed with two blank images of different shapes.
 
     Args:
-        processor: of the model.
-        placeholder: see `process_images`.
+        processor: processor of the model.
+        placeholder: the token that stands for one visual token.
     """
     blanks = [Image.new("RGB", size) for size in ((64, 64), (192, 64))]
     texts = {process_images(processor, [[blank]], placeholder).texts[0][0] for blank in blanks}
@@ -115,11 +115,7 @@ def fixed_count(processor: Any, placeholder: str) -> int | None:
 
 
 def check_counts(model_name: str, visual_tokens: int, placeholders: int) -> None:
-    """Refuses visual tokens that are not as many as the placeholders for them.
-
-    Raises:
-        ConfigError: processor and model do not belong together.
-    """
+    """Raise ConfigError if the numbers of visual tokens and placeholders differ."""
     if visual_tokens != placeholders:
         raise ConfigError(
             f"model={model_name}: {visual_tokens} visual tokens for {placeholders} placeholders; "
@@ -130,12 +126,12 @@ def check_counts(model_name: str, visual_tokens: int, placeholders: int) -> None
 
 
 def image_mark(processor: Any, placeholder: str) -> str:
-    """What a chat template writes for an image."""
+    """Return the text that the chat template writes for an image."""
     return str(getattr(processor, "image_token", None) or placeholder)
 
 
 def fill_marks(text: str, mark: str, texts: Sequence[str]) -> str:
-    """`text` with its image marks replaced, in order; what is written is not searched again."""
+    """Replace the image marks of `text` in order; replacements may contain the mark."""
     pieces = text.split(mark)
     assert len(pieces) == len(texts) + 1, "a text for every mark"
     return pieces[0] + "".join(new + piece for new, piece in zip(texts, pieces[1:], strict=True))
