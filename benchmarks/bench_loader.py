@@ -1,11 +1,11 @@
 """How much of the decode-only rate does the loader keep, and what does resuming cost?
 
-All sides decode the same photo-like JPEGs to RGB on the same cores, in turns. `decode_only` has the
-bytes in memory and decodes micro-batches, whose pictures live together as in any use of them;
-`decode_and_drop` frees every picture at once, so all share one buffer that stays in the cache. The
-loader orders, reads, checks and decodes samples from shards. Each round gives one sample per side:
-images per second, and processor time per image, which other work on the machine disturbs less. The
-ratios of the medians are the result. Run it with
+All contenders decode the same photo-like JPEGs to RGB on the same cores, one after the other.
+`decode_only` has the bytes in memory and keeps the images of a micro-batch until its end.
+`decode_and_drop` frees every image immediately, so all images share one buffer in the cache. The
+loader orders, reads, checks and decodes samples from shards. Each round gives one measurement per
+contender: images per second, and processor time per image, which other work on the machine disturbs
+less. The result is the ratios of the medians. Run it with
 
     python benchmarks/bench_loader.py --output benchmarks/results/loader_cpu.json
 """
@@ -53,14 +53,14 @@ print(len(shards), opened - start, time.perf_counter() - opened)
 
 
 class Sample(NamedTuple):
-    """One measurement of one side."""
+    """One measurement of one contender."""
 
     images_per_s: float
     processor_ms: float
 
 
 def photo(number: int, width: int, height: int) -> bytes:
-    """A JPEG with the smooth regions, edges and fine grain of a photograph."""
+    """Make a JPEG with smooth regions, edges and fine grain like a photograph."""
     random = np.random.default_rng(number)
     coarse = random.uniform(0, 255, (height // 40, width // 40, 3)).astype(np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -72,7 +72,7 @@ def photo(number: int, width: int, height: int) -> bytes:
 
 
 def write_data(folder: Path, images: list[bytes]) -> None:
-    """One sample per image, 256 in a shard."""
+    """Write one sample per image, 256 in a shard."""
     turns = [
         {"from": "human", "value": "<image>\nWhat is in the picture?"},
         {"from": "gpt", "value": "Colours that blend into each other."},
@@ -93,13 +93,13 @@ def _decode_share(images: list[bytes], count: int, held: int, barrier: Any, resu
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and its finished children."""
+    """Return the processor time of this process and its finished children."""
     own, children = (resource.getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def decode(images: list[bytes], count: int, processes: int, held: int) -> Sample:
-    """`processes` bare processes decode together, each `held` pictures before it frees them."""
+    """Decode in `processes` processes, each of which frees its images after every `held`."""
     before = processor_seconds()
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(processes), context.Queue()
@@ -173,7 +173,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def compare(sides: dict[str, Callable[[], Sample]], rounds: int, name: str) -> dict[str, Any]:
-    """Interleaved rounds of all sides; ratios of the loader to each of the others."""
+    """Measure all contenders in interleaved rounds; return ratios of the loader to the others."""
     for measure in sides.values():
         measure()
     taken: dict[str, list[Sample]] = {side: [] for side in sides}

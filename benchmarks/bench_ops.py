@@ -1,23 +1,24 @@
-"""How fast are the native operators, beside their references and a plain copy?
+"""How fast are the native operators, compared with their references and a plain copy?
 
     python benchmarks/bench_ops.py --device cpu --json FILE [--rounds N] [--seconds S]
 
-Every contender of a case is timed once per round, in turn, so that a disturbance meets all of them;
-the figures are medians, and `best_ms` holds the fastest sample of each. A case ends after its
+Every contender of a case is timed once per round, in turn, so that a disturbance affects all of
+them. The values are medians; `best_ms` holds the fastest sample of each. A case ends after its
 rounds or its seconds, but not before five rounds. The floor is the time to copy the bytes that the
 operator must move: 1 copy of the tokens forward, 2.5 forward and backward (tokens in, gated out;
-gradient and tokens in, gradient out). On a GPU it is a graph replay, as `native_graph` is. A copy
-that fits a cache is timed from that cache: small floors are the speed of a GPU's L2, not of memory.
+gradient and tokens in, gradient out). On a GPU the floor is a graph replay, like `native_graph`. A
+copy that fits a cache is timed from that cache: small floors show the speed of the L2 cache, not
+of its memory.
 
-`plain_ms` is what one would write without this package: torch.randn noise for the gate, torch.topk
-+ sort + gather for the selection. On a GPU the gate's threshold comes from a float32 bisection that
-never waits for the device; on a CPU, where stopping early costs no wait, from the package's Newton
-reference.
+`plain_ms` is the time of code without this package: torch.randn noise for the gate, torch.topk +
+sort + gather for the selection. On a GPU the gate's threshold comes from a float32 bisection that
+does not wait for the device. On a CPU, which can stop early without waiting, it comes from the
+package's Newton reference.
 
-The rows are written after every case, so that a run that is ended keeps what it measured.
+The rows are written after every case, so an interrupted run keeps its measurements.
 
-On a machine that others use at the same time, `--clock processor --threads 1` counts the time that
-the processor spent on the call instead of the time that passed.
+On a machine that others use at the same time, `--clock processor --threads 1` counts the processor
+time of the call instead of wall time.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Case:
 
 
 def forward_and_backward(function, leaves: list[Tensor], upstream: Tensor, direction: str):
-    """A call of the function, with its gradient or without."""
+    """Return a call of the function, with or without its gradient."""
 
     def forward():
         with torch.no_grad():
@@ -87,13 +88,13 @@ def forward_and_backward(function, leaves: list[Tensor], upstream: Tensor, direc
 
 
 def copy_of(source: Tensor) -> Callable[[], Tensor]:
-    """A copy into memory that is already there."""
+    """Return a call that copies into allocated memory."""
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
 def soft_top_k_case(device, batch: int, n: int, direction: str, compiled: bool) -> Case:
-    """Soft top-K alone, float32 scores."""
+    """Build the case of soft top-K alone, with float32 scores."""
     scores = torch.randn(batch, n, device=device, requires_grad=True)
     upstream = torch.randn(batch, n, device=device)
     k = n // 9
@@ -112,7 +113,7 @@ def soft_top_k_case(device, batch: int, n: int, direction: str, compiled: bool) 
 
 
 def bisected_logits(scores: Tensor, k: int, temperature: float) -> Tensor:
-    """Gate logits of a soft top-K, float32, [B, N]: a fixed number of halvings, then one step.
+    """Return the gate logits of a soft top-K, float32, [B, N], by bisection and a final step.
 
     The step is Newton's in value and the implicit gradient in derivative; nothing is read on the
     host.
@@ -135,7 +136,7 @@ PLAIN_LOGITS = {"cpu": soft_top_k_logits_reference, "cuda": bisected_logits}
 
 
 def plain_gate(tokens, scores, k, temperature, mean, std, _noise_key):
-    """The gate as one would write it in eager PyTorch, with torch.randn noise that is stored."""
+    """Compute the gate in eager PyTorch, with stored torch.randn noise."""
     logits = PLAIN_LOGITS[scores.device.type](scores, k, temperature).to(torch.float32)
     a = torch.exp(logsigmoid(logits) / 2)[..., None]
     b = torch.exp(logsigmoid(-logits) / 2)[..., None]
@@ -145,7 +146,7 @@ def plain_gate(tokens, scores, k, temperature, mean, std, _noise_key):
 
 
 def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool) -> Case:
-    """The fused soft top-K and noise gate."""
+    """Build the case of the fused soft top-K and noise gate."""
     batch, n, width = shape
     tokens = torch.randn(shape, device=device).to(dtype).requires_grad_()
     scores = torch.randn(batch, n, device=device, requires_grad=True)
@@ -175,13 +176,13 @@ def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool)
 
 
 def plain_select(tokens, scores, k):
-    """torch.topk, sort, gather."""
+    """Select with torch.topk, sort and gather."""
     indices = torch.topk(scores, k, dim=-1).indices.sort(dim=-1).values
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2])), indices
 
 
 def select_case(device, shape, k: int, dtype: torch.dtype, compiled: bool) -> Case:
-    """Selection of the k best tokens."""
+    """Build the case of selecting the k best tokens."""
     tokens = torch.randn(shape, device=device).to(dtype)
     scores = torch.randn(shape[:2], device=device)
     contenders = {
@@ -197,7 +198,7 @@ def select_case(device, shape, k: int, dtype: torch.dtype, compiled: bool) -> Ca
 
 
 def cases(device: torch.device, compiled: bool):
-    """The cases of a device, made one at a time so that only one is in memory."""
+    """Yield the cases of a device one at a time, so that only one is in memory."""
     directions = tuple(COPIES)
     for direction in directions:
         yield lambda d=direction: soft_top_k_case(device, 64, 576, d, compiled)
@@ -216,13 +217,13 @@ def cases(device: torch.device, compiled: bool):
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times calls on a device; `clock` names one of `CLOCKS` and counts on a CPU."""
+    """Time calls on a device; `clock` names one of `CLOCKS` and is used on a CPU."""
 
     device: torch.device
     clock: str
 
     def milliseconds(self, call: Callable[[], object], repeats: int) -> float:
-        """Milliseconds of one call, from `repeats` in a row."""
+        """Return the milliseconds of one call, averaged over `repeats` calls."""
         if self.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -239,7 +240,7 @@ class Stopwatch:
 
 
 def graph_of(call: Callable[[], object]) -> Callable[[], None]:
-    """The call captured as a CUDA graph: its time without launch overhead."""
+    """Capture the call as a CUDA graph, to time it without launch overhead."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -253,7 +254,7 @@ def graph_of(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[str, object]:
-    """Interleaved medians of one case, as a row of the result."""
+    """Measure one case in interleaved rounds; return its medians as a row of the result."""
     if watch.device.type == "cuda":
         graphs = {name: graph_of(case.contenders[eager]) for eager, name in GRAPHED.items()}
         case.contenders |= graphs
@@ -287,7 +288,7 @@ def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[s
 
 
 def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Path | None) -> None:
-    """Measures all cases of a device; prints every row, and keeps those so far in the file."""
+    """Measure all cases of a device; print each row and write the rows so far to the file."""
     rows = []
     for make in cases(watch.device, compiled):
         rows.append(measure(make(), watch, rounds, seconds))
@@ -298,7 +299,7 @@ def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Pat
 
 
 def table_line(row: dict[str, object]) -> str:
-    """One row of the printed table."""
+    """Format one row of the printed table."""
     shape = "x".join(map(str, row["shape"]))
     columns = ("native", "native_graph", "reference", "plain", "compiled", "floor")
     times = (
@@ -313,7 +314,7 @@ def table_line(row: dict[str, object]) -> str:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine and the versions."""
     info = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     info |= {"threads": torch.get_num_threads(), "load": os.getloadavg(), "build": build_info()}
     cpu = Path("/proc/cpuinfo")
@@ -326,15 +327,14 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def main() -> None:
-    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--json", type=Path, help="JSON file for the rows")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=60.0, help="most time for one case")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit of one case")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-compile", action="store_true", help="do not time torch.compile")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
