@@ -219,7 +219,7 @@ def test_a_job_that_slurm_is_ending_is_not_requeued(cluster: Cluster, state: str
 @pytest.mark.parametrize("script", ["train.sh", "eval.sh"])
 def test_a_missing_environment_is_named(cluster: Cluster, script: str) -> None:
     code, output = cluster.run(script, PYTHON="/no/such/python")
-    assert code == 1 and "PYTHON=/no/such/python is not there" in output
+    assert code == 1 and "PYTHON=/no/such/python does not exist" in output
     assert "srun" not in cluster.calls()
 
 
