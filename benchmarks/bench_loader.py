@@ -72,7 +72,6 @@ def photo(number: int, width: int, height: int) -> bytes:
 
 
 def write_data(folder: Path, images: list[bytes]) -> None:
-    """Write one sample per image, 256 in a shard."""
     turns = [
         {"from": "human", "value": "<image>\nWhat is in the picture?"},
         {"from": "gpt", "value": "Colours that blend into each other."},
@@ -119,10 +118,9 @@ def decode(images: list[bytes], count: int, processes: int, held: int) -> Sample
 
 
 def loader(shards: ShardSet, count: int, workers: int) -> Sample:
-    """The loader delivers `count` images to this process.
+    """Measure the loader while it delivers `count` images to this process.
 
-    The rate's clock starts with the first delivery; what may have been prepared before it is not
-    counted.
+    The rate is measured from the first delivery on, without batches that may be ready by then.
     """
     before = processor_seconds()
     loaded = count // MICRO_BATCH * MICRO_BATCH
@@ -140,9 +138,9 @@ def loader(shards: ShardSet, count: int, workers: int) -> Sample:
 
 
 def resume_seconds(folder: Path, rounds: int) -> dict[str, Any]:
-    """Cost of the first step after sample 1,000,000 - 10,000, each in a fresh process.
+    """Measure the first step after sample 1,000,000 - 10,000, each time in a new process.
 
-    The data set is a thousand shards of a thousand samples, which are links to one shard.
+    The data set has a thousand shards of a thousand samples, all links to one shard.
     """
     with ShardWriter(folder, samples_per_shard=1000) as writer:
         image = photo(0, 320, 240)

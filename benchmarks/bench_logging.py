@@ -65,12 +65,12 @@ def make_trainer(folder: Path, steps: int) -> Trainer:
 
 
 def measure(trainer: Trainer, steps: int, block: int) -> dict[str, list[float]]:
-    """Milliseconds: of steps without and with logging, and of logging itself.
+    """Return milliseconds of steps without and with logging, and of logging itself.
 
     Args:
-        trainer: at its first step.
-        steps: measured, after two to warm up.
-        block: logged steps that are delivered together.
+        trainer: a trainer before its first step.
+        steps: number of measured steps, after two steps of warm-up.
+        block: number of logged steps that are delivered together.
     """
     taken: dict[str, list[float]] = {
         "step_ms": [],

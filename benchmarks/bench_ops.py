@@ -74,8 +74,6 @@ class Case:
 
 
 def forward_and_backward(function, leaves: list[Tensor], upstream: Tensor, direction: str):
-    """Return a call of the function, with or without its gradient."""
-
     def forward():
         with torch.no_grad():
             return function()
@@ -88,13 +86,11 @@ def forward_and_backward(function, leaves: list[Tensor], upstream: Tensor, direc
 
 
 def copy_of(source: Tensor) -> Callable[[], Tensor]:
-    """Return a call that copies into allocated memory."""
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
 def soft_top_k_case(device, batch: int, n: int, direction: str, compiled: bool) -> Case:
-    """Build the case of soft top-K alone, with float32 scores."""
     scores = torch.randn(batch, n, device=device, requires_grad=True)
     upstream = torch.randn(batch, n, device=device)
     k = n // 9
@@ -146,7 +142,6 @@ def plain_gate(tokens, scores, k, temperature, mean, std, _noise_key):
 
 
 def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool) -> Case:
-    """Build the case of the fused soft top-K and noise gate."""
     batch, n, width = shape
     tokens = torch.randn(shape, device=device).to(dtype).requires_grad_()
     scores = torch.randn(batch, n, device=device, requires_grad=True)
@@ -176,13 +171,11 @@ def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool)
 
 
 def plain_select(tokens, scores, k):
-    """Select with torch.topk, sort and gather."""
     indices = torch.topk(scores, k, dim=-1).indices.sort(dim=-1).values
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2])), indices
 
 
 def select_case(device, shape, k: int, dtype: torch.dtype, compiled: bool) -> Case:
-    """Build the case of selecting the k best tokens."""
     tokens = torch.randn(shape, device=device).to(dtype)
     scores = torch.randn(shape[:2], device=device)
     contenders = {
@@ -299,7 +292,6 @@ def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Pat
 
 
 def table_line(row: dict[str, object]) -> str:
-    """Format one row of the printed table."""
     shape = "x".join(map(str, row["shape"]))
     columns = ("native", "native_graph", "reference", "plain", "compiled", "floor")
     times = (
@@ -314,7 +306,6 @@ def table_line(row: dict[str, object]) -> str:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """Describe the machine and the versions."""
     info = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     info |= {"threads": torch.get_num_threads(), "load": os.getloadavg(), "build": build_info()}
     cpu = Path("/proc/cpuinfo")

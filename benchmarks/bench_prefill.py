@@ -23,7 +23,6 @@ RESULTS = Path(__file__).parent / "results" / "prefill.json"
 
 
 def untrained_selector(model: str, folder: str) -> str:
-    """Write an untrained selector of the default size for `model` into `folder`."""
     width = FrozenVLM.from_pretrained(model).width
     Selector(Scorer(width, ScorerConfig()), {"model": model}).save_pretrained(folder)
     return folder

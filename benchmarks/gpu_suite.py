@@ -160,7 +160,6 @@ def run_all(budget_s: float) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def report(name: str, outcome: dict[str, object]) -> None:
-    """Print how a stage ended, and the end of its output if it failed."""
     print(f"{name}: {outcome['status']} {outcome.get('reason', '')}", flush=True)
     if outcome["status"] == "failed":
         print(outcome["output_tail"], flush=True)
@@ -191,7 +190,6 @@ def run_suite(path: Path, budget_s: float) -> bool:
 
 
 def main() -> int:
-    """Run from the command line; return 0 if every stage that ran has passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="JSON file for the result")
     parser.add_argument("--budget-s", type=float, default=570.0, help="seconds for all stages")

@@ -68,10 +68,6 @@ def run_cell(
     """Run the steps of a cell whose results do not exist yet, and return the finished cell.
 
     Args:
-        plan: the ablation.
-        out: folder of the whole ablation.
-        variant: the variant to train.
-        seed: training seed.
         log: file for the output of the programs; None prints it.
 
     Raises:
@@ -114,8 +110,6 @@ def evaluate_baselines(plan: AblationPlan, out: Path, beside: Cell) -> None:
     """Evaluate the baselines into `OUT/baselines`, unless results for the same model exist.
 
     Args:
-        plan: the ablation.
-        out: folder of the whole ablation.
         beside: a finished cell; its selector is used because an evaluation needs one.
     """
     folder = out / "baselines"
@@ -144,9 +138,6 @@ def evaluate(
     """Evaluate a selector and other methods into `out`, unless the same evaluation exists there.
 
     Args:
-        plan: the ablation.
-        out: folder of the evaluation.
-        selector: folder of the selector.
         variant: the variant whose evaluation settings apply.
         methods: names of further methods, comma-separated, or `none`.
         log: file for the output of the program; None prints it.

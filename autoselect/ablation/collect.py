@@ -36,10 +36,6 @@ class VariantResults:
 def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
     """Return the results of all finished cells under `out` as JSON values.
 
-    Args:
-        plan: the ablation; variants without a finished cell are left out.
-        out: folder of the whole ablation.
-
     Raises:
         ConfigError: no cell is finished, or cells differ in images, budgets or model.
     """
@@ -76,7 +72,6 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
 
 
 def _check_alike(rows: Sequence[VariantResults], first: StoredScores) -> None:
-    """Raise ConfigError if cells differ in images, budgets or frozen model."""
     budgets = _budgets(first)
     models: dict[str | None, Path] = {}
     for row in rows:
@@ -247,7 +242,6 @@ def _plain(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 
 def _leak(leaks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the leak measure averaged over the seeds; accuracies are fractions."""
     keys = ("full", "blind", "without_denoiser", "with_denoiser")
     return {
         "budget": leaks[0]["budget"],

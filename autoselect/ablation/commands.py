@@ -62,7 +62,6 @@ def add_evidence_command(subparsers: Any) -> None:
 
 
 def run_ablation(arguments: argparse.Namespace) -> int:
-    """Run the missing cells, then print the tables and write them into `--out`."""
     plan = load_plan(arguments.config, _changes(arguments))
     only = _names(plan, arguments.only)
     check_eval_settings(plan)
@@ -89,7 +88,6 @@ def run_ablation(arguments: argparse.Namespace) -> int:
 
 
 def run_evidence(arguments: argparse.Namespace) -> int:
-    """Write the tables of a finished ablation into the blocks of a page."""
     if not arguments.ablation.is_file():
         raise ConfigError(
             f"ablation={arguments.ablation} does not exist; run `autoselect ablate` first"
@@ -131,7 +129,6 @@ def check_eval_settings(plan: AblationPlan) -> None:
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the top-level YAML settings that command-line flags override."""
     names = ("steps", "images", "ranks", "port")
     changes = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
     if arguments.seeds is not None:

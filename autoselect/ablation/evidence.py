@@ -23,7 +23,6 @@ def fill(page: str, found: dict[str, Any] | None) -> str:
     """Return the page with the tables of all blocks replaced.
 
     Args:
-        page: Markdown with blocks.
         found: results from `collect`; None empties all blocks.
 
     Raises:

@@ -22,8 +22,6 @@ def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, A
     """Return the outcome of a cell as JSON values.
 
     Args:
-        folder: folder of the cell, with `eval/` and `leak/`.
-        train: run folder of the training.
         methods: methods whose scores are kept.
     """
     training = _json(train / "selector" / "config.json")["training"]
@@ -40,7 +38,6 @@ def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, A
     """Return the scores and the head of the report of an evaluation, as JSON values.
 
     Args:
-        folder: output folder of `autoselect eval`.
         methods: methods whose scores are kept; None keeps all.
     """
     scores = read_scores(folder / "predictions.jsonl", methods)
@@ -68,7 +65,6 @@ def subject_of(outcome: dict[str, Any]) -> dict[str, str]:
 
 
 def stored_scores(outcome: dict[str, Any]) -> StoredScores:
-    """Rebuild the score tables from an outcome that `evaluated` made."""
     kept = outcome["scores"]
     tasks, counts = tuple(kept["tasks"]), np.array(kept["counts"], dtype=float)
     tables = {}

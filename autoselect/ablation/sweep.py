@@ -24,12 +24,6 @@ def run_cells(
     folder, and its ranks meet at a port of their own, counted upwards from `plan.port`. After a
     failure the cells that are running end normally and no further cell starts.
 
-    Args:
-        plan: the ablation.
-        out: folder of the whole ablation.
-        cells: variants and seeds, in the order in which they run.
-        jobs: number of cells that run at the same time.
-
     Raises:
         ConfigError: a cell failed.
     """

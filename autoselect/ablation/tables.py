@@ -58,7 +58,6 @@ def difference_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def baseline_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Tabulate retention minus that of each baseline at the same budget, in points."""
     head = ["variant", "against", *(f"K={b}" for b in found["budgets"])]
     rows = []
     for name, row in _chosen(found, names):
@@ -88,7 +87,6 @@ def family_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def leak_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Tabulate accuracy with every gate at K/N, with and without Denoiser, and full and blind."""
     head = ["variant", "blind", "gates K/N", "gates K/N and Denoiser", "all tokens"]
     rows = []
     for name, row in _chosen(found, names):
@@ -102,7 +100,6 @@ def leak_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def setting_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Tabulate the question and the settings of each variant."""
     rows = []
     for name, row in _chosen(found, names):
         if row is None:
@@ -157,7 +154,6 @@ TITLES = {
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Return all tables of an ablation as one Markdown page."""
     names = [row["name"] for row in found["variants"]]
     lines = [f"# Ablation {found['name']} on {found['model']}", ""]
     lines += [*protocol(found, names), ""]

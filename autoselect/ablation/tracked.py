@@ -14,12 +14,7 @@ NOTE = "tracking.json"
 
 
 class AblationRecord:
-    """The MLflow runs of an ablation; an interrupted parent run is resumed.
-
-    Args:
-        plan: the ablation.
-        out: folder of the whole ablation, where the run ids are kept.
-    """
+    """The MLflow runs of an ablation; an interrupted parent run is resumed."""
 
     def __init__(self, plan: AblationPlan, out: Path) -> None:
         self.plan, self.out = plan, out
@@ -67,7 +62,6 @@ class AblationRecord:
         self._keep(name, child.run_id)
 
     def finish(self, found: dict[str, Any]) -> None:
-        """Log the collected tables and end the parent run."""
         self.parent.describe(markdown(found))
         columns = _columns(found)
         self.parent.log_table(columns, "variants.json")

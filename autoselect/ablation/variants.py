@@ -196,7 +196,6 @@ def load_plan(path: Path, changes: Mapping[str, Any] | None = None) -> AblationP
     """Read an ablation from YAML.
 
     Args:
-        path: the YAML file.
         changes: top-level settings that replace those of the file.
 
     Raises:

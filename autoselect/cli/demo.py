@@ -50,7 +50,6 @@ def step(command: list[str], again: str = "the demo again") -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Render shards, train and evaluate; print where the results are."""
     check_counts(ranks=arguments.ranks, images=arguments.images)
     check_port(arguments.port)
     started = time.monotonic()
@@ -88,7 +87,6 @@ def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """Evaluate the demo's selector and all other methods on the test images."""
     check_counts(images=arguments.images)
     if not (checkout() / RUN / "train" / "selector").is_dir():
         raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
@@ -97,7 +95,6 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def run_dashboard(arguments: argparse.Namespace) -> int:
-    """Serve the MLflow pages of this folder on 127.0.0.1 until interrupted."""
     from autoselect.tracking.dashboard import serve
 
     check_port(arguments.port)

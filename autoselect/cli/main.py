@@ -52,7 +52,6 @@ def add_info_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def show_info(arguments: argparse.Namespace) -> int:
-    """Print build information of the package and its extension."""
     from autoselect.ops import build_info
 
     for name, value in build_info().items():
@@ -72,7 +71,6 @@ def _in_line(value: object) -> str:
 
 
 def check_destinations(options: argparse.Namespace) -> None:
-    """Raise ConfigError if a result cannot be written, before it is computed."""
     for name, value in vars(options).items():
         if isinstance(value, str | Path) and name in ("out", "output", "work", "json"):
             (check_file if name == "json" else check_folder)(name, value)

@@ -80,7 +80,6 @@ class TaskRun:
 
     @property
     def file(self) -> str:
-        """Name of the result file in `cells/`."""
         return f"{self.method}@{self.budget.replace('%', 'pct')}@{self.task}.json"
 
 
@@ -187,7 +186,6 @@ def _identified(address: str) -> str:
 
 
 def _claim(out: Path, known: dict[str, Any]) -> None:
-    """Mark the folder with these settings, or check that its cells were made with them."""
     note = out / "cells" / "identity.json"
     text = json.dumps(known, indent=1)
     if note.exists() and note.read_text() != text:

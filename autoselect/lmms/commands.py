@@ -44,7 +44,6 @@ def add_public_bench(kinds: Any) -> None:
 
 
 def run_public_bench(arguments: argparse.Namespace) -> int:
-    """Run the missing cells, and print the table and the path of the report."""
     from autoselect.lmms.bench import PublicSettings, bench_public
 
     names = [field.name for field in dataclasses.fields(PublicSettings)]
@@ -56,7 +55,6 @@ def run_public_bench(arguments: argparse.Namespace) -> int:
 
 
 def run_local_task(arguments: argparse.Namespace) -> int:
-    """Write the task and print how to run it."""
     from autoselect.lmms.local_task import write_local_task
 
     shards = resolve_shards(arguments.shards, "test")

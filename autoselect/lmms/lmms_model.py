@@ -137,7 +137,6 @@ class AutoSelectModel(lmms):
         return scores
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse tasks of several rounds with a ConfigError."""
         raise ConfigError("tasks of several rounds are not supported; choose single-round tasks")
 
 
@@ -155,7 +154,6 @@ def generation_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
 
 
 def cut_at(text: str, stops: list[str]) -> str:
-    """Return the text before the first stop text, without surrounding blanks."""
     for stop in filter(None, stops):
         text = text.split(stop)[0]
     return text.strip()

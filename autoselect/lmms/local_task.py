@@ -25,12 +25,6 @@ def write_local_task(
 ) -> None:
     """Write the folder of the task.
 
-    Args:
-        name: name of the task.
-        shards: glob of evaluation shards.
-        folder: output folder, created if missing.
-        max_new_tokens: longest answer, tokens.
-
     Raises:
         ConfigError: the shards cannot be evaluated.
     """
@@ -82,12 +76,10 @@ def write_local_task(
 
 
 def visual(document: Mapping[str, Any]) -> list[Image.Image]:
-    """Return the image of a question, as lmms-eval's `doc_to_visual`."""
     return [Image.open(document["image_path"]).convert("RGB")]
 
 
 def text(document: Mapping[str, Any], specific: Mapping[str, Any] | None = None) -> str:
-    """Return the question, as lmms-eval's `doc_to_text`."""
     return document["question"]
 
 

@@ -17,10 +17,7 @@ def build_public_report(
     """Return all measured results as JSON values.
 
     Args:
-        model: name of the VLM.
-        results: results of all cells.
         latency: result of `bench_prefill`, or `{"missing": reason}`.
-        extra: further top-level keys.
     """
     full = {cell["task"]: cell for cell in results if cell["method"] == FULL}
     columns = dict.fromkeys(

@@ -73,7 +73,6 @@ def task_score(task: str, results: Mapping[str, Any]) -> tuple[float, dict[str, 
     A task outside `TASKS` scores 100 times the mean of its metrics.
 
     Args:
-        task: name of the task.
         results: output of lmms-eval for this task, with keys such as `exact_match,none`.
 
     Raises:
@@ -102,5 +101,4 @@ def task_score(task: str, results: Mapping[str, Any]) -> tuple[float, dict[str, 
 
 
 def label(task: str) -> str:
-    """Return the name of a task in tables."""
     return TASKS[task].label if task in TASKS else task

@@ -60,12 +60,6 @@ def train_classifier(
     Every second step sees a random half of the patches. Large public classifiers tolerate missing
     patches; a small one has to learn it.
 
-    Args:
-        samples: training shards.
-        folder: output folder.
-        images: largest number of samples to use.
-        steps: updates, each on 64 images.
-
     Raises:
         ConfigError: the samples do not list their objects.
     """

@@ -70,7 +70,6 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def photo_crop(rng: np.random.Generator, split: Split, width: int, height: int) -> Image.Image:
-    """Crop a random photograph at a random scale, with random flip, tint and inversion."""
     bank = photos(split)
     photo = bank[rng.integers(len(bank))]
     scale = rng.uniform(0.7, 2.6)
@@ -116,7 +115,6 @@ def background(rng: np.random.Generator, split: Split, size: int) -> Image.Image
 
 
 def draw_distractor(draw: ImageDraw.ImageDraw, rng: np.random.Generator, size: int) -> None:
-    """Draw a ring, cross, bar, scribble or glyph of a random colour at a random place."""
     colour = tuple(int(c) for c in rng.integers(0, 256, size=3))
     x, y = (int(v) for v in rng.integers(0, size, size=2))
     radius = int(rng.integers(size // 24, size // 9))

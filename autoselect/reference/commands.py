@@ -57,7 +57,6 @@ def run_shards(arguments: argparse.Namespace) -> int:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Train the reference VLM, or resume its training."""
     from autoselect.reference.recipe import ReferenceTraining
     from autoselect.reference.train_vlm import train_reference_vlm
 
@@ -66,7 +65,6 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_measure(arguments: argparse.Namespace) -> int:
-    """Print accuracy per family: full, blind, and with random tokens removed."""
     from autoselect.reference.measure import measure_vlm, table
     from autoselect.reference.resources import resolve_model
 

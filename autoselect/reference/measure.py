@@ -21,9 +21,7 @@ def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Tab
     """Return the share of exactly right answers on the test split, by setting and family.
 
     Args:
-        path: folder of the model.
         images: number of test images, each with one question of every family.
-        seed: seed of the reference data.
     """
     vlm = FrozenVLM.from_pretrained(path)
     right = {setting: dict.fromkeys(FAMILIES, 0) for setting in KEPT}
@@ -59,7 +57,6 @@ def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Tab
 
 
 def table(measured: Table) -> str:
-    """Format the accuracies as a Markdown table in per cent, with the mean over families."""
     lines = [
         f"| visual tokens | {' | '.join(FAMILIES)} | mean |",
         "|---" * (len(FAMILIES) + 2) + "|",

@@ -79,7 +79,6 @@ def attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def counting(rng: np.random.Generator, scene: Scene) -> Question:
-    """Ask for the number of objects: all, those of a colour, or those of a shape."""
     if rng.random() < 0.2:
         boxes = tuple(o.box for o in scene.objects)
         return Question("counting", "how many objects are there ?", str(len(boxes)), boxes)
@@ -144,11 +143,6 @@ def ask(rng: np.random.Generator, scene: Scene, families: tuple[str, ...]) -> li
     """Ask one question for each entry of `families`, all different.
 
     Families that cannot ask about this scene are left out.
-
-    Args:
-        rng: source of all random choices.
-        scene: the scene to ask about.
-        families: names from `FAMILIES`; repeats are allowed.
     """
     asked: dict[str, Question] = {}
     for family in families:

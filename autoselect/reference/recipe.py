@@ -30,21 +30,10 @@ class ReferenceData:
 
 @dataclass(frozen=True)
 class ReferenceTraining:
-    """Training settings of the reference VLM.
+    """Training settings of the reference VLM; `train_vlm` describes the stages.
 
-    Attributes:
-        images: number of rendered training scenes.
-        tower_steps: updates in stage 1, the vision tower.
-        language_steps: updates in stage 2, projector and language model.
-        uneven_steps: updates in stage 3, uneven token removal.
-        visible_steps: updates in stage 4, answers from visible objects.
-        batch_size: images per update.
-        tower_learning_rate: peak learning rate of stage 1.
-        language_learning_rate: peak learning rate of stage 2.
-        uneven_learning_rate: peak learning rate of stage 3.
-        visible_learning_rate: peak learning rate of stage 4.
-        save_every: updates between two saved states.
-        seed: seed of data, initial weights and order.
+    Steps are updates of `batch_size` images. Learning rates are peaks. `images` is the number of
+    rendered scenes, `save_every` the number of updates between two saved states.
     """
 
     images: int = 60_000

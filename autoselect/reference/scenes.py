@@ -58,7 +58,6 @@ class Scene:
 
 
 def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:
-    """Return the generator that draws everything about one scene."""
     return np.random.default_rng([seed, SPLIT_IDS[split], index])
 
 

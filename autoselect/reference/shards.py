@@ -28,7 +28,6 @@ SAMPLES_PER_SHARD = 500
 
 
 def record_of(key: str, questions: list[Question]) -> dict[str, Any]:
-    """Build a LLaVA-style record: conversations, and the task and boxes (pixels) of each round."""
     turns: list[dict[str, str]] = []
     for number, question in enumerate(questions):
         mark = "<image>\n" if number == 0 else ""
@@ -43,7 +42,6 @@ def record_of(key: str, questions: list[Question]) -> dict[str, Any]:
 
 
 def render_sample(seed: int, split: Split, index: int) -> tuple[str, dict[str, Any], bytes]:
-    """Return key, record and JPEG bytes of one sample."""
     scene = make_scene(seed, split, index)
     rng = scene_rng(seed + 1, split, index)
     families: tuple[str, ...] = FAMILIES

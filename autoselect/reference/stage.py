@@ -31,16 +31,7 @@ def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray
 
 
 class Stage:
-    """A training stage whose parameters, optimiser and step are saved and resumed.
-
-    Args:
-        name: name of the stage and of its file.
-        module: the parameters to train.
-        steps: updates in total.
-        peak: peak learning rate.
-        folder: folder of the saved state.
-        save_every: updates between two saves.
-    """
+    """A training stage whose parameters, optimiser and step are saved and resumed."""
 
     def __init__(
         self, name: str, module: nn.Module, steps: int, peak: float, folder: Path, save_every: int

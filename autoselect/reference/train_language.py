@@ -76,7 +76,6 @@ def answer_logits(
     """Compute the logits at the answers of packed questions.
 
     Args:
-        model: the reference VLM.
         features: tower features of all patches, [B, N, D].
         kept: positions of the kept visual tokens, ascending, [B, K].
         tokens: question slots, [B, Q, S].
@@ -128,8 +127,6 @@ def draw_kept(
     """Draw the positions of kept visual tokens, ascending, [B, K], with one K per batch.
 
     Args:
-        rng: source of all random choices.
-        batch: number of images B.
         uneven: if True, half of the images keep more tokens in some random regions.
         labels: patch labels, [B, 4, N]; if given, the regions are objects, characters and
             background in half of the images.
@@ -174,7 +171,6 @@ def segment_density(
     takes a larger share of object tokens for more objects.
 
     Args:
-        rng: source of all random choices.
         density: log-densities from `uneven_density`, [B, N]; not modified.
         labels: patch labels, [B, 4, N].
     """
@@ -214,12 +210,8 @@ def train_language(
     """Train projector and language model on cached features with tokens removed at random.
 
     Args:
-        model: the reference VLM.
-        corpus: images, labels and questions.
         features: features of the frozen tower, [M, N, D].
         stage: the parameters to train and the current step.
-        recipe: training settings.
-        removal: how tokens are removed.
     """
     visible = removal.visible
     stage.module.train()

@@ -89,7 +89,6 @@ def pixels(corpus: Corpus, indices: np.ndarray) -> Tensor:
 def train_tower(
     model: LlavaForConditionalGeneration, corpus: Corpus, recipe: ReferenceTraining, folder: Path
 ) -> None:
-    """Train the vision tower on patch labels."""
     tower = model.model.vision_tower
     heads = DenseHeads(tower.config.hidden_size)
     module = nn.ModuleDict({"tower": tower, "heads": heads})

@@ -32,9 +32,7 @@ def train_reference_vlm(output: Path, work: Path, recipe: ReferenceTraining) -> 
     """Train the reference VLM and write it as a hub folder.
 
     Args:
-        output: folder for the finished model.
         work: folder for corpus, features and saved states; keep it to resume.
-        recipe: training settings.
 
     Raises:
         ConfigError: `work` was made with other settings.

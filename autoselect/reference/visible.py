@@ -66,7 +66,6 @@ class VisibleAnswers:
         self.ids = {word: i for i, word in enumerate(self.words)}
 
     def answer(self, question: Sequence[str], left: list[Kind]) -> str | None:
-        """Return the answer to a question about presence or number, else None."""
         if question[0] == "how":
             asked = set(question) & (set(COLOURS) | {f"{shape}s" for shape in SHAPES})
             wanted = [k for k in left if not asked or {f"{k[0]}s", k[1]} & asked]

@@ -77,7 +77,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """Build the processor: tokenizer, image processor and chat template."""
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -95,7 +94,6 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_config(vocabulary: int) -> LlavaConfig:
-    """Build the model configuration for a vocabulary of `vocabulary` tokens."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -151,7 +149,6 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
 
 
 def save_vlm(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write model, tokenizer and processor as a hub folder of safetensors and JSON files."""
     model.save_pretrained(folder)
     build_processor().save_pretrained(folder)
 

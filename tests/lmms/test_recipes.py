@@ -93,7 +93,7 @@ def test_every_recipe_of_a_public_model_is_checked():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_names_the_visual_tokens_that_its_configuration_does_not_say(name, folder):
-    """`image_seq_length` of InternVL and LLaVA-NeXT counts one tile."""
+    """`image_seq_length` of InternVL and LLaVA-NeXT counts only one tile."""
     if name in FIXED:
         assert said_tokens(name) is None
         assert read_shape(folder(name)).visual_tokens == 576

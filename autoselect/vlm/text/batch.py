@@ -80,7 +80,6 @@ class Collator:
     without an answer, so that it neither pads other rows nor dilutes their loss.
 
     Args:
-        vlm: the frozen VLM, whose processor is used.
         rounds: how several rounds of one sample are read.
         max_text_tokens: longest row in tokens, placeholders included; later rounds are dropped.
 
@@ -226,7 +225,6 @@ class Collator:
         )
 
     def _blank(self, dropped: int = 0) -> TextRow:
-        """Return a row of one token without an answer."""
         return TextRow([self.pad_id], [IGNORED_LABEL], [0], [0], num_images=0, dropped=dropped)
 
     def _report_dropped(self, rounds: int) -> None:
@@ -245,13 +243,11 @@ class Collator:
 
 
 def _padded(rows: Sequence[list[int]], padding: int) -> Tensor:
-    """Pad rows on the right to [B, T]."""
     longest = max(map(len, rows))
     return torch.tensor([row + [padding] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 
 def _video_token(vlm: FrozenVLM) -> str | None:
-    """Return the placeholder token of a video frame, or None if the model takes no video."""
     config = vlm.model.config
     number = getattr(config, "video_token_id", getattr(config, "video_token_index", None))
     return None if number is None else vlm.processor.tokenizer.convert_ids_to_tokens(number)
@@ -262,7 +258,6 @@ def attention_mask(segments: Tensor, dtype: torch.dtype, images: Tensor | None =
 
     Args:
         segments: -1 prefix, -2 padding, else the round, [B, T].
-        dtype: dtype of the mask.
         images: index of the image that a token belongs to, -1 for text, [B, T]; given if tokens of
             the same image attend to each other in both directions.
     """

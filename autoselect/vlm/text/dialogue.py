@@ -36,14 +36,12 @@ class WrittenRound:
 
 
 def rounds_of(record: dict[str, Any]) -> list[Round]:
-    """Split a record with alternating turns into rounds."""
     texts: list[str | None] = [turn["value"] for turn in record["conversations"]]
     texts += [None] * (len(texts) % 2)
     return [Round(str(texts[i]), texts[i + 1]) for i in range(0, len(texts), 2)]
 
 
 def first_rounds(record: dict[str, Any], dropped: int) -> dict[str, Any]:
-    """Return a copy of a record without its last `dropped` rounds."""
     kept = len(rounds_of(record)) - dropped
     return {**record, "conversations": record["conversations"][: 2 * kept]}
 
@@ -52,7 +50,6 @@ class DialogueWriter:
     """Write rounds with the chat template of a model. It holds only the processor.
 
     Args:
-        vlm: the frozen VLM, whose processor is used.
         mark: text that the template writes for an image.
 
     Raises:
@@ -90,7 +87,6 @@ class DialogueWriter:
 
         Args:
             rounds: rounds with one mark per image, or without marks; then images go first.
-            num_images: number of images in the sample.
         """
         counts = [one.question.count(IMAGE_PLACEHOLDER) for one in rounds]
         if not any(counts):
@@ -105,7 +101,6 @@ class DialogueWriter:
         Each later round repeats the text up to the last image and continues with its own question.
 
         Args:
-            rounds: rounds of one sample; marks in later ones are removed.
             num_images: number of images in the sample, at least 1.
         """
         contents = [question_content(rounds[0].question, num_images)]

@@ -38,12 +38,7 @@ def question_content(question: str, num_images: int) -> list[dict[str, Any]]:
     """Split a question into the parts of a chat message: text, and an image at every mark.
 
     If the number of marks differs from the number of images, marks are removed and images go first.
-    White space at both ends of the text is dropped, including the line break in "<image>\\n", which
-    begins questions of LLaVA.
-
-    Args:
-        question: text with marks.
-        num_images: number of images that the question is about.
+    White space at both ends of the text is dropped, such as the line break after the mark in LLaVA.
     """
     pieces = question.split(IMAGE_PLACEHOLDER)
     if len(pieces) != num_images + 1:
@@ -67,8 +62,6 @@ def process_images(
     """Return the pixels of a batch, and the text that the processor writes for each image.
 
     Args:
-        processor: processor of the model.
-        rows: images of each row; a row may have none.
         placeholder: the token that stands for one visual token.
 
     Raises:
@@ -105,7 +98,6 @@ def fixed_count(processor: Any, placeholder: str) -> int | None:
     Probed with two blank images of different shapes.
 
     Args:
-        processor: processor of the model.
         placeholder: the token that stands for one visual token.
     """
     blanks = [Image.new("RGB", size) for size in ((64, 64), (192, 64))]
@@ -115,7 +107,6 @@ def fixed_count(processor: Any, placeholder: str) -> int | None:
 
 
 def check_counts(model_name: str, visual_tokens: int, placeholders: int) -> None:
-    """Raise ConfigError if the numbers of visual tokens and placeholders differ."""
     if visual_tokens != placeholders:
         raise ConfigError(
             f"model={model_name}: {visual_tokens} visual tokens for {placeholders} placeholders; "
@@ -126,7 +117,6 @@ def check_counts(model_name: str, visual_tokens: int, placeholders: int) -> None
 
 
 def image_mark(processor: Any, placeholder: str) -> str:
-    """Return the text that the chat template writes for an image."""
     return str(getattr(processor, "image_token", None) or placeholder)
 
 

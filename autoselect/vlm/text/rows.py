@@ -55,7 +55,6 @@ class RowWriter:
     """Build rows. It holds only the processor.
 
     Args:
-        vlm: the frozen VLM, whose processor is used.
         mark: text that its chat template writes for an image.
         max_text_tokens: longest row in tokens, placeholders included.
 

@@ -45,7 +45,6 @@ def refusal(sample: ShardSample, kind: FaultKind, detail: str) -> BadSample:
 
 
 def any_of(*texts: str | None) -> re.Pattern[str]:
-    """Return a pattern that matches any of the given texts."""
     return re.compile("|".join(re.escape(text) for text in dict.fromkeys(texts) if text))
 
 
@@ -53,7 +52,6 @@ def check_sample(sample: ShardSample, reserved: re.Pattern[str]) -> None:
     """Refuse a sample that cannot be used, before its images are processed.
 
     Args:
-        sample: the sample.
         reserved: pattern of texts that stand for visual tokens.
 
     Raises:

@@ -34,7 +34,6 @@ def adds_special_tokens(tokenizer: Any, text: str) -> bool:
     """Return True if the tokenizer must add tokens that the chat template lacks, such as BOS.
 
     Args:
-        tokenizer: tokenizer of the model.
         text: beginning of a conversation written by the chat template.
     """
     return not text.startswith(tokenizer.bos_token or "\0")
@@ -64,8 +63,6 @@ def tokenise(tokenizer: Any, text: str, special: bool) -> Tokens:
     """Tokenise a text.
 
     Args:
-        tokenizer: a fast tokenizer.
-        text: the whole text.
         special: let the tokenizer add special tokens (see `adds_special_tokens`).
     """
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
@@ -90,8 +87,6 @@ def answer_labels(tokens: Tokens, text: str, answers: Sequence[Span]) -> list[in
     than white space.
 
     Args:
-        tokens: tokens of `text`.
-        text: a conversation.
         answers: character spans of the answers, ascending and disjoint.
     """
     labels = [IGNORED_LABEL] * len(tokens)
