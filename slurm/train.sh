@@ -89,7 +89,7 @@ srun --kill-on-bad-exit=1 bash -c '
 ' task "$PYTHON" -u autoselect/train.py --deepspeed "$DEEPSPEED_CONFIG" "$@" &
 step=$!
 
-# A trapped signal ends 'wait' early, with a code above 128 although the step goes on.
+# A trapped signal ends 'wait' early, with a code above 128, although the step still runs.
 wait "$step"
 code=$?
 while kill -0 "$step" 2>/dev/null; do

@@ -65,10 +65,7 @@ class Cell:
 def run_cell(
     plan: AblationPlan, out: Path, variant: Variant, seed: int, log: Path | None = None
 ) -> Cell:
-    """Run the steps of a cell whose results do not exist yet, and return the finished cell.
-
-    Args:
-        log: file for the output of the programs; None prints it.
+    """Run the missing steps of a cell and return it; program output goes to `log`, or is printed.
 
     Raises:
         ConfigError: a step failed, or the folder holds a cell trained with other settings.
@@ -109,8 +106,7 @@ def _says(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def evaluate_baselines(plan: AblationPlan, out: Path, beside: Cell) -> None:
     """Evaluate the baselines into `OUT/baselines`, unless results for the same model exist.
 
-    Args:
-        beside: a finished cell; its selector is used because an evaluation needs one.
+    The selector of the finished cell `beside` is used, because an evaluation needs one.
     """
     folder = out / "baselines"
     plain = Variant(name="baselines", asks="What do the baselines keep?")
@@ -135,13 +131,9 @@ def evaluate(
     log: Path | None = None,
     subject: Mapping[str, str] | None = None,
 ) -> None:
-    """Evaluate a selector and other methods into `out`, unless the same evaluation exists there.
+    """Evaluate a selector and `methods` into `out`, unless the same evaluation exists there.
 
-    Args:
-        variant: the variant whose evaluation settings apply.
-        methods: names of further methods, comma-separated, or `none`.
-        log: file for the output of the program; None prints it.
-        subject: digests from `subject_of`, needed if the selector does not identify the model.
+    `subject` holds digests from `subject_of`, if the selector does not identify the model.
     """
     settings = {
         "model": plan.model,
@@ -190,12 +182,9 @@ def _answers(plan: AblationPlan) -> dict[str, int]:
 
 
 def check_training(cell: Cell, training: Mapping[str, Any]) -> None:
-    """Refuse to continue a cell with other training settings than it was started with.
+    """Raise ConfigError if a cell was started with other training settings.
 
     Other evaluation settings are allowed: the evaluation is then repeated.
-
-    Raises:
-        ConfigError: a training setting differs.
     """
     known = [note for note in (cell.folder / BEGUN, cell.note) if note.is_file()]
     if not known:

@@ -20,10 +20,7 @@ EMPTY = "*Not measured yet.*"
 
 
 def fill(page: str, found: dict[str, Any] | None) -> str:
-    """Return the page with the tables of all blocks replaced.
-
-    Args:
-        found: results from `collect`; None empties all blocks.
+    """Return the page with the tables of all blocks replaced, or emptied if `found` is None.
 
     Raises:
         ConfigError: a block has no end or names an unknown table.

@@ -19,11 +19,7 @@ LOSS, LAST_STEPS = "train/loss", 0.1
 
 
 def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, Any]:
-    """Return the outcome of a cell as JSON values.
-
-    Args:
-        methods: methods whose scores are kept.
-    """
+    """Return the outcome of a cell as JSON values, with the scores of `methods`."""
     training = _json(train / "selector" / "config.json")["training"]
     return {
         **evaluated(folder / "eval", methods),
@@ -35,11 +31,7 @@ def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, A
 
 
 def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the scores and the head of the report of an evaluation, as JSON values.
-
-    Args:
-        methods: methods whose scores are kept; None keeps all.
-    """
+    """Return scores (of `methods`, or of all) and the head of a report, as JSON values."""
     scores = read_scores(folder / "predictions.jsonl", methods)
     report = _json(folder / "report.json")
     some = next(iter(scores.tables.values()))

@@ -26,12 +26,7 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2
 
 @dataclass(frozen=True)
 class Measured:
-    """A number measured for one training seed.
-
-    Attributes:
-        value: the number on all test images.
-        draws: the number on each bootstrap resample of the images, [draws].
-    """
+    """A number of one training seed, on all test images and on each bootstrap resample [draws]."""
 
     value: float
     draws: np.ndarray
@@ -66,11 +61,7 @@ class Estimate:
 
 
 def estimate(seeds: Sequence[Measured]) -> Estimate:
-    """Return the mean over the seeds with its 95 % interval over seeds and images.
-
-    Args:
-        seeds: one entry per training seed, all drawn on the same resamples of images.
-    """
+    """Return the mean with its 95 % interval; all seeds share the same resamples of images."""
     values = np.array([seed.value for seed in seeds])
     mean = float(values.mean())
     low, high = interval(np.mean([seed.draws for seed in seeds], axis=0))

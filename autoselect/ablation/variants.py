@@ -87,8 +87,6 @@ class AblationPlan:
         reference: name of the variant that the others are compared with.
         leak_images: number of test images for the leak measure.
         leak_budget: K of the leak measure, tokens; its gates are all K/N.
-        experiment: MLflow experiment.
-        tracking: log to MLflow.
         base: dotted settings of `TrainConfig` shared by all variants.
         variants: the variants to compare.
     """
@@ -180,9 +178,7 @@ class AblationPlan:
     def cells(self, only: Sequence[str] | None = None) -> Iterator[tuple[Variant, int]]:
         """Yield variant and seed of every cell: all variants with the first seed, then the next.
 
-        Args:
-            only: names of the wanted variants; None means all. Variants whose selectors they
-                evaluate are added.
+        `only` names the wanted variants; variants whose selectors they evaluate are added.
         """
         wanted = set(only) if only is not None else {variant.name for variant in self.variants}
         wanted |= {str(v.trained_as) for v in self.variants if v.name in wanted and v.trained_as}
@@ -193,10 +189,7 @@ class AblationPlan:
 
 
 def load_plan(path: Path, changes: Mapping[str, Any] | None = None) -> AblationPlan:
-    """Read an ablation from YAML.
-
-    Args:
-        changes: top-level settings that replace those of the file.
+    """Read an ablation from YAML; `changes` replace top-level settings of the file.
 
     Raises:
         ConfigError: the file is missing or not a YAML mapping, or a setting is unknown or invalid.

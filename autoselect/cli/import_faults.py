@@ -10,13 +10,10 @@ from autoselect.config import ConfigError
 
 @contextmanager
 def explained_imports() -> Iterator[None]:
-    """Explain import errors in the block if a torchvision that does not fit torch causes them.
+    """Raise ConfigError for an import error that a torchvision of another torch build causes.
 
     transformers imports torchvision if it is installed, and then fails at the first class that is
     requested.
-
-    Raises:
-        ConfigError: an import failed because of torchvision.
     """
     try:
         yield

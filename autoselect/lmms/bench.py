@@ -84,11 +84,7 @@ class TaskRun:
 
 
 def task_runs(settings: PublicSettings) -> list[TaskRun]:
-    """List all task runs, those of the full model first.
-
-    Raises:
-        ConfigError: a method or a budget cannot be run.
-    """
+    """List all task runs, those of the full model first; raise ConfigError if one cannot run."""
     methods, budgets, tasks = (
         [word.strip() for word in text.split(",") if word.strip()]
         for text in (settings.methods, settings.budgets, settings.tasks)
@@ -137,11 +133,7 @@ def lmms_command(settings: PublicSettings, cell: TaskRun, output: Path) -> list[
 
 
 def run_cell(settings: PublicSettings, cell: TaskRun) -> dict[str, Any]:
-    """Run lmms-eval for one cell.
-
-    Raises:
-        ConfigError: lmms-eval failed; the message holds the end of its output.
-    """
+    """Run lmms-eval for one cell; if it fails, raise ConfigError with the end of its output."""
     with tempfile.TemporaryDirectory() as folder:
         command = lmms_command(settings, cell, Path(folder))
         started = time.monotonic()

@@ -18,11 +18,7 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def parse_budget(value: object) -> int | float | None:
-    """Return a token count (64), a share (0.11 or `11%`), or None for `full`.
-
-    Raises:
-        ConfigError: the value has another form.
-    """
+    """Return a token count (64), a share (0.11 or `11%`), or None for `full`."""
     text = str(value).strip()
     if text == FULL:
         return None

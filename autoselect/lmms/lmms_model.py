@@ -21,7 +21,7 @@ from autoselect.lmms.engine import PrunedVLM
 MAX_NEW_TOKENS = 1024
 SAMPLING = ("temperature", "top_p", "top_k")
 PRUNING = ("selector", "budget", "method", "seed", "dtype")
-"""Arguments of `PrunedVLM` beside the model and the device."""
+"""Arguments of `PrunedVLM` except model and device."""
 
 
 def manifest() -> ModelManifest:
@@ -32,17 +32,13 @@ def manifest() -> ModelManifest:
 
 
 class AutoSelectModel(lmms):
-    """A supported VLM, pruned or unpruned, that answers in batches.
+    """A supported VLM, pruned or unpruned, that answers in batches; arguments as in `PrunedVLM`.
 
-    Args:
-        pretrained: folder or hub name of the model.
-        batch_size: questions answered together.
-        max_batch_size: passed by lmms-eval, not used.
-        device: torch device; replaced by the GPU of the process under `accelerate launch`.
-        pruning: `selector`, `budget`, `method`, `seed` and `dtype` as in `PrunedVLM`.
+    Under `accelerate launch` every process uses its own GPU. lmms-eval passes `max_batch_size`,
+    which is not used.
 
     Raises:
-        ConfigError: another argument is given.
+        ConfigError: an unknown argument is given.
     """
 
     is_simple = True
@@ -112,11 +108,7 @@ class AutoSelectModel(lmms):
                 yield numbers[start : start + self.batch_size]
 
     def _images(self, visual: Any, document: int, task: str, split: str) -> list[Image.Image]:
-        """Return the images of a request.
-
-        Raises:
-            ConfigError: the request holds something else, such as a video.
-        """
+        """Return the images of a request; raise ConfigError if it holds something else."""
         visuals = visual(self.task_dict[task][split][document]) or []
         for item in visuals:
             if not isinstance(item, Image.Image):

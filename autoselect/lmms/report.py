@@ -14,11 +14,7 @@ def build_public_report(
     latency: dict[str, Any],
     extra: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return all measured results as JSON values.
-
-    Args:
-        latency: result of `bench_prefill`, or `{"missing": reason}`.
-    """
+    """Return all results as JSON; `latency` is from `bench_prefill`, or `{"missing": reason}`."""
     full = {cell["task"]: cell for cell in results if cell["method"] == FULL}
     columns = dict.fromkeys(
         (cell["method"], cell["budget"]) for cell in results if cell["method"] != FULL

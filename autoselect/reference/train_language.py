@@ -207,12 +207,7 @@ def train_language(
     recipe: ReferenceTraining,
     removal: Removal,
 ) -> None:
-    """Train projector and language model on cached features with tokens removed at random.
-
-    Args:
-        features: features of the frozen tower, [M, N, D].
-        stage: the parameters to train and the current step.
-    """
+    """Train projector and language model on cached tower features [M, N, D]."""
     visible = removal.visible
     stage.module.train()
     bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)

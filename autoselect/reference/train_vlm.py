@@ -31,8 +31,7 @@ logger = logging.getLogger(__name__)
 def train_reference_vlm(output: Path, work: Path, recipe: ReferenceTraining) -> None:
     """Train the reference VLM and write it as a hub folder.
 
-    Args:
-        work: folder for corpus, features and saved states; keep it to resume.
+    `work` holds corpus, features and saved states; keep it to resume.
 
     Raises:
         ConfigError: `work` was made with other settings.

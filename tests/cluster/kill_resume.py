@@ -188,15 +188,15 @@ def one_chain(
     """Start, kill and resume one run until it ends.
 
     Args:
-        run: in an empty folder.
-        workspace: what it trains on.
-        ranks: of the run.
-        executioner: chooses the moments.
-        kills: how many may still happen.
-        done: how many happened in other runs, for the messages and the order of moments.
+        run: a run in an empty folder.
+        workspace: model and data of the run.
+        ranks: number of ranks.
+        executioner: chooses the moments of kills.
+        kills: largest number of kills.
+        done: kills in earlier runs, for messages and for the order of moments.
 
     Returns:
-        Kills of this run, and whether every start went on from the newest complete checkpoint.
+        The number of kills, and True if every start resumed from the newest complete checkpoint.
     """
     killed, honest, complete = 0, True, 0
     while True:

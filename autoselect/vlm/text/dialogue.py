@@ -26,9 +26,7 @@ class Round:
 class WrittenRound:
     """The text that the chat template adds to a conversation in one round.
 
-    Attributes:
-        asked: text up to the beginning of the answer, with image marks.
-        answer: the answer and what ends it; empty if there is no answer.
+    `asked` ends where the answer begins, and holds image marks. `answer` includes what ends it.
     """
 
     asked: str
@@ -99,9 +97,6 @@ class DialogueWriter:
 
         The images stand at the marks of the first question, or before it if their numbers differ.
         Each later round repeats the text up to the last image and continues with its own question.
-
-        Args:
-            num_images: number of images in the sample, at least 1.
         """
         contents = [question_content(rounds[0].question, num_images)]
         first = self._write(contents, rounds[:1])

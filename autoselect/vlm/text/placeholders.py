@@ -61,9 +61,6 @@ def process_images(
 ) -> ProcessedImages:
     """Return the pixels of a batch, and the text that the processor writes for each image.
 
-    Args:
-        placeholder: the token that stands for one visual token.
-
     Raises:
         ConfigError: the processor does not report what it writes for an image.
     """
@@ -96,9 +93,6 @@ def fixed_count(processor: Any, placeholder: str) -> int | None:
     """Return the number of placeholder tokens per image if every image has the same, else None.
 
     Probed with two blank images of different shapes.
-
-    Args:
-        placeholder: the token that stands for one visual token.
     """
     blanks = [Image.new("RGB", size) for size in ((64, 64), (192, 64))]
     texts = {process_images(processor, [[blank]], placeholder).texts[0][0] for blank in blanks}

@@ -123,12 +123,7 @@ class RowWriter:
     def independent(self, record: dict[str, Any], images: Sequence[str]) -> TextRow:
         """Build independent rounds after one image prefix, without the rounds that do not fit.
 
-        Args:
-            record: a record with alternating turns, and with one mark per image or none.
-            images: placeholder text of each image, at least one.
-
-        Raises:
-            RecordError: the text holds placeholders that belong to no image.
+        Arguments and errors are those of `conversation`; at least one image is needed.
         """
         written = self.dialogue.independent(rounds_of(record), len(images))
         for one in written:

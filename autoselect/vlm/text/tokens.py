@@ -31,11 +31,7 @@ def with_whole_template(processor: Any) -> Any:
 
 
 def adds_special_tokens(tokenizer: Any, text: str) -> bool:
-    """Return True if the tokenizer must add tokens that the chat template lacks, such as BOS.
-
-    Args:
-        text: beginning of a conversation written by the chat template.
-    """
+    """Return True if the chat template's `text` lacks what the tokenizer adds, such as BOS."""
     return not text.startswith(tokenizer.bos_token or "\0")
 
 
@@ -60,11 +56,7 @@ class Tokens:
 
 
 def tokenise(tokenizer: Any, text: str, special: bool) -> Tokens:
-    """Tokenise a text.
-
-    Args:
-        special: let the tokenizer add special tokens (see `adds_special_tokens`).
-    """
+    """Tokenise a whole text; with `special` the tokenizer adds its special tokens."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     return Tokens(list(encoded["input_ids"]), _covered(encoded["offset_mapping"]))
 
