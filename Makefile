@@ -2,9 +2,9 @@
 # make test   set up, then lint, types and tests
 # make help   everything else
 #
-# Variables: PYTHON (interpreter, 3.11 or newer), TORCH (requirement), PIP_TORCH (more pip options for
-# it, such as --index-url for a CPU or CUDA build), TEST (what pytest runs), JOBS (test files at the
-# same time), PORT (of the dashboard).
+# Variables: PYTHON (interpreter, 3.11 or newer), TORCH (pip requirement), PIP_TORCH (pip options for
+# TORCH, such as --index-url for a CPU or CUDA build), TEST (arguments of pytest), JOBS (test files
+# that run at the same time), PORT (TCP port of the dashboard).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -23,15 +23,15 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo report dashboard test lint format cluster-test sanitize test-bench clean
 
 help:
-	@echo "make demo          shards, training, evaluation and report on the reference VLM, into runs/demo"
-	@echo "make report        evaluate the demo's selector beside all baselines, into runs/report"
+	@echo "make demo          train and evaluate a selector on the reference VLM, into runs/demo"
+	@echo "make report        compare the demo's selector with all baselines, into runs/report"
 	@echo "make dashboard     serve the MLflow pages on http://127.0.0.1:$(PORT)"
-	@echo "make test          lint, types and all tests"
-	@echo "make cluster-test  the tests on a real Slurm (installs one on this host)"
-	@echo "make test-bench    the tests that go through lmms-eval, in an environment of its own"
-	@echo "make sanitize      the CPU kernels once under AddressSanitizer and UBSan"
-	@echo "make setup         only the virtual environment and the extension"
-	@echo "make clean         remove the virtual environment and build outputs; runs/ stays"
+	@echo "make test          run lint, type checks and all tests"
+	@echo "make cluster-test  run the tests on a real Slurm (installs one on this host)"
+	@echo "make test-bench    run the tests that need lmms-eval, in a separate environment"
+	@echo "make sanitize      run the CPU kernels under AddressSanitizer and UBSan"
+	@echo "make setup         make only the virtual environment and the extension"
+	@echo "make clean         remove the virtual environment and build outputs; runs/ is kept"
 
 setup: $(VENV)/.package
 

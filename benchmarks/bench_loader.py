@@ -1,11 +1,11 @@
 """How much of the decode-only rate does the loader keep, and what does resuming cost?
 
-All sides decode the same photo-like JPEGs to RGB on the same cores, in turns. `decode_only` has the
-bytes in memory and decodes micro-batches, whose pictures live together as in any use of them;
-`decode_and_drop` frees every picture at once, so all share one buffer that stays in the cache. The
-loader orders, reads, checks and decodes samples from shards. Each round gives one sample per side:
-images per second, and processor time per image, which other work on the machine disturbs less. The
-ratios of the medians are the result. Run it with
+All contenders decode the same photo-like JPEGs to RGB on the same cores, one after the other.
+`decode_only` has the bytes in memory and keeps the images of a micro-batch until its end.
+`decode_and_drop` frees every image immediately, so all images share one buffer in the cache. The
+loader orders, reads, checks and decodes samples from shards. Each round gives one measurement per
+contender: images per second, and processor time per image, which other work on the machine disturbs
+less. The result is the ratios of the medians. Run it with
 
     python benchmarks/bench_loader.py --output benchmarks/results/loader_cpu.json
 """
@@ -53,14 +53,14 @@ print(len(shards), opened - start, time.perf_counter() - opened)
 
 
 class Sample(NamedTuple):
-    """One measurement of one side."""
+    """One measurement of one contender."""
 
     images_per_s: float
     processor_ms: float
 
 
 def photo(number: int, width: int, height: int) -> bytes:
-    """A JPEG with the smooth regions, edges and fine grain of a photograph."""
+    """Make a JPEG with smooth regions, edges and fine grain like a photograph."""
     random = np.random.default_rng(number)
     coarse = random.uniform(0, 255, (height // 40, width // 40, 3)).astype(np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -72,7 +72,6 @@ def photo(number: int, width: int, height: int) -> bytes:
 
 
 def write_data(folder: Path, images: list[bytes]) -> None:
-    """One sample per image, 256 in a shard."""
     turns = [
         {"from": "human", "value": "<image>\nWhat is in the picture?"},
         {"from": "gpt", "value": "Colours that blend into each other."},
@@ -93,13 +92,13 @@ def _decode_share(images: list[bytes], count: int, held: int, barrier: Any, resu
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and its finished children."""
+    """Return the processor time of this process and its finished children."""
     own, children = (resource.getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def decode(images: list[bytes], count: int, processes: int, held: int) -> Sample:
-    """`processes` bare processes decode together, each `held` pictures before it frees them."""
+    """Decode in `processes` processes, each of which frees its images after every `held`."""
     before = processor_seconds()
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(processes), context.Queue()
@@ -119,10 +118,9 @@ def decode(images: list[bytes], count: int, processes: int, held: int) -> Sample
 
 
 def loader(shards: ShardSet, count: int, workers: int) -> Sample:
-    """The loader delivers `count` images to this process.
+    """Measure the loader while it delivers `count` images to this process.
 
-    The rate's clock starts with the first delivery; what may have been prepared before it is not
-    counted.
+    The rate is measured from the first delivery on, without batches that may be ready by then.
     """
     before = processor_seconds()
     loaded = count // MICRO_BATCH * MICRO_BATCH
@@ -140,9 +138,9 @@ def loader(shards: ShardSet, count: int, workers: int) -> Sample:
 
 
 def resume_seconds(folder: Path, rounds: int) -> dict[str, Any]:
-    """Cost of the first step after sample 1,000,000 - 10,000, each in a fresh process.
+    """Measure the first step after sample 1,000,000 - 10,000, each time in a new process.
 
-    The data set is a thousand shards of a thousand samples, which are links to one shard.
+    The data set has a thousand shards of a thousand samples, all links to one shard.
     """
     with ShardWriter(folder, samples_per_shard=1000) as writer:
         image = photo(0, 320, 240)
@@ -173,7 +171,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def compare(sides: dict[str, Callable[[], Sample]], rounds: int, name: str) -> dict[str, Any]:
-    """Interleaved rounds of all sides; ratios of the loader to each of the others."""
+    """Measure all contenders in interleaved rounds; return ratios of the loader to the others."""
     for measure in sides.values():
         measure()
     taken: dict[str, list[Sample]] = {side: [] for side in sides}

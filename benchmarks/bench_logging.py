@@ -1,15 +1,15 @@
-"""What do the console line and the tracker add to a training step?
+"""How much time do the console line and the tracker add to a training step?
 
-The real trainer steps the reference run on one rank. Every second step is logged to the console and
-to MLflow on SQLite in a temporary folder; the others are not, whose times the logged ones are
-compared with. Two measures of the cost of logging one step:
+The real trainer runs the reference run on one rank. Every second step is logged to the console and
+to MLflow on SQLite in a temporary folder; the other steps are the comparison. The cost of logging a
+step is measured in two ways:
 
-* `caller_ms`: wall time that the step waits, measured around the logging calls themselves;
-* `processor_ms`: processor time of all threads, the delivery to SQLite included: every block of
-  logged steps is delivered alone, between two steps, with the processor's clock around it.
+* `caller_ms`: wall time that the step waits, measured around the logging calls;
+* `processor_ms`: processor time of all threads, with the delivery to SQLite. Every block of logged
+  steps is delivered between two steps, and the processor time of this delivery is measured.
 
-The paired difference of whole steps is reported beside them; a step varies far more than logging
-costs. The result is each cost over the median step. Run it with
+The paired difference of whole steps is reported too, but steps vary far more than logging costs.
+The result is each cost divided by the median step. Run it with
 
     python benchmarks/bench_logging.py --output benchmarks/results/logging_cpu.json
 """
@@ -46,7 +46,7 @@ TARGET = 0.01
 
 
 def make_trainer(folder: Path, steps: int) -> Trainer:
-    """The reference run, logging every step, on shards of its own."""
+    """Build a trainer of the reference run that logs every step, on shards in `folder`."""
     render_shards(folder / "shards", ReferenceData(train=256, val=1, test=1), workers=1)
     info = processes.RankInfo(rank=0, world_size=1, local_rank=0, source="single")
     processes.setup_logging(info)
@@ -66,12 +66,12 @@ def make_trainer(folder: Path, steps: int) -> Trainer:
 
 
 def measure(trainer: Trainer, steps: int, block: int) -> dict[str, list[float]]:
-    """Milliseconds: of steps without and with logging, and of logging itself.
+    """Return milliseconds of steps without and with logging, and of logging itself.
 
     Args:
-        trainer: at its first step.
-        steps: measured, after two to warm up.
-        block: logged steps that are delivered together.
+        trainer: a trainer before its first step.
+        steps: number of measured steps, after two steps of warm-up.
+        block: number of logged steps that are delivered together.
     """
     taken: dict[str, list[float]] = {
         "step_ms": [],

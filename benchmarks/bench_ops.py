@@ -1,23 +1,24 @@
-"""How fast are the native operators, beside their references and a plain copy?
+"""How fast are the native operators, compared with their references and a plain copy?
 
     python benchmarks/bench_ops.py --device cpu --json FILE [--rounds N] [--seconds S]
 
-Every contender of a case is timed once per round, in turn, so that a disturbance meets all of them;
-the figures are medians, and `best_ms` holds the fastest sample of each. A case ends after its
+Every contender of a case is timed once per round, in turn, so that a disturbance affects all of
+them. The values are medians; `best_ms` holds the fastest sample of each. A case ends after its
 rounds or its seconds, but not before five rounds. The floor is the time to copy the bytes that the
 operator must move: 1 copy of the tokens forward, 2.5 forward and backward (tokens in, gated out;
-gradient and tokens in, gradient out). On a GPU it is a graph replay, as `native_graph` is. A copy
-that fits a cache is timed from that cache: small floors are the speed of a GPU's L2, not of memory.
+gradient and tokens in, gradient out). On a GPU the floor is a graph replay, like `native_graph`. A
+copy that fits a cache is timed from that cache: small floors show the speed of the L2 cache, not
+of its memory.
 
-`plain_ms` is what one would write without this package: torch.randn noise for the gate, torch.topk
-+ sort + gather for the selection. On a GPU the gate's threshold comes from a float32 bisection that
-never waits for the device; on a CPU, where stopping early costs no wait, from the package's Newton
-reference.
+`plain_ms` is the time of code without this package: torch.randn noise for the gate, torch.topk +
+sort + gather for the selection. On a GPU the gate's threshold comes from a float32 bisection that
+does not wait for the device. On a CPU, which can stop early without waiting, it comes from the
+package's Newton reference.
 
-The rows are written after every case, so that a run that is ended keeps what it measured.
+The rows are written after every case, so an interrupted run keeps its measurements.
 
-On a machine that others use at the same time, `--clock processor --threads 1` counts the time that
-the processor spent on the call instead of the time that passed.
+On a machine that others use at the same time, `--clock processor --threads 1` counts the processor
+time of the call instead of wall time.
 """
 
 from __future__ import annotations
@@ -73,8 +74,6 @@ class Case:
 
 
 def forward_and_backward(function, leaves: list[Tensor], upstream: Tensor, direction: str):
-    """A call of the function, with its gradient or without."""
-
     def forward():
         with torch.no_grad():
             return function()
@@ -87,13 +86,11 @@ def forward_and_backward(function, leaves: list[Tensor], upstream: Tensor, direc
 
 
 def copy_of(source: Tensor) -> Callable[[], Tensor]:
-    """A copy into memory that is already there."""
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
 def soft_top_k_case(device, batch: int, n: int, direction: str, compiled: bool) -> Case:
-    """Soft top-K alone, float32 scores."""
     scores = torch.randn(batch, n, device=device, requires_grad=True)
     upstream = torch.randn(batch, n, device=device)
     k = n // 9
@@ -112,7 +109,7 @@ def soft_top_k_case(device, batch: int, n: int, direction: str, compiled: bool) 
 
 
 def bisected_logits(scores: Tensor, k: int, temperature: float) -> Tensor:
-    """Gate logits of a soft top-K, float32, [B, N]: a fixed number of halvings, then one step.
+    """Return the gate logits of a soft top-K, float32, [B, N], by bisection and a final step.
 
     The step is Newton's in value and the implicit gradient in derivative; nothing is read on the
     host.
@@ -145,7 +142,6 @@ def plain_gate(tokens, scores, k, temperature, channels, _noise_key):
 
 
 def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool) -> Case:
-    """The fused soft top-K and noise gate."""
     batch, n, width = shape
     tokens = torch.randn(shape, device=device).to(dtype).requires_grad_()
     scores = torch.randn(batch, n, device=device, requires_grad=True)
@@ -176,13 +172,11 @@ def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool)
 
 
 def plain_select(tokens, scores, k):
-    """torch.topk, sort, gather."""
     indices = torch.topk(scores, k, dim=-1).indices.sort(dim=-1).values
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2])), indices
 
 
 def select_case(device, shape, k: int, dtype: torch.dtype, compiled: bool) -> Case:
-    """Selection of the k best tokens."""
     tokens = torch.randn(shape, device=device).to(dtype)
     scores = torch.randn(shape[:2], device=device)
     contenders = {
@@ -198,7 +192,7 @@ def select_case(device, shape, k: int, dtype: torch.dtype, compiled: bool) -> Ca
 
 
 def cases(device: torch.device, compiled: bool):
-    """The cases of a device, made one at a time so that only one is in memory."""
+    """Yield the cases of a device one at a time, so that only one is in memory."""
     directions = tuple(COPIES)
     for direction in directions:
         yield lambda d=direction: soft_top_k_case(device, 64, 576, d, compiled)
@@ -217,13 +211,13 @@ def cases(device: torch.device, compiled: bool):
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times calls on a device; `clock` names one of `CLOCKS` and counts on a CPU."""
+    """Time calls on a device; `clock` names one of `CLOCKS` and is used on a CPU."""
 
     device: torch.device
     clock: str
 
     def milliseconds(self, call: Callable[[], object], repeats: int) -> float:
-        """Milliseconds of one call, from `repeats` in a row."""
+        """Return the milliseconds of one call, averaged over `repeats` calls."""
         if self.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -240,7 +234,7 @@ class Stopwatch:
 
 
 def graph_of(call: Callable[[], object]) -> Callable[[], None]:
-    """The call captured as a CUDA graph: its time without launch overhead."""
+    """Capture the call as a CUDA graph, to time it without launch overhead."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -254,7 +248,7 @@ def graph_of(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[str, object]:
-    """Interleaved medians of one case, as a row of the result."""
+    """Measure one case in interleaved rounds; return its medians as a row of the result."""
     if watch.device.type == "cuda":
         graphs = {name: graph_of(case.contenders[eager]) for eager, name in GRAPHED.items()}
         case.contenders |= graphs
@@ -288,7 +282,7 @@ def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[s
 
 
 def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Path | None) -> None:
-    """Measures all cases of a device; prints every row, and keeps those so far in the file."""
+    """Measure all cases of a device; print each row and write the rows so far to the file."""
     rows = []
     for make in cases(watch.device, compiled):
         rows.append(measure(make(), watch, rounds, seconds))
@@ -299,7 +293,6 @@ def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Pat
 
 
 def table_line(row: dict[str, object]) -> str:
-    """One row of the printed table."""
     shape = "x".join(map(str, row["shape"]))
     columns = ("native", "native_graph", "reference", "plain", "compiled", "floor")
     times = (
@@ -314,7 +307,6 @@ def table_line(row: dict[str, object]) -> str:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What the figures were measured on."""
     info = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     info |= {"threads": torch.get_num_threads(), "load": os.getloadavg(), "build": build_info()}
     cpu = Path("/proc/cpuinfo")
@@ -327,15 +319,14 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def main() -> None:
-    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--json", type=Path, help="JSON file for the rows")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=60.0, help="most time for one case")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit of one case")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-compile", action="store_true", help="do not time torch.compile")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -1,10 +1,10 @@
-"""Does pruning make the prefill faster once the selector is paid for?
+"""Does pruning make the prefill faster if the cost of the selector is included?
 
     python benchmarks/bench_prefill.py [--model DIR --selector DIR] [--json FILE]
 
-Runs the latency protocol of `autoselect bench prefill`. Without a selector it times an untrained
-one of the default size: its cost does not depend on its weights. The result holds machine, versions
-and the spread of every stage.
+This runs the latency protocol of `autoselect bench prefill`. Without --selector it times an
+untrained one of the default size, because the time does not depend on the weights. The result holds
+machine, versions and the spread of every stage.
 """
 
 import argparse
@@ -23,21 +23,19 @@ RESULTS = Path(__file__).parent / "results" / "prefill.json"
 
 
 def untrained_selector(model: str, folder: str) -> str:
-    """A selector of the default size for `model`, written into `folder`."""
     width = FrozenVLM.from_pretrained(model).width
     Selector(Scorer(width, ScorerConfig()), {"model": model}).save_pretrained(folder)
     return folder
 
 
 def main() -> None:
-    """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="reference")
-    parser.add_argument("--selector", default=None)
-    parser.add_argument("--budgets", default="5.5%,11%,22%,33%")
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--repeats", type=int, default=None)
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--model", default="reference", help="folder or hub name of the VLM")
+    parser.add_argument("--selector", default=None, help="folder or hub name of the selector")
+    parser.add_argument("--budgets", default="5.5%,11%,22%,33%", help="comma-separated budgets")
+    parser.add_argument("--batches", default="1,8,32", help="comma-separated batch sizes")
+    parser.add_argument("--repeats", type=int, default=None, help="samples per stage")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="JSON file for the results")
     options = parser.parse_args()
     model = resolve_model(options.model)
     sizes = [int(size) for size in options.batches.split(",")]

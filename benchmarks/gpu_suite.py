@@ -1,11 +1,11 @@
-"""One command for a bare CUDA machine: build, GPU tests, benchmarks, and the sanitizer.
+"""Run everything on a bare CUDA machine: build, GPU tests, benchmarks and the sanitizer.
 
     python benchmarks/gpu_suite.py --json FILE [--budget-s 570]
 
-Needs a GPU, nvcc, ninja, a CUDA build of PyTorch, transformers and pytest; no hypothesis and no
-network. Every stage is a session of its own with a time limit, so that one that fails or hangs does
-not take the others along. The result is written after every stage. A stage that could not run is
-named there with its reason; its figures are not measured.
+It needs a GPU, nvcc, ninja, a CUDA build of PyTorch, transformers and pytest, but not hypothesis
+or a network. Every stage is a separate session with a time limit, so a stage that fails or hangs
+does not end the others. The result is written after every stage. It names each stage that could not
+run, with the reason.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Stage:
 
 
 def stages(folder: Path) -> list[Stage]:
-    """What runs, in order; the sanitizer, which is slow, gets the time that the others leave."""
+    """List the stages in order; the slow sanitizer gets the time that the others leave."""
     python = sys.executable
     ops, prefill = folder / "ops.json", folder / "prefill.json"
     tests = [python, "-m", "pytest", "tests/ops", "-q", "-m", "not slow"]
@@ -72,7 +72,7 @@ def stages(folder: Path) -> list[Stage]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of all stages: this tree's package, and this GPU's architecture alone.
+    """Return the environment of all stages: the package of this tree, built for this GPU only.
 
     Output is not buffered, so that a stage that is ended leaves what it had printed.
     """
@@ -89,7 +89,7 @@ def environment() -> dict[str, str]:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends what is left of a process that leads a group, and of those it started."""
+    """End a process that leads a group, and all processes it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -98,8 +98,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 def run_limited(
     command: list[str], limit_s: float, variables: dict[str, str]
 ) -> tuple[int | None, str]:
-    """The exit status of a command, None when it did not end in time, and the end of its output."""
-    # A file and no pipe: a process that escapes the group could hold a pipe open for ever.
+    """Return the exit status of a command, None after its time limit, and the end of its output."""
+    # A file instead of a pipe: a process that leaves the group could keep a pipe open for ever.
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,
@@ -122,7 +122,7 @@ def run_limited(
 
 
 def run_stage(stage: Stage, limit_s: float) -> dict[str, object]:
-    """Runs one stage; says how it ended, how long it took and what it found."""
+    """Run one stage; return how it ended, how long it took and its result."""
     if stage.optional_tool and shutil.which(stage.optional_tool) is None:
         return {"status": "not run", "reason": f"{stage.optional_tool} is not installed"}
     begin = time.monotonic()
@@ -140,7 +140,10 @@ def run_stage(stage: Stage, limit_s: float) -> dict[str, object]:
 
 
 def run_all(budget_s: float) -> Iterator[tuple[str, dict[str, object]]]:
-    """Name and outcome of every stage, within the budget; after a failed build nothing runs."""
+    """Run the stages within the time budget, and yield each name and outcome.
+
+    Nothing runs after a failed build.
+    """
     begin = time.monotonic()
     built = True
     with tempfile.TemporaryDirectory() as folder:
@@ -157,21 +160,20 @@ def run_all(budget_s: float) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def report(name: str, outcome: dict[str, object]) -> None:
-    """Prints how a stage ended, and the end of its output if it failed."""
     print(f"{name}: {outcome['status']} {outcome.get('reason', '')}", flush=True)
     if outcome["status"] == "failed":
         print(outcome["output_tail"], flush=True)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replaces a file as a whole, so that a run that is ended leaves a complete one."""
+    """Replace a file atomically, so that an interrupted run leaves a complete one."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(value, indent=1))
     os.replace(partial, path)
 
 
 def run_suite(path: Path, budget_s: float) -> bool:
-    """Runs all stages and keeps the result in a file; whether none has failed."""
+    """Run all stages and write the result to a file; return True if none failed."""
     outcomes: dict[str, dict[str, object]] = {}
     result = {
         "gpu": torch.cuda.get_device_name(),
@@ -188,14 +190,13 @@ def run_suite(path: Path, budget_s: float) -> bool:
 
 
 def main() -> int:
-    """Command line; 0 when every stage that ran has passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, help="write the result there")
-    parser.add_argument("--budget-s", type=float, default=570.0, help="seconds for everything")
+    parser.add_argument("--json", type=Path, required=True, help="JSON file for the result")
+    parser.add_argument("--budget-s", type=float, default=570.0, help="seconds for all stages")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no GPU on this machine; the GPU figures stay not measured")
-    # An end by a signal passes through the clean-up, as Ctrl-C does: no stage is left behind.
+    # A signal ends the suite through the same clean-up as Ctrl-C, so that no stage keeps running.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     return int(not run_suite(options.json, options.budget_s))
 

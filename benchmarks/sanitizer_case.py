@@ -1,11 +1,11 @@
-"""Every kernel once at awkward sizes: what a sanitizer watches.
+"""Run every kernel once at awkward sizes, under a sanitizer.
 
     compute-sanitizer --tool memcheck python benchmarks/sanitizer_case.py [--device cuda]
 
-The sizes reach the tokens beyond the 2048 that soft top-K keeps in registers, the budgets beyond
-the 4096 positions that selection keeps in shared memory, and widths with and without whole 16-byte
-accesses. Set PYTORCH_NO_CUDA_MEMORY_CACHING=1 for memcheck: PyTorch's allocator hands out pieces of
-large blocks, and an access beyond a piece stays inside its block.
+The sizes exceed the 2048 tokens that soft top-K keeps in registers and the 4096 positions that
+selection keeps in shared memory. Widths are with and without whole 16-byte accesses. Set
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 for memcheck: PyTorch's allocator hands out pieces of large blocks,
+and an access beyond a piece stays inside its block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZES = ((5, 7, 3), (2500, 64, 40), (4500, 64, 4200), (4500, 67, 4200))
 
 
 def exercise(device: torch.device, dtype: torch.dtype, tokens: int, width: int, k: int) -> None:
-    """Forward and backward of every operator, without and with a mask and a factor."""
+    """Run every operator forward and backward, without and with a mask and a factor."""
     x = torch.randn(BATCH, tokens, width, device=device).to(dtype).requires_grad_()
     work = torch.float64 if dtype == torch.float64 else torch.float32
     scores = torch.randn(BATCH, tokens, device=device, dtype=work, requires_grad=True)
@@ -49,7 +49,6 @@ def exercise(device: torch.device, dtype: torch.dtype, tokens: int, width: int, 
 
 
 def run(device: torch.device) -> None:
-    """Every dtype at every size."""
     for dtype in DTYPES:
         for size in SIZES:
             exercise(device, dtype, *size)
@@ -58,9 +57,8 @@ def run(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="device")
     options = parser.parse_args()
     torch.manual_seed(0)
     run(torch.device(options.device))

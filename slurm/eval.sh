@@ -4,7 +4,7 @@
 #   sbatch --gpus=1 slurm/eval.sh --model MODEL --selector runs/mine/selector \
 #       --shards 'shards/test-*.tar' --budgets 64,128,192 --out runs/mine/eval
 #
-# Submit from the project folder; everything after the script's name goes to `autoselect eval`.
+# Submit from the project folder. All arguments after the script's name go to `autoselect eval`.
 
 #SBATCH --job-name=autoselect-eval
 #SBATCH --nodes=1
@@ -20,7 +20,7 @@ PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
 set -u
 cd "$PROJECT" || exit 1
 command -v "$PYTHON" >/dev/null || {
-    echo "PYTHON=$PYTHON is not there; run 'make setup' in $PROJECT or set PYTHON" >&2
+    echo "PYTHON=$PYTHON does not exist; run 'make setup' in $PROJECT or set PYTHON" >&2
     exit 1
 }
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"

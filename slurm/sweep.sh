@@ -4,8 +4,8 @@
 #   SWEEP_KEY=gate.token_budget SWEEP_VALUES="8 16 32 64" sbatch --array=0-3 slurm/sweep.sh
 #   SWEEP_KEY=seed SWEEP_VALUES="0 1 2" sbatch --array=0-2 --nodes=2 slurm/sweep.sh --steps 500
 #
-# Submit from the project folder. Every task of the array is a job of its own with its own output
-# folder and log, and behaves as slurm/train.sh: checkpoint before the time limit, requeue, go on.
+# Submit from the project folder. Every array task is a job with its own output folder and log. It
+# behaves like slurm/train.sh: it saves a checkpoint before the time limit, is requeued, and resumes.
 
 #SBATCH --job-name=autoselect-sweep
 #SBATCH --nodes=1

@@ -5,12 +5,12 @@
 #       sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=6 --mem=0 \
 #       slurm/train.sh --config FILE.yaml
 #
-# The batch of DEEPSPEED_CONFIG has to split over all tasks; that of the default, zero2.json, does so
-# over 1 or 2. Submit from the project folder; everything after the script's name goes to
+# The batch of DEEPSPEED_CONFIG has to split evenly over all tasks; the default, zero2.json, allows 1
+# or 2. Submit from the project folder. All arguments after the script's name go to
 # autoselect/train.py.
-# 120 s before the time limit, and on preemption, the run saves a checkpoint and the job goes back
-# to the queue; it then goes on from there, in the same log and the same MLflow run. A preemption has
-# to leave it the time for a step and a checkpoint (GraceTime of the partition or QOS).
+# 120 s before the time limit, and on preemption, the run saves a checkpoint and the job is requeued.
+# It then resumes from the checkpoint, in the same log and the same MLflow run. A preemption must
+# leave enough time for a step and a checkpoint (GraceTime of the partition or QOS).
 
 #SBATCH --job-name=autoselect
 #SBATCH --nodes=1
@@ -25,20 +25,20 @@ PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
 PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-configs/deepspeed/zero2.json}"
 MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
-CRASHES="${CRASHES:-10}" # lost ranks after which a job still goes on by itself
+CRASHES="${CRASHES:-10}" # lost ranks after which a job is still requeued automatically
 PREEMPTED=75             # exit code of autoselect/train.py after a signal and a checkpoint
 TERMINATED=143           # its exit code after SIGTERM before the ranks have met
-LOST=70                  # its exit code when another rank is dead or stalled
-KILLED=137               # of a task that got SIGKILL, such as all tasks of a node that went down
+LOST=70                  # its exit code if another rank is dead or stalled
+KILLED=137               # exit code of a task that got SIGKILL, such as tasks of a node that failed
 
 set -u
 cd "$PROJECT" || exit 1
 command -v "$PYTHON" >/dev/null || {
-    echo "PYTHON=$PYTHON is not there; run 'make setup' in $PROJECT or set PYTHON" >&2
+    echo "PYTHON=$PYTHON does not exist; run 'make setup' in $PROJECT or set PYTHON" >&2
     exit 1
 }
 
-# The address rather than the name of the first node: names need not resolve.
+# Use the address of the first node, because its name need not resolve.
 first_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 first_address="$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
 export MASTER_ADDR="${MASTER_ADDR:-${first_address:-$first_node}}"
@@ -48,7 +48,7 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
     export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun no longer inherits it
 fi
 
-# Only this shell gets the signal: pass it on to all tasks, and keep waiting for them.
+# Only this shell gets the signal. Pass it on to all tasks, and keep waiting for them.
 requeue=no
 step=""
 pass_on() {
@@ -59,7 +59,7 @@ pass_on() {
 trap 'requeue=yes; pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 
-# To preempt a job, Slurm sends TERM to its tasks and waits for GraceTime, as scancel would.
+# To preempt a job, Slurm sends TERM to its tasks and waits for GraceTime, like scancel.
 preempted() {
     scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
 }
@@ -67,13 +67,13 @@ preempted() {
 echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS tasks on" \
     "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT"
 
-# A job is requeued for other reasons, too, so its lost ranks are counted apart, a line for each.
+# A job is requeued for other reasons too, so lost ranks are counted in a file, one line for each.
 CRASHED="autoselect-$SLURM_JOB_ID.crashes"
 [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$CRASHED"
 
-# The first task that exits with a code other than 0 makes srun kill the others, even those that
-# are still closing after the checkpoint they all wrote. So the code for "preempted" stays inside
-# the task, and rank 0 leaves a mark for this shell instead.
+# The first task that exits with a code other than 0 makes srun kill the others, even those that are
+# still closing after the common checkpoint. The task therefore hides the code for "preempted", and
+# rank 0 leaves a mark for this shell instead.
 MARK="$(mktemp -u)"
 export MARK PREEMPTED
 trap 'rm -f "$MARK"' EXIT
@@ -89,7 +89,7 @@ srun --kill-on-bad-exit=1 bash -c '
 ' task "$PYTHON" -u autoselect/train.py --deepspeed "$DEEPSPEED_CONFIG" "$@" &
 step=$!
 
-# A trapped signal ends 'wait' early, with a code above 128 although the step goes on.
+# A trapped signal ends 'wait' early, with a code above 128, although the step still runs.
 wait "$step"
 code=$?
 while kill -0 "$step" 2>/dev/null; do
@@ -106,15 +106,15 @@ if [ "$code" -eq 0 ] && [ -e "$MARK" ]; then
 elif [ "$code" -eq "$TERMINATED" ]; then
     ! preempted || again=yes
 elif [ "$code" -eq "$LOST" ] || [ "$code" -eq "$KILLED" ]; then
-    # The ranks find out about a dead node long before Slurm does, which would requeue the job.
+    # The ranks notice a dead node long before Slurm, which would also requeue the job.
     echo "start ${SLURM_RESTART_COUNT:-0} ended with code $code" >>"$CRASHED" &&
         [ "$(wc -l <"$CRASHED")" -le "$CRASHES" ] && again=yes
 fi
 # A job that was cancelled or ran out of time is no longer in the state RUNNING.
 if [ "$again" = yes ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
-    echo "job $SLURM_JOB_ID (code $code) goes back to the queue, to go on from its checkpoint"
+    echo "job $SLURM_JOB_ID (code $code) goes back to the queue, to resume from its checkpoint"
     scontrol requeue "$SLURM_JOB_ID" && exit 0
-    echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on" >&2
+    echo "job $SLURM_JOB_ID cannot be requeued; submit it again to resume" >&2
 fi
 rm -f "$CRASHED"
 exit "$code"

@@ -1,4 +1,4 @@
-"""Starts programs as users do: documented commands, and the ranks of tests/workers."""
+"""Start programs like users: documented commands, and the ranks of tests/workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORKERS = Path(__file__).parent / "workers"
 
 
 def call(folder: Path, *command: str) -> str:
-    """Runs a documented command in a folder, as typed; its output, or a failure that shows it."""
+    """Run a documented command in a folder; return its output, and show it if the command fails."""
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -25,14 +25,14 @@ def call(folder: Path, *command: str) -> str:
 
 
 def free_port() -> str:
-    """A port of this machine that nobody uses now."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return str(probe.getsockname()[1])
 
 
 def launch(ranks: int, worker: str, *arguments: str) -> None:
-    """Runs `worker` on `ranks` processes of this machine; fails with their output."""
+    """Run `worker` in `ranks` processes on this machine; show their output if one fails."""
     from tests.workers.toy import environment
 
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]

@@ -1,4 +1,4 @@
-"""What a piece of work allocates, as torch's profiler sees it."""
+"""Measure the memory that a call allocates, with torch's profiler."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes on the CPU that `run` had allocated at one time, beside what was there."""
+    """Return the peak number of CPU bytes that `run` has allocated at one time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     results = recorded.profiler.kineto_results

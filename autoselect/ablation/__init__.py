@@ -1,1 +1,1 @@
-"""Which part of the method does what: variants x seeds, trained, evaluated and compared."""
+"""Ablations: train and evaluate variants of the method over several seeds, and compare them."""

@@ -1,16 +1,16 @@
-"""One cell of an ablation: a variant with a seed is trained, evaluated, and its leak measured.
+"""Run one cell of an ablation: train a variant with one seed, evaluate it and measure its leak.
 
     OUT/cells/VARIANT/seed-S/
       train/     run folder: configuration, checkpoints, selector
-      eval/      of `autoselect eval`: report and predictions of the selector
-      leak/      of `autoselect analyse leak`
-      log.txt    what its programs said, where several cells ran side by side
-      cell.json  what the cell is, and its outcome; written last: a finished cell is known by it
+      eval/      output of `autoselect eval`: report and predictions of the selector
+      leak/      output of `autoselect analyse leak`
+      log.txt    output of the programs, if several cells ran at the same time
+      cell.json  settings and outcome; written last, so it marks a finished cell
 
-Every step is a program that goes on where it was killed, and a step whose result is there is not
-repeated. The baselines do not depend on the variant and are evaluated once, in `OUT/baselines`.
-All that the tables need stands in the files `cell.json`: the rest may be removed, and a copy of
-them elsewhere is an ablation that goes on there.
+Every step is a program that resumes after it was killed. A step whose result exists is skipped.
+The baselines do not depend on the variant and are evaluated once, in `OUT/baselines`. The tables
+need nothing but the `cell.json` files: everything else may be removed, and an ablation can be
+continued from a copy of those files.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.ablation.outcome import evaluated, outcome_of, subject_of
-from autoselect.ablation.plan import (
+from autoselect.ablation.variants import (
     AblationPlan,
     Variant,
     changed_settings,
@@ -40,7 +40,7 @@ COLUMNS = (SELECTOR, FULL, BLIND)
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant with a seed, in its folder."""
+    """One variant trained with one seed, and its folder."""
 
     variant: Variant
     seed: int
@@ -48,12 +48,10 @@ class Cell:
 
     @classmethod
     def of(cls, out: Path, variant: Variant, seed: int) -> "Cell":
-        """The cell in its place under `out`."""
         return cls(variant, seed, out / "cells" / variant.name / f"seed-{seed}")
 
     @property
     def note(self) -> Path:
-        """The file that ends the cell."""
         return self.folder / "cell.json"
 
     @property
@@ -61,24 +59,17 @@ class Cell:
         return self.note.is_file()
 
     def read(self) -> dict[str, Any]:
-        """What a finished cell is: variant, seed, settings, and its `outcome`."""
+        """Return the variant, seed, settings and `outcome` of a finished cell."""
         return json.loads(self.note.read_text())
 
 
 def run_cell(
     plan: AblationPlan, out: Path, variant: Variant, seed: int, log: Path | None = None
 ) -> Cell:
-    """Train, evaluate and measure what is not there yet; returns the finished cell.
-
-    Args:
-        plan: of the ablation.
-        out: its folder.
-        variant: the row.
-        seed: of the training.
-        log: file for what the programs say; by default they say it here.
+    """Run the missing steps of a cell and return it; program output goes to `log`, or is printed.
 
     Raises:
-        ConfigError: a step failed, or the folder holds a cell that was trained otherwise.
+        ConfigError: a step failed, or the folder holds a cell trained with other settings.
     """
     cell = Cell.of(out, variant, seed)
     trained_as = Cell.of(out, plan.variant(variant.trained_as or variant.name), seed)
@@ -107,19 +98,16 @@ def run_cell(
 
 
 def _says(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a finished cell is the wanted one; settings that are new since had their default."""
+    """Return True if a finished cell has the wanted settings; absent ones had their default."""
     others = {key for key in wanted if key != "training"}
     same = all(found.get(key) == wanted[key] for key in others)
     return same and not changed_settings(found["training"], wanted["training"])
 
 
 def evaluate_baselines(plan: AblationPlan, out: Path, beside: Cell) -> None:
-    """Evaluate the plan's baselines into `OUT/baselines`, unless that is done on the same model.
+    """Evaluate the baselines into `OUT/baselines`, unless results for the same model exist.
 
-    Args:
-        plan: of the ablation.
-        out: its folder.
-        beside: a finished cell that they stand beside; the evaluation needs a selector.
+    The selector of the finished cell `beside` is used, because an evaluation needs one.
     """
     folder = out / "baselines"
     plain = Variant(name="baselines", asks="What do the baselines keep?")
@@ -144,16 +132,9 @@ def evaluate(
     log: Path | None = None,
     subject: Mapping[str, str] | None = None,
 ) -> None:
-    """Evaluate a selector beside `methods` into `out`, unless this evaluation is there.
+    """Evaluate a selector and `methods` into `out`, unless the same evaluation exists there.
 
-    Args:
-        plan: of the ablation.
-        out: folder of the evaluation.
-        selector: folder.
-        variant: the row.
-        methods: comma-separated.
-        log: file for what the program says.
-        subject: of `subject_of`, where the selector does not say which model is evaluated.
+    `subject` holds digests from `subject_of`, if the selector does not identify the model.
     """
     settings = {
         "model": plan.model,
@@ -174,7 +155,7 @@ def evaluate(
 def _once(
     command: list[str], out: Path, identity: Mapping[str, Any], log: Path | None = None
 ) -> None:
-    """Run a program that writes into `out`, unless it has done so for the same identity."""
+    """Run a program that writes into `out`, unless it already did so with the same settings."""
     note = out / "measured.json"
     if note.is_file() and json.loads(note.read_text()) == identity:
         return
@@ -184,7 +165,7 @@ def _once(
 
 
 def evaluation_of(plan: AblationPlan, variant: Variant, methods: str) -> dict[str, Any]:
-    """What the evaluation of a cell depends on, beside its selector."""
+    """Return the settings that determine the evaluation of a cell, the selector excepted."""
     return {
         "model": plan.model,
         "shards": plan.test_shards,
@@ -196,16 +177,15 @@ def evaluation_of(plan: AblationPlan, variant: Variant, methods: str) -> dict[st
 
 
 def _answers(plan: AblationPlan) -> dict[str, int]:
-    """The length of answers where it is not the default, which older notes do not name."""
+    """Return the answer length if it is not the default: older notes do not hold the default."""
     longest = plan.max_new_tokens
     return {} if longest == REFERENCE_ANSWER_TOKENS else {"max_new_tokens": longest}
 
 
 def check_training(cell: Cell, training: Mapping[str, Any]) -> None:
-    """A cell goes on, and is measured again, only with the training that it was begun with.
+    """Raise ConfigError if a cell was started with other training settings.
 
-    Raises:
-        ConfigError: a setting of it differs. Another evaluation is no conflict: it is repeated.
+    Other evaluation settings are allowed: the evaluation is then repeated.
     """
     known = [note for note in (cell.folder / BEGUN, cell.note) if note.is_file()]
     if not known:
@@ -214,8 +194,8 @@ def check_training(cell: Cell, training: Mapping[str, Any]) -> None:
     if changed:
         listed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
         raise ConfigError(
-            f"{cell.folder} holds a cell that was trained otherwise ({listed}); choose another "
-            "--out, or remove that folder to train the cell anew"
+            f"{cell.folder} holds a cell trained with other settings ({listed}); choose another "
+            "--out, or remove that folder to train the cell again"
         )
 
 

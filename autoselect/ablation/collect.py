@@ -1,4 +1,4 @@
-"""From finished cells to one JSON: every variant with its intervals, beside the baselines."""
+"""Collect finished cells into one JSON: every variant with its intervals, and the baselines."""
 
 import json
 import logging
@@ -11,8 +11,8 @@ import numpy as np
 
 from autoselect.ablation.cells import Cell
 from autoselect.ablation.outcome import stored_scores, subject_of
-from autoselect.ablation.plan import AblationPlan, Variant
 from autoselect.ablation.spread import Estimate, Measured, estimate
+from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import BLIND, FULL
 from autoselect.evaluation.answers.predictions import StoredScores
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Row:
-    """The finished cells of one variant by seed: their places, notes and scores."""
+class VariantResults:
+    """The finished cells of one variant, and the notes and scores in them, by seed."""
 
     variant: Variant
     cells: dict[int, Cell]
@@ -34,14 +34,10 @@ class Row:
 
 
 def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
-    """Everything that the finished cells under `out` say, as JSON values.
-
-    Args:
-        plan: of the ablation; variants without a finished cell are left out.
-        out: its folder.
+    """Return the results of all finished cells under `out` as JSON values.
 
     Raises:
-        ConfigError: nothing is finished yet, or cells differ in images, budgets or model.
+        ConfigError: no cell is finished, or cells differ in images, budgets or model.
     """
     rows = [row for variant in plan.variants if (row := _finished(out, variant, plan.seeds)).cells]
     if not rows:
@@ -75,8 +71,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
     }
 
 
-def _check_alike(rows: Sequence[Row], first: StoredScores) -> None:
-    """Raise ConfigError where cells cannot be compared: other images, budgets or frozen model."""
+def _check_alike(rows: Sequence[VariantResults], first: StoredScores) -> None:
     budgets = _budgets(first)
     models: dict[str | None, Path] = {}
     for row in rows:
@@ -101,12 +96,12 @@ def _check_alike(rows: Sequence[Row], first: StoredScores) -> None:
         )
 
 
-def _finished(out: Path, variant: Variant, seeds: Sequence[int]) -> Row:
+def _finished(out: Path, variant: Variant, seeds: Sequence[int]) -> VariantResults:
     cells = {seed: Cell.of(out, variant, seed) for seed in seeds}
     cells = {seed: cell for seed, cell in cells.items() if cell.is_finished}
     notes = {seed: cell.read() for seed, cell in cells.items()}
     scores = {seed: stored_scores(note["outcome"]) for seed, note in notes.items()}
-    return Row(variant, cells, notes, scores)
+    return VariantResults(variant, cells, notes, scores)
 
 
 def _budgets(scores: StoredScores) -> list[int]:
@@ -119,23 +114,24 @@ def _baselines(out: Path, subject: dict[str, str]) -> StoredScores | None:
         return None
     outcome = json.loads(path.read_text())["outcome"]
     if subject_of(outcome) != subject:
-        logger.warning("the baselines are of another model or other images, and are left out")
+        logger.warning("the baselines belong to another model or other images and are left out")
         return None
     return stored_scores(outcome)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Retention of a baseline at one budget, over all families and by family."""
+    """Retention of a baseline at one budget: over all task families, and per family."""
 
     retention: Measured
     families: dict[str, float]
 
 
 class _Analysis:
-    """Numbers of rows, all on the same resamples of the same images.
+    """Compute the numbers of all variants on the same bootstrap resamples of the same images.
 
-    Retention is over the full model of the same evaluation: a variant may change how it answers.
+    Retention is relative to the full model of the same evaluation, because a variant may change
+    how questions are answered.
     """
 
     def __init__(
@@ -157,8 +153,8 @@ class _Analysis:
     def retained(self, table: ScoreTable, full: ScoreTable) -> Measured:
         return Measured(retention(table, full), self.draws.retention(table, full))
 
-    def kept(self, row: Row) -> dict[int, dict[int, Measured]]:
-        """Retention of the row's selectors by budget and seed; computed once."""
+    def kept(self, row: VariantResults) -> dict[int, dict[int, Measured]]:
+        """Return the retention of a variant's selectors by budget and seed; computed once."""
         if row.variant.name not in self._kept:
             self._kept[row.variant.name] = {
                 budget: {
@@ -176,7 +172,7 @@ class _Analysis:
         place = full.tasks.index(name)
         return Measured(task_retentions(table, full).get(name, float("nan")), draws[:, place])
 
-    def row(self, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    def row(self, row: VariantResults, rows: Sequence[VariantResults]) -> dict[str, Any]:
         reference = next((r for r in rows if r.variant.name == self.plan.reference), None)
         outcomes = [note["outcome"] for note in row.notes.values()]
         kept = self.kept(row)
@@ -210,8 +206,8 @@ class _Analysis:
             "leak": _leak([o["leak"] for o in outcomes]),
         }
 
-    def against(self, row: Row, reference: Row) -> dict[str, Any]:
-        """Retention minus that of the reference variant with the same seed."""
+    def against(self, row: VariantResults, reference: VariantResults) -> dict[str, Any]:
+        """Return the retention minus that of the reference variant with the same seed."""
         shared = [seed for seed in row.scores if seed in reference.scores]
         if row is reference or not shared:
             return {}
@@ -238,7 +234,7 @@ def _over(seeds: Sequence[Measured]) -> dict[str, object]:
 
 
 def _plain(values: Sequence[float | None]) -> dict[str, Any] | None:
-    """Mean and single values of a number that has no interval; None where a seed lacks it."""
+    """Return mean and single values, without an interval; None if a seed lacks the number."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
@@ -246,7 +242,6 @@ def _plain(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 
 def _leak(leaks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over the seeds of the leak measure; accuracies as fractions."""
     keys = ("full", "blind", "without_denoiser", "with_denoiser")
     return {
         "budget": leaks[0]["budget"],

@@ -10,10 +10,10 @@ from typing import Any
 from autoselect.ablation.cells import evaluate_baselines
 from autoselect.ablation.collect import collect
 from autoselect.ablation.evidence import write_page
-from autoselect.ablation.plan import AblationPlan, load_plan
-from autoselect.ablation.record import AblationRecord
 from autoselect.ablation.sweep import run_cells
 from autoselect.ablation.tables import markdown
+from autoselect.ablation.tracked import AblationRecord
+from autoselect.ablation.variants import AblationPlan, load_plan
 from autoselect.config import ConfigError
 from autoselect.config.setting import help_of
 from autoselect.evaluation.settings import EvalSettings
@@ -24,7 +24,6 @@ CHANGEABLE = ("steps", "images", "ranks", "port")
 
 
 def add_ablate_command(subparsers: Any) -> None:
-    """Add `ablate`."""
     parser = subparsers.add_parser(
         "ablate", help="train and evaluate variants over several seeds, and compare them"
     )
@@ -44,7 +43,6 @@ def add_ablate_command(subparsers: Any) -> None:
 
 
 def add_evidence_command(subparsers: Any) -> None:
-    """Add `evidence`."""
     parser = subparsers.add_parser("evidence", help="write an ablation's tables into a page")
     found, page = Path("runs/ablation/ablation.json"), Path("docs/evidence.md")
     parser.add_argument(
@@ -55,13 +53,12 @@ def add_evidence_command(subparsers: Any) -> None:
 
 
 def run_ablation(arguments: argparse.Namespace) -> int:
-    """Run what is missing, then collect; the tables are printed and written into `--out`."""
     plan = load_plan(arguments.config, _changes(arguments))
     only = _names(plan, arguments.only)
     check_eval_settings(plan)
     out = arguments.out
     if arguments.jobs < 1:
-        raise ConfigError(f"jobs={arguments.jobs} is below 1; choose how many cells run at a time")
+        raise ConfigError(f"jobs={arguments.jobs} is below 1; choose 1 or more")
     if arguments.collect:
         write(out, collect(plan, out))
         return 0
@@ -82,7 +79,6 @@ def run_ablation(arguments: argparse.Namespace) -> int:
 
 
 def run_evidence(arguments: argparse.Namespace) -> int:
-    """Write the tables of a finished ablation into the blocks of a page."""
     if not arguments.ablation.is_file():
         raise ConfigError(
             f"ablation={arguments.ablation} does not exist; run `autoselect ablate` first"
@@ -90,11 +86,11 @@ def run_evidence(arguments: argparse.Namespace) -> int:
     try:
         found = json.loads(arguments.ablation.read_text())
     except ValueError as error:
-        raise ConfigError(f"ablation={arguments.ablation} is no JSON: {error}") from error
+        raise ConfigError(f"ablation={arguments.ablation} is not valid JSON: {error}") from error
     if not isinstance(found, dict) or "variants" not in found:
         raise ConfigError(
-            f"ablation={arguments.ablation} is no ablation; give the ablation.json that "
-            "`autoselect ablate` wrote"
+            f"ablation={arguments.ablation} does not hold an ablation; give the ablation.json "
+            "that `autoselect ablate` wrote"
         )
     blocks = write_page(arguments.page, found)
     print(f"{blocks} tables written into {arguments.page}")
@@ -102,7 +98,7 @@ def run_evidence(arguments: argparse.Namespace) -> int:
 
 
 def write(out: Path, found: dict[str, Any]) -> None:
-    """Write `ablation.json` and `ablation.md` into `out`, and print the latter."""
+    """Write `ablation.json` and `ablation.md` into `out`, and print the second."""
     text = markdown(found)
     (out / "ablation.json").write_text(json.dumps(found, indent=1))
     (out / "ablation.md").write_text(text)
@@ -110,7 +106,7 @@ def write(out: Path, found: dict[str, Any]) -> None:
 
 
 def check_eval_settings(plan: AblationPlan) -> None:
-    """Raise ConfigError where a variant names a setting that `autoselect eval` does not have."""
+    """Raise ConfigError if a variant sets something that `autoselect eval` does not have."""
     known = [field.name for field in dataclasses.fields(EvalSettings)]
     own = ("model", "selector", "shards", "budgets", "methods", "max_images", "out", "tracking")
     free = [name for name in known if name not in own]
@@ -118,8 +114,8 @@ def check_eval_settings(plan: AblationPlan) -> None:
         for name in variant.eval:
             if name not in free:
                 raise ConfigError(
-                    f"variants.{variant.name}: eval.{name} is no free setting of the evaluation; "
-                    f"choose some of {', '.join(free)}"
+                    f"variants.{variant.name}: eval.{name} is not a setting that a variant may "
+                    f"change; choose from {', '.join(free)}"
                 )
 
 
@@ -145,5 +141,5 @@ def _names(plan: AblationPlan, text: str | None) -> list[str] | None:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
-            raise ConfigError(f"only={name!r} is no variant; choose some of {', '.join(known)}")
+            raise ConfigError(f"only={name!r} is not a variant; choose from {', '.join(known)}")
     return names

@@ -1,11 +1,11 @@
-"""Tables of an ablation inside a page whose prose is written by hand.
+"""Fill the tables of an ablation into a page whose prose is written by hand.
 
     <!-- ablation: retention reference channel_noise -->
     ... the table, written by `autoselect evidence` ...
     <!-- end -->
 
-The first word after the colon is one of `TABLES`; the others are the variants that are shown, all
-of them when none is named. Everything outside such a block stays as it is.
+The first word after the colon is one of `TABLES`. The other words are the variants to show; all
+are shown if none is named. Text outside such blocks is not changed.
 """
 
 import re
@@ -20,14 +20,10 @@ EMPTY = "*Not measured yet.*"
 
 
 def fill(page: str, found: dict[str, Any] | None) -> str:
-    """The page with every block's table written anew.
-
-    Args:
-        page: Markdown with blocks.
-        found: of `collect`; None empties all blocks.
+    """Return the page with the tables of all blocks replaced, or emptied if `found` is None.
 
     Raises:
-        ConfigError: a block without an end, or one that names an unknown table.
+        ConfigError: a block has no end or names an unknown table.
     """
     if page.count("<!-- ablation:") != len(BLOCK.findall(page)):
         raise ConfigError("page: a block `<!-- ablation: ... -->` has no `<!-- end -->`; add it")
@@ -37,8 +33,8 @@ def fill(page: str, found: dict[str, Any] | None) -> str:
         kind, names = (words[0], words[1:]) if words else ("", [])
         if kind not in TABLES:
             raise ConfigError(
-                f"page: `<!-- ablation: {block['what']} -->` names no table; choose one of "
-                f"{', '.join(TABLES)}"
+                f"page: `<!-- ablation: {block['what']} -->` does not name a known table; choose "
+                f"one of {', '.join(TABLES)}"
             )
         lines = [EMPTY]
         if found is not None:
@@ -50,10 +46,10 @@ def fill(page: str, found: dict[str, Any] | None) -> str:
 
 
 def write_page(path: Path, found: dict[str, Any] | None) -> int:
-    """Fill the blocks of a page in place; returns how many there are.
+    """Fill the blocks of a page in place, and return how many there are.
 
     Raises:
-        ConfigError: no such page, or none of its blocks can be filled.
+        ConfigError: the page does not exist, has no block, or has a broken one.
     """
     if not path.is_file():
         raise ConfigError(f"page={path} does not exist; give a Markdown file with blocks")

@@ -1,7 +1,7 @@
-"""What a finished cell says, small enough to be kept and committed: scores, leak, end of training.
+"""Outcome of a finished cell: scores, leak measure, polarisation and final loss.
 
-The tables of an ablation are made from outcomes alone. A folder of them, without checkpoints and
-pictures, can therefore be collected elsewhere, and a later sweep goes on from it.
+Outcomes are small enough to be committed. All tables of an ablation are made from them alone, so
+they can be collected without checkpoints and images, and a later sweep can continue from them.
 """
 
 import json
@@ -19,13 +19,7 @@ LOSS, LAST_STEPS = "train/loss", 0.1
 
 
 def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, Any]:
-    """The outcome of a cell as JSON values.
-
-    Args:
-        folder: of the cell, with `eval/` and `leak/`.
-        train: its training run.
-        methods: columns whose scores are kept.
-    """
+    """Return the outcome of a cell as JSON values, with the scores of `methods`."""
     training = _json(train / "selector" / "config.json")["training"]
     return {
         **evaluated(folder / "eval", methods),
@@ -37,12 +31,7 @@ def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, A
 
 
 def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, Any]:
-    """What an evaluation found, as JSON values.
-
-    Args:
-        folder: of the evaluation.
-        methods: columns whose scores are kept; all by default.
-    """
+    """Return scores (of `methods`, or of all) and the head of a report, as JSON values."""
     scores = read_scores(folder / "predictions.jsonl", methods)
     report = _json(folder / "report.json")
     some = next(iter(scores.tables.values()))
@@ -58,16 +47,16 @@ def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, A
 
 
 def subject_of(outcome: dict[str, Any]) -> dict[str, str]:
-    """Digests of the weights and the images behind an outcome; scores of others do not compare.
+    """Return the digests of model weights and data; only outcomes with equal ones compare.
 
-    Those of the weights are the training's: older reports identified a model by all of its files.
+    The digest of the weights comes from the training, because older reports identified a model by
+    all of its files.
     """
     digests = outcome["report"]["digests"]
     return {"model": outcome.get("model_digest") or digests["model"], "data": digests["data"]}
 
 
 def stored_scores(outcome: dict[str, Any]) -> StoredScores:
-    """The scores that `evaluated` kept."""
     kept = outcome["scores"]
     tasks, counts = tuple(kept["tasks"]), np.array(kept["counts"], dtype=float)
     tables = {}
@@ -78,12 +67,12 @@ def stored_scores(outcome: dict[str, Any]) -> StoredScores:
 
 
 def _numbers(values: np.ndarray) -> list[list[float]]:
-    """Nested lists; whole numbers without a decimal point."""
+    """Convert an array to nested lists, with whole numbers as int to keep the JSON short."""
     return [[int(x) if x == int(x) else float(x) for x in row] for row in values]
 
 
 def _final_loss(run_id: str | None) -> float | None:
-    """Mean loss over the last tenth of what training logged."""
+    """Return the mean loss over the last tenth of the logged training steps."""
     course = metric_history(run_id, LOSS) if run_id else []
     last = [value for _, value in course[-max(1, round(LAST_STEPS * len(course))) :]]
     return float(np.mean(last)) if last else None

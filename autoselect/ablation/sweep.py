@@ -1,4 +1,4 @@
-"""The cells of an ablation, one after the other or several side by side."""
+"""Run the cells of an ablation, one after the other or several at the same time."""
 
 import dataclasses
 import logging
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from autoselect.ablation.cells import LOG, Cell, run_cell
-from autoselect.ablation.plan import AblationPlan, Variant
+from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.reference.resources import resolve_shards
 
 logger = logging.getLogger(__name__)
@@ -18,32 +18,26 @@ Work = tuple[Variant, int]
 def run_cells(
     plan: AblationPlan, out: Path, cells: Sequence[Work], jobs: int = 1
 ) -> Iterator[Cell]:
-    """Run what is missing of some cells; yields every cell once it is finished.
+    """Run cells whose results are missing, and yield every cell when it is finished.
 
-    Side by side, each cell writes what its programs say into its own folder, and the ranks of a job
-    meet at a port of their own, upwards from `plan.port`. When a cell fails, those at work end, and
-    no further one begins.
-
-    Args:
-        plan: of the ablation.
-        out: its folder.
-        cells: variants and seeds, in the order of work.
-        jobs: how many cells run at the same time.
+    If several cells run at the same time, each writes the output of its programs into its own
+    folder, and its ranks meet at a port of their own, counted upwards from `plan.port`. After a
+    failure the cells that are running end normally and no further cell starts.
 
     Raises:
-        ConfigError: of the first cell that failed.
+        ConfigError: a cell failed.
     """
     if jobs == 1:
         for number, (variant, seed) in enumerate(cells, start=1):
             finished = Cell.of(out, variant, seed).is_finished
-            state = "finished before" if finished else variant.asks
+            state = "already finished" if finished else variant.asks
             print(
                 f"\n[cell {number}/{len(cells)}] {variant.name}, seed {seed}: {state}", flush=True
             )
             yield run_cell(plan, out, variant, seed)
         return
     for shards in {plan.train_shards, plan.test_shards}:
-        resolve_shards(shards)  # rendered once, not by several cells at once
+        resolve_shards(shards)  # render them here once, before cells start in parallel
     for number, cell in enumerate(_side_by_side(plan, out, cells, jobs), start=1):
         print(f"[{number} of {len(cells)} cells] {cell.variant.name}, seed {cell.seed}", flush=True)
         yield cell
@@ -75,7 +69,7 @@ def _side_by_side(
 
 
 def _by_training(cells: Sequence[Work]) -> list[list[Work]]:
-    """Cells that share a trained selector, together and the one that trains it first."""
+    """Group cells that share a trained selector, with the one that trains it first."""
     groups: dict[tuple[str, int], list[Work]] = {}
     for variant, seed in cells:
         groups.setdefault((variant.trained_as or variant.name, seed), []).append((variant, seed))
@@ -89,5 +83,5 @@ def _run_quietly(plan: AblationPlan, out: Path, variant: Variant, seed: int) -> 
     log = cell.folder / LOG
     cell.folder.mkdir(parents=True, exist_ok=True)
     if not cell.is_finished:
-        logger.info("%s, seed %d: begun, see %s", variant.name, seed, log)
+        logger.info("%s, seed %d: started, log in %s", variant.name, seed, log)
     return run_cell(plan, out, variant, seed, log)

@@ -1,4 +1,4 @@
-"""An ablation as Markdown tables; a variant without finished cells is a row that says so."""
+"""Markdown tables of an ablation; a variant without finished cells is a row that says so."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ NOT_MEASURED = "not measured"
 
 
 def retention_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Retention at every budget, polarisation, loss and leak measure of some variants."""
+    """Tabulate retention at every budget, polarisation, final loss and leak measure."""
     budgets = found["budgets"]
     head = ["variant", "seeds", "steps", *(f"K={b}" for b in budgets)]
     head += ["polarisation", "final loss", *_leak_heads(found)]
@@ -30,7 +30,7 @@ def retention_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def seed_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Retention of every training seed: a mean hides a seed that failed."""
+    """Tabulate the retention of every training seed, because a mean hides a failed seed."""
     head = ["variant", *(f"K={b}" for b in found["budgets"])]
     rows = []
     for name, row in _chosen(found, names):
@@ -43,7 +43,7 @@ def seed_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def difference_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Retention minus that of the reference variant with the same seeds, in points."""
+    """Tabulate retention minus that of the reference variant with the same seeds, in points."""
     head = ["variant", "seeds", *(f"K={b}" for b in found["budgets"])]
     rows = []
     for name, row in _chosen(found, names):
@@ -58,7 +58,6 @@ def difference_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def baseline_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Retention of variants minus that of each baseline at the same budget, in points."""
     head = ["variant", "against", *(f"K={b}" for b in found["budgets"])]
     rows = []
     for name, row in _chosen(found, names):
@@ -71,7 +70,7 @@ def baseline_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def family_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Retention per family at every budget, variants first, then the baselines."""
+    """Tabulate retention per task family at every budget, variants before baselines."""
     head = ["variant", "tokens", *found["families"]]
     rows = []
     for name, row in _chosen(found, names):
@@ -88,7 +87,6 @@ def family_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def leak_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Accuracy with every gate at K/N, with and without the Denoiser, beside full and blind."""
     head = ["variant", "blind", "gates K/N", "gates K/N and Denoiser", "all tokens"]
     rows = []
     for name, row in _chosen(found, names):
@@ -102,7 +100,6 @@ def leak_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def setting_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Which settings make each variant, and the question that it answers."""
     rows = []
     for name, row in _chosen(found, names):
         if row is None:
@@ -115,7 +112,7 @@ def setting_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def protocol(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """What was measured, on what, and what the intervals cover."""
+    """Describe what was measured, on which machine, and what the intervals cover."""
     seeds = sorted({len(row["seeds"]) for row in found["variants"]})
     counted = " or ".join(str(count) for count in seeds)
     environment = found["environment"]
@@ -157,7 +154,6 @@ TITLES = {
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The whole ablation."""
     names = [row["name"] for row in found["variants"]]
     lines = [f"# Ablation {found['name']} on {found['model']}", ""]
     lines += [*protocol(found, names), ""]
@@ -194,7 +190,7 @@ def _number(value: dict[str, Any] | None, digits: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows shorter than the head are filled with empty cells."""
+    """Format a Markdown table; rows shorter than the head are filled with empty cells."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [*row, *[""] * (len(head) - len(row))]

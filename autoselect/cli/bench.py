@@ -7,8 +7,7 @@ from autoselect.lmms.commands import add_public_bench
 
 
 def add_bench_command(subparsers: Any) -> None:
-    """Add `bench` to the `autoselect` command."""
-    bench = subparsers.add_parser("bench", help="measure speed")
+    bench = subparsers.add_parser("bench", help="measure latency, or run public benchmarks")
     kinds = bench.add_subparsers(dest="kind", required=True)
     add_prefill_bench(kinds)
     add_public_bench(kinds)

@@ -1,7 +1,7 @@
-"""`autoselect demo`, `report` and `dashboard`: the main job on the reference VLM, step by step.
+"""`autoselect demo`, `report` and `dashboard`: the main job on the reference VLM.
 
-The demo starts the same programs a user would: shards, then the `deepspeed` launcher, then `eval`.
-Every step keeps what is done, so an interrupted demo goes on where it was.
+The demo starts the same programs as a user: shards, then the `deepspeed` launcher, then `eval`.
+Every step keeps its results, so an interrupted demo resumes.
 """
 
 import argparse
@@ -22,8 +22,7 @@ DEMO_METHODS = "random,grid,norm,cls_attention,visionzip,divprune,cdpruner,fastv
 
 
 def add_demo_command(subparsers: Any) -> None:
-    """Add `demo`."""
-    demo = subparsers.add_parser("demo", help="shards, training, evaluation, report in runs/demo")
+    demo = subparsers.add_parser("demo", help="train and evaluate a selector in runs/demo")
     demo.add_argument("--ranks", type=int, default=2, help="training processes on this machine")
     demo.add_argument("--images", type=int, default=300, help="test images that are evaluated")
     demo.add_argument("--port", type=int, default=DEFAULT_PORT, help="port where the ranks meet")
@@ -31,16 +30,14 @@ def add_demo_command(subparsers: Any) -> None:
 
 
 def add_report_command(subparsers: Any) -> None:
-    """Add `report`."""
     report = subparsers.add_parser("report", help="evaluate the demo's selector with all methods")
-    report.add_argument("--images", type=int, default=1000, help="test images that are evaluated")
+    report.add_argument("--images", type=int, default=1000, help="number of test images")
     report.set_defaults(run=run_report)
 
 
 def add_dashboard_command(subparsers: Any) -> None:
-    """Add `dashboard`."""
     dashboard = subparsers.add_parser("dashboard", help="serve the MLflow pages on loopback")
-    dashboard.add_argument("--port", type=int, default=5000, help="port of the pages")
+    dashboard.add_argument("--port", type=int, default=5000, help="TCP port of the pages")
     dashboard.set_defaults(run=run_dashboard)
 
 
@@ -49,12 +46,10 @@ def announce(number: int, total: int, what: str) -> None:
 
 
 def step(command: list[str], again: str = "the demo again") -> None:
-    """Run one step in the checkout."""
     call(command, again, checkout())
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Shards, training, evaluation; ends with the report and where to look next."""
     check_counts(ranks=arguments.ranks, images=arguments.images)
     check_port(arguments.port)
     started = time.monotonic()
@@ -62,7 +57,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     step(["autoselect", "reference", "shards"])
     announce(2, 3, f"training Scorer and Denoiser, {arguments.ranks} ranks, DeepSpeed ZeRO-2")
     step(train_command(RUN / "train", arguments.ranks, arguments.port))
-    announce(3, 3, "evaluation: tokens really removed, beside baselines at the same budgets")
+    announce(3, 3, "evaluation: tokens are removed; baselines get the same budgets")
     step(demo_eval_command(RUN, DEMO_METHODS, arguments.images))
     minutes = (time.monotonic() - started) / 60
     print(f"\nfinished in {minutes:.1f} minutes")
@@ -74,7 +69,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
-    """The evaluation of the demo's selector on the reference test shards."""
+    """Return the command that evaluates the demo's selector on the reference test shards."""
     return eval_command(
         {
             "model": "autoselect/reference/model",
@@ -92,7 +87,6 @@ def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """All methods on all test images, for the selector that the demo trained."""
     check_counts(images=arguments.images)
     if not (checkout() / RUN / "train" / "selector").is_dir():
         raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
@@ -101,7 +95,6 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def run_dashboard(arguments: argparse.Namespace) -> int:
-    """Serve the MLflow pages of this folder's runs on 127.0.0.1 until interrupted."""
     from autoselect.tracking.dashboard import serve
 
     check_port(arguments.port)

@@ -1,4 +1,4 @@
-"""What is wrong when transformers cannot be imported, in words of the user's environment."""
+"""Explain why transformers cannot be imported in the user's environment."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,10 @@ from autoselect.config import ConfigError
 
 @contextmanager
 def explained_imports() -> Iterator[None]:
-    """Around imports of transformers: names a torchvision of another build than torch.
+    """Raise ConfigError for an import error that a torchvision of another torch build causes.
 
-    transformers imports torchvision wherever it is installed, and then fails at whatever class was
-    asked for first.
-
-    Raises:
-        ConfigError: an import failed, and torchvision is the reason.
+    transformers imports torchvision if it is installed, and then fails at the first class that is
+    requested.
     """
     try:
         yield
@@ -28,7 +25,7 @@ def explained_imports() -> Iterator[None]:
         except Exception as reason:
             raise ConfigError(
                 f"torchvision does not fit torch ({str(reason).splitlines()[0]}), and transformers "
-                "imports it wherever it is installed: install the build that belongs to this torch "
+                "imports it if it is installed: install the build that belongs to this torch "
                 "(see docs/backbones.md), or `pip uninstall torchvision`"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""The `autoselect` command. Every sub-command lives beside what it runs."""
+"""The `autoselect` command. Each sub-command is defined in the package that it runs."""
 
 import argparse
 import logging
@@ -13,25 +13,25 @@ from autoselect.config import ConfigError
 from autoselect.config.destinations import check_file, check_folder
 
 COMMANDS = {
-    "demo": ("cli.demo.add_demo_command", "the main job on the reference VLM"),
-    "report": ("cli.demo.add_report_command", "the demo's selector beside all baselines"),
+    "demo": ("cli.demo.add_demo_command", "train and evaluate a selector on the reference VLM"),
+    "report": ("cli.demo.add_report_command", "compare the demo's selector with all baselines"),
     "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
-    "shards": ("data.commands.add_shards_commands", "index, verify, convert shards"),
-    "eval": ("evaluation.commands.add_eval_command", "accuracy retention and speed"),
-    "ablate": ("ablation.commands.add_ablate_command", "variants x seeds, compared"),
-    "evidence": ("ablation.commands.add_evidence_command", "its tables into a page"),
-    "analyse": ("evaluation.commands.add_analyse_command", "figures 3 to 5 and more"),
-    "bench": ("cli.bench.add_bench_command", "prefill latency"),
-    "plan": ("preflight.plan.add_plan_command", "memory and time of a training run"),
+    "shards": ("data.commands.add_shards_commands", "index, verify and convert shards"),
+    "eval": ("evaluation.commands.add_eval_command", "measure accuracy retention and speed"),
+    "ablate": ("ablation.commands.add_ablate_command", "train and compare variants over seeds"),
+    "evidence": ("ablation.commands.add_evidence_command", "write ablation tables into a page"),
+    "analyse": ("evaluation.commands.add_analyse_command", "draw figures 3 to 5 and more"),
+    "bench": ("cli.bench.add_bench_command", "measure latency, or run public benchmarks"),
+    "plan": ("preflight.plan.add_plan_command", "estimate memory and time of a training run"),
     "doctor": ("preflight.doctor.add_doctor_command", "check a training run before it starts"),
-    "reference": ("reference.commands.add_reference_commands", "its VLM and data"),
-    "info": ("cli.main.add_info_command", "versions, and which path each operator takes"),
+    "reference": ("reference.commands.add_reference_commands", "make the reference VLM and data"),
+    "info": ("cli.main.add_info_command", "print versions, and which path each operator takes"),
 }
-"""Sub-commands: the function below `autoselect` that adds each one, and its summary."""
+"""Sub-commands: the function in `autoselect` that adds each one, and its summary."""
 
 
 def parser(wanted: str | None) -> argparse.ArgumentParser:
-    """The command line; only the wanted sub-command is imported, because some take seconds."""
+    """Build the command line; only the wanted sub-command is imported, as some take seconds."""
     root = argparse.ArgumentParser(
         prog="autoselect", description="Learn which visual tokens matter to a frozen VLM."
     )
@@ -47,13 +47,11 @@ def parser(wanted: str | None) -> argparse.ArgumentParser:
 
 
 def add_info_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `info`."""
     info = subparsers.add_parser("info", help=COMMANDS["info"][1])
     info.set_defaults(run=show_info)
 
 
 def show_info(arguments: argparse.Namespace) -> int:
-    """Print build information of the package and its extension."""
     from autoselect.ops import build_info
 
     for name, value in build_info().items():
@@ -73,14 +71,13 @@ def _in_line(value: object) -> str:
 
 
 def check_destinations(options: argparse.Namespace) -> None:
-    """Raise ConfigError where a result could not be written, before it is computed."""
     for name, value in vars(options).items():
         if isinstance(value, str | Path) and name in ("out", "output", "work", "json"):
             (check_file if name == "json" else check_folder)(name, value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; user errors are one line and exit code 2."""
+    """Run one sub-command; a user error is printed as one line and gives exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
@@ -96,5 +93,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"autoselect: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"autoselect {words[0]}: interrupted; run it again to go on", file=sys.stderr)
+        print(f"autoselect {words[0]}: interrupted; run it again to resume", file=sys.stderr)
         return 130

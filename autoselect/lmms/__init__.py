@@ -1,1 +1,1 @@
-"""Public benchmarks through lmms-eval: the plug-in, and the run over all tasks and budgets."""
+"""Public benchmarks through lmms-eval: a model plug-in, and a run over all tasks and budgets."""

@@ -1,7 +1,7 @@
-"""`autoselect bench public`: every task for the full model and for each method and budget.
+"""`autoselect bench public`: run all tasks for the full model and for every method and budget.
 
-A cell is one task under one method and budget: one call of lmms-eval, as a user would type it. Its
-result lies in `cells/` when it is complete, so a run that was killed goes on with the next cell.
+A cell is one task with one method and budget, and runs as one call of lmms-eval. Its result is
+stored in `cells/`, so a run that was killed resumes with the next cell.
 """
 
 import json
@@ -61,8 +61,8 @@ class PublicSettings:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One task under one method and budget (`full` for all tokens)."""
+class TaskRun:
+    """One task with one method and budget; both are `full` for the unpruned model."""
 
     method: str
     budget: str
@@ -70,16 +70,11 @@ class Cell:
 
     @property
     def file(self) -> str:
-        """Name of its result in `cells/`."""
         return f"{self.method}@{self.budget.replace('%', 'pct')}@{self.task}.json"
 
 
-def cells(settings: PublicSettings) -> list[Cell]:
-    """All cells, those of the full model first.
-
-    Raises:
-        ConfigError: a method or a budget that cannot be run.
-    """
+def task_runs(settings: PublicSettings) -> list[TaskRun]:
+    """List all task runs, those of the full model first; raise ConfigError if one cannot run."""
     methods, budgets, tasks = (
         [word.strip() for word in text.split(",") if word.strip()]
         for text in (settings.methods, settings.budgets, settings.tasks)
@@ -91,18 +86,18 @@ def cells(settings: PublicSettings) -> list[Cell]:
             )
     for budget in budgets:
         if parse_budget(budget) is None:
-            raise ConfigError("budgets=full is always run; name the smaller ones")
+            raise ConfigError("budgets=full is always run; give the smaller budgets only")
     if not tasks or not budgets or not methods:
-        raise ConfigError("tasks, budgets and methods must each name at least one")
+        raise ConfigError("tasks, budgets and methods must each hold at least one name")
     columns = [(FULL, FULL)] + [(method, budget) for budget in budgets for method in methods]
-    return [Cell(method, budget, task) for method, budget in columns for task in tasks]
+    return [TaskRun(method, budget, task) for method, budget in columns for task in tasks]
 
 
-def lmms_command(settings: PublicSettings, cell: Cell, output: Path) -> list[str]:
-    """The call of lmms-eval for a cell.
+def lmms_command(settings: PublicSettings, cell: TaskRun, output: Path) -> list[str]:
+    """Return the command line of lmms-eval for one cell.
 
     Raises:
-        ConfigError: a path holds a comma or an equals sign, which lmms-eval's arguments cannot.
+        ConfigError: a value holds a comma or an equals sign, which lmms-eval splits at.
     """
     arguments = {"pretrained": settings.model, "budget": cell.budget}
     if cell.method == SELECTOR:
@@ -127,12 +122,8 @@ def lmms_command(settings: PublicSettings, cell: Cell, output: Path) -> list[str
     return command
 
 
-def run_cell(settings: PublicSettings, cell: Cell) -> dict[str, Any]:
-    """Run lmms-eval for one cell.
-
-    Raises:
-        ConfigError: it failed; the end of its output is in the message.
-    """
+def run_cell(settings: PublicSettings, cell: TaskRun) -> dict[str, Any]:
+    """Run lmms-eval for one cell; if it fails, raise ConfigError with the end of its output."""
     with tempfile.TemporaryDirectory() as folder:
         command = lmms_command(settings, cell, Path(folder))
         started = time.monotonic()
@@ -142,7 +133,8 @@ def run_cell(settings: PublicSettings, cell: Cell) -> dict[str, Any]:
             tail = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-15:])
             raise ConfigError(
                 f"lmms-eval failed on {cell.task} ({cell.method}, {cell.budget}) with code "
-                f"{ended.returncode}:\n{tail}\nMend it and start again: finished cells stay"
+                f"{ended.returncode}:\n{tail}\nFix the cause and start again: finished cells are "
+                "kept"
             )
         results = json.loads(found[-1].read_text())["results"][cell.task]
     score, numbers = task_score(cell.task, results)
@@ -151,7 +143,7 @@ def run_cell(settings: PublicSettings, cell: Cell) -> dict[str, Any]:
 
 
 def identity(settings: PublicSettings) -> dict[str, Any]:
-    """What finished cells depend on beside their name.
+    """Return what finished cells depend on: model, selector, limit and version of lmms-eval.
 
     Raises:
         ConfigError: lmms-eval is not installed.
@@ -171,12 +163,11 @@ def identity(settings: PublicSettings) -> dict[str, Any]:
 
 
 def _identified(address: str) -> str:
-    """A folder by its files; a hub name by itself, because it may not be in the cache yet."""
+    """Return the digest of a folder, or a hub name itself, which may not be downloaded yet."""
     return folder_digest(address) if Path(address).is_dir() else address
 
 
 def _claim(out: Path, known: dict[str, Any]) -> None:
-    """Makes the folder ours, or checks that its cells were made with the same settings."""
     note = out / "cells" / "identity.json"
     text = json.dumps(known, indent=1)
     if note.exists() and note.read_text() != text:
@@ -189,8 +180,8 @@ def _write(path: Path, value: Any) -> None:
 
 
 def finished_cells(settings: PublicSettings) -> Iterator[dict[str, Any]]:
-    """Results of all cells, each run unless it is there."""
-    wanted = cells(settings)
+    """Yield the results of all cells, and run those that are missing."""
+    wanted = task_runs(settings)
     with tqdm(total=len(wanted), desc="public tasks", unit="cell", disable=None) as bar:
         for cell in wanted:
             path = Path(settings.out) / "cells" / cell.file
@@ -202,9 +193,9 @@ def finished_cells(settings: PublicSettings) -> Iterator[dict[str, Any]]:
 
 
 def _latency(settings: PublicSettings, known: dict[str, Any]) -> dict[str, Any]:
-    """Prefill of the budgets at batch 1; why not, where it cannot be measured.
+    """Measure prefill at batch 1 for all budgets, or return the reason why that failed.
 
-    What was measured before counts when it answers the same question.
+    An earlier measurement with the same settings is used again.
     """
     path = Path(settings.out) / LATENCY_FILE
     asked = {"budgets": settings.budgets, "device": settings.device, "identity": known}
@@ -222,14 +213,14 @@ def _latency(settings: PublicSettings, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def bench_public(settings: PublicSettings) -> dict[str, Any]:
-    """Run what is missing, then write `report.json` and `report.md`.
+    """Run the missing cells, then write `report.json` and `report.md`.
 
     Raises:
-        ConfigError: settings that do not fit, lmms-eval missing or failing.
+        ConfigError: settings do not fit, or lmms-eval is missing or failed.
     """
     out = Path(settings.out)
     known = identity(settings)
-    cells(settings)
+    task_runs(settings)
     _claim(out, known)
     around = environment()
     record = PublicRecord(settings, known, around)

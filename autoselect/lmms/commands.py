@@ -10,24 +10,22 @@ from autoselect.reference.resources import resolve_model, resolve_shards
 
 
 def add_public_bench(kinds: Any) -> None:
-    """Add `public` and `local-task` to `autoselect bench`."""
     from autoselect.lmms.bench import PublicSettings
 
     parser = kinds.add_parser(
-        "public", help="public tasks through lmms-eval, full and pruned, with published rows"
+        "public", help="run public benchmarks through lmms-eval, unpruned and pruned"
     )
     add_setting_flags(parser, PublicSettings)
     parser.set_defaults(run=run_public_bench)
-    local = kinds.add_parser("local-task", help="evaluation shards as a task of lmms-eval")
+    local = kinds.add_parser("local-task", help="turn evaluation shards into a task of lmms-eval")
     local.add_argument("--shards", required=True, help="glob of evaluation shards, or reference")
-    local.add_argument("--name", default="local_shards", help="of the task")
-    local.add_argument("--out", type=Path, required=True, help="folder, for --include")
-    local.add_argument("--max-new-tokens", type=int, default=4, help="longest answer in tokens")
+    local.add_argument("--name", default="local_shards", help="name of the task")
+    local.add_argument("--out", type=Path, required=True, help="folder to pass to --include")
+    local.add_argument("--max-new-tokens", type=int, default=4, help="longest answer, tokens")
     local.set_defaults(run=run_local_task)
 
 
 def run_public_bench(arguments: argparse.Namespace) -> int:
-    """Run what is missing, print the table and say where the report is."""
     from autoselect.lmms.bench import PublicSettings, bench_public
 
     names = [field.name for field in dataclasses.fields(PublicSettings)]
@@ -39,7 +37,6 @@ def run_public_bench(arguments: argparse.Namespace) -> int:
 
 
 def run_local_task(arguments: argparse.Namespace) -> int:
-    """Write the task and say how to run it."""
     from autoselect.lmms.local_task import write_local_task
 
     shards = resolve_shards(arguments.shards, "test")

@@ -1,4 +1,4 @@
-"""A public model with a selector, a baseline or nothing attached: images and questions to texts."""
+"""Answer questions with a public model, pruned by a selector or a baseline, or unpruned."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,7 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def parse_budget(value: object) -> int | float | None:
-    """K (64), a share (0.11 or `11%`), or None for `full`.
-
-    Raises:
-        ConfigError: anything else.
-    """
+    """Return a token count (64), a share (0.11 or `11%`), or None for `full`."""
     text = str(value).strip()
     if text == FULL:
         return None
@@ -50,15 +46,15 @@ class PrunedVLM:
 
     Args:
         pretrained: folder or hub name of the model.
-        selector: folder or hub name of the selector; needed for the method `autoselect`.
-        budget: see `parse_budget`.
-        method: `autoselect`, or a baseline.
+        selector: folder or hub name of the selector; needed by the method `autoselect`.
+        budget: `full`, a token count, a share or a percentage.
+        method: `autoselect` or a baseline.
         seed: seed of the random baseline.
         dtype: `auto`, `float32` or `bfloat16`.
-        device: where it runs; a GPU if there is one by default.
+        device: torch device; None takes a GPU if there is one.
 
     Raises:
-        ConfigError: one of them cannot be loaded, or they do not fit each other.
+        ConfigError: model or selector cannot be loaded, or the settings do not fit together.
     """
 
     def __init__(
@@ -79,8 +75,8 @@ class PrunedVLM:
         self.baseline: Method | None = None
         if self.budget is not None and method == SELECTOR and selector is None:
             raise ConfigError(
-                f"budget={budget} needs a selector: give selector=FOLDER, choose a baseline with "
-                "method=, or take budget=full"
+                f"budget={budget} needs a selector; give selector=FOLDER, choose a baseline with "
+                "method=NAME, or set budget=full"
             )
         if method not in (SELECTOR, *BASELINES):
             raise ConfigError(

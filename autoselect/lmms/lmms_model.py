@@ -1,7 +1,7 @@
-"""The plug-in for lmms-eval 0.7: `python -m lmms_eval --model autoselect --model_args ...`.
+"""Plug-in for lmms-eval 0.7: `python -m lmms_eval --model autoselect --model_args ...`.
 
-Found through the entry point `lmms_eval.models`; see `manifest`. Arguments of the model are those
-of `PrunedVLM`: `pretrained=...,selector=...,budget=64,method=autoselect`.
+lmms-eval finds it through the entry point `lmms_eval.models`. The model arguments are those of
+`PrunedVLM`, for example `pretrained=...,selector=...,budget=64,method=autoselect`.
 """
 
 import json
@@ -20,28 +20,25 @@ from autoselect.lmms.engine import PrunedVLM
 
 MAX_NEW_TOKENS = 1024
 SAMPLING = ("temperature", "top_p", "top_k")
+PRUNING = ("selector", "budget", "method", "seed", "dtype")
+"""Arguments of `PrunedVLM` except model and device."""
 
 
 def manifest() -> ModelManifest:
-    """What the entry point gives to lmms-eval."""
+    """Return the description of the model that the entry point gives to lmms-eval."""
     return ModelManifest(
         "autoselect", simple_class_path="autoselect.lmms.lmms_model.AutoSelectModel"
     )
 
 
 class AutoSelectModel(lmms):
-    """Any supported VLM, pruned or whole, in batches.
+    """A supported VLM, pruned or unpruned, that answers in batches; arguments as in `PrunedVLM`.
 
-    Args:
-        pretrained: folder or hub name of the model.
-        selector: folder or hub name of the selector.
-        budget: `full`, tokens, a share or a percentage.
-        method: `autoselect`, or a baseline.
-        seed: of the random baseline.
-        dtype: `auto`, `float32` or `bfloat16`.
-        batch_size: questions answered together.
-        max_batch_size: of lmms-eval; not used.
-        device: where it runs; the process's own GPU under `accelerate launch`.
+    Under `accelerate launch` every process uses its own GPU. lmms-eval passes `max_batch_size`,
+    which is not used.
+
+    Raises:
+        ConfigError: an unknown argument is given.
     """
 
     is_simple = True
@@ -49,36 +46,41 @@ class AutoSelectModel(lmms):
     def __init__(
         self,
         pretrained: str,
-        selector: str | None = None,
-        budget: object = "full",
-        method: str = "autoselect",
-        seed: int = 0,
-        dtype: str = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **pruning: Any,
     ) -> None:
         super().__init__()
+        for name in pruning:
+            if name not in PRUNING:
+                raise ConfigError(
+                    f"model_args: {name} is not an argument of this model; choose from pretrained, "
+                    f"{', '.join(PRUNING)}"
+                )
+        if "seed" in pruning:
+            pruning["seed"] = int(pruning["seed"])
         self.accelerator = Accelerator()
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
         if self._world_size > 1 and self.accelerator.device.type == "cuda":
             device = str(self.accelerator.device)
         self.batch_size = int(batch_size)
-        self.engine = PrunedVLM(pretrained, selector, budget, str(method), int(seed), dtype, device)
+        self.engine = PrunedVLM(pretrained, **pruning, device=device)
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
         return self.engine.vlm.device
 
     @property
     def tokenizer(self) -> Any:
-        """Of the model."""
         return self.engine.vlm.processor.tokenizer
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers in the order of the requests; batches share task and generation settings."""
+        """Return the answers in the order of the requests.
+
+        Questions in a batch share the task and the generation settings.
+        """
         texts = [""] * len(requests)
         bar = tqdm(total=len(requests), desc="answering", disable=self.rank != 0 or None)
         for batch in self._batches(requests):
@@ -95,7 +97,7 @@ class AutoSelectModel(lmms):
         return texts
 
     def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
-        """Numbers of requests answered together, shortest questions first."""
+        """Yield the indices of requests to answer together, shortest questions first."""
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             _, options, _, _, task, split = request.args
@@ -106,11 +108,7 @@ class AutoSelectModel(lmms):
                 yield numbers[start : start + self.batch_size]
 
     def _images(self, visual: Any, document: int, task: str, split: str) -> list[Image.Image]:
-        """The pictures of a request.
-
-        Raises:
-            ConfigError: it has another kind of visual, such as a video.
-        """
+        """Return the images of a request; raise ConfigError if it holds something else."""
         visuals = visual(self.task_dict[task][split][document]) or []
         for item in visuals:
             if not isinstance(item, Image.Image):
@@ -120,7 +118,7 @@ class AutoSelectModel(lmms):
         return [item.convert("RGB") for item in visuals]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, one by one."""
+        """Return log-likelihood and greedy match of each continuation."""
         scores = []
         for request in tqdm(requests, desc="scoring", disable=self.rank != 0 or None):
             question, target, visual, document, task, split = request.args
@@ -131,16 +129,11 @@ class AutoSelectModel(lmms):
         return scores
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refused: none of the public tasks here asks in several rounds.
-
-        Raises:
-            ConfigError: always.
-        """
         raise ConfigError("tasks of several rounds are not supported; choose single-round tasks")
 
 
 def generation_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Options of `generate`, and the texts at which an answer ends, from a task's settings."""
+    """Split the settings of a task into options of `generate` and texts that end an answer."""
     stops = given.get("until") or []
     options: dict[str, Any] = {
         "max_new_tokens": given.get("max_new_tokens", MAX_NEW_TOKENS),
@@ -153,7 +146,6 @@ def generation_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
 
 
 def cut_at(text: str, stops: list[str]) -> str:
-    """The text before the first of the stops."""
     for stop in filter(None, stops):
         text = text.split(stop)[0]
     return text.strip()

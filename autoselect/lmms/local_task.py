@@ -1,7 +1,7 @@
-"""Evaluation shards as a task of lmms-eval, to see that both evaluators give the same scores.
+"""Turn evaluation shards into a task of lmms-eval, to compare its scores with `autoselect eval`.
 
-A folder with `NAME.yaml`, the questions as JSON lines and the images; give it to lmms-eval with
-`--include_path FOLDER --tasks NAME`. Every task of the shards is one metric.
+The folder holds `NAME.yaml`, the questions as JSON lines, and the images. Run it with
+`--include_path FOLDER --tasks NAME`. Every task of the shards becomes one metric.
 """
 
 import json
@@ -23,13 +23,7 @@ FUNCTIONS = "from autoselect.lmms.local_task import process_results, text, visua
 def write_local_task(
     name: str, shards: str, folder: Path, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> None:
-    """Write the task.
-
-    Args:
-        name: of the task.
-        shards: glob of evaluation shards.
-        folder: created if missing.
-        max_new_tokens: longest answer; as in `autoselect eval`.
+    """Write the folder of the task.
 
     Raises:
         ConfigError: the shards cannot be evaluated.
@@ -82,17 +76,15 @@ def write_local_task(
 
 
 def visual(document: Mapping[str, Any]) -> list[Image.Image]:
-    """The picture of a question."""
     return [Image.open(document["image_path"]).convert("RGB")]
 
 
 def text(document: Mapping[str, Any], specific: Mapping[str, Any] | None = None) -> str:
-    """The question as it is."""
     return document["question"]
 
 
 def process_results(document: Mapping[str, Any], results: list[str]) -> dict[str, float]:
-    """The score of one answer under the name of its task, as the own evaluator gives it."""
+    """Score one answer like `autoselect eval`, under the name of its task."""
     answers = list(document["answers"])
     score = question_score(document["task"], document["question"], answers)
     return {document["task"]: score(results[0], answers)}

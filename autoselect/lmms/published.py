@@ -1,7 +1,7 @@
-"""What others published on LLaVA-1.5-7B, to stand beside what is measured. K is always stated.
+"""Published results of other methods on LLaVA-1.5-7B, shown beside measured ones.
 
-Average retention in per cent of the full model, as each method's paper or repository gives it, read
-in November 2026. The sets of benchmarks and the evaluation code differ between papers.
+Values are average retention in per cent of the full model, as each paper or repository gives it,
+read in November 2026. Benchmarks and evaluation code differ between papers.
 """
 
 MODEL = "llava-1.5-7b"
@@ -17,7 +17,7 @@ FULL_MODEL = {
     "textvqa_val": 58.2,
     "vizwiz_vqa_val": 50.1,
 }
-"""Scores of the whole model, 576 tokens, as these papers repeat them."""
+"""Scores of the full model with 576 tokens, as these papers repeat them."""
 
 SOURCES = {
     "FastV": "arXiv 2403.06764",
@@ -46,13 +46,13 @@ PAPER = {
     "mmbench_cn_dev": 57.5,
     "mme": 1790.0,
 }
-"""AutoSelect's own table (arXiv 2603.07135, read from an aggregator's page; K is not stated)."""
+"""Scores in AutoSelect's paper (arXiv 2603.07135, read on an aggregator's page; K not stated)."""
 
 PAPER_RETENTION = {"its table, K not stated": 98.2, "abstract, ten benchmarks": 96.5}
 
 
 def published_rows(model: str) -> list[dict[str, object]]:
-    """Rows for a report on this model; none for models about which nothing was collected."""
+    """Return the published rows for a model; empty if none were collected."""
     if MODEL not in model.lower():
         return []
     rows: list[dict[str, object]] = [

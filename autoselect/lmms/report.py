@@ -1,4 +1,4 @@
-"""The report over public tasks: scores, retention, latency, and published rows beside them."""
+"""Report over public tasks: scores, retention, latency and published rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +14,7 @@ def build_public_report(
     latency: dict[str, Any],
     extra: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that was measured, as JSON values.
-
-    Args:
-        model: name of the VLM.
-        results: finished cells.
-        latency: of `bench_prefill`, or `{"missing": why}`.
-        extra: further keys.
-    """
+    """Return all results as JSON; `latency` is from `bench_prefill`, or `{"missing": reason}`."""
     full = {cell["task"]: cell for cell in results if cell["method"] == FULL}
     columns = dict.fromkeys(
         (cell["method"], cell["budget"]) for cell in results if cell["method"] != FULL
@@ -65,7 +58,6 @@ def _share(score: float, full: float) -> float | None:
 
 
 def public_markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
     lines = [f"# Public benchmarks: token selection on {report['model']}", ""]
     lines += _scores(report) + _notes(report) + _latency(report["latency"]) + _published(report)
     lines += ["", "## Environment", ""]

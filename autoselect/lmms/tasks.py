@@ -1,4 +1,4 @@
-"""The public tasks: which number of lmms-eval counts, on which scale, and who computes it."""
+"""Public tasks: which metric of lmms-eval is the score, and in which unit it is published."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class PublicTask:
     """A task of lmms-eval.
 
     Attributes:
-        name: there.
-        label: in tables.
-        metrics: numbers that are added up to the score.
-        scale: by which they are multiplied to get the published unit.
-        note: what a reader of the number has to know.
+        name: name in lmms-eval.
+        label: name in tables.
+        metrics: metrics whose sum is the score.
+        scale: factor from that sum to the published unit.
+        note: remark on the score for readers of the report.
     """
 
     name: str
@@ -68,16 +68,15 @@ TEN = tuple(name for name in TASKS if name != "seedbench")
 
 
 def task_score(task: str, results: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
-    """The score of a task in its published unit, and every number that lmms-eval gave.
+    """Return the score of a task in its published unit, and all metrics that lmms-eval gave.
 
-    A task outside of the table (a local one) scores 100 times the mean of its metrics.
+    A task outside `TASKS` scores 100 times the mean of its metrics.
 
     Args:
-        task: name.
-        results: of lmms-eval for this task, with keys such as `exact_match,none`.
+        results: output of lmms-eval for this task, with keys such as `exact_match,none`.
 
     Raises:
-        ConfigError: the number that counts is not there.
+        ConfigError: a metric of the score is missing.
     """
     numbers = {
         key.partition(",")[0]: float(value)
@@ -89,7 +88,7 @@ def task_score(task: str, results: Mapping[str, Any]) -> tuple[float, dict[str, 
     }
     if task not in TASKS:
         if not numbers:
-            raise ConfigError(f"task={task} gave no number: {dict(results)}")
+            raise ConfigError(f"task={task} gave no metric: {dict(results)}")
         return 100 * sum(numbers.values()) / len(numbers), numbers
     known = TASKS[task]
     missing = [name for name in known.metrics if name not in numbers]
@@ -102,5 +101,4 @@ def task_score(task: str, results: Mapping[str, Any]) -> tuple[float, dict[str, 
 
 
 def label(task: str) -> str:
-    """The name of a task in tables."""
     return TASKS[task].label if task in TASKS else task

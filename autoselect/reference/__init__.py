@@ -1,1 +1,1 @@
-"""The small reference VLM and its data: what makes everything run without a model hub."""
+"""A small reference VLM and its data, so that everything runs without downloads."""

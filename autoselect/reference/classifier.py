@@ -1,8 +1,8 @@
-"""A small image classifier for figure 3 on the reference data.
+"""Train a small image classifier for figure 3 on the reference data.
 
-A stock `ViTForImageClassification` on a grid of its own (6 x 6 patches of 16 pixels, beside the
-VLM's 12 x 12), trained on the images of the training shards to name the colour of the largest
-object. It is trained once, in about a minute, and kept.
+It is a stock `ViTForImageClassification` with 6 x 6 patches of 16 pixels (the VLM has 12 x 12). It
+learns the colour of the largest object in the images of the training shards. Training takes about
+a minute and happens once.
 """
 
 import logging
@@ -29,7 +29,7 @@ LEARNING_RATE = 1e-3
 
 
 def largest_object_colour(record: dict[str, Any]) -> int | None:
-    """Class of a reference scene: the colour of its largest object; None where it is not told."""
+    """Return the class of a scene, the colour of its largest object; None if it lists none."""
     objects = record.get("objects")
     if not objects:
         return None
@@ -38,7 +38,6 @@ def largest_object_colour(record: dict[str, Any]) -> int | None:
 
 
 def build_classifier() -> ViTForImageClassification:
-    """The untrained small ViT."""
     torch.manual_seed(SEED)
     config = ViTConfig(
         hidden_size=96,
@@ -56,19 +55,13 @@ def build_classifier() -> ViTForImageClassification:
 def train_classifier(
     samples: ShardSet, folder: Path = FOLDER, images: int = IMAGES, steps: int = STEPS
 ) -> Path:
-    """Train the small ViT and keep it in `folder`; one that is there is left as it is.
+    """Train the classifier and save it in `folder`, unless a model exists there.
 
-    Every other step sees a random half of the patches: a classifier of public photographs tolerates
-    missing patches, a small one must learn it.
-
-    Args:
-        samples: of the training shards.
-        folder: for the model.
-        images: at most so many of the samples are used.
-        steps: updates of 64 images.
+    Every second step sees a random half of the patches. Large public classifiers tolerate missing
+    patches; a small one has to learn it.
 
     Raises:
-        ConfigError: the samples do not tell their objects.
+        ConfigError: the samples do not list their objects.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -99,7 +92,7 @@ def train_classifier(
 def _examples(
     samples: ShardSet, images: int, processor: ViTImageProcessorPil
 ) -> tuple[Tensor, Tensor]:
-    """Pixels as bytes [M, 3, height, width] and labels [M]; scenes without objects are left out."""
+    """Return pixels (uint8, [M, 3, height, width]) and labels [M] of scenes that list objects."""
     pixels: list[Tensor] = []
     labels: list[int] = []
     total = min(images, len(samples))
@@ -114,7 +107,7 @@ def _examples(
         labels.append(label)
     if not labels:
         raise ConfigError(
-            "shards: no sample tells its objects, so the small classifier has nothing to learn; "
+            "shards: no sample lists its objects, so the small classifier has nothing to learn; "
             "give --classifier a folder of your own"
         )
     return torch.stack(pixels), torch.tensor(labels)

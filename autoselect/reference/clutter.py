@@ -1,7 +1,7 @@
-"""Backgrounds and distractors of the reference scenes: diverse, full of contrast, irrelevant.
+"""Draw backgrounds and distractors of the reference scenes, which no question asks about.
 
-Backgrounds are crops of the photographs that scikit-image, scikit-learn and matplotlib ship, so
-nothing is downloaded. The photographs of the test split are never seen in training.
+Backgrounds are crops of photographs that scikit-image, scikit-learn and matplotlib ship, so nothing
+is downloaded. The photographs of the test split are never used for training.
 """
 
 from functools import lru_cache
@@ -46,7 +46,7 @@ FONT_FILES = ("DejaVuSans.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSansMono-Obliqu
 
 @lru_cache(maxsize=4)
 def photos(split: Split) -> list[np.ndarray]:
-    """Photographs of one split, uint8 `[height, width, 3]`, shorter side 300 pixels."""
+    """Return the photographs of one split, uint8 [height, width, 3], shorter side 300 pixels."""
     loaded = []
     for package, name in TEST_PHOTOS if split == "test" else TRAIN_PHOTOS:
         path = files(package).joinpath(name)
@@ -65,12 +65,11 @@ def photos(split: Split) -> list[np.ndarray]:
 
 @lru_cache(maxsize=64)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font that matplotlib ships; `size` in pixels."""
+    """Load a font that matplotlib ships; `size` in pixels."""
     return ImageFont.truetype(str(files("matplotlib").joinpath("mpl-data/fonts/ttf", name)), size)
 
 
 def photo_crop(rng: np.random.Generator, split: Split, width: int, height: int) -> Image.Image:
-    """A random crop at a random scale, flipped, tinted or turned into a negative at random."""
     bank = photos(split)
     photo = bank[rng.integers(len(bank))]
     scale = rng.uniform(0.7, 2.6)
@@ -92,7 +91,7 @@ def photo_crop(rng: np.random.Generator, split: Split, width: int, height: int) 
 
 
 def background(rng: np.random.Generator, split: Split, size: int) -> Image.Image:
-    """A photograph, a collage of photographs, coloured noise, or stripes; `size` pixels square."""
+    """Draw a photograph, a collage, coloured noise or stripes, `size` pixels square."""
     kind = rng.random()
     if kind < 0.45:
         return photo_crop(rng, split, size, size)
@@ -116,7 +115,6 @@ def background(rng: np.random.Generator, split: Split, size: int) -> Image.Image
 
 
 def draw_distractor(draw: ImageDraw.ImageDraw, rng: np.random.Generator, size: int) -> None:
-    """A ring, cross, bar, scribble or stray glyph of any colour, anywhere; never asked about."""
     colour = tuple(int(c) for c in rng.integers(0, 256, size=3))
     x, y = (int(v) for v in rng.integers(0, size, size=2))
     radius = int(rng.integers(size // 24, size // 9))

@@ -1,4 +1,4 @@
-"""`autoselect reference shards|train|card`: the data and the VLM that need no download."""
+"""The commands `autoselect reference shards`, `train` and `measure`."""
 
 import argparse
 import dataclasses
@@ -13,10 +13,9 @@ def _read_fields(arguments: argparse.Namespace, cls: type) -> Any:
 
 
 def add_reference_commands(subparsers: Any) -> None:
-    """Add `reference` with its sub-commands."""
     from autoselect.reference.recipe import ReferenceData, ReferenceTraining
 
-    root = subparsers.add_parser("reference", help="the small VLM and data that ship with this")
+    root = subparsers.add_parser("reference", help="make the small reference VLM and its data")
     kinds = root.add_subparsers(dest="kind", required=True)
     shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
     where = "folder for the shards of all splits"
@@ -36,7 +35,6 @@ def add_reference_commands(subparsers: Any) -> None:
 
 
 def run_shards(arguments: argparse.Namespace) -> int:
-    """Render all three splits."""
     from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.shards import render_shards
 
@@ -45,7 +43,6 @@ def run_shards(arguments: argparse.Namespace) -> int:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Train, or go on with, the reference VLM."""
     from autoselect.reference.recipe import ReferenceTraining
     from autoselect.reference.train_vlm import train_reference_vlm
 
@@ -54,7 +51,6 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_measure(arguments: argparse.Namespace) -> int:
-    """Print accuracy per family: full, blind, and with random tokens removed."""
     from autoselect.reference.measure import measure_vlm, table
     from autoselect.reference.resources import resolve_model
 

@@ -1,6 +1,7 @@
-"""Training corpus of the reference VLM: scenes, dense patch labels and tokenised questions.
+"""Render the training corpus of the reference VLM: scenes, patch labels and tokenised questions.
 
-Rendered once into memory-mapped arrays in a work folder, in parallel, restartable chunk by chunk.
+The corpus is rendered once, in parallel, into memory-mapped arrays in a work folder. An interrupted
+run resumes with the next chunk of scenes.
 """
 
 import io
@@ -46,16 +47,17 @@ FAMILY_MIX = (
 
 
 def to_jpeg(image: Image.Image) -> bytes:
-    """Encode as the shards do, so that training and evaluation see the same artefacts."""
+    """Encode an image like the shards, so that the VLM trains on the same JPEG artefacts."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
-    """Dense targets `[4, GRID * GRID]`: shape, colour, character (0 = none), centre (0 or 1).
+    """Return the labels of all patches, [4, GRID * GRID].
 
-    Patches at the rim of an object are `IGNORED`.
+    The rows are shape, colour and character (0 = none) and centre of an object (0 or 1). Patches at
+    the rim of an object are `IGNORED`.
     """
     labels = np.zeros((4, GRID, GRID), dtype=np.uint8)
     middles = (np.arange(GRID) + 0.5) * PATCH_SIZE
@@ -82,7 +84,7 @@ def patch_labels(scene: Scene) -> np.ndarray:
 
 
 def encode_slots(questions: list, tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Question slots `[Q, SLOT_TOKENS]`, zero-padded, and where each answer begins `[Q]`."""
+    """Return zero-padded question slots [Q, SLOT_TOKENS] and the start of each answer [Q]."""
     tokens = np.zeros((QUESTIONS_PER_IMAGE, SLOT_TOKENS), dtype=np.uint8)
     starts = np.full(QUESTIONS_PER_IMAGE, SLOT_TOKENS, dtype=np.uint8)
     for row, question in enumerate(questions[:QUESTIONS_PER_IMAGE]):
@@ -114,9 +116,13 @@ def _render_chunk(task: tuple[int, int, int]) -> tuple[int, dict[str, np.ndarray
 
 @dataclass(frozen=True)
 class Corpus:
-    """Memory-mapped columns.
+    """Memory-mapped arrays of M scenes, all uint8.
 
-    `images` [M, 96, 96, 3], `labels` [M, 4, 144], `tokens` [M, Q, 16], `starts` [M, Q], all uint8.
+    Attributes:
+        images: RGB pixels, [M, 96, 96, 3].
+        labels: output of `patch_labels`, [M, 4, 144].
+        tokens: question slots, [M, Q, 16].
+        starts: start of each answer in its slot, [M, Q].
     """
 
     images: np.ndarray
@@ -129,7 +135,7 @@ class Corpus:
 
 
 def build_corpus(folder: Path, size: int, seed: int, workers: int | None = None) -> Corpus:
-    """Render (or finish rendering) `size` training scenes into `folder` and open them."""
+    """Render `size` training scenes into `folder`, or resume it, and open the corpus."""
     shapes = {
         "images": (size, GRID * PATCH_SIZE, GRID * PATCH_SIZE, 3),
         "labels": (size, 4, GRID * GRID),

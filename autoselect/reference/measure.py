@@ -1,6 +1,6 @@
-"""Accuracy of a reference VLM per family, through the same path as any hub model.
+"""Measure the accuracy of a reference VLM per task family.
 
-Beside the full accuracy: blind (every visual token removed) and with a random share removed.
+The VLM answers with all visual tokens, with random subsets of them, and with none ("blind").
 """
 
 from typing import Any
@@ -21,12 +21,10 @@ Table = dict[str, dict[str, float]]
 
 
 def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Table:
-    """Share of exactly right answers, by setting and family, on the test split.
+    """Return the share of exactly right answers on the test split, by setting and family.
 
     Args:
-        path: folder of the model.
-        images: test images, each with one question of every family.
-        seed: of the reference data.
+        images: number of test images, each with one question of every family.
     """
     vlm = FrozenVLM.from_pretrained(path)
     right = {setting: dict.fromkeys(FAMILIES, 0) for setting in KEPT}
@@ -91,7 +89,6 @@ def _answers(
 
 
 def table(measured: Table) -> str:
-    """Markdown table in per cent, with the mean over families."""
     lines = [
         f"| visual tokens | {' | '.join(FAMILIES)} | mean |",
         "|---" * (len(FAMILIES) + 2) + "|",

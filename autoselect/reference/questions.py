@@ -1,4 +1,4 @@
-"""Five families of questions on a reference scene, each mirroring a public benchmark.
+"""Ask five families of questions about a reference scene; each mirrors a public benchmark.
 
 | family    | mirrors | answers                     |
 |-----------|---------|-----------------------------|
@@ -8,8 +8,8 @@
 | relation  | GQA     | left, right, above, below   |
 | text      | TextVQA | the two characters          |
 
-Answers are drawn first and the question is made to fit, so that the answer says little without the
-image; what is left is measured as the blind accuracy.
+The answer is drawn first and the question is made to fit it. Answers are therefore hard to guess
+without the image; the blind accuracy measures what can still be guessed.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ FAMILIES = ("existence", "attribute", "counting", "relation", "text")
 
 @dataclass(frozen=True)
 class Question:
-    """One question, its answer, its family, and the boxes (pixels) that it is about."""
+    """One question and its answer; `boxes` are the image regions it is about, pixels."""
 
     family: str
     question: str
@@ -37,7 +37,10 @@ def _pick(rng: np.random.Generator, items: list):
 
 
 def existence(rng: np.random.Generator, scene: Scene) -> Question:
-    """Yes and no equally often; half of the absent pairs mix a present colour and shape."""
+    """Ask if an object exists, with yes and no equally often.
+
+    Half of the absent objects combine a colour and a shape that are both present.
+    """
     present = {(o.colour, o.shape) for o in scene.objects}
     if rng.random() < 0.5:
         item = _pick(rng, list(scene.objects))
@@ -57,7 +60,10 @@ def existence(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 def attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """The colour of the only object of a shape, or the shape of the only one of a colour."""
+    """Ask for the colour of the only object of a shape, or the shape of the only one of a colour.
+
+    Returns None if no object is unique.
+    """
     colours = Counter(o.colour for o in scene.objects)
     shapes = Counter(o.shape for o in scene.objects)
     by_shape = [o for o in scene.objects if shapes[o.shape] == 1]
@@ -73,7 +79,6 @@ def attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def counting(rng: np.random.Generator, scene: Scene) -> Question:
-    """How many objects there are, of a colour, or of a shape; the answer is drawn first."""
     if rng.random() < 0.2:
         boxes = tuple(o.box for o in scene.objects)
         return Question("counting", "how many objects are there ?", str(len(boxes)), boxes)
@@ -94,7 +99,7 @@ def _name(item: SceneObject) -> str:
 
 
 def relation(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """Left of or right of, above or below: one object against another, or the plate."""
+    """Ask where an object is relative to another object or the plate; None if no pair is clear."""
     names = Counter(_name(o) for o in scene.objects)
     single = [o for o in scene.objects if names[_name(o)] == 1]
     sign = SceneObject("sign", "", scene.plate.box)
@@ -120,7 +125,6 @@ def relation(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def text(rng: np.random.Generator, scene: Scene) -> Question:
-    """What the plate says."""
     return Question(
         "text", "what does the sign say ?", scene.plate.text, scene.plate.character_boxes
     )
@@ -136,12 +140,9 @@ MAKERS = {
 
 
 def ask(rng: np.random.Generator, scene: Scene, families: tuple[str, ...]) -> list[Question]:
-    """One question for each entry of `families`, without repeats; what a scene lacks is left out.
+    """Ask one question for each entry of `families`, all different.
 
-    Args:
-        rng: source of every choice.
-        scene: the scene asked about.
-        families: names of `FAMILIES`, repeats allowed.
+    Families that cannot ask about this scene are left out.
     """
     asked: dict[str, Question] = {}
     for family in families:

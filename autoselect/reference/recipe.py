@@ -1,4 +1,4 @@
-"""Sizes of the reference data and the recipe of the reference VLM."""
+"""Sizes of the reference data and training settings of the reference VLM."""
 
 from dataclasses import dataclass
 

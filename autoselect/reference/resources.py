@@ -1,4 +1,4 @@
-"""The names `reference` for the model and the data that need no download."""
+"""Resolve the name `reference`, which stands for the model and the data of this package."""
 
 from pathlib import Path
 
@@ -10,29 +10,32 @@ MODEL_FOLDER = Path(__file__).parent / "model"
 SHARDS_FOLDER = Path("runs/reference/shards")
 REFERENCE = "reference"
 REFERENCE_ANSWER_TOKENS = 4
-"""The longest answer of the reference data, its end included."""
+"""Length of the longest answer in the reference data, tokens with the end token."""
 REFERENCE_ROWS = 160
-"""Questions answered together; the reference VLM is small enough for many."""
+"""Questions answered together. The reference VLM is small enough for many."""
 
 
 def resolve_model(name: str) -> str:
-    """The folder of the reference VLM for `reference`; any other name is returned as it is.
+    """Return the folder of the reference VLM for `reference`, and any other name unchanged.
 
     Raises:
-        ConfigError: the weights are not in the installation.
+        ConfigError: the installation does not hold the weights.
     """
     if name != REFERENCE:
         return name
     if not (MODEL_FOLDER / "model.safetensors").is_file():
         raise ConfigError(
             f"model=reference: {MODEL_FOLDER} has no weights; install from a full checkout, or "
-            "make them with `autoselect reference train`"
+            "train them with `autoselect reference train`"
         )
     return str(MODEL_FOLDER)
 
 
 def resolve_shards(name: str, split: str = "train", folder: Path = SHARDS_FOLDER) -> str:
-    """A glob of the reference shards for `reference`, rendered first if they are missing."""
+    """Return a glob of the reference shards for `reference`, and render missing shards.
+
+    Any other name is returned unchanged.
+    """
     if name != REFERENCE:
         return name
     render_shards(folder, ReferenceData())

@@ -1,7 +1,7 @@
-"""Reference scenes: coloured shapes and one text plate on a cluttered background.
+"""Render reference scenes: coloured shapes and one text plate on a cluttered background.
 
-A scene is a pure function of (seed, split, index). Everything a question can ask about is known by
-construction, with its bounding box in pixels.
+A scene is a pure function of (seed, split, index). Everything that a question may ask about is
+known, with its bounding box in pixels.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Plate:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a question may ask about, and the rendered image (RGB, 96 x 96 pixels)."""
+    """Objects and plate that a question may ask about, and the image (RGB, 96 x 96 pixels)."""
 
     objects: tuple[SceneObject, ...]
     plate: Plate
@@ -58,7 +58,6 @@ class Scene:
 
 
 def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:
-    """The generator from which everything about one scene is drawn."""
     return np.random.default_rng([seed, SPLIT_IDS[split], index])
 
 
@@ -85,7 +84,7 @@ def _place(
 
 
 def _outline(shape: str, box: tuple[float, ...], turn: float) -> list[tuple[float, float]]:
-    """Vertices of a polygonal shape inside `box`, turned by `turn` radians."""
+    """Return the vertices of a polygonal shape inside `box`, turned by `turn` radians."""
     cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     radius = (box[2] - box[0]) / 2
     if shape == "heart":
@@ -131,7 +130,7 @@ def _draw_plate(draw: ImageDraw.ImageDraw, plate: Plate) -> None:
 
 
 def _draw_kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Shapes and colours of the objects; often several share one, so that counting has answers."""
+    """Draw shape and colour of each object; often several share one, to make counting useful."""
     colours, shapes = list(COLOURS), list(SHAPES)
     kinds = [
         (shapes[rng.integers(len(shapes))], colours[rng.integers(len(colours))])

@@ -1,7 +1,7 @@
-"""The reference data as WebDataset shards: `autoselect reference shards`.
+"""Write the reference data as WebDataset shards: `autoselect reference shards`.
 
-Deterministic by seed. Training samples hold up to eight rounds about one image; samples of the
-validation and test splits hold one round of each of the five families, to be asked independently.
+The same seed gives the same data. A training sample holds up to eight rounds about one image. A
+sample of the validation or test split holds one round per family; these are asked independently.
 """
 
 import json
@@ -28,7 +28,6 @@ SAMPLES_PER_SHARD = 500
 
 
 def record_of(key: str, questions: list[Question]) -> dict[str, Any]:
-    """A LLaVA-style record: conversations, and for each round its task and boxes in pixels."""
     turns: list[dict[str, str]] = []
     for number, question in enumerate(questions):
         mark = "<image>\n" if number == 0 else ""
@@ -43,7 +42,6 @@ def record_of(key: str, questions: list[Question]) -> dict[str, Any]:
 
 
 def render_sample(seed: int, split: Split, index: int) -> tuple[str, dict[str, Any], bytes]:
-    """Key, record and JPEG bytes of one sample."""
     scene = make_scene(seed, split, index)
     rng = scene_rng(seed + 1, split, index)
     families: tuple[str, ...] = FAMILIES
@@ -70,7 +68,7 @@ def _write_shard(task: tuple[str, int, Split, int, int]) -> int:
 
 
 def render_shards(folder: Path, sizes: ReferenceData, workers: int | None = None) -> None:
-    """Write the three splits into `folder`; finished shards are kept, so it can be repeated.
+    """Write the missing shards of all three splits into `folder`.
 
     Raises:
         ConfigError: the folder holds reference data of other sizes or another seed.

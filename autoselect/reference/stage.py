@@ -1,4 +1,4 @@
-"""One resumable stage of the reference VLM's training, and what all stages share."""
+"""Run one resumable training stage of the reference VLM: schedule, order, optimiser, state."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 3 % of the steps, then a cosine to 2 % of the peak."""
+    """Return the learning rate: linear warm-up over 3 % of the steps, then cosine to 2 % of it."""
     warmup = max(1, int(0.03 * steps))
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -24,7 +24,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray:
-    """Images of one update: an epoch-wise permutation, a pure function of seed and step."""
+    """Return the image indices of one update; every epoch is a permutation by seed and epoch."""
     per_epoch = size // recipe.batch_size
     epoch, place = divmod(step, per_epoch)
     order = np.random.default_rng([recipe.seed, 7, epoch]).permutation(size)
@@ -32,7 +32,7 @@ def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray
 
 
 class Stage:
-    """One resumable stage: parameters, optimiser, step counter and their file."""
+    """A training stage whose parameters, optimiser and step are saved and resumed."""
 
     def __init__(
         self, name: str, module: nn.Module, steps: int, peak: float, folder: Path, save_every: int
@@ -51,7 +51,7 @@ class Stage:
             logger.info("%s resumes at step %d of %d", name, self.step, steps)
 
     def update(self, loss: Tensor) -> None:
-        """One optimiser step; saves every `save_every` steps and at the end."""
+        """Make one optimiser step, and save every `save_every` steps and at the end."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -73,5 +73,5 @@ class Stage:
 
 
 def autocast() -> torch.autocast:
-    """bfloat16 matrix products, about three times as fast as float32 on recent CPUs."""
+    """Use bfloat16 matrix products, about three times as fast as float32 on recent CPUs."""
     return torch.autocast("cpu", dtype=torch.bfloat16)

@@ -1,12 +1,13 @@
-"""Stages 2 to 4 of the reference VLM: projector and language model on cached tower features.
+"""Stages 2 to 4 of the reference VLM: train projector and language model on cached features.
 
-Visual tokens are removed at random, their original positions kept, see `draw_kept`. One image
-prefix carries eight independent questions: each sees the prefix and itself, and its positions start
-where the prefix ends, so it is the same function as eight separate prompts.
+Visual tokens are removed at random and the others keep their positions (see `draw_kept`). One
+sequence holds the image prefix and eight independent questions. Each question sees the prefix and
+itself, and its positions start after the prefix: the result equals that of eight separate prompts.
 """
 
 import logging
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,10 +41,10 @@ def matmul_attention(
     scaling: float,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention as two matrix products, all in the inputs' dtype.
+    """Compute attention as two matrix products in the dtype of the inputs.
 
-    On CPUs the stock implementations are slow in bfloat16, or go through float32. Heads are
-    `[B, H, L, D / H]`.
+    On CPUs the stock implementations are slow in bfloat16 or convert to float32. Query, key and
+    value are [B, H, L, D / H].
     """
     weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
@@ -56,7 +57,7 @@ AttentionInterface.register("reference_matmul", matmul_attention)
 
 
 def packed_mask(prefix: int) -> Tensor:
-    """Additive mask `[1, 1, L, L]`: a causal prefix, then independent causal question slots."""
+    """Return an additive mask [1, 1, L, L]: a causal prefix, then independent causal slots."""
     slots = QUESTIONS_PER_IMAGE * SLOT_TOKENS
     owner = torch.cat([torch.full((prefix,), -1), torch.arange(slots) // SLOT_TOKENS])
     order = torch.arange(prefix + slots)
@@ -72,18 +73,17 @@ def answer_logits(
     tokens: Tensor,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits at the answers of packed questions.
+    """Compute the logits at the answers of packed questions.
 
     Args:
-        model: the reference VLM.
         features: tower features of all patches, [B, N, D].
-        kept: positions of the visual tokens that stay, ascending, [B, K].
+        kept: positions of the kept visual tokens, ascending, [B, K].
         tokens: question slots, [B, Q, S].
-        starts: where each answer begins inside its slot, [B, Q].
+        starts: start of each answer in its slot, [B, Q].
 
     Returns:
-        logits [A, V], targets [A] and, for each of the A answer tokens, its question's row in
-        the flattened [B * Q].
+        logits [A, V], targets [A], and for each of the A answer tokens the index of its question
+        in the flattened [B * Q].
     """
     language = model.model.language_model
     batch, slots = len(tokens), QUESTIONS_PER_IMAGE * SLOT_TOKENS
@@ -124,14 +124,12 @@ def answer_logits(
 def draw_kept(
     rng: np.random.Generator, batch: int, uneven: bool = False, labels: np.ndarray | None = None
 ) -> Tensor:
-    """Random positions that stay, the same number for the batch, ascending `[B, K]`.
+    """Draw the positions of kept visual tokens, ascending, [B, K], with one K per batch.
 
     Args:
-        rng: source of all choices.
-        batch: B.
-        uneven: in half of the images some regions, at random, keep more than others.
-        labels: dense targets, [B, 4, N]; in half of the images the regions are then the things
-            that are seen there.
+        uneven: if True, half of the images keep more tokens in some random regions.
+        labels: patch labels, [B, 4, N]; if given, the regions are objects, characters and
+            background in half of the images.
     """
     if uneven:
         count = int(rng.choice(UNEVEN_COUNTS, p=UNEVEN_WEIGHTS))
@@ -146,10 +144,11 @@ def draw_kept(
 
 
 def uneven_density(rng: np.random.Generator, batch: int) -> np.ndarray:
-    """Random fields of log-density `[B, N]`, zero for half of the images.
+    """Draw random log-densities of kept tokens, [B, N], independent of the images.
 
-    They know nothing of the image. A selector keeps many tokens here and none there; a model that
-    only saw even removal misjudges how much it sees, above all when it counts.
+    They are zero for half of the images. A selector keeps many tokens in some regions and none in
+    others. A model trained with even removal only misjudges how much it sees, mostly when it
+    counts.
     """
     fields = np.zeros((batch, GRID, GRID))
     for row in range(batch):
@@ -165,17 +164,15 @@ def uneven_density(rng: np.random.Generator, batch: int) -> np.ndarray:
 def segment_density(
     rng: np.random.Generator, density: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """`density` with, in half of the images, one random log-density for each thing that is seen.
+    """Replace the density in half of the images by one value per object, character and background.
 
-    Every object, every character and the background draw theirs from one symmetric distribution:
-    now and then objects alone are left, now and then the background alone, so no kind of token is
-    favoured. A model that never saw an image without its background takes a larger share of object
-    tokens for more objects.
+    All values come from one symmetric distribution: sometimes only objects are left, sometimes only
+    background, so no kind of token is favoured. A model that never saw an image without background
+    takes a larger share of object tokens for more objects.
 
     Args:
-        rng: source of all choices.
-        density: of `uneven_density`, [B, N]; not modified.
-        labels: dense targets, [B, 4, N].
+        density: log-densities from `uneven_density`, [B, N]; not modified.
+        labels: patch labels, [B, 4, N].
     """
     density = density.copy()
     for row in range(len(density)):
@@ -186,37 +183,40 @@ def segment_density(
     return density
 
 
+@dataclass(frozen=True)
+class Removal:
+    """How a training stage removes visual tokens.
+
+    Attributes:
+        seed: seed of the random choices; every stage has its own.
+        uneven: if True, some regions keep more tokens than others.
+        visible: rewrites answers to match the kept tokens, and lets each object keep tokens at its
+            own rate; None trains on the true answers.
+    """
+
+    seed: int
+    uneven: bool = False
+    visible: VisibleAnswers | None = None
+
+
 def train_language(
     model: LlavaForConditionalGeneration,
     corpus: Corpus,
     features: Tensor,
     stage: Stage,
-    seed: int,
     recipe: ReferenceTraining,
-    uneven: bool,
-    visible: VisibleAnswers | None = None,
+    removal: Removal,
 ) -> None:
-    """Projector and language model on cached features, tokens removed at random.
-
-    Args:
-        model: the reference VLM.
-        corpus: images, labels and questions.
-        features: of the frozen tower, [M, N, D].
-        stage: what is trained, and how far it is.
-        seed: of the removal, one for each stage.
-        recipe: sizes and rates.
-        uneven: some regions keep more tokens than others.
-        visible: rewrites answers to what the tokens that are left show, and lets things keep tokens
-            at rates of their own; None for the true answers, whatever is seen there.
-    """
+    """Train projector and language model on cached tower features [M, N, D]."""
+    visible = removal.visible
     stage.module.train()
     bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
     started, first = time.monotonic(), stage.step
     while stage.step < stage.steps:
         indices = batch_indices(recipe, stage.step, len(corpus))
-        rng = np.random.default_rng([recipe.seed, seed, stage.step])
+        rng = np.random.default_rng([recipe.seed, removal.seed, stage.step])
         labels = corpus.labels[indices] if visible is not None else None
-        kept = draw_kept(rng, len(indices), uneven, labels)
+        kept = draw_kept(rng, len(indices), removal.uneven, labels)
         slots, begins = corpus.tokens[indices], corpus.starts[indices]
         if visible is not None and labels is not None:
             slots = visible.rewrite(slots, begins, labels, kept.numpy())

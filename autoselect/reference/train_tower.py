@@ -1,7 +1,7 @@
-"""Stage 1 of the reference VLM: dense supervision of the vision tower, then its cached features.
+"""Stage 1 of the reference VLM: train the vision tower on patch labels, then cache its features.
 
-Every patch learns the shape, colour or character that covers it, a patch at an object's centre
-learns that it is one, and the class token learns what the image contains.
+Each patch learns the shape, colour or character that covers it and if it is the centre of an
+object. The class token learns which objects and characters the image contains.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class DenseHeads(nn.Module):
-    """Linear read-outs of stage 1: shape, colour, character, centre per patch; content of image."""
+    """Linear heads: shape, colour, character and centre per patch, and content per image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class DenseHeads(nn.Module):
         self.content = nn.Linear(width, len(SHAPES) * len(COLOURS) + len(PLATE_CHARACTERS))
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Sum of the dense losses and, for the log, accuracy on labelled patches.
+        """Return the sum of all losses, and the accuracy on labelled patches for the log.
 
         Args:
             hidden: last hidden state with the class token first, [B, 1 + N, D].
@@ -67,7 +67,7 @@ class DenseHeads(nn.Module):
 
 
 def image_content(labels: Tensor) -> Tensor:
-    """Which (shape, colour) pairs and plate characters an image holds, multi-hot `[B, C]`."""
+    """Return the (shape, colour) pairs and characters in each image, multi-hot [B, C]."""
     centre = labels[:, 3] == 1
     shape, colour, character = (labels[:, row].long() for row in range(3))
     pair = (shape - 1) * len(COLOURS) + colour - 1
@@ -81,7 +81,7 @@ def image_content(labels: Tensor) -> Tensor:
 
 
 def pixels(corpus: Corpus, indices: np.ndarray) -> Tensor:
-    """Normalised images `[B, 3, 96, 96]`, as the processor makes them."""
+    """Return images normalised like the processor does, [B, 3, 96, 96]."""
     images = torch.from_numpy(corpus.images[indices]).permute(0, 3, 1, 2)
     return images.float() / 127.5 - 1.0
 
@@ -89,7 +89,6 @@ def pixels(corpus: Corpus, indices: np.ndarray) -> Tensor:
 def train_tower(
     model: LlavaForConditionalGeneration, corpus: Corpus, recipe: ReferenceTraining, folder: Path
 ) -> None:
-    """Stage 1: dense supervision of the vision tower."""
     tower = model.model.vision_tower
     heads = DenseHeads(tower.config.hidden_size)
     module = nn.ModuleDict({"tower": tower, "heads": heads})
@@ -116,7 +115,7 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 
 @torch.no_grad()
 def cache_features(model: LlavaForConditionalGeneration, corpus: Corpus, folder: Path) -> Tensor:
-    """Tower features of the whole corpus, bfloat16 `[M, N, D]`, memory-mapped."""
+    """Return the tower features of the corpus, bfloat16 [M, N, D], memory-mapped."""
     tower = model.model.vision_tower.eval()
     shape = (len(corpus), NUM_VISUAL_TOKENS, tower.config.hidden_size)
     path, finished = folder / "features.bin", folder / "features.done"

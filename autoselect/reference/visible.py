@@ -1,10 +1,11 @@
-"""What is right to answer when visual tokens are missing: what the tokens that are left show.
+"""Rewrite training answers to match the visual tokens that are left after removal.
 
-A model that is taught the true count of an image it sees a part of learns to add what is probably
-hidden. That is right when tokens are missing at random, and wrong under every selector that keeps
-the objects: it then counts objects that are not there. Public VLMs never learn to guess so; neither
-shall the reference VLM. Questions about presence and number are therefore answered from the objects
-of which a token is left. Everything is read from the dense labels and the question's own tokens.
+A model that is taught the true count from a part of the image learns to add what is probably
+hidden. That is right if tokens are missing at random, and wrong under every selector that keeps the
+objects: the model then counts objects that do not exist. Public VLMs do not learn this guess, so
+the reference VLM must not either. Questions about presence and number are therefore answered from
+the objects that keep at least one token. The answers follow from the patch labels and the tokens of
+the question.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ Kind = tuple[str, str]
 
 
 def segments(labels: np.ndarray) -> np.ndarray:
-    """Which thing covers each patch, [N]: 0 background, then objects and characters from 1.
+    """Return what covers each patch, [N]: 0 is background, objects and characters count from 1.
 
     Args:
-        labels: dense targets of one image, see `corpus.patch_labels`, [4, N].
+        labels: patch labels of one image from `corpus.patch_labels`, [4, N].
     """
     middles = np.flatnonzero(labels[3] == 1)
     patches = np.arange(labels.shape[1])
@@ -34,11 +35,11 @@ def segments(labels: np.ndarray) -> np.ndarray:
 
 
 def objects_left(labels: np.ndarray, kept: np.ndarray) -> list[Kind]:
-    """Shape and colour of every object of which a patch is kept.
+    """Return shape and colour of every object that keeps at least one patch.
 
     Args:
-        labels: dense targets of one image, see `corpus.patch_labels`, [4, N].
-        kept: positions of the visual tokens that stay, [K].
+        labels: patch labels of one image from `corpus.patch_labels`, [4, N].
+        kept: positions of the kept visual tokens, [K].
     """
     shape, colour, _, centre = labels
     inside = (shape > 0) & (shape != IGNORED)
@@ -54,10 +55,10 @@ def objects_left(labels: np.ndarray, kept: np.ndarray) -> list[Kind]:
 
 
 class VisibleAnswers:
-    """Rewrites the answers of packed question slots.
+    """Rewrite the answers of packed question slots.
 
     Args:
-        tokenizer: of the reference VLM; a question's words and each answer are single tokens.
+        tokenizer: tokenizer of the reference VLM; every word and every answer is a single token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -65,7 +66,6 @@ class VisibleAnswers:
         self.ids = {word: i for i, word in enumerate(self.words)}
 
     def answer(self, question: Sequence[str], left: list[Kind]) -> str | None:
-        """The answer to a question in words, or None where it is not about presence or number."""
         if question[0] == "how":
             asked = set(question) & (set(COLOURS) | {f"{shape}s" for shape in SHAPES})
             wanted = [k for k in left if not asked or {f"{k[0]}s", k[1]} & asked]
@@ -78,15 +78,15 @@ class VisibleAnswers:
     def rewrite(
         self, tokens: np.ndarray, starts: np.ndarray, labels: np.ndarray, kept: np.ndarray
     ) -> np.ndarray:
-        """`tokens` with the answers that the kept visual tokens show; no input is modified.
+        """Return a copy of `tokens` with answers that match the kept visual tokens.
 
-        Without any token there is nothing to see: the answers stay, and the model learns to guess.
+        If no token is kept, the answers are not changed, and the model learns to guess.
 
         Args:
             tokens: question slots, [B, Q, S].
-            starts: where each answer begins in its slot; S or more in an empty slot, [B, Q].
-            labels: dense targets, [B, 4, N].
-            kept: positions of the visual tokens that stay, [B, K].
+            starts: start of each answer in its slot, [B, Q]; S or more marks an empty slot.
+            labels: patch labels, [B, 4, N].
+            kept: positions of the kept visual tokens, [B, K].
         """
         if kept.shape[1] == 0:
             return tokens

@@ -1,7 +1,7 @@
-"""The reference VLM: a stock `LlavaForConditionalGeneration`, its tokenizer and its processor.
+"""Build the reference VLM: a stock `LlavaForConditionalGeneration`, tokenizer and processor.
 
-Small CLIP tower, small Llama, the usual two-layer projector; 96-pixel images in 8-pixel patches
-give 144 visual tokens. It is saved with `save_pretrained` and loads with
+It has a small CLIP tower, the usual two-layer projector and a small Llama. Images of 96 pixels in
+patches of 8 pixels give 144 visual tokens. It is saved with `save_pretrained` and loads with
 `from_pretrained` like any hub model.
 """
 
@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words of the questions, and single characters for everything else."""
+    """Build a tokenizer with the words of all questions, and characters for other text."""
     words = [*WORDS, *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), *"012345"]
     letters = [chr(c) for c in range(33, 127)]
     pieces = [*SPECIAL_TOKENS, *words, *letters, *(f"##{c}" for c in letters)]
@@ -77,7 +77,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """Tokenizer, image processor and chat template of the reference VLM."""
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -95,7 +94,6 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_config(vocabulary: int) -> LlavaConfig:
-    """Architecture of the reference VLM; `vocabulary` in tokens."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -131,7 +129,7 @@ def build_config(vocabulary: int) -> LlavaConfig:
 
 
 def sinusoidal_positions(width: int, grid: int) -> torch.Tensor:
-    """Two-dimensional sine-cosine table `[grid * grid, width]`, the tower's starting positions."""
+    """Return a 2-D sine-cosine table [grid * grid, width], the tower's initial positions."""
     rate = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4))
     angle = torch.arange(grid)[:, None] * rate
     line = torch.cat([angle.sin(), angle.cos()], dim=-1)
@@ -141,7 +139,7 @@ def sinusoidal_positions(width: int, grid: int) -> torch.Tensor:
 
 
 def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
-    """An untrained reference VLM; the same seed gives the same weights."""
+    """Build an untrained reference VLM; the same seed gives the same weights."""
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(build_config(len(build_tokenizer())))
     positions = model.model.vision_tower.embeddings.position_embedding.weight
@@ -151,7 +149,6 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
 
 
 def save_vlm(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write model, tokenizer and processor as a hub folder: safetensors and JSON only."""
     model.save_pretrained(folder)
     build_processor().save_pretrained(folder)
 

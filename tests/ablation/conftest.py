@@ -7,7 +7,7 @@ import pytest
 from autoselect import train
 from autoselect.ablation import cells
 from autoselect.ablation.collect import collect
-from autoselect.ablation.plan import load_plan
+from autoselect.ablation.variants import load_plan
 from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
 from autoselect.config.files import load_config
@@ -50,7 +50,7 @@ def plan(config):
 
 
 def accepted(command):
-    """The real programs take these flags; a wrong one ends the test."""
+    """Check that the real programs accept these flags."""
     if command[0] == "autoselect":
         cli.parser(command[1]).parse_args(command[1:])
         return
@@ -61,10 +61,7 @@ def accepted(command):
 
 
 class Programs:
-    """Stands for the programs that cells start: writes what they write, from known truths.
-
-    `skill` is the chance that a question is answered rightly, by (variant, column).
-    """
+    """A fake of the programs that cells start: writes the files they write, with known scores."""
 
     def __init__(self, images=40):
         self.images = images
@@ -138,7 +135,7 @@ def programs(monkeypatch):
 
 @pytest.fixture
 def run_all():
-    """Every cell and the baselines, then what they say."""
+    """Run every cell and the baselines, and collect the results."""
 
     def run(plan, out):
         for number, (variant, seed) in enumerate(plan.cells()):

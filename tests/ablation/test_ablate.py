@@ -1,4 +1,4 @@
-"""`autoselect ablate` for real: one cell, trained, evaluated, measured, tracked and collected."""
+"""`autoselect ablate` runs one real cell: trained, evaluated, measured, tracked and collected."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Nothing finished is repeated, what was killed goes on, mixtures are refused."""
+"""Finished steps are not repeated, killed cells resume, and mixed results are refused."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ import pytest
 from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
 from autoselect.ablation.collect import collect
 from autoselect.ablation.commands import write
-from autoselect.ablation.plan import load_plan
 from autoselect.ablation.tables import NOT_MEASURED, TABLES
+from autoselect.ablation.variants import load_plan
 from autoselect.config import ConfigError
 
 
@@ -37,7 +37,7 @@ def test_a_finished_ablation_starts_nothing(plan, programs, run_all, tmp_path):
 
 
 def test_the_notes_alone_are_an_ablation_that_goes_on(plan, programs, run_all, tmp_path):
-    """A copy of the files `cell.json` gives the same tables, and no cell is repeated."""
+    """A copy of the `cell.json` files gives the same tables, and no cell is repeated."""
     found = run_all(plan, tmp_path / "out")
     kept = tmp_path / "kept"
     for note in (tmp_path / "out").rglob("cell.json"):
@@ -79,18 +79,20 @@ def test_more_images_repeat_the_evaluation_and_not_the_training(plan, programs, 
 def test_a_cell_that_was_trained_otherwise_is_refused(plan, programs, tmp_path):
     cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
     assert cell.is_finished
-    with pytest.raises(ConfigError, match=r"trained otherwise \(steps: 4 -> 5\); choose another"):
+    with pytest.raises(
+        ConfigError, match=r"trained with other settings \(steps: 4 -> 5\); choose another"
+    ):
         run_cell(dataclasses.replace(plan, steps=5), tmp_path, plan.variant("channel"), 0)
 
 
 def test_a_note_alone_is_never_lost_to_another_training(plan, programs, tmp_path):
-    """A copy that holds nothing but `cell.json` is refused like the cell itself, and stays."""
+    """A copy that holds only `cell.json` is refused like the full cell, and is not changed."""
     cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
     kept = tmp_path / "kept" / cell.note.relative_to(tmp_path)
     kept.parent.mkdir(parents=True)
     kept.write_text(cell.note.read_text())
     longer = dataclasses.replace(plan, steps=5)
-    with pytest.raises(ConfigError, match=r"trained otherwise \(steps: 4 -> 5\)"):
+    with pytest.raises(ConfigError, match=r"trained with other settings \(steps: 4 -> 5\)"):
         run_cell(longer, tmp_path / "kept", plan.variant("channel"), 0)
     more, programs.calls, programs.fail_at = dataclasses.replace(plan, images=60), [], 1
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +109,7 @@ def test_baselines_of_another_model_are_left_out_and_evaluated_again(
         shutil.rmtree(tmp_path / "cells" / variant.name)
     cell = run_cell(plan, tmp_path, plan.variant("reference"), 0)
     assert collect(plan, tmp_path)["baselines"] == []
-    assert "baselines are of another model" in caplog.text
+    assert "baselines belong to another model" in caplog.text
     programs.calls = []
     evaluate_baselines(plan, tmp_path, cell)
     assert [call[0] for call in programs.calls] == ["eval"]
@@ -117,7 +119,7 @@ def test_baselines_of_another_model_are_left_out_and_evaluated_again(
 def test_a_variant_that_answers_otherwise_is_measured_against_its_own_full_model(
     config, programs, run_all, tmp_path
 ):
-    """All of its answers are half as often right, those with every token, too."""
+    """All its answers are right half as often, including those of the full model."""
     text = config.read_text().replace("{rows_per_batch: 32}", "{scoring: likelihood}")
     config.write_text(text)
     found = run_all(load_plan(config), tmp_path)

@@ -1,4 +1,4 @@
-"""The evidence page: tables are written anew, prose stays, what is not measured says so."""
+"""The evidence page: tables are replaced, prose is kept, unmeasured rows are marked."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_tables_are_replaced_and_prose_is_not(plan, programs, run_all, tmp_path)
     ("page", "message"),
     [
         ("<!-- ablation: retention -->\nno end", "has no `<!-- end -->`"),
-        ("<!-- ablation: nothing -->\n<!-- end -->", "names no table; choose one of"),
+        ("<!-- ablation: nothing -->\n<!-- end -->", "does not name a known table; choose one of"),
         ("no block", "has no block"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Intervals over seeds and images hold what they promise, and pairing removes what is shared."""
+"""Intervals over seeds and images have their nominal coverage; pairing removes shared effects."""
 
 import numpy as np
 import pytest

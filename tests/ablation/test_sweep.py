@@ -1,4 +1,4 @@
-"""Cells side by side give what they give one after the other, and keep out of each other's way."""
+"""Cells that run at the same time give the same results as in sequence and do not collide."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def sweep(plan, out, jobs=JOBS):
 
 @pytest.fixture
 def shards_elsewhere(monkeypatch):
-    """No rendering of the reference shards; the names that were asked for."""
+    """Replace rendering of the reference shards; the value lists the requested names."""
     asked = []
     monkeypatch.setattr("autoselect.ablation.sweep.resolve_shards", asked.append)
     return asked
@@ -42,7 +42,7 @@ def test_side_by_side_gives_the_same_result(plan, programs, shards_elsewhere, tm
 def test_ranks_of_different_cells_never_meet(
     plan, programs, shards_elsewhere, tmp_path, monkeypatch
 ):
-    """Trainings that run at the same time have ports and log files of their own."""
+    """Trainings that run at the same time have their own ports and log files."""
     together = threading.Barrier(JOBS, timeout=30)
     at_work, most = {}, []
 
@@ -62,7 +62,7 @@ def test_ranks_of_different_cells_never_meet(
 
 
 def test_a_cell_that_fails_ends_the_sweep(plan, programs, shards_elsewhere, tmp_path, monkeypatch):
-    """What runs beside it ends in good order, what has not begun does not begin."""
+    """Cells that are running end normally, and cells that have not started do not start."""
 
     def failing(command, again, folder=None, log=None):
         if command[0] == "deepspeed" and "channel" in str(log):

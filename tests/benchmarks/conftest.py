@@ -1,4 +1,4 @@
-"""Makes the files of `benchmarks/` importable by their names."""
+"""Make the files of `benchmarks/` importable by their names."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The contenders of the operator benchmark are right, and a run that is ended keeps its rows."""
+"""The contenders of the operator benchmark are correct, and an interrupted run keeps its rows."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_bisected_gates_and_gradients_agree_with_the_reference(n, k, kind):
 
 
 def test_the_plain_gate_of_a_gpu_reads_nothing_on_the_host():
-    """Meta tensors have no values: whatever asks for one fails."""
+    """Meta tensors have no values, so code that reads a value fails."""
     scores = torch.randn(2, 63, device="meta", requires_grad=True)
     bench_ops.PLAIN_LOGITS["cuda"](scores, 7, TEMPERATURE).sum().backward()
     with pytest.raises(RuntimeError, match="item.. cannot be called on meta tensors"):
@@ -40,7 +40,7 @@ def test_the_plain_gate_of_a_gpu_reads_nothing_on_the_host():
 
 
 class FakeWatch(Stopwatch):
-    """Calls once and says one millisecond."""
+    """Call once and return one millisecond."""
 
     def milliseconds(self, call, repeats):
         call()

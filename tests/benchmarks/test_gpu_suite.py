@@ -1,4 +1,4 @@
-"""The GPU suite ends what it starts, keeps what it measured, and reaches every kernel."""
+"""The GPU suite ends every process it starts, keeps its results, and reaches every kernel."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def _stage(name, code, limit_s=60.0, **fields):
 
 
 def _is_running(pid):
-    """Whether a process exists and is not merely waiting to be reaped."""
+    """Return True if a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -50,7 +50,7 @@ def _is_running(pid):
 
 
 def _until(condition, seconds=30.0):
-    """Whether a condition comes true within some time."""
+    """Wait for a condition; return False after the time limit."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -188,7 +188,7 @@ def test_the_gpu_tests_are_found_with_torch_transformers_and_pytest_alone(tmp_pa
 
 
 class Calls(TorchDispatchMode):
-    """Records the operators of this package and their arguments."""
+    """Record the operators of this package and their arguments."""
 
     def __init__(self):
         super().__init__()

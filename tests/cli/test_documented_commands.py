@@ -1,4 +1,4 @@
-"""Documented commands: the programs take their flags, and batches split over the ranks."""
+"""Documented commands: programs accept their flags, and batches split over the ranks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
 class Command(NamedTuple):
-    """A documented command: where it stands, the whole page, and its words."""
+    """A documented command: its file, the text of the whole page, and its words."""
 
     source: Path
     page: str
     words: list[str]
 
     def option(self, name: str) -> str | None:
-        """The value of `--name VALUE`, `--name=VALUE` or `NAME=VALUE`."""
+        """Return the value of `--name VALUE`, `--name=VALUE` or `NAME=VALUE`."""
         for word, following in zip(self.words, [*self.words[1:], ""], strict=True):
             if word.startswith((f"{name}=", f"--{name}=")):
                 return word.partition("=")[2]
@@ -75,7 +75,7 @@ DOCTOR = ["autoselect", "doctor"]
 
 
 def of_the_command_line(command: Command) -> list[str] | None:
-    """What `autoselect` is given, also through `autoselect/eval.py` and `slurm/eval.sh`."""
+    """Return the words after `autoselect`, also for `autoselect/eval.py` and `slurm/eval.sh`."""
     words = command.words
     if command.program == "autoselect":
         return words[words.index("autoselect") + 1 :]
@@ -127,7 +127,7 @@ def test_the_batch_splits_over_the_ranks(command: Command) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.recipe], ids=name_of)
 def test_a_recipe_is_planned_and_run_with_its_own_batch(command: Command) -> None:
-    """Otherwise hours and memory are those of another run."""
+    """Otherwise the documented hours and memory belong to another run."""
     assert command.recipe is not None
     own = re.search(r"^# deepspeed .* --deepspeed (\S+)", command.recipe.read_text(), re.MULTILINE)
     assert own is not None and command.deepspeed == own.group(1)

@@ -1,4 +1,4 @@
-"""A torchvision of another build than torch is named by every command that needs transformers."""
+"""Every command that needs transformers names a torchvision that does not fit torch."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ MESSAGE = "torchvision does not fit torch (operator torchvision::nms does not ex
 
 @pytest.fixture
 def misfit(tmp_path):
-    """What importing a CUDA build of torchvision beside a CPU build of torch does."""
+    """Fail like the import of a CUDA build of torchvision with a CPU build of torch."""
     (tmp_path / "torchvision").mkdir()
     error = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
     (tmp_path / "torchvision" / "__init__.py").write_text(error)

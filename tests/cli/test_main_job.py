@@ -1,4 +1,4 @@
-"""The main job in small, by documented commands only: shards, two ranks, evaluation, report."""
+"""The main job in small, with documented commands: shards, two ranks, evaluation, report."""
 
 import hashlib
 import json

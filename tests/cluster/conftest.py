@@ -1,4 +1,4 @@
-"""The cluster tests run only where `make cluster-test` asked for them: they start real daemons."""
+"""Fixtures of the cluster tests, which run only under `make cluster-test`: they start daemons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="session")
 def project(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder as users have it, whose outputs land in a temporary place."""
+    """Make a project folder like a user's, in a temporary folder."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("autoselect", "configs", "slurm"):
         (folder / name).symlink_to(ROOT / name)

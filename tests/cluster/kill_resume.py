@@ -1,14 +1,13 @@
-"""Kills a training run at random moments, resumes it, and compares the end bit by bit.
+"""Kill a training run at random moments, resume it, and compare its end bit by bit.
 
     python tests/cluster/kill_resume.py --kills 50
 
-One uninterrupted run comes first. Then the same run is started again and again; each start is
-killed with SIGKILL, all ranks at once, at a random moment: while it starts and reads a checkpoint,
-between updates, or inside a save. The start after a kill must go on from the newest checkpoint
-that was complete at the kill. When a killed run reaches its end, its checkpoint and selector must
-equal those of the uninterrupted run byte by byte; then the next one begins in an empty folder. A
-kill counts when both held. The last line is `N of N resumed bit-equal`, and only then the exit
-code is 0.
+One uninterrupted run comes first. Then the same run is started repeatedly, and all ranks of each
+start are killed with SIGKILL at a random moment: while it starts and reads a checkpoint, between
+updates, or during a save. The next start must resume from the newest checkpoint that was complete
+at the kill. When a killed run reaches its end, its checkpoint and selector must equal those of the
+uninterrupted run byte by byte. The next run then starts in an empty folder. A kill counts if both
+conditions hold. If all do, the last line is `N of N resumed bit-equal` and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ MOMENTS = ("start", "training", "save")
 
 
 def rank_main(rank: int, ranks: int, port: int, arguments: list[str], log: str) -> None:
-    """One rank: autoselect/train.py's own main, output into a file, a process group of its own."""
+    """Run autoselect/train.py as one rank in a new process group, with output into a file."""
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -72,7 +71,7 @@ class Run:
         return self.output.with_suffix(".log")
 
     def start(self, workspace: Workspace, ranks: int) -> None:
-        """Starts the ranks from a server process that has the libraries imported already."""
+        """Start the ranks from a server process that has already imported the libraries."""
         arguments = workspace.arguments(self.output, self.steps) + ["--tracking", "false"]
         context = multiprocessing.get_context("forkserver")
         with socket.socket() as probe:
@@ -93,7 +92,7 @@ class Run:
         return any(process.is_alive() for process in self.processes)
 
     def kill(self) -> None:
-        """SIGKILL to every rank and what it started."""
+        """Send SIGKILL to every rank and all processes it started."""
         for process in self.processes:
             assert process.pid is not None
             try:
@@ -104,7 +103,7 @@ class Run:
             process.join()
 
     def wait(self) -> None:
-        """Waits for the end of a run that nobody kills.
+        """Wait for the end of a run that is not killed.
 
         Raises:
             AssertionError: it failed or took too long.
@@ -117,25 +116,25 @@ class Run:
             raise AssertionError(f"exit codes {codes}:\n{self.log.read_text()[-4000:]}")
 
     def resumed_at(self) -> int:
-        """The step this start went on from, 0 for a fresh one."""
+        """Return the step from which this start resumed, 0 for a new run."""
         found = RESUMED.search(self.log.read_text()) if self.log.exists() else None
         return int(found[1]) if found else 0
 
     def has_begun(self) -> bool:
-        """Whether the run knows where it starts: a checkpoint was read, or there is none."""
+        """Return True if the run has read a checkpoint, or has found that none exists."""
         return self.log.exists() and BEGUN.search(self.log.read_text()) is not None
 
     def saving(self) -> bool:
         return any((self.output / "checkpoints").glob("*.partial"))
 
     def pointer(self) -> int:
-        """Step of the newest complete checkpoint, 0 without one."""
+        """Return the step of the newest complete checkpoint, 0 without one."""
         path = self.output / "checkpoints" / "latest"
         return int(path.read_text().strip().removeprefix("step-")) if path.exists() else 0
 
 
 def result_bytes(run: Run) -> dict[str, bytes]:
-    """Everything that has to be equal at the end of a run."""
+    """Return everything that has to be equal at the end of a run."""
     final = run.output / "checkpoints" / f"step-{run.steps:08d}"
     files = {name: (final / name).read_bytes() for name in PAYLOADS}
     selector = run.output / "selector" / "selector.safetensors"
@@ -143,7 +142,7 @@ def result_bytes(run: Run) -> dict[str, bytes]:
 
 
 class Executioner:
-    """Kills runs at random moments, scaled by how fast this machine has been so far."""
+    """Kill runs at random moments, scaled by the measured speed of this machine."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -151,7 +150,7 @@ class Executioner:
         self.save_interval_s = 1.0
 
     def kill(self, run: Run, moment: str) -> bool:
-        """Waits for the moment and kills all ranks; False when the run ended before."""
+        """Wait for the moment and kill all ranks; return False if the run ended before."""
         if moment == "start":
             self._until(run, lambda: False, self.chance.uniform(0.0, self.start_s))
         else:
@@ -175,7 +174,7 @@ class Executioner:
             self.save_interval_s = time.monotonic() - start
 
     def _until(self, run: Run, happened: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-        """Waits for an event, the end of a rank, or the limit."""
+        """Wait for an event, the end of a rank, or the time limit."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline and not happened():
             if not all(process.is_alive() for process in run.processes):
@@ -186,18 +185,18 @@ class Executioner:
 def one_chain(
     run: Run, workspace: Workspace, ranks: int, executioner: Executioner, kills: int, done: int
 ) -> tuple[int, bool]:
-    """Starts, kills and resumes one run until it ends.
+    """Start, kill and resume one run until it ends.
 
     Args:
-        run: in an empty folder.
-        workspace: what it trains on.
-        ranks: of the run.
-        executioner: chooses the moments.
-        kills: how many may still happen.
-        done: how many happened in other runs, for the messages and the order of moments.
+        run: a run in an empty folder.
+        workspace: model and data of the run.
+        ranks: number of ranks.
+        executioner: chooses the moments of kills.
+        kills: largest number of kills.
+        done: kills in earlier runs, for messages and for the order of moments.
 
     Returns:
-        Kills of this run, and whether every start went on from the newest complete checkpoint.
+        The number of kills, and True if every start resumed from the newest complete checkpoint.
     """
     killed, honest, complete = 0, True, 0
     while True:
@@ -218,7 +217,7 @@ def one_chain(
 
 
 def kill_and_resume(workspace: Workspace, options: argparse.Namespace) -> int:
-    """Does all kills; returns how many were resumed bit-equal."""
+    """Make all kills, and return how many were resumed bit-equal."""
     reference = Run(workspace.folder / "uninterrupted", options.steps)
     reference.start(workspace, options.ranks)
     reference.wait()

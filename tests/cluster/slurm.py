@@ -1,4 +1,4 @@
-"""A real Slurm on one host: munged, slurmctld and two slurmd, in a folder of their own."""
+"""Run a real Slurm on one host: munged, slurmctld and two slurmd, in a separate folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PartitionName=preemptible PriorityTier=1 GraceTime=120
 
 
 def missing_programs() -> list[str]:
-    """Slurm programs that are not installed."""
+    """Return the Slurm programs that are not installed."""
     return [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
 
 
@@ -72,7 +72,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 class Slurm:
-    """The cluster; `start` and `stop` it, submit jobs, take nodes down."""
+    """A Slurm cluster of two nodes on this host."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ class Slurm:
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Starts all daemons and waits until both nodes are idle."""
+        """Start all daemons and wait until both nodes are idle."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "state").mkdir(exist_ok=True)
         host = socket.gethostname().split(".")[0]
@@ -123,13 +123,13 @@ class Slurm:
         self._daemon("slurmd", "-D", "-N", node, name=f"slurmd.{node}")
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL to the node's slurmd, as if the machine had gone."""
+        """Send SIGKILL to the node's slurmd, as if the machine had failed."""
         daemon = self.daemons.pop(f"slurmd.{node}")
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
 
     def stop(self) -> None:
-        """Cancels all jobs and ends the daemons that were started here."""
+        """Cancel all jobs and end the daemons that were started here."""
         if "slurmctld" in self.daemons:
             self.run("scancel", "--user=root", check=False)
             self.run("scancel", "--user=root", "--signal=KILL", check=False)
@@ -156,17 +156,17 @@ class Slurm:
         return done.stdout
 
     def submit(self, *command: str, **environment: str) -> str:
-        """`sbatch --parsable`; the job's id."""
+        """Submit a job with `sbatch --parsable` and return its id."""
         return self.run("sbatch", "--parsable", *command, **environment).strip().split(";")[0]
 
     def field(self, job: str, name: str) -> str:
-        """One field of `scontrol show job`, such as JobState, Restarts or ExitCode."""
+        """Return one field of `scontrol show job`, such as JobState, Restarts or ExitCode."""
         found = re.search(rf"\b{name}=(\S+)", self.run("scontrol", "show", "job", job))
         assert found is not None, name
         return found[1]
 
     def wait_for_end(self, job: str, limit_s: float = 900) -> str:
-        """The final state of a job, which may be requeued on the way."""
+        """Wait for the final state of a job, which may be requeued before."""
         self._wait_for(
             lambda: self.field(job, "JobState") in FINAL_STATES, f"end of job {job}", limit_s
         )
@@ -186,7 +186,7 @@ class Slurm:
         self._wait_for(lambda: self._idle() == 2, "two idle nodes", limit_s=180)
 
     def wait_until_all_is_told(self) -> None:
-        """No message of the controller waits for a node."""
+        """Return True if no message of the controller waits for a node."""
         queue = re.compile(r"Agent queue size:\s*0\b")
         self._wait_for(lambda: queue.search(self.run("sdiag")) is not None, "an empty agent queue")
 

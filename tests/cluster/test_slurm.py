@@ -21,7 +21,7 @@ LIMIT_S = 900.0
 
 
 class Jobs:
-    """Submits the shipped scripts from the project folder."""
+    """Submit the shipped scripts from the project folder."""
 
     def __init__(self, slurm: Slurm, project: Path) -> None:
         self.slurm, self.project = slurm, project
@@ -40,7 +40,7 @@ class Jobs:
         }
 
     def submit(self, script: str, options: list[str], arguments: list[str], **more: str) -> str:
-        """The job's id; its log is `log(job)`."""
+        """Submit a script and return the id of the job."""
         return self.slurm.submit(
             f"--chdir={self.project}",
             f"--output={self.project}/job-%A.log",
@@ -51,7 +51,7 @@ class Jobs:
         )
 
     def train(self, output: str, *more_options: str, **more: str) -> str:
-        """train.sh on two nodes with one rank each."""
+        """Submit train.sh on two nodes with one rank each."""
         arguments = Workspace(self.project).arguments(output, STEPS)[2:]  # without --deepspeed
         options = ["--nodes=2", "--ntasks-per-node=1", *more_options]
         return self.submit("train.sh", options, arguments, **more)
@@ -86,7 +86,7 @@ def jobs(slurm: Slurm, project: Path) -> Jobs:
 
 @pytest.fixture(scope="session")
 def uninterrupted(jobs: Jobs) -> dict[str, bytes]:
-    """The results of a two-node job that nothing disturbed."""
+    """Return the results of an undisturbed two-node job."""
     job = jobs.train("runs/plain")
     state = jobs.slurm.wait_for_end(job)
     assert state == "COMPLETED", jobs.log(job)
@@ -96,7 +96,7 @@ def uninterrupted(jobs: Jobs) -> dict[str, bytes]:
 
 
 def loss_steps(project: Path, output: str) -> tuple[str, list[int]]:
-    """Status and logged steps of the one tracking run of an output folder."""
+    """Return status and logged steps of the single tracking run of an output folder."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
@@ -158,7 +158,7 @@ def test_a_node_that_dies_is_survived(jobs: Jobs, uninterrupted: dict[str, bytes
 
 
 def kill_tasks_of_node(job: str, node: str) -> None:
-    """What runs for the job on a node goes with it; slurmd's children outlive slurmd."""
+    """End the job's processes on a node with it, because slurmd's children outlive slurmd."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             variables = path.read_bytes().split(b"\0")
@@ -172,7 +172,7 @@ def kill_tasks_of_node(job: str, node: str) -> None:
 
 
 def test_a_rank_that_exits_with_3_fails_the_job(jobs: Jobs, tmp_path: Path) -> None:
-    """Although the other one waits to meet it."""
+    """It ends although the other rank waits for it."""
     jobs.slurm.wait_until_idle()
     python = tmp_path / "python"
     python.write_text(

@@ -1,4 +1,4 @@
-"""The Slurm scripts against stand-ins of Slurm's commands; the real Slurm is in tests/cluster."""
+"""The Slurm scripts with fakes of Slurm's commands; test_slurm.py runs a real Slurm."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ esac
 
 
 class Cluster:
-    """A folder of stand-ins in front of PATH, and what they were called with."""
+    """Fakes of Slurm's commands in a folder at the front of PATH, and the record of their calls."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
@@ -91,7 +91,7 @@ class Cluster:
         return self.log.read_text() if self.log.exists() else ""
 
     def signalled(self, number: signal.Signals, **environment: str) -> tuple[int, str]:
-        """Runs train.sh, sends it a signal while its step runs; exit code and calls."""
+        """Run train.sh, send a signal during its step, and return exit code and calls."""
         process = self.start("train.sh", RUN_S="300", **environment)
         deadline = time.monotonic() + 20
         while "running" not in self.calls():
@@ -164,7 +164,7 @@ PREEMPTED_NOW = {"PREEMPT_TIME": "2026-01-01T00:05:00"}
 
 
 def test_a_preempted_job_saves_and_is_requeued(cluster: Cluster) -> None:
-    """Within its GraceTime; Slurm then sends TERM to the tasks, as for a cancelled job."""
+    """Slurm sends TERM to the tasks and waits for GraceTime, like for a cancelled job."""
     code, calls = cluster.signalled(signal.SIGTERM, **PREEMPTED_NOW)
     assert code == 0
     assert calls.index("task got TERM") < calls.index("scontrol requeue 40123")
@@ -192,7 +192,7 @@ def test_a_job_that_cannot_be_requeued_keeps_its_code(cluster: Cluster) -> None:
 def test_a_job_that_lost_a_rank_goes_on_a_limited_number_of_times(
     cluster: Cluster, code: str
 ) -> None:
-    """Requeues for other reasons, which Slurm counts as well, use none of them up."""
+    """Requeues for other reasons, which Slurm counts too, do not count as crashes."""
     ends = [
         cluster.run("train.sh", CODE=code, CRASHES="2", SLURM_RESTART_COUNT=restarts)[0]
         for restarts in ("7", "90", "91")
@@ -219,7 +219,7 @@ def test_a_job_that_slurm_is_ending_is_not_requeued(cluster: Cluster, state: str
 @pytest.mark.parametrize("script", ["train.sh", "eval.sh"])
 def test_a_missing_environment_is_named(cluster: Cluster, script: str) -> None:
     code, output = cluster.run(script, PYTHON="/no/such/python")
-    assert code == 1 and "PYTHON=/no/such/python is not there" in output
+    assert code == 1 and "PYTHON=/no/such/python does not exist" in output
     assert "srun" not in cluster.calls()
 
 

@@ -1,4 +1,4 @@
-"""A folder with all that a tiny training run needs, made in seconds: VLM, shards, batch sizes."""
+"""Make a folder for a tiny training run in seconds: VLM, shards and batch sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Workspace:
     folder: Path
 
     def make(self) -> Workspace:
-        """Writes what is missing; repeated calls find it complete."""
+        """Write the VLM, the shards and the DeepSpeed settings that do not exist yet."""
         from autoselect.reference.recipe import ReferenceData
         from autoselect.reference.shards import render_shards
         from autoselect.reference.vlm import build_model, save_vlm
@@ -32,7 +32,7 @@ class Workspace:
         return self
 
     def arguments(self, output: str | Path, steps: int, save_every: int = 2) -> list[str]:
-        """Arguments of autoselect/train.py, tracking included."""
+        """Return the arguments of autoselect/train.py."""
         settings = {
             "deepspeed": self.folder / "deepspeed.json",
             "model": self.folder / "vlm",

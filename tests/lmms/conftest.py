@@ -1,4 +1,4 @@
-"""Fixtures: a few reference images as evaluation shards, and a selector with random weights."""
+"""Fixtures: evaluation shards of a few reference images, and a selector with random weights."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ IMAGES = 6
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory) -> Path:
-    """A folder with `test-000000.tar` and `selector/`."""
+    """Return a folder with `test-000000.tar` and `selector/`."""
     folder = tmp_path_factory.mktemp("reference")
     with ShardWriter(folder, "test", IMAGES) as writer:
         for number in range(IMAGES):

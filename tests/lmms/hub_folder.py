@@ -1,4 +1,4 @@
-"""Tiny LLaVA models with random weights, laid out as on the hub: weights in parts, processor."""
+"""Write tiny LLaVA models with random weights, laid out like on the hub."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ TEMPLATE = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes and the special tokens."""
+    """Build a tokenizer of bytes and special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: number for number, piece in enumerate([*SPECIAL, *alphabet])}
     inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
@@ -66,7 +66,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def parts(text: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What the configurations of both families have in common."""
+    """Return the settings that the configurations of both families share."""
     return {
         "vision_config": CLIPVisionConfig(
             hidden_size=WIDTH,
@@ -97,7 +97,7 @@ def parts(text: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def write_hub_folder(folder: Path) -> None:
-    """LLaVA-1.5: configuration, weights in several files, tokenizer and processor."""
+    """Write a LLaVA-1.5: configuration, weights in several files, tokenizer and processor."""
     torch.manual_seed(0)
     text = tokenizer()
     config = LlavaConfig(**parts(text), image_seq_length=NUM_TOKENS)
@@ -107,7 +107,7 @@ def write_hub_folder(folder: Path) -> None:
 
 
 def write_next_folder(folder: Path) -> None:
-    """LLaVA-NeXT, whose number of visual tokens follows the size of the image."""
+    """Write a LLaVA-NeXT, whose number of visual tokens depends on the size of the image."""
     torch.manual_seed(0)
     text = tokenizer()
     config = LlavaNextConfig(**parts(text), image_grid_pinpoints=PINPOINTS)

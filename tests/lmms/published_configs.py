@@ -1,6 +1,6 @@
-"""Architectures of public checkpoints, written down by hand: what `config.json` on the hub says.
+"""Architectures of public checkpoints, copied by hand from `config.json` on the hub.
 
-Only the fields that sizes follow from; everything else has the class's default.
+They hold only the fields that determine sizes; everything else has the default of its class.
 """
 
 CLIP_L_336 = {

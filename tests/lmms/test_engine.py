@@ -1,4 +1,4 @@
-"""The public route (processor, `attach`, `generate`) says what the own evaluator says."""
+"""The public route (processor, `attach`, `generate`) gives the answers of the evaluator."""
 
 import json
 
@@ -30,7 +30,7 @@ def samples(reference):
 
 @pytest.fixture(scope="module")
 def expected(reference, samples):
-    """Answers of the evaluator: column -> one text per question."""
+    """Return the answers of the evaluator: column -> one text per question."""
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     selector = Selector.from_pretrained(reference / "selector")
     methods = (selector_method(selector), METHODS["divprune"])

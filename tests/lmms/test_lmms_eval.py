@@ -1,4 +1,4 @@
-"""Through lmms-eval itself: `make test-bench` runs these; without it they are skipped."""
+"""Tests that need lmms-eval: `make test-bench` runs them; without it they are skipped."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.methods.registry import METHODS, selector_method
@@ -30,7 +31,7 @@ def task(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own(reference):
-    """Scores of the own evaluator: method -> task -> accuracy."""
+    """Return the scores of the evaluator: method -> task -> accuracy."""
     samples = list(EvaluationSet.open(str(reference / "test-*.tar")))
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     selector = Selector.from_pretrained(reference / "selector")
@@ -74,6 +75,13 @@ def test_lmms_eval_gives_the_accuracy_of_the_own_evaluator(task, own, reference,
         (own["divprune"], lmms_scores(task, BUDGET, batch, method="divprune")),
     ):
         assert {name: scores[name] for name in expected} == pytest.approx(expected)
+
+
+def test_an_unknown_model_argument_is_named():
+    from autoselect.lmms.lmms_model import AutoSelectModel
+
+    with pytest.raises(ConfigError, match="budgett is not an argument of this model"):
+        AutoSelectModel(str(MODEL_FOLDER), budgett=8)
 
 
 def test_the_public_bench_runs_it_and_reports_the_same(task, own, reference, tmp_path):

@@ -1,4 +1,4 @@
-"""`autoselect bench public`: cells, resumption, report; lmms-eval itself stands in for nothing."""
+"""`autoselect bench public`: cells, resuming and report, with a fake lmms-eval."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from autoselect.config import ConfigError
 from autoselect.lmms import bench
-from autoselect.lmms.bench import Cell, PublicSettings, bench_public, cells, lmms_command
+from autoselect.lmms.bench import PublicSettings, TaskRun, bench_public, lmms_command, task_runs
 from autoselect.lmms.published import RETENTION, published_rows
 from autoselect.lmms.report import build_public_report, public_markdown
 from autoselect.lmms.tasks import TASKS, TEN, task_score
@@ -37,7 +37,7 @@ def settings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def lmms(monkeypatch):
-    """Answers calls as lmms-eval does, and remembers them; `fail_at` kills the n-th call."""
+    """Replace lmms-eval by a fake that records its calls; `fail_at` interrupts the n-th call."""
 
     class Fake:
         calls: list[list[str]] = []
@@ -169,21 +169,21 @@ def test_a_killed_and_a_repeated_run_go_on_in_the_same_tracked_runs(settings, lm
 
 
 def test_the_call_is_the_documented_one(settings, tmp_path):
-    whole = lmms_command(settings, Cell("full", "full", "gqa"), tmp_path)
+    whole = lmms_command(settings, TaskRun("full", "full", "gqa"), tmp_path)
     assert whole[1:] == [
         *("-m", "lmms_eval", "--model", "autoselect"),
         *("--model_args", "pretrained=org/llava-1.5-7b-hf,budget=full"),
         *("--tasks", "gqa", "--batch_size", "8", "--output_path", str(tmp_path)),
     ]
     many = replace(settings, launcher="accelerate launch --num_processes 8", limit=10)
-    words = lmms_command(many, Cell("random", "64", "gqa"), tmp_path)
+    words = lmms_command(many, TaskRun("random", "64", "gqa"), tmp_path)
     assert words[:5] == ["accelerate", "launch", "--num_processes", "8", "-m"]
     assert "pretrained=org/llava-1.5-7b-hf,budget=64,method=random" in words
     assert words[-2:] == ["--limit", "10"]
-    selected = lmms_command(settings, Cell("autoselect", "64", "gqa"), tmp_path)
+    selected = lmms_command(settings, TaskRun("autoselect", "64", "gqa"), tmp_path)
     assert any(word.endswith("selector=org/selector") for word in selected)
     with pytest.raises(ConfigError, match="neither a comma"):
-        lmms_command(replace(settings, model="a,b"), Cell("full", "full", "gqa"), tmp_path)
+        lmms_command(replace(settings, model="a,b"), TaskRun("full", "full", "gqa"), tmp_path)
 
 
 def test_a_failing_task_is_named_with_the_end_of_its_output(settings, monkeypatch):
@@ -195,11 +195,11 @@ def test_a_failing_task_is_named_with_the_end_of_its_output(settings, monkeypatc
 
 def test_settings_that_do_not_fit_are_refused(settings, monkeypatch):
     with pytest.raises(ConfigError, match="methods='oracle' is unknown here"):
-        cells(replace(settings, methods="oracle"))
+        task_runs(replace(settings, methods="oracle"))
     with pytest.raises(ConfigError, match="full is always run"):
-        cells(replace(settings, budgets="full"))
+        task_runs(replace(settings, budgets="full"))
     with pytest.raises(ConfigError, match="at least one"):
-        cells(replace(settings, tasks=" "))
+        task_runs(replace(settings, tasks=" "))
 
     def missing(name):
         raise metadata.PackageNotFoundError(name)

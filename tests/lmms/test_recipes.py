@@ -1,6 +1,6 @@
-"""Every recipe loads, keeps fewer tokens than there are, and fits where its first lines say.
+"""Every recipe loads, keeps fewer tokens than its model has, and fits the GPUs it names.
 
-It fits with rows as long as its `data.max_text_tokens`, so that none of them ends the run.
+It has to fit with rows as long as its `data.max_text_tokens`, because one such row would end a run.
 """
 
 import json
@@ -35,12 +35,12 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "train"
 GPU_COUNTS = (8, 16, 32)
 FIXED = {"llava-1.5-7b", "llava-1.5-13b"}
-"""Recipes of models that give every image the same number of tokens."""
+"""Recipes for models that give every image the same number of tokens."""
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with the configuration of a published model."""
+    """Return a function that writes the configuration of a published model into a folder."""
 
     def write(name: str) -> str:
         (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name][0]))
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def shape(folder):
-    """Sizes of the published model; the recipe says how many visual tokens its model gets."""
+    """Return a function that gives the sizes of a published model, with its recipe's tokens."""
     return lambda name: read_shape(folder(name), said_tokens(name))
 
 
@@ -93,7 +93,7 @@ def test_every_recipe_of_a_public_model_is_checked():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_names_the_visual_tokens_that_its_configuration_does_not_say(name, folder):
-    """`image_seq_length` of InternVL and LLaVA-NeXT counts one tile."""
+    """`image_seq_length` of InternVL and LLaVA-NeXT counts only one tile."""
     if name in FIXED:
         assert said_tokens(name) is None
         assert read_shape(folder(name)).visual_tokens == 576

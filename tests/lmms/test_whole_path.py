@@ -1,4 +1,4 @@
-"""From official files and a hub-like folder to the report, by the commands of docs/reproduce.md."""
+"""The commands of docs/reproduce.md, from official files and a hub-like folder to the report."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ ROWS, STEPS, BUDGET = 40, 3, 4
 
 
 def write_data(folder: Path) -> None:
-    """LLaVA-format JSON with images, one row of text only, and POPE."""
+    """Write LLaVA-format JSON with images, one row of text only, and POPE."""
     rows = []
     for number in range(ROWS):
         name = f"coco/train2017/{number:012d}.jpg"
@@ -39,7 +39,7 @@ def write_data(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The folder after shards, doctor, training on two ranks, and evaluation."""
+    """Return the folder after shards, doctor, training on two ranks, and evaluation."""
     folder = tmp_path_factory.mktemp("whole")
     write_hub_folder(folder / "model")
     write_data(folder)

@@ -1,4 +1,4 @@
-"""The small classifier of figure 3: its labels, and that it trains, is kept and loads back."""
+"""The small classifier of figure 3: labels, training, saving and loading."""
 
 import pytest
 import torch

@@ -72,7 +72,7 @@ def count(scene, noun: str) -> int:
 
 
 def test_answers_are_right(asked):
-    """Answered again from the scene alone, by another way than the question was made."""
+    """Answer the question again from the scene alone, in another way than it was made."""
     for scene, questions in asked:
         names = [f"{item.colour} {item.shape}" for item in scene.objects]
         places = dict(zip(names, scene.objects, strict=True))

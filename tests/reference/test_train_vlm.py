@@ -1,4 +1,4 @@
-"""Training of the reference VLM: packed questions are separate prompts, and it resumes exactly."""
+"""Training of the reference VLM: packed questions equal separate prompts; resuming is exact."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def corpus(tmp_path_factory):
 
 
 def test_packed_questions_equal_prompts_of_their_own(corpus):
-    """Logits at every first answer token, against the hub path: one prompt per question."""
+    """The first answer token of each question has the logits of a prompt with that question."""
     model = build_model(2).eval()
     vlm = FrozenVLM(model, build_processor(), "tiny")
     scene = make_scene(9, "train", 0)
@@ -105,7 +105,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
 
 def test_a_work_folder_of_another_recipe_is_refused(tmp_path):
     (tmp_path / "recipe.txt").write_text("other")
-    with pytest.raises(ConfigError, match="belongs to another recipe"):
+    with pytest.raises(ConfigError, match="was made with other settings"):
         train_reference_vlm(tmp_path / "out", tmp_path, TINY)
 
 

@@ -1,4 +1,4 @@
-"""Answers of what is left: the truth with every token, and exactly the rest with fewer."""
+"""Rewritten answers: the truth if all tokens are kept, the visible objects if some are removed."""
 
 import numpy as np
 import pytest

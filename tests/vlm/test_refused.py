@@ -63,7 +63,7 @@ def test_a_line_is_refused_before_a_processor_enlarges_it(size, monkeypatch):
     monkeypatch.setattr(collate, "_pixels", lambda rows: pytest.fail("it was processed"))
     found = fault(collate, sample(1, (Image.new("RGB", size),)))
     assert (found.kind, found.key) == ("unprocessable", "s1")
-    assert f"{size[0]} x {size[1]} pixels is a line" in found.detail
+    assert f"{size[0]} x {size[1]} pixels is too thin" in found.detail
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, ConfigError])

@@ -1,1 +1,1 @@
-"""Conversations as token ids: chat templates, placeholders, labels, and training batches."""
+"""Turn conversations into token ids: chat templates, placeholders, labels, training batches."""

@@ -1,67 +1,37 @@
-"""Conversations in LLaVA form to training batches: text ids, answer labels, positions, pixels.
+"""Build training batches from LLaVA-style samples: token ids, labels, positions and pixels.
 
-Two ways to read several rounds about one image. `conversation`: one sequence, each round sees the
-ones before it. `independent`: each round sees the image and itself only, and its positions start
-where the image ends, so that one image prefix serves all its questions; this is a block-diagonal
-attention mask on the stock model.
+Several rounds about one image can be read in two ways. `conversation` is one sequence in which each
+round sees the earlier ones. In `independent` each round sees only the image and itself, and its
+positions start after the image, so one image prefix serves all questions; the stock model gets a
+block-diagonal attention mask for that.
 
 Dimension letters: B rows, T text tokens, I images of the batch.
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.data.faults import BadSample, Fault, FaultKind
-from autoselect.data.record import (
-    IMAGE_PLACEHOLDER,
-    RecordError,
-    check_conversation,
-    check_placeholders,
-)
+from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.text.dialogue import first_rounds
 from autoselect.vlm.text.placeholders import ProcessedImages, process_images
-from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT, Row, RowWriter
+from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
+from autoselect.vlm.text.samples import ShardSample, any_of, check_sample, refusal
 from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 4096
-MOST_ELONGATED = 400
-"""Longest side over the shortest; processors that fix the shortest side would take gigabytes."""
 IMAGE_ERRORS = (ValueError, ArithmeticError)
-"""What image processors raise about a picture that they cannot take, such as a line of pixels."""
+"""Errors that image processors raise for an image they cannot process."""
 Rounds = Literal["independent", "conversation"]
-
-
-class ShardSample(Protocol):
-    """What the collator reads of a sample of the shards; the last two to name a refused one."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def sample_id(self) -> int: ...
-
-    @property
-    def record(self) -> dict[str, Any]: ...
-
-    @property
-    def pictures(self) -> tuple[Image.Image, ...]: ...
-
-    @property
-    def shard(self) -> str: ...
-
-    @property
-    def offset(self) -> int: ...
 
 
 @dataclass
@@ -70,7 +40,7 @@ class TrainBatch:
 
     Attributes:
         input_ids: text with all N placeholders of every image, padded on the right, [B, T].
-        labels: the next token where it is part of an answer, else -100, [B, T].
+        labels: the next token if it is part of an answer, else -100, [B, T].
         position_ids: [B, T].
         segments: round that a token belongs to, or PREFIX_SEGMENT or PADDING_SEGMENT, [B, T].
         pixels: arguments of the image encoder for I images, in order of appearance.
@@ -95,7 +65,6 @@ class TrainBatch:
         return len(self.image_ids)
 
     def to(self, device: torch.device) -> "TrainBatch":
-        """The same batch on another device."""
         return TrainBatch(
             self.input_ids.to(device),
             self.labels.to(device),
@@ -108,22 +77,20 @@ class TrainBatch:
 
 
 class Collator:
-    """Turns shard samples into a `TrainBatch`. Holds no model, so that it travels to workers.
+    """Turn shard samples into a `TrainBatch`. It holds no model, so it can be sent to workers.
 
-    A sample without an image teaches a selector nothing: no gradient from it reaches Scorer or
-    Denoiser. Its row is a single token without an answer, so that the longest text of a mixed data
-    set neither pads the rows beside it nor dilutes their loss.
+    A sample without an image gives Scorer and Denoiser no gradient. Its row is a single token
+    without an answer, so that it neither pads other rows nor dilutes their loss.
 
     Args:
-        vlm: whose processor is used.
         rounds: how several rounds of one sample are read.
-        max_text_tokens: longest row, placeholders included; rounds that do not fit are left out.
+        max_text_tokens: longest row in tokens, placeholders included; later rounds are dropped.
 
     Attributes:
-        dropped_rounds: rounds left out so far, in this process.
+        dropped_rounds: number of rounds dropped so far in this process.
 
     Raises:
-        ConfigError: the model cannot be trained on, or not this way.
+        ConfigError: the model cannot be trained on, or not with this setting of `rounds`.
     """
 
     def __init__(
@@ -148,21 +115,21 @@ class Collator:
         self.placeholder = vlm.placeholder
         mark = vlm.image_mark
         self.write = RowWriter(vlm, mark, max_text_tokens)
-        self.reserved = _any_of(IMAGE_PLACEHOLDER, mark, self.placeholder, _video_token(vlm))
+        self.reserved = any_of(IMAGE_PLACEHOLDER, mark, self.placeholder, _video_token(vlm))
         self.pad_id = tokenizer.pad_token_id or 0
         self.dropped_rounds = 0
         self._next_report = 1
 
     def __call__(self, samples: Sequence[ShardSample]) -> TrainBatch:
-        """The batch of some samples.
+        """Build the batch of some samples.
 
         Raises:
-            BadSample: the first sample found that the model cannot be trained on. Whether one is
-                refused does not depend on the others.
-            ConfigError: the model's processor or chat template lacks what training needs.
+            BadSample: a sample cannot be used for training. This does not depend on the other
+                samples in the batch.
+            ConfigError: the processor or the chat template of the model does not allow training.
         """
         for sample in samples:
-            self._check(sample)
+            check_sample(sample, self.reserved)
         rows, processed = self._rows(samples)
         ids = [
             sample.sample_id * MOST_IMAGES + place
@@ -179,11 +146,11 @@ class Collator:
             image_ids=torch.tensor(ids, dtype=torch.long),
         )
 
-    def _rows(self, samples: Sequence[ShardSample]) -> tuple[list[Row], ProcessedImages]:
+    def _rows(self, samples: Sequence[ShardSample]) -> tuple[list[TextRow], ProcessedImages]:
         """Write the rows of a batch and process its images.
 
-        Images of rounds that do not fit are out, and what is left is written again: an image may
-        have other tokens where it is alone.
+        If dropped rounds remove images, the batch is processed again, because the tokens of an
+        image may depend on the other images.
         """
         records = [sample.record for sample in samples]
         pictures = [sample.pictures for sample in samples]
@@ -203,36 +170,10 @@ class Collator:
         self._report_dropped(dropped)
         return rows, processed
 
-    def _check(self, sample: ShardSample) -> None:
-        """Refuses lines in the place of images, and text that would be taken for images."""
-        try:
-            check_conversation(sample.record)
-            check_placeholders(sample.record, len(sample.pictures))
-        except RecordError as error:
-            raise refusal(sample, error.kind, str(error)) from error
-        for picture in sample.pictures:
-            if max(picture.size) > MOST_ELONGATED * min(picture.size):
-                raise refusal(
-                    sample,
-                    "unprocessable",
-                    f"its image of {picture.width} x {picture.height} pixels is a line: one side "
-                    f"is more than {MOST_ELONGATED} times the other; leave the sample out",
-                )
-        for number, turn in enumerate(sample.record["conversations"]):
-            text = turn["value"]
-            if turn["from"] == "human":
-                text = text.replace(IMAGE_PLACEHOLDER, "\n")
-            if found := self.reserved.search(text):
-                raise refusal(
-                    sample,
-                    "placeholder_text",
-                    f"turn {number} holds {found[0]!r}, which stands for visual tokens; reword it",
-                )
-
     def _process(
         self, samples: Sequence[ShardSample], rows: Sequence[tuple[Image.Image, ...]]
     ) -> ProcessedImages:
-        """`_pixels` of a batch; finds the sample whose images are refused."""
+        """Process the images of a batch; if that fails, find the sample that is the cause."""
         try:
             return self._pixels(rows)
         except IMAGE_ERRORS as error:
@@ -243,7 +184,6 @@ class Collator:
             raise
 
     def _process_alone(self, sample: ShardSample, row: tuple[Image.Image, ...]) -> None:
-        """Refuses a sample whose images are refused without others beside them."""
         try:
             self._pixels([row])
         except IMAGE_ERRORS as error:
@@ -257,7 +197,6 @@ class Collator:
             ) from error
 
     def _pixels(self, rows: Sequence[tuple[Image.Image, ...]]) -> ProcessedImages:
-        """Pixels of a batch, and texts of its images."""
         if self.num_tokens is None:
             return process_images(self.processor, rows, self.placeholder)
         images = [picture for row in rows for picture in row]
@@ -266,8 +205,8 @@ class Collator:
         texts = [[self.placeholder * self.num_tokens] * len(row) for row in rows]
         return ProcessedImages(dict(pixels), texts, [self.num_tokens] * len(images))
 
-    def _row(self, sample: ShardSample, record: dict[str, Any], texts: list[str]) -> Row:
-        """The row of a sample's record, or of its first rounds; with images it needs an answer."""
+    def _row(self, sample: ShardSample, record: dict[str, Any], texts: list[str]) -> TextRow:
+        """Build the row of a record; raise BadSample if it has images but no answer."""
         if not texts:
             return self._blank()
         independent = self.rounds == "independent"
@@ -284,57 +223,44 @@ class Collator:
         raise refusal(
             sample,
             "too_long",
-            f"no answer fits data.max_text_tokens={self.max_text_tokens}, of which its images take "
+            f"no answer fits data.max_text_tokens={self.max_text_tokens}, because its images take "
             f"{visual}; raise the limit, shorten the text or use smaller images",
         )
 
-    def _blank(self, dropped: int = 0) -> Row:
-        """One token that predicts nothing; `dropped` rounds did not fit."""
-        return Row([self.pad_id], [IGNORED_LABEL], [0], [0], num_images=0, dropped=dropped)
+    def _blank(self, dropped: int = 0) -> TextRow:
+        return TextRow([self.pad_id], [IGNORED_LABEL], [0], [0], num_images=0, dropped=dropped)
 
     def _report_dropped(self, rounds: int) -> None:
-        """Logs how many rounds were left out, each time that there are ten times as many."""
+        """Count dropped rounds, and log the total whenever it grows tenfold."""
         self.dropped_rounds += rounds
         if self.dropped_rounds < self._next_report:
             return
         while self.dropped_rounds >= self._next_report:
             self._next_report *= 10
         logger.warning(
-            "%d rounds so far in this process did not fit data.max_text_tokens=%d and were left "
-            "out; raise the limit to train on them",
+            "%d rounds so far in this process did not fit data.max_text_tokens=%d and were "
+            "dropped; raise the limit to train on them",
             self.dropped_rounds,
             self.max_text_tokens,
         )
 
 
-def refusal(sample: ShardSample, kind: FaultKind, detail: str) -> BadSample:
-    """A sample that cannot be collated, as the fault that it is."""
-    return BadSample(Fault(kind, sample.shard, sample.key, sample.offset, detail))
-
-
 def _padded(rows: Sequence[list[int]], padding: int) -> Tensor:
-    """Rows padded on the right, [B, T]."""
     longest = max(map(len, rows))
     return torch.tensor([row + [padding] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 
 def _video_token(vlm: FrozenVLM) -> str | None:
-    """What stands for a frame of a clip, where the model has clips."""
     config = vlm.model.config
     number = getattr(config, "video_token_id", getattr(config, "video_token_index", None))
     return None if number is None else vlm.processor.tokenizer.convert_ids_to_tokens(number)
 
 
-def _any_of(*texts: str | None) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(text) for text in dict.fromkeys(texts) if text))
-
-
 def attention_mask(segments: Tensor, dtype: torch.dtype, images: Tensor | None = None) -> Tensor:
-    """Additive attention mask `[B, 1, T, T]` of independent rounds behind a shared prefix.
+    """Return an additive mask [B, 1, T, T] for independent rounds after a shared prefix.
 
     Args:
         segments: PREFIX_SEGMENT, PADDING_SEGMENT, else the round, [B, T].
-        dtype: of the mask.
         images: number of the image that a token belongs to, -1 for text, [B, T]; given where the
             tokens of one image see each other.
     """

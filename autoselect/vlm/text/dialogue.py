@@ -1,4 +1,4 @@
-"""Conversations of LLaVA-style records as the model's chat template writes them."""
+"""Write LLaVA-style conversations with the chat template of a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from autoselect.vlm.text.placeholders import question_content
 
 Content = list[dict[str, Any]]
 PROBE = "yes"
-"""An answer that a template is tried with."""
+"""Answer used to test a chat template."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """A question of a record and its answer; None for a last question that has none."""
+    """A question and its answer; a last question may have None."""
 
     question: str
     answer: str | None
@@ -24,11 +24,9 @@ class Round:
 
 @dataclass(frozen=True)
 class WrittenRound:
-    """What the chat template adds to a conversation in one round.
+    """The text that the chat template adds to a conversation in one round.
 
-    Attributes:
-        asked: the question with all that stands before its answer, with marks for images.
-        answer: with all that ends it; empty where there is none.
+    `asked` ends where the answer begins, and holds image marks. `answer` includes what ends it.
     """
 
     asked: str
@@ -36,27 +34,24 @@ class WrittenRound:
 
 
 def rounds_of(record: dict[str, Any]) -> list[Round]:
-    """Questions and answers of a record whose turns alternate."""
     texts: list[str | None] = [turn["value"] for turn in record["conversations"]]
     texts += [None] * (len(texts) % 2)
     return [Round(str(texts[i]), texts[i + 1]) for i in range(0, len(texts), 2)]
 
 
 def first_rounds(record: dict[str, Any], dropped: int) -> dict[str, Any]:
-    """A record without its last `dropped` rounds."""
     kept = len(rounds_of(record)) - dropped
     return {**record, "conversations": record["conversations"][: 2 * kept]}
 
 
 class DialogueWriter:
-    """Writes rounds in the chat template of a model; holds the processor only.
+    """Write rounds with the chat template of a model. It holds only the processor.
 
     Args:
-        vlm: whose processor is used.
-        mark: what its template writes for an image.
+        mark: text that the template writes for an image.
 
     Raises:
-        ConfigError: its template does not write the text of an answer.
+        ConfigError: the template does not write the text of an answer.
     """
 
     def __init__(self, vlm: FrozenVLM, mark: str) -> None:
@@ -66,9 +61,9 @@ class DialogueWriter:
         self.answers_in_parts = self._answers_in_parts()
 
     def _answers_in_parts(self) -> bool:
-        """Whether the template takes an answer as a list of parts, else as plain text.
+        """Return True if the template takes an answer as a list of parts, else as plain text.
 
-        Some print what they are given, so that a list of parts is written with its keys.
+        Templates that expect plain text print a list of parts with its keys.
         """
         messages: list[dict[str, Any]] = [{"role": "user", "content": _text("?")}]
         asked = chat(self.processor, messages, generation=True)
@@ -86,11 +81,10 @@ class DialogueWriter:
         )
 
     def conversation(self, rounds: Sequence[Round], num_images: int) -> list[WrittenRound]:
-        """Rounds that see the ones before them, images where their marks stand.
+        """Write rounds as one conversation, with images in place of their marks.
 
         Args:
-            rounds: with as many marks as images; or with none, and the images go first.
-            num_images: of the sample.
+            rounds: rounds with one mark per image, or without marks; then images go first.
         """
         counts = [one.question.count(IMAGE_PLACEHOLDER) for one in rounds]
         if not any(counts):
@@ -99,14 +93,10 @@ class DialogueWriter:
         return self._write([question_content(r.question, n) for r, n in pairs], rounds)
 
     def independent(self, rounds: Sequence[Round], num_images: int) -> list[WrittenRound]:
-        """Rounds that are each asked about all images, and begin with the same text up to the last.
+        """Write rounds as separate conversations that share all text up to the last image.
 
-        The images stand where the first question has all its marks, else before it. Later rounds
-        have what the first one has up to its last image, and then their own text.
-
-        Args:
-            rounds: marks in later ones are taken out.
-            num_images: of the sample, at least one.
+        The images stand at the marks of the first question, or before it if their numbers differ.
+        Each later round repeats the text up to the last image and continues with its own question.
         """
         contents = [question_content(rounds[0].question, num_images)]
         first = self._write(contents, rounds[:1])
@@ -121,10 +111,10 @@ class DialogueWriter:
         return written
 
     def _write(self, contents: Sequence[Content], rounds: Sequence[Round]) -> list[WrittenRound]:
-        """The rounds of one conversation.
+        """Write the rounds of one conversation.
 
         Raises:
-            ConfigError: the template rewrites what it wrote before.
+            ConfigError: the template changes earlier turns when a turn is added.
         """
         messages: list[dict[str, Any]] = []
         parts: list[WrittenRound] = []

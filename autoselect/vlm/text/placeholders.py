@@ -1,6 +1,6 @@
-"""Images in text: where a question has them, and the placeholders of their visual tokens.
+"""Place images in the text of a question, and write the placeholders of their visual tokens.
 
-Where the number of tokens depends on the image, the model's own processor writes the placeholders.
+If the number of tokens depends on the image, the processor of the model writes the placeholders.
 
 Dimension letters: I images of a batch.
 """
@@ -20,11 +20,11 @@ OFFSETS = "text_replacement_offsets"
 
 @dataclass(frozen=True)
 class ProcessedImages:
-    """What a processor makes of the images of a batch.
+    """Output of a processor for the images of a batch.
 
     Attributes:
         pixels: arguments of the model's `get_image_features`.
-        texts: for each row, what takes the place of each of its image marks.
+        texts: for each row, the text that replaces each of its image marks.
         counts: visual tokens of each image, in order, I numbers.
     """
 
@@ -34,15 +34,10 @@ class ProcessedImages:
 
 
 def question_content(question: str, num_images: int) -> list[dict[str, Any]]:
-    """Content parts of a chat message: text, and an image at every mark of the question.
+    """Split a question into the parts of a chat message: text, and an image at every mark.
 
-    Where the marks are not as many as the images, they are taken out and the images go first. White
-    space at both ends is dropped, also where marks stand between it and the text, as in the
-    "<image>\\n" that begins questions of LLaVA.
-
-    Args:
-        question: text with marks.
-        num_images: images that it is asked about.
+    If the number of marks differs from the number of images, marks are removed and images go first.
+    White space at both ends of the text is dropped, such as the line break after the mark in LLaVA.
     """
     pieces = question.split(IMAGE_PLACEHOLDER)
     if len(pieces) != num_images + 1:
@@ -63,15 +58,10 @@ def question_content(question: str, num_images: int) -> list[dict[str, Any]]:
 def process_images(
     processor: Any, rows: Sequence[Sequence[Image.Image]], placeholder: str
 ) -> ProcessedImages:
-    """Pixels of a batch, and the text that the model's own processor writes for each image.
-
-    Args:
-        processor: of the model.
-        rows: images of each row; rows without any take no part.
-        placeholder: the token that stands for one visual token.
+    """Return the pixels of a batch, and the text that the processor writes for each image.
 
     Raises:
-        ConfigError: the processor does not tell what it writes for an image.
+        ConfigError: the processor does not report what it writes for an image.
     """
     with_images = [list(row) for row in rows if row]
     if not with_images:
@@ -86,7 +76,7 @@ def process_images(
     )
     if OFFSETS not in output:
         raise ConfigError(
-            f"{type(processor).__name__} does not tell what it writes for an image, so its "
+            f"{type(processor).__name__} does not report what it writes for an image, so its "
             "placeholders cannot be counted; train with another family of docs/backbones.md"
         )
     written = [[o["replacement"] for o in row] for row in output.pop(OFFSETS)]
@@ -98,13 +88,9 @@ def process_images(
 
 
 def fixed_count(processor: Any, placeholder: str) -> int | None:
-    """Placeholders that are the text of every image; None where it depends on the image.
+    """Return the number of placeholder tokens per image if every image has the same, else None.
 
-    Two blank images of unlike shapes stand for all.
-
-    Args:
-        processor: of the model.
-        placeholder: see `process_images`.
+    Probed with two blank images of different shapes.
     """
     blanks = [Image.new("RGB", size) for size in ((64, 64), (192, 64))]
     texts = {process_images(processor, [[blank]], placeholder).texts[0][0] for blank in blanks}
@@ -113,12 +99,11 @@ def fixed_count(processor: Any, placeholder: str) -> int | None:
 
 
 def image_mark(processor: Any, placeholder: str) -> str:
-    """What a chat template writes for an image."""
     return str(getattr(processor, "image_token", None) or placeholder)
 
 
 def fill_marks(text: str, mark: str, texts: Sequence[str]) -> str:
-    """`text` with its image marks replaced, in order; what is written is not searched again."""
+    """Replace the image marks of `text` in order; replacements may contain the mark."""
     pieces = text.split(mark)
     assert len(pieces) == len(texts) + 1, "a text for every mark"
     return pieces[0] + "".join(new + piece for new, piece in zip(texts, pieces[1:], strict=True))

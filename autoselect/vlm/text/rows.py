@@ -1,7 +1,7 @@
-"""A conversation to a row of a training batch: token ids, labels, positions, rounds.
+"""Turn a conversation into a row of a training batch: token ids, labels, positions, segments.
 
-Rows hold the tokens that inference gives the same text. Where rounds share an image prefix, each is
-tokenised behind the last placeholder, as it stands in a conversation of its own.
+A row holds the same tokens that inference makes of the same text. If rounds share an image prefix,
+each is tokenised after the last placeholder, like a conversation of its own.
 
 Dimension letters: T tokens of the row.
 """
@@ -30,16 +30,16 @@ PREFIX_SEGMENT, PADDING_SEGMENT = -1, -2
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row, not padded.
+class TextRow:
+    """One row of a batch, without padding.
 
     Attributes:
         ids: token ids with all placeholders, [T].
-        labels: the next token where it is part of an answer, else -100, [T].
-        positions: [T].
+        labels: the next token if it is part of an answer, else -100, [T].
+        positions: position ids, [T].
         segments: round that a token belongs to, or PREFIX_SEGMENT, [T].
-        num_images: images whose placeholders are in it, the first ones of the sample.
-        dropped: rounds of the sample that did not fit.
+        num_images: number of images whose placeholders are in the row, the first of the sample.
+        dropped: number of rounds that did not fit.
     """
 
     ids: list[int]
@@ -55,22 +55,21 @@ class Row:
 
 
 class RowWriter:
-    """Makes rows; holds the processor only.
+    """Build rows. It holds only the processor.
 
     Args:
-        vlm: whose processor is used.
-        mark: what its chat template writes for an image.
-        max_text_tokens: longest row, placeholders included.
+        mark: text that its chat template writes for an image.
+        max_text_tokens: longest row in tokens, placeholders included.
 
     Raises:
-        ConfigError: the tokenizer does not tell which characters a token stands for.
+        ConfigError: the tokenizer does not report which characters a token stands for.
     """
 
     def __init__(self, vlm: FrozenVLM, mark: str, max_text_tokens: int) -> None:
         self.tokenizer = vlm.processor.tokenizer
         if not self.tokenizer.is_fast:
             raise ConfigError(
-                f"model={vlm.name}: its {type(self.tokenizer).__name__} does not tell which "
+                f"model={vlm.name}: its {type(self.tokenizer).__name__} does not report which "
                 "characters a token stands for, so answers cannot be located; save the model with "
                 "a fast tokenizer (tokenizer.json)"
             )
@@ -82,15 +81,15 @@ class RowWriter:
         special = (number for number, token in added if token.special)
         self.splitting_ids = {self.placeholder_id, *special}
 
-    def conversation(self, record: dict[str, Any], images: Sequence[str]) -> Row:
-        """All rounds in one sequence; from the first round that does not fit, they are left out.
+    def conversation(self, record: dict[str, Any], images: Sequence[str]) -> TextRow:
+        """Build one sequence of all rounds, up to the first round that does not fit.
 
         Args:
-            record: its turns alternate, its marks are as many as the images, or none.
-            images: what stands for each image.
+            record: a record with alternating turns, and with one mark per image or none.
+            images: placeholder text of each image.
 
         Raises:
-            RecordError: placeholders that stand for no image.
+            RecordError: the text holds placeholders that belong to no image.
         """
         written = self.dialogue.conversation(rounds_of(record), len(images))
         counts = [one.asked.count(self.mark) for one in written]
@@ -106,7 +105,7 @@ class RowWriter:
         text = text[: ends[kept - 1]] if kept else ""
         shown = sum(counts[:kept])
         self._check_placeholders(tokens.ids, images[:shown])
-        return Row(
+        return TextRow(
             ids=tokens.ids,
             labels=_next_labels(answer_labels(tokens, text, answers[:kept])),
             positions=list(range(len(tokens))),
@@ -116,7 +115,7 @@ class RowWriter:
         )
 
     def _fitting(self, text: str, ends: Sequence[int]) -> tuple[int, Tokens]:
-        """How many of the rounds that end at `ends` fit, and their tokens."""
+        """Return how many rounds fit, and their tokens; `ends` are the ends of rounds in `text`."""
         special = adds_special_tokens(self.tokenizer, text)
         kept, tokens = len(ends), tokenise(self.tokenizer, text, special)
         while kept and len(tokens) > self.max_text_tokens:
@@ -125,17 +124,17 @@ class RowWriter:
             tokens = tokenise(self.tokenizer, text[: ends[kept - 1]], special)
         return (kept, tokens) if kept else (0, Tokens([], []))
 
-    def independent(self, record: dict[str, Any], images: Sequence[str]) -> Row:
-        """Rounds behind one image prefix, blind to each other; those that do not fit are left out.
+    def independent(self, record: dict[str, Any], images: Sequence[str]) -> TextRow:
+        """Build independent rounds after one image prefix, without the rounds that do not fit.
 
-        Arguments and errors as `conversation`; there is an image at least.
+        Arguments and errors are those of `conversation`; at least one image is needed.
         """
         written = self.dialogue.independent(rounds_of(record), len(images))
         for one in written:
             _check_marks(one.asked.count(self.mark), len(images), self.mark)
         prefix, rounds = split_prefix(written, self.mark)
         shared, last, rest = self._prefix(fill_marks(prefix, self.mark, images))
-        row = Row(
+        row = TextRow(
             ids=list(shared.ids),
             labels=[IGNORED_LABEL] * len(shared),
             positions=list(range(len(shared))),
@@ -157,11 +156,11 @@ class RowWriter:
         return replace(row, dropped=len(rounds) - kept)
 
     def _prefix(self, text: str) -> tuple[Tokens, str, str]:
-        """Tokens up to the last special one, its text, and the text behind it.
+        """Return the tokens up to the last special one, its text, and the text after it.
 
-        Special tokens split a text: what stands before one changes nothing behind it. What follows
-        the last is not tokenised here, because it joins the text of each round: Gemma's processor
-        ends an image with line breaks.
+        Tokens after a special token do not depend on the text before it. The text after the last
+        one is not tokenised here, because it joins the text of each round: for example, Gemma's
+        processor ends an image with line breaks.
         """
         tokens = tokenise(self.tokenizer, text, adds_special_tokens(self.tokenizer, text))
         place = max(
@@ -176,7 +175,7 @@ class RowWriter:
         return shared, text[start:end], text[end:]
 
     def _behind(self, last: str, one: WrittenRound) -> tuple[Tokens, list[int]]:
-        """Tokens of a round as it stands behind the last token of a prefix, and their labels."""
+        """Return the tokens and labels of a round that follows the last token of a prefix."""
         text = last + one.asked + one.answer
         tokens = tokenise(self.tokenizer, text, special=False)
         labels = answer_labels(tokens, text, [(len(last) + len(one.asked), len(text))])
@@ -194,7 +193,7 @@ class RowWriter:
 
 
 def split_prefix(written: Sequence[WrittenRound], mark: str) -> tuple[str, list[WrittenRound]]:
-    """The common text up to the last image, and what follows it in each round."""
+    """Split rounds into the shared text up to the last image, and the rest of each round."""
     end = written[0].asked.rindex(mark) + len(mark)
     prefix = written[0].asked[:end]
     assert all(one.asked.startswith(prefix) for one in written)
@@ -202,7 +201,7 @@ def split_prefix(written: Sequence[WrittenRound], mark: str) -> tuple[str, list[
 
 
 def _next_labels(labels: list[int]) -> list[int]:
-    """Labels of the next token; the last one of a round predicts nothing."""
+    """Shift labels to the next token; the last token of a round has no label."""
     return [*labels[1:], IGNORED_LABEL] if labels else []
 
 

@@ -1,7 +1,7 @@
-"""Text of a chat template to token ids: one rule for training, evaluation and attached models.
+"""Tokenise chat-template text in the same way for training, evaluation and attached models.
 
-A text is always tokenised as a whole, because tokens follow from what stands beside them; which of
-them belong to an answer is told by the characters that they stand for.
+A text is always tokenised as a whole, because tokens depend on neighbouring text. The characters
+that a token stands for decide if it belongs to an answer.
 """
 
 import copy
@@ -17,9 +17,9 @@ IGNORED_LABEL = -100
 
 
 def with_whole_template(processor: Any) -> Any:
-    """A processor whose chat template writes all text of a prompt, itself where that is so already.
+    """Return a processor whose chat template writes the whole prompt, a copy if necessary.
 
-    Janus's own call may write a system prompt before the text of its template.
+    Janus's processor may write a system prompt before the text of its template.
     """
     if not getattr(processor, "use_default_system_prompt", False):
         return processor
@@ -31,12 +31,7 @@ def with_whole_template(processor: Any) -> Any:
 
 
 def adds_special_tokens(tokenizer: Any, text: str) -> bool:
-    """Whether the tokenizer has to add what the chat template does not write itself, such as BOS.
-
-    Args:
-        tokenizer: of the model.
-        text: beginning of a conversation in the model's chat template.
-    """
+    """Return True if the chat template's `text` lacks what the tokenizer adds, such as BOS."""
     return not text.startswith(tokenizer.bos_token or "\0")
 
 
@@ -46,8 +41,8 @@ class Tokens:
 
     Attributes:
         ids: token ids, [T].
-        spans: characters that each stands for, first and one past the last; nothing for tokens that
-            the tokenizer added, [T].
+        spans: characters that each token stands for, as (first, one past last), [T]; empty for
+            tokens that the tokenizer added.
     """
 
     ids: list[int]
@@ -57,24 +52,17 @@ class Tokens:
         return len(self.ids)
 
     def behind(self, place: int) -> "Tokens":
-        """The tokens from a place on."""
         return Tokens(self.ids[place:], self.spans[place:])
 
 
 def tokenise(tokenizer: Any, text: str, special: bool) -> Tokens:
-    """Tokens of a text.
-
-    Args:
-        tokenizer: a fast one.
-        text: all of it.
-        special: with what the tokenizer adds, see `adds_special_tokens`.
-    """
+    """Tokenise a whole text; with `special` the tokenizer adds its special tokens."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     return Tokens(list(encoded["input_ids"]), _covered(encoded["offset_mapping"]))
 
 
 def _covered(offsets: Sequence[Span]) -> list[Span]:
-    """Offsets without gaps: some tokenizers leave spaces out of the offsets of their tokens."""
+    """Close gaps between offsets, because some tokenizers leave out spaces."""
     spans = []
     reached = 0
     for start, end in offsets:
@@ -84,16 +72,14 @@ def _covered(offsets: Sequence[Span]) -> list[Span]:
 
 
 def answer_labels(tokens: Tokens, text: str, answers: Sequence[Span]) -> list[int]:
-    """The id of every token with characters of an answer, -100 for the others, [T].
+    """Return the id of every token that holds characters of an answer, -100 for others, [T].
 
-    A token that begins before an answer and reaches into it counts, since it is what the model has
-    to say there. One that reaches past the end counts only if it is more than white space of the
-    answer.
+    A token that begins before an answer and reaches into it counts, because the model has to
+    predict it there. A token that reaches past the end counts only if it holds more of the answer
+    than white space.
 
     Args:
-        tokens: of `text`.
-        text: a conversation.
-        answers: characters of each answer, ascending and apart.
+        answers: character spans of the answers, ascending and disjoint.
     """
     labels = [IGNORED_LABEL] * len(tokens)
     rest = iter([*answers, (len(text) + 1, len(text) + 1)])

@@ -1,4 +1,4 @@
-"""What an ablation compares: a YAML of variants, each a question and settings."""
+"""Read an ablation from YAML: a list of variants, each with a question and settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Variant:
             )
         if not self.asks:
             raise ConfigError(
-                f"variants.{self.name}: asks is missing; write the question that the row answers"
+                f"variants.{self.name}: asks is missing; write the question that it answers"
             )
         if self.length <= 0:
             raise ConfigError(f"variants.{self.name}: length={self.length} must be above 0")
@@ -97,7 +97,7 @@ class AblationPlan:
         twice = {name for name in names if names.count(name) > 1}
         rules = {
             f"variants={names} must name at least one": bool(names),
-            f"variants: {sorted(twice)} stand twice; give every variant its own name": not twice,
+            f"variants: {sorted(twice)} appear twice; give every variant its own name": not twice,
             f"seeds={self.seeds} must be one or more different whole numbers": bool(self.seeds)
             and all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
             and len(set(self.seeds)) == len(self.seeds),
@@ -108,8 +108,11 @@ class AblationPlan:
             )
         for variant in self.variants:
             known = variant.trained_as is None or variant.trained_as in names
-            rules[f"variants.{variant.name}: trained_as={variant.trained_as} is no variant"] = known
-        rules[f"reference={self.reference} is no variant; choose one of {names}"] = (
+            rules[
+                f"variants.{variant.name}: trained_as={variant.trained_as} is not a variant; "
+                f"choose one of {names}"
+            ] = known
+        rules[f"reference={self.reference} is not a variant; choose one of {names}"] = (
             self.reference in names
         )
         for message, holds in rules.items():
@@ -119,11 +122,10 @@ class AblationPlan:
             self.train_config(variant, self.seeds[0])
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)
 
     def settings(self, variant: Variant, seed: int) -> dict[str, Any]:
-        """Dotted settings of one training run, without its output folder."""
+        """Return the dotted settings of one training run, without its output folder."""
         return {
             "model": self.model,
             "data.train_shards": self.train_shards,
@@ -136,10 +138,10 @@ class AblationPlan:
         }
 
     def train_config(self, variant: Variant, seed: int) -> TrainConfig:
-        """The resolved configuration of one training run.
+        """Return the resolved configuration of one training run.
 
         Raises:
-            ConfigError: a setting that training does not know, or a value out of range.
+            ConfigError: a setting is unknown, out of range, or fixed by the ablation.
         """
         own = [name for name in OWN_SETTINGS if name in {**self.base, **variant.train}]
         if own:
@@ -153,10 +155,9 @@ class AblationPlan:
             raise ConfigError(f"variants.{variant.name}: {error}") from error
 
     def cells(self, only: Sequence[str] | None = None) -> Iterator[tuple[Variant, int]]:
-        """Variants and seeds in the order of work: all variants with one seed, then the next seed.
+        """Yield variant and seed of every cell: all variants with the first seed, then the next.
 
-        Args:
-            only: names of the wanted variants; all by default.
+        `only` names the wanted variants; variants whose selectors they evaluate are added.
         """
         wanted = set(only) if only is not None else {variant.name for variant in self.variants}
         wanted |= {str(v.trained_as) for v in self.variants if v.name in wanted and v.trained_as}
@@ -167,17 +168,17 @@ class AblationPlan:
 
 
 def load_plan(path: Path, changes: Mapping[str, Any] | None = None) -> AblationPlan:
-    """Read the YAML, with `changes` written over its top level.
+    """Read an ablation from YAML; `changes` replace top-level settings of the file.
 
     Raises:
-        ConfigError: no file, no YAML mapping, an unknown key, or a value out of range.
+        ConfigError: the file is missing or not a YAML mapping, or a setting is unknown or invalid.
     """
     if not path.is_file():
         raise ConfigError(f"config={path} does not exist; give a YAML file of variants")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"config={path} is no valid YAML: {error}") from error
+        raise ConfigError(f"config={path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("variants"), list):
         raise ConfigError(f"config={path} must be a mapping with a list of variants")
     variants = tuple(
@@ -187,13 +188,16 @@ def load_plan(path: Path, changes: Mapping[str, Any] | None = None) -> AblationP
 
 
 def training_identity(config: TrainConfig) -> dict[str, Any]:
-    """What a trained cell depends on: the resolved settings without those that only place it."""
+    """Return the resolved settings that change what is trained, without output or logging."""
     flat = flatten(to_dict(config))
     return {name: value for name, value in flat.items() if name not in ("output", *PLACING)}
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that differ: name -> (before, now); one that is new since counts as its default."""
+    """Return the settings that differ, as name -> (before, now).
+
+    A setting that did not exist before is taken to have had its default.
+    """
     return {
         name: (before.get(name, DEFAULTS.get(name)), value)
         for name, value in now.items()

@@ -1,10 +1,10 @@
-"""The YAML of an ablation: what it means, and what it must not say."""
+"""The YAML of an ablation: how settings are resolved, and which mistakes are refused."""
 
 import pytest
 import yaml
 
 from autoselect.ablation.commands import check_eval_settings
-from autoselect.ablation.plan import changed_settings, load_plan
+from autoselect.ablation.variants import changed_settings, load_plan
 from autoselect.config import ConfigError
 from autoselect.config.programs import checkout
 
@@ -37,14 +37,17 @@ def test_the_shipped_ablation_is_valid_and_a_variant_takes_three_lines():
         ({"seeds": [0, 0]}, "seeds=.0, 0. must be one or more different whole numbers"),
         ({"images": 0}, "images=0 is below 1"),
         ({"stepz": 3}, "did you mean steps"),
-        ({"reference": "nobody"}, "reference=nobody is no variant"),
+        ({"reference": "nobody"}, "reference=nobody is not a variant"),
         ({"base": {"gate.nois": "channel"}}, "variants.reference: .*did you mean gate.noise"),
         ({"base": {"steps": 3}}, "steps belongs to the ablation"),
         ({"variants": []}, "must name at least one"),
         ({"variants": [{"name": "a/b", "asks": "?"}]}, "names a folder"),
         ({"variants": [{"name": "a"}]}, "asks"),
-        ({"variants": [{"name": "reference", "asks": "?"}] * 2}, "stand twice"),
-        ({"variants": [{"name": "reference", "asks": "?", "trained_as": "x"}]}, "is no variant"),
+        ({"variants": [{"name": "reference", "asks": "?"}] * 2}, "appear twice"),
+        (
+            {"variants": [{"name": "reference", "asks": "?", "trained_as": "x"}]},
+            "trained_as=x is not a variant",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(config, change, message):
@@ -57,7 +60,7 @@ def test_unknown_evaluation_settings_are_refused(config):
     values = yaml.safe_load(config.read_text())
     values["variants"][1]["eval"] = {"rows": 3}
     config.write_text(yaml.safe_dump(values))
-    with pytest.raises(ConfigError, match="variants.channel: eval.rows is no free setting"):
+    with pytest.raises(ConfigError, match="variants.channel: eval.rows is not a setting"):
         check_eval_settings(load_plan(config))
 
 

@@ -1,12 +1,12 @@
-"""An ablation as MLflow runs: a parent with the tables, a child per cell."""
+"""Log an ablation to MLflow: a parent run with the tables, and a child run per cell."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from autoselect.ablation.cells import Cell
-from autoselect.ablation.plan import AblationPlan
 from autoselect.ablation.tables import markdown
+from autoselect.ablation.variants import AblationPlan
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.tracking import Tracker
 from autoselect.tracking.note import ABLATION, RunNote
@@ -15,12 +15,7 @@ PARENT = "parent"
 
 
 class AblationRecord:
-    """The parent run, gone on with after an interruption, and its children.
-
-    Args:
-        plan: of the ablation.
-        out: its folder, where the id of the parent run is kept.
-    """
+    """The MLflow runs of an ablation; an interrupted parent run is resumed."""
 
     def __init__(self, plan: AblationPlan, out: Path) -> None:
         self.plan, self.out = plan, out
@@ -37,7 +32,7 @@ class AblationRecord:
             self._note.keep(PARENT, self.parent.run_id)
 
     def cell(self, cell: Cell) -> None:
-        """Log a finished cell, once; one of which only its note was kept was logged elsewhere."""
+        """Log a finished cell once; a cell without its report was logged elsewhere."""
         name = f"{cell.variant.name}, seed {cell.seed}"
         evaluated = cell.folder / "eval" / "report.json"
         if not self.plan.tracking or self._note.get(name) or not evaluated.is_file():
@@ -67,7 +62,6 @@ class AblationRecord:
         self._note.keep(name, child.run_id)
 
     def finish(self, found: dict[str, Any]) -> None:
-        """Log the collected tables and end the parent run."""
         self.parent.describe(markdown(found))
         columns = _columns(found)
         self.parent.log_table(columns, "variants.json")
@@ -80,7 +74,7 @@ class AblationRecord:
         self.parent.finish()
 
     def abandon(self, error: BaseException) -> None:
-        """End the parent run as what happened; a later one goes on with it."""
+        """End the parent run as killed or failed; a later start resumes it."""
         self.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
 
@@ -100,7 +94,7 @@ def _metrics(
 
 
 def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
-    """Retention of every variant by column, fractions; the dashboard shows it as a table."""
+    """Return the columns of the table for the dashboard; retentions are fractions."""
     rows = found["variants"]
     columns: dict[str, list[Any]] = {
         "variant": [row["name"] for row in rows],
