@@ -25,7 +25,7 @@ ALLOWED = {
     "vlm": {"config", "data"},
     "method": {"config", "ops", "vlm"},
     "pruning": {"config", "ops", "method", "vlm", "tracking"},
-    "training": {"config", "ranks", "data", "tracking", "vlm", "method", "pruning"},
+    "training": {"config", "files", "ranks", "data", "tracking", "vlm", "method", "pruning"},
     "reference": {"config", "files", "data", "vlm"},
     "preflight": {"config", "ops", "data", "vlm", "method", "reference"},
     "evaluation": {

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autoselect.config import ConfigError
+from autoselect.files.atomic import sync_folder
 from autoselect.ranks.rank_zero import on_main
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import TrainingState
@@ -98,9 +99,9 @@ class CheckpointStore:
         files = sorted(partial.iterdir())
         manifest = {"format": FORMAT, "files": {path.name: _fingerprint(path) for path in files}}
         _write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
-        _flush_folder(partial)
+        sync_folder(partial)
         partial.rename(target)
-        _flush_folder(self.folder)
+        sync_folder(self.folder)
         self._move_pointer(target.name)
         self._prune()
 
@@ -111,7 +112,7 @@ class CheckpointStore:
         new = self.folder / f"{POINTER}{PARTIAL}"
         _write_text(new, name + "\n")
         new.replace(self.folder / POINTER)
-        _flush_folder(self.folder)
+        sync_folder(self.folder)
 
     def _prune(self) -> None:
         """Remove half-written checkpoints and, beyond `keep`, those that `load` would try last.
@@ -268,12 +269,3 @@ def _write_text(path: Path, text: str) -> None:
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    """Force the entries of a folder to the disk, so that names survive a power cut in order."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -231,7 +231,7 @@ class Died(Exception):
     """Raised where the process is meant to end."""
 
 
-FILE_OPERATIONS = ("_flush", "_flush_folder", "_write_text", "_fingerprint", "save_file")
+FILE_OPERATIONS = ("_flush", "sync_folder", "_write_text", "_fingerprint", "save_file")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
