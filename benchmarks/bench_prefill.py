@@ -48,8 +48,9 @@ def main() -> None:
         best = max(run["pruned"], key=lambda row: row["speedup"])
         print(
             f"batch {run['batch_size']}: full {run['full_prefill_ms']:.2f} ms, "
-            f"{best['budget']} tokens {best['prefill_ms']:.2f} + {best['selector_ms']:.2f} ms, "
-            f"speedup {best['speedup']:.2f}, with vision tower {best['speedup_with_vision']:.2f}"
+            f"{best['budget']} tokens {best['prefill_ms']:.2f} ms (selector "
+            f"{best['selector_ms']:.2f}), speedup {best['speedup']:.2f}, with vision encoder "
+            f"{best['speedup_with_vision']:.2f}"
         )
 
 

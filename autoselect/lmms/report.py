@@ -113,7 +113,10 @@ def _latency(latency: dict[str, Any]) -> list[str]:
     lines = ["", "## Prefill", ""]
     if "missing" in latency:
         return [*lines, f"Not measured: {latency['missing']}"]
-    lines += ["| tokens | selector ms | prefill ms | speedup |", "|---:|---:|---:|---:|"]
+    lines += [
+        "| tokens | selector ms (in prefill) | prefill ms | speedup |",
+        "|---:|---:|---:|---:|",
+    ]
     run = latency["runs"][0]
     lines.append(f"| {latency['num_tokens']} (all) | – | {run['full_prefill_ms']:.2f} | 1.00 |")
     for row in run["pruned"]:
@@ -121,7 +124,7 @@ def _latency(latency: dict[str, Any]) -> list[str]:
             f"| {row['budget']} | {row['selector_ms']:.2f} | {row['prefill_ms']:.2f} | "
             f"{row['speedup']:.2f} |"
         )
-    return [*lines, "", "Batch 1; speedup is full prefill / (pruned prefill + selector)."]
+    return [*lines, "", "Batch 1, the attached model; speedup is full prefill / pruned prefill."]
 
 
 def _published(report: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from autoselect.ablation.plan import AblationPlan, Variant
+from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
 from autoselect.config.setting import described

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.method.scorer import Scorer
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.pruning.selector import Selector
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
 
 
 def by_definition(scores, tokens, k, diversity):
@@ -29,8 +30,8 @@ def by_definition(scores, tokens, k, diversity):
     return sorted(kept)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 24), st.floats(0, 1), st.data())
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(st.integers(0, 10**6), st.integers(2, 24), st.floats(0, 1), st.data())
 def test_it_is_the_greedy_rule_of_its_definition(seed, count, diversity, data):
     k = data.draw(st.integers(1, count))
     generator = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ from autoselect.ranks import heartbeat, processes
 from autoselect.ranks.judge import Times
 from autoselect.train import main
 from autoselect.vlm.backbone import FrozenVLM
-from tests.workers.heartbeat_worker import misbehave
+from tests.workers.heartbeat_worker import LATE_S, misbehave
 
 
 def run(what: str, victim: int) -> int:
@@ -39,7 +39,7 @@ def run(what: str, victim: int) -> int:
     dead, stalled, apart = {
         "kill": (5.0, 60.0, 60.0),
         "stall": (60.0, 60.0, 20.0),
-        "late": (60.0, 7.0, 60.0),
+        "late": (60.0, LATE_S - 5, 60.0),
     }[what]
     heartbeat.Times = lambda: Times(0.2, dead, stalled, apart, leave=1.0)
     return main(["--data.train_shards", "unread.tar", "--tracking", "false"])
