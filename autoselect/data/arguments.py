@@ -1,4 +1,4 @@
-"""Arguments that several commands for shards have."""
+"""Arguments that several `autoselect shards` commands share."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from autoselect.data.quarantine import DEFAULT_BUDGET
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every converter takes: where the shards go, sizes, and how much may be unusable."""
+    """Add what every converter takes: output folder, sizes, and how much may be unusable."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
         "--samples-per-shard", type=int, default=1000, metavar="N", help="samples of a full shard"
@@ -18,13 +18,13 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_BUDGET,
         metavar="FRACTION",
-        help="exit with 1 when more rows than this are unusable",
+        help="exit with 1 if a larger fraction of the rows is unusable",
     )
     add_limit_arguments(parser)
 
 
 def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Caps that the indexes note, so that they hold for all who read the shards."""
+    """Add the caps that indexes store for everyone who reads the shards."""
     limits = Limits()
     parser.add_argument(
         "--max-member-bytes", type=int, default=limits.member_bytes, help="cap on a stored file"
@@ -35,5 +35,5 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_limits(arguments: argparse.Namespace) -> Limits:
-    """The caps that the flags of `add_limit_arguments` name."""
+    """Return the caps given by the flags of `add_limit_arguments`."""
     return Limits(arguments.max_member_bytes, arguments.max_pixels)

@@ -16,9 +16,10 @@ from autoselect.data.verify import VerifyJob, verify_shard
 
 
 def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `shards` and its sub-commands; each sets `run`, which takes the parsed arguments.
+    """Add `shards` and its sub-commands.
 
-    `run` returns the exit code: 0, or 1 when something is wrong with the data.
+    Each sets `run`, a function of the parsed arguments that returns the exit code: 0, or 1 if
+    something is wrong with the data.
     """
     shards = subparsers.add_parser("shards", help="make, index and verify WebDataset shards")
     commands = shards.add_subparsers(dest="shards_command", required=True)
@@ -26,7 +27,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     index = _add(commands, "index", run_index, "write the index of existing shards")
     _add_paths(index)
     index.add_argument(
-        "--rebuild", action="store_true", help="replace indexes that exist, as other caps need it"
+        "--rebuild", action="store_true", help="replace existing indexes, needed for other caps"
     )
     add_limit_arguments(index)
 
@@ -43,7 +44,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
         "--key-prefix",
         default="",
         metavar="TEXT",
-        help="before the row number in every key; folders with different ones go together",
+        help="text before the row number in every key; must differ if folders are used together",
     )
     add_output_arguments(convert)
     add_public_converters(commands, _add)
@@ -69,7 +70,7 @@ def _add_paths(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="folders, tar files, patterns like shard-{000000..000012}.tar, URLs",
     )
-    parser.add_argument("--index-folder", help="where indexes lie when not beside the shards")
+    parser.add_argument("--index-folder", help="folder of the indexes if not beside the shards")
     parser.add_argument(
         "--allow-pipe", action="store_true", help="run 'pipe:' paths as shell commands"
     )
@@ -82,7 +83,7 @@ def _shards(arguments: argparse.Namespace) -> list[str]:
 
 
 def run_index(arguments: argparse.Namespace) -> int:
-    """Indexes shards and prints what is wrong with them."""
+    """Index shards and print their faults."""
     shards = _shards(arguments)
     jobs = [
         IndexJob(shard, arguments.index_folder, chosen_limits(arguments), arguments.rebuild)
@@ -104,7 +105,7 @@ def run_index(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Verifies shards and prints every difference."""
+    """Verify shards and print every difference."""
     shards = _shards(arguments)
     jobs = [VerifyJob(shard, arguments.index_folder, arguments.decode) for shard in shards]
     reports = list(
@@ -123,7 +124,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    """Converts a LLaVA-style file and says what became of every row."""
+    """Convert a LLaVA-style file; return 1 if too many rows are rejected."""
     report = convert_llava(
         arguments.source,
         arguments.images,

@@ -1,8 +1,8 @@
-"""LLaVA-style JSON and image folders to shards: parallel, restartable, deterministic.
+"""Convert LLaVA-style JSON and image folders to shards: parallel, restartable, deterministic.
 
-Rows [n * S, (n + 1) * S) of the input become shard n, whoever writes it, so the result does not
-depend on the number of workers or on interruptions. A finished shard leaves a note in `.convert/`;
-a restart skips shards that have one. Rows that cannot be used are listed in `rejected.jsonl`.
+Rows [n * S, (n + 1) * S) of the input become shard n, so the result does not depend on the number
+of workers or on interruptions. A finished shard leaves a note in `.convert/`, and a restart skips
+it. Unusable rows are listed in `rejected.jsonl`.
 """
 
 import hashlib
@@ -28,14 +28,7 @@ _PREFIX = "shard"
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is not in the shards.
-
-    Attributes:
-        row: its number in the input, from 0.
-        id: its `id` there, as text.
-        kind: what rule it breaks.
-        detail: what was found.
-    """
+    """A row that is left out of the shards; `row` counts from 0, `kind` is the broken rule."""
 
     row: int
     id: str
@@ -45,14 +38,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What became of the rows.
-
-    Attributes:
-        rows: in the input.
-        samples: written to shards.
-        shards: number of shard files.
-        rejected: the other rows.
-    """
+    """Numbers of input rows, samples written and shard files, and the rows left out."""
 
     rows: int
     samples: int
@@ -62,7 +48,7 @@ class ConvertReport:
 
 @dataclass(frozen=True)
 class _Job:
-    """The rows of one shard."""
+    """The rows of one shard, and how to convert them."""
 
     number: int
     first_row: int
@@ -83,22 +69,20 @@ def convert_llava(
     limits: Limits | None = None,
     key_prefix: str = "",
 ) -> ConvertReport:
-    """Converts a LLaVA-style file.
+    """Convert a LLaVA-style file.
 
     Args:
-        source: a JSON list, or JSON lines, of rows with `id`, `conversations`, and `image`: a
-            path, a list of paths, or absent for text only. Other fields are kept.
-        image_folders: where the paths start; the first folder that holds the file wins.
-        output: folder for the shards; one that an interrupted conversion left is completed.
-        samples_per_shard: rows per shard.
-        workers: processes.
-        limits: caps on image bytes and pixels, which the indexes note for all who read the shards.
-        key_prefix: before the row number in every key; conversions that are trained on together
-            need different ones.
+        source: JSON list or JSON lines of rows with `id`, `conversations` and `image` (a path, a
+            list of paths, or absent for text only); other fields are kept.
+        image_folders: folders of the images; the first that holds a path wins.
+        output: folder for the shards; an interrupted conversion in it is completed.
+        limits: caps on image bytes and pixels, stored in the indexes.
+        key_prefix: text before the row number in every key; conversions that are trained on
+            together need different prefixes.
 
     Raises:
-        ConfigError: the input or a folder cannot be read, a number is out of range, the prefix
-            cannot begin a key, or the output folder belongs to another conversion.
+        ConfigError: the input or a folder cannot be read, a value is out of range, or the output
+            folder belongs to another conversion.
     """
     if key_prefix:
         check_key("key_prefix", key_prefix)
@@ -130,7 +114,7 @@ def convert_llava(
 
 
 def _read_rows(source: Path) -> tuple[list[Any], str]:
-    """All rows, and the SHA-256 of the file."""
+    """Return all rows, and the SHA-256 of the file."""
     try:
         data = source.read_bytes()
     except OSError as error:
@@ -150,10 +134,10 @@ def _read_rows(source: Path) -> tuple[list[Any], str]:
 
 
 def _claim(target: Path, plan: dict[str, Any]) -> None:
-    """Makes the output folder ours, or checks that it is, and removes what a kill cut short."""
+    """Reserve the output folder for this conversion, and remove files that a crash cut short."""
     note = target / _NOTES / "plan.json"
     if note.exists():
-        # Notes of earlier versions name no prefix: there was none.
+        # Notes of earlier versions lack the prefix, which was always empty.
         if {"key_prefix": ""} | json.loads(note.read_text()) != plan:
             raise ConfigError(
                 f"output={target} holds a conversion with other settings ({note}); choose an empty "
@@ -182,7 +166,7 @@ def _jobs(
 
 
 def _convert_shard(job: _Job) -> list[Rejected]:
-    """Writes one shard unless it is there, and returns the rows it leaves out."""
+    """Write one shard unless it exists, and return the rows that are left out."""
     target = Path(job.output)
     note = target / _NOTES / f"{job.number:06d}.json"
     shard = target / f"{_PREFIX}-{job.number:06d}.tar"
@@ -205,18 +189,14 @@ def _convert_shard(job: _Job) -> list[Rejected]:
 
 
 def _dump(value: Any) -> bytes:
-    """JSON in UTF-8; half of a surrogate pair, which has no UTF-8, becomes its JSON escape."""
+    """Return JSON in UTF-8; half of a surrogate pair, which UTF-8 cannot hold, is escaped."""
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _read_row(
     fields: Any, folders: tuple[str, ...], limits: Limits
 ) -> tuple[dict[str, Any], list[bytes]]:
-    """The record to store, and the encoded images, each decoded once to be sure.
-
-    Raises:
-        RecordError: the row or one of its images cannot be used.
-    """
+    """Return the record to store and the encoded images; decode each image to check it."""
     fields = _from_first_question(fields)
     check_conversation(fields)
     names = named_images(fields)
@@ -229,10 +209,7 @@ def _read_row(
 
 
 def _from_first_question(fields: Any) -> Any:
-    """Leaves out an answer without a question at the beginning, as LLaVA's own training does.
-
-    The record then says so under `dropped_turns`.
-    """
+    """Drop an answer before the first question, as LLaVA's training does; note `dropped_turns`."""
     turns = fields.get("conversations") if isinstance(fields, dict) else None
     if isinstance(turns, list) and len(turns) > 1 and isinstance(turns[0], dict):
         if turns[0].get("from") == "gpt":

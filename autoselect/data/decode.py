@@ -1,4 +1,4 @@
-"""Image bytes to RGB pixels, under caps, with a reason whenever that fails."""
+"""Decode image bytes to RGB pixels, under caps; every failure has a reason."""
 
 import io
 import warnings
@@ -15,10 +15,10 @@ IMAGE_SUFFIXES = {
     "TIFF": "tif",
 }
 _SUFFIX_OF = IMAGE_SUFFIXES | {"MPO": "jpg"}
-"""By Pillow's name of what it found: a JPEG with further pictures behind the first is MPO to it."""
+"""By Pillow's format name; Pillow calls a JPEG that holds further pictures MPO."""
 
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError)
-"""What Pillow's decoders raise about damaged data."""
+"""What Pillow's decoders raise for damaged data."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,23 @@ class Limits:
 
 
 class ImageError(ValueError):
-    """The bytes are no image that can be decoded."""
+    """The bytes are not an image that can be decoded."""
 
 
 class ImageTooLarge(ImageError):
-    """The image breaks a cap of `Limits`."""
+    """The image exceeds a cap of `Limits`."""
 
 
 def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
-    """Decodes one image completely.
+    """Decode one image completely, to mode RGB.
 
     Args:
-        data: an encoded image in one of the formats of `IMAGE_SUFFIXES`.
-        limits: caps on bytes and pixels; the defaults when None.
-
-    Returns:
-        The picture in mode RGB, all pixels loaded.
+        data: encoded image in one of the formats of `IMAGE_SUFFIXES`.
+        limits: caps on bytes and pixels; None for the defaults.
 
     Raises:
-        ImageTooLarge: more bytes or pixels than the limits allow; decided before decoding.
-        ImageError: not an image, an unsupported format, or damaged or truncated data.
+        ImageTooLarge: the image exceeds a cap; checked before decoding.
+        ImageError: the bytes are not an image, damaged, cut, or in an unsupported format.
     """
     limits = limits or Limits()
     if len(data) > limits.member_bytes:
@@ -72,7 +69,7 @@ def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
         except UnidentifiedImageError as error:
-            raise ImageError(f"{len(data)} bytes are no image of a known format") from error
+            raise ImageError(f"{len(data)} bytes are not an image of a known format") from error
         except Image.DecompressionBombError as error:
             raise ImageTooLarge(str(error)) from error
         except ImageError:
@@ -82,25 +79,18 @@ def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
 
 
 def reuse_image_memory(images: int) -> None:
-    """Lets Pillow keep the memory of freed images for the next ones.
+    """Let Pillow keep the memory of freed images for the next ones.
 
-    Otherwise every image takes fresh pages from the system, which costs a fifth of the time of
-    decoding.
-
-    Args:
-        images: how many to keep memory for, at most; larger images count as several.
+    Fresh pages from the system cost a fifth of the decoding time. `images` is the largest number
+    of images to keep memory for; larger ones count as several.
     """
     Image.core.set_blocks_max(images)
 
 
 def image_suffix(data: bytes) -> str:
-    """The file suffix, without a dot, that belongs to the image's format.
-
-    Raises:
-        ImageError: the bytes are no image of a known format.
-    """
+    """Return the file suffix, without a dot, of the image's format; raise ImageError if unknown."""
     try:
         with Image.open(io.BytesIO(data), formats=tuple(IMAGE_SUFFIXES)) as image:
             return _SUFFIX_OF[str(image.format)]
     except _DAMAGE as error:
-        raise ImageError(f"{len(data)} bytes are no image of a known format") from error
+        raise ImageError(f"{len(data)} bytes are not an image of a known format") from error

@@ -1,4 +1,4 @@
-"""What can be wrong with a sample, and the exception that carries it."""
+"""The faults that a sample can have, and the exception that carries one."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -22,15 +22,15 @@ FaultKind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing found wrong in a shard, named precisely enough to look at it with `dd`.
+    """One fault in a shard, located precisely enough to look at it with `dd`.
 
     Attributes:
-        kind: what rule was broken. The last four are those of the model that is trained: its
-            processor refuses the images, its placeholders stand in the text, not even one round
-            fits its rows, or there is nothing to learn.
+        kind: the rule that is broken. The last four depend on the trained model: its processor
+            refuses the images, its placeholders occur in the text, not even one round of the
+            conversation fits its length limit, or it has nothing to learn from.
         shard: path or URL of the shard.
-        key: WebDataset key of the sample; empty when its header is unreadable.
-        offset: where the sample or member starts in the shard, in bytes.
+        key: WebDataset key of the sample; empty if its header is unreadable.
+        offset: start of the sample or member in the shard, in bytes.
         detail: what was found and what was expected.
     """
 
@@ -42,7 +42,7 @@ class Fault:
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """Shard, key and offset: what tells faulty samples apart."""
+        """Return shard, key and offset, which identify a faulty sample."""
         return self.shard, self.key, self.offset
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Fault:
 
 
 class BadSample(Exception):
-    """A sample cannot be used; `fault` says which and why."""
+    """A sample cannot be used; `fault` says which one and why."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)

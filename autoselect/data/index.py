@@ -1,9 +1,8 @@
-"""The index beside every shard: what it holds, where, and what is wrong with it.
+"""The index beside every shard: which samples it holds, where they lie, and what is wrong with it.
 
-`name.tar.index.jsonl` holds lines of JSON: a header (counts, sizes, hashes, faults, and the caps of
-all who read the shard), the list of all keys, and one line per sample with its members as
-`[suffix, start, data, size, crc]`. Opening a data set reads headers only; the other lines are read
-when a sample of that shard is due, and a sample's line is parsed only then.
+`name.tar.index.jsonl` holds lines of JSON: a header (counts, sizes, hashes, faults and caps), the
+list of all keys, and one line per sample with its members as `[suffix, start, data, size, crc]`.
+Opening a data set reads only headers; the other lines are read when a sample of that shard is due.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ VERSION = 1
 
 
 class Entry(NamedTuple):
-    """Where one member of a sample lies; offsets and sizes in bytes, see `tar_scan.Member`."""
+    """Position of one member of a sample; offsets and sizes in bytes as in `tar_scan.Member`."""
 
     suffix: str
     start: int
@@ -42,13 +41,12 @@ class IndexHeader:
     """First line of an index.
 
     Attributes:
-        samples: usable samples.
+        samples: number of usable samples.
         bytes: size of the shard.
-        sha256: of the whole shard.
-        table_sha256: of the index's other lines.
-        faults: what was found wrong; those samples are not among the usable ones.
+        table_sha256: hash of the other lines of the index.
+        faults: faults of the samples that are not usable.
         truncated: the shard ends early, so an unknown number of samples is missing.
-        limits: caps for all who read the shard.
+        limits: caps for everyone who reads the shard.
     """
 
     samples: int
@@ -62,13 +60,12 @@ class IndexHeader:
 
 @dataclass(frozen=True)
 class IndexTable:
-    """The other lines of an index: keys, and per sample an unparsed line, as in the shard."""
+    """The other lines of an index: keys, and one unparsed line per sample, in shard order."""
 
     keys: list[str]
     lines: list[bytes]
 
     def members(self, row: int) -> list[Entry]:
-        """The members of a sample."""
         return [Entry(*entry) for entry in json.loads(self.lines[row])]
 
 
@@ -79,7 +76,7 @@ class ShardIndex:
 
 
 class _Samples:
-    """Groups members into samples and sets faulty ones aside."""
+    """Group members into samples and set faulty ones aside."""
 
     def __init__(self, shard: str, limits: Limits) -> None:
         self.table = IndexTable([], [])
@@ -101,7 +98,7 @@ class _Samples:
         self._members.append((suffix, member))
 
     def finish(self, broken: str | None = None) -> None:
-        """Ends the current sample; nothing more is said about the key `broken`."""
+        """End the current sample; skip it if its key is `broken`, which is reported already."""
         key, members = self._key, self._members
         self._key, self._members = None, []
         if key is None or key == broken:
@@ -134,18 +131,15 @@ class _Samples:
 
 
 def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
-    """Streams a shard once.
+    """Read a shard once and index it; the header's `faults` list everything wrong with it.
 
     Args:
         shard: path or URL of a tar file in the WebDataset layout.
-        limits: members larger than the cap make their sample unusable; both caps are noted.
-
-    Returns:
-        The index; everything wrong with the shard is in its header's `faults`.
+        limits: caps stored in the index; a member above the cap makes its sample unusable.
 
     Raises:
-        ConfigError: the shard is compressed or holds no sample at all.
-        OSError: it cannot be read.
+        ConfigError: the shard is compressed or holds no samples.
+        OSError: the shard cannot be read.
     """
     limits = limits or Limits()
     samples = _Samples(shard, limits)
@@ -171,7 +165,7 @@ def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
 
 @dataclass(frozen=True)
 class IndexJob:
-    """A shard to index: its path, the folder for the index, caps, and whether to replace one."""
+    """A shard to index, the folder for the index, the caps, and whether to replace an index."""
 
     shard: str
     index_folder: str | None = None
@@ -180,11 +174,7 @@ class IndexJob:
 
 
 def index_shard(job: IndexJob) -> IndexHeader:
-    """Writes the shard's index unless there is one, and returns its header.
-
-    Raises:
-        ConfigError: the shard cannot be read or indexed, or the index cannot be written.
-    """
+    """Return the header of the shard's index; write the index if it does not exist."""
     path = sidecar(job.shard, job.index_folder)
     if not job.rebuild:
         with contextlib.suppress(FileNotFoundError):
@@ -203,10 +193,9 @@ def index_shard(job: IndexJob) -> IndexHeader:
 
 
 def sidecar(shard: str, folder: str | None = None) -> str:
-    """Where the shard's index lies: beside it, or in `folder`.
+    """Return the path of the shard's index: beside the shard, or in `folder`.
 
-    In a folder of their own, indexes of shards with the same file name in different places are
-    told apart by a hash of the shard's path.
+    In `folder`, a hash of the shard's path tells shards with the same file name apart.
     """
     if folder is None:
         return f"{shard}.index.jsonl"
@@ -215,32 +204,22 @@ def sidecar(shard: str, folder: str | None = None) -> str:
 
 
 def write_index(index: ShardIndex, path: str) -> None:
-    """Writes the index atomically."""
     storage.write_atomically(path, _header_line(index.header) + _table_lines(index.table))
 
 
 def read_header(path: str, shard: str) -> IndexHeader:
-    """Reads the first line of the index of `shard`.
-
-    Raises:
-        ConfigError: not an index of this version, or damaged.
-        OSError: it cannot be read.
-    """
+    """Read the first line of an index; raise ConfigError if it is damaged or of another version."""
     return _parse_header(storage.read_first_line(path), path, shard)
 
 
 def read_table(path: str, header: IndexHeader) -> IndexTable:
-    """Reads and checks the other lines.
-
-    Raises:
-        ConfigError: they do not belong to the header, or are damaged.
-    """
+    """Read the other lines; raise ConfigError if they are damaged or belong to another header."""
     keys, *lines = _rest(path, header).splitlines(keepends=True)
     return IndexTable(json.loads(keys), lines)
 
 
 def read_keys(path: str, header: IndexHeader) -> list[str]:
-    """Reads the keys only, which is quicker."""
+    """Read only the keys, which is faster than `read_table`."""
     return json.loads(_rest(path, header).partition(b"\n")[0])
 
 
@@ -270,7 +249,7 @@ def _header_line(header: IndexHeader) -> bytes:
 
 
 def _check_sum(fields: dict[str, Any]) -> str:
-    """What tells a damaged header from a whole one."""
+    """Return a checksum that reveals a damaged header."""
     return hashlib.sha256(_dump(fields)).hexdigest()[:16]
 
 
@@ -282,7 +261,7 @@ def _parse_header(line: bytes, path: str, shard: str) -> IndexHeader:
         if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
             raise ValueError("another format or version")
         faults: list[tuple[FaultKind, str, int, str]] = fields.pop("faults")
-        limits = Limits(**fields.pop("limits", {}))  # earlier indexes: the defaults
+        limits = Limits(**fields.pop("limits", {}))  # absent in indexes of earlier versions
         return IndexHeader(
             faults=tuple(
                 Fault(kind, shard, key, offset, detail) for kind, key, offset, detail in faults

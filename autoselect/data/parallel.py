@@ -1,4 +1,4 @@
-"""Work spread over processes, with a progress bar, results in order, and bounded memory."""
+"""Spread work over processes, with a progress bar, results in order, and bounded memory."""
 
 import multiprocessing
 from collections import deque
@@ -22,15 +22,13 @@ def map_processes(
     description: str,
     unit: str,
 ) -> Iterator[Result]:
-    """Yields `work(job)` for every job, in order.
+    """Yield `work(job)` for every job, in order; `jobs` is iterated only a little ahead.
 
     Args:
-        work: a function of a module, so that it can be sent to another process.
-        jobs: taken only a little ahead of the results.
-        workers: processes; 1 works in this one.
-        total: number of jobs, for the progress bar, which is silent when not on a terminal.
-        description: what the bar says.
-        unit: what a job is.
+        work: function at module level, so that it can be sent to another process.
+        workers: number of processes; 1 works in this one.
+        total: number of jobs, for the progress bar, which only a terminal shows.
+        unit: name of one job in the bar.
     """
     with tqdm(total=total, desc=description, unit=unit, disable=None) as progress:
         if workers <= 1:

@@ -1,4 +1,4 @@
-"""From what users write (folders, patterns, URLs, commands) to a list of shards."""
+"""Expand the folders, patterns, URLs and commands that users write into a list of shards."""
 
 import glob
 import os
@@ -17,19 +17,16 @@ _PIPE = "pipe:"
 def expand(
     paths: str | Sequence[str], *, allow_pipe: bool = False, pipe_folder: str | None = None
 ) -> list[str]:
-    """Lists the shards that the given paths mean, in order.
+    """Return the shards that `paths` name, in order.
 
-    Args:
-        paths: a folder (its `*.tar`; a remote one ends in `/`), a tar file, a pattern with
-            `{000..012}` or `*`, a URL, a `pipe:` command, or a list of such.
-        allow_pipe: run `pipe:` commands.
-        pipe_folder: where the output of commands is kept.
+    `paths` is a folder (its `*.tar`; a remote one ends in `/`), a tar file, a pattern with
+    `{000..012}` or `*`, a URL, a `pipe:` command, or a list of these. The output of commands is
+    kept in `pipe_folder`.
 
     Raises:
-        ConfigError: something matches no shard, a shard is listed twice, or a command is given
-            without permission.
+        ConfigError: a path matches no shard, a shard comes twice, or a command is not permitted.
     """
-    from braceexpand import braceexpand  # here, so that what reads no shards runs without it
+    from braceexpand import braceexpand  # here, so that code that reads no shards works without it
 
     shards: list[str] = []
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
@@ -67,7 +64,7 @@ def _expand_one(path: str) -> list[str]:
 
 
 def _run_pipe(url: str, allowed: bool, folder: str | None) -> str:
-    """Runs a command once and keeps its output as a local shard, because pipes cannot be seeked."""
+    """Run a command once and keep its output as a local shard, because a pipe cannot seek."""
     if not allowed:
         raise ConfigError(
             f"path={url!r} would run a shell command; allow pipes explicitly if you trust it"

@@ -1,4 +1,4 @@
-"""The list of unusable samples, its counter, and the budget that ends a run."""
+"""Count unusable samples, list them in a file, and stop training if there are too many."""
 
 import json
 import logging
@@ -18,14 +18,14 @@ class QuarantineBudgetError(RuntimeError):
 
 
 class Quarantine:
-    """Counts unusable samples, each once, and stops the run when there are too many.
+    """Counter of unusable samples, each counted once, that stops training beyond a budget.
 
     Args:
         total: samples in the data set, usable or not.
-        budget: largest tolerated fraction of unusable ones.
-        path: JSON-lines file to append to, one fault a line; one per rank. What it holds already
-            (from before a restart) counts, until `keep` says otherwise.
-        others: such files of other ranks, read only.
+        budget: largest tolerated fraction of unusable samples.
+        path: this rank's JSON-lines file, to which faults are appended. Faults that it holds
+            from an earlier start count until `keep` is called.
+        others: files of other ranks, whose faults count too.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Quarantine:
         if self._path is not None and self._path.exists():
             complete, cut = _complete_lines(self._path)
             if cut:
-                # A kill came while the last line was written; the fault will be found again.
+                # A crash cut the last line short; its fault will be found again.
                 self._path.write_text("".join(f"{line}\n" for line in complete))
         for listing in self._listings:
             if listing.exists():
@@ -58,11 +58,7 @@ class Quarantine:
         return len(self._faults)
 
     def add(self, faults: Iterable[Fault]) -> None:
-        """Notes faults that are new, then checks the budget.
-
-        Raises:
-            QuarantineBudgetError: see `check`.
-        """
+        """Record faults that are new, then `check` the budget."""
         new = [fault for fault in faults if self._remember(fault)]
         self.write(new)
         for fault in new[: max(0, _LOGGED - (self.count - len(new)))]:
@@ -72,32 +68,28 @@ class Quarantine:
         self.check()
 
     def merge(self, faults: Iterable[Fault]) -> None:
-        """Counts faults that are listed elsewhere already: by other ranks, or before a restart."""
+        """Count faults that are listed already, by other ranks or by an earlier start."""
         for fault in faults:
             self._remember(fault)
 
     def keep(self, faults: Iterable[Fault]) -> None:
-        """Counts these faults only. The file still lists the others: they were left out once."""
+        """Count only these faults; the file still lists the others, which were left out once."""
         self._faults = {fault.place: fault for fault in faults}
 
     def clear_files(self) -> None:
-        """Deletes the lists of all ranks that this one sees; what they held still counts."""
+        """Delete the files of all ranks; the faults in them still count."""
         for listing in self._listings:
             listing.unlink(missing_ok=True)
 
     def write(self, faults: Sequence[Fault]) -> None:
-        """Appends to the file, whether or not it lists them."""
+        """Append faults to the file, even if it lists them already."""
         if faults and self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as stream:
                 stream.writelines(json.dumps(fault.as_dict()) + "\n" for fault in faults)
 
     def check(self) -> None:
-        """Checks the budget.
-
-        Raises:
-            QuarantineBudgetError: the fraction of unusable samples exceeds the budget.
-        """
+        """Raise QuarantineBudgetError if the fraction of unusable samples exceeds the budget."""
         if self.count > self.budget * self.total:
             raise QuarantineBudgetError(
                 f"data.quarantine_budget={self.budget:g} is exceeded: {self.count} of {self.total} "
@@ -114,6 +106,6 @@ class Quarantine:
 
 
 def _complete_lines(path: Path) -> tuple[list[str], bool]:
-    """Whole lines of a file, and whether a cut one follows them."""
+    """Return the complete lines of a file, and whether an incomplete one follows."""
     *lines, rest = path.read_text().split("\n")
     return lines, bool(rest)

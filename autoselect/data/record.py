@@ -1,4 +1,4 @@
-"""The JSON member of a sample: what it must hold, and which image members it names."""
+"""The JSON member of a sample: its rules, and which image members it names."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _SUFFIXES = frozenset(IMAGE_SUFFIXES.values()) | {"jpeg", "tiff"}
 
 
 class RecordError(ValueError):
-    """The record breaks a rule; `kind` is the kind of fault this is."""
+    """The record breaks a rule; `kind` is the kind of the sample's `Fault`."""
 
     def __init__(self, kind: FaultKind, detail: str) -> None:
         super().__init__(detail)
@@ -21,11 +21,7 @@ class RecordError(ValueError):
 
 
 def parse_record(data: bytes) -> dict[str, Any]:
-    """Parses the JSON member and checks its conversation.
-
-    Raises:
-        RecordError: not UTF-8 JSON, not an object, or no conversation of alternating turns.
-    """
+    """Parse the JSON member and check its conversation; raise RecordError if either fails."""
     try:
         record = json.loads(data)
     except ValueError as error:
@@ -35,12 +31,10 @@ def parse_record(data: bytes) -> dict[str, Any]:
 
 
 def check_conversation(record: Any) -> None:
-    """Checks that `record` is an object with a conversation: human, gpt, human, ... with text.
+    """Check that `record` is an object whose `conversations` alternate human, gpt, human, ...
 
-    Half of a surrogate pair, which JSON can hold, is no text: tokenizers refuse it.
-
-    Raises:
-        RecordError: it is not; the message names the turn.
+    Every turn must be text without half surrogate pairs; JSON can hold them, tokenizers refuse
+    them. RecordError names the turn that breaks a rule.
     """
     if not isinstance(record, dict):
         raise RecordError("wrong_json", f"expected an object, found {type(record).__name__}")
@@ -57,11 +51,7 @@ def check_conversation(record: Any) -> None:
 
 
 def encoded(text: str, name: str) -> bytes:
-    """The text in UTF-8.
-
-    Raises:
-        RecordError: it holds half of a surrogate pair; the message begins with `name`.
-    """
+    """Return the text in UTF-8; raise RecordError if it holds half of a surrogate pair."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -70,26 +60,18 @@ def encoded(text: str, name: str) -> bytes:
 
 
 def named_images(record: dict[str, Any]) -> list[str]:
-    """The file names under `image`: none, one or several.
-
-    Raises:
-        RecordError: `image` is neither text nor a list of texts.
-    """
+    """Return the file names under `image`: none, one or several."""
     image = record.get("image")
     if image is None:
         return []
     names = [image] if isinstance(image, str) else image
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise RecordError("wrong_json", f"image must be a name or a list of names, is {image!r}")
+        raise RecordError("wrong_json", f"image must be a name or a list of names, not {image!r}")
     return names
 
 
 def check_placeholders(record: dict[str, Any], num_images: int) -> None:
-    """Checks that the human turns hold one placeholder per image, or none at all.
-
-    Raises:
-        RecordError: another number of placeholders, which no processor could fill.
-    """
+    """Check that the human turns hold one placeholder per image, or none at all."""
     texts = (turn["value"] for turn in record["conversations"] if turn["from"] == "human")
     count = sum(text.count(IMAGE_PLACEHOLDER) for text in texts)
     if count not in (0, num_images):
@@ -99,7 +81,7 @@ def check_placeholders(record: dict[str, Any], num_images: int) -> None:
 
 
 def is_image(suffix: str) -> bool:
-    """Whether a WebDataset suffix such as `jpg` or `0.png` belongs to an image."""
+    """Return whether a WebDataset suffix such as `jpg` or `0.png` belongs to an image."""
     return suffix.rpartition(".")[2] in _SUFFIXES
 
 
@@ -109,20 +91,11 @@ def _natural(suffix: str) -> tuple[int, str]:
 
 
 def image_order(record: dict[str, Any], key: str, suffixes: Sequence[str]) -> list[str]:
-    """The sample's image suffixes in the order in which the record refers to them.
+    """Return the suffixes of a sample's images in the order in which the record names them.
 
-    Args:
-        record: the parsed JSON member.
-        key: WebDataset key of the sample.
-        suffixes: suffixes of all its members.
-
-    Returns:
-        Image suffixes: as listed under `image` when the names are member names; by leading number
-        when they are names of another place (shards that other tools wrote); all image members
-        when the record has no `image`.
-
-    Raises:
-        RecordError: the record names more or fewer images than there are members.
+    If `image` is absent or holds other names than those of members, as in shards that other tools
+    wrote, the images are sorted by the leading number of their suffix. `suffixes` are those of all
+    members of the sample `key`. RecordError if the record names more or fewer images.
     """
     found = sorted((suffix for suffix in suffixes if is_image(suffix)), key=_natural)
     names = named_images(record)

@@ -1,4 +1,4 @@
-"""Whether samples that were unusable once can be used now, after a repair or another setting."""
+"""Check whether samples that were unusable can be used now, for example after a repair."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,10 @@ from autoselect.data.shards import ShardSet
 
 
 def still_unusable(shards: ShardSet, collate: Collate, faults: Sequence[Fault]) -> list[Fault]:
-    """Reads, decodes and collates the samples of some faults again.
+    """Read, decode and collate the samples of earlier faults again and return the current faults.
 
-    Args:
-        shards: the data as they are now.
-        collate: as the `Loader` takes it.
-        faults: found earlier; a sample that is no longer in the data is no longer unusable.
-
-    Returns:
-        What is wrong now, in the order of `faults`.
-
-    Raises:
-        OSError: a shard cannot be reached.
+    They keep the order of `faults`; a fault whose sample has left the data is dropped. `collate`
+    is the function that the `Loader` is given.
     """
     indexed = {fault.place: fault for fault in shards.faults}
     found = []
@@ -34,7 +26,7 @@ def still_unusable(shards: ShardSet, collate: Collate, faults: Sequence[Fault]) 
 
 
 def _fault(shards: ShardSet, collate: Collate, earlier: Fault) -> Fault | None:
-    """What is wrong with the sample of an earlier fault now."""
+    """Return the current fault of an earlier fault's sample; None if it is usable or gone."""
     sample_id = shards.find(earlier.shard, earlier.key)
     if sample_id is None:
         return None

@@ -1,4 +1,4 @@
-"""Shards on disk or elsewhere: `ShardWriter` makes them, `ShardSet` reads samples by number."""
+"""Shards on disk or remote: `ShardWriter` writes them, `ShardSet` reads samples by number."""
 
 import functools
 import hashlib
@@ -37,7 +37,7 @@ __all__ = ["Sample", "ShardSet", "ShardWriter", "blank_sample"]
 
 logger = logging.getLogger(__name__)
 
-# Two windows of the order, each chunk of which may lie across two shards.
+# Two windows of the order, if every chunk spans two shards.
 _CACHED_TABLES = 4 * WINDOW_CHUNKS
 _OPENING_THREADS = 16
 
@@ -47,14 +47,10 @@ class Sample:
     """One sample as stored.
 
     Attributes:
-        key: WebDataset key.
-        sample_id: number in the data set, 0..N-1; the noise of training is keyed by it.
-        record: the parsed JSON member.
+        sample_id: number in the data set, 0..N-1; it seeds the sample's noise in training.
         images: encoded images, in the order in which the record refers to them.
-        shard: where it was read.
-        offset: where it starts there, in bytes.
-        limits: caps for decoding.
-        quarantined: the sample is unusable and this is its stand-in; see `blank_sample`.
+        offset: start of the sample in its shard, in bytes.
+        quarantined: the sample is unusable, and this is its `blank_sample`.
     """
 
     key: str
@@ -68,10 +64,10 @@ class Sample:
 
     @functools.cached_property
     def pictures(self) -> tuple[Image.Image, ...]:
-        """The decoded images, RGB; decoded at first use and kept.
+        """Return the images in RGB, decoded at first use and kept.
 
         Raises:
-            BadSample: an image is damaged or breaks a cap.
+            BadSample: an image is damaged or exceeds a cap.
         """
         pictures = []
         for number, data in enumerate(self.images):
@@ -86,9 +82,9 @@ class Sample:
 
 
 def blank_sample(sample_id: int, fault: Fault) -> Sample:
-    """What stands for an unusable sample: no image, no answer, so no weight in any loss.
+    """Return a stand-in for an unusable sample: without an answer it has no weight in any loss.
 
-    Micro-batches keep their size this way, and a global batch its layout.
+    It keeps the size of micro-batches and the layout of global batches.
     """
     record = {"id": fault.key, "conversations": [{"from": "human", "value": ""}]}
     return Sample(fault.key, sample_id, record, (), fault.shard, fault.offset, quarantined=True)
@@ -125,24 +121,24 @@ class ShardSet:
         allow_pipe: bool = False,
         accept_truncated: bool = False,
     ) -> "ShardSet":
-        """Opens shards and builds the indexes that are missing.
+        """Open shards and build the indexes that are missing.
 
         Args:
             paths: a folder, a tar file, a pattern with `{000..012}` or `*`, a URL, or a list of
-                such.
-            limits: caps on members and images; by default those that each index notes, and the
-                defaults of `Limits` for indexes that are built.
-            index_folder: where indexes lie when not beside the shards (read-only places).
+                these.
+            limits: caps on members and images; None for those stored in each index, or the
+                defaults if the index is built now.
+            index_folder: folder of the indexes; None if they lie beside the shards.
             allow_pipe: run `pipe:` commands; their output is kept in `index_folder`.
-            accept_truncated: take shards that were already cut when they were indexed.
+            accept_truncated: accept shards that were already cut when they were indexed.
 
         Raises:
-            ConfigError: no shards, not shards, or an index does not belong to its shard.
+            ConfigError: no usable shards, or an index does not belong to its shard.
         """
         shards = expand(paths, allow_pipe=allow_pipe, pipe_folder=index_folder)
         indexes = [sidecar(shard, index_folder) for shard in shards]
         jobs = [IndexJob(shard, index_folder, limits or Limits()) for shard in shards]
-        # Threads, because opening remote shards is waiting for answers.
+        # Threads, because opening remote shards is mostly waiting for answers.
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
             opened = pool.map(functools.partial(_open_shard, accept_truncated), jobs)
             headers = list(
@@ -157,21 +153,17 @@ class ShardSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the indexes: equal exactly when the samples and their order are."""
+        """Return a SHA-256 over the indexes, equal exactly if samples and order are equal."""
         parts = (f"{h.samples} {h.bytes} {h.sha256} {h.table_sha256}\n" for h in self.headers)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @property
     def faults(self) -> list[Fault]:
-        """What indexing found wrong; those samples have no number here."""
+        """Return the faults found by indexing; their samples have no number here."""
         return [fault for header in self.headers for fault in header.faults]
 
     def check_keys(self) -> None:
-        """Checks that no key comes twice, across shards too.
-
-        Raises:
-            ConfigError: one does; names the shards and where the second sample starts.
-        """
+        """Raise ConfigError if a key comes twice, in one shard or in two."""
         seen: dict[str, int] = {}
         for number, (path, header) in enumerate(zip(self._indexes, self.headers, strict=True)):
             for key in read_keys(path, header):
@@ -185,7 +177,7 @@ class ShardSet:
                     )
 
     def locate(self, sample_id: int) -> tuple[int, str, list[Entry]]:
-        """Shard number, key and members of a sample; reads the shard's index if need be."""
+        """Return shard number, key and members of a sample; read the shard's index if needed."""
         if not 0 <= sample_id < len(self):
             raise IndexError(f"sample_id={sample_id} is not in 0..{len(self) - 1}")
         number = bisect_right(self._ends, sample_id)
@@ -194,7 +186,7 @@ class ShardSet:
         return number, table.keys[row], table.members(row)
 
     def find(self, shard: str, key: str) -> int | None:
-        """The number of a sample by its shard and key; None when it is not among the usable."""
+        """Return the number of the sample with this shard and key; None if it is not usable."""
         if shard not in self.shards:
             return None
         number = self.shards.index(shard)
@@ -204,11 +196,11 @@ class ShardSet:
         return self._ends[number] - self.headers[number].samples + keys.index(key)
 
     def __getitem__(self, sample_id: int) -> Sample:
-        """Reads one sample with one range request and checks every byte of it.
+        """Read one sample with one range request and check every byte of it.
 
         Raises:
-            BadSample: the shard is cut or damaged there, or the record is wrong.
-            IndexError: no such sample.
+            BadSample: the shard is cut or damaged there, or the record breaks a rule.
+            IndexError: the number is out of range.
             OSError: the shard cannot be reached.
         """
         number, key, entries = self.locate(sample_id)
@@ -224,7 +216,7 @@ class ShardSet:
         return Sample(key, sample_id, record, images, shard, start, limits)
 
     def usable(self) -> Iterator[Sample]:
-        """All samples in order, decoded; what cannot be used is left out with a warning."""
+        """Yield the usable samples in order, decoded; log a warning for each of the others."""
         for sample_id in range(len(self)):
             try:
                 sample = self[sample_id]
@@ -266,7 +258,7 @@ class ShardSet:
 
 
 def _damage(piece: memoryview, entry: Entry) -> tuple[FaultKind, str]:
-    """Whether the header or the payload of a member is what changed."""
+    """Return whether the header or the payload of a member changed, and a description."""
     from tarfile import HeaderError, TarInfo
 
     try:
@@ -277,10 +269,10 @@ def _damage(piece: memoryview, entry: Entry) -> tuple[FaultKind, str]:
 
 
 def _open_shard(accept_truncated: bool, job: IndexJob) -> IndexHeader:
-    """Reads or builds a shard's index and compares their sizes.
+    """Return the header of a shard's index, built if missing, after comparing the sizes.
 
-    A shard that lost its end after it was indexed is usable: every lost sample is known and
-    counted when it is due. One that was cut before is of unknown length and refused.
+    A shard that was cut after indexing is usable: every lost sample is known and is counted when
+    it is due. A shard that was cut before indexing is refused, because its length is unknown.
     """
     shard, path = job.shard, sidecar(job.shard, job.index_folder)
     try:
@@ -290,8 +282,8 @@ def _open_shard(accept_truncated: bool, job: IndexJob) -> IndexHeader:
         raise ConfigError(f"shard={shard} cannot be read: {error}; check the path") from error
     if header.truncated and not accept_truncated:
         raise ConfigError(
-            f"shard={shard} was cut before it was indexed ({header.faults[-1].detail}), so nobody "
-            "knows how many samples are lost; restore it, or leave it out of the shards"
+            f"shard={shard} was cut before it was indexed ({header.faults[-1].detail}), so the "
+            "number of lost samples is unknown; restore it, or leave it out of the shards"
         )
     if size > header.bytes:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Loader workers outlive the signals that are meant for the training process."""
+"""Let loader workers survive the signals that are meant for the training process."""
 
 import atexit
 import contextlib
@@ -13,9 +13,9 @@ _SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
-    """Holds signals back while workers start, so that none meets one without its shield.
+    """Block signals while workers start, so that none reaches a worker without its shield.
 
-    The mask is inherited; signals for this process arrive when it is lifted again.
+    Workers inherit the mask; signals for this process arrive when it is lifted.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
     try:
@@ -25,11 +25,11 @@ def held_signals() -> Iterator[None]:
 
 
 class SignalShield:
-    """Leaves signals to the training process, which finishes its step and ends the workers.
+    """Worker initialiser that leaves signals to the training process, which ends its workers.
 
-    Slurm and terminals signal whole process groups; a worker that died of it would take the step
-    and the checkpoint with it. Only once the training process exits does SIGTERM end a worker:
-    that is how Python's multiprocessing ends those that are left.
+    Slurm and terminals signal whole process groups. If a worker died of that, the step and its
+    checkpoint would be lost. SIGTERM ends a worker only when the training process exits, because
+    Python's multiprocessing ends leftover workers that way.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class SignalShield:
         self._exiting.value = 1
 
     def __call__(self, worker: int) -> None:
-        """Runs in a new worker."""
+        """Install the shield in a new worker."""
         for number in _SHIELDED:
             signal.signal(number, self._answer)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHIELDED)

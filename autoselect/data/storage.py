@@ -1,7 +1,7 @@
-"""Where shards lie: local files, or anything fsspec opens, read by byte ranges.
+"""Read shards by byte ranges, from local files or from anything that fsspec opens.
 
-Local paths use the operating system directly; `s3://`, `gs://`, `hf://`, `https://` and the other
-protocols of fsspec are opened with the library that fsspec names for them.
+Local paths use the operating system directly. fsspec picks the library for `s3://`, `gs://`,
+`hf://`, `https://` and its other protocols.
 """
 
 import contextlib
@@ -20,21 +20,16 @@ from autoselect.files.atomic import write_bytes
 _OPEN_FILES = 64
 _HEAD_BYTES = 2**16
 _RETRY_SECONDS = (0.2, 1.0, 5.0)
-# What file systems raise when they cannot serve a path, beside OSError.
+# Raised by fsspec if a protocol is unknown or its library is not installed.
 _MISSING_LIBRARY = (ImportError, ValueError)
 
 
 def is_remote(path: str) -> bool:
-    """Whether the path is a URL."""
     return "://" in path
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it.
-
-    Raises:
-        ConfigError: no such protocol, or its library is not installed.
-    """
+    """Return the file system of a URL and the path inside it; ConfigError if fsspec has none."""
     try:
         return fsspec.core.url_to_fs(url)
     except _MISSING_LIBRARY as error:
@@ -42,11 +37,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def file_size(path: str) -> int:
-    """Size in bytes.
-
-    Raises:
-        OSError: the file does not exist or cannot be reached.
-    """
+    """Return the size in bytes; raise OSError if the file cannot be reached."""
     if not is_remote(path):
         return os.stat(path).st_size
     system, inner = file_system(path)
@@ -55,7 +46,7 @@ def file_size(path: str) -> int:
 
 @contextlib.contextmanager
 def open_stream(path: str) -> Iterator[BinaryIO]:
-    """Opens a file for one pass from front to back."""
+    """Open a file for one pass from front to back."""
     if is_remote(path):
         system, inner = file_system(path)
         with system.open(inner, "rb", block_size=2**22) as stream:
@@ -66,12 +57,7 @@ def open_stream(path: str) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole content of a small file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
-    """
+    """Return the content of a small file; FileNotFoundError if it does not exist."""
     if is_remote(path):
         return _request(path, None, None)
     with open(path, "rb") as stream:
@@ -79,12 +65,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_first_line(path: str) -> bytes:
-    """The first line, with its newline; of a remote file no more than needed is transferred.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
-    """
+    """Return the first line with its newline; transfer no more of a remote file than needed."""
     if not is_remote(path):
         with open(path, "rb") as stream:
             return stream.readline()
@@ -99,11 +80,9 @@ def read_first_line(path: str) -> bytes:
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
-    """Bytes [start, start + size) of a remote file; fewer when it ends before.
+    """Return the bytes [start, start + size) of a remote file, fewer if it ends earlier.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
         ConfigError: the server ignores range requests.
     """
     try:
@@ -111,7 +90,7 @@ def read_range(url: str, start: int, size: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError:
-        # Asking beyond the end is an error in some protocols.
+        # Some protocols refuse a range that goes past the end of the file.
         left = file_size(url) - start
         if left >= size:
             raise
@@ -125,7 +104,7 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
 
 def _request(url: str, start: int | None, end: int | None) -> bytes:
-    """Reads from a remote file; passing failures are tried again after 0.2, 1 and 5 seconds."""
+    """Read from a remote file; try again after 0.2, 1 and 5 seconds if a request fails."""
     system, inner = file_system(url)
     for pause in (*_RETRY_SECONDS, None):
         try:
@@ -140,21 +119,17 @@ def _request(url: str, start: int | None, end: int | None) -> bytes:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What a file system raises for a failed request; the HTTP client's errors are no OSError."""
+    """Return what a file system raises if a request fails; aiohttp's errors are not OSErrors."""
     client = sys.modules.get("aiohttp")
     return (OSError, client.ClientError) if client else (OSError,)
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Writes a file that is complete or absent, whatever happens meanwhile.
-
-    Raises:
-        OSError: the place cannot be written.
-    """
+    """Write a file that is either complete or absent, even after a crash."""
     if is_remote(path):
         system, inner = file_system(path)
         if path.startswith(("http://", "https://")):
-            raise PermissionError("web servers are only read from")
+            raise PermissionError("web servers can only be read from")
         try:
             system.pipe_file(inner, data)
         except _network_errors() as error:
@@ -164,17 +139,13 @@ def write_atomically(path: str, data: bytes) -> None:
 
 
 class RangeReader:
-    """Reads byte ranges; keeps a few local files open, safely across forks and pickling."""
+    """Reader of byte ranges that keeps a few local files open; safe to fork and to pickle."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, int] = OrderedDict()
 
     def read(self, path: str, start: int, size: int) -> bytes:
-        """Bytes [start, start + size); fewer when the file ends before.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
+        """Return the bytes [start, start + size), fewer if the file ends earlier."""
         if is_remote(path):
             return read_range(path, start, size)
         handle = self._handle(path)

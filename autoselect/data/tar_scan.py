@@ -1,7 +1,7 @@
-"""One pass over a tar stream that loses nothing silently.
+"""Scan a tar stream once without losing anything silently.
 
-Python's `tarfile` and WebDataset stop without a word at a damaged header. Here a damaged header is
-reported, the scan goes on at the next valid one, and a missing end marker is reported too.
+Python's `tarfile` and WebDataset stop at a damaged header without an error. This scan reports it,
+continues at the next valid header, and reports a missing end marker too.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class Member:
         name: path inside the archive.
         start: offset of its first header block, in bytes.
         data: offset of its payload, in bytes.
-        size: payload length, in bytes.
-        crc: CRC-32 of everything from `start` to the payload's end, so headers are covered too.
-        payload: the bytes, kept only where asked for; empty otherwise.
+        size: length of the payload, in bytes.
+        crc: CRC-32 of everything from `start` to the end of the payload, headers included.
+        payload: the payload if `TarScan` keeps it, else empty.
     """
 
     name: str
@@ -41,7 +41,10 @@ class Member:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and suffix by WebDataset's rule: cut at the first dot of the last path component."""
+    """Return key and suffix, cut at the first dot of the file name as WebDataset does.
+
+    None if the name lacks a key or a suffix, or begins with `__`.
+    """
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     if not stem or not dot or stem.startswith("__"):
@@ -50,16 +53,10 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 class TarScan:
-    """Iterates over the members of a tar stream; `faults`, `bytes` and `sha256` grow meanwhile.
+    """Iterator over the members of a tar stream; `faults`, `bytes` and `sha256` grow meanwhile.
 
-    Args:
-        stream: the archive, read once from front to back.
-        shard: its name for messages.
-        keep_suffix: members whose last suffix is this keep their payload.
-        member_bytes: larger payloads are never kept, in bytes.
-
-    Raises:
-        ConfigError: on iteration, when the stream is gzip-compressed.
+    Members whose last suffix is `keep_suffix` keep their payload, up to `member_bytes` bytes.
+    `shard` names the archive in messages. Iterating raises ConfigError for gzip streams.
     """
 
     def __init__(self, stream: BinaryIO, shard: str, keep_suffix: str, member_bytes: int) -> None:
@@ -113,7 +110,7 @@ class TarScan:
         return data
 
     def _next_header(self) -> tuple[bytes, tarfile.TarInfo] | None:
-        """The next valid header block, or None at the end; damage on the way is reported."""
+        """Return the next valid header block, None at the end; report damage on the way."""
         lost, zeros = False, 0
         while len(block := self._read(BLOCK)) == BLOCK:
             if self.bytes == BLOCK and block.startswith(_GZIP):
@@ -144,7 +141,7 @@ class TarScan:
         return None
 
     def _payload(self, size: int, keep: bool, extended: bool, crc: int) -> tuple[bytes, int] | None:
-        """Payload (if kept) and continued CRC; None when the stream ends early.
+        """Return the payload (if kept) and the updated CRC, or None if the stream ends early.
 
         The padding of an extended header lies inside the member, so the CRC covers it.
         """
@@ -169,7 +166,7 @@ class TarScan:
 
 
 def _overrides(kind: bytes, payload: bytes) -> dict[str, str]:
-    """Name and size of the next member, from a pax or GNU long-name block."""
+    """Return name and size of the next member from a pax or GNU long-name block."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": payload.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     found = {}

@@ -1,4 +1,4 @@
-"""Compares shards with their indexes, byte for byte, and names everything that differs."""
+"""Compare shards with their indexes, byte by byte, and report everything that differs."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,13 +14,7 @@ _PIECE = 2**22
 
 @dataclass(frozen=True)
 class VerifyJob:
-    """What to verify.
-
-    Attributes:
-        shard: path or URL.
-        index_folder: where the index lies; beside the shard when None.
-        decode: decode every image too.
-    """
+    """A shard to verify; `index_folder` is None if the index lies beside it."""
 
     shard: str
     index_folder: str | None = None
@@ -29,7 +23,7 @@ class VerifyJob:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found: usable samples according to the index, and every fault."""
+    """Number of usable samples according to the index, and every fault."""
 
     shard: str
     samples: int
@@ -37,10 +31,10 @@ class VerifyReport:
 
 
 def verify_shard(job: VerifyJob) -> VerifyReport:
-    """Reads a shard completely and compares it with its index.
+    """Read a shard completely and compare it with its index.
 
-    Faults noted when the shard was indexed are reported again. A shard that differs from its index
-    is searched sample by sample for the place.
+    Faults found by indexing are reported again. If the shard differs from its index, its samples
+    are read one by one to find the damaged ones.
     """
     path = sidecar(job.shard, job.index_folder)
     try:
@@ -65,7 +59,7 @@ def verify_shard(job: VerifyJob) -> VerifyReport:
 
 
 def _hash(path: str) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file."""
+    """Return the size in bytes and the SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with storage.open_stream(path) as stream:
         while piece := stream.read(_PIECE):

@@ -1,4 +1,4 @@
-"""Writing shards in the WebDataset layout: `key.jpg` (or `key.0.jpg`, ...) and `key.json`."""
+"""Write shards in the WebDataset layout: `key.jpg` (or `key.0.jpg`, ...) and `key.json`."""
 
 import json
 import re
@@ -18,30 +18,17 @@ _KEY = re.compile(r"(?!(.*/)?__)[A-Za-z0-9_-][A-Za-z0-9_/-]*")
 
 
 def check_key(name: str, key: str) -> None:
-    """Checks that a text can be a key, or the beginning of one; errors call it `name`.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Raise ConfigError unless `key` can begin a key; the message calls it `name`."""
     if not _KEY.fullmatch(key):
         raise ConfigError(f"{name}={key!r} must match {_KEY.pattern}; choose another")
 
 
 class ShardWriter:
-    """Writes samples into `prefix-000000.tar`, `prefix-000001.tar`, ... with their indexes.
+    """Writer of samples into `prefix-000000.tar`, `prefix-000001.tar`, ... with their indexes.
 
-    A shard is written under a temporary name and renamed when complete, then indexed, so a file
-    with an index is whole whatever happened. The same calls give the same bytes.
-
-    Args:
-        folder: where the shards go; created if missing.
-        prefix: first part of the file names.
-        samples_per_shard: samples in every shard but the last.
-        first_shard: number of the first shard.
-        limits: caps that the indexes note, for all who read the shards; the defaults when None.
-
-    Raises:
-        ConfigError: `samples_per_shard` is not positive.
+    A shard is written under a temporary name, renamed when complete, then indexed, so a file with
+    an index is complete even after a crash. The same calls write the same bytes. `limits` are caps
+    stored in the indexes for everyone who reads the shards.
     """
 
     def __init__(
@@ -67,19 +54,18 @@ class ShardWriter:
         self.shards: list[Path] = []
 
     def write(self, key: str, record: dict[str, Any], images: list[bytes]) -> None:
-        """Adds one sample.
+        """Add one sample.
 
         Args:
-            key: distinct; letters, digits, `_`, `-` and `/`.
-            record: stored as JSON, with `id` set to the key and `image` to the member names (one
-                name, a list of several, or absent).
-            images: encoded images, stored as they are.
+            key: unique; letters, digits, `_`, `-` and `/`.
+            record: stored as JSON, with `id` set to the key and `image` to the member names.
+            images: encoded images, stored unchanged.
 
         Raises:
-            ConfigError: the key cannot be used (see `check_key`) or came before.
-            RecordError: the record has no well-formed conversation, its placeholders do not match
-                the images, or a text in it cannot be written.
-            ImageError: an image has no known format.
+            ConfigError: `check_key` refuses the key, or it was used before.
+            RecordError: the conversation is malformed, its placeholders do not match the images,
+                or a text cannot be encoded.
+            ImageError: an image has an unknown format.
         """
         check_key("key", key)
         if key in self._keys:
@@ -103,7 +89,7 @@ class ShardWriter:
             self._finish_shard()
 
     def close(self) -> None:
-        """Completes the last shard."""
+        """Complete the last shard."""
         if self._tar is not None:
             self._finish_shard()
 
@@ -111,9 +97,9 @@ class ShardWriter:
         return self.folder / f"{self._prefix}-{self._number:06d}.tar"
 
     def _open(self) -> Any:
-        """The WebDataset writer of the current shard, begun if need be."""
+        """Return the WebDataset writer of the current shard; begin the shard if necessary."""
         if self._tar is None:
-            # Here, because it imports torch, which those who only read shards need not wait for.
+            # Imported here because it imports torch, which is slow and not needed to read shards.
             import webdataset
 
             self._file = replacing(self._path())

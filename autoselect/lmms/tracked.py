@@ -1,6 +1,6 @@
-"""A run over public tasks in MLflow: a parent from start to end, a child per method and budget.
+"""Track public tasks in MLflow: a parent run from start to end, a child per method and budget.
 
-A run that is repeated, or gets further budgets and tasks in its folder, goes on in the same runs.
+If a start is repeated, or adds budgets and tasks in its folder, it continues the same runs.
 """
 
 import re
@@ -16,17 +16,17 @@ from autoselect.tracking.note import RunNote
 
 KIND, PARENT = "public benchmarks", "parent"
 GROWING = ("tasks", "budgets", "methods")
-"""Settings that a later start in the same folder may add to; parameters of a run cannot change."""
+"""Settings that a later start may extend, logged as tags because MLflow parameters are fixed."""
 NOT_IN_NAMES = re.compile(r"[^\w./ -]")
 
 
 class PublicRecord:
-    """The runs of one output folder.
+    """The MLflow runs of one output folder.
 
     Args:
-        settings: the `PublicSettings`; without `tracking` nothing is logged.
-        identity: what makes a later run the same one, a JSON value.
-        environment: as `evaluation.environment` gives it.
+        settings: `PublicSettings`; without `tracking` nothing is logged.
+        identity: JSON value; a later start with an equal one continues the same runs.
+        environment: result of `evaluation.environment`.
     """
 
     def __init__(self, settings: Any, identity: Any, environment: dict[str, Any]) -> None:
@@ -47,11 +47,11 @@ class PublicRecord:
         self._note.keep(PARENT, self._parent.run_id)
 
     def ended_truthfully(self) -> AbstractContextManager[Tracker]:
-        """Around the work: the parent run ends as what happened to it."""
+        """Return a context manager that ends the parent run with the status of the work in it."""
         return ended_truthfully(self._parent)
 
     def log(self, report: dict[str, Any]) -> None:
-        """Log a finished report, as `build_public_report` gives it, and its files."""
+        """Log a finished report of `build_public_report`, and its files."""
         if not self.settings.tracking:
             return
         self._parent.describe(public_markdown(report))

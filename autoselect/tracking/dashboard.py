@@ -1,4 +1,4 @@
-"""`make dashboard`: MLflow's own pages over this folder's store, on loopback only."""
+"""`make dashboard`: serve MLflow's own pages over this folder's store, on loopback only."""
 
 import socket
 import subprocess
@@ -11,10 +11,7 @@ HOST = "127.0.0.1"
 
 
 def serve(port: int) -> int:
-    """Serve until interrupted; returns the server's exit code.
-
-    Args:
-        port: on 127.0.0.1.
+    """Serve on 127.0.0.1 until interrupted; return the exit code of the server.
 
     Raises:
         ConfigError: the port is in use.

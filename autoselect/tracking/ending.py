@@ -1,4 +1,4 @@
-"""Ends a run as what happened to the work in it."""
+"""End an MLflow run with the status of the work in it."""
 
 import signal
 import threading
@@ -13,10 +13,9 @@ TERMINATED = 128 + signal.SIGTERM
 
 @contextmanager
 def ended_truthfully(tracker: Tracker) -> Iterator[Tracker]:
-    """FINISHED, FAILED after an error, KILLED after Ctrl-C and, in the main thread, SIGTERM.
+    """End the run as FINISHED, FAILED after an error, or KILLED after Ctrl-C or SIGTERM.
 
-    Args:
-        tracker: of the run, or a disabled one, for which signals stay what they are.
+    SIGTERM is handled only in the main thread and only if the tracker is enabled.
     """
     with _terminations(tracker.run_id is not None):
         try:
@@ -32,7 +31,7 @@ def ended_truthfully(tracker: Tracker) -> Iterator[Tracker]:
 
 @contextmanager
 def _terminations(wanted: bool) -> Iterator[None]:
-    """Make SIGTERM an exception, so that the run is ended before the process."""
+    """Turn SIGTERM into an exception, so that the run is ended before the process."""
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Reading back what a run logged."""
+"""Read back what a run logged."""
 
 import logging
 
@@ -10,17 +10,12 @@ logger = logging.getLogger(__name__)
 
 
 def metric_history(run_id: str, name: str) -> list[tuple[int, float]]:
-    """Return (step, value) of a metric in the order of the steps; empty if it cannot be read.
-
-    Args:
-        run_id: id that `Tracker.run_id` gave.
-        name: name of the metric.
-    """
+    """Return (step, value) pairs of a metric, ordered by step; empty if it cannot be read."""
     if run_id.startswith(OFFLINE):
         return []
     store = Store.open()
     try:
         return store.history(run_id, name)
     except TrackingError as error:
-        logger.warning("%s %s, no course of %s: %s", store.address, error.verb, name, error)
+        logger.warning("%s %s, no history of %s: %s", store.address, error.verb, name, error)
         return []

@@ -1,9 +1,9 @@
-"""Which selector is best at which K, and what it costs: the first thing an experiment's page says.
+"""Which selector is best at which K and at what cost, at the top of an experiment's MLflow page.
 
 Every evaluation rewrites two tags of its experiment. The description is the answer in one line (all
-that MLflow shows of it unfolded) and a table. The saved view `VIEW` is the list of evaluations with
-retention and speedup as columns, which MLflow's own list of runs does not show by itself. Tag and
-columns are those of MLflow 3.17; another version that does not know them shows its usual list.
+that MLflow shows while it is folded) and a table. The saved view `VIEW` lists the evaluations with
+columns for retention and speedup. Tag and columns are those of MLflow 3.17; a version that does not
+know them shows its usual list.
 """
 
 import json
@@ -24,24 +24,22 @@ COLUMN_WIDTH = 185
 
 
 def metric_at(name: str, budget: int) -> str:
-    """Name of a selector's metric at a budget, such as `retention_at_64_tokens`."""
+    """Return the name of a metric at a token budget, such as `retention_at_64_tokens`."""
     return f"{name}_at_{budget}_tokens"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One selector at one budget in one evaluation.
+    """One selector at one token budget in one evaluation.
 
     Attributes:
-        data: what it was measured on, `(model, data)`; only equal ones can be compared.
-        selector: how it is called.
-        budget: K.
-        retention: a fraction.
-        interval: its 95 % interval, as text.
-        speedup: of the prefill, selector included.
-        run_id: of the evaluation.
-        run_name: of the evaluation.
-        time_ms: when the evaluation began.
+        data: `(model, data)` of the measurement; only equal ones can be compared.
+        budget: K, in tokens.
+        retention: score / score with all tokens, mean over the tasks, as a fraction.
+        interval: 95 % interval of the retention, as text.
+        speedup: speedup of the prefill, selector included; None if it was not measured.
+        run_id: MLflow id of the evaluation.
+        time_ms: start of the evaluation, in milliseconds since 1970.
     """
 
     data: tuple[str, str]
@@ -55,13 +53,13 @@ class Standing:
     time_ms: int = 0
 
     def short(self) -> str:
-        """`96.0 %, 2.83 x`."""
+        """Return a text such as `96.0 %, 2.83 x`."""
         cost = "" if self.speedup is None else f", {self.speedup:.2f} x"
         return f"{100 * self.retention:.1f} %{cost}"
 
 
 def standings(runs: Sequence[Any]) -> list[Standing]:
-    """What MLflow's runs of evaluations say, latest evaluation first."""
+    """Return the standings in MLflow's runs of evaluations, latest evaluation first."""
     found = [standing for run in runs for standing in _of_run(run)]
     return sorted(found, key=lambda s: -s.time_ms)
 
@@ -89,12 +87,12 @@ def _of_run(run: Any) -> Iterator[Standing]:
 
 
 def note(found: Sequence[Standing], experiment_id: str, before: str = "") -> str:
-    """The description of the experiment.
+    """Return the description of the experiment, in Markdown.
 
     Args:
-        found: of `standings`, at least one.
-        experiment_id: for links.
-        before: the description so far; what a person wrote below `OWN_TEXT` is kept.
+        found: at least one standing, in the order of `standings`.
+        experiment_id: MLflow id of the experiment, for links.
+        before: current description; what a person wrote below `OWN_TEXT` is kept.
     """
     groups: dict[tuple[str, str], list[Standing]] = {}
     for standing in found:
@@ -125,7 +123,7 @@ def note(found: Sequence[Standing], experiment_id: str, before: str = "") -> str
 
 
 def _table(rows: Sequence[Standing], runs: str) -> Iterator[str]:
-    """Lines of the table of one model and data set."""
+    """Yield the lines of the table of one model and data set."""
     yield "| K | selector | retention | speedup | evaluation |"
     yield "|---:|---|---|---:|---|"
     for row in _ranked(rows):
@@ -136,13 +134,13 @@ def _table(rows: Sequence[Standing], runs: str) -> Iterator[str]:
 
 
 def _best(rows: Sequence[Standing]) -> list[Standing]:
-    """The best of each budget, ascending."""
+    """Return the best standing of each budget, by ascending budget."""
     budgets = sorted({row.budget for row in rows})[:BUDGETS]
     return [max((r for r in rows if r.budget == b), key=lambda r: r.retention) for b in budgets]
 
 
 def _ranked(rows: Sequence[Standing]) -> Iterator[Standing]:
-    """The best few of each budget, best first; of a selector's evaluations the latest."""
+    """Yield the best few of each budget, best first; only a selector's latest evaluation counts."""
     for budget in sorted({row.budget for row in rows}):
         latest: dict[str, Standing] = {}
         for row in rows:
@@ -152,7 +150,7 @@ def _ranked(rows: Sequence[Standing]) -> Iterator[Standing]:
 
 
 def saved_view(found: Sequence[Standing], time_ms: int) -> str:
-    """The saved view of MLflow's list of runs, as the value of its tag."""
+    """Return the saved view of MLflow's list of runs, as the JSON value of its tag."""
     budgets = sorted({row.budget for row in found})[:BUDGETS]
     columns = ["tags.`selector`", "tags.`data`"]
     for budget in budgets:

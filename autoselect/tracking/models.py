@@ -1,4 +1,4 @@
-"""Model folders that runs logged, by the addresses that MLflow gives them."""
+"""Model folders that runs logged, by their MLflow addresses."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from autoselect.tracking.store import Store
 
 
 def download_model(address: str) -> Path:
-    """Return a folder with the files of a logged model; in a local store that of the store itself.
+    """Return a folder with the files of a logged model; for a local store, its own folder.
 
     Args:
         address: `models:/ID`, `models:/NAME/VERSION` of a registered model, or `runs:/RUN/NAME`
-            with the name that `Tracker.log_model` was given.
+            with the name given to `Tracker.log_model`.
 
     Raises:
-        ConfigError: this store has no such model, or does not answer or refuses.
+        ConfigError: the store lacks the model, does not answer, or refuses.
     """
     store = Store.open()
     try:
@@ -27,7 +27,8 @@ def download_model(address: str) -> Path:
         ) from error
     if folder is None:
         raise ConfigError(
-            f"model={address} is not in {store.address}; the tag model.selector of an evaluation's "
-            "run names one (models:/ID), and MLFLOW_TRACKING_URI the store"
+            f"model={address} is not in {store.address}; give an address that the tag "
+            "model.selector of an evaluation's run holds (models:/ID), and set "
+            "MLFLOW_TRACKING_URI to its store"
         )
     return folder

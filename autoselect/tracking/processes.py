@@ -1,4 +1,4 @@
-"""Which process owns a run, so that runs whose process is gone can be told from living ones."""
+"""Name the process that owns a run, so that a run whose process died can be recognised."""
 
 import os
 import socket
@@ -9,12 +9,12 @@ HOST_TAG, PROCESS_TAG = "autoselect.host", "autoselect.process"
 
 
 def own_process() -> dict[str, str]:
-    """Tags that name this process: host, and process id with its start time."""
+    """Return tags that name this process: host, and process id with its start time."""
     return {HOST_TAG: socket.gethostname(), PROCESS_TAG: _identity(os.getpid())}
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:
-    """True when the tags name a process of this host that does not run any more."""
+    """Return True if the tags name a process of this host that has ended."""
     process = tags.get(PROCESS_TAG, "")
     if tags.get(HOST_TAG) != socket.gethostname() or not process:
         return False
@@ -22,7 +22,7 @@ def is_gone(tags: Mapping[str, str]) -> bool:
 
 
 def _identity(process_id: int) -> str:
-    """`id:start`, start in clock ticks since boot, so that a reused id is not taken for the run."""
+    """Return `id:start`, start in clock ticks since boot, because process ids are reused."""
     stat = Path(f"/proc/{process_id}/stat")
     if stat.exists():
         return f"{process_id}:{stat.read_text().rpartition(')')[2].split()[19]}"

@@ -115,7 +115,7 @@ def test_files_that_are_not_the_official_ones_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no 'answer'.*take the validation split"):
         convert_public(BENCHMARKS["gqa"], files, tmp_path / "out")
     put(files["questions"], "<html>")
-    with pytest.raises(ConfigError, match="is no JSON"):
+    with pytest.raises(ConfigError, match="is not JSON"):
         convert_public(BENCHMARKS["gqa"], files, tmp_path / "out")
     with pytest.raises(ConfigError, match="images=.* is not a folder"):
         convert_public(BENCHMARKS["gqa"], files | {"images": tmp_path / "no"}, tmp_path / "out")

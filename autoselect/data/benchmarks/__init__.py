@@ -1,1 +1,1 @@
-"""Public benchmarks in their official files, to evaluation shards: one small file per benchmark."""
+"""Converters of the official files of public benchmarks to shards, one module per benchmark."""

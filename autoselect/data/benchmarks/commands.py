@@ -15,11 +15,9 @@ AddParser = Callable[[Any, str, Callable[[argparse.Namespace], int], str], argpa
 
 
 def add_public_converters(commands: Any, add: AddParser) -> None:
-    """Add a converter for every benchmark.
+    """Add a converter for every benchmark to the sub-parsers `commands`.
 
-    Args:
-        commands: sub-parsers of `autoselect shards`.
-        add: adds one parser, with the flags that all of them share.
+    `add` adds one parser, with the flags that all of them share.
     """
     for benchmark in BENCHMARKS.values():
         parser = add(
@@ -35,7 +33,7 @@ def add_public_converters(commands: Any, add: AddParser) -> None:
 
 
 def run_public(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
-    """Convert, and say what became of every question."""
+    """Convert a benchmark; return 1 if too many rows are rejected."""
     paths = {name: getattr(arguments, name) for name in benchmark.files}
     report = convert_public(
         benchmark,

@@ -1,7 +1,7 @@
-"""From official files to shards: a benchmark's rows go through the converter of LLaVA rows.
+"""Convert a benchmark: its official files become LLaVA-style rows, and `convert` makes the shards.
 
-So every benchmark is converted in parallel, restartably and deterministically, and rows whose
-image is missing or broken are listed in `rejected.jsonl`. The rows stay in `.convert/rows.jsonl`.
+So the conversion is parallel, restartable and deterministic, and rows whose image is missing or
+broken are listed in `rejected.jsonl`. The rows stay in `.convert/rows.jsonl`.
 """
 
 import json
@@ -20,13 +20,7 @@ WORK_FOLDER = ".convert"
 
 @dataclass(frozen=True)
 class PublicReport:
-    """What became of a benchmark.
-
-    Attributes:
-        conversion: rows, samples, shards and rejected rows.
-        questions: in the files.
-        lost_questions: of rejected rows.
-    """
+    """The report of the converter, and the numbers of all questions and of those rejected."""
 
     conversion: ConvertReport
     questions: int
@@ -42,15 +36,12 @@ def convert_public(
     workers: int = 1,
     limits: Limits | None = None,
 ) -> PublicReport:
-    """Convert one benchmark.
+    """Convert one benchmark as `convert_llava` does.
 
     Args:
-        benchmark: of the table.
         files: path of each of `benchmark.files`; optional ones may be absent.
-        output: folder for the shards; one that an interrupted conversion left is completed.
-        samples_per_shard: images (multiple choice: questions) per shard.
-        workers: processes.
-        limits: caps on image bytes and pixels, which the indexes note for all who read the shards.
+        output: folder for the shards; an interrupted conversion in it is completed.
+        samples_per_shard: images per shard (questions, if multiple choice).
 
     Raises:
         ConfigError: a file cannot be read or is not the official one, or `output` belongs to

@@ -7,11 +7,7 @@ from autoselect.data.benchmarks.rows import SHORT_ANSWER, Question, Row, by_imag
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `testdev_balanced_questions.json`, a mapping of question ids.
-
-    Raises:
-        ConfigError: the file is not the official one, or has no answers.
-    """
+    """Return the rows of `testdev_balanced_questions.json`, a mapping by question id."""
     path = files["questions"]
     found = []
     for number, entry in read_json(path).items():

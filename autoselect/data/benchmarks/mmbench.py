@@ -1,9 +1,9 @@
 """MMBench (Liu et al. 2023): multiple choice, asked in every rotation of the options.
 
-The official TSV holds images as base64; a long file repeats a question under `index + 1e6`,
+The official TSV holds images as base64. A long file repeats a question under `index + 1e6`,
 `index + 2e6`, ... with rotated options, and may name another row's index in place of an image.
-A file without rotations gets them here. One sample holds all rotations of one question, so that
-circular accuracy is over its rounds.
+Other files get their rotations here. One sample holds all rotations of a question, so that
+circular accuracy is computed over its rounds.
 """
 
 import base64
@@ -31,21 +31,15 @@ _LARGEST_FIELD = 2**31 - 1
 
 
 def rows_en(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of the English development file."""
     return _rows(files, "mmbench_en_dev", LETTER_ANSWER)
 
 
 def rows_cn(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of the Chinese development file."""
     return _rows(files, "mmbench_cn_dev", CHINESE_ANSWER)
 
 
 def _rows(files: Mapping[str, Path], task: str, instruction: str) -> list[Row]:
-    """Rows of a TSV; its images go to `files["images"]`.
-
-    Raises:
-        ConfigError: the file is not the official one, or has no answers.
-    """
+    """Return the rows of a TSV; write its images into the folder `files["images"]`."""
     path = files["questions"]
     entries = _read(path)
     groups: dict[int, list[dict[str, str]]] = {}
@@ -66,14 +60,14 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         with path.open(encoding="utf-8", newline="") as stream:
             table = {row["index"]: row for row in csv.DictReader(stream, delimiter="\t")}
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
-        raise ConfigError(f"{path} is no MMBench TSV: {error!r}; download it again") from error
+        raise ConfigError(f"{path} is not an MMBench TSV: {error!r}; download it again") from error
     if not table:
         raise ConfigError(f"{path} holds no questions")
     return table
 
 
 def _options(entry: dict[str, str]) -> list[str]:
-    """Options A, B, ... up to the first that is missing."""
+    """Return the options A, B, ... up to the first that is missing."""
     options = []
     for letter in LETTERS[:5]:
         text = (entry.get(letter) or "").strip()
@@ -84,7 +78,7 @@ def _options(entry: dict[str, str]) -> list[str]:
 
 
 def _rotations(entry: dict[str, str], path: Path) -> list[dict[str, str]]:
-    """The question with its options turned by 0, 1, 2, ... places."""
+    """Return the question once per option, with the options rotated by 0, 1, 2, ... places."""
     options = _options(entry)
     place = LETTERS.index(_answer(entry, path))
     turned = []
@@ -121,14 +115,14 @@ def _question(entry: dict[str, str], task: str, instruction: str, path: Path) ->
 def _store_image(
     entry: dict[str, str], entries: Mapping[str, dict[str, str]], folder: Path, path: Path
 ) -> str:
-    """Write the image of a row into `folder` and return its name there."""
+    """Write the image of a row into `folder` and return its file name."""
     name, text = entry["index"], str(field(entry, "image", path))
     while len(text) <= LONGEST_REFERENCE and text in entries and text != name:
         name, text = text, str(field(entries[text], "image", path))
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error:
-        data = text.encode()  # stored as it is, and then listed among the undecodable images
+        data = text.encode()  # stored unchanged; the converter rejects it as undecodable
     target = folder / name
     if not target.is_file() or target.read_bytes() != data:
         write_bytes(target, data)

@@ -1,7 +1,7 @@
 """MME (Fu et al. 2023): 14 subtasks, two yes/no questions per image, accuracy and accuracy+.
 
-A subtask is a folder with pictures and texts beside each other, or in `images/` and
-`questions_answers_YN/`. A text holds a line `question<TAB>Yes` for each question.
+A subtask is a folder with images and texts beside each other, or in `images/` and
+`questions_answers_YN/`. A text holds one line `question<TAB>Yes` per question.
 """
 
 from collections.abc import Mapping
@@ -30,15 +30,11 @@ COGNITION = (
 )
 SUFFIXES = (".jpg", ".png", ".jpeg")
 YES_OR_NO = " Please answer yes or no."
-"""Stands behind every question; the short-answer line replaces it, as in lmms-eval."""
+"""Ends every question; the short-answer line replaces it, as in lmms-eval."""
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `MME_Benchmark_release_version`.
-
-    Raises:
-        ConfigError: a subtask is missing, or a text does not hold two questions with answers.
-    """
+    """Return the rows of the folder `MME_Benchmark_release_version`."""
     root = files["images"]
     found = []
     for subtask in PERCEPTION + COGNITION:

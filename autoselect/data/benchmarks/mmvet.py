@@ -7,11 +7,7 @@ from autoselect.data.benchmarks.rows import Question, Row, field, image_row, rea
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `mm-vet.json`; each also holds the `capability` list by which the grader reports.
-
-    Raises:
-        ConfigError: the file is not the official one.
-    """
+    """Return the rows of `mm-vet.json`, each with the `capability` list for the grader."""
     path = files["questions"]
     found = []
     for number, entry in read_json(path).items():

@@ -17,11 +17,7 @@ CATEGORIES = ("random", "popular", "adversarial")
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `coco_pope_random.json`, `..._popular.json` and `..._adversarial.json` of a folder.
-
-    Raises:
-        ConfigError: a file is missing or not the official one.
-    """
+    """Return the rows of the files `coco_pope_{random,popular,adversarial}.json` in a folder."""
     found = []
     for category in CATEGORIES:
         path = files["questions"] / f"coco_pope_{category}.json"

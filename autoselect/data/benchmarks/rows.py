@@ -1,4 +1,4 @@
-"""What every benchmark becomes: one image with its questions, as a LLaVA-style row."""
+"""The common form of all benchmarks: one image with its questions, as a LLaVA-style row."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -20,11 +20,11 @@ class Question:
     """One question about an image.
 
     Attributes:
-        id: as the benchmark numbers it.
-        text: with the instruction that says how to answer.
-        answers: accepted ones; ten for VQA soft accuracy.
-        task: the name under which its score is reported, as in lmms-eval.
-        target: the answer that stands in the conversation; the first accepted one when empty.
+        id: id of the question in the benchmark.
+        text: the question with the instruction that says how to answer.
+        answers: accepted answers; ten for VQA soft accuracy.
+        task: name under which its score is reported, as in lmms-eval.
+        target: answer in the conversation; if empty, the first accepted one.
     """
 
     id: str
@@ -35,12 +35,10 @@ class Question:
 
 
 def image_row(name: str, image: str, questions: Iterable[Question]) -> Row:
-    """A row of one image: the conversation, and per round `tasks`, `answers`, `question_ids`.
+    """Return the row of one image: its conversation, and per round a task, answers and an id.
 
-    Args:
-        name: of the row, as lists of rejected rows show it.
-        image: path within the image folder.
-        questions: at least one.
+    `name` stands in lists of rejected rows, `image` is a path relative to the image folder, and
+    `questions` holds at least one question.
     """
     asked = list(questions)
     turns = []
@@ -54,14 +52,14 @@ def image_row(name: str, image: str, questions: Iterable[Question]) -> Row:
         "image": image,
         "conversations": turns,
         "tasks": [question.task for question in asked],
-        # Annotators may leave an answer empty; the first one shows that there is an answer at all.
+        # Annotators may leave answers empty; one that is not comes first, to show that one exists.
         "answers": [sorted(q.answers, key=lambda answer: not answer.strip()) for q in asked],
         "question_ids": [question.id for question in asked],
     }
 
 
 def by_image(asked: Iterable[tuple[str, Question]]) -> list[Row]:
-    """One row per image with all its questions, in the order of first appearance."""
+    """Return one row per image with all its questions, in the order of first appearance."""
     groups: dict[str, list[Question]] = {}
     for image, question in asked:
         groups.setdefault(image, []).append(question)
@@ -69,7 +67,7 @@ def by_image(asked: Iterable[tuple[str, Question]]) -> list[Row]:
 
 
 def with_options(question: str, options: Iterable[str], hint: str = "") -> str:
-    """A multiple-choice question: hint, question, then a line `A. text` per option."""
+    """Return a multiple-choice text: hint, question, then a line `A. text` per option."""
     lines = [hint.strip()] if hint.strip() else []
     lines.append(question.strip())
     lines += [f"{LETTERS[i]}. {' '.join(text.split())}" for i, text in enumerate(options)]
@@ -77,27 +75,19 @@ def with_options(question: str, options: Iterable[str], hint: str = "") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        ConfigError: it cannot be read, or is no JSON.
-    """
+    """Return the value of a JSON file; raise ConfigError if it cannot be read or parsed."""
     try:
         return json.loads(_read(path))
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}; download it again") from error
+        raise ConfigError(f"{path} is not JSON: {error}; download it again") from error
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of a file with one JSON value per line.
-
-    Raises:
-        ConfigError: it cannot be read, or a line is no JSON.
-    """
+    """Return the values of a JSON-lines file; raise ConfigError if it cannot be read or parsed."""
     try:
         return [json.loads(line) for line in _read(path).splitlines() if line.strip()]
     except ValueError as error:
-        raise ConfigError(f"{path} is no file of JSON lines: {error}") from error
+        raise ConfigError(f"{path} is not a file of JSON lines: {error}") from error
 
 
 def _read(path: Path) -> str:
@@ -108,11 +98,7 @@ def _read(path: Path) -> str:
 
 
 def field(entry: Mapping[str, Any], name: str, path: Path) -> Any:
-    """A field of an official record.
-
-    Raises:
-        ConfigError: the record lacks it, so the file is not the official one, or has no answers.
-    """
+    """Return a field of an official record; raise ConfigError if the record lacks it."""
     if not isinstance(entry, Mapping) or entry.get(name) is None:
         known = ", ".join(sorted(entry)) if isinstance(entry, Mapping) else type(entry).__name__
         hint = (

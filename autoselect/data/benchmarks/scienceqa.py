@@ -18,11 +18,7 @@ SPLIT = "test"
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `problems.json` for the test numbers of `pid_splits.json`.
-
-    Raises:
-        ConfigError: a file is not the official one.
-    """
+    """Return the rows of `problems.json` for the test numbers in `pid_splits.json`."""
     problems, splits = read_json(files["problems"]), files["splits"]
     found = []
     for number in field(read_json(splits), SPLIT, splits):

@@ -15,11 +15,7 @@ from autoselect.data.benchmarks.rows import (
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `SEED-Bench.json` whose `data_type` is image; those about videos are left out.
-
-    Raises:
-        ConfigError: the file is not the official one.
-    """
+    """Return the rows of `SEED-Bench.json` whose `data_type` is image; skip those about videos."""
     path = files["questions"]
     found = []
     for entry in field(read_json(path), "questions", path):

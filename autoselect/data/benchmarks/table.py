@@ -1,4 +1,4 @@
-"""The benchmarks that can be converted: their files, and what reads them."""
+"""The benchmarks that can be converted: their official files, and the function that reads them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,13 +24,14 @@ class Benchmark:
     """One public benchmark.
 
     Attributes:
-        name: of the command, `convert-<name>`.
-        summary: what it is.
-        files: flag name -> what it must name; `images` is a folder.
-        rows: reads the files, one row per image (or per question of multiple choice).
+        name: end of the command's name, `convert-<name>`.
+        summary: help text of the command.
+        files: flag name -> official file or folder that it names; `images` is a folder.
+        rows: reads the files into one row per image (per question, if multiple choice); raises
+            ConfigError if a file is not the official one or has no answers.
         optional: flags that may be left out.
-        stores_images: the images are inside the questions file; there is no `--images` flag.
-        note: printed after a conversion.
+        stores_images: the questions file holds the images, so `--images` does not exist.
+        note: text printed after a conversion.
     """
 
     name: str
@@ -130,7 +131,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             mmvet.rows,
             note="MM-Vet is graded by a language model on its own server: send it the answers of "
             "predictions.jsonl of `autoselect eval --max-new-tokens 512`. The exact match that it "
-            "shows is no MM-Vet score.",
+            "shows is not an MM-Vet score.",
         ),
     )
 }

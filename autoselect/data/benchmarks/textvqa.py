@@ -1,7 +1,7 @@
 """TextVQA (Singh et al. 2019): questions about text in images, ten answers.
 
 LLaVA's published 58.2 was measured with OCR tokens in the prompt; lmms-eval leaves them out by
-default. `ocr` puts them in.
+default. The file `ocr` adds them.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,7 @@ from autoselect.data.benchmarks.rows import SHORT_ANSWER, Question, Row, by_imag
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `TextVQA_0.5.1_val.json`, with `TextVQA_Rosetta_OCR_v0.2_val.json` as `ocr`.
-
-    Raises:
-        ConfigError: a file is not the official one, or has no answers.
-    """
+    """Return the rows of `TextVQA_0.5.1_val.json`; `ocr` is `TextVQA_Rosetta_OCR_v0.2_val.json`."""
     path = files["questions"]
     tokens: dict[str, str] = {}
     if "ocr" in files:

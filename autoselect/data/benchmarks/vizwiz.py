@@ -11,11 +11,7 @@ UNANSWERABLE = (
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `val.json`, a list.
-
-    Raises:
-        ConfigError: the file is not the official one, or has no answers.
-    """
+    """Return the rows of `val.json`, a list."""
     path = files["questions"]
     found = []
     for number, entry in enumerate(read_json(path)):

@@ -8,11 +8,7 @@ from autoselect.data.benchmarks.rows import SHORT_ANSWER, Question, Row, by_imag
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
-    """Rows of `v2_OpenEnded_mscoco_val2014_questions.json` and its annotations file.
-
-    Raises:
-        ConfigError: a file is not the official one, or a question has no annotation.
-    """
+    """Return the rows of `v2_OpenEnded_mscoco_val2014_questions.json` and its annotations file."""
     asked, annotated = files["questions"], files["annotations"]
     questions = read_json(asked)
     split = field(questions, "data_subtype", asked)
