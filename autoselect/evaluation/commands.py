@@ -48,7 +48,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> EvalSettings:
-    """The settings that the flags of `add_eval_arguments` name."""
+    """Return the settings that the flags of `add_eval_arguments` name."""
     names = [field.name for field in dataclasses.fields(EvalSettings)]
     settings = EvalSettings(**{name: getattr(arguments, name) for name in names})
     return dataclasses.replace(
@@ -59,7 +59,7 @@ def settings_of(arguments: argparse.Namespace) -> EvalSettings:
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    """Evaluate, print the table and say where the report is."""
+    """Evaluate; print the table and the paths of the report."""
     result = evaluate(settings_of(arguments))
     if result is not None:
         out = Path(arguments.out)
@@ -93,7 +93,7 @@ def add_analyse_command(subparsers: Any) -> None:
 
 
 def run_analyse(arguments: argparse.Namespace) -> int:
-    """Analyse, and print the numbers and where the figure is."""
+    """Analyse; print the numbers and the path of the figure."""
     check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
     kind, out = arguments.kind, Path(arguments.out)
     vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
@@ -121,7 +121,7 @@ Work = Callable[[], dict[str, Any]]
 
 
 def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
-    """VLM, selector, and what computes the numbers; everything is checked before."""
+    """Return VLM, selector and the function that computes the numbers, after all checks."""
     kind, shards = arguments.kind, resolve_shards(arguments.shards, "test")
     opened = EvaluationSet.open(shards, arguments.max_images)
     if not opened.one_image_each:
@@ -142,7 +142,10 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
 
 
 def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
-    """As `_analysis`, for images without questions."""
+    """Return VLM, selector and the function that computes the numbers of the classifier analysis.
+
+    It reads images only, without their questions.
+    """
     shards = resolve_shards(arguments.shards, "test")
     every = ShardSet.open(shards)
     samples = [every[i] for i in range(min(arguments.max_images, len(every)))]
@@ -159,7 +162,7 @@ def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
 
 
 def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple[int, ...]]:
-    """VLM, selector and the budgets in tokens of such an image."""
+    """Return VLM, selector and the budgets in tokens of such an image."""
     vlm, selector = load_pair(resolve_model(arguments.model), arguments.selector, arguments.device)
     num_tokens = vlm.encode_images([image]).tokens.shape[1]
     return vlm, selector, parse_budgets(arguments.budgets, num_tokens)
@@ -192,10 +195,10 @@ def add_prefill_bench(kinds: Any) -> None:
 
 
 def parse_batches(text: str) -> list[int]:
-    """Batch sizes as text: `1,8,32`.
+    """Read batch sizes such as `1,8,32`.
 
     Raises:
-        ConfigError: no whole numbers of at least 1.
+        ConfigError: they are not whole numbers of at least 1.
     """
     try:
         sizes = [int(size) for size in text.split(",")]

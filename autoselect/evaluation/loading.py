@@ -1,4 +1,4 @@
-"""A VLM and a selector that fit each other."""
+"""Loading of a VLM and of selectors that fit it."""
 
 import hashlib
 import logging
@@ -28,7 +28,7 @@ class LoadedSelector:
 
 
 def load_pair(model: str, selector: str, device: str | None = None) -> tuple[FrozenVLM, Selector]:
-    """A VLM and one selector, see `load_selectors`."""
+    """Load a VLM and exactly one selector, see `load_selectors`."""
     vlm, selectors = load_selectors(model, selector, device)
     if len(selectors) > 1:
         raise ConfigError(f"selector={selector} names {len(selectors)} selectors; give one")
@@ -43,9 +43,9 @@ def load_selectors(
     Args:
         model: folder or hub name of the VLM.
         selectors: folders or hub names, comma-separated, each optionally as NAME=FOLDER.
-        device: a GPU where there is one by default.
-        diversity: instead of the selectors' own; with several, comma-separated, each selector has
-            a row for each.
+        device: device name; None for a GPU if PyTorch sees one, else the CPU.
+        diversity: replaces the selectors' own; with several, comma-separated, each selector has a
+            row for each.
 
     Returns:
         The VLM, and the selectors by the name of their row: the first is `autoselect`, the others
@@ -54,7 +54,7 @@ def load_selectors(
 
     Raises:
         ConfigError: one of them cannot be loaded, the widths differ, a name comes twice, or a
-            diversity is no number of 0..1.
+            diversity is not a number of 0..1.
     """
     values = None if diversity is None else parse_diversities(diversity)
     folders = selector_folders(selectors)
@@ -78,10 +78,10 @@ def load_selectors(
 
 
 def parse_diversities(text: str) -> tuple[float, ...]:
-    """`0,0.4` as numbers.
+    """Read diversities such as `0,0.4`.
 
     Raises:
-        ConfigError: they are no different numbers of 0..1.
+        ConfigError: they are not different numbers of 0..1.
     """
     try:
         values = tuple(float(value) for value in text.split(","))
@@ -97,17 +97,17 @@ def parse_diversities(text: str) -> tuple[float, ...]:
 
 
 def checked_device(device: str | None) -> str:
-    """The device by name; a GPU where there is one by default.
+    """Return the device name; for None a GPU if PyTorch sees one, else `cpu`.
 
     Raises:
-        ConfigError: no such device, or a GPU where PyTorch sees none.
+        ConfigError: the device is unknown, or a GPU that PyTorch does not see.
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device={device} is no device; choose cpu, cuda or cuda:1") from None
+        raise ConfigError(f"device={device} is not a device; choose cpu, cuda or cuda:1") from None
     seen = torch.cuda.device_count()
     if kind.type == "cuda" and (kind.index or 0) >= seen:
         raise ConfigError(f"device={device}: PyTorch sees {seen} GPUs here; choose another, or cpu")
@@ -115,7 +115,7 @@ def checked_device(device: str | None) -> str:
 
 
 def selector_folders(text: str) -> dict[str, str]:
-    """`A,small=B` as `{"autoselect": "A", "autoselect:small": "B"}`.
+    """Read `A,small=B` as `{"autoselect": "A", "autoselect:small": "B"}`.
 
     Raises:
         ConfigError: an empty entry, or a name that comes twice.
@@ -133,7 +133,7 @@ def selector_folders(text: str) -> dict[str, str]:
 
 
 def selector_digest(selector: Selector) -> str:
-    """Identifies a selector by its weights and configuration, wherever it was loaded from."""
+    """Return a digest of a selector's weights and configuration, wherever it was loaded from."""
     weights = hashlib.sha256()
     for name, tensor in sorted(selector.state_dict().items()):
         weights.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
@@ -141,13 +141,13 @@ def selector_digest(selector: Selector) -> str:
 
 
 def shown_name(model: str, vlm: Any) -> str:
-    """How reports call the model: the folder of the reference VLM says nothing by its name."""
+    """Return the model's name in reports; the folder of the reference VLM has no telling name."""
     is_reference = Path(model).resolve() == MODEL_FOLDER.resolve()
     return "the reference VLM" if is_reference else str(vlm.name)
 
 
 def check_width(vlm: Any, selector: Any, path: str) -> None:
-    """Raise ConfigError when the selector was trained for tokens of another width."""
+    """Raise ConfigError if the selector was trained for tokens of another width."""
     if selector.width != vlm.width:
         raise ConfigError(
             f"selector={path} scores tokens of width {selector.width}, but those of {vlm.name} "
@@ -156,9 +156,9 @@ def check_width(vlm: Any, selector: Any, path: str) -> None:
 
 
 def other_weights(vlm: Any, selector: Any) -> str | None:
-    """A warning when the selector was trained on other weights than those of this VLM, else None.
+    """Return a warning if the selector was trained on other weights than this VLM's, else None.
 
-    A selector without a recorded digest is let pass: nothing is known of it.
+    A selector without a recorded digest gives no warning.
     """
     trained, here = selector.metadata.get("model_digest"), vlm.digest
     if not trained or not here or trained == here:

@@ -50,12 +50,12 @@ def evaluate(
     Args:
         settings: what to evaluate.
         extra: further keys for the report, for example the polarisation at the end of training.
-        rank: this process; only rank 0 times, writes and returns something.
+        rank: rank of this process; only rank 0 times, writes and returns something.
         world_size: number of processes.
         barrier: waits for all ranks.
 
     Raises:
-        ConfigError: any setting that does not fit, before anything is computed.
+        ConfigError: a setting does not fit; raised before anything is computed.
     """
     ready = prepare(settings)
     plan = ready.plan
@@ -85,12 +85,12 @@ class Prepared:
 
     Attributes:
         vlm: the model.
-        selectors: by the name of their row.
-        samples: what is asked.
+        selectors: selectors by the name of their row.
+        samples: images and questions.
         plan: methods, budgets and sizes.
         left_out: why methods are left out, by name.
-        digests: identify model, selectors and data.
-        store: of the answered parts.
+        digests: digests of model, selectors and data.
+        store: store of the answered parts.
     """
 
     vlm: FrozenVLM
@@ -102,7 +102,7 @@ class Prepared:
     store: PartStore
 
     def record(self, settings: EvalSettings) -> TrackedEvaluation:
-        """The tracked run, begun."""
+        """Begin the tracked run."""
         named = {name: value for name, value in self.digests.items() if name != "selectors"}
         tags = {f"{name}_digest": value for name, value in named.items()}
         tags |= {
@@ -116,7 +116,7 @@ class Prepared:
 
 
 def prepare(settings: EvalSettings) -> Prepared:
-    """Load and check everything that an evaluation needs; errors as `evaluate`."""
+    """Load and check everything an evaluation needs; raise ConfigError for a wrong setting."""
     check_scoring(settings.scoring)
     check_folder("out", settings.out)
     samples = EvaluationSet.open(settings.shards, settings.max_images)
@@ -165,11 +165,11 @@ def measure(
     answers: dict[str, Answers],
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Time the first sample's prompt, and put the report together.
+    """Time the first sample's prompt, and build the report.
 
     Args:
-        settings: what is evaluated.
-        ready: what was loaded.
+        settings: settings of the evaluation.
+        ready: loaded model, selectors, samples and plan.
         asked: questions and accepted answers of the samples.
         answers: column name -> image -> round -> text.
         extra: further keys for the report.
@@ -197,7 +197,7 @@ def measure(
 
 
 def _files_digest(model: str) -> str | None:
-    """Notices another processor or chat template, too."""
+    """Return a digest that also changes with the processor or the chat template."""
     folder = local_folder(model)
     return folder_digest(folder) if folder else None
 

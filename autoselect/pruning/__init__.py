@@ -1,1 +1,1 @@
-"""What users load and attach: a selector that prunes the visual tokens of a stock model."""
+"""Selectors that users load and attach, to prune the visual tokens of a stock model."""

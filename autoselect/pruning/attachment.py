@@ -3,15 +3,15 @@
     model = attach(vlm, selector, budget=64)
     model.generate(**inputs)                              as always
     model.generate(**inputs, visual_token_budget=32)      another budget for one call
-    model.autoselect.last.images[0].kept                  what was chosen
+    model.autoselect.last.images[0].kept                  positions that were kept
     detach(model)
 
-The prompt keeps its full length for the user: `generate` returns the original ids with the new ones
-behind them. Only the language model sees less. Every kept token has its original position.
-Methods are replaced on this one object and taken away again; class and weights are untouched.
-Threads may call one model at the same time, as they may without a selector.
+The prompt keeps its full length for the user: `generate` returns the original ids followed by the
+new ones. Only the language model sees fewer tokens, each kept token at its original position.
+Methods are replaced on this one object and restored later; class and weights are untouched. Threads
+may call one model at the same time, as they may without a selector.
 
-Dimension letters: B rows, T prompt tokens, S that stay.
+Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
 
 import threading
@@ -52,12 +52,12 @@ PREPARED, PRUNED = "autoselect_prepared", "autoselect_pruned"
 
 @dataclass(frozen=True)
 class CallSettings:
-    """What holds for one call.
+    """Settings of one call.
 
     Attributes:
-        budget: instead of the attachment's own.
-        frames: of every clip, where they are known.
-        rows: prompts of the call; the batch has a multiple of them with beams or several samples.
+        budget: budget of this call; None for the attachment's own.
+        frames: frames of every clip, if known.
+        rows: prompts of the call; with beams or several samples the batch has a multiple of them.
     """
 
     budget: Budget | None = None
@@ -66,11 +66,7 @@ class CallSettings:
 
 
 class CallOfThread(threading.local):
-    """The call of `generate` that a thread is in; a copy of the model is in none.
-
-    Attributes:
-        settings: settings of that call.
-    """
+    """Settings of the `generate` call that a thread is in; a copy of the model starts empty."""
 
     def __init__(self) -> None:
         self.settings = CallSettings()
@@ -85,11 +81,11 @@ def attach(
     budget: Budget,
     video_budget_per: Literal["clip", "frame"] = "clip",
 ) -> Any:
-    """Lets a selector remove visual tokens in every call of `model`.
+    """Let a selector remove visual tokens in every call of `model`.
 
     Args:
         model: an unmodified transformers model of a family in docs/backbones.md.
-        selector: trained for the width of its visual tokens.
+        selector: selector trained for the width of the model's visual tokens.
         budget: tokens per image (an integer), or the share that stays (a float); a list gives one
             per image of the call.
         video_budget_per: whether the budget of a video holds for a clip or for each of its frames.
@@ -98,7 +94,8 @@ def attach(
         The same object, with its `Attachment` as `model.autoselect`.
 
     Raises:
-        ConfigError: an unsupported family, a selector of another width, or one is attached already.
+        ConfigError: unsupported family, selector of another width, or a selector is attached
+            already.
     """
     if getattr(model, "autoselect", None) is not None:
         raise ConfigError(
@@ -119,7 +116,7 @@ def attach(
 
 
 def detach(model: Any) -> Any:
-    """Takes the selector away: `model` is what it was before `attach`.
+    """Remove the selector and return `model` as it was before `attach`.
 
     Raises:
         ConfigError: no selector is attached.
@@ -137,7 +134,7 @@ def keeping(model: Any, kept: Sequence[Tensor]) -> Iterator["Attachment"]:
     """Make calls of an untouched model inside the block see given visual tokens only.
 
     Args:
-        model: as for `attach`; nothing is attached to it.
+        model: a model as for `attach`; no selector is attached to it.
         kept: for each image or clip of the call's prompts, images first, in order of appearance:
             the positions that stay among its N tokens, ascending, int64, [K]; K may be 0.
     """
@@ -149,19 +146,16 @@ def keeping(model: Any, kept: Sequence[Tensor]) -> Iterator["Attachment"]:
 
 
 class Attachment:
-    """What `attach` puts on a model, as `model.autoselect`.
+    """The object that `attach` puts on a model, as `model.autoselect`.
 
     Attributes:
         selector: ranks visual tokens.
-        budget: default of every call; may be changed at any time.
-        last: what was chosen in the last call that had images, of any thread.
+        budget: default budget of every call; may be changed at any time.
+        last: what was chosen in the last call that had images, in any thread.
 
     Args:
-        adapter: of the model.
-        selector: as above.
-        budget: as above.
         video_budget_per: `clip` or `frame`.
-        kept: positions that stay, see `keeping`; selector and budget take no part then.
+        kept: positions that stay, see `keeping`; selector and budget are then unused.
     """
 
     def __init__(
@@ -188,7 +182,7 @@ class Attachment:
             setattr(model, name, getattr(self, f"_{name}"))
 
     def remove(self) -> None:
-        """Restores the model."""
+        """Restore the model."""
         model = self.adapter.model
         for hook in self._hooks:
             hook.remove()
@@ -196,16 +190,16 @@ class Attachment:
             delattr(model, name)
 
     def overlay(self, image: Any, number: int = 0, grid: tuple[int, int] | None = None) -> Any:
-        """The picture with the removed parts darkened, see `selection_overlay`.
+        """Return the picture with the removed parts darkened, see `selection_overlay`.
 
         Args:
-            image: the PIL image, as the model saw it where the processor crops or pads.
-            number: which image of the last call it is.
-            grid: rows and columns of its tokens; by default as its family has them.
+            image: the PIL image as the model saw it, after any crop or padding by the processor.
+            number: index of the image in the last call.
+            grid: rows and columns of its tokens; by default the raster of its family.
 
         Raises:
-            ConfigError: no call had an image, or no grid is given and the family has tiles, newline
-                tokens or others that are no single raster.
+            ConfigError: no call had an image, or no grid is given and the tokens are not one
+                raster.
         """
         if self.last is None:
             raise ConfigError("overlay needs a call with an image first")
@@ -214,7 +208,7 @@ class Attachment:
         return selection_overlay(image, selection, grid)
 
     def _generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The model's own `generate`; one more argument, `visual_token_budget`."""
+        """Run the model's own `generate`; accepts `visual_token_budget` too."""
         model = self.adapter.model
         ids = kwargs.get("input_ids") if inputs is None else inputs
         rows = None if ids is None else len(ids)
@@ -230,7 +224,7 @@ class Attachment:
             self._call.settings = outer
 
     def _prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """The model's own `prepare_inputs_for_generation`, on what stays of the prompt."""
+        """Run the model's own `prepare_inputs_for_generation` on the pruned prompt."""
         model = self.adapter.model
         pruned: CacheLayout | None = None
         layout = layout_of(kwargs.get("past_key_values"))
@@ -258,7 +252,7 @@ class Attachment:
     def _before_forward(
         self, _model: Any, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
-        """Prunes a call that brings images; fits one that goes on from a pruned cache."""
+        """Prune a call that brings images; fit one that continues from a pruned cache."""
         if self._is_prepared(kwargs):
             return None
         call = self.adapter.bind(args, kwargs)
@@ -274,7 +268,7 @@ class Attachment:
         return (), call
 
     def _is_prepared(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether `generate` makes this call, on inputs that are pruned already."""
+        """Return True if `generate` makes this call, on inputs that are pruned already."""
         ids = kwargs.get("input_ids")
         if not hasattr(ids, PREPARED):
             return False
@@ -289,7 +283,7 @@ class Attachment:
     def _after_forward(
         self, _model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Leaves the layout on the cache of a pruned call."""
+        """Write the layout on the cache of a pruned call."""
         layout = getattr(kwargs.get("input_ids"), PRUNED, None)
         if layout is None:
             return
@@ -301,12 +295,9 @@ class Attachment:
     def _prune(
         self, call: dict[str, Any], length: int, settings: CallSettings
     ) -> tuple[dict[str, Any], CacheLayout | None]:
-        """A call with the best visual tokens, and what its cache will hold; None if all stay.
+        """Return a call with the best visual tokens and its later cache layout; None if all stay.
 
-        Args:
-            call: arguments of `forward`, with images.
-            length: new columns of the call.
-            settings: of the call.
+        `call` brings images; `length` counts its new columns.
         """
         adapter = self.adapter
         outputs = adapter.encode(call)

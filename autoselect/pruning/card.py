@@ -1,6 +1,6 @@
-"""The model card of a selector: README.md as the hub shows it, from what is known of the training.
+"""The model card of a selector: README.md as the hub shows it, from its training metadata.
 
-Nothing is guessed: what the metadata does not hold is left out or said to be unknown.
+Facts that the metadata lacks are left out or called unknown.
 """
 
 import json
@@ -20,21 +20,17 @@ REFERENCE = ("autoselect", "reference", "model")
 
 
 def is_hub_name(name: object) -> bool:
-    """Whether `name` has the form `org/name` and is no local folder."""
+    """Return True if `name` has the form `org/name` and is not a local folder."""
     return isinstance(name, str) and bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
 
 
 def is_logged_model(name: object) -> bool:
-    """Whether `name` is the address of a logged model, `models:/ID` or `runs:/RUN/NAME`."""
+    """Return True for the address of a logged model, `models:/ID` or `runs:/RUN/NAME`."""
     return isinstance(name, str) and bool(LOGGED_MODEL.fullmatch(name))
 
 
 def scores_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card shows of an evaluation: the selector's rows of its `report.json`.
-
-    Args:
-        report: as `autoselect eval` writes it.
-    """
+    """Return the scores that a card shows: the selector's rows of an evaluation's `report.json`."""
     rows = [
         {name: row[name] for name in ("budget", "mean", "retention", "retention_ci95")}
         for row in report["rows"]
@@ -51,11 +47,11 @@ def scores_of(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_text(config: Mapping[str, Any], name: str) -> str:
-    """The card as Markdown with its YAML head.
+    """Return the card as Markdown with its YAML head.
 
     Args:
-        config: what the selector's `config.json` holds.
-        name: of the selector, a title and the argument of `from_pretrained` in the example.
+        config: JSON value of the selector's `config.json`.
+        name: name of the selector, used as title and as the argument of `from_pretrained`.
     """
     training = config["training"]
     head = {
@@ -83,7 +79,7 @@ def card_text(config: Mapping[str, Any], name: str) -> str:
 
 
 def _base(training: Mapping[str, Any]) -> str:
-    """How the card calls the model: its hub name, or the last part of a local folder."""
+    """Return the card's name for the model: its hub name, or the last part of a local folder."""
     model = training.get("model")
     if is_hub_name(model):
         return str(model)
@@ -93,7 +89,7 @@ def _base(training: Mapping[str, Any]) -> str:
 
 
 def _example(training: Mapping[str, Any], name: str) -> str:
-    """How to use it; a name that only means something on another machine is a visible gap."""
+    """Return the usage example; paths of this machine are replaced by capitals to fill in."""
     budget = training.get("token_budget", 64)
     model = training["model"] if is_hub_name(training.get("model")) else "PATH_OF_THE_MODEL"
     selector = name if is_hub_name(name) or is_logged_model(name) else "PATH_OF_THIS_FOLDER"

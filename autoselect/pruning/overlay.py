@@ -1,4 +1,4 @@
-"""The chosen tokens of an image, shown on the picture.
+"""Overlay that shows the chosen tokens of an image on its picture.
 
 Dimension letters: N visual tokens of one image.
 """
@@ -17,15 +17,15 @@ REMOVED_BRIGHTNESS = 0.25
 def token_grid(
     selection: ImageSelection, raster: Raster | None, size: tuple[int, int]
 ) -> tuple[int, int]:
-    """Rows and columns of the tokens of an image.
+    """Return the rows and columns of the tokens of an image.
 
     Args:
-        selection: of one image.
-        raster: of the model's family.
+        selection: what was chosen of the image.
+        raster: raster of the model's family.
         size: width and height of the picture, pixels.
 
     Raises:
-        ConfigError: the tokens are no single raster of the picture, as far as is known.
+        ConfigError: the tokens are not known to be one raster of the picture.
     """
     count = len(selection.scores)
     if selection.modality == "image" and (found := raster_of(count, raster, size)) is not None:
@@ -40,12 +40,7 @@ def token_grid(
 def selection_overlay(
     image: Image.Image, selection: ImageSelection, grid: tuple[int, int]
 ) -> Image.Image:
-    """The picture with the parts darkened whose tokens were removed.
-
-    Args:
-        image: the picture.
-        selection: of one image, from `model.autoselect.last`.
-        grid: rows and columns of the tokens.
+    """Darken the parts of a picture whose tokens were removed; `grid` is rows, columns.
 
     Raises:
         ConfigError: the grid has another number of cells than there are tokens.

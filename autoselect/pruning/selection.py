@@ -1,6 +1,7 @@
-"""Which visual tokens of each image of a call stay: scores, budgets, hard top-K.
+"""Selection of the visual tokens of each image of a call: scores, budgets, hard top-K.
 
-Dimension letters: I images of the call, N visual tokens of one, K that stay, B rows, T columns.
+Dimension letters: I images of the call, N visual tokens of one image, K tokens that stay, B rows, T
+columns of the call, S columns that stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +25,11 @@ class ImageSelection:
 
     Attributes:
         modality: `image` or `video`.
-        row: of the batch.
+        row: row of the batch.
         item: number of the image or clip in its row.
-        columns: where its N tokens are in the full prompt (the whole conversation), [N].
+        columns: columns of its N tokens in the whole conversation, [N].
         scores: importance logits, [N].
-        kept: which of the N stay, ascending, [K].
+        kept: positions that stay among the N, ascending, [K].
     """
 
     modality: str
@@ -44,9 +45,9 @@ class Selection:
     """What was chosen in one call.
 
     Attributes:
-        images: in order of appearance, images before clips; copies of a prompt count once.
-        columns: column of the full prompt of each one that stays, [B, S], -1 at padding; None when
-            nothing was removed.
+        images: images in order of appearance, then clips; copies of a prompt count once.
+        columns: columns of the full prompt that stay, [B, S], -1 at padding; None if nothing was
+            removed.
     """
 
     images: list[ImageSelection] = field(default_factory=list)
@@ -54,12 +55,9 @@ class Selection:
 
     @classmethod
     def of_prompts(cls, images: Sequence[ImageSelection], copies: int, before: int) -> "Selection":
-        """Of a batch that holds every prompt `copies` times in a row.
+        """Return the selection of a batch that holds every prompt `copies` times in a row.
 
-        Args:
-            images: of all rows, with columns of the call.
-            copies: see above.
-            before: columns of the conversation before the call.
+        `images` covers all rows; `before` counts the columns of the conversation before the call.
         """
         return cls(
             [
@@ -71,21 +69,21 @@ class Selection:
 
 
 def _clip_numbers(blocks: Sequence[Block], copies: int) -> list[int]:
-    """Number of each block's image or clip among those of the call, copies of a prompt as one."""
+    """Return the number of each block's image or clip in the call; copies of a prompt share it."""
     numbers: dict[tuple[str, int, int], int] = {}
     return [numbers.setdefault((b.modality, b.row // copies, b.item), len(numbers)) for b in blocks]
 
 
 def frame_blocks(blocks: Sequence[Block], frames: Sequence[int] | None, copies: int) -> list[Block]:
-    """Blocks in which every frame of a clip is one of its own.
+    """Divide clips into one block per frame.
 
     Args:
         blocks: images, then clips.
-        frames: of every clip of the call.
+        frames: frames of every clip of the call.
         copies: how often the batch holds every prompt.
 
     Raises:
-        ConfigError: there are clips and their frames are not known.
+        ConfigError: there are clips, but their frames are unknown.
     """
     images = [block for block in blocks if block.modality != "video"]
     clips = [block for block in blocks if block.modality == "video"]
@@ -101,15 +99,15 @@ def frame_blocks(blocks: Sequence[Block], frames: Sequence[int] | None, copies: 
 
 
 def block_budgets(blocks: Sequence[Block], budget: Budget, copies: int) -> list[int | float]:
-    """The budget of every block.
+    """Return the budget of every block.
 
     Args:
-        blocks: of the call.
+        blocks: blocks of the call.
         budget: one for all, or one per image or clip of the call.
         copies: how often the batch holds every prompt.
 
     Raises:
-        ConfigError: a list of another length than the images of the call.
+        ConfigError: the list does not have one budget per image.
     """
     if isinstance(budget, int | float):
         return [budget] * len(blocks)
@@ -129,7 +127,7 @@ def given_selection(
 
     Args:
         blocks: blocks of the call.
-        kept: positions that stay of each block of one copy, ascending, each [K].
+        kept: positions that stay of each block of one copy, ascending, [K] each.
         copies: how often the batch holds every prompt.
 
     Raises:
@@ -165,17 +163,10 @@ def select(
     outputs: Mapping[str, Any],
     budgets: Sequence[int | float],
 ) -> list[ImageSelection]:
-    """The best tokens of every block.
-
-    Args:
-        adapter: of the model.
-        selector: ranks tokens.
-        blocks: of `adapter.blocks`.
-        outputs: of `adapter.encode`.
-        budgets: one per block.
+    """Return the best tokens of every block; `budgets` has one entry per block.
 
     Raises:
-        ConfigError: a budget below one token or above the tokens of its image.
+        ConfigError: a budget is below one token or above the tokens of its image.
     """
     tokens, mask = adapter.tokens(blocks, outputs)
     counts = [_count(budget, block) for budget, block in zip(budgets, blocks, strict=True)]
@@ -200,7 +191,7 @@ def select(
 
 
 def _count(budget: int | float, block: Block) -> int:
-    """Tokens of one block that stay."""
+    """Return how many tokens of one block stay."""
     if isinstance(budget, int) and budget > len(block):
         raise ConfigError(
             f"budget={budget} exceeds the {len(block)} visual tokens of {block.modality} "
@@ -211,7 +202,7 @@ def _count(budget: int | float, block: Block) -> int:
 
 
 def keep_mask(images: Sequence[ImageSelection], shape: Sequence[int], device: Any) -> Tensor:
-    """False at the columns of removed tokens, bool, [B, T]."""
+    """Return a mask that is false at the columns of removed tokens, bool, [B, T]."""
     keep = torch.ones(tuple(shape), dtype=torch.bool, device=device)
     for image in images:
         keep[image.row, image.columns] = False

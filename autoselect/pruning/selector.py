@@ -1,8 +1,8 @@
 """The Selector that users load: Scorer and hard top-K, nothing else.
 
-It ranks visual tokens, so the budget is an argument of `select`, not of the checkpoint. A selector
-is a folder, or a repository on the hub, with `selector.safetensors`, `config.json` and a model
-card: no pickles.
+It ranks visual tokens, so the budget is an argument of `select` and not part of the checkpoint. A
+selector is a folder, or a repository on the hub, with `selector.safetensors`, `config.json` and a
+model card, without pickles.
 """
 
 import json
@@ -40,7 +40,7 @@ class Selector(nn.Module):
 
     Args:
         scorer: the trained Scorer.
-        metadata: what is known of the training: model, budget, data digest.
+        metadata: facts about the training: model, budget, data digest.
         diversity: 0 keeps the best scores, as the paper does; up to 1 the kept tokens must also
             differ from each other, see `autoselect.ops.diverse_top_k`. May be changed at any time.
     """
@@ -65,12 +65,12 @@ class Selector(nn.Module):
 
     @property
     def width(self) -> int:
-        """D, channels of the visual tokens it was trained on."""
+        """Return D, the channels of the visual tokens that it was trained on."""
         return self.scorer.width
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `config.json` holds."""
+        """Return the JSON value of `config.json`."""
         return {
             "format": FORMAT,
             "version": __version__,
@@ -82,14 +82,14 @@ class Selector(nn.Module):
 
     @torch.no_grad()
     def score(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Importance logits [B, N] of visual tokens [B, N, D].
+        """Return the importance logits [B, N] of visual tokens.
 
         Args:
-            tokens: what the language model would see, [B, N, D].
+            tokens: projector outputs, [B, N, D].
             mask: true at real tokens, [B, N].
 
         Raises:
-            ConfigError: the width is not the one it was trained on.
+            ConfigError: the width differs from that of the training.
         """
         if tokens.ndim != 3 or tokens.shape[-1] != self.width:
             raise ConfigError(
@@ -102,18 +102,15 @@ class Selector(nn.Module):
     def select(
         self, tokens: Tensor, budget: int | float, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The best tokens of every image, in image order.
+        """Return the best tokens of every image [B, K, D] in image order, and their positions.
 
         Args:
-            tokens: [B, N, D].
+            tokens: projector outputs, [B, N, D].
             budget: K tokens (an integer), or the share of the N tokens that stays (a float).
             mask: true at real tokens, [B, N].
 
-        Returns:
-            kept tokens [B, K, D] and their original positions [B, K].
-
         Raises:
-            ConfigError: a budget below one token or above N.
+            ConfigError: the budget is below one token or above N.
         """
         count = budget_to_tokens(budget, tokens.shape[1])
         return self.take(self.score(tokens, mask), tokens, count, mask)
@@ -121,39 +118,33 @@ class Selector(nn.Module):
     def take(
         self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The tokens that stay, [B, K, D], and their positions; arguments as `choose`."""
+        """Return the `k` tokens of each row that stay, [B, K, D], and their positions [B, K]."""
         if self.diversity == 0:
             return select_tokens(tokens, scores, k, mask)
         positions = self.choose(scores, tokens, k, mask)
         return tokens_at(tokens, positions), positions
 
     def choose(self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
-        """Positions of the `k` tokens of each row that stay, int64, [B, K], ascending.
+        """Return the positions of the `k` tokens of each row that stay, int64, [B, K], ascending.
 
         Args:
-            scores: of `score`, [B, N].
-            tokens: [B, N, D].
+            scores: importance logits, [B, N].
+            tokens: projector outputs, [B, N, D].
             k: 1..N.
-            mask: true at real tokens, [B, N]; a row with fewer ends with -1.
+            mask: true at real tokens, [B, N]; a row with fewer than `k` ends with -1.
         """
         if self.diversity == 0:
             return hard_top_k(scores.float(), k, mask)
         return diverse_top_k(scores, tokens, k, self.diversity, mask)
 
     def record_scores(self, report: Mapping[str, Any]) -> None:
-        """Keep what an evaluation found in the metadata, so that the model card shows it.
-
-        Args:
-            report: the JSON value of `report.json`.
-        """
+        """Copy the scores of an evaluation's `report.json` to the metadata, for the model card."""
         self.metadata["scores"] = scores_of(report)
 
     def save_pretrained(self, folder: str | Path, name: str | None = None) -> None:
         """Write `selector.safetensors`, `config.json` and the model card `README.md`.
 
-        Args:
-            folder: created if missing.
-            name: how the card calls the selector; the folder's name by default.
+        The card calls the selector `name`, by default the folder's name.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,15 +156,12 @@ class Selector(nn.Module):
     def push_to_hub(
         self, repository: str, private: bool = False, message: str = "Upload selector"
     ) -> str:
-        """Upload the selector with its card to the model hub.
+        """Upload the selector with its card to the model hub; return the address of the commit.
 
         Args:
             repository: `org/name`; created if missing.
-            private: of a new repository.
-            message: of the commit.
-
-        Returns:
-            The address of the commit.
+            private: make a new repository private.
+            message: commit message.
 
         Raises:
             ConfigError: the name has another form, or the hub refuses or cannot be reached.
@@ -205,17 +193,17 @@ class Selector(nn.Module):
         device: torch.device | str = "cpu",
         revision: str | None = None,
     ) -> "Selector":
-        """Load what `save_pretrained` or `push_to_hub` wrote.
+        """Load a selector that `save_pretrained` or `push_to_hub` wrote.
 
         Args:
-            folder: a folder; `org/name` on the hub where there is no such folder; or a logged model
-                of the tracking store, `models:/ID` or `runs:/RUN/selector`.
-            device: where it runs.
+            folder: a folder; else `org/name` on the hub, or a logged model of the tracking store,
+                `models:/ID` or `runs:/RUN/selector`.
+            device: device that the selector is moved to.
             revision: branch, tag or commit on the hub.
 
         Raises:
-            ConfigError: files are missing, damaged or belong to another format; weights do not
-                fit; the hub or the store has no such selector or cannot be reached.
+            ConfigError: files are missing, damaged or of another format; weights do not fit; the
+                hub or the store lacks the selector or cannot be reached.
         """
         if is_logged_model(folder):
             folder = _logged(str(folder))
@@ -229,7 +217,7 @@ class Selector(nn.Module):
         try:
             config = json.loads((folder / CONFIG_FILE).read_text())
         except json.JSONDecodeError as error:
-            raise ConfigError(f"selector={folder}/{CONFIG_FILE} is no JSON: {error}") from error
+            raise ConfigError(f"selector={folder}/{CONFIG_FILE} is not JSON: {error}") from error
         if config.get("format") != FORMAT:
             raise ConfigError(
                 f"selector={folder}: format={config.get('format')!r} must be {FORMAT!r}"
@@ -247,14 +235,14 @@ class Selector(nn.Module):
 
 
 def _logged(address: str) -> Path:
-    """The folder of a selector that a run logged."""
+    """Download a selector that a training run logged; return its folder."""
     from autoselect.tracking.models import download_model
 
     return download_model(address)
 
 
 def _download(name: str, revision: str | None) -> Path:
-    """The local copy of a selector on the hub; only its own files are fetched."""
+    """Download the files of a selector on the hub; return its folder."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -265,14 +253,14 @@ def _download(name: str, revision: str | None) -> Path:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"selector={name} is no folder here, and the hub does not give it: "
+            f"selector={name} is not a folder here, and the hub does not give it: "
             f"{str(error).splitlines()[0]} Give a folder written by save_pretrained or by "
             "training (RUN/selector), or the name of a selector on the hub"
         ) from error
 
 
 def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
-    """Number of tokens that a budget means; the one conversion of the project.
+    """Return the number of tokens that a budget means; the only conversion in the project.
 
     Args:
         budget: K (an integer), or the share that stays, above 0 and at most 1 (a float); as text,
@@ -280,7 +268,7 @@ def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
         num_tokens: N.
 
     Raises:
-        ConfigError: no number, outside 1..N, or outside 0..1 for a share.
+        ConfigError: not a number, outside 1..N, or a share outside 0..1.
     """
     if isinstance(budget, str):
         budget = written_budget(budget)
@@ -302,10 +290,10 @@ def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
 
 
 def written_budget(text: str) -> int | float:
-    """A budget as text: tokens (`64`), a share (`0.11`) or a percentage (`11%`).
+    """Read a budget from text: tokens (`64`), a share (`0.11`) or a percentage (`11%`).
 
     Raises:
-        ConfigError: no number.
+        ConfigError: not a number.
     """
     text = text.strip()
     try:
@@ -314,5 +302,6 @@ def written_budget(text: str) -> int | float:
         return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError as error:
         raise ConfigError(
-            f"budget={text!r} is no number; give tokens (64), a share (0.11) or a percentage (11%)"
+            f"budget={text!r} is not a number; give tokens (64), a share (0.11) or a percentage "
+            "(11%)"
         ) from error

@@ -1,17 +1,17 @@
 """One adapter for every family, on the public interface of transformers.
 
-    outputs = adapter.encode(inputs)                  the model's own get_image_features
-    blocks  = adapter.blocks(input_ids, outputs)      where each image is in the prompt
-    tokens, mask = adapter.tokens(blocks, outputs)    what a scorer or a gate works on
-    adapter.prune(inputs, outputs, keep)              the same call with fewer visual tokens
-    adapter.replace(outputs, blocks, tokens)          the same call with other visual tokens
+    outputs = adapter.encode(inputs)                  call the model's own get_image_features
+    blocks  = adapter.blocks(input_ids, outputs)      find each image in the prompt
+    tokens, mask = adapter.tokens(blocks, outputs)    read what a scorer or a gate works on
+    adapter.prune(inputs, outputs, keep)              make the call with fewer visual tokens
+    adapter.replace(outputs, blocks, tokens)          make it with other visual tokens
 
-The results are arguments of the stock `forward`: features go in through `mm_encoder_outputs`, so
-that whatever a family does with them (several layers, masks of its own) it does with those that
-stay. This module knows nothing of how tokens are chosen.
+The results are arguments of the stock `forward`. Features enter through `mm_encoder_outputs`, so
+the family's own code (later layers, masks) handles the remaining tokens. This module does not
+choose tokens.
 
-Dimension letters: B rows, T prompt tokens, S that stay, M placeholders of the whole batch,
-I images, N tokens of one, D width.
+Dimension letters: B rows, T prompt tokens, S tokens that stay, M placeholders of the whole batch, I
+images, N visual tokens of one image, D width, L later layers (deepstack).
 """
 
 import inspect
@@ -49,17 +49,14 @@ FILL_PER_TOKEN = {
 class VisualAdapter:
     """Reads and rewrites the visual part of a call of an unmodified transformers model.
 
-    Args:
-        model: a `...ForConditionalGeneration` of a known family. It is not changed.
-
     Raises:
-        ConfigError: no transformers model, transformers too old, or an unsupported family.
+        ConfigError: not a transformers model, transformers too old, or an unsupported family.
     """
 
     def __init__(self, model: Any) -> None:
         if not isinstance(model, PreTrainedModel):
             raise ConfigError(
-                f"model={type(model).__name__} is no transformers model; give the model itself, "
+                f"model={type(model).__name__} is not a transformers model; give the model itself, "
                 "without a wrapper around it"
             )
         self.family = family_of(model.config)
@@ -87,16 +84,16 @@ class VisualAdapter:
 
     @property
     def width(self) -> int:
-        """D, channels of a visual token after the projector."""
+        """Return D, the channels of a projector output."""
         return int(self.model.config.get_text_config().hidden_size)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of a call of `forward` by name."""
+        """Return the arguments of a call of `forward` by name."""
         names = list(inspect.signature(type(self.model).forward).parameters)[1:]
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
     def has_images(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a call brings pixels or encoded features."""
+        """Return True if a call brings pixels or encoded features."""
         names = [name for own in PIXELS.values() for name in own]
         encoded = inputs.get("mm_encoder_outputs") or {}
         return any(inputs.get(name) is not None for name in names) or any(
@@ -104,10 +101,9 @@ class VisualAdapter:
         )
 
     def encode(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model's own encoders make of the pixels of a call, by modality.
+        """Run the model's own encoders on the pixels of a call; return their outputs by modality.
 
-        Args:
-            inputs: arguments of `forward`; features that are encoded already are taken over.
+        Features that are in `mm_encoder_outputs` already are returned as they are.
         """
         outputs = dict(inputs.get("mm_encoder_outputs") or {})
         for modality in MODALITIES:
@@ -133,12 +129,12 @@ class VisualAdapter:
 
         Args:
             input_ids: prompts with all placeholders, [B, T].
-            outputs: result of `encode`.
-            lengths: visual tokens of each image, if the caller knows them; read from features and
-                prompt by the family's rule otherwise.
+            outputs: encoder outputs by modality.
+            lengths: visual tokens of each image; None to apply the family's rule.
 
         Raises:
-            ConfigError: the prompt has no placeholder, or their number is not that of the features.
+            ConfigError: placeholders are missing, or their number differs from that of the
+                features.
         """
         found: list[Block] = []
         for modality, output in outputs.items():
@@ -160,22 +156,22 @@ class VisualAdapter:
 
     @property
     def image_token_id(self) -> int:
-        """Id of the placeholder of one visual token."""
+        """Return the token id of the placeholder of one visual token."""
         return self.token_ids["image"]
 
     @property
     def projector(self) -> torch.nn.Module | None:
-        """The module between vision tower and language model, if the family names one."""
+        """Return the module between vision tower and language model; None if none is named."""
         found = (getattr(self.base, name, None) for name in PROJECTORS)
         return next((module for module in found if module is not None), None)
 
     def is_image(self, input_ids: Tensor) -> Tensor:
-        """True at placeholders of images and clips, [B, T]."""
+        """Return True at placeholders of images and clips, [B, T]."""
         tokens = torch.tensor(list(self.token_ids.values()), device=input_ids.device)
         return torch.isin(input_ids, tokens)
 
     def clip_frames(self, inputs: Mapping[str, Any]) -> list[int] | None:
-        """Frames of every clip of a call, as the language model sees them; None when not told."""
+        """Return the frames of every clip as the language model sees them, or None if unknown."""
         if (grid := inputs.get("video_grid_thw")) is not None:
             return [int(count) for count in grid[:, 0]]
         pixels = inputs.get("pixel_values_videos")
@@ -184,14 +180,10 @@ class VisualAdapter:
     def tokens(
         self, blocks: Sequence[Block], outputs: Mapping[str, Any], later: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Visual tokens per block: ([I, N, D], mask true at real tokens [I, N] or None).
+        """Return visual tokens [I, N, D] and a mask of the real ones, [I, N]; None if all are real.
 
-        Args:
-            blocks: of `blocks`.
-            outputs: of `encode`.
-            later: with the channels that the family adds in L later layers behind each token's
-                own, [I, N, (1 + L) D]. A gate in training has to cover them too: they carry the
-                image past it otherwise.
+        With `later`, the channels that the family adds in L later layers follow each token's own,
+        [I, N, (1 + L) D]. A gate in training has to cover them, or the image gets past it.
         """
         features = {m: feature_matrix(output, later) for m, output in outputs.items()}
         pieces = [features[b.modality][b.start : b.start + len(b)] for b in blocks]
@@ -204,15 +196,13 @@ class VisualAdapter:
     def replace(
         self, outputs: Mapping[str, Any], blocks: Sequence[Block], tokens: Tensor
     ) -> dict[str, Any]:
-        """`outputs` with other visual tokens, for `mm_encoder_outputs` of the stock `forward`.
-
-        Gradients flow to `tokens`.
+        """Return `outputs` with other visual tokens, for `mm_encoder_outputs` of stock `forward`.
 
         Args:
-            outputs: of `encode`.
-            blocks: of `blocks`, all of them.
-            tokens: one row per block, [I, N, D] or [I, N, (1 + L) D], see `tokens`; rows of short
-                blocks are padded at their end. Without the channels of later layers those stay.
+            outputs: encoder outputs by modality.
+            blocks: all blocks of the batch, I of them.
+            tokens: one row per block, [I, N, D] or [I, N, (1 + L) D], with gradient; padded at the
+                end. Given D channels only, those of later layers stay unchanged.
         """
         pieces: dict[str, list[Tensor]] = {modality: [] for modality in outputs}
         for block, row in zip(blocks, tokens, strict=True):
@@ -225,18 +215,15 @@ class VisualAdapter:
     def prune(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], keep: Tensor
     ) -> tuple[dict[str, Any], Tensor]:
-        """The call without the placeholders and features of removed tokens.
+        """Return the call without removed tokens, and the columns of the prompt that stay, [B, S].
 
         Args:
             inputs: arguments of `forward` with `position_ids` of the full prompt.
-            outputs: of `encode`.
+            outputs: encoder outputs by modality.
             keep: false at removed tokens, [B, T].
 
-        Returns:
-            arguments of the stock `forward`, and the columns of the prompt that stay, [B, S].
-
         Raises:
-            ConfigError: an attention mask that is not of shape [B, T].
+            ConfigError: the attention mask is not of shape [B, T].
         """
         input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         if mask is not None and tuple(mask.shape) != tuple(keep.shape):
@@ -262,13 +249,13 @@ class VisualAdapter:
         return self.with_outputs(pruned, left), columns
 
     def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
-        """A call with encoded features in the place of its pixels."""
+        """Return a call with encoded features instead of its pixels."""
         pixels = {name for own in PIXELS.values() for name in own}
         rest = {name: value for name, value in inputs.items() if name not in pixels}
         return {**rest, "mm_encoder_outputs": outputs}
 
     def _text_token(self) -> int:
-        """Any token that is no placeholder, for padding."""
+        """Return a token id that is not a placeholder, for padding."""
         return next(token for token in range(3) if token not in self.token_ids.values())
 
 

@@ -1,7 +1,7 @@
-"""Attention maps of one layer of a stock model, without keeping those of all others.
+"""Attention maps of one layer of a stock model, without keeping those of the other layers.
 
-Only the eager implementation gives maps, so the model runs eagerly meanwhile; layers behind the
-wanted one are not computed. Maps of [B, heads, T, T] are large: ask for few rows at a time.
+Only the eager implementation returns maps, so the model runs eagerly during the call, and stops
+after the wanted layer. Maps of [B, heads, T, T] are large: ask for few rows at a time.
 
 Dimension letters: B rows, T places of the sequence.
 """
@@ -15,24 +15,24 @@ from torch import Tensor, nn
 
 
 class _Seen(BaseException):
-    """Ends a forward pass once the maps are there."""
+    """Ends a forward pass once the maps are computed."""
 
     def __init__(self, maps: Tensor) -> None:
         self.maps = maps
 
 
 def attention_layers(model: nn.Module) -> list[nn.Module]:
-    """The self-attention modules in the order of their layers; empty where they are not found."""
+    """Return the self-attention modules in the order of their layers; empty if none is found."""
     return [module for name, module in model.named_modules() if name.endswith("self_attn")]
 
 
 @torch.no_grad()
 def attention_maps(model: Any, layer: nn.Module, run: Callable[[], object]) -> Tensor:
-    """The maps of one layer, [B, heads, T, T].
+    """Return the attention maps of one of `attention_layers`, [B, heads, T, T].
 
     Args:
         model: the part that `layer` belongs to, with transformers' `set_attn_implementation`.
-        layer: of `attention_layers`.
+        layer: self-attention module.
         run: calls the model.
     """
 
@@ -52,7 +52,7 @@ def attention_maps(model: Any, layer: nn.Module, run: Callable[[], object]) -> T
 
 @contextmanager
 def _eager_attention(model: Any) -> Iterator[None]:
-    """The former implementation is put back."""
+    """Switch to eager attention inside the block; restore the former implementation after it."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

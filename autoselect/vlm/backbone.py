@@ -24,7 +24,7 @@ class FrozenVLM:
     Args:
         model: a `...ForConditionalGeneration` of a family in docs/backbones.md.
         processor: its processor, with a chat template.
-        name: how reports call it.
+        name: the model's name in reports.
         digest: identifies the weights, see `weights_digest`.
 
     Attributes:
@@ -32,7 +32,7 @@ class FrozenVLM:
         num_tokens: N, if every image has as many visual tokens; None if that depends on the image.
 
     Raises:
-        ConfigError: the family is unknown or refused, or the processor lacks what it counts with.
+        ConfigError: the family is unknown or refused, or the processor lacks `patch_size`.
     """
 
     def __init__(self, model: Any, processor: Any, name: str, digest: str = "") -> None:
@@ -63,16 +63,13 @@ class FrozenVLM:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> "FrozenVLM":
-        """Load a folder or a hub name through transformers' own path.
+        """Load a folder or hub name through transformers' own path.
 
-        Args:
-            path: folder or hub name of an image-text-to-text model.
-            dtype: type of the weights; bfloat16 on accelerators and float32 on CPUs by default.
-            device: where it runs.
+        `dtype` is bfloat16 on accelerators and float32 on CPUs by default.
 
         Raises:
-            ConfigError: there is no model, it is not a VLM, its family is unknown or refused, or
-                its processor is missing.
+            ConfigError: the model or its processor is missing, it is not a VLM, or its family is
+                unknown or refused.
         """
         model, processor = load(path, dtype, torch.device(device))
         return cls(model, processor, Path(path).name or str(path), weights_digest(path))
@@ -101,11 +98,11 @@ class FrozenVLM:
 
     @property
     def image_mark(self) -> str:
-        """Return what stands for an image in the text that the processor is given."""
+        """Return the text that marks an image in the processor's input."""
         return image_mark(self.processor, self.placeholder)
 
     def vision_parameters(self) -> list[torch.nn.Parameter]:
-        """Return the parameters outside the language model, which encoding computes with."""
+        """Return the parameters outside the language model."""
         inside = {id(p) for p in self.model.get_decoder().parameters()}
         return [p for p in self.model.parameters() if id(p) not in inside]
 
@@ -127,7 +124,7 @@ class FrozenVLM:
         """Return everything that `model.generate` needs, padded on the left.
 
         Args:
-            images: images of each row; all rows have some, or none has.
+            images: images of each row; either every row has images or none has.
             texts: prompt of each row in the model's chat template.
         """
         pictures = {"images": [list(row) for row in images]} if images[0] else {}
@@ -144,14 +141,10 @@ class FrozenVLM:
     def encode_images(
         self, images: Sequence[Image.Image], site: GateSite = "after_projector"
     ) -> VisualTokens:
-        """Encode some images, each in a prompt of its own.
-
-        Args:
-            images: RGB images.
-            site: which tokens `VisualTokens.gated` holds.
+        """Encode some RGB images, each in a prompt of its own.
 
         Raises:
-            ConfigError: the model has no such site, or its processor does not fit it.
+            ConfigError: the model has no such gate site, or its processor does not fit it.
         """
         inputs = self.inputs([[image] for image in images], [self.image_mark] * len(images))
         return SITES[site].read(self.adapter, inputs, inputs["input_ids"])

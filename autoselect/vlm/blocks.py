@@ -1,7 +1,7 @@
-"""Where the images of a batch of prompts are: one block per image, clip or frame.
+"""Places of the images in a batch of prompts: one block per image, clip or frame.
 
-Features of all images lie in one matrix, in the order of their placeholders in the batch, row by
-row; that is how every family scatters them. A block is the part of it that belongs to one image.
+The features of all images form one matrix, in the order of their placeholders in the batch, row by
+row; every family scatters them in this order. A block is the part that belongs to one image.
 
 Dimension letters: B rows, T prompt tokens, M placeholders of the whole batch.
 """
@@ -22,10 +22,10 @@ class Block:
 
     Attributes:
         modality: `image` or `video`.
-        row: of the batch.
-        columns: where its tokens are in that row, ascending, [N].
-        start: number of its first row in the features of its modality; the others follow.
-        item: which image or clip of its modality and row it belongs to; frames share a clip.
+        row: row of the batch.
+        columns: columns of its N tokens in that row, ascending, [N].
+        start: index of its first token in the feature matrix of its modality; the others follow.
+        item: number of the image or clip among those of its modality and row; frames share a clip.
     """
 
     modality: str
@@ -53,12 +53,11 @@ def find_blocks(
         token_id: placeholder of this modality.
         modality: `image` or `video`.
         entries: visual tokens of each entry of the features.
-        family: says what one image is.
-        lengths: visual tokens of each image, instead of the family's rule.
+        family: tells whether an image is one entry, one run of placeholders or several tiles.
+        lengths: visual tokens of each image; None to apply the family's rule.
 
     Raises:
-        ConfigError: the prompt has another number of placeholders than there are features, or an
-            image would be divided between two prompts.
+        ConfigError: placeholders and features differ in number, or two prompts share an image.
     """
     rows, columns = (input_ids == token_id).nonzero(as_tuple=True)
     if not len(rows) == sum(entries) == sum(lengths or entries):
@@ -105,12 +104,7 @@ def _image_lengths(
 
 
 def run_lengths(rows: Tensor, columns: Tensor) -> list[int]:
-    """Lengths of the runs of adjacent placeholders.
-
-    Args:
-        rows: of the placeholders, ascending, [M].
-        columns: of the placeholders, ascending in each row, [M].
-    """
+    """Return the lengths of the runs of adjacent placeholders, given by row [M] and column [M]."""
     new = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1] + 1)
     ends = (new.nonzero().flatten() + 1).tolist() + [len(rows)]
     return [end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -119,7 +113,7 @@ def run_lengths(rows: Tensor, columns: Tensor) -> list[int]:
 def merge_tiles(
     input_ids: Tensor, rows: Tensor, columns: Tensor, lengths: Sequence[int], marker: Marker
 ) -> list[int]:
-    """Lengths of images from lengths of their tiles, see `Family.tiles`."""
+    """Return the visual tokens of each image from those of its tiles, see `Family.tiles`."""
     ends = torch.tensor(lengths).cumsum(0).tolist()
     begins = [end - length for end, length in zip(ends, lengths, strict=True)]
     tile_rows = rows[begins].tolist()
@@ -144,18 +138,13 @@ def merge_tiles(
 
 
 def _token(input_ids: Tensor, row: Tensor, column: Tensor) -> int:
-    """The token at a place, -1 outside the prompt."""
+    """Return the token at a place, or -1 outside the prompt."""
     inside = 0 <= int(column) < input_ids.shape[1]
     return int(input_ids[row, column]) if inside else -1
 
 
 def split_frames(blocks: Sequence[Block], frames: Sequence[int]) -> list[Block]:
-    """Blocks of clips as blocks of frames of equal size; what is left over joins the last frame.
-
-    Args:
-        blocks: of `find_blocks`, every clip one block.
-        frames: frames of every clip, in the order of the blocks.
-    """
+    """Divide clips (one block each) into frames of equal size; a remainder joins the last frame."""
     parts: list[Block] = []
     for block, count in zip(blocks, frames, strict=True):
         size = len(block) // count

@@ -1,8 +1,8 @@
-"""Which columns of the conversation a KV cache holds, written on the cache itself.
+"""Which columns of the conversation a KV cache holds; stored as an attribute of the cache.
 
-After pruning a cache is shorter than the conversation, while users and `generate` count in columns
-of the whole conversation. The layout travels with the cache, so that a copy of it (a shared prefix,
-say) can be continued too.
+After pruning, a cache is shorter than the conversation, but users and `generate` count columns of
+the whole conversation. Because the layout travels with the cache, a copy of the cache (a shared
+prefix, for example) can be continued too.
 
 Dimension letters: B rows, S cached columns, T columns of the conversation so far.
 """
@@ -24,12 +24,12 @@ class CacheLayout:
     """What a pruned cache holds.
 
     Attributes:
-        columns: column of the conversation that each cached one was, -1 at padding, [B, S].
+        columns: column of the conversation of each cached column, -1 at padding, [B, S].
         full_length: T.
         padded: whether there is padding.
         rope_deltas: position of a text token minus its number among real tokens, [B, 1]; None
-            where positions are plain numbers.
-        images_end: column of the conversation behind its last visual token.
+            unless the family uses M-RoPE.
+        images_end: column of the conversation after its last visual token.
     """
 
     columns: Tensor
@@ -40,20 +40,20 @@ class CacheLayout:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether the cache holds other columns than the conversation has."""
+        """Return True if the cache holds other columns than the conversation has."""
         return self.padded or self.columns.shape[1] != self.full_length
 
     @classmethod
     def unpruned(cls, rows: int, length: int, device: torch.device) -> "CacheLayout":
-        """Of a cache that holds everything."""
+        """Return the layout of a cache that holds every column."""
         columns = torch.arange(length, device=device).expand(rows, -1)
         return cls(columns, length, padded=False)
 
     def cut_to(self, length: int) -> "CacheLayout":
-        """After cropping to `length` columns: the conversation is as many shorter.
+        """Return the layout after the cache was cropped to `length` columns.
 
         Raises:
-            ConfigError: more is gone than text at the end of the conversation.
+            ConfigError: the crop removed more than text at the end of the conversation.
         """
         kept, gone = self.columns[:, :length], self.columns[:, length:]
         full_length = self.full_length - gone.shape[1]
@@ -67,7 +67,7 @@ class CacheLayout:
         return replace(self, columns=kept, full_length=full_length)
 
     def grown_to(self, length: int) -> "CacheLayout":
-        """After decoding steps that left `length` columns in the cache."""
+        """Return the layout after decoding steps that left `length` columns in the cache."""
         extra = length - self.columns.shape[1]
         if extra == 0:
             return self
@@ -78,12 +78,12 @@ class CacheLayout:
     def followed_by(
         self, columns: Tensor, is_image: Tensor, rope_deltas: Tensor | None
     ) -> "CacheLayout":
-        """With the columns that stay of new ones.
+        """Return the layout after appending the remaining columns of a call.
 
         Args:
-            columns: those that stay, [B, S'].
-            is_image: true at visual tokens of all new ones, [B, T'].
-            rope_deltas: see above.
+            columns: columns of the call that stay, -1 at padding, [B, S'].
+            is_image: true at visual tokens among all columns of the call, [B, T'].
+            rope_deltas: next position minus the number of real tokens, [B, 1], or None.
         """
         moved = columns.where(columns == PADDING, columns + self.full_length)
         padded = self.padded or bool((columns == PADDING).any())
@@ -96,21 +96,18 @@ class CacheLayout:
         )
 
     def cached_mask(self, attention_mask: Tensor | None) -> Tensor:
-        """The attention mask of the cached columns, [B, S].
+        """Return the attention mask of the cached columns, [B, S].
 
-        Args:
-            attention_mask: of the conversation, T columns or more; None when there is no padding.
+        `attention_mask` is that of the conversation, [B, T or more]; None if nothing is padded.
         """
         if attention_mask is None:
             return (self.columns != PADDING).long()
         return take_columns(attention_mask[:, : self.full_length], self.columns, 0)
 
     def mask(self, attention_mask: Tensor | None, new: int) -> Tensor | None:
-        """The attention mask of cached and new columns, [B, S + new]; None if none is hidden.
+        """Return the attention mask of cached and `new` columns, [B, S + new]; None if all is seen.
 
-        Args:
-            attention_mask: of the conversation with the new columns, [B, T + new], or None.
-            new: columns behind the cached ones.
+        `attention_mask` is that of the conversation with the new columns, [B, T + new], or None.
         """
         if attention_mask is None and not self.padded:
             return None
@@ -122,13 +119,10 @@ class CacheLayout:
         return torch.cat([cached, behind.to(cached.dtype)], dim=1)
 
     def token_types(self, token_type_ids: Tensor, new: int) -> Tensor:
-        """Token types of cached and new columns, [B, S + new]; zeros at the cached ones.
+        """Return token types of cached and `new` columns, [B, S + new]; zeros at the cached ones.
 
-        A mask that lets the tokens of an image see each other reads them by place in the cache.
-
-        Args:
-            token_type_ids: of the new columns, or of more that end with them.
-            new: columns behind the cached ones.
+        A mask that lets the tokens of an image see each other looks types up by place in the cache.
+        The last columns of `token_type_ids` are the new ones.
         """
         behind = token_type_ids[:, -new:]
         cached = behind.new_zeros(len(behind), self.columns.shape[1])
@@ -136,14 +130,14 @@ class CacheLayout:
 
 
 def cached_length(cache: Any) -> int:
-    """Columns in a cache; 0 for none."""
+    """Return the number of columns in a cache, 0 without one."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def layout_of(cache: Any) -> CacheLayout | None:
-    """The layout of a cache that was filled by a pruned prompt, up to date; else None.
+    """Return the layout of a cache filled by a pruned prompt, brought up to date; else None.
 
-    A cache that was cropped since keeps what it has left, and one that was emptied none.
+    If the cache was cropped, its layout is cropped too; if it was emptied, the layout is removed.
     """
     layout = getattr(cache, ATTRIBUTE, None)
     if layout is None:
@@ -159,5 +153,4 @@ def layout_of(cache: Any) -> CacheLayout | None:
 
 
 def write_layout(cache: Any, layout: CacheLayout) -> None:
-    """Leaves `layout` on `cache`."""
     setattr(cache, ATTRIBUTE, layout)

@@ -1,7 +1,7 @@
 """Taking columns out of a batch of prompts: which stay, and what they were.
 
-Rows may lose different numbers of columns, so the rest is padded again, on the side where the
-prompts are padded. Padding that is no longer needed goes too.
+Rows may lose different numbers of columns, so the remaining ones are padded again, on the side on
+which the prompts were padded. Padding that became unnecessary is removed.
 
 Dimension letters: B rows, T columns of the full prompt, S columns that stay.
 """
@@ -15,11 +15,12 @@ PADDING = -1
 
 
 def remaining_columns(keep: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Columns of the full prompt that stay, [B, S], -1 at padding.
+    """Return the columns of the full prompt that stay, [B, S], -1 at padding.
 
     Args:
         keep: false at removed tokens and at padding, [B, T].
-        attention_mask: of the full prompt, [B, T], for the side of the padding; None without any.
+        attention_mask: mask of the full prompt, [B, T]; tells the padded side. None without
+            padding.
     """
     counts = keep.sum(dim=1)
     size = int(counts.max())
@@ -34,13 +35,7 @@ def remaining_columns(keep: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def take_columns(values: Tensor, columns: Tensor, fill: int) -> Tensor:
-    """Columns of `values` [..., B, T] as [..., B, S], `fill` at padding.
-
-    Args:
-        values: per token, [..., B, T]; B may be 1 where it holds for all rows.
-        columns: of `remaining_columns`, [B, S].
-        fill: value of padding.
-    """
+    """Take `columns` [B, S] of `values` [..., B or 1, T] as [..., B, S], with `fill` at padding."""
     index = columns.clamp(min=0)
     values = values.expand(*values.shape[:-2], len(columns), values.shape[-1])
     taken = values.gather(-1, index.expand(*values.shape[:-1], index.shape[1]))
@@ -48,14 +43,10 @@ def take_columns(values: Tensor, columns: Tensor, fill: int) -> Tensor:
 
 
 def take_logit_positions(positions: Tensor, columns: Tensor) -> Tensor:
-    """Places among `columns` of the positions of the full prompt at which logits are wanted.
-
-    Args:
-        positions: `logits_to_keep` as a tensor, [P].
-        columns: of `remaining_columns`, [B, S].
+    """Return the places among `columns` [B, S] of the full prompt's `positions` [P].
 
     Raises:
-        ConfigError: a position was removed, or rows differ.
+        ConfigError: a position was removed, or its place differs between rows.
     """
     found = columns[:, None, :] == positions.to(columns.device)[None, :, None]
     places = found.to(torch.uint8).argmax(dim=-1)

@@ -1,7 +1,7 @@
 """Calls of a model whose prompt is pruned, from the first turn to the last decoded token.
 
-A call names columns of the whole conversation; the cache holds fewer. These functions fit the one
-to the other. Arguments are those of the stock `forward`.
+A call counts columns of the whole conversation, but the cache holds fewer. These functions
+translate between the two. Arguments are those of the stock `forward`.
 
 Dimension letters: B rows, T new columns of a call, L columns of the conversation before it.
 """
@@ -19,7 +19,11 @@ from autoselect.vlm.cache_layout import CacheLayout, cached_length, layout_of
 
 
 def layout_before(adapter: VisualAdapter, cache: Any, input_ids: Tensor) -> CacheLayout:
-    """What a cache holds, whether its turns were pruned or not; an empty layout without a cache."""
+    """Return what a cache holds, pruned or not; an empty layout without a cache.
+
+    Raises:
+        ConfigError: cache and call have different numbers of rows.
+    """
     known = layout_of(cache)
     if known is not None:
         if len(known.columns) != len(input_ids):
@@ -35,7 +39,7 @@ def layout_before(adapter: VisualAdapter, cache: Any, input_ids: Tensor) -> Cach
 
 
 def new_columns(call: Mapping[str, Any], length: int) -> tuple[dict[str, Any], Tensor | None]:
-    """A call with per-token arguments of its last `length` columns only.
+    """Cut the per-token arguments of a call to its last `length` columns.
 
     Returns:
         the call, and the attention mask of the columns before them, [B, L], or None.
@@ -52,9 +56,9 @@ def new_columns(call: Mapping[str, Any], length: int) -> tuple[dict[str, Any], T
 
 
 def with_text_types(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call whose `mm_token_type_ids` reach to the end of `input_ids`.
+    """Extend `mm_token_type_ids` to the length of `input_ids`, with zeros (text).
 
-    Candidates of assisted decoding lengthen the ids alone; they are text.
+    Assisted decoding appends candidates to the ids only.
     """
     name = "mm_token_type_ids"
     if (types := call.get(name)) is None:
@@ -70,18 +74,18 @@ def prune_call(
     keep: Tensor,
     layout: CacheLayout,
 ) -> tuple[dict[str, Any], Tensor, CacheLayout]:
-    """A call without its removed visual tokens.
+    """Return a call without its removed visual tokens.
 
     Args:
-        adapter: of the model.
+        adapter: adapter of the model.
         call: arguments of `forward`; per-token ones may span the whole conversation.
-        outputs: of `adapter.encode`.
+        outputs: encoder outputs by modality.
         keep: false at removed tokens of the new columns, [B, T].
         layout: what the cache holds.
 
     Returns:
         the new call, the new columns that stay [B, S] (-1 at padding), and what the cache will
-        hold afterwards.
+        hold.
     """
     call, past_mask = new_columns(call, keep.shape[1])
     if call.get("position_ids") is None:
@@ -102,14 +106,11 @@ def prune_call(
 
 
 def one_sequence(mask: Tensor, length: int) -> dict[str, Any]:
-    """Tells flash attention that a lone row without padding is one sequence.
+    """Return arguments that tell flash attention that one row without padding is one sequence.
 
-    transformers takes gaps in the positions of a batch of one for the seams of packed sequences
-    (`_is_packed_sequence`), and looks for their starts at position 0.
-
-    Args:
-        mask: attention mask of cached and new columns, [B, S].
-        length: new columns.
+    For a batch of one, transformers mistakes gaps in the positions for the borders of packed
+    sequences (`_is_packed_sequence`), and expects each sequence to start at position 0. `mask` is
+    that of cached and new columns, [B, S]; `length` counts the new ones.
     """
     if len(mask) > 1 or not bool(mask.all()):
         return {}
@@ -125,13 +126,12 @@ def one_sequence(mask: Tensor, length: int) -> dict[str, Any]:
 def continue_call(
     adapter: VisualAdapter, call: dict[str, Any], layout: CacheLayout
 ) -> dict[str, Any]:
-    """A call of `forward` without images that goes on from a pruned cache.
+    """Return a call of `forward` without images that continues from a pruned cache.
 
-    Args:
-        adapter: of the model.
-        call: `input_ids` (or `inputs_embeds`) of the new columns; an attention mask, if any, of
-            the whole conversation.
-        layout: what the cache holds.
+    `input_ids` or `inputs_embeds` hold the new columns only.
+
+    Raises:
+        ConfigError: the attention mask does not cover the whole conversation.
     """
     ids = call.get("input_ids")
     given = ids if ids is not None else call["inputs_embeds"]
@@ -157,15 +157,10 @@ def continue_call(
 def continued_prompt(
     adapter: VisualAdapter, input_ids: Tensor, call: Mapping[str, Any], layout: CacheLayout
 ) -> dict[str, Tensor]:
-    """Mask and positions for `generate` on a conversation whose earlier turns were pruned.
+    """Return mask and positions for `generate` on a conversation with pruned earlier turns.
 
     `generate` would count the columns of the cache instead of those of the conversation.
-
-    Args:
-        adapter: of the model.
-        input_ids: the whole conversation, or its new columns.
-        call: arguments of `generate`.
-        layout: what the cache holds.
+    `input_ids` hold the whole conversation, or its new columns.
     """
     mask = call.get("attention_mask")
     if mask is None:

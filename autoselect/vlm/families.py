@@ -22,22 +22,22 @@ class Family:
 
     Attributes:
         images: an image is one entry of the image features, or one run of adjacent placeholders.
-        videos: the same for clips.
-        tiles: tiles of one image are runs of their own, with marker tokens between them. The last
-            tile of an image has the same token before it (or behind it) as the last tile of the
-            prompt; or its first tile has the same token before it as the first of the prompt. None
-            where an image is one block, or where tiles cannot be told from images.
-        raster: the tokens of an image are one raster, square or of the picture's shape; None where
-            there are tiles, newline tokens or resampled ones, or where it is not known.
-        clip_token: whose placeholder clips use.
+        videos: a clip is one entry of the video features, or one run of adjacent placeholders.
+        tiles: tiles of one image are separate runs with marker tokens between them. The last tile
+            of an image has the same token before it (or after it) as the last tile of the prompt;
+            or its first tile has the same token before it as the first tile of the prompt. None if
+            an image is one block, or if tiles cannot be told from images.
+        raster: the tokens of an image are one raster, square or of the picture's shape; None if
+            there are tiles, newline tokens or resampled tokens, or if it is unknown.
+        clip_token: modality whose placeholder stands for tokens of clips.
         first_position: position of the first token when the caller gives no positions.
         fixed_tokens: every image has as many tokens, as long as the processor writes as many.
         images_see_themselves: tokens of one image see each other, not only earlier ones.
-        beyond_features: more than visual tokens at placeholders enters the prompt: features for
-            later layers, or indicator tokens; the model's own `forward` has to put them there.
-        convolutions: layers that mix neighbours, whatever attention may see: rounds that do not see
-            each other cannot share a row.
-        untrained: why `autoselect train` refuses the family; empty where it does not.
+        beyond_features: the prompt receives more than visual tokens at placeholders: deepstack
+            features or indicator tokens, which only the model's own `forward` can insert.
+        convolutions: some layers mix neighbouring columns whatever the attention mask says, so
+            rounds that must not see each other cannot share a row.
+        untrained: why `autoselect train` refuses the family; empty if it does not.
     """
 
     images: Blocks = "entries"
@@ -102,17 +102,12 @@ REFUSED = {
 
 
 def register_family(model_type: str, family: Family) -> None:
-    """Lets `attach` accept a model type that is not in the table.
-
-    Args:
-        model_type: of the configuration.
-        family: how it writes images into its prompt.
-    """
+    """Let `attach` accept a model type that is not in the table, written as `family` says."""
     FAMILIES[model_type] = family
 
 
 def family_of(config: Any) -> Family:
-    """Return the family of a model's configuration; the one answer to "is this family known".
+    """Return the family of a model's configuration.
 
     Raises:
         ConfigError: the family is refused or unknown.

@@ -1,8 +1,8 @@
 """Encoder outputs as one matrix of visual tokens, and back, in the containers that a family uses.
 
-Some families add image features in later layers too (Qwen3-VL's deepstack): L further vectors per
-token. They carry the image as well as the first does, so whatever removes or gates a token has to
-take them along.
+Some families add image features in L later layers too (Qwen3-VL's deepstack), as further vectors of
+each token. They carry the image as well as the first vector does, so removing or gating a token has
+to include them.
 
 Dimension letters: M visual tokens of the whole batch, D width, L later layers.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 
 
 def feature_matrix(output: Any, later: bool) -> Tensor:
-    """Features of all images in the order of their placeholders, [M, D] or [M, (1 + L) D].
+    """Return the features of all images in the order of their placeholders, [M, D].
 
     Args:
-        output: of `get_image_features` or `get_video_features`.
-        later: with those for later layers behind each token's own.
+        output: output of `get_image_features` or `get_video_features`.
+        later: append the features for later layers to each token, [M, (1 + L) D].
     """
     rows = _rows(output.pooler_output)
     layers = getattr(output, "deepstack_features", None) or [] if later else []
@@ -28,11 +28,9 @@ def feature_matrix(output: Any, later: bool) -> Tensor:
 
 
 def with_features(output: Any, matrix: Tensor) -> Any:
-    """A shallow copy of an encoder's output with other features, in the same containers.
+    """Return a shallow copy of an encoder's output with other features, in the same containers.
 
-    Args:
-        output: as above.
-        matrix: [M, D], which leaves later layers as they are, or [M, (1 + L) D]; M may differ.
+    `matrix` is [M, (1 + L) D], or [M, D] to leave later layers unchanged; M may differ.
     """
     width = output.pooler_output[0].shape[-1]
     changed = copy.copy(output)
@@ -47,9 +45,7 @@ def with_features(output: Any, matrix: Tensor) -> Any:
 def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
     """Return a shallow copy of an encoder's output with one entry per image.
 
-    Args:
-        output: output of the model's own encoder, whose kind of container is kept.
-        entries: features of each image, [N, (1 + L) D] each; N may differ.
+    `entries` holds the features of each image, [N, (1 + L) D] each; N may differ.
     """
     changed = with_features(output, torch.cat(list(entries)))
     width = output.pooler_output[0].shape[-1]
@@ -62,20 +58,15 @@ def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
 
 
 def keep_features(output: Any, kept: Tensor) -> Any:
-    """An encoder's output with only the kept visual tokens, those for later layers included.
-
-    Args:
-        output: as above.
-        kept: true at tokens that stay, [M].
-    """
+    """Return an encoder's output without the tokens at which `kept` [M] is false, in all layers."""
     return with_features(output, feature_matrix(output, later=True)[kept])
 
 
 def _rows(entries: Any) -> Tensor:
-    """Entries of any shape as rows, [M, D]."""
+    """Return entries of any shape as rows, [M, D]."""
     return torch.cat([entry.reshape(-1, entry.shape[-1]) for entry in entries])
 
 
 def _like(container: Any, features: Tensor) -> Any:
-    """One list entry where a family uses lists, else a batch of one."""
+    """Return one list entry if a family uses lists, else a batch of one."""
     return features[None] if isinstance(container, Tensor) else [features]

@@ -28,7 +28,7 @@ def answer_loss(
 ) -> Tensor:
     """Return the next-token loss summed over answer tokens, float32, 0-d.
 
-    Gradient flows to the features in `outputs` and to `log_weights`. Logits exist at answer
+    Gradient flows to the features in `outputs` and to `log_weights`. Logits are computed at answer
     positions only.
 
     Args:
@@ -68,7 +68,7 @@ def text_hidden(
         return adapter.base(**call, mm_encoder_outputs={"image": replaced}).last_hidden_state
 
     if log_weights is not None and log_weights.requires_grad and not features.requires_grad:
-        # Attention kernels on a GPU expect a gradient of the queries where the mask has one.
+        # If the mask has a gradient, attention kernels on a GPU expect one of the queries too.
         features = features.detach().requires_grad_()
     if recompute:
         return run_recomputed(run, features, adapter.model.get_decoder())
@@ -101,23 +101,17 @@ def _mask(adapter: VisualAdapter, batch: TrainBatch, log_weights: Tensor | None)
 
 
 def within_window(mask: Tensor, positions: Tensor, window: int) -> Tensor:
-    """Return an additive mask [B, 1, T, T] without keys that are `window` or more positions back.
+    """Mask keys that are `window` or more positions back, in an additive mask [B, 1, T, T].
 
-    Args:
-        mask: of attention without a window, [B, 1, T, T].
-        positions: of the tokens in their own round, [B, T].
-        window: positions that a token sees, itself included.
+    `positions` [B, T] count the tokens of each round; a token sees `window` of them, itself
+    included.
     """
     far = positions[:, :, None] - positions[:, None, :] >= window
     return mask.masked_fill(far[:, None], torch.finfo(mask.dtype).min)
 
 
 def image_numbers(places: Tensor) -> Tensor:
-    """Return the number of the run of placeholders of each token, -1 for text, [B, T].
-
-    Args:
-        places: true at placeholders, [B, T].
-    """
+    """Return the number of each placeholder's run, -1 for text, [B, T]; `places` is [B, T] too."""
     starts = places & ~F.pad(places[:, :-1], (1, 0))
     return torch.where(places, starts.cumsum(dim=1) - 1, -1)
 
@@ -125,8 +119,8 @@ def image_numbers(places: Tensor) -> Tensor:
 def position_ids(adapter: VisualAdapter, batch: TrainBatch) -> Tensor:
     """Return the positions of a batch as the family counts them, [B, T] or [3, B, T].
 
-    On a grid (M-RoPE) an image takes fewer positions than tokens; every round starts where the
-    prefix ends, as it does in `batch.position_ids`.
+    With M-RoPE an image takes fewer positions than tokens. Every round starts at the end of the
+    prefix, as in `batch.position_ids`.
     """
     grid = batch.pixels.get("image_grid_thw")
     if grid is None or not adapter.positions.on_grid:

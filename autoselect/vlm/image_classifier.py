@@ -1,4 +1,4 @@
-"""Stock transformers image classifiers of the ViT kind, with patches taken out."""
+"""Stock transformers image classifiers of the ViT kind, with patches removed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +16,10 @@ Preprocess = Callable[[list[Image.Image]], Tensor]
 
 
 def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tuple[Any, Preprocess]:
-    """An image classifier in eval mode, and what turns images into its pixel values.
-
-    Args:
-        path: folder or hub name.
-        device: where it runs.
+    """Return an image classifier in eval mode, and the function from images to its pixel values.
 
     Raises:
-        ConfigError: it cannot be loaded, or has no patches that could be taken out.
+        ConfigError: it cannot be loaded, or has no patches that could be removed.
     """
     try:
         model: Any = AutoModelForImageClassification.from_pretrained(path)
@@ -43,10 +39,10 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tup
 
 
 def embedding_layer(classifier: Any) -> nn.Module:
-    """The layer whose output is [B, extra + patches, C], positions added.
+    """Return the layer whose output is [B, extra + patches, C], positions added.
 
     Raises:
-        ConfigError: there is none, as in convolutional networks.
+        ConfigError: the layer is missing, as in convolutional networks.
     """
     for name, module in classifier.named_modules():
         if name.split(".")[-1] == "embeddings":
@@ -58,10 +54,10 @@ def embedding_layer(classifier: Any) -> nn.Module:
 
 
 def grid(classifier: Any) -> tuple[int, int]:
-    """Rows and columns of the classifier's patches.
+    """Return the rows and columns of the classifier's patches.
 
     Raises:
-        ConfigError: its configuration does not tell them.
+        ConfigError: its configuration has no image_size or patch_size.
     """
     config = getattr(classifier.config, "vision_config", classifier.config)
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
@@ -77,14 +73,10 @@ def grid(classifier: Any) -> tuple[int, int]:
 
 @contextmanager
 def only_patches(classifier: Any, positions: Tensor) -> Iterator[None]:
-    """Let the classifier see only some of its patches.
+    """Let the classifier see only the patches at `positions` [B, K] inside the block.
 
     The embedding layer's output loses the rows of the other patches; class and register tokens
-    stay. Position embeddings were added before, so what is left keeps its place.
-
-    Args:
-        classifier: of `load_classifier`.
-        positions: patches that stay, [B, K].
+    stay. Position embeddings were added before, so the remaining patches keep their place.
     """
     rows, columns = grid(classifier)
 

@@ -1,4 +1,4 @@
-"""Loading a VLM through transformers' own path, with errors that say what is missing."""
+"""Loading of a VLM through transformers' own path, with errors that say what is missing."""
 
 import hashlib
 from pathlib import Path
@@ -17,12 +17,16 @@ from autoselect.config import ConfigError
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on accelerators, float32 on CPUs."""
+    """Return bfloat16 on accelerators, float32 on CPUs."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> tuple[Any, Any]:
-    """Model and processor of a folder or a hub name; arguments and errors as `FrozenVLM`."""
+    """Load model and processor of a folder or hub name.
+
+    Raises:
+        ConfigError: model, weights or processor are missing, or it is not a VLM.
+    """
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -32,8 +36,8 @@ def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> t
         ) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ConfigError(
-            f"model={path} is no vision-language model: its model_type is {config.model_type!r}. "
-            "Give a model that AutoModelForImageTextToText can load"
+            f"model={path} is not a vision-language model: its model_type is "
+            f"{config.model_type!r}. Give a model that AutoModelForImageTextToText can load"
         )
     processor = load_processor(path)
     try:
@@ -49,10 +53,10 @@ def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> t
 
 
 def load_processor(path: str | Path) -> Any:
-    """The processor of a folder or a hub name.
+    """Load the processor of a folder or hub name.
 
     Raises:
-        ConfigError: there is none, or a package that it needs is not installed.
+        ConfigError: it is missing, or needs a package that is not installed.
     """
     try:
         return AutoProcessor.from_pretrained(path)
@@ -71,7 +75,7 @@ def load_processor(path: str | Path) -> Any:
 
 
 def local_folder(path: str | Path) -> Path | None:
-    """The folder of a model: `path` itself, or where the cache has a hub name; None if nowhere."""
+    """Return the folder of a model: `path`, or the cached copy of a hub name, or None."""
     if Path(path).is_dir():
         return Path(path)
     cached = try_to_load_from_cache(str(path), "config.json")
@@ -79,10 +83,10 @@ def local_folder(path: str | Path) -> Path | None:
 
 
 def weights_digest(path: str | Path) -> str:
-    """What identifies a model's weights without reading all of them.
+    """Return a digest that identifies a model's weights without reading all of them.
 
-    sha256 over `config.json` and over name, size, first and last MiB of every weights file; the
-    same for a hub name, once it was loaded, and for a copy of its files in a folder.
+    sha256 over `config.json` and over name, size, first and last MiB of every weights file. A hub
+    name that was loaded once and a copy of its files in a folder have the same digest.
     """
     folder = local_folder(path)
     if folder is None:

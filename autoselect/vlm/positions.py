@@ -1,7 +1,7 @@
 """Position ids of a full prompt, as the untouched model would number it.
 
-Most families count columns. Families with three rows of positions (M-RoPE) place an image on a
-grid; their own `get_rope_index` does that.
+Most families count columns. Families with three rows of positions (M-RoPE) place an image on a grid
+by their own `get_rope_index`.
 
 Dimension letters: B rows, T columns of the call, L columns of the conversation before it.
 """
@@ -32,13 +32,12 @@ class Positions:
     def of_call(
         self, inputs: Mapping[str, Any], past: CacheLayout, past_mask: Tensor | None
     ) -> Tensor:
-        """Positions of the columns of a call of `forward`, [B, T] or [rows, B, T].
+        """Return the positions of the columns of a call of `forward`, [B, T] or [rows, B, T].
 
         Args:
             inputs: arguments of `forward`; per-token ones hold the new columns only.
             past: what the cache holds.
-            past_mask: attention mask of the conversation so far, [B, L]; None when nothing is
-                hidden.
+            past_mask: attention mask of the conversation so far, [B, L]; None if nothing is hidden.
         """
         ids = inputs["input_ids"]
         columns = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
@@ -51,14 +50,14 @@ class Positions:
 
     @staticmethod
     def start(past: CacheLayout, past_mask: Tensor | None) -> Tensor | int:
-        """Position of the first new token on the grid, [B, 1] or one for all."""
+        """Return the position of the first new token on the grid, [B, 1], or one number for all."""
         seen: Tensor | int = past.full_length
         if past_mask is not None:
             seen = past_mask.sum(dim=1, keepdim=True)
         return seen if past.rope_deltas is None else seen + past.rope_deltas
 
     def grid_positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Positions by the model's own `get_rope_index`, counted from 0, [rows, B, T]."""
+        """Return positions by the model's own `get_rope_index`, counted from 0, [rows, B, T]."""
         known = inspect.signature(self.base.get_rope_index).parameters
         arguments = {n: inputs[n] for n in known if inputs.get(n) is not None}
         return self.base.get_rope_index(**arguments)[0]
@@ -66,13 +65,14 @@ class Positions:
     def rope_deltas(
         self, position_ids: Tensor, mask: Tensor, past: CacheLayout, past_mask: Tensor | None
     ) -> Tensor | None:
-        """Next position minus the number of real tokens, [B, 1]; None where nothing is on a grid.
+        """Return next position minus number of real tokens, [B, 1]; None unless M-RoPE is used.
 
         Args:
-            position_ids: of the call, [B, T] or [rows, B, T]; the last three rows are the grid.
+            position_ids: positions in the call, [B, T] or [rows, B, T]; the last three rows are the
+                grid.
             mask: attention mask of the call, [B, T].
             past: what the cache held before the call.
-            past_mask: see `of_call`.
+            past_mask: attention mask of the conversation so far, [B, L]; None if nothing is hidden.
         """
         if not self.on_grid:
             return None

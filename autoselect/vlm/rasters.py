@@ -1,4 +1,4 @@
-"""Where the visual tokens of an image are on its picture, if they are one raster.
+"""Places of the visual tokens of an image on its picture, if they are one raster.
 
 Dimension letters: N visual tokens of one image.
 """
@@ -13,9 +13,7 @@ from autoselect.vlm.families import Raster
 def nearest_raster(num_tokens: int, size: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns with product N whose shape is nearest to the picture's.
 
-    Args:
-        num_tokens: N.
-        size: width and height of the picture, pixels.
+    `size` is the width and height of the picture in pixels.
     """
     pairs = [(n, num_tokens // n) for n in range(1, num_tokens + 1) if num_tokens % n == 0]
     aspect = np.log(size[0] / size[1])
@@ -25,12 +23,9 @@ def nearest_raster(num_tokens: int, size: tuple[int, int]) -> tuple[int, int]:
 def raster_of(
     num_tokens: int, raster: Raster | None, size: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Return the rows and columns of an image's tokens, or None if they are not one raster.
+    """Return the rows and columns of an image's N tokens, or None if they are not one raster.
 
-    Args:
-        num_tokens: N.
-        raster: shape of rasters of the model's family.
-        size: width and height of the picture, pixels.
+    `size` is the width and height of the picture in pixels.
     """
     if raster == "picture":
         return nearest_raster(num_tokens, size)

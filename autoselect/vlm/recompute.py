@@ -1,4 +1,4 @@
-"""Activations of the language model computed again in the backward pass, one layer at a time.
+"""Recomputation of the language model's activations in the backward pass, layer by layer.
 
 Between forward and backward each layer keeps its input only. When the backward pass reaches a layer
 it repeats that layer, so the activations of one layer are alive at a time. A checkpoint around the
@@ -21,14 +21,10 @@ _repeat = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def run_recomputed(run: Callable[[Tensor], Tensor], inputs: Tensor, decoder: nn.Module) -> Tensor:
-    """`run(inputs)` without the activations inside the layers of a language model.
+    """Return `run(inputs)`, without keeping the activations inside the layers of `decoder`.
 
-    Where the layers are not found all of `run` is repeated in one piece, and the log says so.
-
-    Args:
-        run: calls the decoder.
-        inputs: of `run`; gradients flow to it.
-        decoder: the language model. Nothing of it is changed when this returns.
+    `run` calls the decoder; gradients flow to `inputs`. If the layers are not found, all of `run`
+    is repeated in one piece, with a warning. The decoder is unchanged afterwards.
     """
     layers = repeatable_layers(decoder)
     if not layers:
@@ -41,7 +37,7 @@ def run_recomputed(run: Callable[[Tensor], Tensor], inputs: Tensor, decoder: nn.
 
 
 def repeatable_layers(decoder: nn.Module) -> list[nn.Module]:
-    """The layers that transformers declares fit for it."""
+    """Return the layers that transformers declares fit for recomputation."""
     return [
         module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
     ]
@@ -49,11 +45,11 @@ def repeatable_layers(decoder: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _repeated(layer: nn.Module) -> Iterator[None]:
-    """Meanwhile a call of the layer keeps its inputs only.
+    """Make calls of the layer inside the block keep their inputs only.
 
     Its `forward` is exchanged; the switch of transformers would work in training mode only. Hooks
-    of the layer itself stay outside and run once, those of modules inside run again, as ZeRO-3
-    needs it to gather their weights.
+    of the layer itself stay outside and run once. Hooks of modules inside run again, as ZeRO-3
+    needs to gather their weights.
     """
     own = vars(layer).get("forward")
     vars(layer)["forward"] = partial(_repeat, layer.forward)

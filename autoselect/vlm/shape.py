@@ -20,25 +20,25 @@ from autoselect.vlm.families import family_of
 
 @dataclass(frozen=True)
 class VLMShape:
-    """What memory and time depend on.
+    """Sizes on which memory and time depend.
 
     Attributes:
         name: model type of the configuration.
-        vision_parameters: of vision tower and projector.
-        language_parameters: of the language model without its embeddings and head.
-        embedding_parameters: of input embeddings and head (once where they are tied).
-        largest_layer_parameters: of the largest module that ZeRO-3 gathers whole.
+        vision_parameters: parameters of vision tower and projector.
+        language_parameters: parameters of the language model without its embeddings and head.
+        embedding_parameters: parameters of input embeddings and head (counted once if tied).
+        largest_layer_parameters: parameters of the largest module that ZeRO-3 gathers whole.
         width: D, hidden channels of the language model.
         mlp_width: channels inside its MLP.
         key_value_width: channels of all key heads together.
-        layers: of the language model.
+        layers: number of layers of the language model.
         vocabulary: V.
-        vision_layers: of the vision tower.
-        vision_width: its channels.
-        visual_tokens: N, that the language model sees per image.
-        patches: that the vision tower computes per image, in whole tiles; at least N.
-        patches_per_tile: that see each other in the tower; all, where it takes images whole.
-        projector_width: P, channels that the projector takes; None where the family names none.
+        vision_layers: number of layers of the vision tower.
+        vision_width: channels of the vision tower.
+        visual_tokens: N, visual tokens per image.
+        patches: patches that the vision tower computes per image, in whole tiles; at least N.
+        patches_per_tile: patches that see each other in the tower; all if it takes images whole.
+        projector_width: P, channels that the projector takes; None if the family names none.
     """
 
     name: str
@@ -59,10 +59,10 @@ class VLMShape:
     projector_width: int | None
 
     def width_at(self, site: GateSite) -> int:
-        """Channels of a token at a site of the gate: D, or P before the projector.
+        """Return the channels of a token at a gate site: D, or P before the projector.
 
         Raises:
-            ConfigError: there is no projector to gate before.
+            ConfigError: the family names no projector.
         """
         if site == "after_projector":
             return self.width
@@ -75,20 +75,20 @@ class VLMShape:
 
     @property
     def parameters(self) -> int:
-        """All of the frozen model."""
+        """Return the number of parameters of the whole frozen model."""
         return self.vision_parameters + self.language_parameters + self.embedding_parameters
 
 
 def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
-    """Reads `config.json` of a folder or hub name.
+    """Read the sizes of a model from `config.json` of a folder or hub name.
 
     Args:
         path: folder or hub name.
-        visual_tokens: per image, for models whose number depends on the image.
+        visual_tokens: N per image, for models in which it depends on the image.
 
     Raises:
-        ConfigError: there is no configuration, it is no VLM, or N is below 1 or needed and not
-            given.
+        ConfigError: the configuration is missing or not that of a VLM, or N is below 1 or needed
+            and not given.
     """
     try:
         config = AutoConfig.from_pretrained(path)
@@ -144,7 +144,7 @@ def _language_model(model: Any) -> Any:
 
 
 def _projector_width(inside: Any) -> int | None:
-    """Input channels of the projector's first linear layer."""
+    """Return the input channels of the projector's first linear layer, or None."""
     projectors = [getattr(inside, name) for name in PROJECTORS if hasattr(inside, name)]
     layers = [module for projector in projectors for module in projector.modules()]
     return next((m.in_features for m in layers if isinstance(m, torch.nn.Linear)), None)
@@ -155,7 +155,7 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def _first(config: Any, *names: str) -> int:
-    """The value of the first of several names that model families use for one thing."""
+    """Return the value of the first of several names that families use for one quantity."""
     for name in names:
         value = getattr(config, name, None)
         if isinstance(value, int):
@@ -167,7 +167,7 @@ def _first(config: Any, *names: str) -> int:
 
 
 def _fixed_tokens(path: str, config: Any) -> int:
-    """Visual tokens of every image.
+    """Return the visual tokens of every image.
 
     Raises:
         ConfigError: they depend on the image; `image_seq_length` may then count one of its tiles.
@@ -184,7 +184,10 @@ def _fixed_tokens(path: str, config: Any) -> int:
 
 
 def _most_tokens(config: Any) -> int | None:
-    """Of LLaVA-NeXT: its largest grid, a token behind each row of it, and the overview."""
+    """Return the most visual tokens of a LLaVA-NeXT image, or None for other families.
+
+    The largest grid with a newline token after each of its rows, plus the overview.
+    """
     if config.model_type not in ("llava_next", "llava_next_video"):
         return None
     patch = config.vision_config.patch_size
@@ -194,20 +197,20 @@ def _most_tokens(config: Any) -> int | None:
 
 
 def _merged(config: Any) -> int:
-    """Patches that become one visual token, side by side or by pixel shuffle."""
+    """Return how many patches become one visual token, side by side or by pixel shuffle."""
     shuffle, ratio = getattr(config, "scale_factor", None), getattr(config, "downsample_ratio", 1)
     shuffled = shuffle**2 if isinstance(shuffle, int) else round(1 / ratio**2)
     return int(shuffled * (_merge_size(config) or 1) ** 2)
 
 
 def _merge_size(config: Any) -> int | None:
-    """Side of the square of patches that is merged, in families that take images whole."""
+    """Return the side of the merged square of patches, in families that take images whole."""
     own = getattr(config, "spatial_merge_size", None)
     return getattr(config.vision_config, "spatial_merge_size", own)
 
 
 def _patches_per_tile(config: Any) -> int | None:
-    """Patches of an image of the configured size; None where the tower takes any size whole."""
+    """Return the patches of an image of the configured size; None if the tower takes any size."""
     vision = config.vision_config
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     if _merge_size(config) is not None or size is None or patch is None:

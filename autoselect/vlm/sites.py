@@ -1,13 +1,14 @@
-"""Where the gate sits: one small object per site, and the visual tokens of a batch there.
+"""Sites of the gate: one small object per site, which reads the visual tokens of a batch there.
 
-    after_projector     gates what the language model sees, features for later layers included
+    after_projector     gates what the language model sees, deepstack features included
     before_projector    gates the output of the vision encoder; the projector follows the Denoiser
 
 The Scorer reads projector outputs at both sites. The paper's figure 2 shows the second site; the
-first one is our default, because every architecture has it.
+first is our default, because every architecture has it.
 
-Dimension letters: I images, N visual tokens of one, D width, L later layers with features of their
-own (deepstack), P width of the projector's input, C channels that are gated.
+Dimension letters: B rows, T prompt tokens, I images, N visual tokens of one image, M of all, D
+width, L later layers with features of their own (deepstack), P width of the projector's input, C
+gated channels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +30,11 @@ class VisualTokens:
 
     Attributes:
         outputs: encoder outputs by modality, see `VisualAdapter.encode`.
-        blocks: where each image is in the prompts, I of them.
+        blocks: places of the I images in the prompts.
         tokens: projector outputs, which the Scorer reads, [I, N, D].
-        gated: what the gate acts on at this site, [I, N, C].
+        gated: features that the gate acts on, [I, N, C].
         mask: true at real tokens, [I, N]; None if all images have N tokens.
-        width: channels of `gated` that the Denoiser repairs, the first ones.
+        width: number of leading channels of `gated` that the Denoiser repairs.
     """
 
     outputs: dict[str, Any]
@@ -70,7 +71,7 @@ class AfterProjector:
             adapter: adapter of the model.
             pixels: arguments of the model's `get_image_features`.
             input_ids: prompts with all placeholders, [B, T].
-            lengths: visual tokens of each image, if the caller knows them.
+            lengths: visual tokens of each image; None to apply the family's rule.
 
         Raises:
             ConfigError: placeholders and visual tokens differ in number.
@@ -97,10 +98,11 @@ class BeforeProjector:
         input_ids: Tensor,
         lengths: Sequence[int] | None = None,
     ) -> VisualTokens:
-        """Encode the images of a batch; arguments and errors as `AfterProjector.read`.
+        """Encode the images of a batch, with the projector's inputs as the gated features.
 
         Raises:
-            ConfigError: the model has no projector that maps images of equal size token by token.
+            ConfigError: placeholders and visual tokens differ in number, or the model has no
+                projector that maps images of equal size token by token.
         """
         with _projector_inputs(adapter.projector) as seen:
             outputs = adapter.encode(pixels)

@@ -55,8 +55,8 @@ def test_a_larger_budget_contains_a_smaller_one(selector, tokens):
         ("-1", "budget=-1 is below 1; choose 1..20"),
         ("120%", "budget=1.2 as a share must lie above 0 and at most at 1"),
         ("nan%", "budget=nan as a share"),
-        ("eight", "budget='eight' is no number; give tokens"),
-        ("", "budget='' is no number"),
+        ("eight", "budget='eight' is not a number; give tokens"),
+        ("", "budget='' is not a number"),
     ],
 )
 def test_budgets_out_of_range_are_refused(selector, tokens, budget, message):

@@ -259,7 +259,7 @@ def test_mistakes_in_attaching_are_named(monkeypatch):
     wide = Selector(Scorer(WIDTH + 8, ScorerConfig(hidden_size=16, num_heads=2)))
     with pytest.raises(ConfigError, match=f"selector.width={WIDTH + 8} does not fit the {WIDTH}"):
         attach(model, wide, 4)
-    with pytest.raises(ConfigError, match="no transformers model"):
+    with pytest.raises(ConfigError, match="not a transformers model"):
         attach(torch.nn.Linear(2, 2), selector(), 4)
     with pytest.raises(ConfigError, match="'clip' or 'frame'"):
         attach(model, selector(), 4, video_budget_per="second")

@@ -100,7 +100,7 @@ def test_paths_that_are_no_vlm_are_named(tmp_path):
         FrozenVLM.from_pretrained(tmp_path)
     text_model = tmp_path / "text"
     build_model().model.language_model.config.save_pretrained(text_model)
-    with pytest.raises(ConfigError, match="no vision-language model"):
+    with pytest.raises(ConfigError, match="is not a vision-language model"):
         FrozenVLM.from_pretrained(text_model)
     broken = tmp_path / "broken"
     save_vlm(build_model(), broken)

@@ -26,7 +26,7 @@ ImageChoices = list[list[Choice]]
 
 @dataclass(frozen=True)
 class Column:
-    """One thing that is evaluated: a method at a budget with a seed; full, or blind."""
+    """One evaluated column: a method at a budget with a seed; or full, or blind."""
 
     method: str
     budget: int
@@ -38,16 +38,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is evaluated.
+    """Methods, budgets and sizes of an evaluation.
 
     Attributes:
         methods: ways to keep tokens.
         budgets: tokens kept of an image with `num_tokens`; the same share stays of any other image.
-        num_tokens: N, visual tokens of the image that budgets are counted on.
+        num_tokens: N, visual tokens of the image that budgets refer to.
         images_per_part: images encoded together; also the unit of restart and of distribution.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
-        scoring: how answers are found, see `autoselect/evaluation/answers/likelihood.py`.
+        scoring: way of answering, see `autoselect/evaluation/answers/likelihood.py`.
     """
 
     methods: tuple[Method, ...]
@@ -59,7 +59,7 @@ class Plan:
     scoring: str = GENERATION
 
     def columns(self) -> list[Column]:
-        """Every column, full and blind first."""
+        """Return every column, full and blind first."""
         return [Column(FULL, 0), Column(BLIND, 0)] + [
             Column(method.name, budget, seed)
             for method in self.methods
@@ -78,12 +78,7 @@ class Plan:
 def answer_part(asked: Any, samples: Sequence[EvaluationSample], plan: Plan) -> dict[str, Answers]:
     """Return the answers to every question of some images: column name -> image -> round -> text.
 
-    Questions are batched in the order of their length, so that a batch needs little padding.
-
-    Args:
-        asked: an `AskedVLM`.
-        samples: the images of one part.
-        plan: methods, budgets and sizes.
+    Questions are batched in the order of their length, to reduce padding. `asked` is an `AskedVLM`.
     """
     attention = any("class_attention" in method.needs for method in plan.methods)
     encoded = asked.encode(samples, attention)
@@ -129,7 +124,7 @@ def blind_choices(encoded: Encoded) -> ImageChoices:
 
 
 def whole_choices(features: Tensor) -> ImageChoices:
-    """Return samples of one image each whose tokens all stay, changed to `features` [B, N, C]."""
+    """Keep all tokens of samples of one image each, replaced by `features` [B, N, C]."""
     everything = torch.arange(features.shape[1], device=features.device)
     return [[Choice(everything, own)] for own in features]
 
@@ -146,8 +141,8 @@ def answer_sequences(
 
     Args:
         asked: an `AskedVLM`.
-        samples: the images.
-        encoded: the same, encoded.
+        samples: the samples.
+        encoded: the images of `samples`, encoded.
         sequences: by name, what the model sees of every image; None for the untouched model.
         max_new_tokens: longest answer in tokens.
         rows_per_batch: questions answered together.

@@ -1,10 +1,10 @@
-"""Images and questions to texts, by the model's own processor and its own `generate`.
+"""From images and questions to texts, by the model's own processor and `generate`.
 
-Images are encoded once. Their features then enter every call as `mm_encoder_outputs`, with the
-tokens that a method keeps, through the same rewriting of a call that `attach` does.
+Images are encoded once. Their features then enter every call as `mm_encoder_outputs`, reduced to
+the tokens that a method keeps by the same code that `attach` uses.
 
 Dimension letters: R rows (one question each), T prompt tokens, N visual tokens of one image, K that
-stay, D width, L later layers with features of their own (deepstack), M visual tokens of all rows.
+stay, D width, L later layers with features of their own (deepstack).
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class ImageTokens:
 
     Attributes:
         key: its name, from which random choices are drawn.
-        features: projector outputs, with those for later layers behind each, [N, (1 + L) D].
+        features: projector outputs, each followed by the features for later layers, [N, (1 + L) D].
         width: D.
         grid: rows and columns of its raster; None if its tokens are not one raster.
         class_attention: attention of the vision tower's class token to each token, [N].
@@ -66,7 +66,7 @@ class Encoded:
 
     Attributes:
         images: images of every sample, in order of appearance.
-        output: the encoder's output, whose containers features are put into.
+        output: the encoder's output, whose container types are kept when features are replaced.
     """
 
     images: list[list[ImageTokens]]
@@ -80,7 +80,7 @@ class Prompts:
     Attributes:
         places: which question each row asks.
         inputs: arguments of `generate` without pixels, padded on the left, [R, T].
-        blocks: where each image is in the rows.
+        blocks: places of the images in the rows.
         images: the image of each block.
     """
 
@@ -95,37 +95,25 @@ class Prompts:
 
 
 class AskedVLM:
-    """A model that answers questions about images.
-
-    Args:
-        vlm: the model, without a selector attached.
-    """
+    """A model that answers questions about images; no selector is attached to it."""
 
     def __init__(self, vlm: FrozenVLM) -> None:
         self.vlm = vlm
 
     def prompt(self, image_count: int, question: str, answer: str = "") -> str:
-        """Write a question in the model's chat template.
+        """Write a question in the model's chat template, followed by the beginning of an answer.
 
-        Args:
-            image_count: images that it is about; they stand where the question marks them, or
-                first if the marks are not as many.
-            question: plain text.
-            answer: beginning of the answer.
+        The images stand at the marks in the question, or first if the marks are not `image_count`.
         """
         messages = [{"role": "user", "content": question_content(question, image_count)}]
         return chat(self.vlm.processor, messages, generation=True) + answer
 
     @torch.no_grad()
     def encode(self, samples: Sequence[EvaluationSample], attention: bool = False) -> Encoded:
-        """Encode the images of some samples.
-
-        Args:
-            samples: samples with one image or several.
-            attention: read the class attention of the vision tower, too.
+        """Encode the images of some samples; with `attention`, read the tower's class attention.
 
         Raises:
-            ConfigError: processor and model do not fit, or there is no such attention.
+            ConfigError: processor and model do not fit, or the class attention cannot be read.
         """
         adapter = self.vlm.adapter
         rows = [sample.images for sample in samples]
@@ -159,13 +147,7 @@ class AskedVLM:
     def prompts(
         self, samples: Sequence[EvaluationSample], encoded: Encoded, places: Sequence[Place]
     ) -> Prompts:
-        """Write some questions as one batch.
-
-        Args:
-            samples: the samples that `places` names.
-            encoded: their encoded images.
-            places: the questions.
-        """
+        """Write the questions at `places` as one batch."""
         texts = [self.prompt(len(samples[i].images), samples[i].asked(r)) for i, r in places]
         inputs = self.vlm.inputs([samples[i].images for i, _ in places], texts)
         images = [image for i, _ in places for image in encoded.images[i]]
@@ -179,10 +161,7 @@ class AskedVLM:
     ) -> dict[str, Any]:
         """Return the arguments of a call with encoded images.
 
-        Args:
-            prompts: the questions.
-            encoded: where the images come from.
-            features: other features of every image, [N, (1 + L) D] each.
+        `features` [N, (1 + L) D] each, if given, replace those of every image.
         """
         entries = prompts.features() if features is None else features
         outputs = {"image": with_entries(encoded.output, entries)}

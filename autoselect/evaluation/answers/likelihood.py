@@ -1,9 +1,9 @@
-"""Likelihood-based answering: the candidate that the model finds likeliest, not free text.
+"""Answering by likelihood: the candidate that the model finds most likely, not free text.
 
-Two ways to compare the options of a multiple-choice question: `likelihood` compares their letters,
-`text_likelihood` the texts of the options by their mean log-probability per token, so that a short
-option has no advantage. Yes/no questions compare the two words in both. Questions without
-candidates are answered by generated text.
+Options of a multiple-choice question are compared in one of two ways: `likelihood` compares their
+letters, `text_likelihood` their texts by mean log-probability per token, so that short options have
+no advantage. For yes/no questions both compare the two words. Questions without candidates are
+answered by generated text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ class Candidate:
     """A possible answer.
 
     Attributes:
-        text: the continuation whose likelihood counts.
-        answer: what is scored when it is the likeliest.
+        text: the continuation whose likelihood is computed.
+        answer: the answer that is scored if this candidate is the most likely.
     """
 
     text: str
@@ -44,11 +44,11 @@ def check_scoring(scoring: str) -> None:
 
 
 def candidates(question: str, accepted: Sequence[str], scoring: str) -> tuple[Candidate, ...]:
-    """The possible answers of a yes/no or multiple-choice question, none for any other.
+    """Return the possible answers of a yes/no or multiple-choice question, none for any other.
 
     Args:
-        question: its text, with options as lines `A. text`.
-        accepted: accepted answers; they tell the letter case.
+        question: text of the question, with options as lines `A. text`.
+        accepted: accepted answers, which show whether Yes and No are capitalised.
         scoring: one of `SCORINGS`.
     """
     if scoring == GENERATION:
@@ -81,9 +81,10 @@ def continuation_log_likelihood(
     """Score one continuation per row.
 
     Args:
-        model: the model; what is attached to it takes part.
+        model: the model; a selector attached to it prunes the prompts.
         call: arguments of `forward` with encoded images, padded on the left, [R, T].
-        kept: positions that stay of every image, [K] each; None for the untouched model.
+        kept: positions that stay of every image, [K] each; None to keep what the model itself
+            keeps.
         texts: token ids of one continuation per row; the end of the answer is not scored.
     """
     longer, starts = _continued(call, texts)
@@ -107,7 +108,7 @@ def continuation_log_likelihood(
 def _continued(
     call: Mapping[str, Any], texts: Sequence[list[int]]
 ) -> tuple[dict[str, Any], list[int]]:
-    """Return a call with each row's continuation behind its prompt, padded on the right.
+    """Append each row's continuation to its prompt, padded on the right.
 
     Returns:
         the call, and the column at which each continuation begins.
@@ -133,15 +134,10 @@ def most_likely(
     kept: Sequence[Tensor] | None,
     options: Sequence[Sequence[Candidate]],
 ) -> list[str | None]:
-    """Return the answer of each row's likeliest candidate, None for a row without candidates.
+    """Return the answer of each row's most likely candidate, None for a row without candidates.
 
-    The log-probability of a candidate is divided by its tokens. Ties go to the first one.
-
-    Args:
-        asked: an `AskedVLM`.
-        call: arguments of `forward`, one question per row.
-        kept: see `continuation_log_likelihood`.
-        options: candidates of each row.
+    The log-probability of a candidate is divided by its number of tokens. Ties go to the first.
+    `call` has one question per row; `kept` holds the positions that stay of every image, [K] each.
     """
     tokenizer = asked.vlm.processor.tokenizer
     most = max((len(own) for own in options), default=0)
@@ -167,12 +163,12 @@ def answers_of(
     options: Sequence[Sequence[Candidate]],
     max_new_tokens: int,
 ) -> list[str]:
-    """Return the likeliest candidate of rows that have some, generated text for the others.
+    """Return the most likely candidate of rows that have some, generated text for the others.
 
     Args:
         asked: an `AskedVLM`.
         call: arguments of `generate`, one question per row.
-        kept: positions that stay of every image; None for the untouched model.
+        kept: positions that stay of every image, [K] each; None for the untouched model.
         options: candidates of each row.
         max_new_tokens: longest generated answer in tokens.
     """

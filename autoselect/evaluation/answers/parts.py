@@ -1,7 +1,7 @@
 """Restartable, distributed evaluation: answers part by part, each part one file.
 
-A part is a fixed run of images. Its answers do not depend on the number of ranks, so the merged
-answers do not either; a part whose file is there is not computed again.
+A part is a fixed sequence of images. Its answers do not depend on the number of ranks, so the
+merged answers do not either. A part whose file exists is not computed again.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def digest(value: Any) -> str:
-    """sha256 of a JSON value, 16 hexadecimal digits."""
+    """Return the sha256 of a JSON value, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def folder_digest(folder: Path | str, pattern: str = "*") -> str:
-    """16 hexadecimal digits that identify the files of a folder whose names match.
+    """Return 16 hexadecimal digits that identify the files of a folder whose names match.
 
-    Files up to 256 MiB are hashed whole, of larger ones the size and the first 256 MiB.
+    Files up to 256 MiB are hashed whole; of larger ones, the size and the first 256 MiB.
     """
     whole = hashlib.sha256()
     root = Path(folder)
@@ -44,16 +44,16 @@ def folder_digest(folder: Path | str, pattern: str = "*") -> str:
 
 
 def code_version() -> dict[str, str]:
-    """What answers depend on beside settings and weights: versions, and a digest of our sources."""
+    """Return versions of packages and a digest of our sources, on which answers depend too."""
     versions = {package: metadata.version(package) for package in ANSWERING}
     return {**versions, "autoselect": folder_digest(PACKAGE, "*.py")}
 
 
 class PartStore:
-    """The answered parts of one evaluation, in `folder`; parts of another fingerprint are apart.
+    """The answered parts of one evaluation; every fingerprint has its own sub-folder of `folder`.
 
     Args:
-        folder: where the parts lie.
+        folder: folder of the sub-folders.
         identity: everything the answers depend on (digests of model, selector and data; the plan).
     """
 
@@ -63,15 +63,14 @@ class PartStore:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, index: int) -> Path:
-        """File of part `index`."""
         return self.folder / f"part-{index:06d}.json"
 
     def write(self, index: int, answers: dict[str, Answers]) -> None:
-        """Store the answers of a part; a killed write leaves no half file behind."""
+        """Store the answers of a part atomically."""
         write_text(self.path(index), json.dumps(answers))
 
     def merge(self, parts: int) -> dict[str, Answers]:
-        """The answers of all parts, in the order of the images."""
+        """Return the answers of all parts, in the order of the images."""
         merged: dict[str, Answers] = {}
         for index in range(parts):
             for column, answers in json.loads(self.path(index).read_text()).items():
@@ -88,16 +87,16 @@ def answer_all(
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
 ) -> dict[str, Answers]:
-    """Answers to every question: column name -> image -> round -> text; the same on every rank.
+    """Return the answers to every question, on every rank: column name -> image -> round -> text.
 
     Args:
         asked: an `AskedVLM`.
-        samples: the images of the evaluation.
+        samples: the samples of the evaluation.
         plan: methods, budgets and sizes.
-        store: where parts are kept; must be a folder that all ranks share.
-        rank: this process, 0..world_size-1.
+        store: store of the parts, in a folder that all ranks share.
+        rank: rank of this process, 0..world_size-1.
         world_size: number of processes; part p belongs to rank p mod world_size.
-        barrier: waits for all ranks; needed when there are several.
+        barrier: waits for all ranks; required if there are several.
     """
     assert world_size == 1 or barrier is not None, "several ranks need a barrier"
     size = plan.images_per_part

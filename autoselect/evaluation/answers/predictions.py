@@ -1,4 +1,4 @@
-"""Scores from the predictions file of a finished evaluation: no model and no image is needed."""
+"""Scores from the predictions file of a finished evaluation, without model and images."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class AnsweredSample:
-    """One image's rounds as `predictions.jsonl` holds them: what `score_answers` reads."""
+    """One image's rounds in `predictions.jsonl`, as `score_answers` reads them."""
 
     key: str
     questions: list[str]
@@ -25,7 +25,7 @@ class StoredScores:
     """Scores of an evaluation.
 
     Attributes:
-        keys: of the images, in order.
+        keys: keys of the images, in order.
         tables: (method, budget) -> scores, averaged over seeds; full and blind at budget 0.
     """
 
@@ -34,11 +34,9 @@ class StoredScores:
 
 
 def read_scores(path: Path, columns: Sequence[str] | None = None) -> StoredScores:
-    """Score the stored answers again.
+    """Score the stored answers of a `predictions.jsonl` again.
 
-    Args:
-        path: `predictions.jsonl` of an evaluation.
-        columns: methods that are wanted; all by default.
+    `columns` names the methods to score; all by default.
     """
     samples: list[AnsweredSample] = []
     texts: dict[str, list[list[str]]] = {}
@@ -63,6 +61,6 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> StoredScore
 
 
 def method_of(column: str) -> Place:
-    """`divprune@16#0` as `("divprune", 16)`."""
+    """Split a column name: `divprune@16#0` to `("divprune", 16)`."""
     method, _, rest = column.rpartition("@")
     return method, int(rest.split("#")[0])

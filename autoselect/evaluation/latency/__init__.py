@@ -1,1 +1,1 @@
-"""Prefill latency, full against pruned, interleaved."""
+"""Prefill latency of the full and the pruned model, measured in interleaved rounds."""

@@ -32,20 +32,20 @@ def bench_prefill(
     device: str | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
-    """Latency of full and pruned prefill on a fixed image and prompt.
+    """Measure the latency of full and pruned prefill on a fixed image and prompt.
 
     Args:
         model: folder or hub name of the VLM.
         selector: folder of the selector.
         budgets: tokens or ratios, comma-separated.
         batches: batch sizes.
-        repeats: measured rounds; the default of `LatencyPlan` when None.
-        warmup: rounds before; the default of `LatencyPlan` when None.
-        device: a GPU where there is one by default.
-        compiled: time the LLM and the selector compiled, too.
+        repeats: measured rounds; None for the default of `LatencyPlan`.
+        warmup: rounds before the measured ones; None for the default of `LatencyPlan`.
+        device: device name; None for a GPU if PyTorch sees one, else the CPU.
+        compiled: also time the compiled LLM and selector.
 
     Raises:
-        ConfigError: a setting that does not fit.
+        ConfigError: a setting does not fit.
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"batches={list(batches)} must be one or more sizes of at least 1")
@@ -78,11 +78,7 @@ def bench_prefill(
 
 
 def bench_lines(result: dict[str, Any]) -> list[str]:
-    """The result as a table for the terminal; milliseconds.
-
-    Args:
-        result: of `bench_prefill`.
-    """
+    """Return a result of `bench_prefill` as a table for the terminal, in milliseconds."""
     names = ("batch", "tokens", "selector", "prefill", "first token", "decode", "KV MiB", "speedup")
     lines = [" ".join(f"{name:>11}" for name in (*names, "with vision"))]
 
@@ -109,6 +105,6 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
 
 
 def fixed_image() -> Image.Image:
-    """Always the same noise, RGB."""
+    """Return an RGB image of noise, the same in every run."""
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -1,13 +1,13 @@
-"""What is timed: the calls that users make, full and with a selector attached.
+"""The timed calls: those that users make, full and with a selector attached.
 
     full_prefill, prefill@K         one `forward` of the stock model on encoded images
     full_first_token, first_token@K `generate` of one token, from pixels to its id
-    full_decode, decode@K           one `forward` of one token behind the cache of such a prefill
+    full_decode, decode@K           one `forward` of one token after the cache of such a prefill
     vision, tower, projector        the image encoder alone
-    scorer, selector@K              the selector's own part, which is inside `prefill@K`
+    scorer, selector@K              the selector's own part, which `prefill@K` contains
 
-`prefill@K` holds everything of ours: planning on the host, scores, choice, the rewriting of the
-call, and the language model on what stays.
+`prefill@K` contains all our work: planning on the host, scores, choice, the rewriting of the call,
+and the language model on the remaining tokens.
 
 Dimension letters: B equal rows, T prompt tokens, N visual tokens, K that stay, D width.
 """
@@ -30,11 +30,11 @@ from autoselect.vlm import FrozenVLM
 
 @dataclass(frozen=True)
 class Call:
-    """A call that is timed.
+    """A timed call.
 
     Attributes:
         run: the call.
-        around: entered before the clock starts and left after it stops.
+        around: context manager entered before the clock starts and left after it stops.
     """
 
     run: Callable[[], Any]
@@ -43,7 +43,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The batch that is timed.
+    """The timed batch.
 
     Attributes:
         inputs: arguments of `generate`, pixels included, [B, T].
@@ -88,7 +88,7 @@ def decode_calls(
 ) -> dict[str, Call]:
     """Return one decoding step by name; the cache is cropped to its prompt after each.
 
-    There are none if layers mix neighbours: their state cannot be cropped.
+    Empty if layers mix neighbouring columns (convolutions): their state cannot be cropped.
     """
     if vlm.family.convolutions:
         return {}
@@ -102,7 +102,7 @@ def decode_calls(
 def decode_call(
     vlm: FrozenVLM, prompt: Prompt, around: Callable[[], AbstractContextManager]
 ) -> Call:
-    """Return one decoding step behind the prompt; which token is fed does not change the work."""
+    """Return one decoding step after the prompt; which token is fed does not change the work."""
     with around():
         cache = vlm.model(**prompt.encoded).past_key_values
     token = torch.zeros(len(prompt.inputs["input_ids"]), 1, dtype=torch.long, device=vlm.device)
@@ -116,7 +116,7 @@ def decode_call(
 
 
 def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:
-    """Return `scorer`, and `selector@K`: scores, choice and the gathering of what stays."""
+    """Return `scorer`, and `selector@K`: scores, choice and the gathering of the kept tokens."""
     calls = {"scorer": Call(lambda: selector.score(prompt.tokens))}
     for budget in budgets:
         calls[f"selector@{budget}"] = Call(bound(selector.select, prompt.tokens, budget))
@@ -124,7 +124,7 @@ def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dic
 
 
 def vision_calls(vlm: FrozenVLM, prompt: Prompt) -> dict[str, Call]:
-    """Return `vision` (all of `encode`), and `tower` and `projector` if the model has such."""
+    """Return `vision` (all of `encode`), and `tower` and `projector` if the model has them."""
     adapter = vlm.adapter
     calls = {"vision": Call(lambda: adapter.encode(prompt.inputs))}
     for name, module in (("tower", tower_of(adapter)), ("projector", adapter.projector)):
@@ -150,7 +150,7 @@ def _replayed(vlm: FrozenVLM, prompt: Prompt, module: torch.nn.Module) -> Callab
 def compiled_calls(
     vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
 ) -> dict[str, Call]:
-    """Return the language model and the selector compiled, apart: fixed K means fixed shapes."""
+    """Return the language model and the selector, compiled separately: fixed K, fixed shapes."""
     mode = "reduce-overhead" if vlm.device.type == "cuda" else "default"
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,11 +204,10 @@ def attached(model: Any, selector: Any, budget: int) -> Callable[[], AbstractCon
 
 
 def bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """Return a call of `function` with fixed arguments."""
     return lambda: function(*arguments)
 
 
 def _last_logits(model: Any) -> dict[str, int]:
-    """Ask for the logits of the last position alone, if the model can be asked."""
+    """Ask for the logits of the last position alone, if `forward` has an argument for it."""
     known = inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in known else {}

@@ -1,4 +1,4 @@
-"""The machine and the versions that a measurement was made with."""
+"""Machine and package versions of a measurement."""
 
 import os
 import platform
@@ -13,11 +13,11 @@ PACKAGES = ("torch", "transformers", "webdataset", "mlflow", "deepspeed")
 
 
 def environment(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Processor or GPU, threads, operating system, versions and the git commit.
+    """Return processor or GPU, threads, operating system, versions and the git commit.
 
     Args:
-        device: where the measurement ran; None for the GPU in use where there is one. The clocks of
-            a GPU are those of this moment: call it right after what was timed.
+        device: where the measurement ran; None for the GPU in use if PyTorch sees one. The clocks
+            of a GPU are read now: call this right after the timed code.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     clocks = gpu_clocks(where)
@@ -41,9 +41,9 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
 
 
 def gpu_clocks(device: torch.device) -> str | None:
-    """Clocks of the multiprocessors and the memory of a GPU; None for a CPU, or where unknown.
+    """Return the clocks of a GPU's multiprocessors and memory; None for a CPU, or if unknown.
 
-    By the GPU's UUID, because CUDA and nvidia-smi may count the GPUs of a machine differently.
+    The GPU is found by its UUID: CUDA and nvidia-smi may number the GPUs differently.
     """
     if device.type != "cuda":
         return None
@@ -53,7 +53,7 @@ def gpu_clocks(device: torch.device) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree, None outside a git checkout."""
+    """Return the commit of the source tree, or None outside a git checkout."""
     root = Path(__file__).resolve().parents[3]
     return _command(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
 

@@ -2,8 +2,8 @@
 
 Protocol: fixed prompt and image, warm-up, interleaved rounds, medians with 5th and 95th percentile.
 A selector is attached and detached outside the clock; everything that an attached call does is
-inside. On request the language model and the selector are also timed compiled (`torch.compile`; on
-a GPU with CUDA graphs), in the same rounds as the eager calls.
+inside. On request the compiled language model and selector are timed too (`torch.compile`; on a GPU
+with CUDA graphs), in the same rounds as the eager calls.
 """
 
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ MOST_SHAPES = 256
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """What is timed; `repeats` None is 100 on a GPU and 20 on a CPU, warm-up 20 and 3.
+    """Budgets and rounds of a measurement.
 
     Attributes:
         budgets: tokens kept.
-        batch_size: equal rows.
-        repeats: measured rounds.
-        warmup: rounds before.
-        compiled: time the LLM and the selector compiled, too.
+        batch_size: number of equal rows.
+        repeats: measured rounds; None is 100 on a GPU and 20 on a CPU.
+        warmup: rounds before the measured ones; None is 20 on a GPU and 3 on a CPU.
+        compiled: also time the compiled LLM and selector.
     """
 
     budgets: tuple[int, ...]
@@ -49,7 +49,7 @@ class LatencyPlan:
     compiled: bool = False
 
     def rounds(self, device: torch.device) -> tuple[int, int]:
-        """Measured and warm-up rounds on `device`."""
+        """Return the numbers of measured and warm-up rounds on `device`."""
         on_gpu = device.type == "cuda"
         repeats = self.repeats if self.repeats is not None else (100 if on_gpu else 20)
         warmup = self.warmup if self.warmup is not None else (20 if on_gpu else 3)
@@ -62,18 +62,14 @@ def latency_report(
 ) -> dict[str, Any]:
     """Time one prompt at every budget: medians in milliseconds, the distribution in `timings`.
 
-    Args:
-        vlm: a `FrozenVLM` without a selector attached.
-        selector: a `Selector` for its tokens.
-        image: the image of every row of the batch.
-        question: the question of every row.
-        plan: budgets, batch size and rounds.
+    `vlm` is a `FrozenVLM` without a selector attached, `selector` a `Selector` of its width. Every
+    row of the batch has the same image and question.
     """
     device = torch.device(vlm.device)
     repeats, warmup = plan.rounds(device)
     prompt = Prompt.of(vlm, image, question, plan.batch_size)
     calls = user_calls(vlm, selector, prompt, plan.budgets)
-    memory = _Memory(device)  # asked before there are calls that hold a cache each
+    memory = _Memory(device)  # measured before each decode call holds a cache
     peaks = {budget: memory.peak(calls[_named("prefill", budget)]) for budget in (0, *plan.budgets)}
     calls |= vision_calls(vlm, prompt) | selector_calls(selector, prompt, plan.budgets)
     calls |= decode_calls(vlm, selector, prompt, plan.budgets)
@@ -131,7 +127,7 @@ def _named(stage: str, budget: int) -> str:
 
 
 def protocol(vlm: Any, plan: LatencyPlan, device: torch.device) -> dict[str, Any]:
-    """How it was measured, as a sentence and as values."""
+    """Return how it was measured, as a sentence and as values."""
     repeats, warmup = plan.rounds(device)
     dtype, attention = str(vlm.dtype).removeprefix("torch."), attention_backend(vlm)
     return {
@@ -152,7 +148,7 @@ def protocol(vlm: Any, plan: LatencyPlan, device: torch.device) -> dict[str, Any
 def _compiled_report(
     timings: dict[str, Timing], budgets: tuple[int, ...], device: torch.device
 ) -> dict[str, Any]:
-    """Return the compiled calls; a speedup counts the selector beside the pruned prefill."""
+    """Return the compiled calls' times; a speedup counts selector plus pruned prefill."""
     full = timings[f"{COMPILED}full_prefill"].median
     rows = []
     for budget in budgets:
@@ -173,7 +169,7 @@ def _compiled_report(
 
 @contextmanager
 def _many_shapes() -> Iterator[None]:
-    """Every budget is a shape of its own: let the compiler keep them all instead of giving up."""
+    """Let the compiler keep the shapes of all budgets instead of giving up after a few."""
     from torch import _dynamo
 
     with _dynamo.config.patch(recompile_limit=MOST_SHAPES):  # type: ignore[attr-defined]
@@ -181,14 +177,14 @@ def _many_shapes() -> Iterator[None]:
 
 
 class _Memory:
-    """Peak memory of calls on a GPU; None elsewhere, where nothing tells it."""
+    """Peak memory of calls on a GPU; None on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.highest: int | None = None
 
     def peak(self, call: Call) -> int | None:
-        """Bytes allocated at most while `call` runs, weights and libraries' workspaces included."""
+        """Return the most bytes allocated while `call` runs, weights and workspaces included."""
         if self.device.type != "cuda":
             return None
         with call.around():
@@ -203,14 +199,14 @@ class _Memory:
 
 
 def attention_backend(vlm: Any) -> str:
-    """Name of the attention implementation of the language model."""
+    """Return the name of the language model's attention implementation."""
     config = vlm.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return str(getattr(text, "_attn_implementation", "unknown"))
 
 
 def kv_cache_bytes(vlm: Any, length: int, batch_size: int = 1) -> int:
-    """Bytes of keys and values of `length` positions in every layer of the LLM."""
+    """Return the bytes of keys and values of `length` positions in every layer of the LLM."""
     config = vlm.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Interleaved timing: every call once per round, so that a drift of the machine hits all alike."""
+"""Interleaved timing: every call once per round, so that drift of the machine affects all alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 
 class TimedCall(Protocol):
-    """What is timed, and the block around it that is not."""
+    """A timed call, and the block around it that is not timed."""
 
     @property
     def run(self) -> Callable[[], object]: ...
@@ -29,14 +29,14 @@ class Timing:
     samples: tuple[float, ...]
 
     def summary(self) -> dict[str, object]:
-        """Median, 5th and 95th percentile, and all samples in their order, in milliseconds."""
+        """Return median, 5th and 95th percentile, and all samples in order, in milliseconds."""
         p5, median, p95 = np.quantile(self.samples, [0.05, 0.5, 0.95])
         spread = {"median_ms": float(median), "p5_ms": float(p5), "p95_ms": float(p95)}
         return {**spread, "samples_ms": [round(sample, 4) for sample in self.samples]}
 
     @property
     def median(self) -> float:
-        """Median in milliseconds."""
+        """Return the median in milliseconds."""
         return float(np.median(self.samples))
 
 
@@ -47,16 +47,16 @@ def measure(
     device: torch.device | str = "cpu",
     clock: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time each call `repeats` times, interleaved; the order turns by one from round to round.
+    """Time each call `repeats` times, interleaved; the order rotates by one each round.
 
     On a GPU the time is taken between CUDA events with a synchronisation after every call.
 
     Args:
-        calls: what is timed, by name.
+        calls: timed calls by name.
         repeats: measured rounds.
         warmup: rounds before, not measured.
         device: where the calls run.
-        clock: seconds; only tests replace it.
+        clock: returns seconds; only tests replace it.
     """
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}

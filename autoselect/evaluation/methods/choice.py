@@ -1,6 +1,6 @@
-"""What a method keeps of each image: images of one size are chosen from together.
+"""Choosing what a method keeps of each image; images of one size are handled together.
 
-Dimension letters: N visual tokens of one image, K that stay, D width.
+Dimension letters: N visual tokens of one image, K that stay, D width, L later layers (deepstack).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ class Choice:
 
     Attributes:
         positions: positions that stay, ascending, int64, [K].
-        features: features of the whole image, changed at those positions by methods that merge
-            tokens, [N, (1 + L) D].
+        features: features of the whole image, [N, (1 + L) D]; methods that merge tokens change them
+            at `positions`.
     """
 
     positions: Tensor

@@ -1,4 +1,4 @@
-"""What a method may look at, and what it returns."""
+"""Input and output of a method."""
 
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ class SelectionContext:
     """One batch, one row per image or per question.
 
     Attributes:
-        tokens: visual tokens as the LLM sees them, [B, N, D].
-        mask: true at valid tokens, [B, N]; all valid when None.
-        grid: rows and columns of the token grid, when there is one.
+        tokens: projector outputs, [B, N, D].
         keys: name of each row, from which random choices are drawn.
+        mask: true at valid tokens, [B, N]; None if all are valid.
+        grid: rows and columns of the token grid; None if the tokens do not form one.
         seed: seed of random choices.
         class_attention: attention of the vision tower's CLS token, [B, N].
         question: mean embedding of the prompt's text, its template included, [B, D].
@@ -44,14 +44,14 @@ class SelectionContext:
     boxes: tuple[tuple[Box, ...], ...] | None = None
 
     def take(self, scores: Tensor, budget: int) -> Kept:
-        """The `budget` tokens with the largest scores [B, N], in image order."""
+        """Return the `budget` tokens with the largest scores [B, N], in image order."""
         return Kept(*select_tokens(self.tokens, scores.float(), budget, self.mask))
 
     def at(self, positions: Tensor) -> Kept:
-        """The tokens at `positions` [B, K], in image order."""
+        """Return the tokens at `positions` [B, K], in image order."""
         ordered = positions.sort(dim=-1).values
         return Kept(tokens_at(self.tokens, ordered), ordered)
 
     def unit_tokens(self) -> Tensor:
-        """Tokens scaled to length one, float32, [B, N, D]."""
+        """Return the tokens scaled to length one, float32, [B, N, D]."""
         return torch.nn.functional.normalize(self.tokens.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Baselines that choose tokens one after another, so that together they cover the image."""
+"""Baselines that choose tokens so that together they cover the image."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from autoselect.evaluation.samples import Box
 
 
 def grid_positions(grid: tuple[int, int] | None, num_tokens: int, budget: int) -> Tensor:
-    """`budget` evenly spaced positions, [K]: rows of equal distance, columns of equal distance.
+    """Return `budget` evenly spaced positions, [K]: equidistant rows, equidistant columns in each.
 
     Without a grid they are evenly spaced along the sequence.
     """
@@ -27,14 +27,14 @@ def grid_positions(grid: tuple[int, int] | None, num_tokens: int, budget: int) -
 
 
 def uniform_grid(context: SelectionContext, budget: int) -> Kept:
-    """Evenly spaced positions, the same for every image."""
+    """Keep evenly spaced positions, the same for every image."""
     batch, count = context.tokens.shape[:2]
     positions = grid_positions(context.grid, count, budget).to(context.tokens.device)
     return context.at(positions.expand(batch, -1))
 
 
 def divprune(context: SelectionContext, budget: int) -> Kept:
-    """Greedy max-min of the cosine distance (DivPrune, arXiv 2503.02175, algorithm 1).
+    """Keep tokens by greedy max-min of the cosine distance (DivPrune, arXiv 2503.02175, alg. 1).
 
     The first token is the one farthest from its nearest neighbour; each next one is the farthest
     from the tokens already kept.
@@ -58,14 +58,15 @@ def divprune(context: SelectionContext, budget: int) -> Kept:
 
 
 def cdpruner(context: SelectionContext, budget: int) -> Kept:
-    """Greedy determinantal selection, diversity weighted by relevance to the question.
+    """Keep tokens by greedy determinantal selection, weighted by relevance to the question.
 
     CDPruner (arXiv 2506.10967) with kernel r_i cos(x_i, x_j) r_j, maximised greedily by incremental
     Cholesky (Chen et al. 2018). The paper takes the relevance r from CLIP's text encoder, which a
-    general VLM does not have; here it is the cosine to the mean embedding of the prompt. As in the
-    authors' code its sign is turned before it is scaled to [0, 1] in each row: the tokens least
+    general VLM does not have; here r is the cosine to the mean embedding of the prompt. As in the
+    authors' code, its sign is inverted before it is scaled to [0, 1] in each row: the tokens least
     like the text count as the most relevant. On validation images of the reference VLM this was the
-    strongest of four forms: the question's words alone, and the sign not turned, keep less.
+    strongest of four variants; with the question's words alone, or without the inverted sign, it
+    keeps less.
     """
     assert context.question is not None
     unit = context.unit_tokens()
@@ -80,7 +81,7 @@ def cdpruner(context: SelectionContext, budget: int) -> Kept:
 
 
 def greedy_determinant(kernel: Tensor, budget: int) -> Tensor:
-    """Positions [B, K] of a greedy maximiser of the determinant of `kernel` [B, N, N]."""
+    """Return positions [B, K] that greedily maximise the determinant of `kernel` [B, N, N]."""
     batch, count = kernel.shape[:2]
     row = torch.arange(batch, device=kernel.device)
     gain = kernel.diagonal(dim1=1, dim2=2).clone()
@@ -99,7 +100,7 @@ def greedy_determinant(kernel: Tensor, budget: int) -> Tensor:
 
 
 def oracle(context: SelectionContext, budget: int) -> Kept:
-    """Ground truth as a method: one token for every known object, then the rest of the image.
+    """Keep one token for every object in the ground truth, then the rest of the image evenly.
 
     An upper reference for the reference data, not a baseline: it reads the boxes of the sample's
     questions.
@@ -110,11 +111,11 @@ def oracle(context: SelectionContext, budget: int) -> Kept:
 
 
 def oracle_positions(boxes: tuple[Box, ...], grid: tuple[int, int], budget: int) -> Tensor:
-    """`budget` positions [K]: the token nearest each box's centre, then the farthest from all.
+    """Return `budget` positions [K]: nearest to the centres of the boxes, then farthest from all.
 
-    A wide box is cut into square pieces (one per printed character). What is left of the budget
-    goes, one by one, to the token farthest from those kept: further tokens of the same objects
-    were measured to help less than an even view of the rest.
+    A wide box is cut into square pieces (one per printed character). The rest of the budget goes,
+    one by one, to the token farthest from those kept: further tokens of the same objects were
+    measured to help less than an even view of the rest.
     """
     height, width = grid
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -134,7 +135,7 @@ def oracle_positions(boxes: tuple[Box, ...], grid: tuple[int, int], budget: int)
 
 
 def square_pieces(box: Box, grid: tuple[int, int]) -> list[Box]:
-    """A box wider than high, cut into about square pieces; sides in fractions of the image."""
+    """Cut a wide box into roughly square pieces; sides are fractions of the image."""
     left, top, right, bottom = box
     wide, high = (right - left) * grid[1], (bottom - top) * grid[0]
     count = max(1, round(wide / high)) if high > 0 else 1

@@ -17,7 +17,7 @@ FASTV_LAYER = 2
 
 
 def has_llm_attention(model: Any) -> bool:
-    """Tell whether the language model can be asked for attention maps."""
+    """Return True if attention maps of the language model can be read."""
     language = model.get_decoder()
     if not hasattr(language, "set_attn_implementation"):
         return False
@@ -36,8 +36,8 @@ def visual_attention(
     Args:
         adapter: adapter of the model.
         call: arguments of `forward` with encoded images, padded on the left, [R, T].
-        blocks: where the images are.
-        layer: counted from 1; FastV takes the second. The mean over its heads is returned.
+        blocks: places of the images in the prompts.
+        layer: layer counted from 1; FastV takes the second. The mean over its heads is returned.
     """
     language = adapter.model.get_decoder()
     arguments = dict(call)

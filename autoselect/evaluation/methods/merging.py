@@ -10,7 +10,7 @@ DOMINANT_SHARE = 54 / 64
 
 
 def average_pooling(context: SelectionContext, budget: int) -> Kept:
-    """The mean of the tokens nearest each of K evenly spaced points, at that point's position."""
+    """Average the tokens nearest each of K evenly spaced points; keep the mean at that point."""
     batch, count, _ = context.tokens.shape
     device = context.tokens.device
     anchors = grid_positions(context.grid, count, budget).to(device)
@@ -23,7 +23,7 @@ def average_pooling(context: SelectionContext, budget: int) -> Kept:
 
 
 def visionzip(context: SelectionContext, budget: int) -> Kept:
-    """Dominant tokens by CLS attention, the others merged into a few (VisionZip, arXiv 2412.04467).
+    """Keep tokens with much CLS attention, merge the others (VisionZip, arXiv 2412.04467).
 
     Of 64 tokens 54 are dominant, and the same share at every budget. The contextual ones start at
     evenly spaced remaining tokens; every other remaining token is averaged into the most similar.
@@ -56,7 +56,7 @@ def _rows(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def _weighted_mean(context: SelectionContext, weights: Tensor) -> Tensor:
-    """Mean of the tokens under `weights` [B, N, K] -> [B, K, D]; padded tokens do not count."""
+    """Return the means of the tokens under `weights` [B, N, K], [B, K, D], padding excluded."""
     if context.mask is not None:
         weights = weights * context.mask[..., None]
     total = weights.sum(dim=1)[..., None].clamp(min=1e-6)

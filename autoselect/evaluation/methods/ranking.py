@@ -1,4 +1,4 @@
-"""Baselines that give each token a score and keep the K largest."""
+"""Baselines that score each token and keep the K largest scores."""
 
 import zlib
 
@@ -9,7 +9,7 @@ from autoselect.evaluation.methods.context import Kept, SelectionContext
 
 
 def random_scores(context: SelectionContext) -> Tensor:
-    """Uniform scores [B, N], a pure function of the seed and each row's key."""
+    """Return uniform scores [B, N], a pure function of the seed and each row's key."""
     count = context.tokens.shape[1]
     rows = []
     for key in context.keys:
@@ -19,23 +19,23 @@ def random_scores(context: SelectionContext) -> Tensor:
 
 
 def feature_norm(context: SelectionContext, budget: int) -> Kept:
-    """Tokens with the largest L2 norm."""
+    """Keep the tokens with the largest L2 norm."""
     return context.take(context.tokens.float().norm(dim=-1), budget)
 
 
 def class_attention(context: SelectionContext, budget: int) -> Kept:
-    """Tokens to which the vision tower's CLS token attends most (FasterVLM, arXiv 2412.01818)."""
+    """Keep the tokens that get most attention of the CLS token (FasterVLM, arXiv 2412.01818)."""
     assert context.class_attention is not None
     return context.take(context.class_attention, budget)
 
 
 def llm_attention(context: SelectionContext, budget: int) -> Kept:
-    """Tokens to which the prompt's last token attends most in an early LLM layer.
+    """Keep the tokens with most attention of the prompt's last token in an early LLM layer.
 
     FastV (arXiv 2403.06764) removes the others after that layer, so its K is an average over the
     layers and cannot go below the share of the first ones. Here they are removed at the input, at
-    exactly the budget of the other methods; the full forward pass that the attention costs is not
-    counted, which favours this method.
+    exactly the budget of the other methods. The full forward pass that computes the attention is
+    not counted, which favours this method.
     """
     assert context.llm_attention is not None
     return context.take(context.llm_attention, budget)

@@ -1,8 +1,8 @@
-"""Ways to keep K of N visual tokens, all called alike; the registry of names.
+"""Registry of methods that keep K of N visual tokens, all called alike.
 
-A method is a function `(context, budget) -> Kept`. It sees the tokens that the LLM would see and
-returns K of them with their positions in the full sequence. Adding one: write such a function
-and add a `Method` to `METHODS`.
+A method is a function `(context, budget) -> Kept`. It reads the projector outputs and returns K of
+them with their positions in the full sequence. To add one, write such a function and add a `Method`
+to `METHODS`.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ class Method:
     """A named way to keep K tokens.
 
     Attributes:
-        name: as in reports.
-        source: the paper, or what it is.
+        name: name in reports.
+        source: paper or short description.
         keep: (context, budget) -> Kept.
-        needs: fields of `SelectionContext` that must be there.
-        per_question: true when the choice depends on the question, not only on the image.
+        needs: required fields of `SelectionContext`.
+        per_question: true if the choice depends on the question, not only on the image.
         merges: true if kept tokens are means of several, not tokens of the image.
         seeds: seeds whose scores are averaged; one for deterministic methods.
-        selector: the `Selector` behind it, if there is one.
+        selector: the `Selector` that the method runs, or None.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Method:
 
 
 def selector_method(selector: object, name: str = SELECTOR) -> Method:
-    """A trained selector as a method: its own choice of tokens."""
+    """Return a trained selector as a method."""
 
     def keep(context: SelectionContext, budget: int) -> Kept:
         tokens, positions = selector.select(context.tokens, budget, context.mask)  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ METHODS: dict[str, Method] = {
 
 
 def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:
-    """Methods by comma-separated name; `all` is every one, `none` no one.
+    """Return methods by comma-separated name.
 
     Args:
         names: names in `METHODS`, `all` or `none`.

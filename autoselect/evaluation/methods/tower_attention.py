@@ -1,7 +1,7 @@
 """Attention inside the vision tower, for ranking by the class token.
 
 Dimension letters: E entries (images or tiles) of the tower, P places of its sequence, N visual
-tokens of one entry, M of all.
+tokens of one entry, M of all entries.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,9 @@ def tower_of(adapter: VisualAdapter) -> Any:
 def class_attention(adapter: VisualAdapter, inputs: Mapping[str, Any], total: int) -> Tensor:
     """Return the attention of the class token to each visual token, mean over heads, [M].
 
-    It is read in the layer whose output the projector takes. A tower without a class token gives
-    what each patch receives on average.
-
-    Args:
-        adapter: adapter of the model.
-        inputs: arguments of `forward` with pixels.
-        total: M.
+    It is read in the layer whose output the projector takes. For a tower without a class token it
+    is the attention that each patch receives on average. `inputs` are arguments of `forward` with
+    pixels; `total` is M.
 
     Raises:
         ConfigError: the attention of this tower cannot be read, or not per visual token.

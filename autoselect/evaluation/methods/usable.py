@@ -1,4 +1,4 @@
-"""Which methods a model and its data allow."""
+"""Check of which methods a model and its data allow."""
 
 import logging
 
@@ -18,9 +18,9 @@ def usable_methods(
 
     Args:
         asked: the model.
-        samples: the data; boxes must be known for every sample if a method needs them.
-        methods: the wanted ones.
-        strict: refuse what cannot run instead of leaving it out.
+        samples: the data; a method that needs boxes needs them for every sample.
+        methods: the requested methods.
+        strict: raise an error instead of leaving a method out.
 
     Raises:
         ConfigError: `strict`, and a method cannot run.
