@@ -43,8 +43,11 @@ def matmul_attention(
     """Attention as two matrix products, all in the inputs' dtype.
 
     On CPUs the stock implementations are slow in bfloat16, or go through float32. Heads are
-    `[B, H, L, D / H]`.
+    `[B, H, L, D / H]`; keys and values may have fewer heads, each serving a group of queries.
     """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
     weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         weights = weights + attention_mask.to(weights.dtype)
@@ -75,7 +78,7 @@ def answer_logits(
     """Logits at the answers of packed questions.
 
     Args:
-        model: the reference VLM.
+        model: a reference VLM.
         features: tower features of all patches, [B, N, D].
         kept: positions of the visual tokens that stay, ascending, [B, K].
         tokens: question slots, [B, Q, S].
@@ -95,7 +98,7 @@ def answer_logits(
         [embed(prefix_ids), visual.to(embed.weight.dtype), embed(tokens.flatten(1))], dim=1
     )
     prefix = len(PREFIX) + kept.shape[1]
-    slot_positions = len(PREFIX) + NUM_VISUAL_TOKENS + torch.arange(slots) % SLOT_TOKENS
+    slot_positions = len(PREFIX) + features.shape[1] + torch.arange(slots) % SLOT_TOKENS
     positions = torch.cat(
         [
             torch.arange(len(PREFIX)).expand(batch, -1),
