@@ -1,16 +1,26 @@
-"""One resumable stage of the reference VLM's training, and what all stages share."""
+"""One resumable stage of a reference VLM's training, and what all stages share."""
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoselect.reference.recipe import ReferenceTraining
-
 logger = logging.getLogger(__name__)
+
+
+class Batching(Protocol):
+    """What the order of images depends on."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -22,7 +32,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray:
+def batch_indices(recipe: Batching, step: int, size: int) -> np.ndarray:
     """Images of one update: an epoch-wise permutation, a pure function of seed and step."""
     per_epoch = size // recipe.batch_size
     epoch, place = divmod(step, per_epoch)
@@ -30,33 +40,66 @@ def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray
     return np.sort(order[place * recipe.batch_size : (place + 1) * recipe.batch_size])
 
 
+Schedule = Callable[[int, int, float], float]
+Optimizers = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
+
+
+def adamw(module: nn.Module, peak: float) -> list[torch.optim.Optimizer]:
+    """AdamW on everything that is trained; only matrices decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim == 2], "weight_decay": 0.02},
+        {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0},
+    ]
+    return [torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))]
+
+
 class Stage:
-    """One resumable stage: parameters, optimiser, step counter and their file."""
+    """One resumable stage: parameters, optimisers, step counter and their file.
+
+    Args:
+        name: of the file.
+        module: what is trained.
+        steps: updates in all.
+        peak: highest learning rate.
+        folder: where the file lies.
+        save_every: updates between two saved states.
+        schedule: maps step, steps and peak to a learning rate.
+        optimizers: builds the optimisers, each for its part of the parameters.
+    """
 
     def __init__(
-        self, name: str, module: nn.Module, steps: int, peak: float, folder: Path, save_every: int
+        self,
+        name: str,
+        module: nn.Module,
+        steps: int,
+        peak: float,
+        folder: Path,
+        save_every: int,
+        schedule: Schedule = learning_rate,
+        optimizers: Optimizers = adamw,
     ) -> None:
         self.name, self.module, self.steps, self.peak = name, module, steps, peak
         self.path, self.save_every, self.step = folder / f"{name}.pt", save_every, 0
-        matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2]
-        others = [p for p in module.parameters() if p.requires_grad and p.ndim != 2]
-        groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        self.schedule, self.optimizers = schedule, optimizers(module, peak)
         if self.path.exists():
             state = torch.load(self.path, weights_only=True)
             module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.step = state["step"]
             logger.info("%s resumes at step %d of %d", name, self.step, steps)
 
     def update(self, loss: Tensor) -> None:
         """One optimiser step; saves every `save_every` steps and at the end."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.peak)
-        self.optimizer.step()
+        rate = self.schedule(self.step, self.steps, self.peak)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         self.step += 1
         if self.step % self.save_every == 0 or self.step == self.steps:
             self.save()
@@ -64,7 +107,7 @@ class Stage:
     def save(self) -> None:
         state = {
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
         }
         partial = self.path.with_suffix(".partial")

@@ -1,0 +1,163 @@
+"""Projector and language model of the second reference VLM, on the frozen tower.
+
+Plain training: the loss is the next token of every answer, its end included. In a variant with
+removal, half of the steps keep a uniformly random subset of the visual tokens, at their original
+positions. Nothing here knows what an image shows or how a selector chooses.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration
+
+from autoselect.reference.siglip_qwen2.corpus import MixedCorpus
+from autoselect.reference.siglip_qwen2.dense import pixels, tower_features
+from autoselect.reference.siglip_qwen2.optimizers import muon_and_adamw
+from autoselect.reference.siglip_qwen2.recipe import MixedTraining
+from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS
+from autoselect.reference.stage import Stage, autocast, batch_indices
+from autoselect.reference.train_language import answer_logits
+
+logger = logging.getLogger(__name__)
+FEWEST_KEPT = 12
+
+
+def constant(step: int, steps: int, peak: float) -> float:
+    """Return a rate that rises over 50 steps and stays, so that more steps can be added later."""
+    return peak * min(1.0, (step + 1) / 50)
+
+
+def falling(step: int, steps: int, peak: float) -> float:
+    """Return a rate that falls linearly from the peak to zero."""
+    return peak * (1 - step / steps)
+
+
+def draw_removal(rng: np.random.Generator, batch: int) -> Tensor:
+    """Draw the positions that stay, ascending `[B, K]`: all in half of the steps.
+
+    In the others K is drawn log-uniformly, and the subset uniformly for each image.
+
+    Args:
+        rng: source of all choices.
+        batch: B.
+    """
+    count = NUM_VISUAL_TOKENS
+    if rng.random() < 0.5:
+        share = rng.uniform(np.log(FEWEST_KEPT), np.log(NUM_VISUAL_TOKENS))
+        count = int(np.exp(share))
+    keys = torch.from_numpy(rng.random((batch, NUM_VISUAL_TOKENS)))
+    return keys.argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+def all_kept(batch: int) -> Tensor:
+    """Return every position of each image, `[B, N]`."""
+    return torch.arange(NUM_VISUAL_TOKENS).expand(batch, -1)
+
+
+def language_module(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
+    """Return what is trained after the tower."""
+    return nn.ModuleDict(
+        {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
+    )
+
+
+def train_common(
+    model: LlavaForConditionalGeneration, corpus: MixedCorpus, recipe: MixedTraining, folder: Path
+) -> None:
+    """Train what both variants share, without removal and at a constant rate."""
+    stage = Stage(
+        "language",
+        language_module(model),
+        recipe.language_steps,
+        recipe.language_learning_rate,
+        folder,
+        recipe.save_every,
+        constant,
+        muon_and_adamw,
+    )
+    _train(model, corpus, recipe, stage, order=0, removal=False)
+
+
+def train_variant(
+    model: LlavaForConditionalGeneration,
+    corpus: MixedCorpus,
+    recipe: MixedTraining,
+    folder: Path,
+    removal: bool,
+) -> None:
+    """Train one variant from the shared state, at a falling rate.
+
+    Args:
+        model: with the shared weights; modified.
+        corpus: images and questions.
+        recipe: sizes and rates.
+        folder: of the resumable states.
+        removal: half of the steps lose visual tokens.
+    """
+    name = f"{'removal' if removal else 'never_removed'}-{recipe.language_steps}"
+    stage = Stage(
+        name,
+        language_module(model),
+        recipe.variant_steps,
+        recipe.language_learning_rate,
+        folder,
+        recipe.save_every,
+        falling,
+        muon_and_adamw,
+    )
+    _train(model, corpus, recipe, stage, order=recipe.language_steps, removal=removal)
+
+
+def _train(
+    model: LlavaForConditionalGeneration,
+    corpus: MixedCorpus,
+    recipe: MixedTraining,
+    stage: Stage,
+    order: int,
+    removal: bool,
+) -> None:
+    """Run a stage to its end.
+
+    Args:
+        model: whose projector and language model are trained.
+        corpus: images and questions.
+        recipe: sizes.
+        stage: how far it is.
+        order: place of its first step in the order of images.
+        removal: half of the steps lose visual tokens.
+    """
+    model.model.vision_tower.eval().requires_grad_(False)
+    stage.module.train()
+    bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
+    started, first = time.monotonic(), stage.step
+    while stage.step < stage.steps:
+        indices = batch_indices(recipe, order + stage.step, len(corpus))
+        rng = np.random.default_rng([recipe.seed, 31, stage.step])
+        kept = draw_removal(rng, len(indices)) if removal else all_kept(len(indices))
+        tokens = torch.from_numpy(corpus.tokens[indices].astype(np.int64))
+        starts = torch.from_numpy(corpus.starts[indices].astype(np.int64))
+        with autocast():
+            with torch.no_grad():
+                features = tower_features(model, pixels(corpus, indices))
+            logits, targets, _ = answer_logits(model, features.float(), kept, tokens, starts)
+        loss = F.cross_entropy(logits, targets)
+        stage.update(loss)
+        bar.update()
+        if stage.step % 25 == 0:
+            pace = (time.monotonic() - started) / (stage.step - first)
+            right = (logits.argmax(-1) == targets).float().mean().item()
+            logger.info(
+                "%s step %d kept %d loss %.3f tokens right %.3f, %.2f s per step",
+                stage.name,
+                stage.step,
+                kept.shape[1],
+                loss.item(),
+                right,
+                pace,
+            )

@@ -1,0 +1,22 @@
+"""The optimisers of the second reference VLM: Muon for matrices inside, AdamW for the rest."""
+
+import torch
+from torch import nn
+
+OUTER = ("embed", "heads")
+
+
+def muon_and_adamw(module: nn.Module, peak: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of blocks and projector, AdamW for all else that is trained.
+
+    Args:
+        module: what is trained.
+        peak: highest learning rate; Muon's updates are scaled to the size of AdamW's.
+    """
+    inner, outer = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            hidden = parameter.ndim == 2 and not any(word in name for word in OUTER)
+            (inner if hidden else outer).append(parameter)
+    muon = torch.optim.Muon(inner, lr=peak, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(outer, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)]

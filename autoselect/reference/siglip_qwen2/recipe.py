@@ -1,0 +1,48 @@
+"""The recipe of the second reference VLM."""
+
+from dataclasses import dataclass
+
+from autoselect.config import require
+
+
+@dataclass(frozen=True)
+class MixedTraining:
+    """Sizes and rates; steps count updates of `batch_size` images.
+
+    Attributes:
+        images: rendered training images, scenes and pages in equal parts.
+        tower_steps: updates of the dense stage of the vision tower.
+        language_steps: updates that both variants share; raise it to train on.
+        variant_steps: updates of each variant after those, with a falling learning rate.
+        batch_size: images of one update.
+        tower_learning_rate: peak of the tower's stage.
+        language_learning_rate: of projector and language model.
+        save_every: updates between two resumable states.
+        seed: of data, weights and order.
+    """
+
+    images: int = 32_000
+    tower_steps: int = 1000
+    language_steps: int = 600
+    variant_steps: int = 100
+    batch_size: int = 64
+    tower_learning_rate: float = 6e-3
+    language_learning_rate: float = 4e-3
+    save_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "images",
+            "tower_steps",
+            "language_steps",
+            "variant_steps",
+            "batch_size",
+            "save_every",
+        ):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
+        require(
+            self.images >= self.batch_size,
+            f"images={self.images} is below batch_size={self.batch_size}; render more images",
+        )
