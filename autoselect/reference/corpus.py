@@ -176,7 +176,9 @@ def build_columns(
     for name, (shape, dtype) in kinds.items():
         path = folder / f"{name}-{seed}-{size}.npy"
         mode: Any = "r+" if path.exists() and done else "w+"
-        columns[name] = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=(size, *shape))
+        columns[name] = np.lib.format.open_memmap(
+            path, mode=mode, dtype=dtype, shape=(size, *shape)
+        )
     tasks = [
         (seed, start, min(start + CHUNK, size))
         for start in range(0, size, CHUNK)

@@ -4,23 +4,12 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
-
-
-class Batching(Protocol):
-    """What the order of images depends on."""
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def batch_size(self) -> int: ...
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -32,12 +21,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def batch_indices(recipe: Batching, step: int, size: int) -> np.ndarray:
+def batch_indices(seed: int, batch_size: int, step: int, size: int) -> np.ndarray:
     """Images of one update: an epoch-wise permutation, a pure function of seed and step."""
-    per_epoch = size // recipe.batch_size
+    per_epoch = size // batch_size
     epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng([recipe.seed, 7, epoch]).permutation(size)
-    return np.sort(order[place * recipe.batch_size : (place + 1) * recipe.batch_size])
+    order = np.random.default_rng([seed, 7, epoch]).permutation(size)
+    return np.sort(order[place * batch_size : (place + 1) * batch_size])
 
 
 Schedule = Callable[[int, int, float], float]

@@ -216,7 +216,7 @@ def train_language(
     bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
     started, first = time.monotonic(), stage.step
     while stage.step < stage.steps:
-        indices = batch_indices(recipe, stage.step, len(corpus))
+        indices = batch_indices(recipe.seed, recipe.batch_size, stage.step, len(corpus))
         rng = np.random.default_rng([recipe.seed, seed, stage.step])
         labels = corpus.labels[indices] if visible is not None else None
         kept = draw_kept(rng, len(indices), uneven, labels)

@@ -118,9 +118,7 @@ class Canvas:
         corners = tuple(v * SUPERSAMPLING for v in box)
         self.draw.rectangle(corners, fill, outline, max(1, round(width * SUPERSAMPLING)))
 
-    def line(
-        self, points: list[tuple[float, float]], fill: Colour, width: float = 0.5
-    ) -> None:
+    def line(self, points: list[tuple[float, float]], fill: Colour, width: float = 0.5) -> None:
         """Draw connected segments; points and width in pixels of the finished page."""
         scaled = [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
         self.draw.line(scaled, fill, max(1, round(width * SUPERSAMPLING)))

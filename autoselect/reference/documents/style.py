@@ -85,9 +85,7 @@ def row_rules(
 
 def _between(style: Style, share: float) -> Colour:
     """Return the paper with a share of the ink in it."""
-    mixed = (
-        round(p + share * (i - p)) for p, i in zip(style.paper, style.ink, strict=True)
-    )
+    mixed = (round(p + share * (i - p)) for p, i in zip(style.paper, style.ink, strict=True))
     return tuple(mixed)  # type: ignore[return-value]
 
 
@@ -111,7 +109,9 @@ def draw_distractors(
         face = Face(one(rng, fonts_of(style.split)), 0.6 * height)
         canvas.rectangle((left, y, left + width, y + height), outline=tint, width=1)  # type: ignore[arg-type]
         word = one(rng, NOISE_WORDS)
-        canvas.write(word, left + width / 2, y + height / 2, face.fitted(word.upper(), width - 4), tint, "m")  # type: ignore[arg-type]
+        canvas.write(
+            word, left + width / 2, y + height / 2, face.fitted(word.upper(), width - 4), tint, "m"
+        )  # type: ignore[arg-type]
     elif kind == "stain":
         canvas.draw.ellipse(
             [v * SUPERSAMPLING for v in (left, y, left + height, y + height)],

@@ -95,7 +95,7 @@ def train_tower(
     module.train()
     bar = tqdm(total=stage.steps, initial=stage.step, desc="tower", disable=None)
     while stage.step < stage.steps:
-        indices = batch_indices(recipe, stage.step, len(corpus))
+        indices = batch_indices(recipe.seed, recipe.tower_batch, stage.step, len(corpus))
         labels = torch.from_numpy(corpus.labels[indices])
         with autocast():
             loss, accuracy = heads.loss(tower_features(model, pixels(corpus, indices)), labels)

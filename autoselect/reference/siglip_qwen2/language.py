@@ -137,7 +137,8 @@ def _train(
     bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
     started, first = time.monotonic(), stage.step
     while stage.step < stage.steps:
-        indices = batch_indices(recipe, order + stage.step, len(corpus))
+        step = order + stage.step
+        indices = batch_indices(recipe.seed, recipe.language_batch, step, len(corpus))
         rng = np.random.default_rng([recipe.seed, 31, stage.step])
         kept = draw_removal(rng, len(indices)) if removal else all_kept(len(indices))
         tokens = torch.from_numpy(corpus.tokens[indices].astype(np.int64))

@@ -7,14 +7,15 @@ from autoselect.config import require
 
 @dataclass(frozen=True)
 class MixedTraining:
-    """Sizes and rates; steps count updates of `batch_size` images.
+    """Sizes and rates; steps count updates.
 
     Attributes:
         images: rendered training images, scenes and pages in equal parts.
         tower_steps: updates of the dense stage of the vision tower.
         language_steps: updates that both variants share; raise it to train on.
         variant_steps: updates of each variant after those, with a falling learning rate.
-        batch_size: images of one update.
+        tower_batch: images of one update of the tower.
+        language_batch: images of one update after that, each with up to eight questions.
         tower_learning_rate: peak of the tower's stage.
         language_learning_rate: of projector and language model.
         save_every: updates between two resumable states.
@@ -22,10 +23,11 @@ class MixedTraining:
     """
 
     images: int = 32_000
-    tower_steps: int = 1000
-    language_steps: int = 600
-    variant_steps: int = 100
-    batch_size: int = 64
+    tower_steps: int = 800
+    language_steps: int = 1100
+    variant_steps: int = 200
+    tower_batch: int = 64
+    language_batch: int = 32
     tower_learning_rate: float = 6e-3
     language_learning_rate: float = 4e-3
     save_every: int = 50
@@ -37,12 +39,14 @@ class MixedTraining:
             "tower_steps",
             "language_steps",
             "variant_steps",
-            "batch_size",
+            "tower_batch",
+            "language_batch",
             "save_every",
         ):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
+        batch = max(self.tower_batch, self.language_batch)
         require(
-            self.images >= self.batch_size,
-            f"images={self.images} is below batch_size={self.batch_size}; render more images",
+            self.images >= batch,
+            f"images={self.images} is below a batch of {batch}; render more images",
         )

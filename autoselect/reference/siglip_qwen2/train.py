@@ -18,7 +18,7 @@ from autoselect.reference.siglip_qwen2.vlm import build_model, save_vlm
 
 logger = logging.getLogger(__name__)
 VARIANTS = {"removal": True, "never_removed": False}
-FIXED = ("images", "tower_steps", "batch_size", "tower_learning_rate", "seed")
+FIXED = ("images", "tower_steps", "tower_batch", "tower_learning_rate", "seed")
 
 
 def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
