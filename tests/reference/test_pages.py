@@ -7,11 +7,12 @@ import pytest
 
 from autoselect.data.shards import ShardSet
 from autoselect.reference.documents.canvas import PAGE_SIZE
+from autoselect.reference.documents.distractors import DISTRACTORS
 from autoselect.reference.documents.fonts import TEST_FONTS, TRAIN_FONTS, Face
 from autoselect.reference.documents.lexicon import DIRECTIONS, PRINTED, TEXT_COLOURS
 from autoselect.reference.documents.pages import KINDS, PAGE_FAMILIES, ask_page, make_page
-from autoselect.reference.documents.pictures import PANEL_COLOURS
-from autoselect.reference.documents.style import DISTRACTORS, RULES
+from autoselect.reference.documents.signs import PANEL_COLOURS
+from autoselect.reference.documents.style import RULES
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import COLOURS
 from autoselect.reference.shards import render_shards

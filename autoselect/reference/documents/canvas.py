@@ -1,5 +1,6 @@
 """The sheet that reference pages are drawn on; it notes where every word and mark lies."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -9,6 +10,17 @@ from autoselect.reference.documents.fonts import SUPERSAMPLING, Face
 PAGE_SIZE = 112
 Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
+
+
+def rgb(values: Iterable[float]) -> Colour:
+    """Return three values as a colour of whole numbers."""
+    red, green, blue = (int(v) for v in values)
+    return red, green, blue
+
+
+def mixed(first: Colour, second: Colour, share: float) -> Colour:
+    """Return `first` with a share of `second` in it."""
+    return rgb(round(a + share * (b - a)) for a, b in zip(first, second, strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from PIL import Image
 
 from autoselect.reference.clutter import Split
 from autoselect.reference.documents.canvas import Mark, Printed
-from autoselect.reference.documents.pictures import chart, labels, sign
+from autoselect.reference.documents.charts import chart
 from autoselect.reference.documents.sheets import Made, form, receipt, table
+from autoselect.reference.documents.signs import labels, sign
 from autoselect.reference.questions import Question
 from autoselect.reference.scenes import SPLIT_IDS
 

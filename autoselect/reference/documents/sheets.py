@@ -3,8 +3,9 @@
 import numpy as np
 
 from autoselect.reference.clutter import Split
-from autoselect.reference.documents.canvas import PAGE_SIZE, Canvas, around
-from autoselect.reference.documents.fonts import Face
+from autoselect.reference.documents.canvas import PAGE_SIZE, Canvas, Printed, around
+from autoselect.reference.documents.distractors import draw_distractors
+from autoselect.reference.documents.fonts import Face, fonts_of
 from autoselect.reference.documents.lexicon import (
     DAYS,
     FIRST_NAMES,
@@ -18,13 +19,7 @@ from autoselect.reference.documents.lexicon import (
     pick,
     value_of,
 )
-from autoselect.reference.documents.style import (
-    Style,
-    draw_distractors,
-    draw_style,
-    row_rules,
-    sheet,
-)
+from autoselect.reference.documents.style import Style, draw_style, row_rules, sheet
 from autoselect.reference.questions import Question
 
 Made = tuple[Canvas, list[Question]]
@@ -46,7 +41,9 @@ def _density(rng: np.random.Generator, most: int) -> tuple[int, tuple[float, flo
     return int(rng.integers(4, most + 1)), (6.5, 8.0)
 
 
-def _title(rng: np.random.Generator, canvas: Canvas, style: Style, text: str, middle: float):
+def _title(
+    rng: np.random.Generator, canvas: Canvas, style: Style, text: str, middle: float
+) -> list[Printed]:
     """Print a heading, centred or at the left."""
     centred = rng.random() < 0.6
     face = style.face.fitted(text.upper(), PAGE_SIZE - 14)
@@ -134,7 +131,7 @@ def form(rng: np.random.Generator, split: Split) -> Made:
     questions = []
     for name, middle in zip(keys, middles, strict=True):
         text = value_of(rng, name)
-        face = style.face if same_face else Face(_other_font(rng, style), style.face.cap)
+        face = style.face if same_face else Face(one(rng, fonts_of(style.split)), style.face.cap)
         lift = style.face.cap * 0.72 if below else 0.0
         key = canvas.write(name + colon, left, middle - lift, style.face, style.ink)
         x = left + 6 if below else aligned
@@ -144,10 +141,3 @@ def form(rng: np.random.Generator, split: Split) -> Made:
         questions.append(Question("document", asked, text, around(key + value)))
     draw_distractors(rng, canvas, style, middles[-1] + pitch / 2, PAGE_SIZE - 3.0)
     return canvas, questions
-
-
-def _other_font(rng: np.random.Generator, style: Style) -> str:
-    """Return a font of the same split, as handwriting beside print."""
-    from autoselect.reference.documents.fonts import fonts_of
-
-    return one(rng, fonts_of(style.split))

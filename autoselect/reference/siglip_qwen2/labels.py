@@ -6,7 +6,7 @@ from autoselect.reference.corpus import IGNORED
 from autoselect.reference.documents.canvas import PAGE_SIZE, Printed
 from autoselect.reference.documents.lexicon import CHARACTERS, DIRECTIONS, PRINTED, TEXT_COLOURS
 from autoselect.reference.documents.pages import Page
-from autoselect.reference.documents.pictures import PANEL_COLOURS
+from autoselect.reference.documents.signs import PANEL_COLOURS
 from autoselect.reference.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene
 from autoselect.reference.siglip_qwen2.vlm import GRID, PATCH_SIZE
 

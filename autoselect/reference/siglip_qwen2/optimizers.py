@@ -13,7 +13,8 @@ def muon_and_adamw(module: nn.Module, peak: float) -> list[torch.optim.Optimizer
         module: what is trained.
         peak: highest learning rate; Muon's updates are scaled to the size of AdamW's.
     """
-    inner, outer = [], []
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             hidden = parameter.ndim == 2 and not any(word in name for word in OUTER)

@@ -23,7 +23,7 @@ class MixedTraining:
     """
 
     images: int = 32_000
-    tower_steps: int = 800
+    tower_steps: int = 650
     language_steps: int = 1100
     variant_steps: int = 200
     tower_batch: int = 64

@@ -21,7 +21,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from autoselect.reference.documents.canvas import PAGE_SIZE
 from autoselect.reference.documents.lexicon import CHARACTERS, DIRECTIONS, PRINTED, TEXT_COLOURS
-from autoselect.reference.documents.pictures import PANEL_COLOURS
+from autoselect.reference.documents.signs import PANEL_COLOURS
 from autoselect.reference.scenes import COLOURS, SHAPES
 from autoselect.reference.vlm import (
     CHAT_TEMPLATE,
