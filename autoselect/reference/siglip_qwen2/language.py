@@ -72,7 +72,7 @@ def train_common(
 ) -> None:
     """Train what both variants share, without removal and at a constant rate."""
     stage = Stage(
-        "language",
+        f"language-{recipe.tower_steps}",
         language_module(model),
         recipe.language_steps,
         recipe.language_learning_rate,
@@ -100,9 +100,9 @@ def train_variant(
         folder: of the resumable states.
         removal: half of the steps lose visual tokens.
     """
-    name = f"{'removal' if removal else 'never_removed'}-{recipe.language_steps}"
+    name = "removal" if removal else "never_removed"
     stage = Stage(
-        name,
+        f"{name}-{recipe.tower_steps}-{recipe.language_steps}",
         language_module(model),
         recipe.variant_steps,
         recipe.language_learning_rate,

@@ -11,7 +11,8 @@ class MixedTraining:
 
     Attributes:
         images: rendered training images, scenes and pages in equal parts.
-        tower_steps: updates of the dense stage of the vision tower.
+        tower_steps: updates of the dense stage of the vision tower; with more, all after it begins
+            anew.
         language_steps: updates that both variants share; raise it to train on.
         variant_steps: updates of each variant after those, with a falling learning rate.
         tower_batch: images of one update of the tower.
@@ -23,13 +24,13 @@ class MixedTraining:
     """
 
     images: int = 32_000
-    tower_steps: int = 650
-    language_steps: int = 1100
+    tower_steps: int = 550
+    language_steps: int = 600
     variant_steps: int = 200
     tower_batch: int = 64
-    language_batch: int = 32
+    language_batch: int = 16
     tower_learning_rate: float = 6e-3
-    language_learning_rate: float = 4e-3
+    language_learning_rate: float = 3e-3
     save_every: int = 50
     seed: int = 0
 

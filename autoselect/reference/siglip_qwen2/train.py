@@ -18,7 +18,7 @@ from autoselect.reference.siglip_qwen2.vlm import build_model, save_vlm
 
 logger = logging.getLogger(__name__)
 VARIANTS = {"removal": True, "never_removed": False}
-FIXED = ("images", "tower_steps", "tower_batch", "tower_learning_rate", "seed")
+FIXED = ("images", "tower_batch", "tower_learning_rate", "seed")
 
 
 def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
@@ -30,7 +30,7 @@ def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
         recipe: sizes and rates.
 
     Raises:
-        ConfigError: `work` was made with other data or another tower.
+        ConfigError: `work` was made with other data or rates.
     """
     work.mkdir(parents=True, exist_ok=True)
     _check_work(work, recipe)
@@ -47,7 +47,7 @@ def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
 
 
 def _check_work(work: Path, recipe: MixedTraining) -> None:
-    """Refuse a work folder of other data or another tower, or note what this one is of."""
+    """Refuse a work folder of other data or rates, or note what this one is of."""
     recorded = work / "recipe.txt"
     fields = {name: dataclasses.asdict(recipe)[name] for name in FIXED}
     described = repr(sorted(fields.items()))
