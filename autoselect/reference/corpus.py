@@ -172,7 +172,7 @@ def build_columns(
     folder.mkdir(parents=True, exist_ok=True)
     ledger = folder / f"done-{seed}-{size}.json"
     done = set(json.loads(ledger.read_text())) if ledger.exists() else set()
-    columns: dict[str, np.ndarray] = {}
+    columns: dict[str, Any] = {}
     for name, (shape, dtype) in kinds.items():
         path = folder / f"{name}-{seed}-{size}.npy"
         mode: Any = "r+" if path.exists() and done else "w+"

@@ -123,6 +123,8 @@ def _gridlines(canvas: Canvas, style: Style, upright: bool) -> None:
     """Draw faint lines across the bars; pages of the test split always have some."""
     if style.rule in ("none", "boxes"):
         return
-    for place in np.linspace(20, PAGE_SIZE - 20, 5):
-        ends = [(3, place), (109, place)] if upright else [(place + 26, 3), (place + 26, 109)]
-        canvas.line(ends, style.faint)
+    for place in np.linspace(20, PAGE_SIZE - 20, 5).tolist():
+        line = [(3.0, place), (109.0, place)]
+        if not upright:
+            line = [(place + 26, 3.0), (place + 26, 109.0)]
+        canvas.line(line, style.faint)
