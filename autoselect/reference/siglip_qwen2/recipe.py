@@ -25,8 +25,8 @@ class MixedTraining:
 
     images: int = 32_000
     tower_steps: int = 550
-    language_steps: int = 800
-    variant_steps: int = 180
+    language_steps: int = 1250
+    variant_steps: int = 150
     tower_batch: int = 64
     language_batch: int = 16
     tower_learning_rate: float = 6e-3
