@@ -1,4 +1,4 @@
-"""`autoselect reference shards|train|card`: the data and the VLM that need no download."""
+"""`autoselect reference shards|train|measure`: the data and the VLMs that need no download."""
 
 import argparse
 import dataclasses
