@@ -79,8 +79,9 @@ def test_ports_have_sixteen_bits():
             check_port(port)
 
 
-def test_a_file_that_is_no_ablation_is_named(tmp_path, capsys):
-    for text in ("{", "[]", "{}"):
+def test_a_file_that_is_not_an_ablation_is_named(tmp_path, capsys):
+    other = "does not hold an ablation"
+    for text, rule in (("{", "is not valid JSON"), ("[]", other), ("{}", other)):
         (tmp_path / "a.json").write_text(text)
         assert cli.main(["evidence", "--ablation", str(tmp_path / "a.json")]) == 2
-        assert "a.json is no" in capsys.readouterr().err
+        assert f"a.json {rule}" in capsys.readouterr().err
