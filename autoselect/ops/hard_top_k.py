@@ -87,7 +87,7 @@ def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
     """Return the positions of the `k` largest scores of each row, int64, [B, K], ascending.
 
     Ties go to the lowest position. A row with fewer than `k` valid tokens lists all of them and
-    then -1. There is no gradient.
+    then -1. It has no gradient.
 
     Args:
         scores: importance logits, [B, N].

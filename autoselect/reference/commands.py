@@ -5,32 +5,68 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoselect.config.flags import add_setting_flags, check_counts
+from autoselect.config import require
+from autoselect.config.flags import add_setting_flags, check_counts, flag_help
+from autoselect.config.setting import described
+
+RECIPES = ("clip-llama", "siglip-qwen2")
+RUNS = Path("runs/reference")
 
 
 def _read_fields(arguments: argparse.Namespace, cls: type) -> Any:
     return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
 
 
-def add_reference_commands(subparsers: Any) -> None:
-    from autoselect.reference.recipe import ReferenceData, ReferenceTraining
+def _recipe_classes() -> dict[str, type]:
+    from autoselect.reference.recipe import ReferenceTraining
+    from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 
-    root = subparsers.add_parser("reference", help="make the small reference VLM and its data")
+    return dict(zip(RECIPES, (ReferenceTraining, MixedTraining), strict=True))
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag per setting of any recipe; it is None if it is not given."""
+    types: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    for recipe, cls in _recipe_classes().items():
+        for name, hint, field in described(cls):
+            types[name] = hint
+            text = flag_help(cls, name, field.default)
+            texts.setdefault(name, []).append(f"{recipe}: {text}")
+    for name, own in texts.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=types[name], help="; ".join(own))
+
+
+def add_reference_commands(subparsers: Any) -> None:
+    from autoselect.reference.recipe import ReferenceData
+
+    root = subparsers.add_parser("reference", help="make the small reference VLMs and their data")
     kinds = root.add_subparsers(dest="kind", required=True)
     shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
-    where = "folder for the shards of all splits"
-    shards.add_argument("--out", type=Path, default=Path("runs/reference/shards"), help=where)
+    where = f"folder for the shards of all splits (default {RUNS}/shards; pages: {RUNS}/pages)"
+    shards.add_argument("--out", type=Path, help=where)
+    domain = "what the images show (default scenes)"
+    shards.add_argument("--domain", choices=("scenes", "pages"), default="scenes", help=domain)
     add_setting_flags(shards, ReferenceData)
     shards.set_defaults(run=run_shards)
-    train = kinds.add_parser("train", help="train the reference VLM (hours on a CPU; resumable)")
-    model, work = Path("runs/reference/model"), Path("runs/reference/work")
-    train.add_argument("--out", type=Path, default=model, help="folder for the finished VLM")
-    train.add_argument("--work", type=Path, default=work, help="folder for resumable states")
-    add_setting_flags(train, ReferenceTraining)
+    first, second = RECIPES
+    train = kinds.add_parser("train", help="train a reference VLM (hours on a CPU; resumable)")
+    which = f"recipe of the reference VLM (default {first})"
+    train.add_argument("--recipe", choices=RECIPES, default=first, help=which)
+    where = f"folder for the finished VLM (default {RUNS}/model; {second}: {RUNS}/{second}/model)"
+    train.add_argument("--out", type=Path, help=where)
+    where = f"folder for resumable states (default {RUNS}/work; {second}: {RUNS}/{second}/work)"
+    train.add_argument("--work", type=Path, help=where)
+    _add_recipe_flags(train)
     train.set_defaults(run=run_train)
     measure = kinds.add_parser("measure", help="accuracy and blind accuracy of a reference VLM")
-    measure.add_argument("--model", default="reference", help="folder of the VLM, or reference")
-    measure.add_argument("--images", type=int, default=1000, help="test images")
+    model = f"folder of the VLM, or reference (default; {first} only)"
+    measure.add_argument("--model", default="reference", help=model)
+    images = "test images, per domain (default 1000)"
+    measure.add_argument("--images", type=int, default=1000, help=images)
+    which = f"recipe that made the VLM (default {first})"
+    measure.add_argument("--recipe", choices=RECIPES, default=first, help=which)
     measure.set_defaults(run=run_measure)
 
 
@@ -38,22 +74,58 @@ def run_shards(arguments: argparse.Namespace) -> int:
     from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.shards import render_shards
 
-    render_shards(arguments.out, _read_fields(arguments, ReferenceData))
+    folder = "shards" if arguments.domain == "scenes" else arguments.domain
+    out = arguments.out or RUNS / folder
+    render_shards(out, _read_fields(arguments, ReferenceData), domain=arguments.domain)
     return 0
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from autoselect.reference.recipe import ReferenceTraining
+    from autoselect.reference.siglip_qwen2.train import train_mixed_vlm
     from autoselect.reference.train_vlm import train_reference_vlm
 
-    train_reference_vlm(arguments.out, arguments.work, _read_fields(arguments, ReferenceTraining))
+    is_first = arguments.recipe == RECIPES[0]
+    recipe = _read_recipe(arguments)
+    out = arguments.out or RUNS / ("model" if is_first else f"{arguments.recipe}/model")
+    work = arguments.work or RUNS / ("work" if is_first else f"{arguments.recipe}/work")
+    (train_reference_vlm if is_first else train_mixed_vlm)(out, work, recipe)
     return 0
+
+
+def _read_recipe(arguments: argparse.Namespace) -> Any:
+    """Build the recipe from the flags that were given.
+
+    Raises:
+        ConfigError: a flag belongs to another recipe.
+    """
+    own = _recipe_classes()[arguments.recipe]
+    known = {name for name, _, _ in described(own)}
+    names = {name for cls in _recipe_classes().values() for name, _, _ in described(cls)}
+    flags = vars(arguments).items()
+    given = {name: value for name, value in flags if name in names and value is not None}
+    for name, value in given.items():
+        require(
+            name in known,
+            f"{name}={value} is not a setting of recipe={arguments.recipe}; leave it out, or "
+            f"choose one of {', '.join(sorted(known))}",
+        )
+    return own(**given)
 
 
 def run_measure(arguments: argparse.Namespace) -> int:
     from autoselect.reference.measure import measure_vlm, table
-    from autoselect.reference.resources import resolve_model
+    from autoselect.reference.resources import REFERENCE, resolve_model
 
     check_counts(images=arguments.images)
-    print(table(measure_vlm(resolve_model(arguments.model), arguments.images)))
+    if arguments.recipe == RECIPES[0]:
+        print(table(measure_vlm(resolve_model(arguments.model), arguments.images)))
+    else:
+        require(
+            arguments.model != REFERENCE,
+            f"model={REFERENCE} was made by recipe={RECIPES[0]}; give the folder of a VLM of "
+            f"recipe={arguments.recipe}",
+        )
+        from autoselect.reference.siglip_qwen2.measure import measure_mixed_vlm, tables
+
+        print(tables(measure_mixed_vlm(arguments.model, arguments.images)))
     return 0

@@ -7,14 +7,17 @@ run resumes with the next chunk of scenes.
 import io
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from autoselect.files.atomic import write_text
 from autoselect.reference.questions import ask
 from autoselect.reference.scenes import (
     COLOURS,
@@ -31,6 +34,7 @@ SLOT_TOKENS = 16
 IGNORED = 255
 JPEG_QUALITY = 92
 CHUNK = 1000
+RenderChunk = Callable[[tuple[int, int, int]], tuple[int, dict[str, np.ndarray]]]
 FAMILY_MIX = (
     "existence",
     "relation",
@@ -83,9 +87,14 @@ def patch_labels(scene: Scene) -> np.ndarray:
     return labels.reshape(4, GRID * GRID)
 
 
-def encode_slots(questions: list, tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Return zero-padded question slots [Q, SLOT_TOKENS] and the start of each answer [Q]."""
-    tokens = np.zeros((QUESTIONS_PER_IMAGE, SLOT_TOKENS), dtype=np.uint8)
+def encode_slots(
+    questions: list, tokenizer: Any, dtype: Any = np.uint8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return zero-padded question slots [Q, SLOT_TOKENS] and the start of each answer [Q].
+
+    Questions beyond Q are left out. The slots have the given dtype, the starts are uint8.
+    """
+    tokens = np.zeros((QUESTIONS_PER_IMAGE, SLOT_TOKENS), dtype=dtype)
     starts = np.full(QUESTIONS_PER_IMAGE, SLOT_TOKENS, dtype=np.uint8)
     for row, question in enumerate(questions[:QUESTIONS_PER_IMAGE]):
         prompt = tokenizer(f"{question.question}<assistant>")["input_ids"]
@@ -137,19 +146,43 @@ class Corpus:
 def build_corpus(folder: Path, size: int, seed: int, workers: int | None = None) -> Corpus:
     """Render `size` training scenes into `folder`, or resume it, and open the corpus."""
     shapes = {
-        "images": (size, GRID * PATCH_SIZE, GRID * PATCH_SIZE, 3),
-        "labels": (size, 4, GRID * GRID),
-        "tokens": (size, QUESTIONS_PER_IMAGE, SLOT_TOKENS),
-        "starts": (size, QUESTIONS_PER_IMAGE),
+        "images": (GRID * PATCH_SIZE, GRID * PATCH_SIZE, 3),
+        "labels": (4, GRID * GRID),
+        "tokens": (QUESTIONS_PER_IMAGE, SLOT_TOKENS),
+        "starts": (QUESTIONS_PER_IMAGE,),
     }
+    kinds = {name: (shape, np.uint8) for name, shape in shapes.items()}
+    return Corpus(**build_columns(folder, size, seed, kinds, _render_chunk, workers))
+
+
+def build_columns(
+    folder: Path,
+    size: int,
+    seed: int,
+    kinds: dict[str, tuple[tuple[int, ...], Any]],
+    render_chunk: RenderChunk,
+    workers: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Render memory-mapped arrays of `size` rows into `folder`, or resume it, and open them.
+
+    Args:
+        folder: work folder; created if it is missing.
+        size: number of rows of every array.
+        seed: seed of the rendered data; part of the file names.
+        kinds: shape of one row and dtype, by name of the array.
+        render_chunk: returns the first row number and the rows of a task (seed, start, stop).
+        workers: number of processes; one per core by default.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ledger = folder / f"done-{seed}-{size}.json"
     done = set(json.loads(ledger.read_text())) if ledger.exists() else set()
-    columns = {}
-    for name, shape in shapes.items():
+    columns: dict[str, Any] = {}
+    for name, (shape, dtype) in kinds.items():
         path = folder / f"{name}-{seed}-{size}.npy"
-        mode = "r+" if path.exists() and done else "w+"
-        columns[name] = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
+        mode: Any = "r+" if path.exists() and done else "w+"
+        columns[name] = np.lib.format.open_memmap(
+            path, mode=mode, dtype=dtype, shape=(size, *shape)
+        )
     tasks = [
         (seed, start, min(start + CHUNK, size))
         for start in range(0, size, CHUNK)
@@ -157,11 +190,11 @@ def build_corpus(folder: Path, size: int, seed: int, workers: int | None = None)
     ]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         for start, chunk in tqdm(
-            pool.map(_render_chunk, tasks), total=len(tasks), desc="rendering", disable=None
+            pool.map(render_chunk, tasks), total=len(tasks), desc="rendering", disable=None
         ):
             for name, values in chunk.items():
                 columns[name][start : start + len(values)] = values
                 columns[name].flush()
             done.add(start)
-            ledger.write_text(json.dumps(sorted(done)))
-    return Corpus(**columns)
+            write_text(ledger, json.dumps(sorted(done)))
+    return columns

@@ -1,12 +1,14 @@
 """Write the reference data as WebDataset shards: `autoselect reference shards`.
 
 The same seed gives the same data. A training sample holds up to eight rounds about one image. A
-sample of the validation or test split holds one round per family; these are asked independently.
+sample of the validation or test split holds one round per family, or four rounds about one page;
+these are asked independently.
 """
 
 import json
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +19,17 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import ShardWriter
+from autoselect.files.atomic import write_text
 from autoselect.reference.clutter import Split
 from autoselect.reference.corpus import FAMILY_MIX, QUESTIONS_PER_IMAGE, to_jpeg
+from autoselect.reference.documents.pages import ask_page, make_page
 from autoselect.reference.questions import FAMILIES, Question, ask
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
 
 logger = logging.getLogger(__name__)
 SAMPLES_PER_SHARD = 500
+PAGE_ROUNDS = 4
 
 
 def record_of(key: str, questions: list[Question]) -> dict[str, Any]:
@@ -57,32 +62,55 @@ def render_sample(seed: int, split: Split, index: int) -> tuple[str, dict[str, A
     return key, record, to_jpeg(scene.image)
 
 
-def _write_shard(task: tuple[str, int, Split, int, int]) -> int:
-    folder, seed, split, number, stop = task
+def render_page(seed: int, split: Split, index: int) -> tuple[str, dict[str, Any], bytes]:
+    """Return key, record and JPEG of a page; validation and test ask `PAGE_ROUNDS` questions."""
+    page = make_page(seed, split, index)
+    questions = ask_page(page, QUESTIONS_PER_IMAGE if split == "train" else PAGE_ROUNDS)
+    key = f"{split}-page-{index:07d}"
+    record = record_of(key, questions)
+    record["answers"] = [[question.answer] for question in questions]
+    record["kind"] = page.kind
+    return key, record, to_jpeg(page.image)
+
+
+Renderer = Callable[[int, Split, int], tuple[str, dict[str, Any], bytes]]
+DOMAINS: dict[str, Renderer] = {"scenes": render_sample, "pages": render_page}
+
+
+def _write_shard(task: tuple[str, str, int, Split, int, int]) -> int:
+    domain, folder, seed, split, number, stop = task
     start = number * SAMPLES_PER_SHARD
     with ShardWriter(folder, split, SAMPLES_PER_SHARD, first_shard=number) as writer:
         for index in range(start, stop):
-            key, record, jpeg = render_sample(seed, split, index)
+            key, record, jpeg = DOMAINS[domain](seed, split, index)
             writer.write(key, record, [jpeg])
     return number
 
 
-def render_shards(folder: Path, sizes: ReferenceData, workers: int | None = None) -> None:
+def render_shards(
+    folder: Path, sizes: ReferenceData, workers: int | None = None, domain: str = "scenes"
+) -> None:
     """Write the missing shards of all three splits into `folder`.
 
+    Args:
+        folder: folder for the shards; created if it is missing.
+        sizes: number of images of each split, and the seed.
+        workers: number of processes; one per core by default.
+        domain: what the images show, a key of `DOMAINS`.
+
     Raises:
-        ConfigError: the folder holds reference data of other sizes or another seed.
+        ConfigError: the folder holds reference data of another domain, other sizes or another seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "reference.json"
-    wanted = asdict(sizes)
+    wanted = asdict(sizes) | ({} if domain == "scenes" else {"domain": domain})
     if note.exists() and json.loads(note.read_text()) != wanted:
         raise ConfigError(
             f"shards={folder} holds reference data of other sizes ({note.read_text().strip()}); "
             "choose another folder or remove this one"
         )
-    note.write_text(json.dumps(wanted) + "\n")
-    tasks: list[tuple[str, int, Split, int, int]] = []
+    write_text(note, json.dumps(wanted) + "\n")
+    tasks: list[tuple[str, str, int, Split, int, int]] = []
     splits: tuple[tuple[Split, int], ...] = (
         ("train", sizes.train),
         ("val", sizes.val),
@@ -93,7 +121,7 @@ def render_shards(folder: Path, sizes: ReferenceData, workers: int | None = None
             name = folder / f"{split}-{number:06d}.tar"
             if not (name.exists() and _has_index(name)):
                 stop = min(count, (number + 1) * SAMPLES_PER_SHARD)
-                tasks.append((str(folder), sizes.seed, split, number, stop))
+                tasks.append((domain, str(folder), sizes.seed, split, number, stop))
     if not tasks:
         logger.info("reference shards in %s are complete", folder)
         return

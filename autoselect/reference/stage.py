@@ -1,15 +1,17 @@
-"""Run one resumable training stage of the reference VLM: schedule, order, optimiser, state."""
+"""Run one resumable training stage of a reference VLM: schedule, order, optimisers, state."""
 
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autoselect.files.atomic import replacing
-from autoselect.reference.recipe import ReferenceTraining
 
 logger = logging.getLogger(__name__)
 
@@ -23,41 +25,78 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def batch_indices(recipe: ReferenceTraining, step: int, size: int) -> np.ndarray:
+def batch_indices(seed: int, batch_size: int, step: int, size: int) -> np.ndarray:
     """Return the image indices of one update; every epoch is a permutation by seed and epoch."""
-    per_epoch = size // recipe.batch_size
+    per_epoch = size // batch_size
     epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng([recipe.seed, 7, epoch]).permutation(size)
-    return np.sort(order[place * recipe.batch_size : (place + 1) * recipe.batch_size])
+    order = np.random.default_rng([seed, 7, epoch]).permutation(size)
+    return np.sort(order[place * batch_size : (place + 1) * batch_size])
+
+
+Schedule = Callable[[int, int, float], float]
+Optimizers = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
+
+
+def adamw(module: nn.Module, peak: float) -> list[torch.optim.Optimizer]:
+    """Build AdamW for all trainable parameters; only matrices get weight decay."""
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
+    return [torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a stage changes its parameters.
+
+    Attributes:
+        schedule: returns the learning rate for a step, the number of steps and the peak.
+        optimizers: builds the optimisers for a module and the peak learning rate; each trainable
+            parameter belongs to one of them.
+    """
+
+    schedule: Schedule = learning_rate
+    optimizers: Optimizers = adamw
+
+
+DEFAULT_OPTIMIZATION = Optimization()
 
 
 class Stage:
-    """A training stage whose parameters, optimiser and step are saved and resumed."""
+    """A training stage whose parameters, optimisers and step are saved and resumed."""
 
     def __init__(
-        self, name: str, module: nn.Module, steps: int, peak: float, folder: Path, save_every: int
+        self,
+        name: str,
+        module: nn.Module,
+        steps: int,
+        peak: float,
+        folder: Path,
+        save_every: int,
+        optimization: Optimization = DEFAULT_OPTIMIZATION,
     ) -> None:
         self.name, self.module, self.steps, self.peak = name, module, steps, peak
         self.path, self.save_every, self.step = folder / f"{name}.pt", save_every, 0
-        matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2]
-        others = [p for p in module.parameters() if p.requires_grad and p.ndim != 2]
-        groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        self.schedule = optimization.schedule
+        self.optimizers = optimization.optimizers(module, peak)
         if self.path.exists():
             state = torch.load(self.path, weights_only=True)
             module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, _optimizer_states(state), strict=True):
+                optimizer.load_state_dict(saved)
             self.step = state["step"]
             logger.info("%s resumes at step %d of %d", name, self.step, steps)
 
     def update(self, loss: Tensor) -> None:
-        """Make one optimiser step, and save every `save_every` steps and at the end."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Make one step with all optimisers, and save every `save_every` steps and at the end."""
+        self.module.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.peak)
-        self.optimizer.step()
+        rate = self.schedule(self.step, self.steps, self.peak)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         self.step += 1
         if self.step % self.save_every == 0 or self.step == self.steps:
             self.save()
@@ -65,11 +104,16 @@ class Stage:
     def save(self) -> None:
         state = {
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
         }
         with replacing(self.path) as stream:
             torch.save(state, stream)
+
+
+def _optimizer_states(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the saved state of each optimiser; older files hold that of a single one."""
+    return state["optimizers"] if "optimizers" in state else [state["optimizer"]]
 
 
 def autocast() -> torch.autocast:

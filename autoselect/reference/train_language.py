@@ -44,8 +44,12 @@ def matmul_attention(
     """Compute attention as two matrix products in the dtype of the inputs.
 
     On CPUs the stock implementations are slow in bfloat16 or convert to float32. Query, key and
-    value are [B, H, L, D / H].
+    value are [B, H, L, D / H]; keys and values may have fewer heads, each of which then serves a
+    group of queries.
     """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
     weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         weights = weights + attention_mask.to(weights.dtype)
@@ -95,7 +99,7 @@ def answer_logits(
         [embed(prefix_ids), visual.to(embed.weight.dtype), embed(tokens.flatten(1))], dim=1
     )
     prefix = len(PREFIX) + kept.shape[1]
-    slot_positions = len(PREFIX) + NUM_VISUAL_TOKENS + torch.arange(slots) % SLOT_TOKENS
+    slot_positions = len(PREFIX) + features.shape[1] + torch.arange(slots) % SLOT_TOKENS
     positions = torch.cat(
         [
             torch.arange(len(PREFIX)).expand(batch, -1),
@@ -213,7 +217,7 @@ def train_language(
     bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
     started, first = time.monotonic(), stage.step
     while stage.step < stage.steps:
-        indices = batch_indices(recipe, stage.step, len(corpus))
+        indices = batch_indices(recipe.seed, recipe.batch_size, stage.step, len(corpus))
         rng = np.random.default_rng([recipe.seed, removal.seed, stage.step])
         labels = corpus.labels[indices] if visible is not None else None
         kept = draw_kept(rng, len(indices), removal.uneven, labels)

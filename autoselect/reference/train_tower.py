@@ -98,7 +98,7 @@ def train_tower(
     module.train()
     bar = tqdm(total=stage.steps, initial=stage.step, desc="tower", disable=None)
     while stage.step < stage.steps:
-        indices = batch_indices(recipe, stage.step, len(corpus))
+        indices = batch_indices(recipe.seed, recipe.batch_size, stage.step, len(corpus))
         labels = torch.from_numpy(corpus.labels[indices])
         with autocast():
             hidden = tower(pixels(corpus, indices), output_hidden_states=True).hidden_states[-1]

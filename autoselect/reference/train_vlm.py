@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import nn
 
 from autoselect.config import ConfigError
+from autoselect.files.atomic import write_text
 from autoselect.reference.corpus import build_corpus
 from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.stage import Stage
@@ -43,7 +44,7 @@ def train_reference_vlm(output: Path, work: Path, recipe: ReferenceTraining) -> 
         raise ConfigError(
             f"work={work} was made with other settings; choose an empty folder or the same settings"
         )
-    recorded.write_text(described)
+    write_text(recorded, described)
     corpus = build_corpus(work, recipe.images, recipe.seed)
     model = build_model(recipe.seed)
     model.set_attn_implementation("reference_matmul")

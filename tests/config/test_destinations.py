@@ -58,7 +58,7 @@ def test_every_command_looks_at_its_destination_first(command, capsys):
         (["doctor", "--visual-tokens", "-1"], "visual_tokens=-1 is below 1"),
         (["doctor", "--gpu-memory", "0"], "gpu_memory=0.0 must be above 0"),
         (["reference", "measure", "--images", "0"], "images=0 is below 1"),
-        ([*PREFILL, "--json", "a.json", "--device", "foo"], "device=foo is not a device"),
+        ([*PREFILL, "--json", "a.json", "--device", "foo"], "device=foo is no device"),
         ([*PREFILL, "--json", "a.json", "--device", "cuda:99"], "device=cuda:99: PyTorch sees"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
@@ -79,8 +79,9 @@ def test_ports_have_sixteen_bits():
             check_port(port)
 
 
-def test_a_file_that_is_no_ablation_is_named(tmp_path, capsys):
-    for text in ("{", "[]", "{}"):
+def test_a_file_that_is_not_an_ablation_is_named(tmp_path, capsys):
+    other = "does not hold an ablation"
+    for text, rule in (("{", "is not valid JSON"), ("[]", other), ("{}", other)):
         (tmp_path / "a.json").write_text(text)
         assert cli.main(["evidence", "--ablation", str(tmp_path / "a.json")]) == 2
-        assert "a.json" in capsys.readouterr().err
+        assert f"a.json {rule}" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from autoselect.evaluation.settings import EvalSettings
 from autoselect.lmms.bench import PublicSettings
 from autoselect.preflight.estimates import Assumptions
 from autoselect.reference.recipe import ReferenceData, ReferenceTraining
+from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.train import parser as train_parser
 
 SETTINGS = [
@@ -24,6 +25,7 @@ SETTINGS = [
     Variant,
     ReferenceData,
     ReferenceTraining,
+    MixedTraining,
     Assumptions,
 ]
 COMMANDS = {
@@ -31,6 +33,7 @@ COMMANDS = {
     "bench public": (["bench", "public"], PublicSettings),
     "reference shards": (["reference", "shards"], ReferenceData),
     "reference train": (["reference", "train"], ReferenceTraining),
+    "reference train --recipe siglip-qwen2": (["reference", "train"], MixedTraining),
 }
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from autoselect.config import ConfigError
 from autoselect.reference import stage, train_language
@@ -101,6 +102,21 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
     FrozenVLM.from_pretrained(tmp_path / "a")
+
+
+def test_a_state_with_a_single_optimizer_resumes(tmp_path):
+    """Older versions saved one optimiser under another name."""
+    module = nn.Linear(2, 2)
+    first = stage.Stage("one", module, 3, 0.1, tmp_path, 1)
+    first.update(module(torch.ones(1, 2)).sum())
+    state = torch.load(first.path, weights_only=True)
+    (state["optimizer"],) = state.pop("optimizers")
+    torch.save(state, first.path)
+    again = stage.Stage("one", nn.Linear(2, 2), 3, 0.1, tmp_path, 1)
+    assert again.step == 1
+    torch.testing.assert_close(again.module.weight, module.weight, rtol=0, atol=0)
+    saved = again.optimizers[0].state_dict()["state"]
+    assert saved.keys() == state["optimizer"]["state"].keys() and saved
 
 
 def test_a_work_folder_of_another_recipe_is_refused(tmp_path):

@@ -59,7 +59,7 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
         run: output folder of the training run, with `checkpoints`.
 
     Raises:
-        ConfigError: there is no checkpoint, or it gated another number of channels.
+        ConfigError: the checkpoint is missing, or it gated another number of channels.
     """
     state = CheckpointStore(Path(run) / "checkpoints").load()
     if state is None:

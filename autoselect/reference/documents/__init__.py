@@ -1,0 +1,1 @@
+"""The second reference domain: receipts, tables, forms, charts, labels and signs."""

@@ -1,0 +1,1 @@
+"""The second reference VLM: SigLIP and Qwen2, trained on scenes and pages."""

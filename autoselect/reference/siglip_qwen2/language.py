@@ -1,0 +1,162 @@
+"""Stages 2 and 3 of the second reference VLM: train projector and language model.
+
+The tower is frozen. The loss is the cross-entropy of every answer token and of the end token. In
+the variant with removal, half of the steps keep a uniformly random subset of the visual tokens at
+their original positions. The removal depends neither on the image nor on any selector.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration
+
+from autoselect.reference.siglip_qwen2.corpus import MixedCorpus
+from autoselect.reference.siglip_qwen2.dense import pixels, tower_features
+from autoselect.reference.siglip_qwen2.optimizers import muon_and_adamw
+from autoselect.reference.siglip_qwen2.recipe import MixedTraining
+from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS
+from autoselect.reference.stage import Optimization, Stage, autocast, batch_indices
+from autoselect.reference.train_language import answer_logits
+
+logger = logging.getLogger(__name__)
+FEWEST_KEPT = 12
+
+
+def constant(step: int, steps: int, peak: float) -> float:
+    """Return a learning rate that rises over 50 steps and then stays, whatever `steps` is.
+
+    A finished stage can therefore be trained on with more steps.
+    """
+    return peak * min(1.0, (step + 1) / 50)
+
+
+def falling(step: int, steps: int, peak: float) -> float:
+    """Return a learning rate that falls linearly from the peak to zero."""
+    return peak * (1 - step / steps)
+
+
+def draw_removal(rng: np.random.Generator, batch: int) -> Tensor:
+    """Draw the positions of kept visual tokens, ascending, [B, K], with one K per batch.
+
+    Half of the calls keep all. In the others K is log-uniform and each image has its own uniformly
+    random subset.
+    """
+    count = NUM_VISUAL_TOKENS
+    if rng.random() < 0.5:
+        share = rng.uniform(np.log(FEWEST_KEPT), np.log(NUM_VISUAL_TOKENS))
+        count = int(np.exp(share))
+    keys = torch.from_numpy(rng.random((batch, NUM_VISUAL_TOKENS)))
+    return keys.argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+def all_kept(batch: int) -> Tensor:
+    """Return the positions of all visual tokens, [B, N]."""
+    return torch.arange(NUM_VISUAL_TOKENS).expand(batch, -1)
+
+
+def language_module(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
+    """Return projector and language model, which are trained after the tower."""
+    return nn.ModuleDict(
+        {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
+    )
+
+
+def train_common(
+    model: LlavaForConditionalGeneration, corpus: MixedCorpus, recipe: MixedTraining, folder: Path
+) -> None:
+    """Run stage 2, which both variants share: no removal, constant learning rate."""
+    stage = Stage(
+        f"language-{recipe.tower_steps}",
+        language_module(model),
+        recipe.language_steps,
+        recipe.language_learning_rate,
+        folder,
+        recipe.save_every,
+        Optimization(constant, muon_and_adamw),
+    )
+    _train(model, corpus, recipe, stage, order=0, removal=False)
+
+
+def train_variant(
+    model: LlavaForConditionalGeneration,
+    corpus: MixedCorpus,
+    recipe: MixedTraining,
+    folder: Path,
+    removal: bool,
+) -> None:
+    """Run stage 3 for one variant, at a falling learning rate.
+
+    Args:
+        model: the VLM after stage 2; modified.
+        corpus: training images with their questions.
+        recipe: sizes and learning rates.
+        folder: folder of the resumable states.
+        removal: if True, half of the steps remove visual tokens.
+    """
+    name = "removal" if removal else "never_removed"
+    stage = Stage(
+        f"{name}-{recipe.tower_steps}-{recipe.language_steps}",
+        language_module(model),
+        recipe.variant_steps,
+        recipe.language_learning_rate,
+        folder,
+        recipe.save_every,
+        Optimization(falling, muon_and_adamw),
+    )
+    _train(model, corpus, recipe, stage, order=recipe.language_steps, removal=removal)
+
+
+def _train(
+    model: LlavaForConditionalGeneration,
+    corpus: MixedCorpus,
+    recipe: MixedTraining,
+    stage: Stage,
+    order: int,
+    removal: bool,
+) -> None:
+    """Run the remaining steps of a stage.
+
+    Args:
+        model: the VLM; its projector and language model are trained.
+        corpus: training images with their questions.
+        recipe: batch size and seed.
+        stage: a new or resumed stage.
+        order: number of updates before the first step of this stage, for the order of images.
+        removal: if True, half of the steps remove visual tokens.
+    """
+    model.model.vision_tower.eval().requires_grad_(False)
+    stage.module.train()
+    bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
+    started, first = time.monotonic(), stage.step
+    while stage.step < stage.steps:
+        step = order + stage.step
+        indices = batch_indices(recipe.seed, recipe.language_batch, step, len(corpus))
+        rng = np.random.default_rng([recipe.seed, 31, stage.step])
+        kept = draw_removal(rng, len(indices)) if removal else all_kept(len(indices))
+        tokens = torch.from_numpy(corpus.tokens[indices].astype(np.int64))
+        starts = torch.from_numpy(corpus.starts[indices].astype(np.int64))
+        with autocast():
+            with torch.no_grad():
+                features = tower_features(model, pixels(corpus, indices))
+            logits, targets, _ = answer_logits(model, features.float(), kept, tokens, starts)
+        loss = F.cross_entropy(logits, targets)
+        stage.update(loss)
+        bar.update()
+        if stage.step % 25 == 0:
+            pace = (time.monotonic() - started) / (stage.step - first)
+            right = (logits.argmax(-1) == targets).float().mean().item()
+            logger.info(
+                "%s step %d kept %d loss %.3f tokens right %.3f, %.2f s per step",
+                stage.name,
+                stage.step,
+                kept.shape[1],
+                loss.item(),
+                right,
+                pace,
+            )

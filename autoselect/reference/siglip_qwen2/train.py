@@ -1,0 +1,59 @@
+"""Train the second reference VLM: `autoselect reference train --recipe siglip-qwen2`.
+
+1. tower: the vision tower learns dense labels and is frozen afterwards.
+2. language: projector and language model learn to answer from all visual tokens.
+3. two variants start from there: `removal` removes random visual tokens in half of its steps,
+   `never_removed` keeps all.
+"""
+
+import copy
+import dataclasses
+import logging
+from pathlib import Path
+
+from autoselect.config import ConfigError
+from autoselect.files.atomic import write_text
+from autoselect.reference.siglip_qwen2.corpus import build_mixed_corpus
+from autoselect.reference.siglip_qwen2.dense import train_tower
+from autoselect.reference.siglip_qwen2.language import train_common, train_variant
+from autoselect.reference.siglip_qwen2.recipe import MixedTraining
+from autoselect.reference.siglip_qwen2.vlm import build_model, save_vlm
+
+logger = logging.getLogger(__name__)
+VARIANTS = {"removal": True, "never_removed": False}
+FIXED = ("images", "tower_batch", "tower_learning_rate", "seed")
+
+
+def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
+    """Train both variants and write each as a hub folder inside `output`.
+
+    `work` holds corpus and saved states; keep it to resume, or to train on with more steps.
+
+    Raises:
+        ConfigError: `work` was made with other values of the settings in `FIXED`.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    _check_work(work, recipe)
+    corpus = build_mixed_corpus(work, recipe.images, recipe.seed)
+    model = build_model(recipe.seed)
+    model.set_attn_implementation("reference_matmul")
+    train_tower(model, corpus, recipe, work)
+    train_common(model, corpus, recipe, work)
+    for name, removal in VARIANTS.items():
+        variant = copy.deepcopy(model)
+        train_variant(variant, corpus, recipe, work, removal)
+        save_vlm(variant.eval(), output / name)
+        logger.info("variant %s written to %s", name, output / name)
+
+
+def _check_work(work: Path, recipe: MixedTraining) -> None:
+    """Refuse a work folder made with other settings in `FIXED`; record them in a new one."""
+    recorded = work / "recipe.txt"
+    fields = {name: dataclasses.asdict(recipe)[name] for name in FIXED}
+    described = repr(sorted(fields.items()))
+    if recorded.exists() and recorded.read_text() != described:
+        raise ConfigError(
+            f"work={work} was made with other settings; choose an empty folder or the same "
+            f"values of {', '.join(FIXED)}"
+        )
+    write_text(recorded, described)

@@ -1,0 +1,138 @@
+"""Build the second reference VLM: a stock `LlavaForConditionalGeneration` of SigLIP and Qwen2.
+
+Images of 112 pixels in patches of 8 pixels give 196 visual tokens; the tower has no class token. The VLM
+is saved with `save_pretrained` in bfloat16 and loads with `from_pretrained` like any hub model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from autoselect.reference.documents.canvas import PAGE_SIZE
+from autoselect.reference.documents.lexicon import CHARACTERS, DIRECTIONS, PRINTED, TEXT_COLOURS
+from autoselect.reference.documents.signs import PANEL_COLOURS
+from autoselect.reference.scenes import COLOURS, SHAPES
+from autoselect.reference.vlm import (
+    CHAT_TEMPLATE,
+    IMAGE_TOKEN,
+    SPECIAL_TOKENS,
+    WORDS,
+    sinusoidal_positions,
+)
+
+PATCH_SIZE = 8
+GRID = PAGE_SIZE // PATCH_SIZE
+NUM_VISUAL_TOKENS = GRID * GRID
+PAGE_WORDS = (
+    "value of which bar row has highest lowest costs much color word written first last way far"
+).split()
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a tokenizer with the words of questions and pages, and characters for other text."""
+    words = [*WORDS, *PAGE_WORDS, *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), *TEXT_COLOURS]
+    words += [*PANEL_COLOURS, *DIRECTIONS, *PRINTED]
+    letters = [*CHARACTERS, *"abcdefghijklmnopqrstuvwxyz?,-"]
+    pieces = [*SPECIAL_TOKENS, *words, *letters, *(f"##{c}" for c in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=100)
+    )
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("?", "isolated")]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A $B", special_tokens=[]
+    )
+    pad, start, end, unknown, image, user, assistant = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=start,
+        eos_token=end,
+        unk_token=unknown,
+        extra_special_tokens={
+            "image_token": image,
+            "user_token": user,
+            "assistant_token": assistant,
+        },
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="left",
+    )
+
+
+def build_processor() -> LlavaProcessor:
+    image_processor = SiglipImageProcessorPil(size={"height": PAGE_SIZE, "width": PAGE_SIZE})
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_config(vocabulary: int) -> LlavaConfig:
+    vision = SiglipVisionConfig(
+        hidden_size=192,
+        intermediate_size=640,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        image_size=PAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
+    )
+    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    language = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        **special,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=language,
+        image_token_index=SPECIAL_TOKENS.index(IMAGE_TOKEN),
+        image_seq_length=NUM_VISUAL_TOKENS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+        **special,
+    )
+
+
+def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
+    """Build an untrained second reference VLM; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(build_config(len(build_tokenizer())))
+    positions = model.model.vision_tower.embeddings.position_embedding.weight
+    with torch.no_grad():
+        positions.copy_(0.5 * sinusoidal_positions(positions.shape[1], GRID))
+    return model
+
+
+def save_vlm(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Write a bfloat16 copy of the model, and its processor, as a hub folder."""
+    copy = LlavaForConditionalGeneration(model.config).bfloat16()
+    copy.load_state_dict(model.state_dict())
+    copy.save_pretrained(folder)
+    build_processor().save_pretrained(folder)
