@@ -59,7 +59,6 @@ def settings_of(arguments: argparse.Namespace) -> EvalSettings:
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    """Evaluate; print the table and the paths of the report."""
     result = evaluate(settings_of(arguments))
     if result is not None:
         out = Path(arguments.out)
@@ -69,7 +68,6 @@ def run_eval(arguments: argparse.Namespace) -> int:
 
 
 def add_analyse_command(subparsers: Any) -> None:
-    """Add `analyse` to the `autoselect` command."""
     parser = subparsers.add_parser("analyse", help="one analysis of a selector, with its figure")
     parser.add_argument("kind", choices=sorted([*ANALYSES, CLASSIFIER]), help="what to analyse")
     own = {"selector": ONE_SELECTOR, "out": "folder for KIND.json and KIND.png"}
@@ -93,7 +91,6 @@ def add_analyse_command(subparsers: Any) -> None:
 
 
 def run_analyse(arguments: argparse.Namespace) -> int:
-    """Analyse; print the numbers and the path of the figure."""
     check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
     kind, out = arguments.kind, Path(arguments.out)
     vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
@@ -169,7 +166,6 @@ def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple
 
 
 def add_prefill_bench(kinds: Any) -> None:
-    """Add `prefill` to `autoselect bench`."""
     parser = kinds.add_parser("prefill", help="prefill latency, full against pruned")
     parser.add_argument("--model", required=True, help=help_of(EvalSettings, "model"))
     parser.add_argument("--selector", required=True, help=ONE_SELECTOR)

@@ -147,7 +147,6 @@ def shown_name(model: str, vlm: Any) -> str:
 
 
 def check_width(vlm: Any, selector: Any, path: str) -> None:
-    """Raise ConfigError if the selector was trained for tokens of another width."""
     if selector.width != vlm.width:
         raise ConfigError(
             f"selector={path} scores tokens of width {selector.width}, but those of {vlm.name} "

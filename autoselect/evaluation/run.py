@@ -102,7 +102,6 @@ class Prepared:
     store: PartStore
 
     def record(self, settings: EvalSettings) -> TrackedEvaluation:
-        """Begin the tracked run."""
         named = {name: value for name, value in self.digests.items() if name != "selectors"}
         tags = {f"{name}_digest": value for name, value in named.items()}
         tags |= {
@@ -165,14 +164,9 @@ def measure(
     answers: dict[str, Answers],
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Time the first sample's prompt, and build the report.
+    """Time the first sample's prompt, and build the report with the `extra` keys.
 
-    Args:
-        settings: settings of the evaluation.
-        ready: loaded model, selectors, samples and plan.
-        asked: questions and accepted answers of the samples.
-        answers: column name -> image -> round -> text.
-        extra: further keys for the report.
+    `answers` maps column name -> image -> round -> text.
     """
     vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
     selector = ready.selectors[SELECTOR].selector

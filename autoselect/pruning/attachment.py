@@ -182,7 +182,6 @@ class Attachment:
             setattr(model, name, getattr(self, f"_{name}"))
 
     def remove(self) -> None:
-        """Restore the model."""
         model = self.adapter.model
         for hook in self._hooks:
             hook.remove()
@@ -208,7 +207,6 @@ class Attachment:
         return selection_overlay(image, selection, grid)
 
     def _generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Run the model's own `generate`; accepts `visual_token_budget` too."""
         model = self.adapter.model
         ids = kwargs.get("input_ids") if inputs is None else inputs
         rows = None if ids is None else len(ids)
@@ -283,7 +281,6 @@ class Attachment:
     def _after_forward(
         self, _model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Write the layout on the cache of a pruned call."""
         layout = getattr(kwargs.get("input_ids"), PRUNED, None)
         if layout is None:
             return

@@ -17,12 +17,7 @@ REMOVED_BRIGHTNESS = 0.25
 def token_grid(
     selection: ImageSelection, raster: Raster | None, size: tuple[int, int]
 ) -> tuple[int, int]:
-    """Return the rows and columns of the tokens of an image.
-
-    Args:
-        selection: what was chosen of the image.
-        raster: raster of the model's family.
-        size: width and height of the picture, pixels.
+    """Return rows and columns of an image's tokens; `size` is width and height in pixels.
 
     Raises:
         ConfigError: the tokens are not known to be one raster of the picture.

@@ -75,12 +75,9 @@ def _clip_numbers(blocks: Sequence[Block], copies: int) -> list[int]:
 
 
 def frame_blocks(blocks: Sequence[Block], frames: Sequence[int] | None, copies: int) -> list[Block]:
-    """Divide clips into one block per frame.
+    """Divide clips, which follow the images in `blocks`, into one block per frame.
 
-    Args:
-        blocks: images, then clips.
-        frames: frames of every clip of the call.
-        copies: how often the batch holds every prompt.
+    `frames` counts those of every clip of the call; the batch holds every prompt `copies` times.
 
     Raises:
         ConfigError: there are clips, but their frames are unknown.
@@ -99,15 +96,10 @@ def frame_blocks(blocks: Sequence[Block], frames: Sequence[int] | None, copies: 
 
 
 def block_budgets(blocks: Sequence[Block], budget: Budget, copies: int) -> list[int | float]:
-    """Return the budget of every block.
-
-    Args:
-        blocks: blocks of the call.
-        budget: one for all, or one per image or clip of the call.
-        copies: how often the batch holds every prompt.
+    """Return the budget of every block; the batch holds every prompt `copies` times.
 
     Raises:
-        ConfigError: the list does not have one budget per image.
+        ConfigError: a list does not have one budget per image or clip of the call.
     """
     if isinstance(budget, int | float):
         return [budget] * len(blocks)
@@ -191,7 +183,6 @@ def select(
 
 
 def _count(budget: int | float, block: Block) -> int:
-    """Return how many tokens of one block stay."""
     if isinstance(budget, int) and budget > len(block):
         raise ConfigError(
             f"budget={budget} exceeds the {len(block)} visual tokens of {block.modality} "

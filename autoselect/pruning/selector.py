@@ -70,7 +70,6 @@ class Selector(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the JSON value of `config.json`."""
         return {
             "format": FORMAT,
             "version": __version__,
@@ -156,12 +155,9 @@ class Selector(nn.Module):
     def push_to_hub(
         self, repository: str, private: bool = False, message: str = "Upload selector"
     ) -> str:
-        """Upload the selector with its card to the model hub; return the address of the commit.
+        """Upload the selector with its card to `org/name` on the hub; return the commit's address.
 
-        Args:
-            repository: `org/name`; created if missing.
-            private: make a new repository private.
-            message: commit message.
+        A missing repository is created, `private` or public.
 
         Raises:
             ConfigError: the name has another form, or the hub refuses or cannot be reached.
@@ -235,14 +231,12 @@ class Selector(nn.Module):
 
 
 def _logged(address: str) -> Path:
-    """Download a selector that a training run logged; return its folder."""
     from autoselect.tracking.models import download_model
 
     return download_model(address)
 
 
 def _download(name: str, revision: str | None) -> Path:
-    """Download the files of a selector on the hub; return its folder."""
     from huggingface_hub import snapshot_download
 
     try:

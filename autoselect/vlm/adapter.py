@@ -88,7 +88,6 @@ class VisualAdapter:
         return int(self.model.config.get_text_config().hidden_size)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call of `forward` by name."""
         names = list(inspect.signature(type(self.model).forward).parameters)[1:]
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -217,10 +216,7 @@ class VisualAdapter:
     ) -> tuple[dict[str, Any], Tensor]:
         """Return the call without removed tokens, and the columns of the prompt that stay, [B, S].
 
-        Args:
-            inputs: arguments of `forward` with `position_ids` of the full prompt.
-            outputs: encoder outputs by modality.
-            keep: false at removed tokens, [B, T].
+        `inputs` hold `position_ids` of the full prompt; `keep` [B, T] is false at removed tokens.
 
         Raises:
             ConfigError: the attention mask is not of shape [B, T].
@@ -249,7 +245,6 @@ class VisualAdapter:
         return self.with_outputs(pruned, left), columns
 
     def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
-        """Return a call with encoded features instead of its pixels."""
         pixels = {name for own in PIXELS.values() for name in own}
         rest = {name: value for name, value in inputs.items() if name not in pixels}
         return {**rest, "mm_encoder_outputs": outputs}

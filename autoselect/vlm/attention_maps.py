@@ -30,10 +30,7 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
 def attention_maps(model: Any, layer: nn.Module, run: Callable[[], object]) -> Tensor:
     """Return the attention maps of one of `attention_layers`, [B, heads, T, T].
 
-    Args:
-        model: the part that `layer` belongs to, with transformers' `set_attn_implementation`.
-        layer: self-attention module.
-        run: calls the model.
+    `run` calls the model; `model` is the part of it that contains the layer.
     """
 
     def stop(_module: nn.Module, _inputs: object, output: tuple[Any, ...]) -> None:
@@ -52,7 +49,6 @@ def attention_maps(model: Any, layer: nn.Module, run: Callable[[], object]) -> T
 
 @contextmanager
 def _eager_attention(model: Any) -> Iterator[None]:
-    """Switch to eager attention inside the block; restore the former implementation after it."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

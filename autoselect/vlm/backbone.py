@@ -44,7 +44,6 @@ class FrozenVLM:
         self.num_tokens = self._fixed_count()
 
     def _fixed_count(self) -> int | None:
-        """Return N as the processor counts it; None if it depends on the image."""
         if not self.family.fixed_tokens:
             return None
         if getattr(self.processor, "patch_size", None) is None:
@@ -88,7 +87,6 @@ class FrozenVLM:
 
     @property
     def width(self) -> int:
-        """Return D, the channels of a projector output."""
         return self.adapter.width
 
     @property
@@ -102,17 +100,14 @@ class FrozenVLM:
         return image_mark(self.processor, self.placeholder)
 
     def vision_parameters(self) -> list[torch.nn.Parameter]:
-        """Return the parameters outside the language model."""
         inside = {id(p) for p in self.model.get_decoder().parameters()}
         return [p for p in self.model.parameters() if id(p) not in inside]
 
     def pixel_inputs(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """Return the image encoder's arguments for some images, on the model's device."""
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
         return self.to_device(dict(pixels))
 
     def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move inputs to the model's device, and floating-point ones to its dtype."""
         return {
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in inputs.items()

@@ -94,7 +94,6 @@ def _image_lengths(
     entries: Sequence[int],
     family: Family,
 ) -> Sequence[int]:
-    """Return the visual tokens of each image or clip by the family's rule."""
     if (family.images if modality == "image" else family.videos) == "entries":
         return entries
     runs = run_lengths(rows, columns)
@@ -138,7 +137,6 @@ def merge_tiles(
 
 
 def _token(input_ids: Tensor, row: Tensor, column: Tensor) -> int:
-    """Return the token at a place, or -1 outside the prompt."""
     inside = 0 <= int(column) < input_ids.shape[1]
     return int(input_ids[row, column]) if inside else -1
 

@@ -45,7 +45,6 @@ class CacheLayout:
 
     @classmethod
     def unpruned(cls, rows: int, length: int, device: torch.device) -> "CacheLayout":
-        """Return the layout of a cache that holds every column."""
         columns = torch.arange(length, device=device).expand(rows, -1)
         return cls(columns, length, padded=False)
 

@@ -76,12 +76,8 @@ def prune_call(
 ) -> tuple[dict[str, Any], Tensor, CacheLayout]:
     """Return a call without its removed visual tokens.
 
-    Args:
-        adapter: adapter of the model.
-        call: arguments of `forward`; per-token ones may span the whole conversation.
-        outputs: encoder outputs by modality.
-        keep: false at removed tokens of the new columns, [B, T].
-        layout: what the cache holds.
+    Per-token arguments of `call` may span the whole conversation; `keep` [B, T] covers its new
+    columns and is false at removed tokens.
 
     Returns:
         the new call, the new columns that stay [B, S] (-1 at padding), and what the cache will

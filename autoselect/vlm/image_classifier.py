@@ -54,11 +54,7 @@ def embedding_layer(classifier: Any) -> nn.Module:
 
 
 def grid(classifier: Any) -> tuple[int, int]:
-    """Return the rows and columns of the classifier's patches.
-
-    Raises:
-        ConfigError: its configuration has no image_size or patch_size.
-    """
+    """Return the rows and columns of patches; ConfigError if the configuration lacks the sizes."""
     config = getattr(classifier.config, "vision_config", classifier.config)
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if size is None or patch is None:

@@ -17,7 +17,6 @@ from autoselect.config import ConfigError
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 on accelerators, float32 on CPUs."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 

@@ -75,7 +75,6 @@ class VLMShape:
 
     @property
     def parameters(self) -> int:
-        """Return the number of parameters of the whole frozen model."""
         return self.vision_parameters + self.language_parameters + self.embedding_parameters
 
 

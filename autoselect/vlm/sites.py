@@ -46,7 +46,6 @@ class VisualTokens:
 
     @property
     def counts(self) -> list[int]:
-        """Return the number of visual tokens of each image."""
         return [len(block) for block in self.blocks]
 
     def real(self, values: Tensor) -> Tensor:
@@ -131,7 +130,6 @@ SITES: dict[GateSite, Site] = {
 
 @contextmanager
 def _projector_inputs(projector: torch.nn.Module | None) -> Iterator[list[Tensor]]:
-    """Collect what the projector is called with inside the block."""
     seen: list[Tensor] = []
     if projector is None:
         yield seen

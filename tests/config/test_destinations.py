@@ -58,7 +58,7 @@ def test_every_command_looks_at_its_destination_first(command, capsys):
         (["doctor", "--visual-tokens", "-1"], "visual_tokens=-1 is below 1"),
         (["doctor", "--gpu-memory", "0"], "gpu_memory=0.0 must be above 0"),
         (["reference", "measure", "--images", "0"], "images=0 is below 1"),
-        ([*PREFILL, "--json", "a.json", "--device", "foo"], "device=foo is no device"),
+        ([*PREFILL, "--json", "a.json", "--device", "foo"], "device=foo is not a device"),
         ([*PREFILL, "--json", "a.json", "--device", "cuda:99"], "device=cuda:99: PyTorch sees"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",

@@ -139,13 +139,7 @@ def answer_sequences(
 ) -> dict[str, Answers]:
     """Return the answers of some images to given visual tokens: name -> image -> round -> text.
 
-    Args:
-        asked: an `AskedVLM`.
-        samples: the samples.
-        encoded: the images of `samples`, encoded.
-        sequences: by name, what the model sees of every image; None for the untouched model.
-        max_new_tokens: longest answer in tokens.
-        rows_per_batch: questions answered together.
+    `sequences` names what the model sees of every image; None for the untouched model.
     """
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     answers = {name: [[""] * len(sample.questions) for sample in samples] for name in sequences}

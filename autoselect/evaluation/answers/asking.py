@@ -90,7 +90,6 @@ class Prompts:
     images: list[ImageTokens]
 
     def features(self) -> list[Tensor]:
-        """Return the features of every image, [N, (1 + L) D] each."""
         return [image.features for image in self.images]
 
 
@@ -147,7 +146,6 @@ class AskedVLM:
     def prompts(
         self, samples: Sequence[EvaluationSample], encoded: Encoded, places: Sequence[Place]
     ) -> Prompts:
-        """Write the questions at `places` as one batch."""
         texts = [self.prompt(len(samples[i].images), samples[i].asked(r)) for i, r in places]
         inputs = self.vlm.inputs([samples[i].images for i, _ in places], texts)
         images = [image for i, _ in places for image in encoded.images[i]]
@@ -183,7 +181,6 @@ class AskedVLM:
         return [means[block.row] for block in prompts.blocks]
 
     def llm_attention(self, prompts: Prompts, encoded: Encoded) -> list[Tensor]:
-        """Return the attention of each prompt's last token to every image, [N] each."""
         call = self.call(prompts, encoded)
         return visual_attention(self.vlm.adapter, call, prompts.blocks)
 

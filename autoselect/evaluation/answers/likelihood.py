@@ -38,7 +38,6 @@ class Candidate:
 
 
 def check_scoring(scoring: str) -> None:
-    """Raise ConfigError for an unknown way of answering."""
     if scoring not in SCORINGS:
         raise ConfigError(f"scoring={scoring!r} is unknown; choose one of {', '.join(SCORINGS)}")
 

@@ -70,7 +70,6 @@ class PartStore:
         write_text(self.path(index), json.dumps(answers))
 
     def merge(self, parts: int) -> dict[str, Answers]:
-        """Return the answers of all parts, in the order of the images."""
         merged: dict[str, Answers] = {}
         for index in range(parts):
             for column, answers in json.loads(self.path(index).read_text()).items():
@@ -89,14 +88,8 @@ def answer_all(
 ) -> dict[str, Answers]:
     """Return the answers to every question, on every rank: column name -> image -> round -> text.
 
-    Args:
-        asked: an `AskedVLM`.
-        samples: the samples of the evaluation.
-        plan: methods, budgets and sizes.
-        store: store of the parts, in a folder that all ranks share.
-        rank: rank of this process, 0..world_size-1.
-        world_size: number of processes; part p belongs to rank p mod world_size.
-        barrier: waits for all ranks; required if there are several.
+    Part p belongs to rank p mod world_size; `store` needs a folder that all ranks share. `barrier`
+    waits for all ranks and is required if there are several.
     """
     assert world_size == 1 or barrier is not None, "several ranks need a barrier"
     size = plan.images_per_part

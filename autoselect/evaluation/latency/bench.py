@@ -35,8 +35,6 @@ def bench_prefill(
     """Measure the latency of full and pruned prefill on a fixed image and prompt.
 
     Args:
-        model: folder or hub name of the VLM.
-        selector: folder of the selector.
         budgets: tokens or ratios, comma-separated.
         batches: batch sizes.
         repeats: measured rounds; None for the default of `LatencyPlan`.

@@ -70,7 +70,6 @@ class Prompt:
 def user_calls(
     vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
 ) -> dict[str, Call]:
-    """Return prefill and first token by name, for all tokens and for every budget."""
     model = vlm.model
     calls = {
         "full_prefill": Call(lambda: model(**prompt.encoded)),
@@ -180,7 +179,6 @@ def _on_pruned(
 
 
 def first_token(vlm: FrozenVLM, prompt: Prompt) -> Tensor:
-    """Generate one token, from pixels to its id."""
     return vlm.model.generate(
         **prompt.inputs,
         max_new_tokens=1,
@@ -190,8 +188,6 @@ def first_token(vlm: FrozenVLM, prompt: Prompt) -> Tensor:
 
 
 def attached(model: Any, selector: Any, budget: int) -> Callable[[], AbstractContextManager]:
-    """Return a block inside which a selector is attached, for `Call.around`."""
-
     @contextmanager
     def around() -> Iterator[None]:
         attach(model, selector, budget)
@@ -208,6 +204,5 @@ def bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
 
 
 def _last_logits(model: Any) -> dict[str, int]:
-    """Ask for the logits of the last position alone, if `forward` has an argument for it."""
     known = inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in known else {}

@@ -53,7 +53,6 @@ def gpu_clocks(device: torch.device) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree, or None outside a git checkout."""
     root = Path(__file__).resolve().parents[3]
     return _command(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
 

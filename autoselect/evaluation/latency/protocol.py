@@ -49,7 +49,6 @@ class LatencyPlan:
     compiled: bool = False
 
     def rounds(self, device: torch.device) -> tuple[int, int]:
-        """Return the numbers of measured and warm-up rounds on `device`."""
         on_gpu = device.type == "cuda"
         repeats = self.repeats if self.repeats is not None else (100 if on_gpu else 20)
         warmup = self.warmup if self.warmup is not None else (20 if on_gpu else 3)
@@ -122,7 +121,6 @@ def latency_report(
 
 
 def _named(stage: str, budget: int) -> str:
-    """Return the name of a stage's call: `full_prefill`, `prefill@16`."""
     return f"{stage}@{budget}" if budget else f"full_{stage}"
 
 
@@ -199,7 +197,6 @@ class _Memory:
 
 
 def attention_backend(vlm: Any) -> str:
-    """Return the name of the language model's attention implementation."""
     config = vlm.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return str(getattr(text, "_attn_implementation", "unknown"))

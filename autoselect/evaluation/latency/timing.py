@@ -36,7 +36,6 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Return the median in milliseconds."""
         return float(np.median(self.samples))
 
 
@@ -49,14 +48,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Time each call `repeats` times, interleaved; the order rotates by one each round.
 
-    On a GPU the time is taken between CUDA events with a synchronisation after every call.
-
-    Args:
-        calls: timed calls by name.
-        repeats: measured rounds.
-        warmup: rounds before, not measured.
-        device: where the calls run.
-        clock: returns seconds; only tests replace it.
+    `warmup` rounds come first, not measured. On a GPU the time is taken between CUDA events with a
+    synchronisation after every call. `clock` returns seconds; only tests replace it.
     """
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}

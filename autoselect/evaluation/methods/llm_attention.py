@@ -17,7 +17,6 @@ FASTV_LAYER = 2
 
 
 def has_llm_attention(model: Any) -> bool:
-    """Return True if attention maps of the language model can be read."""
     language = model.get_decoder()
     if not hasattr(language, "set_attn_implementation"):
         return False
@@ -33,11 +32,8 @@ def visual_attention(
 ) -> list[Tensor]:
     """Return the attention of each prompt's last token to the tokens of every image, [N] each.
 
-    Args:
-        adapter: adapter of the model.
-        call: arguments of `forward` with encoded images, padded on the left, [R, T].
-        blocks: places of the images in the prompts.
-        layer: layer counted from 1; FastV takes the second. The mean over its heads is returned.
+    `call` has encoded images and is padded on the left, [R, T]. `layer` counts from 1; FastV takes
+    the second. The mean over its heads is returned.
     """
     language = adapter.model.get_decoder()
     arguments = dict(call)

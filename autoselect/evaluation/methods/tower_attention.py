@@ -18,7 +18,6 @@ TOWERS = ("vision_tower", "vision_model", "visual")
 
 
 def tower_of(adapter: VisualAdapter) -> Any:
-    """Return the vision tower of a model, or None if the family names none."""
     found = (getattr(adapter.base, name, None) for name in TOWERS)
     return next((tower for tower in found if tower is not None), None)
 

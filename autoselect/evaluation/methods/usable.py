@@ -16,14 +16,8 @@ def usable_methods(
 ) -> tuple[tuple[Method, ...], dict[str, str]]:
     """Return the methods that this model and data allow, and why others are left out, by name.
 
-    Args:
-        asked: the model.
-        samples: the data; a method that needs boxes needs them for every sample.
-        methods: the requested methods.
-        strict: raise an error instead of leaving a method out.
-
     Raises:
-        ConfigError: `strict`, and a method cannot run.
+        ConfigError: with `strict`, if a method cannot run.
     """
     needs = {need for method in methods for need in method.needs}
     lacking = {need: why for need in sorted(needs) if (why := _lack(asked, samples, need))}
