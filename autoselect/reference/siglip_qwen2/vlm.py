@@ -1,7 +1,7 @@
 """Build the second reference VLM: a stock `LlavaForConditionalGeneration` of SigLIP and Qwen2.
 
-Images of 112 pixels in patches of 8 pixels give 196 visual tokens; the tower has no class token. The
-VLM is saved with `save_pretrained` in bfloat16 and loads with `from_pretrained` like any hub model.
+Images of 112 pixels in patches of 8 pixels give 196 visual tokens; the tower has no class token.
+The VLM is saved with `save_pretrained` in bfloat16 and loads like any hub model.
 """
 
 from pathlib import Path
