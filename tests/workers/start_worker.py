@@ -8,6 +8,7 @@ The victim comes late from loading the model, or never; the others wait for it.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -18,7 +19,10 @@ from autoselect.ranks import heartbeat, processes
 from autoselect.ranks.judge import Times
 from autoselect.train import main
 from autoselect.vlm.backbone import FrozenVLM
-from tests.workers.heartbeat_worker import LATE_S, misbehave
+from tests.workers.heartbeat_worker import misbehave
+
+LATE_S = 25.0
+"""Seconds that a late rank takes to load, more than a stalled one is waited for."""
 
 
 def run(what: str, victim: int) -> int:
@@ -26,7 +30,7 @@ def run(what: str, victim: int) -> int:
 
     def loaded(*arguments: Any, **settings: Any) -> FrozenVLM:
         if processes.RankInfo.from_environment().rank == victim:
-            misbehave(what)
+            time.sleep(LATE_S) if what == "late" else misbehave(what)
         return load(*arguments, **settings)
 
     def opened(*_: Any) -> ShardSet:
