@@ -121,7 +121,8 @@ class AskedVLM:
         outputs = adapter.encode(inputs)
         blocks = adapter.blocks(inputs["input_ids"], outputs)
         features, _ = adapter.tokens(blocks, outputs, later=True)
-        seen = class_attention(adapter, inputs, len(features.flatten(0, 1))) if attention else None
+        total = sum(map(len, blocks))  # `features` is padded if images differ in size
+        seen = class_attention(adapter, inputs, total) if attention else None
         images: list[list[ImageTokens]] = [[] for _ in samples]
         counts = torch.tensor([block.row for block in blocks]).bincount(minlength=len(samples))
         for block, own in zip(blocks, features, strict=True):
