@@ -16,7 +16,7 @@ from autoselect.evaluation.answers.likelihood import GENERATION, answers_of, can
 from autoselect.evaluation.methods.choice import Choice, choose
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.pruning.selector import budget_to_tokens
+from autoselect.pruning.budget import budget_to_tokens
 
 FULL, BLIND = "full", "blind"
 Answers = list[list[str]]
