@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("cli.demo.add_demo_command", "train and evaluate a selector on the reference VLM"),
     "report": ("cli.demo.add_report_command", "compare the demo's selector with all baselines"),
     "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
+    "show": ("cli.show.add_show_command", "ask about a photo with all and with fewer tokens"),
     "shards": ("data.commands.add_shards_commands", "index, verify and convert shards"),
     "eval": ("evaluation.commands.add_eval_command", "measure accuracy retention and speed"),
     "ablate": ("ablation.commands.add_ablate_command", "train and compare variants over seeds"),
