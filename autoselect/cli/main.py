@@ -12,31 +12,54 @@ from autoselect.cli.import_faults import explained_imports
 from autoselect.config import ConfigError
 from autoselect.config.destinations import check_file, check_folder
 
-COMMANDS = {
-    "demo": ("cli.demo.add_demo_command", "train and evaluate a selector on the reference VLM"),
-    "report": ("cli.demo.add_report_command", "compare the demo's selector with all baselines"),
-    "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
-    "shards": ("data.commands.add_shards_commands", "index, verify and convert shards"),
-    "eval": ("evaluation.commands.add_eval_command", "measure accuracy retention and speed"),
-    "ablate": ("ablation.commands.add_ablate_command", "train and compare variants over seeds"),
-    "evidence": ("ablation.commands.add_evidence_command", "write ablation tables into a page"),
-    "analyse": ("evaluation.commands.add_analyse_command", "draw figures 3 to 5 and more"),
-    "bench": ("cli.bench.add_bench_command", "measure latency, or run public benchmarks"),
-    "plan": ("preflight.plan.add_plan_command", "estimate memory and time of a training run"),
-    "doctor": ("preflight.doctor.add_doctor_command", "check a training run before it starts"),
-    "reference": ("reference.commands.add_reference_commands", "make the reference VLM and data"),
-    "info": ("cli.main.add_info_command", "print versions, and which path each operator takes"),
+GROUPS = {
+    "first steps": {
+        "demo": ("cli.demo.add_demo_command", "train and evaluate a selector on the reference VLM"),
+        "show": ("cli.show.add_show_command", "ask about a photo with all and with fewer tokens"),
+        "report": ("cli.demo.add_report_command", "compare the demo's selector with all baselines"),
+        "info": ("cli.main.add_info_command", "print versions, and which path each operator takes"),
+    },
+    "data": {
+        "shards": ("data.commands.add_shards_commands", "index, verify and convert shards"),
+        "reference": (
+            "reference.commands.add_reference_commands",
+            "make the reference VLM and data",
+        ),
+    },
+    "train": {
+        "plan": ("preflight.plan.add_plan_command", "estimate memory and time of a training run"),
+        "doctor": ("preflight.doctor.add_doctor_command", "check a training run before it starts"),
+        "train": ("cli.launch.add_train_command", "train a selector on this machine"),
+        "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
+    },
+    "evaluate": {
+        "eval": ("evaluation.commands.add_eval_command", "measure accuracy retention and speed"),
+        "bench": ("cli.bench.add_bench_command", "measure latency, or run public benchmarks"),
+        "analyse": ("evaluation.commands.add_analyse_command", "draw figures 3 to 5 and more"),
+        "ablate": ("ablation.commands.add_ablate_command", "train and compare variants over seeds"),
+        "evidence": (
+            "ablation.commands.add_evidence_command",
+            "write ablation tables into a page",
+        ),
+    },
 }
-"""Sub-commands: the function in `autoselect` that adds each one, and its summary."""
+"""Sub-commands by step: the function in `autoselect` that adds each one, and its summary."""
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 def parser(wanted: str | None) -> argparse.ArgumentParser:
     """Build the command line; only the wanted sub-command is imported, as some take seconds."""
     root = argparse.ArgumentParser(
-        prog="autoselect", description="Learn which visual tokens matter to a frozen VLM."
+        prog="autoselect",
+        usage="autoselect COMMAND [--help]",
+        description="Learn which visual tokens matter to a frozen VLM.",
+        epilog=commands_by_step(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"autoselect {__version__}")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = root.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="autoselect", help=argparse.SUPPRESS
+    )
     for name, (home, summary) in COMMANDS.items():
         if name == wanted:
             module, _, add = home.rpartition(".")
@@ -44,6 +67,14 @@ def parser(wanted: str | None) -> argparse.ArgumentParser:
         else:
             commands.add_parser(name, help=summary)
     return root
+
+
+def commands_by_step() -> str:
+    lines = []
+    for step, commands in GROUPS.items():
+        lines.append(f"\n{step}:")
+        lines += [f"  {name:<10} {summary}" for name, (_, summary) in commands.items()]
+    return "\n".join(lines).lstrip()
 
 
 def add_info_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -86,7 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         with explained_imports():
-            options = parser(words[0] if words else None).parse_args(words)
+            root = parser(words[0] if words else None)
+            options, flags = root.parse_known_args(words)
+            if flags and not getattr(options, "takes_settings", False):
+                root.error(f"unrecognized arguments: {' '.join(flags)}")
+            options.settings = flags
             check_destinations(options)
             return options.run(options) or 0
     except ConfigError as error:

@@ -45,9 +45,7 @@ def call(
     Raises:
         ConfigError: the program failed; its own message is printed above, or in `log`.
     """
-    environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    environment.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
+    environment = launch_environment()
     with log.open("a") if log else nullcontext(sys.stdout) as output:
         print(f"$ {shlex.join(command)}", file=output, flush=True)
         streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT} if log else {}
@@ -61,10 +59,18 @@ def call(
         )
 
 
-def _has_gpu() -> bool:
+def launch_environment() -> dict[str, str]:
+    """Return the environment for programs of this Python, with DeepSpeed's accelerator set."""
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment.setdefault("DS_ACCELERATOR", "cuda" if visible_gpus() else "cpu")
+    return environment
+
+
+def visible_gpus() -> int:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
 def train_command(
@@ -85,9 +91,13 @@ def train_command(
         deepspeed: path of the DeepSpeed JSON.
         settings: values of `TrainConfig` by dotted name.
     """
-    launcher = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={port}"]
     arguments = [str(script), "--deepspeed", str(deepspeed), "--output", str(output)]
-    return [*launcher, *arguments, *setting_flags(settings or {})]
+    return [*launcher(ranks, port), *arguments, *setting_flags(settings or {})]
+
+
+def launcher(ranks: int, port: int) -> list[str]:
+    """Return the beginning of a command that starts `ranks` processes on this machine."""
+    return ["deepspeed", f"--num_gpus={ranks}", f"--master_port={port}"]
 
 
 def setting_flags(settings: Mapping[str, object]) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from autoselect.evaluation.figures.style import INK, MUTED, SELECTOR_COLOUR, new_figure
 
-RIGHT, WRONG = "#1c7c3c", "#c0392b"
+MARKS = {True: ("✓", "#1c7c3c"), False: ("✗", "#c0392b"), None: ("", INK)}
 FADE = 0.22
 
 
@@ -21,13 +21,13 @@ class Overlay:
 
     Attributes:
         positions: kept positions, ascending; None for all tokens.
-        is_right: the metric counts the answer as correct.
+        is_right: the metric counts the answer as correct; None if nobody knows.
     """
 
     label: str
     positions: Sequence[int] | None
     answer: str
-    is_right: bool
+    is_right: bool | None
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def _panel(axes: Axes, row: OverlayRow, panel: Overlay, grid: tuple[int, int]) -
     for spine in axes.spines.values():
         spine.set_color(MUTED)
         spine.set_linewidth(0.5)
-    mark = "✓" if panel.is_right else "✗"
+    mark, colour = MARKS[panel.is_right]
     text = f"{panel.answer or '(nothing)'} {mark}"
-    if whole and not panel.is_right:
+    if whole and panel.is_right is False:
         text += f"   truth: {row.truth}"
-    axes.set_xlabel(text, fontsize=8.5, color=RIGHT if panel.is_right else WRONG, labelpad=3)
+    axes.set_xlabel(text, fontsize=8.5, color=colour, labelpad=3)
 
 
 def _outline(

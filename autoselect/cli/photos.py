@@ -1,0 +1,76 @@
+"""Pictures for `autoselect show`: files of the user, or a scene of the reference test data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from autoselect.config import ConfigError
+from autoselect.reference.questions import FAMILIES
+from autoselect.reference.questions import ask as ask_about
+from autoselect.reference.scenes import make_scene, scene_rng
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+QUESTION = "What is in this image?"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with the question to ask about it; `name` becomes the name of its overlay."""
+
+    name: str
+    image: Image.Image
+    question: str
+
+
+def find_pictures(photos: list[str], question: str | None, scene: int) -> list[Picture]:
+    """Read the named pictures, or render a scene of the reference test data if none is named.
+
+    Raises:
+        ConfigError: a path does not exist, a folder has no picture, or a file cannot be decoded.
+    """
+    if not photos:
+        return [scene_picture(scene, question)]
+    files: list[Path] = []
+    for path in map(Path, photos):
+        if path.is_dir():
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+            if not inside:
+                known = ", ".join(sorted(SUFFIXES))
+                raise ConfigError(f"PHOTO={path} is a folder without pictures ({known})")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ConfigError(f"PHOTO={path} does not exist; name a picture or a folder")
+    names = unique_names(files)
+    return [
+        Picture(name, read_photo(file), question or QUESTION)
+        for name, file in zip(names, files, strict=True)
+    ]
+
+
+def unique_names(files: list[Path]) -> list[str]:
+    """Return the stem of each file; stems that come again are numbered."""
+    seen: dict[str, int] = {}
+    names = []
+    for file in files:
+        again = seen[file.stem] = seen.get(file.stem, 0) + 1
+        names.append(file.stem if again == 1 else f"{file.stem}-{again}")
+    return names
+
+
+def read_photo(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"PHOTO={file} cannot be read as a picture: {error}") from error
+
+
+def scene_picture(scene: int, question: str | None) -> Picture:
+    if scene < 0:
+        raise ConfigError(f"scene={scene} is negative; choose 0 or more")
+    drawn = make_scene(0, "test", scene)
+    own = ask_about(scene_rng(1, "test", scene), drawn, FAMILIES)
+    return Picture(f"scene-{scene}", drawn.image, question or own[scene % len(own)].question)

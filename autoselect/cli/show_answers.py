@@ -1,0 +1,148 @@
+"""Ask a model about one picture with all and with fewer visual tokens, and draw what stayed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from autoselect.cli.photos import Picture
+from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, patch_overlays
+from autoselect.evaluation.latency.timing import measure
+from autoselect.pruning.attachment import attach, detach
+from autoselect.pruning.selector import Selector
+from autoselect.vlm import FrozenVLM
+
+TIMED_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An answer of the model.
+
+    Attributes:
+        tokens: visual tokens that the language model saw.
+        answer: generated text.
+        milliseconds: median time of `generate`, vision encoder included.
+        kept: positions of the kept tokens, ascending; None if all stayed.
+    """
+
+    tokens: int
+    answer: str
+    milliseconds: float
+    kept: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class TimedGenerate:
+    """A `generate` call to time, see `evaluation.latency.timing.TimedCall`."""
+
+    run: Callable[[], object]
+    around: Callable[[], AbstractContextManager] = nullcontext
+
+
+def inputs_of(vlm: FrozenVLM, picture: Picture) -> dict[str, Any]:
+    return vlm.inputs([[picture.image]], [AskedVLM(vlm).prompt(1, picture.question)])
+
+
+def count_tokens(vlm: FrozenVLM, picture: Picture) -> int:
+    """Return the number of visual tokens of a picture in the prompt of its question."""
+    return int(vlm.adapter.is_image(inputs_of(vlm, picture)["input_ids"]).sum())
+
+
+def ask(
+    vlm: FrozenVLM,
+    selector: Selector,
+    picture: Picture,
+    budgets: tuple[int, ...],
+    max_new_tokens: int,
+) -> list[Shown]:
+    """Return the answers with all visual tokens and with each budget, the largest budget first."""
+    inputs = inputs_of(vlm, picture)
+    length, total = inputs["input_ids"].shape[1], count_tokens(vlm, picture)
+    tokenizer, model = vlm.processor.tokenizer, vlm.model
+    answers: dict[str, str] = {}
+    kept: dict[str, list[int]] = {}
+
+    def generate(name: str) -> None:
+        with torch.inference_mode():
+            produced = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        answers[name] = tokenizer.decode(produced[0, length:], skip_special_tokens=True).strip()
+
+    @contextmanager
+    def pruned(name: str, budget: int) -> Iterator[None]:
+        attach(model, selector, budget)
+        try:
+            yield
+            kept[name] = kept_positions(model.autoselect.last.images)
+        finally:
+            detach(model)
+
+    counts = {"all": total} | {str(budget): budget for budget in reversed(budgets)}
+    calls = {
+        name: TimedGenerate(
+            partial(generate, name), nullcontext if name == "all" else partial(pruned, name, count)
+        )
+        for name, count in counts.items()
+    }
+    timings = measure(calls, TIMED_ROUNDS, 1, vlm.device)
+    return [
+        Shown(count, answers[name], timings[name].median, kept.get(name))
+        for name, count in counts.items()
+    ]
+
+
+def kept_positions(images: list[Any]) -> list[int]:
+    """Return the kept positions among all visual tokens of a picture, whose tiles are in order."""
+    found, start = [], 0
+    for image in images:
+        found += [start + position for position in image.kept.tolist()]
+        start += len(image.scores)
+    return found
+
+
+def draw(
+    vlm: FrozenVLM, picture: Picture, shown: list[Shown], folder: Path
+) -> tuple[Path | None, str]:
+    """Write a picture of what every budget keeps; return its path, or None and the reason."""
+    grid = vlm.grid_of(picture.image)
+    if grid is None:
+        return None, "the tokens of this picture are tiles or have newline tokens between them"
+    full = shown[0]
+    panels = [Overlay(label(full, full.tokens), None, full.answer, None)]
+    panels += [
+        Overlay(label(s, full.tokens), s.kept, s.answer, s.answer == full.answer) for s in shown[1:]
+    ]
+    row = OverlayRow(seen(vlm, picture), picture.question, full.answer, tuple(panels))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{picture.name}.png"
+    patch_overlays([row], grid).savefig(path)
+    return path, ""
+
+
+def seen(vlm: FrozenVLM, picture: Picture) -> Image.Image:
+    """Return the picture as the vision encoder sees it, after crop and resizing.
+
+    A picture whose pixels reach the encoder in another layout than [1, 3, height, width] was
+    resized as a whole, and is returned unchanged.
+    """
+    pixels = inputs_of(vlm, picture).get("pixel_values")
+    processor = vlm.processor.image_processor
+    if pixels is None or pixels.dim() != 4 or pixels.shape[:2] != (1, 3):
+        return picture.image
+    mean, std = (
+        torch.tensor(getattr(processor, name))[:, None, None]
+        for name in ("image_mean", "image_std")
+    )
+    values = (pixels[0].float().cpu() * std + mean).clamp(0, 1)
+    return Image.fromarray((values * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def label(answer: Shown, total: int) -> str:
+    share = "all" if answer.kept is None else f"{100 * answer.tokens / total:.1f} %"
+    return f"{answer.tokens} ({share})"

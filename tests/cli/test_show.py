@@ -1,0 +1,98 @@
+"""`autoselect show`: answers with all and with fewer tokens, and a picture of what stayed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autoselect.cli.main import main
+from autoselect.config import ScorerConfig
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
+from autoselect.reference.resources import MODEL_FOLDER
+
+
+@pytest.fixture(scope="module")
+def selector(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("selector")
+    Selector(Scorer(192, ScorerConfig(hidden_size=32, num_layers=1))).save_pretrained(folder)
+    return folder
+
+
+def show(capsys, *words):
+    code = main(["show", *map(str, words)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_a_scene_is_answered_with_all_and_with_fewer_tokens(selector, tmp_path, capsys):
+    facts = tmp_path / "facts.json"
+    code, printed, _ = show(capsys, "--selector", selector, "--out", tmp_path, "--json", facts)
+    assert code == 0
+    (scene,) = json.loads(facts.read_text())
+    assert [answer["tokens"] for answer in scene["answers"]] == [144, 32, 16]
+    assert [len(answer["kept"] or range(144)) for answer in scene["answers"]] == [144, 32, 16]
+    assert scene["answers"][0]["answer"] in printed
+    assert "144 (all)" in printed and "16 (11.1 %)" in printed
+    with Image.open(scene["overlay"]) as overlay:
+        assert overlay.width > 500
+
+
+def test_all_tokens_give_the_answer_of_the_model_without_a_selector(selector, tmp_path, capsys):
+    facts = tmp_path / "facts.json"
+    words = ("--selector", selector, "--budget", "144", "--out", tmp_path, "--json", facts)
+    for scene in range(3):
+        assert show(capsys, *words, "--scene", scene)[0] == 0
+        ((full, kept),) = [entry["answers"] for entry in json.loads(facts.read_text())]
+        assert full["answer"] == kept["answer"]
+
+
+def test_photos_and_folders_are_shown_as_the_encoder_sees_them(selector, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    for name in ("a/cat.png", "b/cat.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(pixels).save(tmp_path / name)
+    out, facts = tmp_path / "out", tmp_path / "facts.json"
+    code, printed, _ = show(
+        capsys,
+        *(tmp_path / "a", tmp_path / "b" / "cat.png"),
+        *("--selector", selector, "--budget", "10%", "--question", "is there a red star ?"),
+        *("--out", out, "--json", facts),
+    )
+    assert code == 0
+    assert "reference VLM knows only its own drawn scenes" in printed
+    assert sorted(file.name for file in out.iterdir()) == ["cat-2.png", "cat.png"]
+    assert {answer["tokens"] for answer in json.loads(facts.read_text())[0]["answers"]} == {14, 144}
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["missing.jpg"], "PHOTO=missing.jpg does not exist"),
+        (["--scene", "-1"], "scene=-1 is negative"),
+        (["--selector", "nowhere/selector"], "nowhere/selector"),
+        (["--max-new-tokens", "0"], "max_new_tokens=0"),
+    ],
+)
+def test_what_cannot_be_shown_is_named(words, message, selector, tmp_path, capsys):
+    defaults = [] if "--selector" in words else ["--selector", selector]
+    code, _, error = show(capsys, *words, *defaults, "--out", tmp_path)
+    assert code == 2
+    assert message in error
+
+
+def test_the_demo_is_named_if_its_selector_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = show(capsys, "--model", MODEL_FOLDER)
+    assert code == 2
+    assert "run `make demo` first" in error
+
+
+def test_a_file_that_is_not_a_picture_is_named(selector, tmp_path, capsys):
+    (tmp_path / "notes.jpg").write_text("hello")
+    code, _, error = show(capsys, tmp_path / "notes.jpg", "--selector", selector)
+    assert code == 2
+    assert "notes.jpg cannot be read as a picture" in error
