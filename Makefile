@@ -14,11 +14,60 @@ JOBS ?= 2
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NATIVE := $(wildcard csrc/* csrc/*/*)
 BENCH := .venv-bench
-BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet
+COMMA := ,
 export OMP_NUM_THREADS ?= 1
+
+# Packages go into the environment and come from it, whatever the user's shell and pip.conf say:
+# these variables are dropped, python -I reads no user folder, and --no-user overrides pip.conf.
+unexport PYTHONHOME PYTHONPATH PYTHONUSERBASE PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON
+unexport PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV
+
+# Run pip install in an environment: $(call install,FOLDER,arguments). Other settings of pip are kept,
+# such as those of a package index. Their names are shown after a failure, their values may be secret.
+define install
+set -- $$($(1)/bin/python -I -m pip config list | grep -E '^(global|install)\.($(MISPLACING))='); \
+[ $$# -eq 0 ] || { echo "error: pip.conf sends packages elsewhere than into $(1): $$*; take that out" \
+  "(pip config debug names the file), or set PIP_CONFIG_FILE to another one" >&2; exit 1; }; \
+$(1)/bin/python -I -m pip --disable-pip-version-check install --quiet --no-user $(2) || { \
+  echo "error: pip failed, see above; settings of pip.conf and PIP_... that it read:" \
+    $$($(1)/bin/python -I -m pip config list | sed 's/=.*//') >&2; exit 1; }
+endef
+MISPLACING := target|prefix|root|python|dry-run|no-deps
+
+# Check that an environment holds what its pip was asked for: $(call holds,FOLDER,requirements).
+define HOLDS
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
+for line in sys.argv[1:]:
+    try:
+        need = Requirement(line)
+    except InvalidRequirement:
+        need = Requirement(Path(line).name.partition("-")[0])  # a wheel
+    try:
+        found = version(need.name)
+    except PackageNotFoundError:
+        found = "nothing"
+    if found == "nothing" or not need.specifier.contains(found, prereleases=True):
+        sys.exit(f"error: pip ended without an error, but {sys.prefix} has {found} for {need}; a "
+                 "setting of pip.conf or PIP_... sends packages elsewhere or changes them: pip config list")
+endef
+export HOLDS
+holds = $(1)/bin/python -I -c "$$HOLDS" $(2)
+
+# What the extension needs of the C++ compiler, asked before anything is downloaded.
+define PROBE
+#include <omp.h>
+#include <version>
+#if __cplusplus <= 201703L
+#error this compiler has no C++20
+#endif
+int main() { return omp_get_max_threads() < 1; }
+endef
+export PROBE
 
 .PHONY: help setup demo report dashboard test lint format cluster-test sanitize test-bench clean
 
@@ -40,22 +89,29 @@ $(VENV)/.torch:
 	  { echo "error: PYTHON=$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12"; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || \
 	  { echo "error: no C++ compiler ($${CXX:-c++}); install one, for example: apt-get install g++"; exit 1; }
+	@folder=$$(mktemp -d) && echo "$$PROBE" > $$folder/probe.cpp && \
+	  $${CXX:-c++} -std=c++20 -fopenmp $$folder/probe.cpp -o $$folder/probe; code=$$?; rm -rf $$folder; \
+	  [ $$code -eq 0 ] || { echo "error: the C++ compiler ($${CXX:-c++}) does not build C++20 with OpenMP, see" \
+	    "above; name another one, g++ 11 or newer or clang with libomp-dev: make CXX=g++-12"; exit 1; }
 	@echo "[setup 1/3] virtual environment in $(VENV), then $(TORCH)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) "setuptools>=77" wheel
-	@$(PIP) $(PIP_TORCH) "$(TORCH)"
+	@$(PYTHON) -I -m venv $(VENV) || { echo "error: PYTHON=$(PYTHON) cannot make $(VENV), see above; its venv" \
+	  "module may be missing: apt-get install python3-venv"; exit 1; }
+	@$(call install,$(VENV),"setuptools>=77" wheel)
+	@$(call install,$(VENV),$(PIP_TORCH) "$(TORCH)")
+	@$(call holds,$(VENV),setuptools wheel "$(TORCH)")
 	@touch $@
 
 $(VENV)/.requirements: $(VENV)/.torch requirements.lock
 	@echo "[setup 2/3] packages of requirements.lock"
-	@$(PIP) ninja pybind11
-	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements.lock
+	@$(call install,$(VENV),ninja pybind11)
+	@export DS_BUILD_OPS=0; $(call install,$(VENV),--no-build-isolation -r requirements.lock)
+	@grep -v '^ *\(#\|$$\)' requirements.lock | tr '\n' '\0' | xargs -0 $(BIN)/python -I -c "$$HOLDS"
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.requirements setup.py pyproject.toml $(NATIVE)
 	@echo "[setup 3/3] autoselect and its native extension"
-	@$(PIP) --no-build-isolation --no-deps --editable .
-	@$(BIN)/autoselect info
+	@$(call install,$(VENV),--no-build-isolation --no-deps --editable .)
+	@AUTOSELECT_REQUIRE_NATIVE=1 $(BIN)/autoselect info
 	@touch $@
 
 demo: setup
@@ -91,16 +147,18 @@ test-bench: $(BENCH)/.package
 	@$(BENCH)/bin/python -m pytest tests/lmms
 
 $(BENCH)/.torch:
-	@$(PYTHON) -m venv $(BENCH)
-	@$(BENCH_PIP) "setuptools>=77" wheel ninja pybind11
-	@$(BENCH_PIP) $(PIP_TORCH) "$(TORCH)"
+	@$(PYTHON) -I -m venv $(BENCH)
+	@$(call install,$(BENCH),"setuptools>=77" wheel ninja pybind11)
+	@$(call install,$(BENCH),$(PIP_TORCH) "$(TORCH)")
+	@$(call holds,$(BENCH),setuptools wheel ninja pybind11 "$(TORCH)")
 	@touch $@
 
 # lmms-eval needs an older protobuf. A torchvision that does not fit this torch is taken out again.
 $(BENCH)/.package: $(BENCH)/.torch requirements.lock setup.py pyproject.toml $(NATIVE)
 	@grep -vi '^protobuf==' requirements.lock > $(BENCH)/constraints.txt
-	@DS_BUILD_OPS=0 $(BENCH_PIP) --no-build-isolation -c $(BENCH)/constraints.txt "$(TORCH)" \
-	  --editable '.[bench,dev]'
+	@export DS_BUILD_OPS=0; $(call install,$(BENCH),--no-build-isolation \
+	  -c $(BENCH)/constraints.txt "$(TORCH)" --editable '.[bench$(COMMA)dev]')
+	@$(call holds,$(BENCH),lmms-eval pytest)
 	@$(BENCH)/bin/python -c 'import torchvision' 2>/dev/null || \
 	  $(BENCH)/bin/python -m pip uninstall --quiet --yes torchvision timm
 	@touch $@

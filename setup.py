@@ -10,9 +10,12 @@ Environment:
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 
 import torch
@@ -36,14 +39,73 @@ def package_version() -> str:
     return found.group(1)
 
 
+PROBES = {
+    "C++20": (
+        ["-std=c++20"],
+        "#include <version>\n#if __cplusplus <= 201703L\n#error no C++20\n#endif\n",
+        "use a newer one, such as g++ 11 or clang 14, and name it in CXX",
+    ),
+    "OpenMP": (
+        ["-std=c++20", "-fopenmp"],
+        "#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n",
+        "install it (g++ brings it, clang needs `apt-get install libomp-dev`), or name another "
+        "compiler in CXX",
+    ),
+    "Python.h": (
+        ["-std=c++20", f"-I{sysconfig.get_path('include')}"],
+        "#include <Python.h>\n",
+        f"install the headers of Python {sysconfig.get_python_version()}, for example with "
+        f"`apt-get install python{sysconfig.get_python_version()}-dev`",
+    ),
+}
+"""What the build needs of the compiler: flags and code that use it, and what to do without."""
+
+
 def require_compiler() -> None:
     """Stop with a plain message when there is no C++ compiler."""
-    compiler = os.environ.get("CXX", "c++").split()[0]
+    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
     if shutil.which(compiler) is None:
         raise SystemExit(
             f"autoselect: no C++ compiler found (looked for {compiler!r}). Install one, for "
             "example with `apt-get install g++`, or name it in CXX."
         )
+
+
+def require_tools() -> None:
+    """Stop with a plain message, before anything is compiled, when a tool or header is missing."""
+    require_compiler()
+    if not cpp_extension.is_ninja_available():
+        raise SystemExit(
+            "autoselect: the build needs ninja, which is not installed or not on PATH: "
+            "`pip install ninja`."
+        )
+    if set("$:\n") & set(str(ROOT.resolve())):
+        raise SystemExit(
+            f"autoselect: ninja cannot build in the folder {str(ROOT.resolve())!r}, because its "
+            "path has a dollar sign, a colon or a line break; move the project."
+        )
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    for need, (flags, code, fix) in PROBES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.cpp")
+            source.write_text(f"{code}int main() {{ return 0; }}\n")
+            command = [*compiler, *flags, str(source), "-o", f"{folder}/probe"]
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            said = re.search(r"^.*(error|cannot find).*$", done.stderr, re.MULTILINE)
+            reason = said[0].strip() if said else f"exit code {done.returncode}"
+            raise SystemExit(
+                f"autoselect: the C++ compiler {shlex.join(compiler)} does not build a program "
+                f"with {need} ({reason}); {fix}."
+            )
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """The build of torch, with ninja, after a look at the tools it needs."""
+
+    def run(self):
+        require_tools()
+        super().run()
 
 
 def ask_nvcc(question: str) -> str:
@@ -145,5 +207,5 @@ def extension():
 
 setup(
     ext_modules=[extension()],
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
+    cmdclass={"build_ext": BuildExtension},
 )

@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate, and return the exit code; user errors are one line and exit code 2."""
     processes.setup_logging()
     try:
-        return _run(arguments)
+        with explained_imports():
+            return _run(arguments)
     except ConfigError as error:
         logger.error("%s", error)
         return 2
@@ -37,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    with explained_imports():
-        from autoselect.evaluation.commands import add_eval_arguments, settings_of
+    from autoselect.evaluation.commands import add_eval_arguments, settings_of
+
     parser = argparse.ArgumentParser(prog="autoselect/eval.py", description=__doc__)
     add_eval_arguments(parser)
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")

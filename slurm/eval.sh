@@ -13,7 +13,8 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
-# Every variable may be set in the environment of sbatch.
+# Every variable may be set in the environment of sbatch. With --export=NONE or a list, name them:
+# --export=ALL,NAME=value.
 PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
 PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
 
@@ -28,4 +29,17 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
     export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun no longer inherits it
 fi
 
-exec srun --ntasks=1 "$PYTHON" -u -m autoselect.cli eval "$@"
+# Leave behind what describes the shell from which the job was submitted: the step of `srun --pty`,
+# inside which a further step has to share its cores, and the memory of an `salloc`, which srun
+# refuses beside that of this job.
+if [ -n "${SLURM_PTY_PORT:-}" ]; then
+    unset SLURM_PTY_PORT "${!SLURM_CPU_BIND@}"
+    export SLURM_OVERLAP=1
+fi
+if [ -n "${SLURM_MEM_PER_CPU:-}" ] && [ -n "${SLURM_MEM_PER_NODE:-}" ]; then
+    unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE
+fi
+
+# The task gets the environment of this shell, whatever --export said to sbatch.
+export PATH
+exec srun --ntasks=1 --export=ALL "$PYTHON" -u -m autoselect.cli eval "$@"

@@ -16,8 +16,13 @@
 #SBATCH --requeue
 #SBATCH --array=0-3
 
-# Every variable may be set in the environment of sbatch.
+# Every variable may be set in the environment of sbatch, unless --export keeps that out of the job.
 PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
+if [ -z "${SWEEP_KEY:-}" ] && [[ "${SLURM_EXPORT_ENV:-ALL}" != ALL* ]]; then
+    echo "--export=$SLURM_EXPORT_ENV keeps SWEEP_KEY and SWEEP_VALUES out of the job; name them:" \
+        "sbatch --export='ALL,SWEEP_KEY=seed,SWEEP_VALUES=0 1 2' slurm/sweep.sh" >&2
+    exit 1
+fi
 SWEEP_KEY="${SWEEP_KEY:-gate.token_budget}"
 SWEEP_VALUES="${SWEEP_VALUES:-8 16 32 64}"
 SWEEP_OUTPUT="${SWEEP_OUTPUT:-runs/sweep-${SLURM_ARRAY_JOB_ID:?submit this script with --array}}"

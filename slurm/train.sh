@@ -20,7 +20,8 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 
-# Every variable may be set in the environment of sbatch.
+# Every variable may be set in the environment of sbatch. With --export=NONE or a list, name them:
+# --export=ALL,NAME=value.
 PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
 PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-configs/deepspeed/zero2.json}"
@@ -37,6 +38,17 @@ command -v "$PYTHON" >/dev/null || {
     echo "PYTHON=$PYTHON does not exist; run 'make setup' in $PROJECT or set PYTHON" >&2
     exit 1
 }
+
+# Leave behind what describes the shell from which the job was submitted: the step of `srun --pty`,
+# inside which a further step has to share its cores, and the memory of an `salloc`, which srun
+# refuses beside that of this job.
+if [ -n "${SLURM_PTY_PORT:-}" ]; then
+    unset SLURM_PTY_PORT "${!SLURM_CPU_BIND@}"
+    export SLURM_OVERLAP=1
+fi
+if [ -n "${SLURM_MEM_PER_CPU:-}" ] && [ -n "${SLURM_MEM_PER_NODE:-}" ]; then
+    unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE
+fi
 
 # Use the address of the first node, because its name need not resolve.
 first_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
@@ -64,8 +76,8 @@ preempted() {
     scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
 }
 
-echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS tasks on" \
-    "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT"
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: ${SLURM_NTASKS:-one per node as} tasks on" \
+    "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT, with $DEEPSPEED_CONFIG"
 
 # A job is requeued for other reasons too, so lost ranks are counted in a file, one line for each.
 CRASHED="autoselect-$SLURM_JOB_ID.crashes"
@@ -73,11 +85,13 @@ CRASHED="autoselect-$SLURM_JOB_ID.crashes"
 
 # The first task that exits with a code other than 0 makes srun kill the others, even those that are
 # still closing after the common checkpoint. The task therefore hides the code for "preempted", and
-# rank 0 leaves a mark for this shell instead.
-MARK="$(mktemp -u)"
-export MARK PREEMPTED
+# rank 0 leaves a mark for this shell instead. Tasks get the environment of this shell, whatever
+# --export said to sbatch.
+MARK="$PWD/autoselect-$SLURM_JOB_ID.preempted"
+rm -f "$MARK"
+export PATH MARK PREEMPTED
 trap 'rm -f "$MARK"' EXIT
-srun --kill-on-bad-exit=1 bash -c '
+srun --kill-on-bad-exit=1 --export=ALL bash -c '
     trap : USR1 TERM # sent to this shell too; it waits for the run to end
     "$@"
     code=$?

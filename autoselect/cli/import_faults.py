@@ -1,4 +1,4 @@
-"""Explain why transformers cannot be imported in the user's environment."""
+"""Explain why transformers or the native extension cannot be imported in the user's environment."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,17 +7,21 @@ from importlib.util import find_spec
 
 from autoselect.config import ConfigError
 
+EXTENSION = "autoselect._C"
+
 
 @contextmanager
 def explained_imports() -> Iterator[None]:
-    """Raise ConfigError for an import error that a torchvision of another torch build causes.
+    """Raise ConfigError for an import error that another torch than before causes.
 
-    transformers imports torchvision if it is installed, and then fails at the first class that is
-    requested.
+    The native extension no longer loads, or transformers, which imports torchvision if that is
+    installed, fails at the first class that is requested.
     """
     try:
         yield
     except ImportError as error:
+        if error.name == EXTENSION:
+            raise ConfigError(str(error)) from error
         if find_spec("torchvision") is None:
             raise
         try:

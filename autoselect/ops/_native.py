@@ -1,4 +1,7 @@
-"""Loading of the native extension `autoselect._C`; a warning says once if it is missing."""
+"""Loading of the native extension `autoselect._C`; a warning says once if it is missing.
+
+What is wrong with it, and how to build it again, is one sentence everywhere.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import importlib.util
 import logging
 import os
 import re
+import sysconfig
+from pathlib import Path
 from types import ModuleType
 
 import torch
+from packaging.version import Version
 
 from autoselect import __version__
 
@@ -28,23 +34,54 @@ OPERATORS = (
 )
 
 
+NAME = "autoselect._C"
+BUILD = "build it with `pip install --no-build-isolation -e .` in the project folder"
+
+
+def _missing() -> str:
+    """Return why there is no extension to load, and how to build it; empty if there is one."""
+    if importlib.util.find_spec(NAME) is not None:
+        return ""
+    others = sorted(path.name for path in Path(__file__).parents[1].glob("_C.*.so"))
+    if others:
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        return (
+            f"the native operators ({NAME}) are built for another Python or machine "
+            f"({', '.join(others)}; this Python loads _C{suffix}); {BUILD}"
+        )
+    return f"the native operators are not built (no {NAME}); {BUILD}"
+
+
 def _load() -> ModuleType | None:
-    """Return the extension, or None if it was never built.
+    """Return the extension, or None if it was never built for this Python.
 
     Raises:
-        ImportError: the extension exists but does not load, or it is missing although
-            `AUTOSELECT_REQUIRE_NATIVE=1`.
+        ImportError: the extension exists but does not fit this installation, or it is missing
+            although `AUTOSELECT_REQUIRE_NATIVE=1`.
     """
-    if importlib.util.find_spec("autoselect._C") is None:
-        message = (
-            "the native operators are not built (no autoselect._C); build them with "
-            "`pip install --no-build-isolation -e .`"
-        )
+    message = _missing()
+    if message:
         if os.environ.get("AUTOSELECT_REQUIRE_NATIVE", "0") not in ("", "0"):
-            raise ImportError(f"AUTOSELECT_REQUIRE_NATIVE=1, but {message}")
+            raise ImportError(f"AUTOSELECT_REQUIRE_NATIVE=1, but {message}", name=NAME)
         log.warning("%s; the slower PyTorch references run instead", message)
         return None
-    return importlib.import_module("autoselect._C")
+    try:
+        extension = importlib.import_module(NAME)
+        built = extension.build_info()["torch"]
+    except Exception as error:  # the dynamic linker, a cut file, an older source: all kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise _misfit(f"does not load ({reason[0]})") from error
+    if Version(built).release != Version(torch.__version__).release:
+        raise _misfit(f"was built for torch {built}")
+    lacking = [name for name in OPERATORS if not hasattr(torch.ops.autoselect, name)]
+    if lacking:
+        raise _misfit(f"was built from other sources: it lacks {', '.join(lacking)}")
+    return extension
+
+
+def _misfit(what: str) -> ImportError:
+    here = f"this is torch {torch.__version__} with Python {sysconfig.get_python_version()}"
+    return ImportError(f"the native extension {NAME} {what}; {here}; {BUILD}", name=NAME)
 
 
 EXTENSION = _load()
@@ -86,11 +123,10 @@ def build_info() -> dict[str, object]:
     Returns:
         `{"native": bool, "version": str, "torch": str, "paths": {operator: {device: path}}}` with
         paths "native" or "reference"; a native build adds `compiler`, `cuda_architectures` and
-        `cpu_instruction_set`.
+        `cpu_instruction_set`, any other one `missing`, the reason and how to build.
     """
     info: dict[str, object] = {"version": __version__, "torch": torch.__version__}
-    if EXTENSION is not None:
-        info.update(EXTENSION.build_info())
+    info.update(EXTENSION.build_info() if EXTENSION is not None else {"missing": _missing()})
     paths = {
         device: "native" if is_native(torch.device(device)) else "reference"
         for device in ("cpu", "cuda")

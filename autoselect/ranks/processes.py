@@ -1,4 +1,4 @@
-"""Start of the ranks of a run: their numbers and devices, their meeting, and their log lines.
+"""Start of the ranks of a run: their devices, their meeting, and their log lines.
 
 A rank is started by the `deepspeed` launcher, by `torchrun`, by `srun` (one task per rank) or by
 plain `python`. DeepSpeed is imported inside functions, because that takes seconds, and because
@@ -15,9 +15,8 @@ import random
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
 
@@ -32,6 +31,7 @@ from autoselect.config import ConfigError
 from autoselect.config.programs import DEFAULT_PORT
 from autoselect.ranks import rank_zero
 from autoselect.ranks.judge import RankLostError
+from autoselect.ranks.rank_info import RankInfo
 
 EXIT_PREEMPTED = 75
 """Exit code after a signal and a complete checkpoint; the same command resumes (EX_TEMPFAIL)."""
@@ -46,61 +46,6 @@ MEETING_TIMEOUT_S = 600.0
 """Longest wait until all ranks have started, in seconds; some read the program from a cold disk."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """Number of this process, globally and on its machine; `source` is what started it."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    source: str
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
-        """Read the variables of the deepspeed launcher, torchrun or srun.
-
-        RANK and WORLD_SIZE (deepspeed, torchrun) win over SLURM_PROCID and SLURM_NTASKS (srun).
-        The latter count only inside a step (SLURM_STEP_ID is set), because the batch shell has
-        them too but is not a rank. Without any of them the run is a single process.
-
-        Raises:
-            ConfigError: half of a pair is set, a value is not an integer, or out of range.
-        """
-        if "RANK" in environment or "WORLD_SIZE" in environment:
-            names, source = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "launcher"
-        elif "SLURM_PROCID" in environment and _in_slurm_step(environment):
-            names, source = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "slurm"
-        else:
-            return cls(rank=0, world_size=1, local_rank=0, source="single")
-        rank, world_size, local_rank = (_integer(environment, name) for name in names)
-        if not 0 <= rank < world_size:
-            raise ConfigError(
-                f"{names[0]}={rank} is outside 0..{world_size - 1} ({names[1]}={world_size}); "
-                "start every rank through one launcher"
-            )
-        return cls(rank, world_size, local_rank, source)
-
-
-def _in_slurm_step(environment: Mapping[str, str]) -> bool:
-    return environment.get("SLURM_STEP_ID", "").isdigit()
-
-
-def _integer(environment: Mapping[str, str], name: str) -> int:
-    value = environment.get(name)
-    if value is None:
-        raise ConfigError(
-            f"{name} is not set although another variable of its launcher is; use the deepspeed "
-            "launcher, torchrun or srun, or unset RANK and WORLD_SIZE for a single process"
-        )
-    if not value.isdigit():
-        raise ConfigError(f"{name}={value!r} is not a number from 0 on; let the launcher set it")
-    return int(value)
 
 
 def set_accelerator_default() -> None:
@@ -229,7 +174,9 @@ def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:
 
     DeepSpeed takes LOCAL_RANK as the number of the GPU, which may be another one under Slurm.
     """
-    if info.source == "slurm" and "MASTER_ADDR" not in os.environ and info.world_size > 1:
+    nodes = os.environ.get("SLURM_STEP_NUM_NODES")
+    several = info.source == "slurm" and info.world_size > 1 and nodes != "1"
+    if several and "MASTER_ADDR" not in os.environ:
         raise ConfigError(
             "MASTER_ADDR is not set in this Slurm step; export the address of the first node "
             "before srun, as slurm/train.sh does"

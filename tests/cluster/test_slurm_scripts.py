@@ -16,10 +16,19 @@ SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 
 SRUN = """#!/bin/bash
 echo "srun $*" >> "$LOG"
-echo "meeting $MASTER_ADDR:$MASTER_PORT threads $OMP_NUM_THREADS" >> "$LOG"
-while [[ "$1" == --* ]]; do shift; done
+env | grep -E '^SLURM_(PTY|CPU_BIND|OVERLAP|MEM)' >> "$LOG"
+export_env="${SLURM_EXPORT_ENV:-ALL}"
+while [[ "$1" == --* ]]; do
+    [[ "$1" != --export=* ]] || export_env="${1#--export=}"
+    shift
+done
+start=(env)
+if [[ "$export_env" != ALL* ]]; then  # as Slurm, give the task its own variables only
+    start=(env -i "LOG=$LOG" "PATH=$PATH" "CODE=${CODE:-0}" "RUN_S=${RUN_S:-}")
+    while IFS= read -r one; do start+=("$one"); done < <(env | grep '^SLURM_')
+fi
 set -m  # as Slurm, signal the whole process group of the task
-SLURM_PROCID=0 "$@" &
+"${start[@]}" SLURM_PROCID=0 "$@" &
 task=$!
 trap 'kill -s USR1 -- "-$task"' USR1
 trap 'kill -s TERM -- "-$task"' TERM
@@ -30,6 +39,8 @@ exit "$code"
 
 PYTHON = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$LOG"
+echo "meeting ${MASTER_ADDR:-}:${MASTER_PORT:-} threads ${OMP_NUM_THREADS:-}" >> "$LOG"
+echo "site ${HF_HOME:-}" >> "$LOG"
 trap 'echo "task got USR1" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' USR1
 trap 'echo "task got TERM" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' TERM
 echo "running" >> "$LOG"
@@ -214,6 +225,68 @@ def test_lost_ranks_are_counted_per_job_and_forgotten_at_its_end(cluster: Cluste
 def test_a_job_that_slurm_is_ending_is_not_requeued(cluster: Cluster, state: str) -> None:
     assert cluster.run("train.sh", CODE="137", JOB_STATE=state)[0] == 137
     assert "requeue" not in cluster.calls()
+
+
+EXPORTS = [None, "NONE", "NIL", "HF_HOME=/site,CODE=0", "ALL,A=b"]
+
+
+@pytest.mark.parametrize("value", EXPORTS)
+@pytest.mark.parametrize("script", ["train.sh", "eval.sh"])
+def test_tasks_get_what_the_batch_shell_has_whatever_sbatch_exported(
+    cluster: Cluster, script: str, value: str | None
+) -> None:
+    more = {} if value is None else {"SLURM_EXPORT_ENV": value}
+    code, output = cluster.run(script, HF_HOME="/site/hub", **more)
+    assert code == 0, output
+    assert "threads 1\nsite /site/hub" in cluster.calls()
+    assert ("meeting 10.0.0.7:20123" in cluster.calls()) == (script == "train.sh")
+
+
+@pytest.mark.parametrize("value", ["NONE", "NIL", "HF_HOME=/site"])
+def test_a_preempted_job_is_requeued_whatever_sbatch_exported(cluster: Cluster, value: str) -> None:
+    code, calls = cluster.signalled(signal.SIGUSR1, SLURM_EXPORT_ENV=value)
+    assert code == 0 and "scontrol requeue 40123" in calls
+
+
+@pytest.mark.parametrize("value", ["NONE", "PYTHON=python"])
+def test_a_sweep_whose_variables_sbatch_kept_back_is_refused(cluster: Cluster, value: str) -> None:
+    code, output = cluster.run("sweep.sh", SLURM_EXPORT_ENV=value, SLURM_ARRAY_JOB_ID="1")
+    assert code == 1 and f"--export={value} keeps SWEEP_KEY" in output
+    assert "srun" not in cluster.calls()
+
+
+@pytest.mark.parametrize("script", ["train.sh", "eval.sh"])
+def test_what_describes_the_shell_of_the_user_is_left_behind(cluster: Cluster, script: str) -> None:
+    """`sbatch` typed inside `srun --pty`, or inside `salloc --mem-per-cpu`."""
+    leaked = {"SLURM_PTY_PORT": "4000", "SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_STEP_ID": "0"}
+    memory = {"SLURM_MEM_PER_CPU": "4096", "SLURM_MEM_PER_NODE": "8192"}
+    assert cluster.run(script, **leaked, **memory)[0] == 0
+    assert "SLURM_OVERLAP=1" in cluster.calls()
+    assert not re.search("SLURM_(PTY|CPU_BIND|MEM)", cluster.calls())
+    cluster.log.unlink()
+    own = {"SLURM_CPU_BIND": "none", "SLURM_MEM_PER_NODE": "8192"}
+    assert cluster.run(script, **own)[0] == 0
+    assert "SLURM_CPU_BIND=none\n" in cluster.calls() and "MEM_PER_NODE=8192" in cluster.calls()
+    assert "OVERLAP" not in cluster.calls()
+
+
+def test_an_allocation_without_a_number_of_tasks_starts(cluster: Cluster) -> None:
+    """`salloc --nodes=2`, then `bash slurm/train.sh` in its shell."""
+    del cluster.environment["SLURM_NTASKS"]
+    code, output = cluster.run("train.sh")
+    assert code == 0 and "one per node as tasks on n[7-8]" in output
+
+
+def test_a_folder_with_any_name_works(tmp_path: Path) -> None:
+    folder = tmp_path / 'o\'dd [x] "ü" {a,b} $v'
+    folder.mkdir()
+    cluster = Cluster(folder)
+    for script in ("train.sh", "eval.sh"):
+        code, output = cluster.run(script, "--out", "a 'b' [c]")
+        assert code == 0, output
+        assert "--out a 'b' [c]\n" in cluster.calls()
+    cluster.log.unlink()
+    assert cluster.signalled(signal.SIGUSR1)[0] == 0
 
 
 @pytest.mark.parametrize("script", ["train.sh", "eval.sh"])

@@ -33,6 +33,53 @@ def test_a_missing_compiler_is_named():
     assert "Traceback" not in run.stderr
 
 
+COMPILER = """#!/bin/bash
+for word; do
+    text=
+    if [[ "$word" == *.cpp ]]; then text="$(<"$word")"; fi
+    if [[ "$word" == {refused} || "$text" == *{included}* ]]; then
+        echo "probe.cpp:1:10: fatal error: {refused} {included}" >&2
+        exit 1
+    fi
+done
+exec c++ "$@"
+"""
+"""A compiler without one flag or one header."""
+
+
+@pytest.mark.parametrize(
+    ("refused", "included", "said"),
+    [
+        ("-std=c++20", "NOTHING", "with C++20 (probe.cpp:1:10: fatal error: -std=c++20"),
+        ("-fopenmp", "NOTHING", "with OpenMP (probe.cpp:1:10: fatal error: -fopenmp"),
+        ("nothing", "omp.h", "with OpenMP (probe.cpp:1:10: fatal error: nothing omp.h)"),
+        ("nothing", "Python.h", "with Python.h (probe.cpp:1:10: fatal error: nothing Python.h)"),
+    ],
+)
+def test_what_a_compiler_lacks_is_named_before_anything_is_compiled(
+    build, monkeypatch, tmp_path, refused, included, said
+):
+    compiler = tmp_path / "a compiler"
+    compiler.write_text(COMPILER.format(refused=refused, included=included))
+    compiler.chmod(0o755)
+    command = build(None, FORCE_CPU="1").get_command_obj("build_ext")
+    command.build_temp, command.build_lib = str(tmp_path / "temp"), str(tmp_path / "lib")
+    command.ensure_finalized()
+    monkeypatch.setenv("CXX", f"'{compiler}' -Wall")
+    with pytest.raises(SystemExit) as stopped:
+        command.run()
+    assert said in str(stopped.value) and "'-Wall" not in str(stopped.value)
+    assert re.search("CXX|apt-get install python3", str(stopped.value))
+    assert not (tmp_path / "temp").exists()
+
+
+def test_a_missing_ninja_is_named(build, monkeypatch):
+    monkeypatch.setattr(cpp_extension, "is_ninja_available", lambda: False)
+    command = build(None, FORCE_CPU="1").get_command_obj("build_ext")
+    with pytest.raises(SystemExit, match="needs ninja.*pip install ninja"):
+        command.run()
+
+
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch can build CUDA")
 def test_forced_cuda_without_a_cuda_torch_is_refused():
     run = _setup(FORCE_CUDA="1")

@@ -18,7 +18,8 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.ranks import processes
-from autoselect.ranks.processes import RankInfo, setup_logging
+from autoselect.ranks.processes import setup_logging
+from autoselect.ranks.rank_info import RankInfo
 from autoselect.ranks.signals import SignalFlag
 
 ROOT = Path(__file__).parents[2]
@@ -56,12 +57,51 @@ ROOT = Path(__file__).parents[2]
         ),
         # Plain python in the batch shell, outside any step: a single process.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, RankInfo(0, 1, 0, "single")),
+        # The shell of `salloc` on clusters that start it as a step of its own.
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "8",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_ID": "4294967290",
+            },
+            RankInfo(0, 1, 0, "single"),
+        ),
+        # One task of `srun -n 2` in a job of eight.
+        (
+            {
+                "SLURM_PROCID": "1",
+                "SLURM_NTASKS": "8",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_ID": "3",
+            },
+            RankInfo(1, 2, 1, "slurm"),
+        ),
     ],
 )
 def test_ranks_are_read_from_every_launcher(
     environment: dict[str, str], expected: RankInfo
 ) -> None:
     assert RankInfo.from_environment(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("terminal", "task", "expected"),
+    [
+        (True, "1", RankInfo(0, 1, 0, "single")),
+        (True, str(os.getpid()), RankInfo(0, 4, 0, "slurm")),
+        (False, "1", RankInfo(0, 4, 0, "slurm")),
+    ],
+    ids=["typed in the shell", "started by srun itself", "a job submitted from the shell"],
+)
+def test_what_is_typed_in_the_shell_of_srun_pty_is_not_a_rank(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, task: str, expected: RankInfo
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda descriptor: terminal)
+    step = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
+    pty = {"SLURM_PTY_PORT": "4000", "SLURM_TASK_PID": task}
+    assert RankInfo.from_environment(step | pty) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,8 +125,12 @@ def test_incomplete_environments_are_named(environment: dict[str, str], message:
 
 def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NUM_NODES", raising=False)
     with pytest.raises(ConfigError, match="MASTER_ADDR is not set.*slurm/train.sh"):
         processes._rendezvous(RankInfo(1, 2, 0, "slurm"), torch.device("cpu"))
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")
+    meeting = processes._rendezvous(RankInfo(1, 2, 0, "slurm"), torch.device("cpu"))
+    assert meeting["MASTER_ADDR"] == "127.0.0.1"
 
 
 def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
