@@ -12,7 +12,7 @@ from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.data.shards import Sample, ShardSet
-from autoselect.evaluation.answers.predictions import AnsweredSample
+from autoselect.evaluation.answers.replies import AnsweredSample
 
 Box = tuple[float, float, float, float]
 DEFAULT_TASK = "vqa"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from autoselect.config.flags import check_counts
 from autoselect.config.setting import required, setting
+from autoselect.evaluation.answers.answering import ANSWERS
 from autoselect.evaluation.answers.likelihood import GENERATION
 from autoselect.evaluation.methods.registry import METHODS
 
@@ -47,6 +48,11 @@ class EvalSettings:
         GENERATION,
         "generation; or, if the possible answers are known, likelihood (the likeliest word or "
         "letter) or text_likelihood (the likeliest option text)",
+    )
+    reference: str = setting(
+        ANSWERS,
+        "what counts as right: answers, those of the data; or model, the full model's own, so that "
+        "accuracy is agreement with it and no labels are needed",
     )
     diversity: str | None = setting(
         None,

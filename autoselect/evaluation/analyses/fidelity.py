@@ -1,10 +1,15 @@
-"""Figure 5: compare noise gating with hard removal under the same random score maps.
+"""Compare noise gating with hard removal: figure 5's random score maps, and the learned scores.
+
+Training fills dropped tokens with noise and inference removes them. Under random scores the two may
+agree and under learned ones not, because a trained selector drops what noise still replaces: tokens
+that the model needs besides the objects. So both are measured, on samples that were not trained on.
 
 Noise is drawn per channel, as in the paper, and also with the full covariance of the tokens. The
 latter looks like tokens of other images, so a VLM may see objects that are not there.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +33,17 @@ from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
 
+logger = logging.getLogger(__name__)
 REMOVAL, NOISE, ZEROS = "hard removal", "noise gating", "zero filling"
 COVARIANCE = "covariance noise"
 TREATMENTS = (REMOVAL, NOISE, COVARIANCE, ZEROS)
 NOISE_RANK = 64
+LARGEST_GAP = 0.02
+"""Gap under the learned scores above which a warning is logged."""
+
+Keep = Callable[[SelectionContext, int], Tensor]
+"""Returns the positions of the K tokens that are not dropped, [B, K]."""
+
 CALIBRATION_IMAGES = 256
 
 
@@ -51,6 +63,30 @@ def token_noises(vlm: Any, samples: Sequence[EvaluationSample]) -> Noises:
     return Noises(calibrate(tokens, None), calibrate(tokens, NOISE_RANK))
 
 
+def random_positions(context: SelectionContext, budget: int) -> Tensor:
+    """Return the positions of the K largest random scores, as in the paper's figure 5."""
+    return hard_top_k(random_scores(context), budget)
+
+
+def learned_positions(selector: Any) -> Keep:
+    """Return the choice of a trained selector, its diversity included."""
+    return lambda context, budget: selector.select(context.tokens, budget)[1]
+
+
+def warn_of_gap(found: dict[str, Any]) -> None:
+    """Log a warning if removal under the learned scores loses more than noise gating does."""
+    row = max(found["gaps"], key=lambda row: row["gap"])
+    if row["gap"] > LARGEST_GAP:
+        logger.warning(
+            "with %d tokens under the learned scores, hard removal is %.1f points below noise "
+            "gating (limit %.1f): training did not see what inference does; evaluate with "
+            "--diversity 0.7, or train with more tokens",
+            row["budget"],
+            100 * row["gap"],
+            100 * LARGEST_GAP,
+        )
+
+
 @torch.inference_mode()
 def gating_fidelity(
     asked: Any,
@@ -58,14 +94,16 @@ def gating_fidelity(
     budgets: Sequence[int],
     noises: Noises,
     max_new_tokens: int,
+    keep: Keep = random_positions,
     images_per_batch: int = 32,
-    rows_per_batch: int = 160,
 ) -> dict[str, Any]:
     """Measure accuracy with dropped tokens removed, replaced by noise, or set to zero.
 
     Args:
         asked: an `AskedVLM`.
         noises: statistics of the noise that replaces dropped tokens.
+        max_new_tokens: longest answer in tokens.
+        keep: chooses the tokens that are not dropped.
 
     Returns:
         `budgets`, `curves` (accuracy by treatment), `gaps` (noise gating minus removal at each
@@ -79,20 +117,21 @@ def gating_fidelity(
         sequences: dict[str, ImageChoices | None] = {
             f"{treatment}@{budget}": sequence
             for budget in budgets
-            for treatment, sequence in _treated(context, budget, noises, start).items()
+            for treatment, sequence in _treated(
+                context, keep(context, budget), noises, start
+            ).items()
         }
-        found = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens, rows_per_batch)
+        found = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens)
         for place, texts in found.items():
             answers.setdefault(place, []).extend(texts)
     return _compare(samples, budgets, answers)
 
 
 def _treated(
-    context: SelectionContext, budget: int, noises: Noises, first: int
+    context: SelectionContext, positions: Tensor, noises: Noises, first: int
 ) -> dict[str, ImageChoices]:
-    """Return what the LLM sees of every image under each treatment."""
+    """Return what the LLM sees of every image if all but `positions` [B, K] are dropped."""
     tokens = context.tokens
-    positions = hard_top_k(random_scores(context), budget)
     gates = torch.zeros(tokens.shape[:2], device=tokens.device).scatter(1, positions, 1.0)
     ids = torch.arange(first, first + len(tokens), device=tokens.device)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from autoselect.evaluation.report.answer_table import ANSWER_NOTE, ANSWER_TITLE, answer_table
 from autoselect.evaluation.report.latency import latency_notes, latency_table
 from autoselect.evaluation.report.tables import (
     BAND,
@@ -36,6 +37,8 @@ def markdown(report: dict[str, Any]) -> str:
     if report.get("left_out"):
         lines += ["", "Methods left out of the table:", ""]
         lines += [f"* **{row['method']}**: {row['reason']}" for row in report["left_out"]]
+    if (answers := answer_table(report)) is not None:
+        lines += ["", f"## {ANSWER_TITLE}", "", ANSWER_NOTE, "", *markdown_table(answers)]
     lines += ["", "## Retention per task", "", *markdown_table(task_table(report))]
     if report.get("intervals"):
         lines += ["", f"## {DIFFERENCE_TITLE}", "", DIFFERENCE_NOTE, ""]
