@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config.destinations import check_folder
-from autoselect.evaluation.answers.answering import FULL, MODEL, Column, Plan
+from autoselect.evaluation.answers.answering import ANSWERS, FULL, MODEL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import check_scoring
 from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, folder_digest
@@ -26,6 +26,7 @@ from autoselect.evaluation.methods.registry import SELECTOR, choose_methods, sel
 from autoselect.evaluation.methods.usable import usable_methods
 from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import check_report
+from autoselect.evaluation.report.examples import audited
 from autoselect.evaluation.report.files import (
     Evaluation,
     write_figures,
@@ -33,6 +34,7 @@ from autoselect.evaluation.report.files import (
     write_report,
 )
 from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
+from autoselect.evaluation.rows import with_converted_rows
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import EvalSettings
@@ -61,6 +63,7 @@ def evaluate(
     Raises:
         ConfigError: a setting does not fit; raised before anything is computed.
     """
+    settings = with_converted_rows(settings, rank, barrier)
     ready = prepare(settings)
     plan = ready.plan
     record = ready.record(settings) if rank == 0 else TrackedEvaluation.disabled(settings)
@@ -126,7 +129,8 @@ def prepare(settings: EvalSettings) -> Prepared:
     """Load and check everything an evaluation needs; raise ConfigError for a wrong setting."""
     check_scoring(settings.scoring)
     check_folder("out", settings.out)
-    samples = EvaluationSet.open(settings.shards, settings.max_images)
+    needs_answers = settings.reference == ANSWERS
+    samples = EvaluationSet.open(settings.shards, settings.max_images, needs_answers)
     vlm, selectors = load_selectors(
         settings.model, settings.selector, settings.device, settings.diversity
     )
@@ -194,6 +198,7 @@ def measure(
         "training": selector.metadata,
         "warnings": [text for text in warnings if text],
         "left_out": ready.left_out,
+        "audit": audited(asked, replies, plan, settings.audit),
         **(extra or {}),
     }
     name = shown_name(settings.model, vlm)

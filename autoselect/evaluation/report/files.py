@@ -12,7 +12,7 @@ from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import SELECTOR
-from autoselect.evaluation.report.examples import overlay_rows
+from autoselect.evaluation.report.examples import choose_places, lost_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.samples import EvaluationSet
@@ -63,9 +63,16 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     if vlm.num_tokens is not None and samples.one_image_each:
         grid = vlm.grid_of(samples[0].image)
     if grid is not None:
-        rows = overlay_rows(vlm, selector, samples, result.asked, result.answers, result.plan)
-        if rows:
-            drawn["overlays"] = patch_overlays(rows, grid)
+        asked, answers, plan = result.asked, result.answers, result.plan
+        audit = lost_places(result.replies, plan, len(result.report.get("audit", [])))
+        shown = {
+            "overlays": choose_places(asked, answers, plan),
+            "audit": [place for _, place in audit],
+        }
+        for name, places in shown.items():
+            rows = overlay_rows(vlm, selector, samples, asked, answers, plan, places)
+            if rows:
+                drawn[name] = patch_overlays(rows, grid)
         subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
         for kind in ("similarity", "frequency", "gates"):
             numbers, drawn[kind] = ANALYSES[kind](subject)

@@ -33,6 +33,7 @@ PIXELS_PER_INCH = 105
 CAPTIONS = {
     "retention": "Accuracy kept against the number of visual tokens, and accuracy per task.",
     "overlays": "What the language model still sees, its answer with all tokens and with fewer.",
+    "audit": "The samples that lose most likelihood of the reference answer by pruning.",
     "similarity": "Cosine similarity of the best and the worst tokens (figure 4 of the paper).",
     "fidelity": "Noise gating against hard removal, random score maps (figure 5 of the paper).",
     "frequency": "How often each position of the image is kept.",

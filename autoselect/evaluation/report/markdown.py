@@ -43,6 +43,9 @@ def markdown(report: dict[str, Any]) -> str:
     if report.get("intervals"):
         lines += ["", f"## {DIFFERENCE_TITLE}", "", DIFFERENCE_NOTE, ""]
         lines += markdown_table(difference_table(report))
+    if report.get("audit"):
+        lines += ["", "## Samples that lose most by pruning", "", AUDIT_NOTE, ""]
+        lines += [_audited(row) for row in report["audit"]]
     lines += _detail_tables(report) + _latency(report)
     lines += ["", "## Methods", ""]
     lines += [f"* **{name}**: {source}" for name, source in method_sources(report).items()]
@@ -51,6 +54,21 @@ def markdown(report: dict[str, Any]) -> str:
             lines += ["", f"## {title}", ""]
             lines += [f"* {name}: {value}" for name, value in report[key].items()]
     return "\n".join(lines) + "\n"
+
+
+AUDIT_NOTE = (
+    "Loss difference of the reference answer with its end, at the smallest budget against all "
+    "tokens, in nats per token."
+)
+
+
+def _audited(row: dict[str, Any]) -> str:
+    pruned = ", ".join(f"{k} tokens: {text!r}" for k, text in row["pruned"].items())
+    return (
+        f"* {row['key']}, round {row['round']}: **{row['loss_difference']:+.2f}**; "
+        f"{row['question']!r}, reference {row['reference']!r}; "
+        f"all tokens: {row['full']!r}; {pruned}"
+    )
 
 
 def _detail_tables(report: dict[str, Any]) -> list[str]:

@@ -146,6 +146,7 @@ class Report(_Part):
     digests: Digests
     training: dict[str, Any] = {}
     warnings: list[str] = []
+    audit: list[dict[str, Any]] = []
     analyses: dict[str, Any] = {}
 
 
