@@ -82,6 +82,7 @@ def test_the_gap_under_the_learned_scores_is_that_of_removal_alone(caplog):
     assert worst["curves"][REMOVAL] == [0.0], "a few grey tokens have no colour"
     gap = worst["curves"][NOISE][0] - worst["curves"][REMOVAL][0]
     assert worst["gaps"][0]["gap"] == gap > 0.02
+    assert worst["unended"][REMOVAL] == [0.0], "the stand-in ends unless it sees no token"
     warn_of_gap(best)
     assert not caplog.records
     warn_of_gap(worst)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.answers.answering import (
-    Answers,
     ImageChoices,
     answer_sequences,
     whole_choices,
 )
+from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
@@ -106,10 +106,11 @@ def gating_fidelity(
         keep: chooses the tokens that are not dropped.
 
     Returns:
-        `budgets`, `curves` (accuracy by treatment), `gaps` (noise gating minus removal at each
+        `budgets`, `curves` (accuracy by treatment), `unended` (share of answers that reach the
+        token limit, by treatment), `gaps` (noise gating minus removal at each
         budget, with its paired 95 % interval) and `mean_gap`.
     """
-    answers: dict[str, Answers] = {}
+    answers: dict[str, Replies] = {}
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
         encoded = asked.encode(chosen)
@@ -122,8 +123,8 @@ def gating_fidelity(
             ).items()
         }
         found = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens)
-        for place, texts in found.items():
-            answers.setdefault(place, []).extend(texts)
+        for place, replies in found.items():
+            answers.setdefault(place, []).extend(replies)
     return _compare(samples, budgets, answers)
 
 
@@ -146,13 +147,19 @@ def _treated(
     }
 
 
+def unended(replies: Replies) -> float:
+    """Return the share of generated answers that reach the token limit."""
+    every = [reply.ended for own in replies for reply in own]
+    return every.count(False) / len(every)
+
+
 def _compare(
     samples: Sequence[EvaluationSample],
     budgets: Sequence[int],
-    answers: dict[str, Answers],
+    answers: dict[str, Replies],
 ) -> dict[str, Any]:
     tables = {
-        (treatment, budget): score_answers(samples, answers[f"{treatment}@{budget}"])
+        (treatment, budget): score_answers(samples, texts_of(answers[f"{treatment}@{budget}"]))
         for treatment in TREATMENTS
         for budget in budgets
     }
@@ -166,6 +173,7 @@ def _compare(
     return {
         "budgets": list(budgets),
         "curves": {t: [tables[t, b].mean() for b in budgets] for t in TREATMENTS},
+        "unended": {t: [unended(answers[f"{t}@{b}"]) for b in budgets] for t in TREATMENTS},
         "gaps": gaps,
         "mean_gap": sum(abs(row["gap"]) for row in gaps) / len(gaps),
     }

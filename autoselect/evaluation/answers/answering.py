@@ -210,13 +210,15 @@ def answer_sequences(
     sequences: Mapping[str, ImageChoices | None],
     max_new_tokens: int,
     rows_per_batch: int = 160,
-) -> dict[str, Answers]:
-    """Return the answers of some images to given visual tokens: name -> image -> round -> text.
+) -> dict[str, Replies]:
+    """Return the replies of some images to given visual tokens: name -> image -> round -> reply.
 
     `sequences` names what the model sees of every image; None for the untouched model.
     """
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    answers = {name: [[""] * len(sample.questions) for sample in samples] for name in sequences}
+    replies = {
+        name: [[Reply("")] * len(sample.questions) for sample in samples] for name in sequences
+    }
     for places in question_batches(samples, rows_per_batch):
         prompts = asked.prompts(samples, encoded, places)
         for name, choices in sequences.items():
@@ -225,10 +227,10 @@ def answer_sequences(
                 chosen = [choice for i, _ in places for choice in choices[i]]
                 features = [choice.features for choice in chosen]
                 kept = [choice.positions for choice in chosen]
-            texts = asked.generate(asked.call(prompts, encoded, features), kept, options)
-            for (image, turn), text in zip(places, texts, strict=True):
-                answers[name][image][turn] = text
-    return answers
+            given = asked.generated(asked.call(prompts, encoded, features), kept, options)
+            for (image, turn), one in zip(places, given, strict=True):
+                replies[name][image][turn] = Reply(one.text, len(one.ids), one.ended)
+    return replies
 
 
 def _image_choices(encoded: Encoded, plan: Plan) -> Iterator[tuple[Column, ImageChoices]]:
