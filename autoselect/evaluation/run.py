@@ -1,16 +1,18 @@
 """One evaluation from settings to report: load, check, answer, time, write."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoselect.config.destinations import check_folder
-from autoselect.evaluation.answers.answering import Answers, Plan
+from autoselect.evaluation.answers.answering import ANSWERS, FULL, MODEL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import check_scoring
 from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, folder_digest
+from autoselect.evaluation.answers.replies import Replies, answered_by
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.environment import git_commit
 from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
@@ -24,6 +26,7 @@ from autoselect.evaluation.methods.registry import SELECTOR, choose_methods, sel
 from autoselect.evaluation.methods.usable import usable_methods
 from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import check_report
+from autoselect.evaluation.report.examples import audited
 from autoselect.evaluation.report.files import (
     Evaluation,
     write_figures,
@@ -31,11 +34,14 @@ from autoselect.evaluation.report.files import (
     write_report,
 )
 from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
+from autoselect.evaluation.rows import with_converted_rows
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.loading import local_folder
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -57,22 +63,27 @@ def evaluate(
     Raises:
         ConfigError: a setting does not fit; raised before anything is computed.
     """
+    settings = with_converted_rows(settings, rank, barrier)
     ready = prepare(settings)
     plan = ready.plan
     record = ready.record(settings) if rank == 0 else TrackedEvaluation.disabled(settings)
     with record:
-        answers = answer_all(
+        replies = answer_all(
             AskedVLM(ready.vlm), ready.samples, plan, ready.store, rank, world_size, barrier
         )
         if rank != 0:
             return None
-        asked = ready.samples.answered()  # scoring reads every sample once per column
-        report = measure(settings, ready, asked, answers, extra)
+        asked: Sequence[Answered] = ready.samples.answered()  # read once, scored once per column
+        if plan.reference == MODEL:
+            asked = answered_by(asked, replies[str(Column(FULL, 0))])
+        report = measure(settings, ready, asked, replies, extra)
+        for text in report["warnings"]:
+            logger.warning("%s", text)
         check_report(report)
         selectors = {name: own.selector for name, own in ready.selectors.items()}
-        result = Evaluation(report, answers, ready.samples, asked, plan, ready.vlm, selectors)
+        result = Evaluation(report, replies, ready.samples, asked, plan, ready.vlm, selectors)
         out = Path(settings.out)
-        write_predictions(out / "predictions.jsonl", asked, answers, plan)
+        write_predictions(out / "predictions.jsonl", asked, replies, plan)
         figures = write_figures(out / "figures", result)
         write_report(out, report, figures)
         record.log(report, figures, selectors)
@@ -118,7 +129,8 @@ def prepare(settings: EvalSettings) -> Prepared:
     """Load and check everything an evaluation needs; raise ConfigError for a wrong setting."""
     check_scoring(settings.scoring)
     check_folder("out", settings.out)
-    samples = EvaluationSet.open(settings.shards, settings.max_images)
+    needs_answers = settings.reference == ANSWERS
+    samples = EvaluationSet.open(settings.shards, settings.max_images, needs_answers)
     vlm, selectors = load_selectors(
         settings.model, settings.selector, settings.device, settings.diversity
     )
@@ -138,6 +150,8 @@ def prepare(settings: EvalSettings) -> Prepared:
         rows_per_batch=settings.rows_per_batch,
         max_new_tokens=settings.max_new_tokens,
         scoring=settings.scoring,
+        reference=settings.reference,
+        others=len(samples) > 1,
     )
     digests: dict[str, Any] = {
         "model": vlm.digest or "unknown",
@@ -161,12 +175,12 @@ def measure(
     settings: EvalSettings,
     ready: Prepared,
     asked: Sequence[Answered],
-    answers: dict[str, Answers],
+    replies: dict[str, Replies],
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Time the first sample's prompt, and build the report with the `extra` keys.
 
-    `answers` maps column name -> image -> round -> text.
+    `replies` maps column name -> image -> round -> reply.
     """
     vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
     selector = ready.selectors[SELECTOR].selector
@@ -184,10 +198,11 @@ def measure(
         "training": selector.metadata,
         "warnings": [text for text in warnings if text],
         "left_out": ready.left_out,
+        "audit": audited(asked, replies, plan, settings.audit),
         **(extra or {}),
     }
     name = shown_name(settings.model, vlm)
-    return build_report(asked, answers, plan, name, plan.num_tokens, latency, more)
+    return build_report(asked, replies, plan, name, plan.num_tokens, latency, more)
 
 
 def _files_digest(model: str) -> str | None:
@@ -204,4 +219,5 @@ def _plan_identity(plan: Plan) -> dict[str, Any]:
         "num_tokens": plan.num_tokens,
         "max_new_tokens": plan.max_new_tokens,
         "scoring": plan.scoring,
+        "reference": plan.reference,
     }

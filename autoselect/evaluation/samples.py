@@ -12,7 +12,7 @@ from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.data.shards import Sample, ShardSet
-from autoselect.evaluation.answers.predictions import AnsweredSample
+from autoselect.evaluation.answers.replies import AnsweredSample
 
 Box = tuple[float, float, float, float]
 DEFAULT_TASK = "vqa"
@@ -53,11 +53,13 @@ class EvaluationSample:
 
 
 def parse_record(
-    record: dict[str, Any], key: str
+    record: dict[str, Any], key: str, needs_answers: bool = True
 ) -> tuple[
     tuple[str, ...], tuple[tuple[str, ...], ...], tuple[str, ...], tuple[tuple[Box, ...], ...]
 ]:
     """Return questions, answers, tasks and boxes of a LLaVA record.
+
+    Without `needs_answers` the last question may lack an answer, and answers may be empty.
 
     Raises:
         ConfigError: questions and answers differ in number, an answer is empty, or `tasks`, `boxes`
@@ -66,6 +68,8 @@ def parse_record(
     turns = record.get("conversations") or []
     asked = [t["value"] for t in turns if t.get("from") == "human"]
     given = [t["value"] for t in turns if t.get("from") == "gpt"]
+    if not needs_answers:
+        given += [""] * (len(asked) - len(given))
     if not asked or len(asked) != len(given):
         raise ConfigError(
             f"conversations of sample {key!r} have {len(asked)} questions, {len(given)} answers; "
@@ -86,7 +90,8 @@ def parse_record(
             f"answers of sample {key!r} must be a list of accepted answers for every round, are "
             f'{answers!r}; write [["yes"], ["a cat", "cat"]]'
         )
-    if any(not accepted or not str(accepted[0]).strip() for accepted in answers):
+    empty = any(not accepted or not str(accepted[0]).strip() for accepted in answers)
+    if needs_answers and empty:
         raise ConfigError(
             f"answers of sample {key!r} are empty in a round; give at least one answer per round"
         )
@@ -120,6 +125,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
 
     Args:
         max_images: use only the first samples; None for all.
+        needs_answers: refuse samples without answers.
 
     Attributes:
         digest: identifies the shards and the number of samples used.
@@ -127,19 +133,23 @@ class EvaluationSet(Sequence[EvaluationSample]):
         has_boxes: every round read so far has boxes.
     """
 
-    def __init__(self, shards: ShardSet, max_images: int | None = None) -> None:
+    def __init__(
+        self, shards: ShardSet, max_images: int | None = None, needs_answers: bool = True
+    ) -> None:
         if max_images is not None and max_images < 1:
             raise ConfigError(
                 f"max_images={max_images} leaves nothing to evaluate; choose 1 or more"
             )
-        self._shards = shards
+        self._shards, self._needs_answers = shards, needs_answers
         self._length = len(shards) if max_images is None else min(max_images, len(shards))
         self.digest = f"{shards.digest}:{self._length}"
         self.one_image_each = True
         self.has_boxes = True
 
     @classmethod
-    def open(cls, pattern: str, max_images: int | None = None) -> "EvaluationSet":
+    def open(
+        cls, pattern: str, max_images: int | None = None, needs_answers: bool = True
+    ) -> "EvaluationSet":
         """Open the shards that match a glob and check every record and image.
 
         Raises:
@@ -152,7 +162,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
                 f"shards={pattern}: {len(shards.faults)} samples cannot be used, the first: "
                 f"{shards.faults[0]}; write the shard again, because an evaluation skips no sample"
             )
-        samples = cls(shards, max_images)
+        samples = cls(shards, max_images, needs_answers)
         with (
             ThreadPoolExecutor() as pool,
             tqdm(total=len(samples), desc="checking images", disable=None) as bar,
@@ -173,7 +183,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
             sample = self._shards[index]
         except BadSample as error:
             raise ConfigError(f"shards: {error}; write the shard again") from error
-        _, _, _, boxes = parse_record(sample.record, sample.key)
+        _, _, _, boxes = self._parsed(sample)
         self.has_boxes &= all(boxes)
         if not sample.images:
             raise ConfigError(
@@ -184,12 +194,15 @@ class EvaluationSet(Sequence[EvaluationSample]):
             self.one_image_each = False
         return sample
 
+    def _parsed(self, sample: Sample) -> Any:
+        return parse_record(sample.record, sample.key, self._needs_answers)
+
     def answered(self) -> list[AnsweredSample]:
         """Return what scoring needs of every sample, without decoding images."""
         found = []
         for index in range(len(self)):
             sample = self.read(index)
-            questions, answers, tasks, _ = parse_record(sample.record, sample.key)
+            questions, answers, tasks, _ = self._parsed(sample)
             accepted = [list(own) for own in answers]
             found.append(AnsweredSample(sample.key, list(questions), accepted, list(tasks)))
         return found
@@ -211,5 +224,5 @@ class EvaluationSet(Sequence[EvaluationSample]):
         sample = self.read(index)
         turns = sample.record["conversations"]
         marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
-        parsed = parse_record(sample.record, sample.key)
+        parsed = self._parsed(sample)
         return EvaluationSample(sample.key, decoded(sample), *parsed, marked=marked)

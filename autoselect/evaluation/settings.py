@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from autoselect.config import require
 from autoselect.config.flags import check_counts
 from autoselect.config.setting import required, setting
+from autoselect.evaluation.answers.answering import ANSWERS, REFERENCES
 from autoselect.evaluation.answers.likelihood import GENERATION
 from autoselect.evaluation.methods.registry import METHODS
 
@@ -28,11 +30,16 @@ class EvalSettings:
         f"{ONE_SELECTOR}; several are comma-separated, each optionally as NAME=FOLDER, and become "
         "rows autoselect:NAME of one report"
     )
-    shards: str = required("glob of the evaluation shards, or reference")
+    shards: str = required(
+        "glob of the evaluation shards, a file of LLaVA rows (.json or .jsonl), or reference"
+    )
     budgets: str = required(
         "visual tokens kept: counts, ratios (0.11) or percentages (11%), comma-separated"
     )
     out: str = required("folder for report.json, report.md, the figures and the predictions")
+    image_folder: str | None = setting(
+        None, "folder of the images that a JSON file names; that of the file by default"
+    )
     methods: str = setting(
         "all", f"baselines, comma-separated, of {', '.join(METHODS)}; or all, or none"
     )
@@ -48,10 +55,18 @@ class EvalSettings:
         "generation; or, if the possible answers are known, likelihood (the likeliest word or "
         "letter) or text_likelihood (the likeliest option text)",
     )
+    reference: str = setting(
+        ANSWERS,
+        "what counts as right: answers, those of the data; or model, the full model's own, so that "
+        "accuracy is agreement with it and no labels are needed",
+    )
     diversity: str | None = setting(
         None,
         "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, several, "
         "as 0,0.4, give rows of their own; the selector's own setting by default",
+    )
+    audit: int = setting(
+        0, "number of samples that lose most likelihood by pruning, to list and draw in the report"
     )
     latency_batch: int = setting(1, "batch size of the latency measurement")
     latency_compiled: bool = setting(
@@ -63,3 +78,13 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         check_counts(**{name: getattr(self, name) for name in COUNTS})
+        require(self.audit >= 0, f"audit={self.audit} must be a number of samples, 0 for none")
+        require(
+            self.reference in REFERENCES,
+            f"reference={self.reference!r} is unknown; choose one of {', '.join(REFERENCES)}",
+        )
+        require(
+            self.reference == ANSWERS or self.scoring == GENERATION,
+            f"scoring={self.scoring} needs the data's answers; use scoring={GENERATION} with "
+            f"reference={self.reference}",
+        )

@@ -1,8 +1,8 @@
 """`autoselect doctor`: checks everything but compute before a training run starts.
 
 Each check reports what it found and, if something is wrong, how to correct it. Nothing is trained
-and no weights are read whole. The only files written are a probe file, which is removed again, and
-the configuration of a hub model, in the hub's cache.
+and, without `--removal-images`, no weights are read whole. The only files written are a probe file,
+which is removed again, and the configuration of a hub model, in the hub's cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
@@ -21,7 +22,9 @@ from autoselect.config.programs import DEFAULT_PORT
 from autoselect.preflight.checks import MACHINE_CHECKS, NEED_MODEL, RUN_CHECKS
 from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.plan import GPUS
+from autoselect.preflight.removal_check import check_removal
 
+REMOVAL = "removal"
 MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
 
@@ -53,8 +56,13 @@ def _refused(name: str, error: ConfigError, fix: str) -> Finding:
     return Finding(name, "fail", str(error), fix)
 
 
-def examine(path: str | None, flags: list[str], deepspeed: str, machine: Machine) -> list[Finding]:
-    """Make all checks, in the order in which a run would meet the problems."""
+def examine(
+    path: str | None, flags: list[str], deepspeed: str, machine: Machine, removal_images: int = 0
+) -> list[Finding]:
+    """Make all checks, in the order in which a run would meet the problems.
+
+    With `removal_images` the model runs on so many training samples, see `check_removal`.
+    """
     findings, subject = read_configuration(path, flags, deepspeed, machine)
     findings += [check(machine) for check in MACHINE_CHECKS]
     if subject is None:
@@ -65,9 +73,12 @@ def examine(path: str | None, flags: list[str], deepspeed: str, machine: Machine
             )
         )
         return findings
-    for name, check in RUN_CHECKS:
+    checks = list(RUN_CHECKS)
+    if removal_images:
+        checks.append((REMOVAL, partial(check_removal, images=removal_images)))
+    for name, check in checks:
         broken = any(f.name == "model" and f.status == "fail" for f in findings)
-        if broken and name in NEED_MODEL:
+        if broken and name in (*NEED_MODEL, REMOVAL):
             found = "not examined: it needs the model's configuration"
             findings.append(Finding(name, "warn", found, "correct the model, then repeat"))
         else:
@@ -113,6 +124,10 @@ def meeting_port() -> int:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     """Make all checks and print the findings; return 1 if a check failed, else 0."""
+    if arguments.removal_images < 0:
+        raise ConfigError(
+            f"removal_images={arguments.removal_images} must be a number of samples, 0 for none"
+        )
     check_counts(gpus=arguments.gpus, visual_tokens=arguments.visual_tokens)
     if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
         raise ConfigError(f"gpu_memory={arguments.gpu_memory} must be above 0 GiB; choose 80")
@@ -123,7 +138,13 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         arguments.visual_tokens,
         meeting_port() if arguments.port is None else arguments.port,
     )
-    findings = examine(arguments.config, arguments.settings, arguments.deepspeed, machine)
+    findings = examine(
+        arguments.config,
+        arguments.settings,
+        arguments.deepspeed,
+        machine,
+        arguments.removal_images,
+    )
     if arguments.json:
         json.dump([vars(finding) for finding in findings], sys.stdout, indent=1)
         print()
@@ -147,6 +168,14 @@ def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
         "--port",
         type=int,
         help=f"port where the ranks meet (default MASTER_PORT, or {DEFAULT_PORT})",
+    )
+    doctor.add_argument(
+        "--removal-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also run the model on N training samples with random visual tokens removed, at the "
+        "training budgets: does it bear removal at all? (default 0: the model is not run)",
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.add_argument(

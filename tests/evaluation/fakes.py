@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from autoselect.evaluation.answers.asking import Encoded, ImageTokens, Prompts, sample_boxes
+from autoselect.evaluation.answers.replies import Generated
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.vlm.blocks import Block
 from autoselect.vlm.sites import VisualTokens
@@ -82,6 +83,27 @@ class FakeAsked:
 
     def call(self, prompts: Prompts, encoded: Encoded, features: Any = None) -> dict[str, Any]:
         return {"features": prompts.features() if features is None else features}
+
+    def answer_ids(self, image_count: int, question: str, answer: str) -> list[int]:
+        """The number of the colour, and the end token 9."""
+        return [list(COLOURS).index(answer), 9]
+
+    def losses(self, call: dict[str, Any], kept: Any, references: list[list[int]]) -> list[float]:
+        """0 for the colour that is seen, 1 for another."""
+        said = self.generated(call, kept, {"max_new_tokens": 1})
+        pairs = zip(said, references, strict=True)
+        return [float(one.ids[:1] != ids[:1]) for one, ids in pairs]
+
+    def generated(
+        self, call: dict[str, Any], kept: Any, options: dict[str, Any]
+    ) -> list[Generated]:
+        """An answer without any token does not end."""
+        found = []
+        for text in self.generate(call, kept, options):
+            number = list(COLOURS).index(text) if text in COLOURS else 8
+            ended = self.lengths[len(found) - len(call["features"])] > 0
+            found.append(Generated(text, [number, 9] if ended else [number] * 16, ended))
+        return found
 
     def generate(self, call: dict[str, Any], kept: Any, options: dict[str, Any]) -> list[str]:
         assert options["max_new_tokens"] >= 1

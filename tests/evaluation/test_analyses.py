@@ -12,9 +12,13 @@ from autoselect.evaluation.analyses.classifier import (
     resize_selection,
 )
 from autoselect.evaluation.analyses.fidelity import (
+    NOISE,
+    REMOVAL,
     TREATMENTS,
     gating_fidelity,
+    learned_positions,
     token_noises,
+    warn_of_gap,
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
@@ -61,6 +65,28 @@ def test_noise_gating_keeps_kept_tokens_and_says_nothing_of_the_others():
     assert found["gaps"][1]["gap"] == 0 and found["gaps"][1]["ci95"] == [0, 0]
     low, high = found["gaps"][0]["ci95"]
     assert low <= found["gaps"][0]["gap"] <= high
+
+
+def test_the_gap_under_the_learned_scores_is_that_of_removal_alone(caplog):
+    """The stand-in says red if no colour is left, and the noise of its data looks coloured."""
+
+    class Worst(FakeSelector):
+        def score(self, tokens, mask=None):
+            return -super().score(tokens, mask)
+
+    asked, samples = FakeAsked(), make_samples(24)
+    noises = token_noises(asked.vlm, samples)
+    best = gating_fidelity(asked, samples, (2,), noises, 4, learned_positions(FakeSelector()))
+    assert best["curves"][REMOVAL] == [1.0]
+    worst = gating_fidelity(asked, samples, (2,), noises, 4, learned_positions(Worst()))
+    assert worst["curves"][REMOVAL] == [0.0], "a few grey tokens have no colour"
+    gap = worst["curves"][NOISE][0] - worst["curves"][REMOVAL][0]
+    assert worst["gaps"][0]["gap"] == gap > 0.02
+    assert worst["unended"][REMOVAL] == [0.0], "the stand-in ends unless it sees no token"
+    warn_of_gap(best)
+    assert not caplog.records
+    warn_of_gap(worst)
+    assert "with 2 tokens under the learned scores" in caplog.text
 
 
 def test_gates_sum_to_the_budget_and_polarise_as_the_temperature_falls():

@@ -1,8 +1,21 @@
+import dataclasses
+
 import pytest
 import torch
 
-from autoselect.evaluation.answers.answering import BLIND, FULL, Column, Plan, answer_part
-from autoselect.evaluation.answers.parts import PartStore, answer_all
+from autoselect.evaluation.answers.answering import (
+    BLIND,
+    FULL,
+    MODEL,
+    OTHER,
+    Column,
+    Plan,
+    answer_part,
+    other_choices,
+)
+from autoselect.evaluation.answers.asking import Encoded, ImageTokens
+from autoselect.evaluation.answers.parts import PartStore, answer_all, other_image
+from autoselect.evaluation.answers.replies import Reply, answered_by
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
 from autoselect.evaluation.report.build import build_report
@@ -120,7 +133,8 @@ def test_one_and_two_ranks_give_the_same_answers(tmp_path):
 
 def test_other_settings_do_not_reuse_stored_parts(tmp_path):
     first, second = PartStore(tmp_path, {"selector": "a"}), PartStore(tmp_path, {"selector": "b"})
-    first.write(0, {"full@0#0": [["red"]]})
+    first.write(0, {"full@0#0": [[Reply("red", 2, True, 0.5)]]})
+    assert first.merge(1) == {"full@0#0": [[Reply("red", 2, True, 0.5)]]}
     assert not second.path(0).exists()
 
 
@@ -128,3 +142,68 @@ def test_no_gradient_is_kept():
     samples = make_samples(2)
     answer_part(FakeAsked(), samples, plan())
     assert torch.is_grad_enabled()
+
+
+def test_another_image_answers_with_what_that_image_shows():
+    samples = make_samples(7)
+    chosen = dataclasses.replace(plan(), others=True)
+    others = [samples[other_image(i, len(samples))] for i in range(len(samples))]
+    assert all(one is not other for one, other in zip(samples, others, strict=True))
+    replies = answer_part(FakeAsked(), samples, chosen, others)[str(Column(OTHER, 0))]
+    assert [own[0].text for own in replies] == [other.answers[0][0] for other in others]
+
+
+def test_images_of_other_sizes_are_repeated_or_thinned_out_evenly():
+    def encoded(*counts):
+        rows = [[ImageTokens("k", torch.arange(n)[:, None].float(), 1) for n in counts]]
+        return Encoded(rows, None)
+
+    (found,) = other_choices(encoded(4, 2), encoded(2))
+    assert [choice.features.flatten().tolist() for choice in found] == [[0, 0, 1, 1], [0, 1]]
+    ((thinned,),) = other_choices(encoded(2), encoded(6))
+    assert thinned.features.flatten().tolist() == [0, 3]
+    assert thinned.positions.tolist() == [0, 1]
+
+
+def test_replies_say_whether_answers_end_and_how_likely_the_reference_is():
+    """The stand-in ends every answer unless it sees no token at all."""
+    samples, chosen = make_samples(4), plan(budgets=(2,), names="grid")
+    replies = answer_part(FakeAsked(), samples, chosen)
+    full = [reply for own in replies[str(Column(FULL, 0))] for reply in own]
+    assert all(reply == Reply(reply.text, 2, True, 0.0) for reply in full)
+    blind = [reply for own in replies[str(Column(BLIND, 0))] for reply in own]
+    assert {(reply.tokens, reply.ended) for reply in blind} == {(16, False)}
+    right = {reply.loss for reply in blind if reply.text == "red"}
+    assert right <= {0.0, 1.0}
+    report = report_of(samples, replies, chosen)
+    check_report(report)
+    assert report["full"]["answers"]["unended"] == 0 and report["full"]["answers"]["tokens"] == 2
+    unseen = report["blind"]["answers"]
+    assert unseen["unended"] == 1 and unseen["length_ratio"] == 8
+    wrong = sum(sample.answers[0][0] != "red" for sample in samples) / len(samples)
+    assert unseen["loss_difference"] == unseen["loss"] == pytest.approx(wrong)
+    assert unseen["agreement"] == unseen["exact"] == pytest.approx(1 - wrong)
+
+
+def test_with_the_model_as_reference_accuracy_is_agreement_with_it():
+    """The data's answers are wrong on purpose; only the full model's own count."""
+    samples = [dataclasses.replace(sample, answers=(("mauve",),) * 2) for sample in make_samples(6)]
+    chosen = dataclasses.replace(plan(budgets=(2,)), reference=MODEL)
+    replies = answer_part(FakeAsked(), samples, chosen)
+    report = report_of(answered_by(samples, replies[str(Column(FULL, 0))]), replies, chosen)
+    assert report["full"]["mean"] == 1.0 and report["full"]["answers"]["loss"] == 0.0
+    for row in report["rows"]:
+        assert row["mean"] == pytest.approx(row["answers"]["agreement"])
+
+
+def test_a_selector_that_leaves_answers_unended_is_reported():
+    samples, chosen = make_samples(10), plan(budgets=(2, 6), names="grid")
+    replies = answer_part(FakeAsked(), samples, chosen)
+    assert report_of(samples, replies, chosen)["warnings"] == []
+    column = replies[str(Column("autoselect", 2))]
+    column[0] = [dataclasses.replace(reply, ended=False, tokens=16) for reply in column[0]]
+    (warning,) = report_of(samples, replies, chosen)["warnings"]
+    assert warning.startswith("pruning by autoselect changes the endings")
+    assert "10.0 % with 2 tokens, but 0.0 % with all tokens" in warning
+    text = markdown(report_of(samples, replies, chosen))
+    assert "| **autoselect** | 2 |" in text and "| **10.0** |" in text

@@ -51,11 +51,11 @@ def test_it_gives_the_answers_of_an_attached_model(model_folder, selector_folder
     for budget in (8, 40):
         attach(vlm.model, selector, budget)
         for sample, texts in zip(samples, found[f"autoselect@{budget}#0"], strict=True):
-            for turn, text in enumerate(texts):
+            for turn, reply in enumerate(texts):
                 prompt = asked.prompt(1, sample.asked(turn))
                 inputs = vlm.inputs([sample.images], [prompt])
                 options = {"max_new_tokens": 3, "do_sample": False}
-                assert asked.generate(inputs, None, options) == [text]
+                assert asked.generate(inputs, None, options) == [reply.text]
         detach(vlm.model)
 
 

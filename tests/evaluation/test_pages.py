@@ -13,6 +13,7 @@ import pytest
 
 from autoselect.config import ScorerConfig
 from autoselect.evaluation.answers.answering import Plan, answer_part
+from autoselect.evaluation.answers.replies import texts_of
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
@@ -55,14 +56,16 @@ def finished(tmp_path_factory):
     samples = make_samples(24)
     methods = (selector_method(FakeSelector()), *choose_methods("random,divprune", 1))
     plan = Plan(methods, (1, 4), GRID * GRID)
-    answers = answer_part(FakeAsked(), samples, plan)
+    replies = answer_part(FakeAsked(), samples, plan)
+    answers = {column: texts_of(own) for column, own in replies.items()}
     pruned = [
         {"budget": b, "prefill_ms": 1.5, "selector_ms": 0.5, "speedup": 2.0} for b in plan.budgets
     ]
     more = {"environment": {"git_commit": "abc"}, "digests": {"data": "d", "selector": "s"}}
     latency = {"full_prefill_ms": 3.0, "pruned": pruned}
-    report = build_report(samples, answers, plan, "<stand-in>", GRID * GRID, latency, more)
-    rows = overlay_rows(FakeVLM(), FakeSelector(), samples, samples, answers, plan)
+    report = build_report(samples, replies, plan, "<stand-in>", GRID * GRID, latency, more)
+    places = choose_places(samples, answers, plan)
+    rows = overlay_rows(FakeVLM(), FakeSelector(), samples, samples, answers, plan, places)
     figures = {"retention": out / "retention.png", "overlays": out / "overlays.png"}
     retention_curves(report).savefig(figures["retention"])
     patch_overlays(rows, (GRID, GRID)).savefig(figures["overlays"])
@@ -70,7 +73,7 @@ def finished(tmp_path_factory):
     (out / "report.md").write_text(markdown(report))
     for name in ("report.json", "predictions.jsonl"):
         (out / name).write_text("{}\n")
-    return out, report, figures, choose_places(samples, answers, plan)
+    return out, report, figures, places
 
 
 def test_shown_samples_are_one_per_task_from_different_images(finished):

@@ -4,7 +4,12 @@ from PIL import Image
 
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.intervals import Resampling
-from autoselect.evaluation.scores.scoring import score_answers, task_details
+from autoselect.evaluation.scores.scoring import (
+    exact_score,
+    first_word_score,
+    score_answers,
+    task_details,
+)
 
 IMAGE = Image.new("RGB", (8, 8))
 OPTIONS = "Which ?\nA. a cat\nB. a dog"
@@ -126,3 +131,25 @@ def test_a_few_accepted_answers_are_alternatives_and_ten_are_annotators():
     assert score_answers(ten, [["cat"]]).task_means() == {"vqa": pytest.approx(0.6)}
     named = [sample("a", ("textvqa_val", "q", ("cat", "cat", "kitten")))]
     assert score_answers(named, [["cat"]]).task_means()["textvqa_val"] < 1
+
+
+@pytest.mark.parametrize("task", ["existence", "pope_random", "mme_existence"])
+@pytest.mark.parametrize(
+    "answers",
+    [["yes", "no"], ["yes yes yes", "no no"], ["Yes.", "it is not"], ["banana", ""]],
+)
+def test_score_and_statistics_read_yes_and_no_alike(task, answers):
+    """An answer that does not end was 0.0 by its score and 0.593 by its statistics."""
+    samples = [sample("a", (task, "q", ("yes",)), (task, "r", ("no",)))]
+    statistics = task_details(samples, [answers])[task]
+    right = score_answers(samples, [answers])
+    part = list(right.parts).index(next(p for p in right.parts if not p.endswith("+")))
+    assert statistics["accuracy"] == right.sums[0, part] / right.counts[0, part]
+
+
+def test_whole_answers_and_first_words_are_scored_apart():
+    samples = [sample("a", ("text", "q", ("red box",)), ("text", "r", ("7", "seven")))]
+    answers = [["Red, red red", "Seven."]]
+    assert score_answers(samples, answers, exact_score).task_means() == {"text": 0.5}
+    assert score_answers(samples, answers, first_word_score).task_means() == {"text": 1.0}
+    assert score_answers(samples, [["", "8"]], first_word_score).task_means() == {"text": 0.0}

@@ -168,6 +168,7 @@ def test_an_analysis_is_a_run_with_its_numbers_and_its_figure(tracked):
     (run,) = runs("analysis")
     assert run.info.status == "FINISHED" and run.info.run_name == "analyse fidelity out-analyses"
     assert run.data.metrics["analysis/fidelity/mean_gap"] >= 0
+    assert run.data.metrics["analysis/fidelity/learned/mean_gap"] >= 0
     assert run.data.tags["analysis"] == "fidelity" and run.data.tags["model_digest"]
     client = MlflowClient(default_uri())
     curve = client.get_metric_history(run.info.run_id, "analysis/fidelity/curves/noise gating")

@@ -34,10 +34,10 @@ def expected(reference, samples):
     vlm = FrozenVLM.from_pretrained(MODEL_FOLDER)
     selector = Selector.from_pretrained(reference / "selector")
     methods = (selector_method(selector), METHODS["divprune"])
-    answers = answer_part(
+    replies = answer_part(
         AskedVLM(vlm), samples, Plan(methods=methods, budgets=(BUDGET,), num_tokens=144)
     )
-    return {name: [text for image in rows for text in image] for name, rows in answers.items()}
+    return {name: [one.text for image in rows for one in image] for name, rows in replies.items()}
 
 
 def public_answers(engine: PrunedVLM, samples, batch: int) -> list[str]:

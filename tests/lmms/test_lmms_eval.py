@@ -10,6 +10,7 @@ import pytest
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.answers.replies import texts_of
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import score_answers
@@ -38,9 +39,9 @@ def own(reference):
     plan = Plan(
         methods=(selector_method(selector), METHODS["divprune"]), budgets=(BUDGET,), num_tokens=144
     )
-    answers = answer_part(AskedVLM(vlm), samples, plan)
+    replies = answer_part(AskedVLM(vlm), samples, plan)
     return {
-        column.method: score_answers(samples, answers[str(column)]).task_means()
+        column.method: score_answers(samples, texts_of(replies[str(column)])).task_means()
         for column in plan.columns()
     }
 

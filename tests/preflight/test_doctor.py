@@ -296,3 +296,19 @@ def test_the_table_ends_with_the_counts():
     lines = doctor.table(findings).splitlines()
     assert lines[1].startswith("FAIL  disk") and lines[2].strip() == "-> free some space"
     assert lines[-1] == "2 checks: 1 failed, 0 with a warning"
+
+
+@pytest.mark.parametrize(("tokens", "status"), [(144, "ok"), (1, "warn")])
+def test_random_removal_is_measured_on_request(run, monkeypatch, tokens, status):
+    """With every token kept nothing changes; a model that says nothing else does not end."""
+    from autoselect.method import removal
+
+    if status == "warn":
+        seen = iter([removal.Outcome(1.0, 4, 2, 2, 2), *[removal.Outcome(9.0, 4, 2, 0, 0)] * 2])
+        monkeypatch.setattr(removal, "forced_outcome", lambda *_: next(seen))
+    gate = {"token_budget": tokens, "min_token_budget": tokens}
+    _, findings = run("--removal-images", "2", gate=gate)
+    found = findings["removal"]
+    assert found["status"] == status and f"; {tokens}: loss" in found["found"]
+    assert ("does not end its answers with 1 random" in found["fix"]) == (status == "warn")
+    assert "removal" not in run()[1]

@@ -1,10 +1,15 @@
-"""Figure 5: compare noise gating with hard removal under the same random score maps.
+"""Compare noise gating with hard removal: figure 5's random score maps, and the learned scores.
+
+Training fills dropped tokens with noise and inference removes them. Under random scores the two may
+agree and under learned ones not, because a trained selector drops what noise still replaces: tokens
+that the model needs besides the objects. So both are measured, on samples that were not trained on.
 
 Noise is drawn per channel, as in the paper, and also with the full covariance of the tokens. The
 latter looks like tokens of other images, so a VLM may see objects that are not there.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +17,11 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.answers.answering import (
-    Answers,
     ImageChoices,
     answer_sequences,
     whole_choices,
 )
+from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
@@ -28,10 +33,17 @@ from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
 
+logger = logging.getLogger(__name__)
 REMOVAL, NOISE, ZEROS = "hard removal", "noise gating", "zero filling"
 COVARIANCE = "covariance noise"
 TREATMENTS = (REMOVAL, NOISE, COVARIANCE, ZEROS)
 NOISE_RANK = 64
+LARGEST_GAP = 0.02
+"""Gap under the learned scores above which a warning is logged."""
+
+Keep = Callable[[SelectionContext, int], Tensor]
+"""Returns the positions of the K tokens that are not dropped, [B, K]."""
+
 CALIBRATION_IMAGES = 256
 
 
@@ -51,6 +63,30 @@ def token_noises(vlm: Any, samples: Sequence[EvaluationSample]) -> Noises:
     return Noises(calibrate(tokens, None), calibrate(tokens, NOISE_RANK))
 
 
+def random_positions(context: SelectionContext, budget: int) -> Tensor:
+    """Return the positions of the K largest random scores, as in the paper's figure 5."""
+    return hard_top_k(random_scores(context), budget)
+
+
+def learned_positions(selector: Any) -> Keep:
+    """Return the choice of a trained selector, its diversity included."""
+    return lambda context, budget: selector.select(context.tokens, budget)[1]
+
+
+def warn_of_gap(found: dict[str, Any]) -> None:
+    """Log a warning if removal under the learned scores loses more than noise gating does."""
+    row = max(found["gaps"], key=lambda row: row["gap"])
+    if row["gap"] > LARGEST_GAP:
+        logger.warning(
+            "with %d tokens under the learned scores, hard removal is %.1f points below noise "
+            "gating (limit %.1f): training did not see what inference does; evaluate with "
+            "--diversity 0.7, or train with more tokens",
+            row["budget"],
+            100 * row["gap"],
+            100 * LARGEST_GAP,
+        )
+
+
 @torch.inference_mode()
 def gating_fidelity(
     asked: Any,
@@ -58,20 +94,23 @@ def gating_fidelity(
     budgets: Sequence[int],
     noises: Noises,
     max_new_tokens: int,
+    keep: Keep = random_positions,
     images_per_batch: int = 32,
-    rows_per_batch: int = 160,
 ) -> dict[str, Any]:
     """Measure accuracy with dropped tokens removed, replaced by noise, or set to zero.
 
     Args:
         asked: an `AskedVLM`.
         noises: statistics of the noise that replaces dropped tokens.
+        max_new_tokens: longest answer in tokens.
+        keep: chooses the tokens that are not dropped.
 
     Returns:
-        `budgets`, `curves` (accuracy by treatment), `gaps` (noise gating minus removal at each
+        `budgets`, `curves` (accuracy by treatment), `unended` (share of answers that reach the
+        token limit, by treatment), `gaps` (noise gating minus removal at each
         budget, with its paired 95 % interval) and `mean_gap`.
     """
-    answers: dict[str, Answers] = {}
+    answers: dict[str, Replies] = {}
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
         encoded = asked.encode(chosen)
@@ -79,20 +118,21 @@ def gating_fidelity(
         sequences: dict[str, ImageChoices | None] = {
             f"{treatment}@{budget}": sequence
             for budget in budgets
-            for treatment, sequence in _treated(context, budget, noises, start).items()
+            for treatment, sequence in _treated(
+                context, keep(context, budget), noises, start
+            ).items()
         }
-        found = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens, rows_per_batch)
-        for place, texts in found.items():
-            answers.setdefault(place, []).extend(texts)
+        found = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens)
+        for place, replies in found.items():
+            answers.setdefault(place, []).extend(replies)
     return _compare(samples, budgets, answers)
 
 
 def _treated(
-    context: SelectionContext, budget: int, noises: Noises, first: int
+    context: SelectionContext, positions: Tensor, noises: Noises, first: int
 ) -> dict[str, ImageChoices]:
-    """Return what the LLM sees of every image under each treatment."""
+    """Return what the LLM sees of every image if all but `positions` [B, K] are dropped."""
     tokens = context.tokens
-    positions = hard_top_k(random_scores(context), budget)
     gates = torch.zeros(tokens.shape[:2], device=tokens.device).scatter(1, positions, 1.0)
     ids = torch.arange(first, first + len(tokens), device=tokens.device)
 
@@ -107,13 +147,19 @@ def _treated(
     }
 
 
+def unended(replies: Replies) -> float:
+    """Return the share of generated answers that reach the token limit."""
+    every = [reply.ended for own in replies for reply in own]
+    return every.count(False) / len(every)
+
+
 def _compare(
     samples: Sequence[EvaluationSample],
     budgets: Sequence[int],
-    answers: dict[str, Answers],
+    answers: dict[str, Replies],
 ) -> dict[str, Any]:
     tables = {
-        (treatment, budget): score_answers(samples, answers[f"{treatment}@{budget}"])
+        (treatment, budget): score_answers(samples, texts_of(answers[f"{treatment}@{budget}"]))
         for treatment in TREATMENTS
         for budget in budgets
     }
@@ -127,6 +173,7 @@ def _compare(
     return {
         "budgets": list(budgets),
         "curves": {t: [tables[t, b].mean() for b in budgets] for t in TREATMENTS},
+        "unended": {t: [unended(answers[f"{t}@{b}"]) for b in budgets] for t in TREATMENTS},
         "gaps": gaps,
         "mean_gap": sum(abs(row["gap"]) for row in gaps) / len(gaps),
     }

@@ -25,6 +25,7 @@ from autoselect.evaluation.answers.answering import (
     blind_choices,
     whole_choices,
 )
+from autoselect.evaluation.answers.replies import texts_of
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.scoring import score_answers
 from autoselect.method.denoiser import Denoiser
@@ -124,8 +125,8 @@ def leak(
             features = torch.cat([finished, gated[..., width:]], dim=-1)
             sequences[name] = whole_choices(features)
         given = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens)
-        for name, texts in given.items():
-            answers.setdefault(name, []).extend(texts)
+        for name, replies in given.items():
+            answers.setdefault(name, []).extend(texts_of(replies))
     mean = {name: score_answers(samples, texts).mean() for name, texts in answers.items()}
     bare, repaired, blind = mean.get(GATED), mean.get(REPAIRED), mean[BLIND]
     return {

@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from autoselect.config import ConfigError
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.analyses.classifier import classifier_accuracy, labelled_images
-from autoselect.evaluation.analyses.fidelity import gating_fidelity, token_noises
+from autoselect.evaluation.analyses.fidelity import (
+    gating_fidelity,
+    learned_positions,
+    random_positions,
+    token_noises,
+    warn_of_gap,
+)
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
 from autoselect.evaluation.analyses.leak import leak, load_gate
@@ -68,13 +74,15 @@ def similarity(subject: Subject) -> Found:
 
 
 def fidelity(subject: Subject) -> Found:
-    """Draw figure 5 of the paper."""
+    """Draw figure 5 of the paper, and the same comparison under the learned scores."""
     noises = token_noises(subject.vlm, subject.samples)
-    longest = subject.max_new_tokens
-    found = gating_fidelity(
-        AskedVLM(subject.vlm), subject.samples, subject.budgets, noises, longest
+    asked, longest = AskedVLM(subject.vlm), subject.max_new_tokens
+    found, learned = (
+        gating_fidelity(asked, subject.samples, subject.budgets, noises, longest, keep)
+        for keep in (random_positions, learned_positions(subject.selector))
     )
-    return found, fidelity_figure(found)
+    warn_of_gap(learned)
+    return {**found, "learned": learned}, fidelity_figure(found, learned)
 
 
 def frequency(subject: Subject) -> Found:

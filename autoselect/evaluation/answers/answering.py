@@ -13,12 +13,16 @@ from torch import Tensor
 
 from autoselect.evaluation.answers.asking import Encoded, Place, Prompts
 from autoselect.evaluation.answers.likelihood import GENERATION, answers_of, candidates
+from autoselect.evaluation.answers.replies import Replies, Reply
 from autoselect.evaluation.methods.choice import Choice, choose
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.pruning.budget import budget_to_tokens
 
-FULL, BLIND = "full", "blind"
+FULL, BLIND, OTHER = "full", "blind", "other_image"
+BOUNDS = (FULL, BLIND, OTHER)
+ANSWERS, MODEL = "answers", "model"
+REFERENCES = (ANSWERS, MODEL)
 Answers = list[list[str]]
 ImageChoices = list[list[Choice]]
 """What stays of every image of every sample."""
@@ -26,7 +30,7 @@ ImageChoices = list[list[Choice]]
 
 @dataclass(frozen=True)
 class Column:
-    """One evaluated column: a method at a budget with a seed; or full, or blind."""
+    """One evaluated column: a method at a budget with a seed; or full, blind, or another image."""
 
     method: str
     budget: int
@@ -48,6 +52,8 @@ class Plan:
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
         scoring: way of answering, see `autoselect/evaluation/answers/likelihood.py`.
+        reference: `answers` if the data's answers are right, `model` if the full model's own are.
+        others: whether there is a second image, whose tokens one column shows instead.
     """
 
     methods: tuple[Method, ...]
@@ -57,10 +63,17 @@ class Plan:
     rows_per_batch: int = 160
     max_new_tokens: int = 16
     scoring: str = GENERATION
+    reference: str = ANSWERS
+    others: bool = False
+
+    def bounds(self) -> list[Column]:
+        """Return the columns without a method: full first, then what the model knows unseen."""
+        names = BOUNDS if self.others else (FULL, BLIND)
+        return [Column(name, 0) for name in names]
 
     def columns(self) -> list[Column]:
-        """Return every column, full and blind first."""
-        return [Column(FULL, 0), Column(BLIND, 0)] + [
+        """Return every column, full first."""
+        return self.bounds() + [
             Column(method.name, budget, seed)
             for method in self.methods
             for budget in self.budgets
@@ -75,45 +88,106 @@ class Plan:
 
 
 @torch.inference_mode()
-def answer_part(asked: Any, samples: Sequence[EvaluationSample], plan: Plan) -> dict[str, Answers]:
-    """Return the answers to every question of some images: column name -> image -> round -> text.
+def answer_part(
+    asked: Any,
+    samples: Sequence[EvaluationSample],
+    plan: Plan,
+    others: Sequence[EvaluationSample] = (),
+) -> dict[str, Replies]:
+    """Return the replies to every question of some images: column name -> image -> round -> reply.
 
-    Questions are batched in the order of their length, to reduce padding. `asked` is an `AskedVLM`.
+    Questions are batched in the order of their length, to reduce padding.
+
+    Args:
+        asked: an `AskedVLM`.
+        samples: images and questions.
+        plan: what is asked, and how.
+        others: for each sample one with other images, if the plan has a column for them.
     """
     attention = any("class_attention" in method.needs for method in plan.methods)
     encoded = asked.encode(samples, attention)
-    answers = {
-        str(column): [[""] * len(sample.questions) for sample in samples]
+    by_image = dict(_image_choices(encoded, plan))
+    if plan.others:
+        by_image[Column(OTHER, 0)] = other_choices(encoded, asked.encode(others))
+    by_image[Column(BLIND, 0)] = blind_choices(encoded)
+    replies = {
+        str(column): [[Reply("")] * len(sample.questions) for sample in samples]
         for column in plan.columns()
     }
-    by_image = dict(_image_choices(encoded, plan))
     for places in question_batches(samples, plan.rows_per_batch):
-        prompts = asked.prompts(samples, encoded, places)
-        by_question = dict(_question_choices(asked, encoded, prompts, plan))
-        options = [
-            candidates(samples[i].questions[r], samples[i].answers[r], plan.scoring)
-            for i, r in places
-        ]
+        batch = _Batch(asked, samples, encoded, places, plan)
+        by_question = dict(_question_choices(asked, encoded, batch.prompts, plan))
         for column in plan.columns():
-            features, kept = prompts.features(), None
-            if column.method == BLIND:
-                kept = [nothing(tokens) for tokens in features]
-            elif column.method != FULL:
-                chosen = by_question.get(column)
-                if chosen is None:
-                    chosen = [choice for i, _ in places for choice in by_image[column][i]]
-                features = [choice.features for choice in chosen]
-                kept = [choice.positions for choice in chosen]
-            call = asked.call(prompts, encoded, features)
-            texts = answers_of(asked, call, kept, options, plan.max_new_tokens)
-            for (image, turn), text in zip(places, texts, strict=True):
-                answers[str(column)][image][turn] = text
-    return answers
+            chosen = by_question.get(column)
+            if chosen is None and column in by_image:
+                chosen = [choice for i, _ in places for choice in by_image[column][i]]
+            for (image, turn), reply in zip(places, batch.replies(chosen), strict=True):
+                replies[str(column)][image][turn] = reply
+    return replies
+
+
+class _Batch:
+    """Questions that are answered together, once per column; the full model goes first."""
+
+    def __init__(
+        self,
+        asked: Any,
+        samples: Sequence[EvaluationSample],
+        encoded: Encoded,
+        places: Sequence[Place],
+        plan: Plan,
+    ) -> None:
+        self.asked, self.encoded, self.plan = asked, encoded, plan
+        self.prompts: Prompts = asked.prompts(samples, encoded, places)
+        scoring = plan.scoring
+        self.options = [
+            candidates(samples[i].questions[r], samples[i].answers[r], scoring) for i, r in places
+        ]
+        self.references: list[list[int]] | None = None
+        if plan.reference == ANSWERS:
+            self.references = [
+                asked.answer_ids(
+                    len(samples[i].images), samples[i].asked(r), samples[i].answers[r][0]
+                )
+                for i, r in places
+            ]
+
+    def replies(self, chosen: Sequence[Choice] | None) -> list[Reply]:
+        """Return one reply per question; `chosen` is what stays of each image, None for all."""
+        features = None if chosen is None else [choice.features for choice in chosen]
+        kept = None if chosen is None else [choice.positions for choice in chosen]
+        call = self.asked.call(self.prompts, self.encoded, features)
+        given = answers_of(self.asked, call, kept, self.options, self.plan.max_new_tokens)
+        if self.references is None:
+            self.references = [one.ids for one in given]
+        losses = self.asked.losses(call, kept, self.references)
+        return [
+            Reply(one.text, len(one.ids) or None, one.ended if one.ids else None, loss)
+            for one, loss in zip(given, losses, strict=True)
+        ]
 
 
 def nothing(tokens: Tensor) -> Tensor:
     """Return the positions of a blind answer: none, int64, [0]."""
     return torch.zeros(0, dtype=torch.long, device=tokens.device)
+
+
+def other_choices(encoded: Encoded, others: Encoded) -> ImageChoices:
+    """Return all tokens of other images in place of the samples' own.
+
+    If an image has another number of tokens, the other's are repeated or thinned out evenly; if a
+    sample has more images than the other, the other's images are repeated.
+    """
+    found = []
+    for own, strange in zip(encoded.images, others.images, strict=True):
+        row = []
+        for place, image in enumerate(own):
+            features = strange[place % len(strange)].features
+            steps = torch.arange(len(image), device=features.device) * len(features) // len(image)
+            everything = torch.arange(len(image), device=features.device)
+            row.append(Choice(everything, features[steps]))
+        found.append(row)
+    return found
 
 
 def blind_choices(encoded: Encoded) -> ImageChoices:
@@ -136,13 +210,15 @@ def answer_sequences(
     sequences: Mapping[str, ImageChoices | None],
     max_new_tokens: int,
     rows_per_batch: int = 160,
-) -> dict[str, Answers]:
-    """Return the answers of some images to given visual tokens: name -> image -> round -> text.
+) -> dict[str, Replies]:
+    """Return the replies of some images to given visual tokens: name -> image -> round -> reply.
 
     `sequences` names what the model sees of every image; None for the untouched model.
     """
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    answers = {name: [[""] * len(sample.questions) for sample in samples] for name in sequences}
+    replies = {
+        name: [[Reply("")] * len(sample.questions) for sample in samples] for name in sequences
+    }
     for places in question_batches(samples, rows_per_batch):
         prompts = asked.prompts(samples, encoded, places)
         for name, choices in sequences.items():
@@ -151,10 +227,10 @@ def answer_sequences(
                 chosen = [choice for i, _ in places for choice in choices[i]]
                 features = [choice.features for choice in chosen]
                 kept = [choice.positions for choice in chosen]
-            texts = asked.generate(asked.call(prompts, encoded, features), kept, options)
-            for (image, turn), text in zip(places, texts, strict=True):
-                answers[name][image][turn] = text
-    return answers
+            given = asked.generated(asked.call(prompts, encoded, features), kept, options)
+            for (image, turn), one in zip(places, given, strict=True):
+                replies[name][image][turn] = Reply(one.text, len(one.ids), one.ended)
+    return replies
 
 
 def _image_choices(encoded: Encoded, plan: Plan) -> Iterator[tuple[Column, ImageChoices]]:

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoselect.evaluation.answers.endings import answer_ids, up_to_end
+from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
+from autoselect.evaluation.answers.replies import Generated
 from autoselect.evaluation.methods.llm_attention import visual_attention
-from autoselect.evaluation.methods.tower_attention import class_attention
+from autoselect.evaluation.methods.tower_attention import tower_attention
 from autoselect.evaluation.samples import Box, EvaluationSample
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import FrozenVLM
@@ -26,6 +29,7 @@ from autoselect.vlm.columns import PADDING, remaining_columns, take_columns
 from autoselect.vlm.features import with_entries
 from autoselect.vlm.rasters import raster_of
 from autoselect.vlm.text.placeholders import question_content
+from autoselect.vlm.text.tokens import end_ids
 
 Place = tuple[int, int]
 """A question: number of its sample, and its round."""
@@ -40,7 +44,8 @@ class ImageTokens:
         features: projector outputs, each followed by the features for later layers, [N, (1 + L) D].
         width: D.
         grid: rows and columns of its raster; None if its tokens are not one raster.
-        class_attention: attention of the vision tower's class token to each token, [N].
+        class_attention: attention of the vision tower's class token to each token, or what each
+            receives on average if there is no class token, [N].
         boxes: known regions as fractions of the image (left, top, right, bottom).
     """
 
@@ -67,10 +72,12 @@ class Encoded:
     Attributes:
         images: images of every sample, in order of appearance.
         output: the encoder's output, whose container types are kept when features are replaced.
+        of_class_token: whether `class_attention` is that of a class token; None if it was not read.
     """
 
     images: list[list[ImageTokens]]
     output: Any
+    of_class_token: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class AskedVLM:
         blocks = adapter.blocks(inputs["input_ids"], outputs)
         features, _ = adapter.tokens(blocks, outputs, later=True)
         total = sum(map(len, blocks))  # `features` is padded if images differ in size
-        seen = class_attention(adapter, inputs, total) if attention else None
+        seen = tower_attention(adapter, inputs, total) if attention else None
         images: list[list[ImageTokens]] = [[] for _ in samples]
         counts = torch.tensor([block.row for block in blocks]).bincount(minlength=len(samples))
         for block, own in zip(blocks, features, strict=True):
@@ -138,11 +145,11 @@ class AskedVLM:
                     own[: len(block)],
                     adapter.width,
                     grid,
-                    None if seen is None else seen[block.start : block.start + len(block)],
+                    None if seen is None else seen.values[block.start : block.start + len(block)],
                     sample_boxes(sample) if whole and grid and len(sample.images) == 1 else (),
                 )
             )
-        return Encoded(images, outputs["image"])
+        return Encoded(images, outputs["image"], None if seen is None else seen.of_class_token)
 
     def prompts(
         self, samples: Sequence[EvaluationSample], encoded: Encoded, places: Sequence[Place]
@@ -186,13 +193,13 @@ class AskedVLM:
         return visual_attention(self.vlm.adapter, call, prompts.blocks)
 
     @torch.inference_mode()
-    def generate(
+    def generated(
         self,
         call: Mapping[str, Any],
         kept: Sequence[Tensor] | None,
         options: Mapping[str, Any],
-    ) -> list[str]:
-        """Return the generated text of each row.
+    ) -> list[Generated]:
+        """Return what the model generates for each row.
 
         Args:
             call: arguments of `generate`.
@@ -208,7 +215,38 @@ class AskedVLM:
             )
         new = produced[:, call["input_ids"].shape[1] :]
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        ends = end_ids(model, tokenizer)
+        return [
+            Generated(text.strip(), up_to_end(ids, ends), any(i in ends for i in ids))
+            for text, ids in zip(texts, new.tolist(), strict=True)
+        ]
+
+    def generate(
+        self,
+        call: Mapping[str, Any],
+        kept: Sequence[Tensor] | None,
+        options: Mapping[str, Any],
+    ) -> list[str]:
+        """Return the texts of `generated` alone."""
+        return [one.text for one in self.generated(call, kept, options)]
+
+    def answer_ids(self, image_count: int, question: str, answer: str) -> list[int]:
+        """Return the token ids of an answer and of its end, as they follow the question."""
+        return answer_ids(self.vlm, image_count, question, answer)
+
+    def losses(
+        self,
+        call: Mapping[str, Any],
+        kept: Sequence[Tensor] | None,
+        references: Sequence[list[int]],
+    ) -> list[float]:
+        """Return each reference's negative log-likelihood in nats per token.
+
+        Arguments as of `generated`; `references` holds the token ids of one answer per row.
+        """
+        scored = continuation_log_likelihood(self.vlm.model, call, kept, references)
+        pairs = zip(scored.sums.tolist(), references, strict=True)
+        return [-total / len(ids) for total, ids in pairs]
 
 
 def sample_boxes(sample: EvaluationSample) -> tuple[Box, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.evaluation.answers.replies import Generated
 from autoselect.evaluation.scores.metrics import parse_options
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm.adapter import FILL_PER_TOKEN
@@ -161,7 +162,7 @@ def answers_of(
     kept: Sequence[Tensor] | None,
     options: Sequence[Sequence[Candidate]],
     max_new_tokens: int,
-) -> list[str]:
+) -> list[Generated]:
     """Return the most likely candidate of rows that have some, generated text for the others.
 
     Args:
@@ -173,6 +174,9 @@ def answers_of(
     """
     given = most_likely(asked, call, kept, options) if any(options) else [None] * len(options)
     if all(answer is not None for answer in given):
-        return [answer or "" for answer in given]
-    texts = asked.generate(call, kept, {"max_new_tokens": max_new_tokens, "do_sample": False})
-    return [text if answer is None else answer for answer, text in zip(given, texts, strict=True)]
+        return [Generated(answer or "", [], True) for answer in given]
+    rows = asked.generated(call, kept, {"max_new_tokens": max_new_tokens, "do_sample": False})
+    return [
+        row if answer is None else Generated(answer, [], True)
+        for answer, row in zip(given, rows, strict=True)
+    ]

@@ -14,7 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from autoselect.evaluation.answers.answering import Answers, Plan, answer_part
+from autoselect.evaluation.answers.answering import Plan, answer_part
+from autoselect.evaluation.answers.replies import Replies, Reply
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text
 
@@ -65,16 +66,29 @@ class PartStore:
     def path(self, index: int) -> Path:
         return self.folder / f"part-{index:06d}.json"
 
-    def write(self, index: int, answers: dict[str, Answers]) -> None:
-        """Store the answers of a part atomically."""
-        write_text(self.path(index), json.dumps(answers))
+    def write(self, index: int, replies: dict[str, Replies]) -> None:
+        """Store the replies of a part atomically, each as a list of its four fields."""
+        rows = {
+            column: [[list(vars(reply).values()) for reply in own] for own in images]
+            for column, images in replies.items()
+        }
+        write_text(self.path(index), json.dumps(rows))
 
-    def merge(self, parts: int) -> dict[str, Answers]:
-        merged: dict[str, Answers] = {}
+    def merge(self, parts: int) -> dict[str, Replies]:
+        merged: dict[str, Replies] = {}
         for index in range(parts):
-            for column, answers in json.loads(self.path(index).read_text()).items():
-                merged.setdefault(column, []).extend(answers)
+            for column, images in json.loads(self.path(index).read_text()).items():
+                rows = [[Reply(*fields) for fields in own] for own in images]
+                merged.setdefault(column, []).extend(rows)
         return merged
+
+
+def other_image(index: int, count: int) -> int:
+    """Return the number of the sample whose images replace those of sample `index`.
+
+    Half a data set lies between them, so that neighbours, which often show one image, do not meet.
+    """
+    return (index + count // 2) % count
 
 
 def answer_all(
@@ -85,8 +99,8 @@ def answer_all(
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
-) -> dict[str, Answers]:
-    """Return the answers to every question, on every rank: column name -> image -> round -> text.
+) -> dict[str, Replies]:
+    """Return all replies, on every rank: column name -> image -> round -> reply.
 
     Part p belongs to rank p mod world_size; `store` needs a folder that all ranks share. `barrier`
     waits for all ranks and is required if there are several.
@@ -97,8 +111,9 @@ def answer_all(
     mine = [p for p in range(rank, parts, world_size) if not store.path(p).exists()]
     logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
     for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
-        chosen = [samples[i] for i in range(part * size, min(len(samples), (part + 1) * size))]
-        store.write(part, answer_part(asked, chosen, plan))
+        numbers = range(part * size, min(len(samples), (part + 1) * size))
+        others = [samples[other_image(i, len(samples))] for i in numbers] if plan.others else []
+        store.write(part, answer_part(asked, [samples[i] for i in numbers], plan, others))
     if barrier is not None:
         barrier()
     return store.merge(parts)

@@ -5,19 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoselect.evaluation.answers.replies import AnsweredSample
 from autoselect.evaluation.scores.scoring import ScoreTable, average, score_answers
 
 Place = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class AnsweredSample:
-    """One image's rounds in `predictions.jsonl`, as `score_answers` reads them."""
-
-    key: str
-    questions: list[str]
-    answers: list[list[str]]
-    tasks: list[str]
 
 
 @dataclass(frozen=True)

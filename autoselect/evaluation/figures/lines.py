@@ -25,9 +25,21 @@ LOOKS = {
 }
 
 
-def fidelity_figure(found: dict[str, Any]) -> Figure:
-    """Draw what `gating_fidelity` returned: accuracy by budget for each treatment."""
+def fidelity_figure(found: dict[str, Any], learned: dict[str, Any] | None = None) -> Figure:
+    """Draw what `gating_fidelity` returned: accuracy by budget for each treatment.
+
+    Args:
+        found: numbers under random scores.
+        learned: numbers under the learned scores, drawn thinly in the same axes.
+    """
     figure, axes = _curves(found["curves"], found["budgets"])
+    for name in ("hard removal", "noise gating") if learned else ():
+        assert learned is not None
+        values = [100 * value for value in learned["curves"][name]]
+        colour, _, style = LOOKS[name]
+        label = f"{name}, learned scores"
+        axes.plot(found["budgets"], values, color=colour, ls=style, lw=0.8, label=label)  # type: ignore[arg-type]
+    axes.legend(fontsize=8, frameon=False)
     axes.set_ylabel("accuracy, mean over tasks", fontsize=9, color=INK)
     gap = f"{100 * found['mean_gap']:.1f} points"
     title(axes, f"Random score maps: noise gating to removal, mean absolute gap {gap}")

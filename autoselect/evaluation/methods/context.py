@@ -27,7 +27,8 @@ class SelectionContext:
         mask: true at valid tokens, [B, N]; None if all are valid.
         grid: rows and columns of the token grid; None if the tokens do not form one.
         seed: seed of random choices.
-        class_attention: attention of the vision tower's CLS token, [B, N].
+        class_attention: attention of the vision tower's CLS token, or what each token receives on
+            average if the tower has none, [B, N].
         question: mean embedding of the prompt's text, its template included, [B, D].
         llm_attention: attention of the prompt's last token to each visual token, [B, N].
         boxes: known regions of each row as fractions of the image (left, top, right, bottom).

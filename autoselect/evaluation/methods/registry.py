@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.methods import coverage, merging, ranking
+from autoselect.evaluation.methods import (
+    coverage,
+    duplication,
+    merging,
+    ranking,
+    salience,
+)
 from autoselect.evaluation.methods.context import Kept, SelectionContext
 
 SELECTOR = "autoselect"
@@ -50,7 +56,10 @@ def selector_method(selector: object, name: str = SELECTOR) -> Method:
         return Kept(tokens, positions)
 
     diversity = selector.diversity  # type: ignore[attr-defined]
-    rule = "hard top-K" if diversity == 0 else f"greedy with diversity {diversity:g}"
+    rule = "hard top-K"
+    if diversity:
+        form = "maximal marginal relevance, the form of IDPruner, arXiv 2602.13315"
+        rule = f"greedy with diversity {diversity:g} ({form})"
     source = f"AutoSelect (arXiv 2603.07135): learned scores, {rule}"
     return Method(name, source, keep, selector=selector)
 
@@ -99,6 +108,43 @@ METHODS: dict[str, Method] = {
             ranking.llm_attention,
             needs=("llm_attention",),
             per_question=True,
+        ),
+        Method(
+            "scope",
+            "SCOPE: salience x gain in coverage, greedy (arXiv 2510.24214)",
+            salience.scope,
+            needs=("class_attention",),
+        ),
+        Method(
+            "score",
+            "SCoRe: weighted k-center, cosine distance x salience^0.8 (CVPR 2026)",
+            salience.score,
+            needs=("class_attention",),
+        ),
+        Method(
+            "vispruner",
+            "VisPruner: half by salience, half by removing duplicates (arXiv 2412.01818)",
+            salience.vispruner,
+            needs=("class_attention",),
+        ),
+        Method(
+            "holov",
+            "HoloV: budget shared over 16 crops by salience (arXiv 2510.02912)",
+            salience.holov,
+            needs=("class_attention",),
+        ),
+        Method(
+            "dart",
+            "DART-style: pivots by norm, and what resembles them least, at the input "
+            "(arXiv 2502.11494)",
+            duplication.dart,
+        ),
+        Method(
+            "prunesid",
+            "PruneSID: groups by principal components, duplicates dropped in each "
+            "(arXiv 2603.09480)",
+            duplication.prunesid,
+            needs=("class_attention",),
         ),
         Method(
             "oracle",

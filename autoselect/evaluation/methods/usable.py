@@ -1,6 +1,7 @@
 """Check of which methods a model and its data allow."""
 
 import logging
+from dataclasses import replace
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.asking import AskedVLM
@@ -9,6 +10,10 @@ from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSet
 
 logger = logging.getLogger(__name__)
+WITHOUT_CLASS_TOKEN = (
+    "this tower has no class token: here the attention that each token receives from all tokens on "
+    "average, in the layer whose output the projector takes"
+)
 
 
 def usable_methods(
@@ -16,15 +21,20 @@ def usable_methods(
 ) -> tuple[tuple[Method, ...], dict[str, str]]:
     """Return the methods that this model and data allow, and why others are left out, by name.
 
+    The source of a method says so if it cannot read a class token and uses something else.
+
     Raises:
         ConfigError: with `strict`, if a method cannot run.
     """
     needs = {need for method in methods for need in method.needs}
+    without_class = "class_attention" in needs and not _has_class_token(asked, samples)
     lacking = {need: why for need in sorted(needs) if (why := _lack(asked, samples, need))}
     usable, left_out = [], {}
     for method in methods:
         missing = next((need for need in method.needs if need in lacking), None)
         if missing is None:
+            if without_class and "class_attention" in method.needs:
+                method = replace(method, source=f"{method.source}; {WITHOUT_CLASS_TOKEN}")
             usable.append(method)
             continue
         if strict:
@@ -32,6 +42,14 @@ def usable_methods(
         left_out[method.name] = lacking[missing]
         logger.warning("method %s left out: %s", method.name, lacking[missing])
     return tuple(usable), left_out
+
+
+def _has_class_token(asked: AskedVLM, samples: EvaluationSet) -> bool:
+    """Return True if the tower has a class token, or if its attention cannot be read at all."""
+    try:
+        return asked.encode([samples[0]], attention=True).of_class_token is not False
+    except ConfigError:
+        return True
 
 
 def _lack(asked: AskedVLM, samples: EvaluationSet, need: str) -> str:

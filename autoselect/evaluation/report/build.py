@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from autoselect.evaluation.answers.answering import BLIND, FULL, Answers, Plan
+from autoselect.evaluation.answers.answering import BLIND, FULL, OTHER, Plan
+from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.report.endings import Endings, ending_warnings, measured_endings
 from autoselect.evaluation.scores.intervals import (
     Resampling,
     interval,
@@ -29,7 +31,7 @@ Found = TypeVar("Found")
 
 def build_report(
     samples: Sequence[Answered],
-    answers: dict[str, Answers],
+    replies: dict[str, Replies],
     plan: Plan,
     model: str,
     num_tokens: int,
@@ -40,14 +42,20 @@ def build_report(
 
     Args:
         samples: questions and accepted answers; their images are not needed.
-        answers: answer texts by column name, image and round.
+        replies: replies by column name, image and round.
         num_tokens: visual tokens of one image.
         latency: measured times, for all tokens and for each budget.
         extra: further keys of the report, such as `environment` and `digests`. `left_out` maps
             methods that were not evaluated to the reason; it becomes a list of rows.
     """
+    answers = {column: texts_of(own) for column, own in replies.items()}
     tables = _by_place(plan, lambda column: score_answers(samples, answers[column]), average)
     details = _by_place(plan, lambda column: task_details(samples, answers[column]), _mean_details)
+    endings = _by_place(
+        plan,
+        lambda column: Endings.of(samples, replies[column], answers[str(plan.bounds()[0])]),
+        Endings.mean,
+    )
     full = tables[FULL, 0]
     draws = Resampling.of(len(samples))
     retained = {p: draws.retention(t, full) for p, t in tables.items() if p != (FULL, 0)}
@@ -55,6 +63,7 @@ def build_report(
     def scores(place: Place) -> dict[str, Any]:
         table = tables[place]
         found = {"mean": table.mean(), "tasks": table.task_means(), "details": details[place]}
+        found["answers"] = measured_endings(endings[place], endings[FULL, 0])
         if place != (FULL, 0):
             found["retention"] = retention(table, full)
             found["retention_ci95"] = list(interval(retained[place]))
@@ -78,6 +87,8 @@ def build_report(
         "num_tokens": num_tokens,
         "full": scores((FULL, 0)),
         "blind": scores((BLIND, 0)),
+        **({"other_image": scores((OTHER, 0))} if plan.others else {}),
+        "reference": plan.reference,
         "rows": rows,
         "left_out": [{"method": name, "reason": why} for name, why in left_out.items()],
         "intervals": _differences(rows, retained, plan),
@@ -87,6 +98,7 @@ def build_report(
         "methods": {method.name: method.source for method in plan.methods},
         **more,
     }
+    report["warnings"] = [*more.get("warnings", []), *ending_warnings(report)]
     return dict(_without_nan(report))
 
 

@@ -32,7 +32,7 @@ def check_report(report: dict[str, Any]) -> None:
 
 def _disagreements(report: dict[str, Any]) -> Iterator[str]:
     full = report["full"]["tasks"]
-    for name in ("full", "blind"):
+    for name in ("full", "blind", *(("other_image",) if report.get("other_image") else ())):
         yield from _scores(report[name], full, name)
     places = set()
     for position, row in enumerate(report["rows"]):
@@ -58,6 +58,8 @@ def _scores(scores: Mapping[str, Any], full: Mapping[str, float], where: str) ->
 
 def _row(row: Mapping[str, Any], full: Mapping[str, float], where: str) -> Iterator[str]:
     yield from _scores(row, full, where)
+    if row.get("answers"):
+        yield from _answers(row["answers"], where)
     if set(row["tasks"]) != set(full):
         return
     ratios = {task: row["tasks"][task] / score for task, score in full.items() if score > 0}
@@ -75,6 +77,14 @@ def _row(row: Mapping[str, Any], full: Mapping[str, float], where: str) -> Itera
             row["retention_tasks_ci95"][task], f"{where}.retention_tasks_ci95.{task}"
         )
     yield from _ordered(row["retention_ci95"], f"{where}.retention_ci95", bool(ratios))
+
+
+def _answers(answers: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Yield contradictions: whole answers that are right begin with the right word."""
+    if answers["exact"] > answers["first_word"] + TOLERANCE:
+        yield (
+            f"{where}.answers.exact={answers['exact']} exceeds first_word={answers['first_word']}"
+        )
 
 
 def _ordered(ends: Sequence[float | None], where: str, known: bool = True) -> Iterator[str]:

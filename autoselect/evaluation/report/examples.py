@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
+from autoselect.evaluation.answers.replies import Replies
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.evaluation.samples import EvaluationSample
@@ -48,6 +49,45 @@ def choose_places(
     return [*chosen.items(), *itertools.islice(spoilt, 1)]
 
 
+def lost_places(replies: dict[str, Replies], plan: Plan, count: int) -> list[tuple[float, Place]]:
+    """Return the (image, round) that lose most likelihood by pruning, one per image at most.
+
+    The loss difference is that of the reference answer, its end included, with the selector at the
+    smallest budget and with all tokens, in nats per token; the largest comes first.
+    """
+    full, pruned = (
+        replies[str(column)] for column in (Column(FULL, 0), Column(SELECTOR, plan.budgets[0]))
+    )
+    best: dict[int, tuple[float, Place]] = {}
+    for image, (whole, few) in enumerate(zip(full, pruned, strict=True)):
+        for turn, (before, after) in enumerate(zip(whole, few, strict=True)):
+            if before.loss is not None and after.loss is not None:
+                found = (after.loss - before.loss, (image, turn))
+                best[image] = max(best.get(image, found), found, key=lambda one: one[0])
+    return sorted(best.values(), key=lambda one: -one[0])[:count]
+
+
+def audited(
+    asked: Sequence[Answered], replies: dict[str, Replies], plan: Plan, count: int
+) -> list[dict[str, Any]]:
+    """Return the questions of `lost_places` with their answers, as the report lists them."""
+    rows = []
+    for difference, (image, turn) in lost_places(replies, plan, count):
+        columns = {budget: str(Column(SELECTOR, budget)) for budget in plan.budgets}
+        rows.append(
+            {
+                "key": asked[image].key,
+                "round": turn,
+                "question": asked[image].questions[turn],
+                "reference": asked[image].answers[turn][0],
+                "full": replies[str(Column(FULL, 0))][image][turn].text,
+                "pruned": {str(k): replies[c][image][turn].text for k, c in columns.items()},
+                "loss_difference": difference,
+            }
+        )
+    return rows
+
+
 @torch.inference_mode()
 def overlay_rows(
     vlm: Any,
@@ -56,25 +96,31 @@ def overlay_rows(
     asked: Sequence[Answered],
     answers: dict[str, Answers],
     plan: Plan,
+    places: Sequence[Place],
 ) -> list[OverlayRow]:
-    """Return the chosen samples with what the selector keeps, the largest budget first.
+    """Return some questions with what the selector keeps, the largest budget first.
 
     Args:
+        vlm: the model.
+        selector: the selector.
+        samples: images and questions.
         asked: questions and accepted answers without images, so that only shown images are decoded.
         answers: answer texts by column name, image and round.
+        plan: methods and budgets.
+        places: (image, round) of each question.
     """
     rows = []
-    for image, turn in choose_places(asked, answers, plan):
+    for image, turn in places:
         sample = samples[image]
         visual = vlm.encode_images([sample.image])
         full = answers[str(Column(FULL, 0))][image][turn]
         label = f"all {visual.tokens.shape[1]} tokens"
-        panels = [Overlay(label, None, full, is_right(sample, turn, full))]
+        panels = [Overlay(label, None, full, is_right(asked[image], turn, full))]
         for budget in reversed(plan.budgets):
             _, positions = selector.select(visual.tokens, budget, visual.mask)
             text = answers[str(Column(SELECTOR, budget))][image][turn]
-            right = is_right(sample, turn, text)
+            right = is_right(asked[image], turn, text)
             panels.append(Overlay(f"{budget} tokens", positions[0].tolist(), text, right))
-        truth = sample.answers[turn][0]
+        truth = asked[image].answers[turn][0]
         rows.append(OverlayRow(sample.image, sample.questions[turn], truth, tuple(panels)))
     return rows

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.evaluation.analyses.run import ANALYSES, Subject
-from autoselect.evaluation.answers.answering import Answers, Plan
+from autoselect.evaluation.answers.answering import Plan
+from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import SELECTOR
-from autoselect.evaluation.report.examples import overlay_rows
+from autoselect.evaluation.report.examples import choose_places, lost_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.samples import EvaluationSet
@@ -26,18 +27,23 @@ class Evaluation:
     """What an evaluation computed, for figures and tracking.
 
     Attributes:
-        answers: answer texts by column name, image and round.
+        replies: replies by column name, image and round.
         asked: questions and accepted answers without images.
         selectors: each `Selector` by the name of its row.
     """
 
     report: dict[str, Any]
-    answers: dict[str, Answers]
+    replies: dict[str, Replies]
     samples: EvaluationSet
     asked: Sequence[Answered]
     plan: Plan
     vlm: Any
     selectors: dict[str, Any]
+
+    @property
+    def answers(self) -> dict[str, list[list[str]]]:
+        """Return the texts alone, by column name, image and round."""
+        return {column: texts_of(own) for column, own in self.replies.items()}
 
     @property
     def selector(self) -> Any:
@@ -57,9 +63,16 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     if vlm.num_tokens is not None and samples.one_image_each:
         grid = vlm.grid_of(samples[0].image)
     if grid is not None:
-        rows = overlay_rows(vlm, selector, samples, result.asked, result.answers, result.plan)
-        if rows:
-            drawn["overlays"] = patch_overlays(rows, grid)
+        asked, answers, plan = result.asked, result.answers, result.plan
+        audit = lost_places(result.replies, plan, len(result.report.get("audit", [])))
+        shown = {
+            "overlays": choose_places(asked, answers, plan),
+            "audit": [place for _, place in audit],
+        }
+        for name, places in shown.items():
+            rows = overlay_rows(vlm, selector, samples, asked, answers, plan, places)
+            if rows:
+                drawn[name] = patch_overlays(rows, grid)
         subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
         for kind in ("similarity", "frequency", "gates"):
             numbers, drawn[kind] = ANALYSES[kind](subject)
@@ -79,19 +92,26 @@ def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) ->
 
 
 def write_predictions(
-    path: Path, samples: Sequence[Answered], answers: dict[str, Answers], plan: Plan
+    path: Path, samples: Sequence[Answered], replies: dict[str, Replies], plan: Plan
 ) -> None:
-    """Write one JSON line per question: what was asked, accepted and answered."""
+    """Write one JSON line per question: what was asked, accepted and answered.
+
+    `predictions`, `tokens`, `ended` and `loss` hold the fields of each column's `Reply`.
+    """
     columns = [str(column) for column in plan.columns()]
     with path.open("w") as file:
         for i, sample in enumerate(samples):
             for r, question in enumerate(sample.questions):
+                own = {column: replies[column][i][r] for column in columns}
                 row = {
                     "key": sample.key,
                     "round": r,
                     "task": sample.tasks[r],
                     "question": question,
                     "answers": sample.answers[r],
-                    "predictions": {column: answers[column][i][r] for column in columns},
+                    "predictions": {column: reply.text for column, reply in own.items()},
+                    "tokens": {column: reply.tokens for column, reply in own.items()},
+                    "ended": {column: reply.ended for column, reply in own.items()},
+                    "loss": {column: reply.loss for column, reply in own.items()},
                 }
                 file.write(json.dumps(row) + "\n")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from autoselect.evaluation.figures.style import DPI
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.report.answer_table import ANSWER_NOTE, ANSWER_TITLE, answer_table
 from autoselect.evaluation.report.latency import latency_notes, latency_table, speedups
 from autoselect.evaluation.report.tables import (
     BOUND,
@@ -32,6 +33,7 @@ PIXELS_PER_INCH = 105
 CAPTIONS = {
     "retention": "Accuracy kept against the number of visual tokens, and accuracy per task.",
     "overlays": "What the language model still sees, its answer with all tokens and with fewer.",
+    "audit": "The samples that lose most likelihood of the reference answer by pruning.",
     "similarity": "Cosine similarity of the best and the worst tokens (figure 4 of the paper).",
     "fidelity": "Noise gating against hard removal, random score maps (figure 5 of the paper).",
     "frequency": "How often each position of the image is kept.",
@@ -81,6 +83,7 @@ def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
         _headline(report),
         "<h2>Accuracy</h2>",
         _accuracy(report),
+        _answers(report),
         "<h2>Retention per task</h2>",
         _table(task_table(report)),
         _differences(report),
@@ -142,6 +145,14 @@ def _accuracy(report: dict[str, Any]) -> str:
         items = {row["method"]: row["reason"] for row in report["left_out"]}
         parts.append(f"<p class='note'>Methods left out of the table:</p>{_list(items)}")
     return "\n".join(parts)
+
+
+def _answers(report: dict[str, Any]) -> str:
+    table = answer_table(report)
+    if table is None:
+        return ""
+    note = f"<p class='note'>{escape(ANSWER_NOTE)}</p>"
+    return f"<h2>{escape(ANSWER_TITLE)}</h2>{_table(table)}{note}"
 
 
 def _differences(report: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from autoselect.evaluation.report.answer_table import ANSWER_NOTE, ANSWER_TITLE, answer_table
 from autoselect.evaluation.report.latency import latency_notes, latency_table
 from autoselect.evaluation.report.tables import (
     BAND,
@@ -36,10 +37,15 @@ def markdown(report: dict[str, Any]) -> str:
     if report.get("left_out"):
         lines += ["", "Methods left out of the table:", ""]
         lines += [f"* **{row['method']}**: {row['reason']}" for row in report["left_out"]]
+    if (answers := answer_table(report)) is not None:
+        lines += ["", f"## {ANSWER_TITLE}", "", ANSWER_NOTE, "", *markdown_table(answers)]
     lines += ["", "## Retention per task", "", *markdown_table(task_table(report))]
     if report.get("intervals"):
         lines += ["", f"## {DIFFERENCE_TITLE}", "", DIFFERENCE_NOTE, ""]
         lines += markdown_table(difference_table(report))
+    if report.get("audit"):
+        lines += ["", "## Samples that lose most by pruning", "", AUDIT_NOTE, ""]
+        lines += [_audited(row) for row in report["audit"]]
     lines += _detail_tables(report) + _latency(report)
     lines += ["", "## Methods", ""]
     lines += [f"* **{name}**: {source}" for name, source in method_sources(report).items()]
@@ -48,6 +54,21 @@ def markdown(report: dict[str, Any]) -> str:
             lines += ["", f"## {title}", ""]
             lines += [f"* {name}: {value}" for name, value in report[key].items()]
     return "\n".join(lines) + "\n"
+
+
+AUDIT_NOTE = (
+    "Loss difference of the reference answer with its end, at the smallest budget against all "
+    "tokens, in nats per token."
+)
+
+
+def _audited(row: dict[str, Any]) -> str:
+    pruned = ", ".join(f"{k} tokens: {text!r}" for k, text in row["pruned"].items())
+    return (
+        f"* {row['key']}, round {row['round']}: **{row['loss_difference']:+.2f}**; "
+        f"{row['question']!r}, reference {row['reference']!r}; "
+        f"all tokens: {row['full']!r}; {pruned}"
+    )
 
 
 def _detail_tables(report: dict[str, Any]) -> list[str]:

@@ -22,16 +22,32 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+class AnswerNumbers(_Part):
+    """How the answers of one column are, see `report/endings.py`; null if not measured."""
+
+    unended: Fraction | None
+    tokens: Ratio | None
+    length_ratio: Ratio | None
+    loss: Ratio | None
+    loss_difference: float | None
+    agreement: Fraction
+    exact: Fraction
+    exact_retention: Ratio | None
+    first_word: Fraction
+    first_word_retention: Ratio | None
+
+
 class Scores(_Part):
     """Scores with all visual tokens, or with none."""
 
     mean: Fraction
     tasks: TaskScores
     details: dict[str, Any] = {}
+    answers: AnswerNumbers | None = None
 
 
 class BlindScores(Scores):
-    """Scores without visual tokens, and the share of the full scores that they reach."""
+    """Scores without the image's tokens, and the share of the full scores that they reach."""
 
     retention: Ratio | None = None
     retention_ci95: Interval = [None, None]
@@ -49,6 +65,7 @@ class MethodScores(_Part):
     retention_tasks: dict[str, Ratio]
     retention_tasks_ci95: dict[str, Interval]
     details: dict[str, Any] = {}
+    answers: AnswerNumbers | None = None
 
 
 class Difference(_Part):
@@ -119,6 +136,7 @@ class Report(_Part):
     questions: Count
     full: Scores
     blind: BlindScores
+    other_image: BlindScores | None = None
     rows: Annotated[list[MethodScores], Field(min_length=1)]
     left_out: list[LeftOut] = []
     intervals: list[Difference]
@@ -128,6 +146,7 @@ class Report(_Part):
     digests: Digests
     training: dict[str, Any] = {}
     warnings: list[str] = []
+    audit: list[dict[str, Any]] = []
     analyses: dict[str, Any] = {}
 
 

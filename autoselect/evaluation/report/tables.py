@@ -13,6 +13,7 @@ from autoselect.evaluation.report.latency import speedups
 
 ORACLE = "oracle"
 UPPER, LOWER = "upper bound", "lower bound (blind)"
+STRANGE = "lower bound (another image)"
 BEST, BETTER, WORSE = "best", "better", "worse"
 BOUND, BAND, OWN, OTHER = "bound", "band", "own", ""
 TERMINAL_WIDTH = 118
@@ -100,6 +101,8 @@ def unscored_note(report: dict[str, Any]) -> str:
 def method_sources(report: dict[str, Any]) -> dict[str, str]:
     """Return what each row name of the accuracy table stands for."""
     bounds = {UPPER: "all tokens, the untouched model", LOWER: "no visual token at all"}
+    if report.get("other_image"):
+        bounds[STRANGE] = "all tokens of another image of the data set"
     return {**bounds, **report.get("methods", {})}
 
 
@@ -139,17 +142,15 @@ def accuracy_table(report: dict[str, Any]) -> Table:
         return TableRow([*map(TableCell, [*texts, percent(scores["mean"])]), *end], kind)
 
     full = "–" if len(unscored_tasks(report)) == len(tasks) else "100.0"
-    blind = report["blind"]
-    ends = [
-        TableCell(percent(blind.get("retention"))),
-        TableCell(span(blind.get("retention_ci95"))),
-    ]
-    rows = [
-        row(UPPER, count, report["full"], [TableCell(full), TableCell("–")], BOUND),
-        row(LOWER, 0, blind, ends, BOUND),
-    ]
+    rows = [row(UPPER, count, report["full"], [TableCell(full), TableCell("–")], BOUND)]
+    for name, tokens, unseen in lower_bounds(report):
+        ends = [
+            TableCell(percent(unseen.get("retention"))),
+            TableCell(span(unseen.get("retention_ci95"))),
+        ]
+        rows.append(row(name, tokens, unseen, ends, BOUND))
     for budget in reversed(budgets_of(report)):
-        rows.append(_band_row(budget, count))
+        rows.append(band_row(budget, count))
         best = best_of(report, budget)
         for scores in band(report, budget):
             method = scores["method"]
@@ -158,15 +159,23 @@ def accuracy_table(report: dict[str, Any]) -> Table:
                 TableCell(percent(scores["retention"]), mark),
                 TableCell(span(scores["retention_ci95"])),
             ]
-            rows.append(row(method, budget, scores, end, _kind(method)))
+            rows.append(row(method, budget, scores, end, kind_of(method)))
     return Table(head, rows)
 
 
-def _band_row(budget: int, count: int) -> TableRow:
+def lower_bounds(report: dict[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return (name, visual tokens, scores) of what the model answers without seeing the image."""
+    rows = [(LOWER, 0, report["blind"])]
+    if report.get("other_image"):
+        rows.append((STRANGE, report["num_tokens"], report["other_image"]))
+    return rows
+
+
+def band_row(budget: int, count: int) -> TableRow:
     return TableRow([TableCell(f"{budget} of {count} tokens ({percent(budget / count)} %)")], BAND)
 
 
-def _kind(method: str) -> str:
+def kind_of(method: str) -> str:
     return {SELECTOR: OWN, ORACLE: ORACLE}.get(method, OTHER)
 
 
@@ -175,7 +184,7 @@ def task_table(report: dict[str, Any]) -> Table:
     tasks, count = list(report["full"]["tasks"]), report["num_tokens"]
     rows = []
     for budget in reversed(budgets_of(report)):
-        rows.append(_band_row(budget, count))
+        rows.append(band_row(budget, count))
         shown = band(report, budget)
         best = {task: _best_in(shown, task) for task in tasks}
         for row in shown:
@@ -187,7 +196,7 @@ def task_table(report: dict[str, Any]) -> Table:
                 )
                 for task in tasks
             ]
-            rows.append(TableRow([TableCell(row["method"]), *cells], _kind(row["method"])))
+            rows.append(TableRow([TableCell(row["method"]), *cells], kind_of(row["method"])))
     return Table(["method", *tasks], rows)
 
 
@@ -220,7 +229,7 @@ def retention_table(report: dict[str, Any], intervals: bool = True) -> Table:
             ends = row.get("retention_ci95") if intervals else None
             text = with_interval(row.get("retention"), ends)
             cells.append(TableCell(text, BEST if method in best[budget] else ""))
-        rows.append(TableRow(cells, _kind(method)))
+        rows.append(TableRow(cells, kind_of(method)))
     return Table(["method", *(f"{budget} tokens" for budget in budgets)], rows)
 
 
@@ -234,7 +243,7 @@ def difference_table(report: dict[str, Any]) -> Table:
         for budget in budgets:
             row = found.get((method, budget))
             cells.append(TableCell("–") if row is None else _difference(row))
-        rows.append(TableRow(cells, _kind(method)))
+        rows.append(TableRow(cells, kind_of(method)))
     return Table(["against", *(f"{budget} tokens" for budget in budgets)], rows)
 
 
@@ -271,7 +280,8 @@ def terminal_table(report: dict[str, Any]) -> str:
         f"%; {report['images']} images, {report['questions']} questions; * best of its budget; "
         "the oracle does not compete"
     )
-    return "\n".join([*(line.rstrip() for line in shown), note])
+    warnings = [f"warning: {text}" for text in report.get("warnings", [])]
+    return "\n".join([*(line.rstrip() for line in shown), note, *warnings])
 
 
 def _fitting(report: dict[str, Any]) -> Table:

@@ -102,6 +102,8 @@ class TrackedEvaluation:
         for row in report["rows"]:
             if row["retention"] is not None:
                 parent.log_metrics({f"retention/{row['method']}": row["retention"]}, row["budget"])
+            for name, value in _answer_metrics(row).items():
+                parent.log_metrics({f"{name}/{row['method']}": value}, row["budget"])
         parent.log_table(_accuracy_columns(report), "accuracy.json")
         head, rows = latency_table(report)
         columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
@@ -163,10 +165,17 @@ class TrackedEvaluation:
         if row["retention"] is not None:
             low, high = row["retention_ci95"]
             metrics |= {"retention": row["retention"], "retention_low": low, "retention_high": high}
+        metrics |= _answer_metrics(row)
         if method == SELECTOR:
             metrics |= costs(report).get(budget, {})
         child.log_metrics(metrics)
         child.finish()
+
+
+def _answer_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return `answers/unended`, `answers/loss` and the like of a row, without unknown ones."""
+    known = row.get("answers") or {}
+    return {f"answers/{name}": value for name, value in known.items() if value is not None}
 
 
 def shown_folder(out: str) -> str:
@@ -194,6 +203,7 @@ def _summary(report: dict[str, Any]) -> dict[str, float]:
     found = {
         "accuracy/full": report["full"]["mean"],
         "accuracy/blind": report["blind"]["mean"],
+        **_answer_metrics(report["full"]),
         "latency/full_prefill_ms": report["latency"]["full_prefill_ms"],
     }
     for row in report["rows"]:

@@ -59,6 +59,22 @@ def parse_mme(text: str) -> str:
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
+def parse_exact(text: str) -> str:
+    """Return "yes" or "no" if that is the whole answer to `exact_match`, else "other"."""
+    word = _plain(text)
+    return word if word in ("yes", "no") else "other"
+
+
+def first_word_match(prediction: str, answer: str) -> float:
+    """Return 1 if the first words agree, ignoring case and punctuation around them, else 0."""
+    return float(_first_word(prediction) == _first_word(answer))
+
+
+def _first_word(text: str) -> str:
+    words = text.lower().split()
+    return words[0].strip(".,;:!?\"'()") if words else ""
+
+
 def yes_no_statistics(
     predictions: Sequence[str],
     answers: Sequence[str],

@@ -45,12 +45,32 @@ def question_score(task: str, question: str, answers: Sequence[str]) -> Question
         return lambda text, given: metrics.option_accuracy(text, question, given[0])
     if task.startswith(ANLS_TASKS):
         return metrics.anls
-    for prefix, parse in YES_NO_TASKS.items():
-        if task.startswith(prefix):
-            return lambda text, given: float(parse(text) == parse(given[0]))
+    if task.startswith(tuple(YES_NO_TASKS)):
+        parse = yes_no_parser(task)
+        return lambda text, given: float(parse(text) == parse(given[0]))
     if task.startswith(VQA_TASKS) or len(answers) >= VQA_ANNOTATORS:
         return metrics.vqa_soft_accuracy
     return lambda text, given: max(metrics.exact_match(text, accepted) for accepted in given)
+
+
+def yes_no_parser(task: str) -> Callable[[str], str]:
+    """Return how yes/no answers of a task are read, for its score and its statistics alike.
+
+    POPE and MME read as their papers do; every other task reads whole answers, so an answer that
+    repeats the right word without an end is wrong in both places.
+    """
+    found = (parse for prefix, parse in YES_NO_TASKS.items() if task.startswith(prefix))
+    return next(found, metrics.parse_exact)
+
+
+def exact_score(sample: Answered, turn: int, text: str) -> float:
+    """Return 1 if an answer is one of the accepted ones, whatever the task's metric."""
+    return max(metrics.exact_match(text, accepted) for accepted in sample.answers[turn])
+
+
+def first_word_score(sample: Answered, turn: int, text: str) -> float:
+    """Return 1 if an answer begins with the first word of an accepted one, however it goes on."""
+    return max(metrics.first_word_match(text, accepted) for accepted in sample.answers[turn])
 
 
 def answer_score(sample: Answered, turn: int, text: str) -> float:
@@ -96,22 +116,29 @@ class ScoreTable:
         return float(np.mean(list(self.task_means().values())))
 
 
-def score_answers(samples: Sequence[Answered], answers: Sequence[Sequence[str]]) -> ScoreTable:
-    """Score answer texts, by image and round, against the accepted answers."""
+def score_answers(
+    samples: Sequence[Answered],
+    answers: Sequence[Sequence[str]],
+    score: Callable[[Answered, int, str], float] = answer_score,
+) -> ScoreTable:
+    """Score answer texts, by image and round, against the accepted answers.
+
+    `score` returns 0..1 of an answer to a round; by default the metric of its task.
+    """
     scores = [
-        [(sample.tasks[i], answer_score(sample, i, text)) for i, text in enumerate(texts)]
+        [(sample.tasks[i], score(sample, i, text)) for i, text in enumerate(texts)]
         for sample, texts in zip(samples, answers, strict=True)
     ]
     found: dict[str, dict[int, list[float]]] = {}
     for row, own in enumerate(scores):
-        for task, score in own:
+        for task, value in own:
             if task.startswith(MMBENCH):
                 continue
             name = _part(task)
-            found.setdefault(name, {}).setdefault(row, []).append(score)
+            found.setdefault(name, {}).setdefault(row, []).append(value)
             if task.startswith(MME):
                 every = found.setdefault(f"{name}+", {}).setdefault(row, [1.0])
-                every[0] = min(every[0], score)
+                every[0] = min(every[0], value)
     for (task, _), (row, right) in _rotations(samples, scores).items():
         found.setdefault(task, {}).setdefault(row, []).append(float(right))
     parts = tuple(sorted(found))
@@ -159,8 +186,9 @@ def task_details(
 ) -> dict[str, dict[str, float]]:
     """Return further numbers of single tasks.
 
-    These are POPE's statistics of every yes/no task and of its three categories together, MME's
-    scores as in its paper, and MMBench's accuracy over all rotations beside its circular accuracy.
+    These are POPE's statistics of every yes/no task and of its three categories together, read as
+    the task's score reads them, MME's scores as in its paper, and MMBench's accuracy over all
+    rotations beside its circular accuracy.
     """
     by_task: dict[str, list[tuple[str, str, str, float]]] = {}
     for sample, texts in zip(samples, answers, strict=True):
@@ -173,8 +201,7 @@ def task_details(
     for task, rows in by_task.items():
         keys, texts, accepted, scores = zip(*rows, strict=True)
         if {answer.strip().lower() for answer in accepted} <= {"yes", "no"}:
-            parse = metrics.parse_mme if task.startswith(MME) else metrics.parse_yes_no
-            details[task] = metrics.yes_no_statistics(texts, accepted, parse)
+            details[task] = metrics.yes_no_statistics(texts, accepted, yes_no_parser(task))
         if task.startswith(MME):
             right = [score > 0 for score in scores]
             subtasks[task.removeprefix(MME)] = metrics.mme_subtask_score(keys, right)
@@ -186,7 +213,7 @@ def task_details(
     polled = [row for task, rows in by_task.items() if task.startswith(POPE) for row in rows]
     if polled:
         _, texts, accepted, _ = zip(*polled, strict=True)
-        details[POPE.rstrip("_")] = metrics.yes_no_statistics(texts, accepted)
+        details[POPE.rstrip("_")] = metrics.yes_no_statistics(texts, accepted, metrics.parse_yes_no)
     if subtasks:
         details["mme"] = {**subtasks, **metrics.mme_scores(subtasks)}
     return details

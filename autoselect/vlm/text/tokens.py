@@ -35,6 +35,14 @@ def adds_special_tokens(tokenizer: Any, text: str) -> bool:
     return not text.startswith(tokenizer.bos_token or "\0")
 
 
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids at which `generate` of a model stops; the tokenizer's own end goes first."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    own = tokenizer.eos_token_id
+    return sorted(named, key=lambda token: token != own) or ([] if own is None else [own])
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Tokens of a text.

@@ -1,0 +1,120 @@
+"""What pruning does to the answers themselves: do they end, how long are they, are they likely.
+
+A model that sees few tokens may say the right word and not stop. Accuracy alone shows that as wrong
+answers, first-word accuracy alone hides it; these numbers stand beside both.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from autoselect.evaluation.answers.answering import Answers
+from autoselect.evaluation.answers.replies import Reply
+from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.scores.intervals import retention
+from autoselect.evaluation.scores.metrics import exact_match
+from autoselect.evaluation.scores.scoring import (
+    Answered,
+    ScoreTable,
+    average,
+    exact_score,
+    first_word_score,
+    score_answers,
+)
+
+MOST_UNENDED = 0.02
+"""Share of unended answers above the full model's that is reported as a warning."""
+
+
+@dataclass(frozen=True)
+class Endings:
+    """How the answers of one column are, averaged over seeds.
+
+    Attributes:
+        unended: share of the generated answers that reach the token limit; NaN if none is
+            generated.
+        tokens: their mean length in tokens, the end token included; NaN if none is generated.
+        loss: mean over questions of the reference answer's negative log-likelihood, its end
+            included, in nats per token.
+        agreement: share of the answers that are the full model's.
+        exact: score of whole answers.
+        first_word: score of first words.
+    """
+
+    unended: float
+    tokens: float
+    loss: float
+    agreement: float
+    exact: ScoreTable
+    first_word: ScoreTable
+
+    @classmethod
+    def of(
+        cls, samples: Sequence[Answered], replies: Sequence[Sequence[Reply]], full: Answers
+    ) -> "Endings":
+        """Measure one column; `full` holds the full model's texts by image and round."""
+        every = [reply for own in replies for reply in own]
+        generated = [reply for reply in every if reply.tokens is not None]
+        texts = [[reply.text for reply in own] for own in replies]
+        given, whole = (list(itertools.chain(*own)) for own in (texts, full))
+        return cls(
+            _mean([float(not reply.ended) for reply in generated]),
+            _mean([float(reply.tokens or 0) for reply in generated]),
+            _mean([reply.loss for reply in every if reply.loss is not None]),
+            _mean([exact_match(*pair) for pair in zip(given, whole, strict=True)]),
+            score_answers(samples, texts, exact_score),
+            score_answers(samples, texts, first_word_score),
+        )
+
+    @staticmethod
+    def mean(found: Sequence["Endings"]) -> "Endings":
+        """Average the columns of several seeds."""
+        numbers = {
+            field.name: _mean([getattr(one, field.name) for one in found])
+            for field in fields(Endings)
+            if field.type in (float, "float")
+        }
+        return Endings(
+            **numbers,
+            exact=average([one.exact for one in found]),
+            first_word=average([one.first_word for one in found]),
+        )
+
+
+def measured_endings(own: Endings, full: Endings) -> dict[str, float]:
+    """Return the numbers of one column beside the full model's, as the report holds them."""
+    return {
+        "unended": own.unended,
+        "tokens": own.tokens,
+        "length_ratio": own.tokens / full.tokens if full.tokens else math.nan,
+        "loss": own.loss,
+        "loss_difference": own.loss - full.loss,
+        "agreement": own.agreement,
+        "exact": own.exact.mean(),
+        "exact_retention": retention(own.exact, full.exact),
+        "first_word": own.first_word.mean(),
+        "first_word_retention": retention(own.first_word, full.first_word),
+    }
+
+
+def ending_warnings(report: dict[str, Any]) -> list[str]:
+    """Return one warning per selector whose pruning leaves more answers unended."""
+    whole = report["full"]["answers"]["unended"]
+    found: dict[str, list[str]] = {}
+    for row in report["rows"]:
+        share = row["answers"]["unended"]
+        if row["method"].split(":")[0] == SELECTOR and share - whole > MOST_UNENDED:
+            text = f"{100 * share:.1f} % with {row['budget']} tokens"
+            found.setdefault(row["method"], []).append(text)
+    return [
+        f"pruning by {method} changes the endings: answers that reach the token limit are "
+        f"{', '.join(shares)}, but {100 * whole:.1f} % with all tokens; keep more tokens, or "
+        "tokens that differ more (--diversity 0.7)"
+        for method, shares in found.items()
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

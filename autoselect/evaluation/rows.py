@@ -1,0 +1,53 @@
+"""Evaluate plain LLaVA JSON: its rows become shards in the output folder, by `autoselect.data`."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from autoselect.config import ConfigError
+from autoselect.data.convert import convert_llava
+from autoselect.evaluation.settings import EvalSettings
+
+JSON_FILES = (".json", ".jsonl")
+FOLDER = "data"
+
+
+def with_converted_rows(
+    settings: EvalSettings, rank: int = 0, barrier: Callable[[], None] | None = None
+) -> EvalSettings:
+    """Return settings that name shards; a JSON file is converted into `OUT/data` first.
+
+    Rank 0 converts and `barrier` makes the others wait. A finished conversion is used again, and a
+    changed file gets a folder of its own.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row of it cannot be used; an evaluation skips
+            none.
+    """
+    if not settings.shards.endswith(JSON_FILES):
+        if settings.image_folder is not None:
+            raise ConfigError(
+                f"image_folder={settings.image_folder} goes with a JSON file, but "
+                f"shards={settings.shards} names shards, which hold their images; leave it out"
+            )
+        return settings
+    source = Path(settings.shards)
+    try:
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(f"shards={source} cannot be read: {error}; check the path") from error
+    target = Path(settings.out) / FOLDER / digest
+    if rank == 0:
+        images = settings.image_folder or str(source.resolve().parent)
+        found = convert_llava(source, [images], target)
+        if found.rejected:
+            first = found.rejected[0]
+            raise ConfigError(
+                f"shards={source}: {len(found.rejected)} of {found.rows} rows cannot be used, the "
+                f"first is row {first.row}: {first.detail}; correct or remove the rows that "
+                f"{target / 'rejected.jsonl'} lists, or name another --image-folder"
+            )
+    if barrier is not None:
+        barrier()
+    return dataclasses.replace(settings, shards=str(target / "*.tar"), image_folder=None)

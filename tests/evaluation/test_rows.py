@@ -1,0 +1,121 @@
+"""A user's own LLaVA JSON is evaluated without shards, labels or boxes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from autoselect.config import ConfigError
+from autoselect.evaluation.answers.answering import FULL, Column
+from autoselect.evaluation.latency.protocol import LatencyPlan
+from autoselect.evaluation.report.check import check_report
+from autoselect.evaluation.rows import with_converted_rows
+from autoselect.evaluation.run import evaluate
+from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.settings import EvalSettings
+from autoselect.reference.scenes import make_scene
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Three rows about two images; the last has neither answer nor task nor boxes."""
+    folder = tmp_path / "mine" / "pictures"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        make_scene(3, "test", number).image.save(folder / f"{number}.png")
+    rows = [
+        {
+            "id": f"row {number}",
+            "image": f"pictures/{number}.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nwhat colour is the circle ?"},
+                {"from": "gpt", "value": "a long caption that nobody can match"},
+            ],
+        }
+        for number in range(3)
+    ]
+    rows[2]["conversations"].pop()
+    file = tmp_path / "mine" / "rows.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+@pytest.fixture
+def settings(model_folder, selector_folder, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
+    return EvalSettings(
+        model=model_folder,
+        selector=selector_folder,
+        shards=str(source),
+        budgets="4,16",
+        out=str(tmp_path / "out"),
+        methods="grid,oracle,scope",
+        max_new_tokens=3,
+        reference="model",
+        audit=2,
+        tracking=False,
+    )
+
+
+def test_the_full_model_is_the_reference_if_there_are_no_labels(settings):
+    result = evaluate(dataclasses.replace(settings, methods="grid,scope"))
+    report, out = result.report, Path(settings.out)
+    check_report(json.loads((out / "report.json").read_text()))
+    assert report["reference"] == "model" and report["questions"] == 3
+    assert report["full"]["mean"] == 1.0 and report["full"]["answers"]["agreement"] == 1.0
+    for row in report["rows"]:
+        assert row["mean"] == pytest.approx(row["answers"]["agreement"])
+    full = result.replies[str(Column(FULL, 0))]
+    pruned = result.replies[str(Column("autoselect", 4))]
+    lost = sorted((few[0].loss - all_[0].loss for few, all_ in zip(pruned, full, strict=True)))
+    listed = [row["loss_difference"] for row in report["audit"]]
+    assert listed == pytest.approx(lost[::-1][:2])
+    assert report["audit"][0]["full"] == full[int(report["audit"][0]["key"])][0].text
+    assert Image.open(out / "figures" / "audit.png").size[1] > 300
+    assert "Samples that lose most by pruning" in (out / "report.md").read_text()
+
+
+def test_rows_become_the_shards_that_conversion_writes_once(settings, source):
+    found = with_converted_rows(settings)
+    (shard,) = Path(settings.out).glob("data/*/*.tar")
+    before = shard.stat().st_mtime_ns
+    samples = EvaluationSet.open(found.shards, needs_answers=False)
+    assert [len(sample.questions) for sample in samples] == [1, 1, 1]
+    assert samples[2].answers == (("",),) and samples[2].tasks == ("vqa",)
+    assert with_converted_rows(settings) == found and shard.stat().st_mtime_ns == before
+    source.write_text(json.dumps(json.loads(source.read_text())[:1]))
+    assert with_converted_rows(settings).shards != found.shards, "a changed file is converted anew"
+
+
+def test_rows_that_cannot_be_used_are_named(settings, source):
+    rows = json.loads(source.read_text())
+    rows[1]["image"] = "pictures/nowhere.png"
+    source.write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match="1 of 3 rows cannot be used, the first is row 1"):
+        evaluate(settings)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        with_converted_rows(dataclasses.replace(settings, shards="nowhere.jsonl"))
+    with pytest.raises(ConfigError, match="image_folder=pictures goes with a JSON file"):
+        with_converted_rows(
+            dataclasses.replace(settings, shards="x/*.tar", image_folder="pictures")
+        )
+
+
+def test_labels_are_needed_unless_the_model_is_the_reference(settings):
+    with pytest.raises(ConfigError, match="needs one answer to every question"):
+        evaluate(dataclasses.replace(settings, reference="answers"))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"audit": -1}, "audit=-1"),
+        ({"reference": "teacher"}, "choose one of answers, model"),
+        ({"scoring": "likelihood"}, "needs the data's answers"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, change, match):
+    with pytest.raises(ConfigError, match=match):
+        dataclasses.replace(settings, **change)
