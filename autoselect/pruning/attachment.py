@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
@@ -35,15 +36,17 @@ from autoselect.pruning.selection import (
 )
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
-from autoselect.vlm.cache_layout import CacheLayout, layout_of, write_layout
+from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.columns import PADDING
 from autoselect.vlm.conversation import (
+    IN_CHUNKS,
     continue_call,
     continued_prompt,
     layout_before,
     prune_call,
     with_text_types,
 )
+from autoselect.vlm.pruned_cache import count_columns, layout_of, note_contents, write_layout
 
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
@@ -212,8 +215,8 @@ class Attachment:
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
         settings = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
-        layout = layout_of(kwargs.get("past_key_values"))
-        if layout is not None and ids is not None:
+        layout = layout_of(kwargs.get("past_key_values"), counted=True)
+        if layout is not None:
             kwargs.update(continued_prompt(self.adapter, ids, kwargs, layout))
         outer, self._call.settings = self._call.settings, settings
         try:
@@ -238,6 +241,9 @@ class Attachment:
                 kwargs["next_sequence_length"] = None
         elif layout is not None:
             new = kwargs.get("next_sequence_length") or input_ids.shape[1]
+            layout.check_rows(len(input_ids))
+            layout.check_mask(kwargs.get("attention_mask"), new)
+            count_columns(kwargs["past_key_values"], new)
             kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
             if (types := kwargs.get("token_type_ids")) is not None:
                 kwargs["token_type_ids"] = layout.token_types(types, new)
@@ -272,21 +278,22 @@ class Attachment:
             return False
         outputs = kwargs.get("mm_encoder_outputs")
         if self.adapter.has_images(kwargs) and outputs is not getattr(ids, PREPARED):
-            raise ConfigError(
-                "prefill_chunk_size cannot be used with a selector, which has to see whole images; "
-                "leave it out: the pruned prompt is short"
-            )
+            raise ConfigError(IN_CHUNKS)
         return True
 
     def _after_forward(
         self, _model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        layout = getattr(kwargs.get("input_ids"), PRUNED, None)
-        if layout is None:
+        if torch.compiler.is_compiling():
             return
+        layout = getattr(kwargs.get("input_ids"), PRUNED, None)
         values = output if isinstance(output, tuple) else output.values()
-        for value in values:
-            if hasattr(value, "get_seq_length"):
+        for value in (kwargs.get("past_key_values"), *values):
+            if not hasattr(value, "get_seq_length"):
+                continue
+            if layout is None:
+                note_contents(value)
+            else:
                 write_layout(value, layout)
 
     def _prune(

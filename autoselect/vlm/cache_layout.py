@@ -1,10 +1,10 @@
-"""Which columns of the conversation a KV cache holds; stored as an attribute of the cache.
+"""Which columns of the conversation a KV cache holds.
 
 After pruning, a cache is shorter than the conversation, but users and `generate` count columns of
-the whole conversation. Because the layout travels with the cache, a copy of the cache (a shared
-prefix, for example) can be continued too.
+the whole conversation. `pruned_cache` keeps the layout of a cache true.
 
-Dimension letters: B rows, S cached columns, T columns of the conversation so far.
+Dimension letters: B rows, S cached columns, T columns of the conversation so far, P columns of a
+layout's own tensor.
 """
 
 from dataclasses import dataclass, replace
@@ -16,20 +16,20 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.vlm.columns import PADDING, take_columns
 
-ATTRIBUTE = "autoselect_layout"
-
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """What a pruned cache holds.
+    """What a pruned cache holds: the columns of its prompt, and text that followed it.
 
     Attributes:
-        columns: column of the conversation of each cached column, -1 at padding, [B, S].
+        columns: column of the conversation of each cached column up to the prompt's last one, -1 at
+            padding, [B, P].
         full_length: T.
         padded: whether there is padding.
         rope_deltas: position of a text token minus its number among real tokens, [B, 1]; None
             unless the family uses M-RoPE.
         images_end: column of the conversation after its last visual token.
+        grown: S - P, columns behind the prompt; they are the last ones of the conversation.
     """
 
     columns: Tensor
@@ -37,11 +37,17 @@ class CacheLayout:
     padded: bool
     rope_deltas: Tensor | None = None
     images_end: int = 0
+    grown: int = 0
+
+    @property
+    def cached(self) -> int:
+        """Return S."""
+        return self.columns.shape[1] + self.grown
 
     @property
     def is_pruned(self) -> bool:
         """Return True if the cache holds other columns than the conversation has."""
-        return self.padded or self.columns.shape[1] != self.full_length
+        return self.padded or self.cached != self.full_length
 
     @classmethod
     def unpruned(cls, rows: int, length: int, device: torch.device) -> "CacheLayout":
@@ -54,25 +60,65 @@ class CacheLayout:
         Raises:
             ConfigError: the crop removed more than text at the end of the conversation.
         """
+        size = self.columns.shape[1]
+        if length >= size:
+            return self.grown_to(length)
         kept, gone = self.columns[:, :length], self.columns[:, length:]
-        full_length = self.full_length - gone.shape[1]
+        full_length = self.full_length - self.grown - gone.shape[1]
         others = (kept >= full_length).any() | ((gone != PADDING) & (gone < full_length)).any()
         if full_length < self.images_end or bool(others):
             raise ConfigError(
-                f"past_key_values cropped from {self.columns.shape[1]} to {length} columns lack "
+                f"past_key_values cropped from {self.cached} to {length} columns lack "
                 "more than the last text of the conversation; crop no further than to the end of "
                 "its last image (with padding on the right: of its prompt), or start a new cache"
             )
-        return replace(self, columns=kept, full_length=full_length)
+        return replace(self, columns=kept, full_length=full_length, grown=0)
 
     def grown_to(self, length: int) -> "CacheLayout":
-        """Return the layout after decoding steps that left `length` columns in the cache."""
-        extra = length - self.columns.shape[1]
+        """Return the layout when the cache has `length` columns, at least P."""
+        extra = length - self.cached
         if extra == 0:
             return self
-        new = torch.arange(extra, device=self.columns.device) + self.full_length
-        columns = torch.cat([self.columns, new.expand(len(self.columns), -1)], dim=1)
-        return replace(self, columns=columns, full_length=self.full_length + extra)
+        return replace(self, full_length=self.full_length + extra, grown=self.grown + extra)
+
+    def of_rows(self, rows: Tensor) -> "CacheLayout":
+        """Return the layout of a cache that holds `rows` of this one's, given by number, [B']."""
+        rows = rows.to(self.columns.device)
+        deltas = None if self.rope_deltas is None else self.rope_deltas[rows]
+        return replace(self, columns=self.columns[rows], rope_deltas=deltas)
+
+    def check_rows(self, rows: int) -> None:
+        """Check that a call has as many rows as the cache.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        if rows != len(self.columns):
+            raise ConfigError(
+                f"past_key_values hold {len(self.columns)} pruned rows and the call has {rows}; go "
+                "on with the same rows, or repeat those of the cache first with "
+                "past_key_values.batch_repeat_interleave"
+            )
+
+    def check_mask(self, attention_mask: Any, new: int) -> None:
+        """Check that an attention mask covers the conversation with `new` columns behind it.
+
+        Raises:
+            ConfigError: it does not, or is not of shape [B, columns].
+        """
+        wanted = self.full_length + new
+        if attention_mask is None:
+            return
+        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+            raise ConfigError(
+                "attention_mask is not of shape [rows, columns], but past_key_values hold a pruned "
+                f"prompt; give one of {wanted} columns, or none"
+            )
+        if attention_mask.shape[1] != wanted:
+            raise ConfigError(
+                f"attention_mask has {attention_mask.shape[1]} columns; give one of the whole "
+                f"conversation with its removed tokens, {wanted} columns, or none"
+            )
 
     def followed_by(
         self, columns: Tensor, is_image: Tensor, rope_deltas: Tensor | None
@@ -86,8 +132,9 @@ class CacheLayout:
         """
         moved = columns.where(columns == PADDING, columns + self.full_length)
         padded = self.padded or bool((columns == PADDING).any())
+        new = torch.arange(self.full_length - self.grown, self.full_length, device=columns.device)
         return CacheLayout(
-            torch.cat([self.columns, moved], dim=1),
+            torch.cat([self.columns, new.expand(len(self.columns), -1), moved], dim=1),
             self.full_length + is_image.shape[1],
             padded,
             rope_deltas,
@@ -100,8 +147,11 @@ class CacheLayout:
         `attention_mask` is that of the conversation, [B, T or more]; None if nothing is padded.
         """
         if attention_mask is None:
-            return (self.columns != PADDING).long()
-        return take_columns(attention_mask[:, : self.full_length], self.columns, 0)
+            prompt = (self.columns != PADDING).long()
+            return torch.nn.functional.pad(prompt, (0, self.grown), value=1)
+        begin = self.full_length - self.grown
+        prompt = take_columns(attention_mask[:, :begin], self.columns, 0)
+        return torch.cat([prompt, attention_mask[:, begin : self.full_length]], dim=1)
 
     def mask(self, attention_mask: Tensor | None, new: int) -> Tensor | None:
         """Return the attention mask of cached and `new` columns, [B, S + new]; None if all is seen.
@@ -124,32 +174,5 @@ class CacheLayout:
         The last columns of `token_type_ids` are the new ones.
         """
         behind = token_type_ids[:, -new:]
-        cached = behind.new_zeros(len(behind), self.columns.shape[1])
+        cached = behind.new_zeros(len(behind), self.cached)
         return torch.cat([cached, behind], dim=1)
-
-
-def cached_length(cache: Any) -> int:
-    """Return the number of columns in a cache, 0 without one."""
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
-def layout_of(cache: Any) -> CacheLayout | None:
-    """Return the layout of a cache filled by a pruned prompt, brought up to date; else None.
-
-    If the cache was cropped, its layout is cropped too; if it was emptied, the layout is removed.
-    """
-    layout = getattr(cache, ATTRIBUTE, None)
-    if layout is None:
-        return None
-    length = cached_length(cache)
-    if length == 0:
-        delattr(cache, ATTRIBUTE)
-        return None
-    if length < layout.columns.shape[1]:
-        layout = layout.cut_to(length)
-        write_layout(cache, layout)
-    return layout.grown_to(length)
-
-
-def write_layout(cache: Any, layout: CacheLayout) -> None:
-    setattr(cache, ATTRIBUTE, layout)

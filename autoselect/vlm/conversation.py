@@ -15,22 +15,26 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.adapter import FILL_PER_TOKEN, VisualAdapter
-from autoselect.vlm.cache_layout import CacheLayout, cached_length, layout_of
+from autoselect.vlm.cache_layout import CacheLayout
+from autoselect.vlm.pruned_cache import cached_length, check_kind, count_columns, layout_of
+
+IN_CHUNKS = (
+    "prefill_chunk_size cannot be used with a selector, which has to see whole images; leave it "
+    "out: the pruned prompt is short"
+)
 
 
 def layout_before(adapter: VisualAdapter, cache: Any, input_ids: Tensor) -> CacheLayout:
     """Return what a cache holds, pruned or not; an empty layout without a cache.
 
     Raises:
-        ConfigError: cache and call have different numbers of rows.
+        ConfigError: cache and call have different numbers of rows, or the cache is of a kind that
+            cannot hold a pruned prompt.
     """
-    known = layout_of(cache)
+    check_kind(cache)
+    known = layout_of(cache, counted=True)
     if known is not None:
-        if len(known.columns) != len(input_ids):
-            raise ConfigError(
-                f"past_key_values hold {len(known.columns)} pruned rows and the call has "
-                f"{len(input_ids)}; go on with the same rows"
-            )
+        known.check_rows(len(input_ids))
         return known
     layout = CacheLayout.unpruned(len(input_ids), cached_length(cache), input_ids.device)
     if layout.full_length and adapter.positions.on_grid:
@@ -127,19 +131,16 @@ def continue_call(
     `input_ids` or `inputs_embeds` hold the new columns only.
 
     Raises:
-        ConfigError: the attention mask does not cover the whole conversation.
+        ConfigError: the attention mask does not cover the whole conversation, or cache and call
+            have different numbers of rows.
     """
     ids = call.get("input_ids")
     given = ids if ids is not None else call["inputs_embeds"]
     length = given.shape[1]
+    layout.check_rows(len(given))
     mask = call.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim != 2:
-        return call
-    if mask is not None and mask.shape[1] != layout.full_length + length:
-        raise ConfigError(
-            f"attention_mask has {mask.shape[1]} columns; give one of the whole conversation with "
-            f"its removed tokens, {layout.full_length + length} columns, or none"
-        )
+    layout.check_mask(mask, length)
+    count_columns(call["past_key_values"], length)
     fitted = {**call, "attention_mask": layout.mask(mask, length)}
     if (types := call.get("token_type_ids")) is not None:
         fitted["token_type_ids"] = layout.token_types(types, length)
@@ -151,13 +152,24 @@ def continue_call(
 
 
 def continued_prompt(
-    adapter: VisualAdapter, input_ids: Tensor, call: Mapping[str, Any], layout: CacheLayout
+    adapter: VisualAdapter, input_ids: Tensor | None, call: Mapping[str, Any], layout: CacheLayout
 ) -> dict[str, Tensor]:
     """Return mask and positions for `generate` on a conversation with pruned earlier turns.
 
     `generate` would count the columns of the cache instead of those of the conversation.
     `input_ids` hold the whole conversation, or its new columns.
+
+    Raises:
+        ConfigError: the new columns are embeddings, or are to be read in chunks.
     """
+    if input_ids is None:
+        raise ConfigError(
+            "inputs_embeds cannot go on from the past_key_values of a pruned prompt in generate; "
+            "give input_ids"
+        )
+    config = call.get("generation_config") or adapter.model.generation_config
+    if call.get("prefill_chunk_size", config.prefill_chunk_size) is not None:
+        raise ConfigError(IN_CHUNKS)
     mask = call.get("attention_mask")
     if mask is None:
         known = 0 if input_ids.shape[1] > layout.full_length else layout.full_length

@@ -15,7 +15,8 @@ from autoselect.config import ScorerConfig
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.attachment import keeping
-from autoselect.vlm.features import with_features
+from autoselect.vlm import VisualAdapter
+from autoselect.vlm.features import keep_features, with_features
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.sites import SITES
 from tests.vlm import tiny
@@ -82,6 +83,26 @@ def masked_logits(model: Any, inputs: dict[str, Any], selection: Any) -> torch.T
     columns = selection.columns
     taken = logits.gather(1, columns.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))
     return taken * (columns >= 0)[..., None]
+
+
+def reduced(model: Any, inputs: dict[str, Any], selection: Any) -> dict[str, Any]:
+    """The call of the untouched model without the removed tokens, for one prompt without padding.
+
+    Their placeholders and features are gone, and all others keep the position that they had.
+    """
+    keep = masked(inputs, selection)[0].bool()
+    adapter = VisualAdapter(model)
+    outputs = adapter.encode(inputs)
+    left = {}
+    for modality, output in outputs.items():
+        is_own = inputs["input_ids"][0] == adapter.token_ids[modality]
+        left[modality] = keep_features(output, keep[is_own])
+    call = {n: v[:, keep] for n, v in inputs.items() if n in PER_TOKEN}
+    positions = original_positions(model, inputs)[..., keep]
+    return {**call, "position_ids": positions, "mm_encoder_outputs": left}
+
+
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 def masked_generate(model: Any, inputs: dict[str, Any], selection: Any, **more: Any) -> Any:

@@ -316,9 +316,9 @@ def test_mistakes_in_calls_are_named():
         with pytest.raises(ConfigError, match="whole conversation"):
             step = torch.tensor([[40]])
             model(input_ids=step, attention_mask=torch.ones(1, 3), past_key_values=cache)
-        cache.crop(-6)
         with pytest.raises(ConfigError, match="crop no further"):
-            model(input_ids=step, past_key_values=cache)
+            cache.crop(-6)
+        model(input_ids=step, past_key_values=cache)
 
 
 @torch.no_grad()

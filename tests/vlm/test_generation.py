@@ -7,8 +7,9 @@ import torch
 from transformers import StaticCache
 
 from autoselect import ConfigError
-from autoselect.vlm.cache_layout import CacheLayout, layout_of
+from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.columns import PADDING
+from autoselect.vlm.pruned_cache import layout_of
 from tests.vlm import checks
 from tests.vlm.stock import (
     attached,
