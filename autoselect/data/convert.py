@@ -5,6 +5,7 @@ of workers or on interruptions. A finished shard leaves a note in `.convert/`, a
 it. Unusable rows are listed in `rejected.jsonl`.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -46,12 +47,19 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """Numbers of input rows, samples written and shard files, and the rows left out."""
+    """Numbers of input rows, samples, shard files and samples with pictures; the rows left out."""
 
     rows: int
     samples: int
     shards: int
     rejected: list[Rejected]
+    pictured: int
+
+    def about_pictures(self) -> str:
+        """Return the line that commands print."""
+        text_only = self.samples - self.pictured
+        said = f"{self.pictured} of {self.samples} samples have pictures"
+        return f"{said}; {text_only} are text only and train nothing" if text_only else said
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ def convert_llava(
 
     Args:
         source: JSON list or JSON lines of rows with `id`, `conversations` and `image` (a path, a
-            list of paths, or absent for text only); other fields are kept.
+            list of paths, or absent for text only), or in a form that `row_keys` reads; other
+            fields are kept.
         image_folders: folders of the images; the first that holds a path wins.
         output: folder for the shards; an interrupted conversion in it is completed.
         limits: caps on image bytes and pixels, stored in the indexes.
@@ -114,11 +123,13 @@ def convert_llava(
     _claim(target, plan)
     jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
     done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
-    rejected = [one for part in done for one in part]
+    parts = list(done)
+    rejected = [one for part, _ in parts for one in part]
     lines = b"".join(_dump(asdict(one)) + b"\n" for one in rejected)
     write_bytes(target / REJECTED, lines)
     shards = len(list(target.glob(f"{_PREFIX}-*.tar")))
-    return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected)
+    pictured = sum(count for _, count in parts)
+    return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected, pictured)
 
 
 def _claim(target: Path, plan: dict[str, Any]) -> None:
@@ -153,8 +164,8 @@ def _jobs(
         yield _Job(number, first, part, folders, str(target), limits, key_prefix)
 
 
-def _convert_shard(job: _Job) -> list[Rejected]:
-    """Write one shard unless it exists, and return the rows that are left out."""
+def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
+    """Write one shard unless it exists; return the rows left out and how many have pictures."""
     target = Path(job.output)
     note = target / _NOTES / f"{job.number:06d}.json"
     shard = target / f"{_PREFIX}-{job.number:06d}.tar"
@@ -162,7 +173,9 @@ def _convert_shard(job: _Job) -> list[Rejected]:
         rejected = [Rejected(**fields) for fields in json.loads(note.read_text())]
         empty = len(rejected) == len(job.rows)
         if empty or (shard.exists() and Path(sidecar(str(shard))).exists()):
-            return rejected
+            # Earlier versions stored rows that are refused now; their shards are written again.
+            with contextlib.suppress(RecordError):
+                return rejected, _count_pictured(job, rejected)
     rejected = []
     with ShardWriter(target, _PREFIX, len(job.rows), job.number, job.limits) as writer:
         for row, fields in enumerate(job.rows, job.first_row):
@@ -173,7 +186,13 @@ def _convert_shard(job: _Job) -> list[Rejected]:
                 name = str(fields.get("id", "")) if isinstance(fields, dict) else ""
                 rejected.append(Rejected(row, name, error.kind, str(error)))
     write_bytes(note, _dump([asdict(one) for one in rejected]))
-    return rejected
+    return rejected, _count_pictured(job, rejected)
+
+
+def _count_pictured(job: _Job, rejected: list[Rejected]) -> int:
+    left_out = {one.row for one in rejected}
+    stored = [row for number, row in enumerate(job.rows, job.first_row) if number not in left_out]
+    return sum(bool(read_row(row).pictures) for row in stored)
 
 
 def _dump(value: Any) -> bytes:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -84,7 +84,7 @@ class ImageTooLarge(ImageError):
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image, limits: Limits | None = None
+    source: str | os.PathLike[str] | bytes | IO[bytes] | Image.Image, limits: Limits | None = None
 ) -> Image.Image:
     """Return a picture as a person sees it, in mode RGB; the first one of several.
 
@@ -180,7 +180,7 @@ def _read_path(source: str | os.PathLike[str], limits: Limits) -> Image.Image:
         raise type(error)(f"image={name[:200]}: {error}") from error
 
 
-def _read_stream(source: BinaryIO, cap: int) -> bytes:
+def _read_stream(source: IO[bytes], cap: int) -> bytes:
     try:
         data = source.read(cap + 1)
     except AttributeError as error:
