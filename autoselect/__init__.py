@@ -4,17 +4,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoselect.config import ConfigError
+    from autoselect.data.decode import read_image
     from autoselect.pruning.attachment import attach, detach
     from autoselect.pruning.selector import Selector
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Selector", "__version__", "attach", "detach"]
+__all__ = ["ConfigError", "Selector", "__version__", "attach", "detach", "read_image"]
 
 _HOMES = {
     "ConfigError": "autoselect.config",
     "Selector": "autoselect.pruning.selector",
     "attach": "autoselect.pruning.attachment",
     "detach": "autoselect.pruning.attachment",
+    "read_image": "autoselect.data.decode",
 }
 
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "tracking": {"config", "files"},
     "vlm": {"config", "data"},
     "method": {"config", "ops", "vlm"},
-    "pruning": {"config", "ops", "method", "vlm", "tracking"},
+    "pruning": {"config", "ops", "data", "method", "vlm", "tracking"},
     "training": {"config", "files", "ranks", "data", "tracking", "vlm", "method", "pruning"},
     "reference": {"config", "files", "data", "vlm"},
     "preflight": {"config", "ops", "data", "vlm", "method", "reference"},
@@ -50,7 +50,7 @@ ALLOWED = {
     },
     "train": {"config", "ranks", "data", "training", "reference", "cli"},
     "eval": {"config", "ranks", "evaluation", "cli"},
-    "__init__": {"config", "pruning"},
+    "__init__": {"config", "data", "pruning"},
 }
 """What each package may import beside itself and the version in `autoselect/__init__.py`."""
 

@@ -138,6 +138,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         f"{report.rows} rows, {report.samples} samples in {report.shards} shards, "
         f"{len(report.rejected)} rejected"
     )
+    print(report.about_pictures())
     if report.rejected:
         print(f"rejected rows are listed in {arguments.output / REJECTED}")
     return 1 if len(report.rejected) > arguments.max_rejected * report.rows else 0

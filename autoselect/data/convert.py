@@ -5,7 +5,7 @@ of workers or on interruptions. A finished shard leaves a note in `.convert/`, a
 it. Unusable rows are listed in `rejected.jsonl`.
 """
 
-import hashlib
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.data.decode import ImageError, ImageTooLarge, Limits, decode_image
-from autoselect.data.faults import FaultKind
+from autoselect.data.decode import (
+    ImageError,
+    ImageTooLarge,
+    Limits,
+    embedded_image,
+    read_capped,
+    read_image,
+)
+from autoselect.data.faults import FaultKind, RecordError
 from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
-from autoselect.data.record import RecordError, check_conversation, named_images
+from autoselect.data.record import check_conversation
+from autoselect.data.row_keys import is_web, read_row
+from autoselect.data.text_files import read_json_rows
 from autoselect.data.writer import ShardWriter, check_key
 from autoselect.files.atomic import write_bytes, write_text
 
@@ -38,12 +47,19 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """Numbers of input rows, samples written and shard files, and the rows left out."""
+    """Numbers of input rows, samples, shard files and samples with pictures; the rows left out."""
 
     rows: int
     samples: int
     shards: int
     rejected: list[Rejected]
+    pictured: int
+
+    def about_pictures(self) -> str:
+        """Return the line that commands print."""
+        text_only = self.samples - self.pictured
+        said = f"{self.pictured} of {self.samples} samples have pictures"
+        return f"{said}; {text_only} are text only and train nothing" if text_only else said
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,8 @@ def convert_llava(
 
     Args:
         source: JSON list or JSON lines of rows with `id`, `conversations` and `image` (a path, a
-            list of paths, or absent for text only); other fields are kept.
+            list of paths, or absent for text only), or in a form that `row_keys` reads; other
+            fields are kept.
         image_folders: folders of the images; the first that holds a path wins.
         output: folder for the shards; an interrupted conversion in it is completed.
         limits: caps on image bytes and pixels, stored in the indexes.
@@ -94,7 +111,7 @@ def convert_llava(
         if not Path(folder).is_dir():
             raise ConfigError(f"image_folder={folder} is not a folder; check the path")
     limits = limits or Limits()
-    rows, sha256 = _read_rows(Path(source))
+    rows, sha256 = read_json_rows(Path(source))
     target = Path(output)
     plan = {
         "source_sha256": sha256,
@@ -106,31 +123,13 @@ def convert_llava(
     _claim(target, plan)
     jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
     done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
-    rejected = [one for part in done for one in part]
+    parts = list(done)
+    rejected = [one for part, _ in parts for one in part]
     lines = b"".join(_dump(asdict(one)) + b"\n" for one in rejected)
     write_bytes(target / REJECTED, lines)
     shards = len(list(target.glob(f"{_PREFIX}-*.tar")))
-    return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected)
-
-
-def _read_rows(source: Path) -> tuple[list[Any], str]:
-    """Return all rows, and the SHA-256 of the file."""
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"source={source} cannot be read: {error}; check the path") from error
-    try:
-        if data.lstrip()[:1] == b"[":
-            rows = json.loads(data)
-        else:
-            rows = [json.loads(line) for line in data.splitlines() if line.strip()]
-    except ValueError as error:
-        raise ConfigError(
-            f"source={source} must hold a JSON list or JSON lines, but: {error}"
-        ) from error
-    if not rows:
-        raise ConfigError(f"source={source} holds no rows")
-    return rows, hashlib.sha256(data).hexdigest()
+    pictured = sum(count for _, count in parts)
+    return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected, pictured)
 
 
 def _claim(target: Path, plan: dict[str, Any]) -> None:
@@ -165,8 +164,8 @@ def _jobs(
         yield _Job(number, first, part, folders, str(target), limits, key_prefix)
 
 
-def _convert_shard(job: _Job) -> list[Rejected]:
-    """Write one shard unless it exists, and return the rows that are left out."""
+def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
+    """Write one shard unless it exists; return the rows left out and how many have pictures."""
     target = Path(job.output)
     note = target / _NOTES / f"{job.number:06d}.json"
     shard = target / f"{_PREFIX}-{job.number:06d}.tar"
@@ -174,7 +173,9 @@ def _convert_shard(job: _Job) -> list[Rejected]:
         rejected = [Rejected(**fields) for fields in json.loads(note.read_text())]
         empty = len(rejected) == len(job.rows)
         if empty or (shard.exists() and Path(sidecar(str(shard))).exists()):
-            return rejected
+            # Earlier versions stored rows that are refused now; their shards are written again.
+            with contextlib.suppress(RecordError):
+                return rejected, _count_pictured(job, rejected)
     rejected = []
     with ShardWriter(target, _PREFIX, len(job.rows), job.number, job.limits) as writer:
         for row, fields in enumerate(job.rows, job.first_row):
@@ -185,7 +186,13 @@ def _convert_shard(job: _Job) -> list[Rejected]:
                 name = str(fields.get("id", "")) if isinstance(fields, dict) else ""
                 rejected.append(Rejected(row, name, error.kind, str(error)))
     write_bytes(note, _dump([asdict(one) for one in rejected]))
-    return rejected
+    return rejected, _count_pictured(job, rejected)
+
+
+def _count_pictured(job: _Job, rejected: list[Rejected]) -> int:
+    left_out = {one.row for one in rejected}
+    stored = [row for number, row in enumerate(job.rows, job.first_row) if number not in left_out]
+    return sum(bool(read_row(row).pictures) for row in stored)
 
 
 def _dump(value: Any) -> bytes:
@@ -197,40 +204,58 @@ def _read_row(
     fields: Any, folders: tuple[str, ...], limits: Limits
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Return the record to store and the encoded images; decode each image to check it."""
-    fields = _from_first_question(fields)
-    check_conversation(fields)
-    names = named_images(fields)
-    images = [_read_image(name, folders, limits) for name in names]
-    record = {name: value for name, value in fields.items() if name not in ("id", "image")}
+    row = read_row(fields)
+    record = {name: value for name, value in row.fields.items() if name != "id"}
+    turns = row.turns
+    if len(turns) > 1 and turns[0]["from"] == "gpt":  # left out in LLaVA's training too
+        turns = turns[1:]
+        record["dropped_turns"] = 1
+    record["conversations"] = turns
+    check_conversation(record)
+    images = [_read_picture(name, folders, limits) for name in row.pictures]
     record["source_id"] = fields.get("id")
-    if names:
-        record["source_image"] = fields["image"]
+    if row.pictures:
+        names = [name.partition(";base64,")[0] for name in row.pictures]
+        given = fields.get("image")
+        record["source_image"] = names if isinstance(given, list) or len(names) > 1 else names[0]
     return record, images
 
 
-def _from_first_question(fields: Any) -> Any:
-    """Drop an answer before the first question, as LLaVA's training does; note `dropped_turns`."""
-    turns = fields.get("conversations") if isinstance(fields, dict) else None
-    if isinstance(turns, list) and len(turns) > 1 and isinstance(turns[0], dict):
-        if turns[0].get("from") == "gpt":
-            return fields | {"conversations": turns[1:], "dropped_turns": 1}
-    return fields
-
-
-def _read_image(name: str, folders: tuple[str, ...], limits: Limits) -> bytes:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise RecordError("unreadable", f"image {name!r} lies outside of the image folders")
+def _read_picture(name: str, folders: tuple[str, ...], limits: Limits) -> bytes:
+    """Return the bytes of a picture that a row names; decode them to check them."""
+    shown = f"image {name[:200]!r}"
     try:
-        path = next((path for folder in folders if (path := Path(folder, name)).is_file()), None)
-        if path is None:
-            raise RecordError("unreadable", f"image {name!r} is in none of {len(folders)} folders")
-        with path.open("rb") as stream:
-            data = stream.read(limits.member_bytes + 1)
-        decode_image(data, limits)
+        if name.startswith("data:"):
+            data = embedded_image(name)
+        elif is_web(name):
+            raise RecordError(
+                "unreadable", f"{shown} is a web address; download it and name the file"
+            )
+        else:
+            data = read_capped(_find(name.removeprefix("file://"), folders), limits.member_bytes)
+        read_image(data, limits)
     except OSError as error:
-        raise RecordError("unreadable", f"image {name!r}: {error}") from error
+        raise RecordError("unreadable", f"{shown}: {error}") from error
     except ImageTooLarge as error:
-        raise RecordError("too_large", f"image {name!r}: {error}") from error
+        raise RecordError("too_large", f"{shown}: {error}") from error
     except ImageError as error:
-        raise RecordError("undecodable", f"image {name!r}: {error}") from error
+        raise RecordError("undecodable", f"{shown}: {error}") from error
     return data
+
+
+def _find(name: str, folders: tuple[str, ...]) -> Path:
+    """Return the first existing file of that name; an absolute one must lie in a folder."""
+    path = Path(name)
+    inside = any(path.is_relative_to(folder) for folder in folders) or not path.is_absolute()
+    if ".." in path.parts or not inside:
+        raise RecordError(
+            "unreadable",
+            f"image {name!r} lies outside of the image folders; give the folder that holds it",
+        )
+    for folder in folders:
+        if (found := Path(folder, name)).is_file():
+            return found
+    raise RecordError(
+        "unreadable",
+        f"image {name!r} is in none of {len(folders)} folders; check the image folders",
+    )

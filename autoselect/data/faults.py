@@ -12,6 +12,7 @@ FaultKind = Literal[
     "undecodable",
     "too_large",
     "wrong_json",
+    "unsupported",
     "unreadable",
     "unprocessable",
     "placeholder_text",
@@ -25,7 +26,8 @@ class Fault:
     """One fault in a shard, located precisely enough to look at it with `dd`.
 
     Attributes:
-        kind: the rule that is broken. The last four depend on the trained model: its processor
+        kind: the rule that is broken. `unsupported` is a part of a row that is not read, such as
+            a video. The last four depend on the trained model: its processor
             refuses the images, its placeholders occur in the text, not even one round of the
             conversation fits its length limit, or it has nothing to learn from.
         shard: path or URL of the shard.
@@ -51,6 +53,14 @@ class Fault:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class RecordError(ValueError):
+    """The record breaks a rule; `kind` is the kind of the sample's `Fault`."""
+
+    def __init__(self, kind: FaultKind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind: FaultKind = kind
 
 
 class BadSample(Exception):

@@ -5,26 +5,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from autoselect.data.decode import IMAGE_SUFFIXES
-from autoselect.data.faults import FaultKind
+from autoselect.data.faults import RecordError
+from autoselect.data.row_keys import named_pictures, refuse_unread_media
+from autoselect.data.turns import IMAGE_PLACEHOLDER, SPEAKERS, as_turns
 
-IMAGE_PLACEHOLDER = "<image>"
-SPEAKERS = ("human", "gpt")
+__all__ = ["IMAGE_PLACEHOLDER", "SPEAKERS", "RecordError"]
+
 _SUFFIXES = frozenset(IMAGE_SUFFIXES.values()) | {"jpeg", "tiff"}
-
-
-class RecordError(ValueError):
-    """The record breaks a rule; `kind` is the kind of the sample's `Fault`."""
-
-    def __init__(self, kind: FaultKind, detail: str) -> None:
-        super().__init__(detail)
-        self.kind: FaultKind = kind
+_UNREAD_SUFFIXES = frozenset(
+    ("avif", "heic", "heif", "jp2", "jxl", "ppm", "pgm", "svg", "pdf", "exr", "npy", "img")
+) | frozenset(("mp4", "avi", "mov", "mkv", "webm", "m4v", "wav", "mp3", "flac", "ogg"))
 
 
 def parse_record(data: bytes) -> dict[str, Any]:
-    """Parse the JSON member and check its conversation; raise RecordError if either fails."""
+    """Parse the JSON member and check its conversation; raise RecordError if either fails.
+
+    Turns in the form of another tool are turned into LLaVA's.
+    """
     try:
-        record = json.loads(data)
-    except ValueError as error:
+        record = as_turns(json.loads(data))
+    except RecordError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise RecordError("wrong_json", f"not JSON: {error}") from error
     check_conversation(record)
     return record
@@ -59,17 +61,6 @@ def encoded(text: str, name: str) -> bytes:
         raise RecordError("wrong_json", f"{name} holds {half!a}, half of a character") from error
 
 
-def named_images(record: dict[str, Any]) -> list[str]:
-    """Return the file names under `image`: none, one or several."""
-    image = record.get("image")
-    if image is None:
-        return []
-    names = [image] if isinstance(image, str) else image
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise RecordError("wrong_json", f"image must be a name or a list of names, not {image!r}")
-    return names
-
-
 def check_placeholders(record: dict[str, Any], num_images: int) -> None:
     """Check that the human turns hold one placeholder per image, or none at all."""
     texts = (turn["value"] for turn in record["conversations"] if turn["from"] == "human")
@@ -93,16 +84,29 @@ def _natural(suffix: str) -> tuple[int, str]:
 def image_order(record: dict[str, Any], key: str, suffixes: Sequence[str]) -> list[str]:
     """Return the suffixes of a sample's images in the order in which the record names them.
 
-    If `image` is absent or holds other names than those of members, as in shards that other tools
+    If the record names no image or other names than those of members, as in shards that other tools
     wrote, the images are sorted by the leading number of their suffix. `suffixes` are those of all
-    members of the sample `key`. RecordError if the record names more or fewer images.
+    members of the sample `key`.
+
+    Raises:
+        RecordError: the record names more or fewer images, or names or holds something that is not
+            read, such as a video, and no image is stored.
     """
     found = sorted((suffix for suffix in suffixes if is_image(suffix)), key=_natural)
-    names = named_images(record)
-    if "image" in record and len(names) != len(found):
+    own = "image" in record
+    keys, names = named_pictures({"image": record["image"]} if own else record)
+    if (own or keys) and len(names) != len(found):
         raise RecordError(
             "missing_member", f"the record names {len(names)} images, {len(found)} are stored"
         )
+    if not found:
+        refuse_unread_media(record)
+        for suffix in suffixes:
+            if suffix.rpartition(".")[2] in _UNREAD_SUFFIXES:
+                raise RecordError(
+                    "unsupported",
+                    f"{key}.{suffix} is not read; store {', '.join(sorted(_SUFFIXES))}",
+                )
     check_placeholders(record, len(found))
     by_name = {f"{key}.{suffix}": suffix for suffix in found}
     if names and set(names) == set(by_name) and len(set(names)) == len(names):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.data import storage
-from autoselect.data.decode import ImageError, ImageTooLarge, Limits, decode_image
+from autoselect.data.decode import ImageError, ImageTooLarge, Limits, read_image
 from autoselect.data.faults import BadSample, Fault, FaultKind
 from autoselect.data.index import (
     Entry,
@@ -72,7 +72,7 @@ class Sample:
         pictures = []
         for number, data in enumerate(self.images):
             try:
-                pictures.append(decode_image(data, self.limits))
+                pictures.append(read_image(data, self.limits))
             except ImageError as error:
                 kind: FaultKind = "too_large" if isinstance(error, ImageTooLarge) else "undecodable"
                 detail = f"image {number}: {error}"

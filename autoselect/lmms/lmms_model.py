@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from autoselect.config import ConfigError
+from autoselect.data.decode import ImageError, read_image
 from autoselect.lmms.engine import PrunedVLM
 
 MAX_NEW_TOKENS = 1024
@@ -115,7 +116,12 @@ class AutoSelectModel(lmms):
                 raise ConfigError(
                     f"task={task} asks about a {type(item).__name__}; this model takes images only"
                 )
-        return [item.convert("RGB") for item in visuals]
+        try:
+            return [read_image(item) for item in visuals]
+        except ImageError as error:
+            raise ConfigError(
+                f"task={task}: an image of document {document} of {split}: {error}"
+            ) from error
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return log-likelihood and greedy match of each continuation."""

@@ -5,6 +5,7 @@ The folder holds `NAME.yaml`, the questions as JSON lines, and the images. Run i
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from autoselect.data.writer import image_suffix
+from autoselect.data.decode import Limits, image_suffix, read_image
 from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.scores.scoring import question_score
 
@@ -35,14 +36,21 @@ def write_local_task(
     tasks: set[str] = set()
     for number in range(len(samples)):
         sample = samples.read(number)
-        picture = pictures / f"{number:06d}.{image_suffix(sample.images[0])}"
-        picture.write_bytes(sample.images[0])
+        paths = []
+        for place, encoded in enumerate(sample.images):
+            part = f"-{place}" if place else ""
+            picture = pictures / f"{number:06d}{part}.{image_suffix(encoded)}"
+            picture.write_bytes(encoded)
+            paths.append(str(picture.resolve()))
         questions, answers, names, _ = parse_record(sample.record, sample.key)
+        if len(paths) > 1:  # their marks say where the images go
+            turns = sample.record["conversations"]
+            questions = tuple(turn["value"] for turn in turns if turn["from"] == "human")
         tasks.update(names)
         for question, accepted, task in zip(questions, answers, names, strict=True):
             lines.append(
                 {
-                    "image_path": str(picture.resolve()),
+                    "image_path": paths,
                     "question": question,
                     "answers": list(accepted),
                     "task": task,
@@ -76,7 +84,11 @@ def write_local_task(
 
 
 def visual(document: Mapping[str, Any]) -> list[Image.Image]:
-    return [Image.open(document["image_path"]).convert("RGB")]
+    """Return the images of a question as AutoSelect evaluates them."""
+    paths = document["image_path"]
+    # Evaluation shards are read within their own caps before the task is written.
+    read = Limits(sys.maxsize - 1, sys.maxsize)
+    return [read_image(path, read) for path in ([paths] if isinstance(paths, str) else paths)]
 
 
 def text(document: Mapping[str, Any], specific: Mapping[str, Any] | None = None) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from autoselect.config import ConfigError
+from autoselect.data.decode import flat
 from autoselect.pruning.selection import ImageSelection
 from autoselect.vlm.families import Raster
 from autoselect.vlm.rasters import raster_of
@@ -37,6 +38,8 @@ def selection_overlay(
 ) -> Image.Image:
     """Darken the parts of a picture whose tokens were removed; `grid` is rows, columns.
 
+    The picture is not turned, because processors take PIL images as they are stored.
+
     Raises:
         ConfigError: the grid has another number of cells than there are tokens.
     """
@@ -49,4 +52,4 @@ def selection_overlay(
     cells = Image.fromarray((brightness.reshape(rows, columns) * 255).astype(np.uint8))
     mask = cells.resize(image.size, Image.Resampling.NEAREST)
     black = Image.new("RGB", image.size)
-    return Image.composite(image.convert("RGB"), black, mask)
+    return Image.composite(flat(image), black, mask)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from autoselect.config import ConfigError
+from autoselect.data.decode import read_image
 
 Split = Literal["train", "val", "test"]
 
@@ -56,7 +57,7 @@ def photos(split: Split) -> list[np.ndarray]:
                 f"{package.split('.')[0]}; install the versions of requirements.lock"
             )
         with path.open("rb") as stream:
-            image = Image.open(stream).convert("RGB")
+            image = read_image(stream)
         scale = 300 / min(image.size)
         size = (round(image.width * scale), round(image.height * scale))
         loaded.append(np.asarray(image.resize(size, Image.Resampling.BILINEAR)))

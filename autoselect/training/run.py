@@ -20,6 +20,7 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import check_folder
 from autoselect.config.files import flatten, to_dict
 from autoselect.data.loader import collate_usable
+from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
@@ -113,6 +114,12 @@ def assemble(
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
     state = store.load()
     if state is None:
+        sizes = deepspeed.split(info.world_size)
+        batch_size = sizes.micro * sizes.accumulation * info.world_size
+        with heartbeat.independently("looking for pictures in the indexes"):
+            rank_zero.on_main(
+                lambda: report_pictures(shards, config.seed, batch_size, config.steps)
+            )
         statistics = shared_statistics(vlm, shards, collator, config, deepspeed.zero_stage)
     else:
         now = Origin(shards.digest, vlm.digest, deepspeed.step_settings())

@@ -33,6 +33,7 @@ class Trainer:
         self.info, self.device, self.heartbeat = run.info, run.device, run.heartbeat
         self.sizes = run.deepspeed.split(run.info.world_size)
         self.step = 0 if run.state is None else run.state.step
+        self.empty_steps = 0
         self.guard = UpdateGuard(run.engine, patience=run.config.max_skipped_steps)
         self.quarantine = start_quarantine(run)
         self.loader = Loader(
@@ -173,6 +174,8 @@ class Trainer:
             [sum(b.num_answer_tokens for b in micro_batches), self.quarantine.new]
         )
         self.quarantine.check(unusable)
+        if not answers:
+            self.note_empty_step()
         factor = self.info.world_size * self.sizes.accumulation / max(answers, 1.0)
         outputs: list[StepOutput] = []
         for number, batch in enumerate(micro_batches):
@@ -185,6 +188,16 @@ class Trainer:
         self.guard.update_allowed(self.step)
         self.engine.step()
         return self._metrics(outputs, answers, setting, rate, time.perf_counter() - started)
+
+    def note_empty_step(self) -> None:
+        """Count a step without answer tokens, and warn of the first one."""
+        self.empty_steps += 1
+        if self.empty_steps == 1 and self.info.is_main:
+            logger.warning(
+                "step %d trains nothing: no sample of its batch has both a picture and an answer; "
+                "train/empty_steps counts such steps",
+                self.step + 1,
+            )
 
     def _metrics(
         self,
@@ -213,6 +226,8 @@ class Trainer:
             "train/gradient_norm": self.guard.gradient_norm(),
             "train/skipped_steps": self.guard.skipped,
             "train/answer_tokens": answers,
+            "train/images": images,
+            "train/empty_steps": self.empty_steps,
             "train/quarantined_samples": self.quarantine.quarantine.count,
             "train/tokens_per_s": answers / seconds,
             "train/step_ms": seconds * 1000,

@@ -89,8 +89,8 @@ def test_a_killed_conversion_is_completed_to_the_same_bytes(source: Path, tmp_pa
     convert_llava(source, [images], whole, samples_per_shard=4)
     # Every read of an image takes 20 ms longer, so that the kill comes in the middle.
     script = (
-        "import sys, time; from autoselect.data import convert; decode = convert.decode_image;"
-        "convert.decode_image = lambda *a: (time.sleep(0.02), decode(*a))[1];"
+        "import sys, time; from autoselect.data import convert; decode = convert.read_image;"
+        "convert.read_image = lambda *a: (time.sleep(0.02), decode(*a))[1];"
         "convert.convert_llava(sys.argv[1], [sys.argv[2]], sys.argv[3], samples_per_shard=4)"
     )
     command = [sys.executable, "-c", script, str(source), str(images), str(killed)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoselect.config import ConfigError
-from autoselect.data.decode import ImageError, Limits, decode_image
+from autoselect.data.decode import ImageError, Limits, read_image
 from autoselect.data.faults import BadSample, Fault
 from autoselect.data.index import build_index, sidecar
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
@@ -298,7 +298,7 @@ def tiff(tag: int, kind: int) -> bytes:
 def test_a_directory_with_a_wrong_type_is_damage(tag: int) -> None:
     for kind in range(14):
         with contextlib.suppress(ImageError):
-            assert decode_image(tiff(tag, kind)).mode == "RGB"
+            assert read_image(tiff(tag, kind)).mode == "RGB"
 
 
 def rows(samples: list[Sample]) -> list[tuple[int, bool, int, int]]:

@@ -49,6 +49,7 @@ def run_public(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
         f"samples in {done.shards} shards; {len(done.rejected)} rows with "
         f"{report.lost_questions} questions rejected"
     )
+    print(done.about_pictures())
     if done.rejected:
         print(f"rejected rows are listed in {arguments.output / REJECTED}")
     if benchmark.note:

@@ -13,7 +13,7 @@ from autoselect.config import ConfigError
 from autoselect.data.benchmarks.table import Benchmark
 from autoselect.data.convert import ConvertReport, convert_llava
 from autoselect.data.decode import Limits
-from autoselect.files.atomic import write_text
+from autoselect.files.atomic import write_bytes
 
 WORK_FOLDER = ".convert"
 
@@ -61,7 +61,8 @@ def convert_public(
     work.mkdir(parents=True, exist_ok=True)
     source = work / "rows.jsonl"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(source, lines)
+    # Half of a surrogate pair, which UTF-8 cannot hold, is escaped.
+    write_bytes(source, lines.encode(errors="backslashreplace"))
     conversion = convert_llava(
         source,
         [given["images"]],

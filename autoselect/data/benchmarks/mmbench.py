@@ -7,8 +7,8 @@ circular accuracy is computed over its rounds.
 """
 
 import base64
-import binascii
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from autoselect.data.benchmarks.rows import (
     image_row,
     with_options,
 )
+from autoselect.data.text_files import read_text
 from autoselect.files.atomic import write_bytes
 
 ROTATION = 1_000_000
@@ -57,9 +58,12 @@ def _rows(files: Mapping[str, Path], task: str, instruction: str) -> list[Row]:
 def _read(path: Path) -> dict[str, dict[str, str]]:
     csv.field_size_limit(_LARGEST_FIELD)
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            table = {row["index"]: row for row in csv.DictReader(stream, delimiter="\t")}
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+        lines = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t")
+        numbered = ((str(int(row["index"])), row) for row in lines)
+        table = {number: row | {"index": number} for number, row in numbered}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path} is not an MMBench TSV: {error!r}; download it again") from error
     if not table:
         raise ConfigError(f"{path} holds no questions")
@@ -117,12 +121,15 @@ def _store_image(
 ) -> str:
     """Write the image of a row into `folder` and return its file name."""
     name, text = entry["index"], str(field(entry, "image", path))
-    while len(text) <= LONGEST_REFERENCE and text in entries and text != name:
+    seen = {name}
+    while len(text) <= LONGEST_REFERENCE and text in entries and text not in seen:
+        seen.add(text)
         name, text = text, str(field(entries[text], "image", path))
     try:
         data = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        data = text.encode()  # stored unchanged; the converter rejects it as undecodable
+    except ValueError:
+        # Stored unchanged; the converter rejects it as undecodable.
+        data = text.encode(errors="replace")
     target = folder / name
     if not target.is_file() or target.read_bytes() != data:
         write_bytes(target, data)

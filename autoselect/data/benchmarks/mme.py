@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data.benchmarks.rows import SHORT_ANSWER, Question, Row, image_row
+from autoselect.data.text_files import read_lines
 
 PERCEPTION = (
     "existence",
@@ -59,9 +60,7 @@ def rows(files: Mapping[str, Path]) -> list[Row]:
 
 
 def _questions(path: Path, subtask: str, name: str) -> list[Question]:
-    pairs = [
-        line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    pairs = [line.split("\t") for line in read_lines(path) if line.strip()]
     if len(pairs) != 2 or any(len(p) != 2 or p[1].strip() not in ("Yes", "No") for p in pairs):
         raise ConfigError(f"{path} must hold two lines: question, tab, Yes or No")
     return [

@@ -9,9 +9,10 @@ from autoselect.data.benchmarks.rows import (
     Question,
     Row,
     by_image,
-    field,
-    read_json_lines,
+    name_field,
+    text_field,
 )
+from autoselect.data.text_files import read_json_lines
 
 CATEGORIES = ("random", "popular", "adversarial")
 
@@ -22,14 +23,14 @@ def rows(files: Mapping[str, Path]) -> list[Row]:
     for category in CATEGORIES:
         path = files["questions"] / f"coco_pope_{category}.json"
         for entry in read_json_lines(path):
-            label = str(field(entry, "label", path)).strip().lower()
+            label = name_field(entry, "label", path).strip().lower()
             if label not in ("yes", "no"):
                 raise ConfigError(f"{path}: label={label!r} must be yes or no")
             question = Question(
-                id=f"{category}-{field(entry, 'question_id', path)}",
-                text=field(entry, "text", path) + SHORT_ANSWER,
+                id=f"{category}-{name_field(entry, 'question_id', path)}",
+                text=text_field(entry, "text", path) + SHORT_ANSWER,
                 answers=(label,),
                 task=f"pope_{category}",
             )
-            found.append((field(entry, "image", path), question))
+            found.append((text_field(entry, "image", path), question))
     return by_image(found)

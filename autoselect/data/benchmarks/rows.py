@@ -1,15 +1,17 @@
 """The common form of all benchmarks: one image with its questions, as a LLaVA-style row."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autoselect.config import ConfigError
-from autoselect.data.record import IMAGE_PLACEHOLDER
+from autoselect.data.text_files import read_json_file
+from autoselect.data.turns import IMAGE_PLACEHOLDER
 
+Kind = TypeVar("Kind")
 Row = dict[str, Any]
+_KINDS: dict[type, str] = {dict: "JSON object", list: "list", str: "text"}
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -42,6 +44,9 @@ def image_row(name: str, image: str, questions: Iterable[Question]) -> Row:
     """
     asked = list(questions)
     turns = []
+    for question in asked:
+        if not question.answers:
+            raise ConfigError(f"question {question.id} has no answers; is it the official file?")
     for number, question in enumerate(asked):
         mark = f"{IMAGE_PLACEHOLDER}\n" if number == 0 else ""
         text = question.text.replace(IMAGE_PLACEHOLDER, "")
@@ -74,37 +79,54 @@ def with_options(question: str, options: Iterable[str], hint: str = "") -> str:
     return "\n".join(lines)
 
 
-def read_json(path: Path) -> Any:
-    """Return the value of a JSON file; raise ConfigError if it cannot be read or parsed."""
-    try:
-        return json.loads(_read(path))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}; download it again") from error
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raise ConfigError if the file holds something else."""
+    return _of_kind(read_json_file(path), dict, str(path), path)
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Return the values of a JSON-lines file; raise ConfigError if it cannot be read or parsed."""
-    try:
-        return [json.loads(line) for line in _read(path).splitlines() if line.strip()]
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a file of JSON lines: {error}") from error
+def read_list(path: Path) -> list[Any]:
+    """Return the list in a JSON file; raise ConfigError if the file holds something else."""
+    return _of_kind(read_json_file(path), list, str(path), path)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; check the path") from error
-
-
-def field(entry: Mapping[str, Any], name: str, path: Path) -> Any:
+def field(entry: Any, name: str, path: Path) -> Any:
     """Return a field of an official record; raise ConfigError if the record lacks it."""
     if not isinstance(entry, Mapping) or entry.get(name) is None:
-        known = ", ".join(sorted(entry)) if isinstance(entry, Mapping) else type(entry).__name__
+        known = ", ".join(sorted(map(str, entry))) if isinstance(entry, Mapping) else repr(entry)
         hint = (
             "a test split is scored on the benchmark's own server, take the validation split"
             if name in ("answer", "answers", "label")
             else "is it the official file?"
         )
-        raise ConfigError(f"{path}: a record has no {name!r} (found: {known}); {hint}")
+        raise ConfigError(f"{path}: a record has no {name!r} (found: {known[:200]}); {hint}")
     return entry[name]
+
+
+def text_field(entry: Any, name: str, path: Path) -> str:
+    """Return a field that must be text."""
+    return _of_kind(field(entry, name, path), str, name, path)
+
+
+def name_field(entry: Any, name: str, path: Path) -> str:
+    """Return a field that must be text or a number, as text."""
+    value = field(entry, name, path)
+    return str(value) if isinstance(value, int) else _of_kind(value, str, name, path)
+
+
+def list_field(entry: Any, name: str, path: Path) -> list[Any]:
+    """Return a field that must be a list."""
+    return _of_kind(field(entry, name, path), list, name, path)
+
+
+def annotated(entry: Any, path: Path) -> tuple[str, ...]:
+    """Return the annotators' answers of a VQA record."""
+    return tuple(str(field(one, "answer", path)) for one in list_field(entry, "answers", path))
+
+
+def _of_kind(value: Any, kind: type[Kind], name: str, path: Path) -> Kind:
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{path}: {name} must be a {_KINDS[kind]}, not {str(value)[:60]!r}; is it the official "
+            "file?"
+        )
+    return value

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from autoselect.config import ConfigError
 from autoselect.data.benchmarks.rows import (
     LETTER_ANSWER,
     LETTERS,
@@ -10,7 +11,9 @@ from autoselect.data.benchmarks.rows import (
     Row,
     field,
     image_row,
-    read_json,
+    list_field,
+    read_object,
+    text_field,
     with_options,
 )
 
@@ -19,18 +22,25 @@ SPLIT = "test"
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
     """Return the rows of `problems.json` for the test numbers in `pid_splits.json`."""
-    problems, splits = read_json(files["problems"]), files["splits"]
+    path, splits = files["problems"], files["splits"]
+    problems = read_object(path)
     found = []
-    for number in field(read_json(splits), SPLIT, splits):
-        problem = field(problems, str(number), files["problems"])
-        if not problem.get("image"):
+    for number in list_field(read_object(splits), SPLIT, splits):
+        problem = field(problems, str(number), path)
+        if not field(problem, "choices", path) or not problem.get("image"):
             continue
         hint = f"Context: {problem['hint']}" if problem.get("hint") else ""
-        choices = field(problem, "choices", files["problems"])
+        choices = [str(choice) for choice in list_field(problem, "choices", path)]
+        place = field(problem, "answer", path)
+        if not isinstance(place, int) or not 0 <= place < min(len(choices), len(LETTERS)):
+            raise ConfigError(
+                f"{path}: problem {number} has answer={place!r}, which is none of its "
+                f"{len(choices)} choices; is it the official file?"
+            )
         question = Question(
             id=str(number),
-            text=with_options(problem["question"], choices, hint) + LETTER_ANSWER,
-            answers=(LETTERS[field(problem, "answer", files["problems"])],),
+            text=with_options(text_field(problem, "question", path), choices, hint) + LETTER_ANSWER,
+            answers=(LETTERS[place],),
             task="scienceqa_img",
         )
         found.append(image_row(str(number), f"{number}/{problem['image']}", [question]))

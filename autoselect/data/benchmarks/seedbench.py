@@ -9,7 +9,10 @@ from autoselect.data.benchmarks.rows import (
     Row,
     by_image,
     field,
-    read_json,
+    list_field,
+    name_field,
+    read_object,
+    text_field,
     with_options,
 )
 
@@ -18,15 +21,15 @@ def rows(files: Mapping[str, Path]) -> list[Row]:
     """Return the rows of `SEED-Bench.json` whose `data_type` is image; skip those about videos."""
     path = files["questions"]
     found = []
-    for entry in field(read_json(path), "questions", path):
+    for entry in list_field(read_object(path), "questions", path):
         if field(entry, "data_type", path) != "image":
             continue
-        options = [field(entry, f"choice_{letter}", path) for letter in "abcd"]
+        options = [str(field(entry, f"choice_{letter}", path)) for letter in "abcd"]
         question = Question(
-            id=str(field(entry, "question_id", path)),
-            text=with_options(field(entry, "question", path), map(str, options)) + LETTER_ANSWER,
-            answers=(field(entry, "answer", path),),
+            id=name_field(entry, "question_id", path),
+            text=with_options(text_field(entry, "question", path), options) + LETTER_ANSWER,
+            answers=(text_field(entry, "answer", path),),
             task="seedbench",
         )
-        found.append((field(entry, "data_id", path), question))
+        found.append((name_field(entry, "data_id", path), question))
     return by_image(found)

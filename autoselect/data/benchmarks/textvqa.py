@@ -7,7 +7,16 @@ default. The file `ocr` adds them.
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoselect.data.benchmarks.rows import SHORT_ANSWER, Question, Row, by_image, field, read_json
+from autoselect.data.benchmarks.rows import (
+    SHORT_ANSWER,
+    Question,
+    Row,
+    by_image,
+    list_field,
+    name_field,
+    read_object,
+    text_field,
+)
 
 
 def rows(files: Mapping[str, Path]) -> list[Row]:
@@ -15,16 +24,17 @@ def rows(files: Mapping[str, Path]) -> list[Row]:
     path = files["questions"]
     tokens: dict[str, str] = {}
     if "ocr" in files:
-        for entry in field(read_json(files["ocr"]), "data", files["ocr"]):
-            tokens[entry["image_id"]] = ", ".join(field(entry, "ocr_tokens", files["ocr"]))
+        for entry in list_field(read_object(files["ocr"]), "data", files["ocr"]):
+            words = list_field(entry, "ocr_tokens", files["ocr"])
+            tokens[name_field(entry, "image_id", files["ocr"])] = ", ".join(map(str, words))
     found = []
-    for entry in field(read_json(path), "data", path):
-        image = field(entry, "image_id", path)
+    for entry in list_field(read_object(path), "data", path):
+        image = name_field(entry, "image_id", path)
         reference = f"\nReference OCR token: {tokens[image]}" if image in tokens else ""
         question = Question(
-            id=str(field(entry, "question_id", path)),
-            text=field(entry, "question", path).capitalize() + reference + SHORT_ANSWER,
-            answers=tuple(str(answer) for answer in field(entry, "answers", path)),
+            id=name_field(entry, "question_id", path),
+            text=text_field(entry, "question", path).capitalize() + reference + SHORT_ANSWER,
+            answers=tuple(str(answer) for answer in list_field(entry, "answers", path)),
             task="textvqa_val",
         )
         found.append((f"{image}.jpg", question))

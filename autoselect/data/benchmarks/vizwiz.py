@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoselect.data.benchmarks.rows import SHORT_ANSWER, Question, Row, by_image, field, read_json
+from autoselect.data.benchmarks.rows import (
+    SHORT_ANSWER,
+    Question,
+    Row,
+    annotated,
+    by_image,
+    read_list,
+    text_field,
+)
 
 UNANSWERABLE = (
     "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT_ANSWER
@@ -14,9 +22,9 @@ def rows(files: Mapping[str, Path]) -> list[Row]:
     """Return the rows of `val.json`, a list."""
     path = files["questions"]
     found = []
-    for number, entry in enumerate(read_json(path)):
-        answers = tuple(str(answer["answer"]) for answer in field(entry, "answers", path))
-        text = field(entry, "question", path) + UNANSWERABLE
+    for number, entry in enumerate(read_list(path)):
+        answers = annotated(entry, path)
+        text = text_field(entry, "question", path) + UNANSWERABLE
         question = Question(str(number), text, answers, "vizwiz_vqa_val")
-        found.append((field(entry, "image", path), question))
+        found.append((text_field(entry, "image", path), question))
     return by_image(found)
