@@ -56,8 +56,8 @@ class EvalSettings:
     )
     diversity: str | None = setting(
         None,
-        "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, several, "
-        "as 0,0.4, give rows of their own; the selector's own setting by default",
+        "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, own the "
+        "selector's own setting (default); several, as 0,own, give rows of their own",
     )
     latency_batch: int = setting(1, "batch size of the latency measurement")
     latency_compiled: bool = setting(
