@@ -32,13 +32,17 @@ ALLOWED = {
         *("config", "files", "ops", "data", "tracking", "vlm", "method"),
         *("pruning", "training", "reference"),
     },
+    "tuning": {
+        *("config", "files", "ops", "data", "tracking", "vlm", "pruning"),
+        *("reference", "evaluation"),
+    },
     "ablation": {"config", "files", "tracking", "reference", "evaluation"},
     "lmms": {
         *("config", "files", "data", "tracking", "vlm", "pruning"),
         *("reference", "evaluation"),
     },
     "cli": {"config", "ops", "tracking", "reference", "evaluation", "lmms"},
-    "train": {"config", "ranks", "data", "training", "reference", "cli"},
+    "train": {"config", "ranks", "data", "training", "reference", "tuning", "cli"},
     "eval": {"config", "ranks", "evaluation", "cli"},
     "__init__": {"config", "pruning"},
 }

@@ -18,6 +18,7 @@ COMMANDS = {
     "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
     "shards": ("data.commands.add_shards_commands", "index, verify and convert shards"),
     "eval": ("evaluation.commands.add_eval_command", "measure accuracy retention and speed"),
+    "tune": ("tuning.commands.add_tune_command", "find the weight of diversity for each budget"),
     "ablate": ("ablation.commands.add_ablate_command", "train and compare variants over seeds"),
     "evidence": ("ablation.commands.add_evidence_command", "write ablation tables into a page"),
     "analyse": ("evaluation.commands.add_analyse_command", "draw figures 3 to 5 and more"),

@@ -240,6 +240,14 @@ class TrainConfig:
     activation_checkpointing: bool = setting(
         False, "recompute each layer of the frozen language model in the backward pass"
     )
+    tune_images: int = setting(
+        96,
+        "images that were not trained on, on which the weight of diversity at each budget is found "
+        "when training ends, see `autoselect tune`; 0 leaves the selector at hard top-K",
+    )
+    tune_budgets: str = setting(
+        "3%,6%,11%,22%", "budgets of that search: counts, ratios or percentages, comma-separated"
+    )
     experiment: str = setting("autoselect", "MLflow experiment")
     tracking: bool = setting(True, "log to MLflow")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
@@ -256,6 +264,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "keep_checkpoints", "log_every", "max_skipped_steps"):
             _at_least(1, name, getattr(self, name))
+        _at_least(0, "tune_images", self.tune_images)
         require(
             0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0..2^63-1; choose another number"
         )

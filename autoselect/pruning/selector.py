@@ -184,6 +184,11 @@ class Selector(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {n: t.detach().float().cpu().contiguous() for n, t in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        self.save_config(folder, name)
+
+    def save_config(self, folder: str | Path, name: str | None = None) -> None:
+        """Write `config.json` and the card beside weights that are there already."""
+        folder = Path(folder)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
         (folder / CARD_FILE).write_text(card_text(self.config, name or folder.absolute().name))
 

@@ -47,6 +47,8 @@ FREE_SETTINGS = {
     "tracking",
     "max_skipped_steps",
     "activation_checkpointing",
+    "tune_images",
+    "tune_budgets",
     "data.workers",
     "data.quarantine_budget",
 }
