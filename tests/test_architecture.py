@@ -52,7 +52,7 @@ HOMES = {
     "transformers": {"vlm", "reference", "training.sharded_loading"},
     "webdataset": {"data"},
     "mlflow": {"tracking"},
-    "huggingface_hub": {"pruning.selector", "preflight.model_check", "vlm"},
+    "huggingface_hub": {"pruning.hub", "preflight.model_check", "vlm"},
     "lmms_eval": {"lmms"},
     "accelerate": {"lmms"},
     "deepspeed": {"ranks", "training"},

@@ -1,7 +1,7 @@
 """Read lists of token budgets."""
 
 from autoselect.config import ConfigError
-from autoselect.pruning.selector import budget_to_tokens
+from autoselect.pruning.budget import budget_to_tokens
 
 
 def parse_budgets(text: str, num_tokens: int) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from autoselect.evaluation.methods.choice import choose
 from autoselect.evaluation.methods.registry import METHODS, SELECTOR, Method
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.pruning.attachment import attach
-from autoselect.pruning.selector import Selector, budget_to_tokens, written_budget
+from autoselect.pruning.budget import budget_to_tokens, written_budget
+from autoselect.pruning.selector import Selector
 from autoselect.vlm import FrozenVLM
 
 FULL = "full"

@@ -4,29 +4,18 @@ Facts that the metadata lacks are left out or called unknown.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from autoselect.pruning.hub import is_hub_name, is_logged_model
+
 CARD_FILE = "README.md"
 LICENCE = "apache-2.0"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LOGGED_MODEL = re.compile(r"models:/\S+|runs:/[^/\s]+/\S+")
 METHOD = "autoselect"
 REFERENCE = ("autoselect", "reference", "model")
-
-
-def is_hub_name(name: object) -> bool:
-    """Return True if `name` has the form `org/name` and is not a local folder."""
-    return isinstance(name, str) and bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
-
-
-def is_logged_model(name: object) -> bool:
-    """Return True for the address of a logged model, `models:/ID` or `runs:/RUN/NAME`."""
-    return isinstance(name, str) and bool(LOGGED_MODEL.fullmatch(name))
 
 
 def scores_of(report: Mapping[str, Any]) -> dict[str, Any]:

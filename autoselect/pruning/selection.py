@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.pruning.selector import Selector, budget_to_tokens
+from autoselect.pruning.budget import budget_to_tokens
+from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.blocks import Block, split_frames
 

@@ -6,7 +6,6 @@ model card, without pickles.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +22,8 @@ from autoselect.config.files import from_dict
 from autoselect.method.scorer import Scorer
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
-from autoselect.pruning.card import (
-    CARD_FILE,
-    card_text,
-    is_hub_name,
-    is_logged_model,
-    scores_of,
-)
+from autoselect.pruning.budget import budget_to_tokens
+from autoselect.pruning.card import CARD_FILE, card_text, scores_of
 from autoselect.pruning.diversity import (
     Diversity,
     Relevance,
@@ -39,6 +33,7 @@ from autoselect.pruning.diversity import (
     stored_diversity,
     weight_at,
 )
+from autoselect.pruning.hub import local_folder, upload
 
 WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
 FORMAT = "autoselect-selector"
@@ -202,25 +197,9 @@ class Selector(nn.Module):
         Raises:
             ConfigError: the name has another form, or the hub refuses or cannot be reached.
         """
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HTTPError
-
-        if repository.count("/") != 1 or not all(repository.split("/")):
-            raise ConfigError(f"repository={repository!r} must have the form org/name")
-        api = HfApi()
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, repository)
-            try:
-                api.create_repo(repository, private=private, exist_ok=True)
-                commit = api.upload_folder(
-                    repo_id=repository, folder_path=folder, commit_message=message
-                )
-            except (HTTPError, OSError, ValueError) as error:
-                raise ConfigError(
-                    f"repository={repository} cannot be written: {str(error).splitlines()[0]}; "
-                    "log in with `hf auth login`, and check the name"
-                ) from error
-        return str(commit.commit_url)
+        return upload(
+            repository, lambda folder: self.save_pretrained(folder, repository), private, message
+        )
 
     @classmethod
     def from_pretrained(
@@ -241,9 +220,7 @@ class Selector(nn.Module):
             ConfigError: files are missing, damaged or of another format; weights do not fit; the
                 hub or the store lacks the selector or cannot be reached.
         """
-        if is_logged_model(folder):
-            folder = _logged(str(folder))
-        folder = _download(str(folder), revision) if is_hub_name(str(folder)) else Path(folder)
+        folder = local_folder(folder, revision, [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE])
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise ConfigError(
@@ -273,74 +250,3 @@ class Selector(nn.Module):
                 f"{error}"
             ) from error
         return selector.to(device).eval()
-
-
-def _logged(address: str) -> Path:
-    from autoselect.tracking.models import download_model
-
-    return download_model(address)
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"selector={name} is not a folder here, and the hub does not give it: "
-            f"{str(error).splitlines()[0]} Give a folder written by save_pretrained or by "
-            "training (RUN/selector), or the name of a selector on the hub"
-        ) from error
-
-
-def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
-    """Return the number of tokens that a budget means; the only conversion in the project.
-
-    Args:
-        budget: K (an integer), or the share that stays, above 0 and at most 1 (a float); as text,
-            tokens (`64`), a share with a decimal point (`0.111`) or a percentage (`11.1%`).
-        num_tokens: N.
-
-    Raises:
-        ConfigError: not a number, outside 1..N, or a share outside 0..1.
-    """
-    if isinstance(budget, str):
-        budget = written_budget(budget)
-    if isinstance(budget, float):
-        if not 0 < budget <= 1:
-            raise ConfigError(
-                f"budget={budget} as a share must lie above 0 and at most at 1; "
-                "use an integer for a number of tokens"
-            )
-        return max(1, round(budget * num_tokens))
-    if budget < 1:
-        raise ConfigError(f"budget={budget} is below 1; choose 1..{num_tokens}")
-    if budget > num_tokens:
-        raise ConfigError(
-            f"budget={budget} exceeds the {num_tokens} visual tokens of this model; "
-            f"choose 1..{num_tokens}"
-        )
-    return budget
-
-
-def written_budget(text: str) -> int | float:
-    """Read a budget from text: tokens (`64`), a share (`0.11`) or a percentage (`11%`).
-
-    Raises:
-        ConfigError: not a number.
-    """
-    text = text.strip()
-    try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"budget={text!r} is not a number; give tokens (64), a share (0.11) or a percentage "
-            "(11%)"
-        ) from error

@@ -7,7 +7,8 @@ import torch
 
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.method.scorer import Scorer
-from autoselect.pruning.selector import Selector, budget_to_tokens
+from autoselect.pruning.budget import budget_to_tokens
+from autoselect.pruning.selector import Selector
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoselect.config import ConfigError
-from autoselect.pruning.card import is_logged_model
+from autoselect.pruning.hub import is_logged_model
 from autoselect.tracking import Tracker
 from autoselect.tracking.models import download_model
 from tests.tracking.runs import client, history, run_child, start

@@ -17,7 +17,7 @@ from autoselect.evaluation.answers.replies import Replies, Reply
 from autoselect.evaluation.methods.choice import Choice, choose
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.pruning.selector import budget_to_tokens
+from autoselect.pruning.budget import budget_to_tokens
 
 FULL, BLIND, OTHER = "full", "blind", "other_image"
 BOUNDS = (FULL, BLIND, OTHER)

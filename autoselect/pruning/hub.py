@@ -1,0 +1,87 @@
+"""Where a selector's folder comes from and goes to: this disk, the hub, the tracking store."""
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from autoselect.config import ConfigError
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LOGGED_MODEL = re.compile(r"models:/\S+|runs:/[^/\s]+/\S+")
+
+
+def is_hub_name(name: object) -> bool:
+    """Return True if `name` has the form `org/name` and is not a local folder."""
+    return isinstance(name, str) and bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def is_logged_model(name: object) -> bool:
+    """Return True for the address of a logged model, `models:/ID` or `runs:/RUN/NAME`."""
+    return isinstance(name, str) and bool(LOGGED_MODEL.fullmatch(name))
+
+
+def local_folder(name: str | Path, revision: str | None, files: Sequence[str]) -> Path:
+    """Return the folder that a selector's name means, downloaded if it is not a local one.
+
+    Args:
+        name: a folder; else `org/name` on the hub, or a logged model of the tracking store.
+        revision: branch, tag or commit on the hub.
+        files: names of the files to download from the hub.
+
+    Raises:
+        ConfigError: the hub or the store lacks it or cannot be reached.
+    """
+    if is_logged_model(name):
+        from autoselect.tracking.models import download_model
+
+        return download_model(str(name))
+    return _download(str(name), revision, files) if is_hub_name(str(name)) else Path(name)
+
+
+def _download(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"selector={name} is not a folder here, and the hub does not give it: "
+            f"{str(error).splitlines()[0]} Give a folder written by save_pretrained or by "
+            "training (RUN/selector), or the name of a selector on the hub"
+        ) from error
+
+
+def upload(repository: str, write: Callable[[str], None], private: bool, message: str) -> str:
+    """Upload a folder to `org/name` on the hub and return the address of the commit.
+
+    A missing repository is created.
+
+    Args:
+        repository: `org/name`.
+        write: writes the files into the folder that it is given.
+        private: visibility of a repository that is created.
+        message: subject of the commit.
+
+    Raises:
+        ConfigError: the name has another form, or the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ConfigError(f"repository={repository!r} must have the form org/name")
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder)
+        try:
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message=message
+            )
+        except (HTTPError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"repository={repository} cannot be written: {str(error).splitlines()[0]}; "
+                "log in with `hf auth login`, and check the name"
+            ) from error
+    return str(commit.commit_url)
