@@ -33,8 +33,8 @@ ALLOWED = {
         *("pruning", "training", "reference"),
     },
     "tuning": {
-        *("config", "files", "ops", "data", "tracking", "vlm", "pruning"),
-        *("reference", "evaluation"),
+        *("config", "files", "ops", "data", "tracking", "vlm", "method", "pruning"),
+        *("training", "reference", "evaluation"),
     },
     "ablation": {"config", "files", "tracking", "reference", "evaluation"},
     "lmms": {

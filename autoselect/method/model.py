@@ -22,9 +22,9 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.method.coverage import covered_scores
 from autoselect.method.denoiser import Denoiser
 from autoselect.method.gating import Gated, GateSetting, gate_tokens
-from autoselect.method.stochastic_removal import RemovalRule, removal_logits
 from autoselect.method.scorer import Scorer, standardise
 from autoselect.method.statistics import TokenStatistics
+from autoselect.method.stochastic_removal import RemovalRule, removal_logits
 from autoselect.ops.noise import NoiseKey
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import answer_loss

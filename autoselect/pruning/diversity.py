@@ -3,11 +3,11 @@
 A weight means something only beside a scale of relevance:
 
     minmax    scores scaled to 0..1 between the lowest and the highest of the image
-    rank      places in the order of the scores, scaled to 0..1: the best has 1, the last 0
+    rank      1 - log(place) / log(N): 1 at the best score, place 1, and 0 at the last, place N
 
 One outlier stretches `minmax`, and how far depends on the model that the selector was trained
-with. `rank` knows no distances, so that a weight means the same with every model. Selectors without
-a named scale have `minmax`.
+with. `rank` knows no distances; as in discounted gain, places count by their logarithm, so the top
+of the order is told apart and the rest hardly. Selectors without a named scale have `minmax`.
 
 Dimension letters: B images, N visual tokens.
 """
@@ -124,7 +124,7 @@ def on_scale(relevance: Relevance, scores: Tensor, mask: Tensor | None = None) -
     scores = scores.float()
     real = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     order = scores.masked_fill(~real, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    steps = torch.arange(scores.shape[1], dtype=scores.dtype, device=scores.device)
+    steps = torch.arange(1, scores.shape[1] + 1, dtype=scores.dtype, device=scores.device)
     places = torch.empty_like(scores).scatter(1, order, steps.expand_as(scores))
-    last = (real.sum(dim=-1, keepdim=True) - 1).clamp(min=1)
-    return 1 - places / last
+    last = real.sum(dim=-1, keepdim=True).clamp(min=2)
+    return 1 - places.log() / last.log()

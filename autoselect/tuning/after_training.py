@@ -1,5 +1,6 @@
 """The search at the end of a training, on rows that it did not use."""
 
+import gc
 import logging
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import yaml
 from autoselect.config import TrainConfig
 from autoselect.config.files import from_dict
 from autoselect.tuning.commands import tuning_table
-from autoselect.tuning.gap import warn_of_gap
 from autoselect.tuning.run import tune
 from autoselect.tuning.settings import TuneSettings
 from autoselect.tuning.tracked import TRAINING_RUN, log_beside_training
@@ -40,6 +40,7 @@ def tune_after_training(output: str) -> None:
         experiment=config.experiment,
         tracking=config.tracking,
     )
+    gc.collect()  # the engine holds itself in circles, and the model is loaded again
     try:
         tuning = tune(settings)
     except Exception:
@@ -54,7 +55,6 @@ def tune_after_training(output: str) -> None:
         )
         return
     logger.info("weights of diversity written into %s\n%s", selector, tuning_table(tuning.report))
-    warn_of_gap(tuning.report["gaps"])
     run_id = tuning.selector.metadata.get(TRAINING_RUN)
     if config.tracking and run_id is not None:
         log_beside_training(tuning, config.experiment, run_id)

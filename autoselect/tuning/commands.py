@@ -6,7 +6,6 @@ from typing import Any
 
 from autoselect.config.flags import add_setting_flags
 from autoselect.reference.resources import resolve_model, resolve_shards
-from autoselect.tuning.gap import warn_of_gap
 from autoselect.tuning.run import FIGURE, REPORT, tune
 from autoselect.tuning.settings import TuneSettings
 from autoselect.tuning.tracked import log_alone
@@ -30,8 +29,6 @@ def run_tune(arguments: argparse.Namespace) -> int:
     if settings.tracking:
         log_alone(tuning, settings)
     print(f"\n{tuning_table(tuning.report)}")
-    if tuning.report["gaps"] is not None:
-        warn_of_gap(tuning.report["gaps"])
     print(f"weights: {settings.selector}/config.json")
     print(f"report: {tuning.out / REPORT}, {tuning.out / FIGURE}")
     return 0

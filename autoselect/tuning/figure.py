@@ -24,8 +24,15 @@ def tuning_figure(found: Sequence[TunedBudget]) -> Figure:
         label = f"{one.budget} tokens ({100 * one.share:.1f} %)"
         axes.plot(weights, values, color=colour, marker="o", markersize=4, label=label)
         best = one.best
-        ring = {"marker": "o", "s": 90, "facecolors": "none", "linewidths": 1.6, "zorder": 5}
-        axes.scatter([best.weight], [100 * best.agreement], edgecolors=SELECTOR_COLOUR, **ring)
+        axes.scatter(
+            [best.weight],
+            [100 * best.agreement],
+            s=90,
+            facecolors="none",
+            edgecolors=SELECTOR_COLOUR,
+            linewidths=1.6,
+            zorder=5,
+        )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
     axes.set_xlabel("weight of diversity (0: hard top-K)", fontsize=9, color=INK)
     tidy(axes)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from autoselect.files.atomic import write_text
 from autoselect.pruning.selector import Selector
 from autoselect.tuning.agreement import TunedBudget, best_diversity, measure
 from autoselect.tuning.figure import tuning_figure
-from autoselect.tuning.gap import measure_gaps
+from autoselect.tuning.gap import gap_rows, gap_warning, measure_gaps
 from autoselect.tuning.samples import TuningSamples, tuning_samples
 from autoselect.tuning.settings import TuneSettings
 from autoselect.vlm import FrozenVLM
@@ -87,10 +87,12 @@ def tune(settings: TuneSettings) -> Tuning:
     full = replies[str(Column(FULL, 0))]
     found = measure(columns, full, num_tokens)
     selector = Selector(selector.scorer, selector.metadata, best_diversity(found), "rank")
-    gaps = None
+    report = _report(settings, shards, chosen, full, found)
     if settings.train_run is not None:
-        gaps = measure_gaps(asked, chosen.samples, full, selector, plan, settings.train_run)
-    report = _report(settings, shards, chosen, full, found) | {"gaps": gaps}
+        gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, settings.train_run)
+        report["gaps"] = gap_rows(gaps)
+        if warning := gap_warning(gaps):
+            logger.warning("%s", warning)
     selector.metadata["tuning"] = {
         name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
     }
@@ -141,7 +143,7 @@ def _report(
         "best": [{"budget": one.budget, "share": one.share, **asdict(one.best)} for one in found],
         "budgets": [one.budget for one in found],
         "weights": {
-            f"{weight:g}": [asdict(replace(one.measured[i])) for one in found]
+            f"{weight:g}": [asdict(one.measured[i]) for one in found]
             for i, weight in enumerate(settings.tried)
         },
     }

@@ -1,13 +1,13 @@
 """Rows of shards as unlabelled questions, taken from where the training has not been."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.order import epoch_slice
-from autoselect.data.shards import ShardSet
+from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.samples import EvaluationSample, parse_record
 
 
@@ -17,10 +17,12 @@ class TuningSamples:
 
     Attributes:
         samples: images and questions.
+        rows: the same rows as they are stored.
         held_out: how many of them the training did not use.
     """
 
     samples: tuple[EvaluationSample, ...]
+    rows: tuple[Sample, ...]
     held_out: int
 
 
@@ -47,21 +49,24 @@ def tuning_samples(
     used = min(count, training.get("samples") or count) if trained else 0
     seed = training.get("seed", 0) if trained else 0
     order = [*epoch_slice(count, seed, 0, used, count), *epoch_slice(count, seed, 0, 0, used)]
-    found: list[EvaluationSample] = []
+    found: list[tuple[EvaluationSample, Sample]] = []
     held_out = 0
     for place, index in enumerate(order):
         if len(found) == images:
             break
-        for sample in _usable(shards, int(index), questions):
-            found.append(sample)
+        for pair in _usable(shards, int(index), questions):
+            found.append(pair)
             held_out += place < count - used
     if not found:
         raise ConfigError("shards: no row has an image and a question; give other shards")
-    return TuningSamples(tuple(found), held_out)
+    samples, rows = zip(*found, strict=True)
+    return TuningSamples(samples, rows, held_out)
 
 
-def _usable(shards: ShardSet, index: int, questions: int) -> Iterator[EvaluationSample]:
-    """Yield a row's sample with its first questions, or nothing if the row cannot be used."""
+def _usable(
+    shards: ShardSet, index: int, questions: int
+) -> Iterator[tuple[EvaluationSample, Sample]]:
+    """Yield a row and its first questions as a sample, or nothing if the row cannot be used."""
     try:
         stored = shards[index]
         pictures = stored.pictures
@@ -72,13 +77,14 @@ def _usable(shards: ShardSet, index: int, questions: int) -> Iterator[Evaluation
         return
     turns = stored.record["conversations"]
     marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
+    first = slice(questions)
     sample = EvaluationSample(
-        f"{index}-{stored.key}", pictures, asked, answers, tasks, ((),) * len(asked), marked
+        f"{index}-{stored.key}",
+        pictures,
+        asked[first],
+        answers[first],
+        tasks[first],
+        ((),) * len(asked[first]),
+        marked[first],
     )
-    yield replace(
-        sample,
-        **{
-            name: getattr(sample, name)[:questions]
-            for name in ("questions", "answers", "tasks", "boxes", "marked")
-        },
-    )
+    yield sample, stored

@@ -23,8 +23,10 @@ def log_beside_training(tuning: Tuning, experiment: str, run_id: str) -> None:
     for weight, rows in tuning.report["weights"].items():
         for budget, row in zip(tuning.report["budgets"], rows, strict=True):
             tracker.log_metrics({f"tune/agreement/diversity-{weight}": row["agreement"]}, budget)
-    for row in tuning.report["gaps"] or []:
-        tracker.log_metrics({f"tune/gap/{row['selection']}": row["gap"]}, row["budget"])
+    for row in tuning.report.get("gaps", []):
+        named = {name: value for name, value in row.items() if name not in ("selection", "budget")}
+        own = {f"tune/{row['selection']}/{name}": value for name, value in named.items()}
+        tracker.log_metrics(own, row["budget"])
     tracker.log_artifact(tuning.out / REPORT)
     tracker.log_artifact(tuning.out / FIGURE, "figures")
     tracker.finish()

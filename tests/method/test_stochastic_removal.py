@@ -8,8 +8,14 @@ import torch
 from autoselect.config import ConfigError, DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
 from autoselect.method.gating import GateSetting
 from autoselect.method.model import AutoSelect
-from autoselect.method.stochastic_removal import GONE, RemovalRule, image_share, removal_logits, uniforms
 from autoselect.method.statistics import calibrate
+from autoselect.method.stochastic_removal import (
+    GONE,
+    RemovalRule,
+    image_share,
+    removal_logits,
+    uniforms,
+)
 from autoselect.ops.noise import NoiseKey
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM

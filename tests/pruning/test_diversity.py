@@ -1,6 +1,7 @@
 """Weights of diversity: one or a curve over budgets, on a scale that outliers do not stretch."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -33,16 +34,19 @@ def test_a_curve_is_linear_in_the_logarithm_of_the_share_and_flat_outside():
 
 def test_ranks_do_not_depend_on_distances_and_put_padding_nowhere():
     scores = torch.tensor([[3.0, 1.0, 2.0, 100.0], [0.0, 0.1, -5.0, 9.0]])
-    expected = torch.tensor([[2 / 3, 0, 1 / 3, 1], [1 / 3, 2 / 3, 0, 1]])
+    second, third = 1 - math.log(2) / math.log(4), 1 - math.log(3) / math.log(4)
+    expected = torch.tensor([[second, 0, third, 1], [third, second, 0, 1]])
     torch.testing.assert_close(on_scale("rank", scores), expected)
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
-    assert on_scale("rank", scores, mask)[1, :3].tolist() == [0.5, 1.0, 0.0]
+    own = on_scale("rank", scores, mask)[1, :3]
+    torch.testing.assert_close(own, torch.tensor([1 - math.log(2) / math.log(3), 1.0, 0.0]))
     assert torch.equal(on_scale("rank", scores.exp()), on_scale("rank", scores))
     assert torch.equal(on_scale("minmax", scores), scores)
 
 
 def test_equal_scores_rank_by_position():
-    assert on_scale("rank", torch.ones(1, 3)).tolist() == [[1.0, 0.5, 0.0]]
+    first, second, third = on_scale("rank", torch.ones(1, 3))[0].tolist()
+    assert first == 1.0 > second > third == 0.0
     assert on_scale("rank", torch.ones(1, 1)).tolist() == [[1.0]]
 
 
