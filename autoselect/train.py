@@ -56,13 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
         with Heartbeat(info) as heartbeat:
             finished = _train(config, deepspeed, info, signals, heartbeat)
         processes.shutdown_distributed()
+        if finished and info.is_main:
+            from autoselect.tuning.after_training import tune_after_training
+
+            tune_after_training(config.output)
         return 0 if finished else processes.EXIT_PREEMPTED
-    except ConfigError as error:
+    except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:
         logger.error("%s", error)
-        return 2
-    except (NumbersError, QuarantineBudgetError, RankFailedError) as error:
-        logger.error("%s", error)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except RankLostError as error:
         logger.error("%s", error)
         return EXIT_RANK_LOST

@@ -32,6 +32,10 @@ ALLOWED = {
         *("config", "files", "ops", "data", "tracking", "vlm", "method"),
         *("pruning", "training", "reference"),
     },
+    "tuning": {
+        *("config", "files", "ops", "data", "tracking", "vlm", "method", "pruning"),
+        *("training", "reference", "evaluation"),
+    },
     "ablation": {"config", "files", "tracking", "reference", "evaluation"},
     "lmms": {
         *("config", "files", "data", "tracking", "vlm", "pruning"),
@@ -48,7 +52,7 @@ ALLOWED = {
         "evaluation",
         "lmms",
     },
-    "train": {"config", "ranks", "data", "training", "reference", "cli"},
+    "train": {"config", "ranks", "data", "training", "reference", "tuning", "cli"},
     "eval": {"config", "ranks", "evaluation", "cli"},
     "__init__": {"config", "data", "pruning"},
 }

@@ -8,6 +8,7 @@ from autoselect.config.settings import (
     GateKind,
     GateSite,
     OptimizerConfig,
+    Removal,
     ScorerConfig,
     TrainConfig,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "GateKind",
     "GateSite",
     "OptimizerConfig",
+    "Removal",
     "ScorerConfig",
     "TrainConfig",
     "require",

@@ -28,6 +28,7 @@ def _share(name: str, value: float) -> None:
 
 GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "none"]
 GateSite = Literal["after_projector", "before_projector"]
+Removal = Literal["none", "per_token", "per_image"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,25 @@ class GateConfig:
         "also add the logarithm of each gate to the attention logits of its token, so that a "
         "closed gate removes the token as inference does; not in the paper",
     )
+    removal: Removal = setting(
+        "none",
+        "also take tokens out of attention at random, as inference removes them: each with "
+        "probability p (1 - gate), or for each image a share of that, from none to all; not in the "
+        "paper",
+    )
+    removal_probability: float = setting(
+        1.0, "p of gate.removal, 0..1, reached over the middle of the steps"
+    )
+    removal_presence: bool = setting(
+        False,
+        "with gate.removal, pass a gradient to the gates of the tokens that stay, for what their "
+        "presence in attention is worth",
+    )
+    coverage: float = setting(
+        0.0,
+        "lower the score of each token by this much times its likeness (cosine) to tokens that go "
+        "before it, in units of standardised scores, 0 or more; not in the paper",
+    )
     kind: GateKind = setting(
         "noise",
         "formula of the gate; noise is the paper's, autoselect/method/gating.py defines the others",
@@ -126,6 +146,21 @@ class GateConfig:
             f"gate.noise_rank={self.noise_rank} must lie in 1..64; choose a rank in between",
         )
         _at_least(2, "gate.calibration_images", self.calibration_images)
+        _share("gate.removal_probability", self.removal_probability)
+        require(
+            self.coverage >= 0 and math.isfinite(self.coverage),
+            f"gate.coverage={self.coverage} must be 0 or more and finite; choose 0 for none",
+        )
+        require(
+            self.removal == "none" or not self.soft_removal,
+            f"gate.removal={self.removal} and gate.soft_removal=true both change attention; "
+            "choose one of them",
+        )
+        require(
+            self.removal != "none" or not self.removal_presence,
+            "gate.removal_presence=true needs tokens that are removed; set gate.removal, or leave "
+            "it out",
+        )
         require(
             self.kind != "none" or self.soft_removal,
             "gate.kind=none lets every token pass, so the budget would mean nothing; "
@@ -205,6 +240,14 @@ class TrainConfig:
     activation_checkpointing: bool = setting(
         False, "recompute each layer of the frozen language model in the backward pass"
     )
+    tune_images: int = setting(
+        96,
+        "images that were not trained on, on which the weight of diversity at each budget is found "
+        "when training ends, see `autoselect tune`; 0 leaves the selector at hard top-K",
+    )
+    tune_budgets: str = setting(
+        "3%,6%,11%,22%", "budgets of that search: counts, ratios or percentages, comma-separated"
+    )
     experiment: str = setting("autoselect", "MLflow experiment")
     tracking: bool = setting(True, "log to MLflow")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
@@ -221,6 +264,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "keep_checkpoints", "log_every", "max_skipped_steps"):
             _at_least(1, name, getattr(self, name))
+        _at_least(0, "tune_images", self.tune_images)
         require(
             0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0..2^63-1; choose another number"
         )

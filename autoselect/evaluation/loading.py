@@ -17,6 +17,8 @@ from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.vlm import FrozenVLM
 
 logger = logging.getLogger(__name__)
+OWN = "own"
+"""Diversity that stands for the one that a selector's folder names."""
 
 
 @dataclass(frozen=True)
@@ -67,33 +69,42 @@ def load_selectors(
         warning = other_weights(vlm, trained)
         if warning:
             logger.warning("%s", warning)
-        first, *further = values or (trained.diversity,)
-        trained.diversity = first
+        own = trained.diversity
+        first, *further = values or (OWN,)
+        trained.diversity = own if first == OWN else float(first)
         loaded[name] = LoadedSelector(trained, selector_digest(trained))
         for value in further:
-            other = Selector(trained.scorer, trained.metadata, value)
-            row = f"{name}{':' if name == SELECTOR else '-'}diversity-{value:g}"
+            weight = own if value == OWN else float(value)
+            other = Selector(trained.scorer, trained.metadata, weight, trained.relevance)
+            row = f"{name}{':' if name == SELECTOR else '-'}diversity-{value}"
             loaded[row] = LoadedSelector(other, selector_digest(other))
     return vlm, loaded
 
 
-def parse_diversities(text: str) -> tuple[float, ...]:
-    """Read diversities such as `0,0.4`.
+def parse_diversities(text: str) -> tuple[str, ...]:
+    """Read diversities such as `0,0.4,own`: numbers in their shortest form, or `own`.
 
     Raises:
-        ConfigError: they are not different numbers of 0..1.
+        ConfigError: they are not different numbers of 0..1, or `own`.
     """
-    try:
-        values = tuple(float(value) for value in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"diversity={text!r} must be numbers of 0..1, comma-separated, for example 0,0.4"
-        ) from None
-    for value in values:
-        check_diversity(value)
+    values = tuple(_written_diversity(value.strip(), text) for value in text.split(","))
     if len(set(values)) < len(values):
         raise ConfigError(f"diversity={text!r} names a value twice; leave one out")
     return values
+
+
+def _written_diversity(value: str, text: str) -> str:
+    if value == OWN:
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        raise ConfigError(
+            f"diversity={text!r} must be numbers of 0..1 or {OWN}, comma-separated, for example "
+            f"0,{OWN}"
+        ) from None
+    check_diversity(number)
+    return f"{number:g}"
 
 
 def checked_device(device: str | None) -> str:

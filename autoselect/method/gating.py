@@ -8,7 +8,8 @@ Each formula takes the gates `s` of soft top-K, [I, N], which sum to K, and toke
     straight_through  h x + (1 - h) (mu + L eps), h = hard top-K    gradient of s in place of h's
     none              x                                             for soft removal alone
 
-Source of the first: AutoSelect (arXiv 2603.07135); the others are common alternatives.
+Source of the first: AutoSelect (arXiv 2603.07135); the others are common alternatives. Any of them
+can be combined with random removal (`stochastic_removal.py`) and with coverage (`coverage.py`).
 
 Dimension letters: I images, N visual tokens, D width.
 """
@@ -34,12 +35,14 @@ class GateSetting:
         temperature: tau of soft top-K, in units of the scores.
         seed: run seed; it and the step key the noise.
         step: number of the optimiser step.
+        removal: p of random removal in this step, 0..1.
     """
 
     token_budget: int
     temperature: float
     seed: int
     step: int
+    removal: float = 0.0
 
 
 @dataclass(frozen=True)

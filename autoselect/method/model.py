@@ -1,7 +1,7 @@
 """AutoSelect = frozen VLM + Scorer + Denoiser: one training step from pixels to loss.
 
     visual  = site.read(adapter, pixels, ids)           encode -> blocks -> tokens, no gradient
-    scores  = scorer(visual.tokens)
+    scores  = scorer(visual.tokens)                     less what is covered, see coverage.py
     gated   = gate_tokens(visual.gated, scores, ...)    soft top-K and noise gate, see gating.py
     outputs = adapter.replace(denoiser(gated))
     loss    = answer_loss(outputs)                      gradient flows through the frozen LLM
@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from autoselect.config import TrainConfig
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.method.coverage import covered_scores
 from autoselect.method.denoiser import Denoiser
 from autoselect.method.gating import Gated, GateSetting, gate_tokens
 from autoselect.method.scorer import Scorer, standardise
 from autoselect.method.statistics import TokenStatistics
+from autoselect.method.stochastic_removal import RemovalRule, removal_logits
+from autoselect.ops.noise import NoiseKey
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.sites import SITES, VisualTokens
@@ -61,6 +64,9 @@ class AutoSelect(nn.Module):
         vlm: the frozen backbone; none of its parameters gets a gradient.
         config: settings of the training.
         statistics: mean and spread of the visual tokens over the data set.
+
+    Raises:
+        ConfigError: tokens are to be removed from attention, but the model has convolutions too.
     """
 
     def __init__(self, vlm: FrozenVLM, config: TrainConfig, statistics: TokenStatistics) -> None:
@@ -71,6 +77,13 @@ class AutoSelect(nn.Module):
         self.standardise = config.gate.standardise
         self.gate_kind = config.gate.kind
         self.soft_removal = config.gate.soft_removal
+        self.removal = RemovalRule.of(config.gate)
+        self.coverage = config.gate.coverage
+        if self.removal.kind != "none" and vlm.family.convolutions:
+            raise ConfigError(
+                f"gate.removal={self.removal.kind}: convolutions of model={vlm.name} see tokens "
+                "that attention does not; set gate.removal=none"
+            )
         self.activation_checkpointing = config.activation_checkpointing
         self.scorer = Scorer(vlm.width, config.scorer)
         self.site = SITES[config.gate.site]
@@ -103,7 +116,7 @@ class AutoSelect(nn.Module):
             rows,
             outputs,
             self.activation_checkpointing,
-            self.log_weights(visual, gated.gates) if self.soft_removal else None,
+            self.attention_logits(visual, gated.gates, setting, rows.image_ids),
         )
         if not batch.num_images:
             zero = torch.zeros((), device=loss_sum.device)
@@ -124,6 +137,9 @@ class AutoSelect(nn.Module):
         scores = self.scorer(visual.tokens, visual.mask)
         if self.standardise:
             scores = standardise(scores, visual.mask)
+        if self.coverage:
+            budget = min(setting.token_budget, scores.shape[1])
+            scores = covered_scores(scores, visual.tokens, budget, self.coverage, visual.mask)
         return gate_tokens(
             self.gate_kind,
             visual.gated,
@@ -143,10 +159,16 @@ class AutoSelect(nn.Module):
         repaired = self.site.finish(self.adapter, self.denoiser(tokens))
         return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
 
-    @staticmethod
-    def log_weights(visual: VisualTokens, gates: Tensor) -> Tensor:
-        """Return the logarithms of the gates of real tokens, in order of appearance, [M]."""
-        return visual.real(gates).clamp(min=SMALLEST_GATE).log()
+    def attention_logits(
+        self, visual: VisualTokens, gates: Tensor, setting: GateSetting, image_ids: Tensor
+    ) -> Tensor | None:
+        """Return what is added to the attention logits of real tokens as keys, [M], or None."""
+        if self.soft_removal:
+            return visual.real(gates).clamp(min=SMALLEST_GATE).log()
+        if self.removal.kind == "none":
+            return None
+        key = NoiseKey(setting.seed, setting.step, image_ids)
+        return visual.real(removal_logits(self.removal, gates, setting.removal, key))
 
     def with_blank_image(self, batch: TrainBatch) -> TrainBatch:
         """Return text-only rows behind a row with a blank image and no answer."""

@@ -9,7 +9,7 @@ Dimension letters: I images, N visual tokens of one image, K that stay, M visual
 B rows, T text tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from autoselect.method.gating import Gated
 from autoselect.method.model import AutoSelect
-from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
@@ -27,6 +26,9 @@ from autoselect.vlm.forward import text_hidden
 from autoselect.vlm.sites import SITES, VisualTokens
 from autoselect.vlm.text.batch import TrainBatch
 from autoselect.vlm.text.tokens import IGNORED_LABEL, end_ids
+
+Choose = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
+"""Returns positions [I, K] from scores [I, N], tokens [I, N, D], K and mask; -1 for nothing."""
 
 LARGEST_GAP = 0.02
 """Difference of shares, noise filling minus removal, above which `RemovalGap` warns."""
@@ -164,7 +166,8 @@ class RemovalGap:
             f"with {self.budget} tokens, removal gives {100 * self.gap:.1f} points fewer right "
             f"answers and {100 * self.ending_gap:.1f} points more unended ones than noise filling "
             f"(limit {100 * limit:.1f}): the selector drops tokens that the model needs; keep "
-            "tokens that differ more (selector.diversity = 0.7), or more of them"
+            "tokens that differ more (autoselect tune), or more of them, or train with "
+            "--gate.removal per_image"
         )
 
 
@@ -173,7 +176,7 @@ def removal_gap(
     model: AutoSelect,
     batches: Iterable[TrainBatch],
     budget: int,
-    diversity: float = 0.0,
+    choose: Choose | None = None,
     seed: int = 0,
 ) -> RemovalGap:
     """Measure the gap on batches that were not trained on.
@@ -182,7 +185,7 @@ def removal_gap(
         model: Scorer, Denoiser and frozen model.
         batches: rows with images, on the model's device; those without are skipped.
         budget: K; images with fewer tokens keep all.
-        diversity: weight of diversity in the choice, as at inference.
+        choose: chooses as at inference, such as `Selector.choose`; None for the best scores.
         seed: keys the noise.
     """
     full, removed, filled = Outcome(), Outcome(), Outcome()
@@ -193,10 +196,10 @@ def removal_gap(
         visual = model.site.read(model.adapter, pixels, batch.input_ids, batch.tokens_per_image)
         scores = model.scorer(visual.tokens, visual.mask).float()
         count = min(budget, scores.shape[1])
-        if diversity:
-            positions = diverse_top_k(scores, visual.tokens, count, diversity, visual.mask)
-        else:
+        if choose is None:
             positions = hard_top_k(scores, count, visual.mask)
+        else:
+            positions = choose(scores, visual.tokens, count, visual.mask)
         gates = kept_mask(positions, visual)
         key = NoiseKey(seed, step, batch.image_ids)
         noisy = noise_gate(visual.gated, gates, model.statistics, key)

@@ -20,10 +20,19 @@ from autoselect import __version__
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.config.files import from_dict
 from autoselect.method.scorer import Scorer
-from autoselect.ops.diverse_top_k import check_diversity, diverse_top_k
+from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
 from autoselect.pruning.budget import budget_to_tokens
 from autoselect.pruning.card import CARD_FILE, card_text, scores_of
+from autoselect.pruning.diversity import (
+    Diversity,
+    Relevance,
+    check_relevance,
+    checked_diversity,
+    on_scale,
+    stored_diversity,
+    weight_at,
+)
 from autoselect.pruning.hub import local_folder, upload
 
 WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
@@ -37,26 +46,34 @@ class Selector(nn.Module):
         scorer: the trained Scorer.
         metadata: facts about the training: model, budget, data digest.
         diversity: 0 keeps the best scores, as the paper does; up to 1 the kept tokens must also
-            differ from each other, see `autoselect.ops.diverse_top_k`. May be changed at any time.
+            differ from each other, see `autoselect.ops.diverse_top_k`. One weight, or a
+            `DiversityCurve`, a weight for each share of tokens that stays, as `autoselect tune`
+            finds it. May be changed at any time.
+        relevance: scale of the scores beside the diversity, see `autoselect.pruning.diversity`.
     """
 
     def __init__(
-        self, scorer: Scorer, metadata: dict[str, Any] | None = None, diversity: float = 0.0
+        self,
+        scorer: Scorer,
+        metadata: dict[str, Any] | None = None,
+        diversity: Diversity = 0.0,
+        relevance: Relevance = "rank",
     ) -> None:
         super().__init__()
+        check_relevance(relevance)
         self.scorer = scorer
         self.metadata = dict(metadata or {})
         self.diversity = diversity
+        self.relevance: Relevance = relevance
 
     @property
-    def diversity(self) -> float:
-        """Weight of being different from what is kept already, 0..1."""
+    def diversity(self) -> Diversity:
+        """Weight of being different from what is kept already, 0..1, or one for each share."""
         return self._diversity
 
     @diversity.setter
-    def diversity(self, value: float) -> None:
-        check_diversity(value)
-        self._diversity = float(value)
+    def diversity(self, value: Diversity) -> None:
+        self._diversity = checked_diversity(value)
 
     @property
     def width(self) -> int:
@@ -70,7 +87,8 @@ class Selector(nn.Module):
             "version": __version__,
             "width": self.width,
             "scorer": asdict(self.scorer.config),
-            "diversity": self.diversity,
+            "diversity": stored_diversity(self.diversity),
+            "relevance": self.relevance,
             "training": self.metadata,
         }
 
@@ -129,7 +147,24 @@ class Selector(nn.Module):
         """
         if self.diversity == 0:
             return hard_top_k(scores.float(), k, mask)
-        return diverse_top_k(scores, tokens, k, self.diversity, mask)
+        groups = self._weights(scores, k, mask)
+        relevance = on_scale(self.relevance, scores, mask)
+        if len(groups) == 1:
+            return diverse_top_k(relevance, tokens, k, next(iter(groups)), mask)
+        kept = torch.empty(len(scores), k, dtype=torch.int64, device=scores.device)
+        for weight, rows in groups.items():
+            own = None if mask is None else mask[rows]
+            kept[rows] = diverse_top_k(relevance[rows], tokens[rows], k, weight, own)
+        return kept
+
+    def _weights(self, scores: Tensor, k: int, mask: Tensor | None) -> dict[float, list[int]]:
+        """Return the rows [B] by the weight of diversity that their number of tokens asks for."""
+        batch, count = scores.shape
+        counts = [count] * batch if mask is None else mask.sum(dim=-1).tolist()
+        rows: dict[float, list[int]] = {}
+        for row, own in enumerate(counts):
+            rows.setdefault(weight_at(self.diversity, k, own), []).append(row)
+        return rows
 
     def record_scores(self, report: Mapping[str, Any]) -> None:
         """Copy the scores of an evaluation's `report.json` to the metadata, for the model card."""
@@ -144,6 +179,11 @@ class Selector(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {n: t.detach().float().cpu().contiguous() for n, t in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        self.save_config(folder, name)
+
+    def save_config(self, folder: str | Path, name: str | None = None) -> None:
+        """Write `config.json` and the card beside weights that are there already."""
+        folder = Path(folder)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
         (folder / CARD_FILE).write_text(card_text(self.config, name or folder.absolute().name))
 
@@ -196,7 +236,12 @@ class Selector(nn.Module):
                 f"selector={folder}: format={config.get('format')!r} must be {FORMAT!r}"
             )
         scorer = Scorer(int(config["width"]), from_dict(ScorerConfig, config["scorer"], "scorer."))
-        selector = cls(scorer, config.get("training"), config.get("diversity", 0.0))
+        selector = cls(
+            scorer,
+            config.get("training"),
+            config.get("diversity", 0.0),
+            config.get("relevance", "minmax"),
+        )
         try:
             selector.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (SafetensorError, RuntimeError) as error:

@@ -48,6 +48,8 @@ FREE_SETTINGS = {
     "tracking",
     "max_skipped_steps",
     "activation_checkpointing",
+    "tune_images",
+    "tune_budgets",
     "data.workers",
     "data.quarantine_budget",
 }

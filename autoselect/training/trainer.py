@@ -24,6 +24,8 @@ from autoselect.vlm.text.batch import TrainBatch
 
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"
+LEAST_POLARISATION = 0.95
+"""Share of the budget at the K best gates below which the end of training warns."""
 
 
 class Trainer:
@@ -85,6 +87,7 @@ class Trainer:
             "data_digest": self.parts.shards.digest,
             "steps": config.steps,
             "seed": config.seed,
+            "samples": config.steps * self.loader.batch_size,
             "token_budget": config.gate.token_budget,
             "min_token_budget": config.gate.min_token_budget,
             "polarisation": self.polarisation,
@@ -107,6 +110,7 @@ class Trainer:
         try:
             finished = self._run()
             if finished:
+                self._warn_of_soft_gates()
                 self.heartbeat.progress("exporting the selector")
                 with gathered(self.engine.module.scorer.parameters()):
                     if self.info.is_main:
@@ -118,6 +122,17 @@ class Trainer:
         with self.heartbeat.independently("ending the tracked run"):
             self.tracker.finish("FINISHED" if finished else "KILLED")
         return finished
+
+    def _warn_of_soft_gates(self) -> None:
+        """Warn if tokens that inference removes still came through the gates at the end."""
+        if self.info.is_main and (self.polarisation or 0.0) < LEAST_POLARISATION:
+            logger.warning(
+                "polarisation ends at %.3f, below %.2f: gates between 0 and 1 let through what "
+                "inference removes; train for more steps, lower gate.temperature_end, or lower "
+                "gate.anneal_fraction so that gates harden while the learning rate is high",
+                self.polarisation or 0.0,
+                LEAST_POLARISATION,
+            )
 
     def _on_lost(self, verdict: str) -> None:
         self.tracker.finish("FAILED")
@@ -157,6 +172,7 @@ class Trainer:
             schedules.temperature(gate, self.step, steps),
             self.config.seed,
             self.step,
+            schedules.removal_probability(gate, self.step, steps),
         )
 
     def update(self, micro_batches: list[TrainBatch]) -> dict[str, float]:
@@ -222,6 +238,7 @@ class Trainer:
             "train/budget_error_tokens": abs(gates - best) / max(images, 1.0),
             "train/token_budget": setting.token_budget,
             "train/temperature": setting.temperature,
+            "train/removal_probability": setting.removal,
             "train/learning_rate": rate,
             "train/gradient_norm": self.guard.gradient_norm(),
             "train/skipped_steps": self.guard.skipped,

@@ -27,6 +27,7 @@ def train(folder: Path, *flags: str) -> str:
         "--data.train_shards=shards/train-*.tar",
         "--output=run",
         f"--steps={STEPS}",
+        "--tune_images=4",
         *flags,
     )
 
@@ -54,6 +55,11 @@ def test_training_exports_a_selector_and_its_resolved_configuration(finished):
     selector = Selector.from_pretrained(folder / "run" / "selector")
     assert selector.width == 192
     assert selector.metadata["steps"] == STEPS
+    tuned = selector.metadata["tuning"]
+    assert (tuned["images"], tuned["held_out"]) == (4, 0), "every row was trained on"
+    report = json.loads((folder / "run" / "tune" / "tune.json").read_text())
+    assert {row["selection"] for row in report["gaps"]} == {"scores", "selected"}
+    assert all("removal/gap" in row for row in report["gaps"])
     resolved = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     assert resolved["train"]["steps"] == STEPS
     assert resolved["deepspeed"]["zero_optimization"]["stage"] == 2

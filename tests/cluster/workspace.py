@@ -42,5 +42,6 @@ class Workspace:
             "save_every": save_every,
             "log_every": 1,
             "gate.calibration_images": 8,
+            "tune_images": 0,
         }
         return [text for key, value in settings.items() for text in (f"--{key}", str(value))]

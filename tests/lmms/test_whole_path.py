@@ -49,6 +49,7 @@ def finished(tmp_path_factory) -> Path:
     recipe["denoiser"] = {"num_layers": 1, "hidden_size": 16}
     recipe["gate"] = {"token_budget": BUDGET, "min_token_budget": 2, "calibration_images": 32}
     recipe["data"] |= {"train_shards": "shards/llava/shard-*.tar", "workers": 0}
+    recipe["tune_images"] = 4
     (folder / "run.yaml").write_text(yaml.safe_dump(recipe))
     convert = ["autoselect", "shards"]
     call(

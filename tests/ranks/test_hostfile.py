@@ -70,7 +70,8 @@ def launch(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
             *(f"--master_port={_free_port()}", str(ROOT / "autoselect" / "train.py")),
             *(f"--deepspeed={folder / 'deepspeed.json'}", f"--model={folder / 'vlm'}"),
             *(f"--data.train_shards={folder}/shards/train-*.tar", f"--output={folder / 'run'}"),
-            *("--steps=2", "--gate.calibration_images=4", "--tracking=false", *flags),
+            *("--steps=2", "--gate.calibration_images=4", "--tracking=false"),
+            *("--tune_images=0", *flags),
         ],
         cwd=folder,
         env={**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}

@@ -59,7 +59,7 @@ def selector_method(selector: object, name: str = SELECTOR) -> Method:
     rule = "hard top-K"
     if diversity:
         form = "maximal marginal relevance, the form of IDPruner, arXiv 2602.13315"
-        rule = f"greedy with diversity {diversity:g} ({form})"
+        rule = f"greedy with diversity {diversity} ({form})"
     source = f"AutoSelect (arXiv 2603.07135): learned scores, {rule}"
     return Method(name, source, keep, selector=selector)
 

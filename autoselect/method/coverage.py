@@ -1,0 +1,54 @@
+"""Coverage in training: a token's score is lowered by its likeness to tokens that go before it.
+
+With scores r, [I, N], and c_ij the cosine of tokens i and j after subtraction of their image's mean
+token, K tokens are taken one after another, each the one with the largest
+
+    a_i = r_i - weight * m_i,   m_i = max of c_ij over the tokens j taken before i, at first -1
+
+(maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998, as `autoselect.ops.diverse_top_k`
+takes them at selection). A taken token keeps the m_i that it had then; the others have that of the
+end. No a_i of a token left over exceeds that of a token taken, so soft top-K of a has the budget K
+and, at a low temperature, opens the gates of exactly these tokens. The likeness counts as a
+constant: gradients reach the Scorer through r. All of this is ours.
+
+Dimension letters: I images, N visual tokens, K tokens taken, D width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def covered_scores(
+    scores: Tensor, tokens: Tensor, k: int, weight: float, mask: Tensor | None = None
+) -> Tensor:
+    """Return the lowered scores a, [I, N], with the gradient of `scores`.
+
+    Args:
+        scores: importance logits r, [I, N].
+        tokens: visual tokens, [I, N, D].
+        k: number of tokens taken, 1..N.
+        weight: weight of the likeness, in units of the scores.
+        mask: true at real tokens, [I, N]; all are real when None.
+    """
+    return scores - weight * likeness_before(scores, tokens, k, weight, mask)
+
+
+@torch.no_grad()
+def likeness_before(
+    scores: Tensor, tokens: Tensor, k: int, weight: float, mask: Tensor | None = None
+) -> Tensor:
+    """Return m, [I, N], see the head of this module; arguments as `covered_scores`."""
+    scores = scores.float()
+    free = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    weights = free[..., None].float()
+    mean = (tokens.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(1)
+    unit = normalize(tokens.float() - mean, dim=-1)
+    likeness = torch.full_like(scores, -1.0)
+    row = torch.arange(len(scores), device=scores.device)
+    for _ in range(k):
+        taken = (scores - weight * likeness).masked_fill(~free, -torch.inf).argmax(dim=-1)
+        free = free.scatter(1, taken[:, None], False)
+        cosine = (unit @ unit[row, taken][:, :, None]).squeeze(-1)
+        likeness = torch.where(free, torch.maximum(likeness, cosine), likeness)
+    return likeness

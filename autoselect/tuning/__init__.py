@@ -1,0 +1,1 @@
+"""Finding the weight of diversity for a model and its budgets, without labels."""

@@ -1,0 +1,60 @@
+"""The search at the end of a training, on rows that it did not use."""
+
+import gc
+import logging
+from pathlib import Path
+
+import yaml
+
+from autoselect.config import TrainConfig
+from autoselect.config.files import from_dict
+from autoselect.tuning.commands import tuning_table
+from autoselect.tuning.run import tune
+from autoselect.tuning.settings import TuneSettings
+from autoselect.tuning.tracked import TRAINING_RUN, log_beside_training
+
+logger = logging.getLogger(__name__)
+
+
+def tune_after_training(output: str) -> None:
+    """Tune the selector of a finished training and log what was found.
+
+    The selector is complete without it, so a failure is reported and does not fail the training.
+
+    Args:
+        output: output folder of the training.
+    """
+    resolved = yaml.safe_load((Path(output) / "config.yaml").read_text())["train"]
+    config = from_dict(TrainConfig, resolved)
+    if config.tune_images == 0:
+        return
+    selector = str(Path(output) / "selector")
+    settings = TuneSettings(
+        config.model,
+        selector,
+        config.data.train_shards,
+        str(Path(output) / "tune"),
+        output,
+        config.tune_budgets,
+        images=config.tune_images,
+        experiment=config.experiment,
+        tracking=config.tracking,
+    )
+    gc.collect()  # the engine holds itself in circles, and the model is loaded again
+    try:
+        tuning = tune(settings)
+    except Exception:
+        logger.exception(
+            "the weight of diversity was not tuned, and %s keeps hard top-K; when the fault is "
+            "mended, run: autoselect tune --model %s --selector %s --shards '%s' --train-run %s",
+            selector,
+            config.model,
+            selector,
+            config.data.train_shards,
+            output,
+        )
+        return
+    logger.info("weights of diversity written into %s\n%s", selector, tuning_table(tuning.report))
+    run_id = tuning.selector.metadata.get(TRAINING_RUN)
+    if config.tracking and run_id is not None:
+        log_beside_training(tuning, config.experiment, run_id)

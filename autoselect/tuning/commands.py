@@ -1,0 +1,55 @@
+"""The command `autoselect tune`."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from autoselect.config.flags import add_setting_flags
+from autoselect.reference.resources import resolve_model, resolve_shards
+from autoselect.tuning.run import FIGURE, REPORT, tune
+from autoselect.tuning.settings import TuneSettings
+from autoselect.tuning.tracked import log_alone
+
+
+def add_tune_command(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "tune", help="find the weight of diversity for each budget, without labels"
+    )
+    add_setting_flags(parser, TuneSettings)
+    parser.set_defaults(run=run_tune)
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    names = [field.name for field in dataclasses.fields(TuneSettings)]
+    settings = TuneSettings(**{name: getattr(arguments, name) for name in names})
+    settings = dataclasses.replace(
+        settings, model=resolve_model(settings.model), shards=resolve_shards(settings.shards)
+    )
+    tuning = tune(settings)
+    if settings.tracking:
+        log_alone(tuning, settings)
+    print(f"\n{tuning_table(tuning.report)}")
+    print(f"weights: {settings.selector}/config.json")
+    print(f"report: {tuning.out / REPORT}, {tuning.out / FIGURE}")
+    return 0
+
+
+def tuning_table(report: dict[str, Any]) -> str:
+    """Return agreement in per cent by weight and budget, the best weight in brackets."""
+    weights = list(report["weights"])
+    head = ["tokens", *weights]
+    rows = [
+        [
+            str(row["budget"]),
+            *(
+                f"[{value:.1f}]" if float(weight) == row["weight"] else f"{value:.1f}"
+                for weight in weights
+                for value in [100 * report["weights"][weight][number]["agreement"]]
+            ),
+        ]
+        for number, row in enumerate(report["best"])
+    ]
+    lines = ["answers that agree with the full model's, in %, by weight of diversity"]
+    return "\n".join(
+        [*lines, *("  ".join(f"{cell:>7}" for cell in line) for line in [head, *rows])]
+    )

@@ -1,0 +1,149 @@
+"""One search for the weights of diversity: load, check, answer, choose, write into the selector."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autoselect.config import ConfigError
+from autoselect.config.destinations import check_folder
+from autoselect.data.shards import ShardSet
+from autoselect.evaluation.answers.answering import FULL, MODEL, Column, Plan
+from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version
+from autoselect.evaluation.answers.replies import Replies
+from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.loading import load_pair, selector_digest
+from autoselect.evaluation.methods.registry import Method, selector_method
+from autoselect.files.atomic import write_text
+from autoselect.pruning.selector import Selector
+from autoselect.tuning.agreement import TunedBudget, best_diversity, measure
+from autoselect.tuning.figure import tuning_figure
+from autoselect.tuning.gap import gap_rows, gap_warning, measure_gaps
+from autoselect.tuning.samples import TuningSamples, tuning_samples
+from autoselect.tuning.settings import TuneSettings
+from autoselect.vlm import FrozenVLM
+
+logger = logging.getLogger(__name__)
+REPORT, FIGURE = "tune.json", "tune.png"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A finished search.
+
+    Attributes:
+        vlm: the model.
+        selector: the selector with the weights that were found.
+        out: folder of the report.
+        report: content of `tune.json`.
+    """
+
+    vlm: FrozenVLM
+    selector: Selector
+    out: Path
+    report: dict[str, Any]
+
+
+def tune(settings: TuneSettings) -> Tuning:
+    """Find the best weight at each budget and write it into the selector's `config.json`.
+
+    Every weight selects on the scale `rank`, which the selector names from then on.
+
+    Raises:
+        ConfigError: a setting does not fit; raised before anything is computed.
+    """
+    folder = Path(settings.selector)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"selector={settings.selector} is not a folder here, and its config.json has to be "
+            "rewritten; save the selector into one first (save_pretrained)"
+        )
+    out = folder.absolute().parent / "tune" if settings.out is None else Path(settings.out)
+    check_folder("out", str(out))
+    shards = ShardSet.open(settings.shards)
+    vlm, selector = load_pair(settings.model, settings.selector, settings.device)
+    asked = AskedVLM(vlm)
+    chosen = tuning_samples(shards, selector.metadata, settings.images, settings.questions)
+    num_tokens = len(asked.encode(chosen.samples[:1]).images[0][0])
+    weighted = {weight: _weighted(selector, weight) for weight in settings.tried}
+    plan = Plan(
+        methods=tuple(weighted.values()),
+        budgets=parse_budgets(settings.budgets, num_tokens),
+        num_tokens=num_tokens,
+        images_per_part=settings.images_per_part,
+        rows_per_batch=settings.rows_per_batch,
+        max_new_tokens=settings.max_new_tokens,
+        reference=MODEL,
+    )
+    store = PartStore(out / "parts", _identity(settings, vlm, selector, shards, plan))
+    replies = answer_all(asked, chosen.samples, plan, store)
+    columns = {
+        (budget, weight): replies[str(Column(method.name, budget))]
+        for budget in plan.budgets
+        for weight, method in weighted.items()
+    }
+    full = replies[str(Column(FULL, 0))]
+    found = measure(columns, full, num_tokens)
+    selector = Selector(selector.scorer, selector.metadata, best_diversity(found), "rank")
+    report = _report(settings, shards, chosen, full, found)
+    if settings.train_run is not None:
+        gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, settings.train_run)
+        report["gaps"] = gap_rows(gaps)
+        if warning := gap_warning(gaps):
+            logger.warning("%s", warning)
+    selector.metadata["tuning"] = {
+        name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
+    }
+    selector.save_config(folder)
+    write_text(out / REPORT, json.dumps(report, indent=1))
+    tuning_figure(found).savefig(out / FIGURE)
+    return Tuning(vlm, selector, out, report)
+
+
+def _weighted(selector: Selector, weight: float) -> Method:
+    """Return the selector with another weight, on the scale `rank`, as a method."""
+    other = Selector(selector.scorer, selector.metadata, weight, "rank")
+    return selector_method(other, f"diversity-{weight:g}")
+
+
+def _identity(
+    settings: TuneSettings, vlm: FrozenVLM, selector: Selector, shards: ShardSet, plan: Plan
+) -> dict[str, Any]:
+    """Return what the answers depend on; not the weights that the selector has at present."""
+    return {
+        "model": vlm.digest or settings.model,
+        "selector": selector_digest(Selector(selector.scorer)),
+        "data": shards.digest,
+        "rows": [selector.metadata.get(name) for name in ("data_digest", "seed", "samples")],
+        "images": settings.images,
+        "questions": settings.questions,
+        "columns": [str(column) for column in plan.columns()],
+        "plan": [plan.images_per_part, plan.rows_per_batch, plan.num_tokens, plan.max_new_tokens],
+        "dtype": str(vlm.dtype),
+        "code": code_version(),
+    }
+
+
+def _report(
+    settings: TuneSettings,
+    shards: ShardSet,
+    chosen: TuningSamples,
+    full: Replies,
+    found: tuple[TunedBudget, ...],
+) -> dict[str, Any]:
+    replies = [reply for own in full for reply in own]
+    return {
+        "images": len(chosen.samples),
+        "questions": len(replies),
+        "held_out": chosen.held_out,
+        "data_digest": shards.digest,
+        "full_unended": sum(not reply.ended for reply in replies) / len(replies),
+        "best": [{"budget": one.budget, "share": one.share, **asdict(one.best)} for one in found],
+        "budgets": [one.budget for one in found],
+        "weights": {
+            f"{weight:g}": [asdict(one.measured[i]) for one in found]
+            for i, weight in enumerate(settings.tried)
+        },
+    }

@@ -1,0 +1,90 @@
+"""Rows of shards as unlabelled questions, taken from where the training has not been."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autoselect.config import ConfigError
+from autoselect.data.faults import BadSample
+from autoselect.data.order import epoch_slice
+from autoselect.data.shards import Sample, ShardSet
+from autoselect.evaluation.samples import EvaluationSample, parse_record
+
+
+@dataclass(frozen=True)
+class TuningSamples:
+    """Samples of a search.
+
+    Attributes:
+        samples: images and questions.
+        rows: the same rows as they are stored.
+        held_out: how many of them the training did not use.
+    """
+
+    samples: tuple[EvaluationSample, ...]
+    rows: tuple[Sample, ...]
+    held_out: int
+
+
+def tuning_samples(
+    shards: ShardSet, training: Mapping[str, Any], images: int, questions: int
+) -> TuningSamples:
+    """Return the first usable samples in the order of the training, behind the last one it used.
+
+    If the training went through all rows, its oldest ones are taken. Rows that cannot be used are
+    left out. Other shards than those of the training are new as a whole.
+
+    Args:
+        shards: shards of the training or others.
+        training: metadata of the selector, with `data_digest`, `seed` and `samples`, the number of
+            rows that the training used.
+        images: number of samples.
+        questions: largest number of questions of each.
+
+    Raises:
+        ConfigError: no row has an image and a question.
+    """
+    count = len(shards)
+    trained = training.get("data_digest") == shards.digest
+    used = min(count, training.get("samples") or count) if trained else 0
+    seed = training.get("seed", 0) if trained else 0
+    order = [*epoch_slice(count, seed, 0, used, count), *epoch_slice(count, seed, 0, 0, used)]
+    found: list[tuple[EvaluationSample, Sample]] = []
+    held_out = 0
+    for place, index in enumerate(order):
+        if len(found) == images:
+            break
+        for pair in _usable(shards, int(index), questions):
+            found.append(pair)
+            held_out += place < count - used
+    if not found:
+        raise ConfigError("shards: no row has an image and a question; give other shards")
+    samples, rows = zip(*found, strict=True)
+    return TuningSamples(samples, rows, held_out)
+
+
+def _usable(
+    shards: ShardSet, index: int, questions: int
+) -> Iterator[tuple[EvaluationSample, Sample]]:
+    """Yield a row and its first questions as a sample, or nothing if the row cannot be used."""
+    try:
+        stored = shards[index]
+        pictures = stored.pictures
+        asked, answers, tasks, _ = parse_record(stored.record, stored.key)
+    except (BadSample, ConfigError):
+        return
+    if not pictures:
+        return
+    turns = stored.record["conversations"]
+    marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
+    first = slice(questions)
+    sample = EvaluationSample(
+        f"{index}-{stored.key}",
+        pictures,
+        asked[first],
+        answers[first],
+        tasks[first],
+        ((),) * len(asked[first]),
+        marked[first],
+    )
+    yield sample, stored

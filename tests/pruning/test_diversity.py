@@ -1,0 +1,119 @@
+"""Weights of diversity: one or a curve over budgets, on a scale that outliers do not stretch."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError, ScorerConfig
+from autoselect.method.scorer import Scorer
+from autoselect.ops.diverse_top_k import diverse_top_k
+from autoselect.pruning.diversity import DiversityCurve, TunedWeight, on_scale, weight_at
+from autoselect.pruning.selector import Selector
+
+CURVE = DiversityCurve((TunedWeight(0.05, 0.8), TunedWeight(0.2, 0.4)))
+
+
+@pytest.fixture
+def selector():
+    torch.manual_seed(0)
+    return Selector(Scorer(12, ScorerConfig(hidden_size=8, num_heads=2)), {"model": "tiny"})
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_curve_is_linear_in_the_logarithm_of_the_share_and_flat_outside():
+    assert [weight_at(CURVE, k, 100) for k in (5, 10, 20)] == pytest.approx([0.8, 0.6, 0.4])
+    assert [weight_at(CURVE, k, 100) for k in (1, 100)] == pytest.approx([0.8, 0.4])
+    assert weight_at(0.3, 1, 100) == 0.3
+
+
+def test_ranks_do_not_depend_on_distances_and_put_padding_nowhere():
+    scores = torch.tensor([[3.0, 1.0, 2.0, 100.0], [0.0, 0.1, -5.0, 9.0]])
+    second, third = 1 - math.log(2) / math.log(4), 1 - math.log(3) / math.log(4)
+    expected = torch.tensor([[second, 0, third, 1], [third, second, 0, 1]])
+    torch.testing.assert_close(on_scale("rank", scores), expected)
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    own = on_scale("rank", scores, mask)[1, :3]
+    torch.testing.assert_close(own, torch.tensor([1 - math.log(2) / math.log(3), 1.0, 0.0]))
+    assert torch.equal(on_scale("rank", scores.exp()), on_scale("rank", scores))
+    assert torch.equal(on_scale("minmax", scores), scores)
+
+
+def test_equal_scores_rank_by_position():
+    first, second, third = on_scale("rank", torch.ones(1, 3))[0].tolist()
+    assert first == 1.0 > second > third == 0.0
+    assert on_scale("rank", torch.ones(1, 1)).tolist() == [[1.0]]
+
+
+def test_an_outlier_changes_a_selection_on_the_old_scale_only(selector, tokens):
+    scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(2))
+    outlier = scores.clone()
+    outlier[torch.arange(3), scores.argmax(dim=1)] += 50
+    selector.diversity = 0.5
+    kept = [selector.choose(values, tokens, 6) for values in (scores, outlier)]
+    assert torch.equal(*kept)
+    selector.relevance = "minmax"
+    kept = [selector.choose(values, tokens, 6) for values in (scores, outlier)]
+    assert not torch.equal(*kept)
+
+
+def test_each_budget_and_image_takes_its_own_weight(selector, tokens):
+    selector.diversity = CURVE
+    mask = torch.ones(3, 20, dtype=torch.bool)
+    mask[1, 10:] = False
+    scores = selector.score(tokens, mask)
+    kept = selector.choose(scores, tokens, 2, mask)
+    for row, count in enumerate((20, 10, 20)):
+        own, its = scores[row : row + 1, :count], tokens[row : row + 1, :count]
+        weight = CURVE.at(2 / count)
+        expected = diverse_top_k(on_scale("rank", own), its, 2, weight)
+        assert torch.equal(kept[row : row + 1], expected)
+    assert torch.equal(
+        selector.select(tokens, 4)[1],
+        diverse_top_k(on_scale("rank", selector.score(tokens)), tokens, 4, 0.4),
+    )
+
+
+def test_a_curve_and_the_scale_are_stored(tmp_path, selector, tokens):
+    selector.diversity = CURVE
+    selector.save_pretrained(tmp_path)
+    loaded = Selector.from_pretrained(tmp_path)
+    assert (loaded.diversity, loaded.relevance) == (CURVE, "rank")
+    assert torch.equal(loaded.select(tokens, 3)[1], selector.select(tokens, 3)[1])
+
+
+def test_a_folder_without_a_scale_keeps_the_old_one(tmp_path, selector, tokens):
+    selector.diversity = 0.5
+    selector.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["relevance"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = Selector.from_pretrained(tmp_path)
+    assert (loaded.diversity, loaded.relevance) == (0.5, "minmax")
+    expected = diverse_top_k(selector.score(tokens), tokens, 5, 0.5)
+    assert torch.equal(loaded.select(tokens, 5)[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1.5, "diversity=1.5 must lie in 0..1"),
+        ([], r"shares \[\]; they must ascend"),
+        ([{"share": 0.2, "weight": 0.1}, {"share": 0.1, "weight": 0.1}], "must ascend"),
+        ([{"share": 0.2, "weight": 2.0}], "diversity=2.0 must lie in 0..1"),
+        ([0.1, 0.2], "must be a number of 0..1, or a list"),
+    ],
+)
+def test_other_values_are_refused(selector, value, message):
+    with pytest.raises(ConfigError, match=message):
+        selector.diversity = value
+
+
+def test_an_unknown_scale_is_refused(selector):
+    with pytest.raises(ConfigError, match="relevance='log' is unknown; choose one of minmax, rank"):
+        Selector(selector.scorer, relevance="log")

@@ -1,0 +1,157 @@
+"""`autoselect tune` on an untrained reference VLM: what holds whatever the weights are."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError
+from autoselect.data.order import epoch_slice
+from autoselect.data.shards import ShardSet, ShardWriter
+from autoselect.evaluation.loading import load_selectors
+from autoselect.pruning.diversity import DiversityCurve
+from autoselect.pruning.selector import Selector
+from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.shards import render_shards
+from autoselect.tuning import run as tuning_run
+from autoselect.tuning.run import tune
+from autoselect.tuning.samples import tuning_samples
+from autoselect.tuning.settings import TuneSettings
+
+
+@pytest.fixture
+def settings(model_folder, selector_folder, shards, tmp_path):
+    shutil.copytree(selector_folder, tmp_path / "selector")
+    return TuneSettings(
+        model=model_folder,
+        selector=str(tmp_path / "selector"),
+        shards=shards,
+        budgets="4,11%",
+        weights="0,0.5,0.9",
+        images=4,
+        questions=2,
+        images_per_part=2,
+        max_new_tokens=3,
+        tracking=False,
+    )
+
+
+def test_the_best_weight_of_each_budget_is_written_into_the_selector(settings):
+    folder = Path(settings.selector)
+    weights = (folder / "selector.safetensors").read_bytes()
+    tuning = tune(settings)
+    report = json.loads((folder.parent / "tune" / "tune.json").read_text())
+    assert report["images"] == 4 and report["questions"] == 8 and report["held_out"] == 4
+    assert report["budgets"] == [4, 16] and list(report["weights"]) == ["0", "0.5", "0.9"]
+    for number, row in enumerate(report["best"]):
+        tried = [rows[number] for rows in report["weights"].values()]
+        assert row["agreement"] == max(one["agreement"] for one in tried)
+    assert (folder.parent / "tune" / "tune.png").stat().st_size > 1000
+    assert (folder / "selector.safetensors").read_bytes() == weights
+    loaded = Selector.from_pretrained(folder)
+    assert loaded.relevance == "rank" and loaded.diversity == tuning.selector.diversity
+    if isinstance(loaded.diversity, DiversityCurve):
+        points = [(point.share, point.weight) for point in loaded.diversity.points]
+        assert points == [(row["share"], row["weight"]) for row in report["best"]]
+    else:
+        assert {row["weight"] for row in report["best"]} == {0.0}
+    assert loaded.metadata["tuning"]["best"] == report["best"]
+    assert loaded.metadata["model"] == "test"
+
+
+def test_labels_are_not_read(settings, shards, tmp_path):
+    """With other answers in the data, every number is the same."""
+    stored = ShardSet.open(shards)
+    with ShardWriter(str(tmp_path / "relabelled")) as writer:
+        for index in range(len(stored)):
+            sample = stored[index]
+            for turn in sample.record["conversations"]:
+                turn["value"] = "zebra" if turn["from"] == "gpt" else turn["value"]
+            writer.write(sample.key, sample.record, [to_jpeg(sample.pictures[0])])
+    first = tune(settings).report
+    second = tune(dataclasses.replace(settings, shards=str(tmp_path / "relabelled"))).report
+    assert first.pop("data_digest") != second.pop("data_digest")
+    losses = [rows.pop("loss") for one in (first, second) for rows in every_row(one)]
+    assert losses[: len(losses) // 2] == pytest.approx(losses[len(losses) // 2 :], rel=0.05)
+    assert first == second
+
+
+def every_row(report):
+    return [*report["best"], *(row for rows in report["weights"].values() for row in rows)]
+
+
+def test_an_interrupted_search_repeats_no_finished_part(settings, monkeypatch):
+    whole = tune(settings).report
+    parts = list(Path(settings.selector).parent.glob("tune/parts/*/part-*.json"))
+    assert len(parts) == 2
+    parts[1].unlink()
+    asked = []
+    encode = tuning_run.AskedVLM.encode
+
+    def counted(self, samples, attention=False):
+        asked.append(len(samples))
+        return encode(self, samples, attention)
+
+    monkeypatch.setattr(tuning_run.AskedVLM, "encode", counted)
+    again = tune(settings).report  # the selector has other weights of diversity now
+    assert sum(asked) == 1 + 2, "the image whose tokens are counted, and the missing part"
+    assert again == whole
+
+
+def test_a_selector_that_is_no_folder_is_refused(settings):
+    with pytest.raises(ConfigError, match="selector=org/name is not a folder here"):
+        tune(dataclasses.replace(settings, selector="org/name"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": "0,much"}, "weights='0,much' must be numbers"),
+        ({"weights": "0,1.5"}, "diversity=1.5 must lie in 0..1"),
+        ({"images": 0}, "images=0 is below 1"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(settings, **changes)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rendered")
+    render_shards(folder, ReferenceData(train=12, val=1, test=1), workers=1)
+    return ShardSet.open(str(folder / "train-*.tar"))
+
+
+@pytest.mark.parametrize(("used", "held_out"), [(8, 4), (12, 0), (40, 0)])
+def test_rows_that_the_training_did_not_use_come_first(rendered, used, held_out):
+    training = {"data_digest": rendered.digest, "seed": 3, "samples": used}
+    found = tuning_samples(rendered, training, 6, 2)
+    order = epoch_slice(12, 3, 0, 0, 12).tolist()
+    first = order[used:] + order[:used]
+    assert [row.sample_id for row in found.rows] == first[:6]
+    assert found.held_out == held_out
+    assert all(len(sample.questions) == 2 for sample in found.samples)
+
+
+def test_shards_that_the_training_never_saw_are_all_new(rendered):
+    other = {"data_digest": "other", "seed": 3, "samples": 8}
+    assert tuning_samples(rendered, other, 5, 1).held_out == 5
+    unknown = {"data_digest": rendered.digest}
+    assert tuning_samples(rendered, unknown, 5, 1).held_out == 0
+
+
+def test_the_evaluator_takes_a_selectors_own_weights_beside_hard_top_k(settings):
+    tuning = tune(settings)
+    _, found = load_selectors(settings.model, settings.selector, "cpu", "0,own")
+    assert list(found) == ["autoselect", "autoselect:diversity-own"]
+    own = found["autoselect:diversity-own"].selector
+    assert (own.diversity, own.relevance) == (tuning.selector.diversity, "rank")
+    assert found["autoselect"].selector.diversity == 0
+    tokens = torch.randn(2, 144, 192, generator=torch.Generator().manual_seed(0))
+    alone = Selector.from_pretrained(settings.selector)
+    assert torch.equal(own.select(tokens, 9)[1], alone.select(tokens, 9)[1])
