@@ -33,7 +33,7 @@ GROUPS = {
         "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
     },
     "evaluate": {
-        "tune": ("tuning.commands.add_tune_command", "find the weight of diversity for each budget"),
+        "tune": ("tuning.commands.add_tune_command", "find the diversity for each budget"),
         "eval": ("evaluation.commands.add_eval_command", "measure accuracy retention and speed"),
         "bench": ("cli.bench.add_bench_command", "measure latency, or run public benchmarks"),
         "analyse": ("evaluation.commands.add_analyse_command", "draw figures 3 to 5 and more"),

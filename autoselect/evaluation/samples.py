@@ -224,5 +224,6 @@ class EvaluationSet(Sequence[EvaluationSample]):
         sample = self.read(index)
         turns = sample.record["conversations"]
         marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
-        parsed = self._parsed(sample)
-        return EvaluationSample(sample.key, decoded(sample), *parsed, marked=marked)
+        questions, answers, tasks, boxes = self._parsed(sample)
+        pictures = decoded(sample)
+        return EvaluationSample(sample.key, pictures, questions, answers, tasks, boxes, marked)
