@@ -40,7 +40,8 @@ def check_removal(subject: Subject, images: int) -> Finding:
         while chunk := list(islice(first, BATCH)):
             yield collate_usable(collator, chunk)[0].to(vlm.device)
 
-    budgets = sorted({config.gate.min_token_budget, config.gate.token_budget})
+    largest = config.gate.token_budget
+    budgets = sorted({config.gate.min_token_budget or largest, largest})
     found = random_removal(vlm, batches(), budgets)
     whole = found[None].numbers()
     texts, changed = [_shown("all", whole)], []

@@ -96,9 +96,10 @@ def continuation_log_likelihood(
         limit = {"logits_to_keep": last}
     with nullcontext(attached) if kept is None else keeping(model, kept) as attachment:
         logits = model(**longer, **limit).logits
-        prunes = attachment is not None and attachment.adapter.has_images(longer)
-        selection = attachment.last if prunes else None
-        columns = None if selection is None else selection.columns
+        columns = None
+        if attachment is not None and attachment.adapter.has_images(longer):
+            selection = attachment.last
+            columns = None if selection is None else selection.columns
         places = _places(starts, texts, columns)
         missing = (longer["input_ids"] if columns is None else columns).shape[1] - logits.shape[1]
         if min(int(own.min()) for own in places) < missing:  # more was removed from some rows
