@@ -54,7 +54,7 @@ def check_removal(subject: Subject, images: int) -> Finding:
     if changed:
         fix = (
             f"the model does not end its answers with {' or '.join(changed)} random tokens: choose "
-            "a larger gate.token_budget, and compare --diversity 0,0.7,0.8 in the evaluation"
+            "a larger gate.token_budget, and find the weight of diversity with `autoselect tune`"
         )
         return Finding("removal", "warn", text, fix)
     return Finding("removal", "ok", text)
