@@ -54,7 +54,8 @@ def settings_help(settings: type) -> str:
             default = {True: "true", False: "false", None: "null"}[default]
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         value = f"{{{','.join(choices)}}}" if choices else scalar_type(hint).__name__.upper()
-        group.add_argument(f"--{name}", metavar=value, help=f"{text} (default {default})")
+        shown = str(default).replace("%", "%%")
+        group.add_argument(f"--{name}", metavar=value, help=f"{text} (default {shown})")
     return parser.format_help()
 
 
