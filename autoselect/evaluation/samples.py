@@ -15,6 +15,11 @@ from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.answers.replies import AnsweredSample
 
 Box = tuple[float, float, float, float]
+Parsed = tuple[
+    tuple[str, ...], tuple[tuple[str, ...], ...], tuple[str, ...], tuple[tuple[Box, ...], ...]
+]
+"""Questions, answers, tasks and boxes, each by round."""
+
 DEFAULT_TASK = "vqa"
 CHECKED_TOGETHER = 256
 
@@ -52,11 +57,7 @@ class EvaluationSample:
         return self.marked[turn] if len(self.images) > 1 and self.marked else self.questions[turn]
 
 
-def parse_record(
-    record: dict[str, Any], key: str, needs_answers: bool = True
-) -> tuple[
-    tuple[str, ...], tuple[tuple[str, ...], ...], tuple[str, ...], tuple[tuple[Box, ...], ...]
-]:
+def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -> Parsed:
     """Return questions, answers, tasks and boxes of a LLaVA record.
 
     Without `needs_answers` the last question may lack an answer, and answers may be empty.
@@ -194,7 +195,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
             self.one_image_each = False
         return sample
 
-    def _parsed(self, sample: Sample) -> Any:
+    def _parsed(self, sample: Sample) -> Parsed:
         return parse_record(sample.record, sample.key, self._needs_answers)
 
     def answered(self) -> list[AnsweredSample]:

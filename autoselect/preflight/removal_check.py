@@ -40,8 +40,8 @@ def check_removal(subject: Subject, images: int) -> Finding:
         while chunk := list(islice(first, BATCH)):
             yield collate_usable(collator, chunk)[0].to(vlm.device)
 
-    highest = config.gate.token_budget
-    budgets = sorted({config.gate.min_token_budget or highest, highest})
+    largest = config.gate.token_budget
+    budgets = sorted({config.gate.min_token_budget or largest, largest})
     found = random_removal(vlm, batches(), budgets)
     whole = found[None].numbers()
     texts, changed = [_shown("all", whole)], []
@@ -54,7 +54,7 @@ def check_removal(subject: Subject, images: int) -> Finding:
     if changed:
         fix = (
             f"the model does not end its answers with {' or '.join(changed)} random tokens: choose "
-            "a larger gate.token_budget, and compare --diversity 0,0.7,0.8 in the evaluation"
+            "a larger gate.token_budget, and find the weight of diversity with `autoselect tune`"
         )
         return Finding("removal", "warn", text, fix)
     return Finding("removal", "ok", text)

@@ -145,6 +145,43 @@ def test_the_likelihood_of_a_continuation_is_that_of_its_tokens_one_by_one(asked
     assert most_likely(asked, call, None, [YES_NO, ()]) == [best, None]
 
 
+def test_a_reference_is_as_likely_beside_others_and_its_end_counts(asked, shards):
+    """Rows with unlike prompts and unlike numbers of kept tokens, and each row alone."""
+    samples = [EvaluationSet.open(shards)[0]]
+    encoded = asked.encode(samples)
+    places = [(0, 0), (0, 4)]
+    end = asked.vlm.processor.tokenizer.eos_token_id
+    references = [
+        asked.answer_ids(1, samples[0].questions[r], text) for _, r in places for text in ("red",)
+    ]
+    assert all(ids[-1] == end and ids.count(end) == 1 and len(ids) > 1 for ids in references)
+    kept = [torch.tensor([3]), torch.arange(0, 144, 2)]
+    call = asked.call(asked.prompts(samples, encoded, places), encoded)
+    together = asked.losses(call, kept, references)
+    for row, place in enumerate(places):
+        alone = asked.call(asked.prompts(samples, encoded, [place]), encoded)
+        (loss,) = asked.losses(alone, kept[row : row + 1], references[row : row + 1])
+        assert together[row] == pytest.approx(loss, abs=1e-4) and loss > 0
+    whole = asked.losses(call, None, references)
+    assert whole != pytest.approx(together, abs=1e-3)
+
+
+def test_an_answer_is_counted_up_to_its_end(asked, shards, monkeypatch):
+    samples = [EvaluationSet.open(shards)[0]]
+    encoded = asked.encode(samples)
+    call = asked.call(asked.prompts(samples, encoded, [(0, 0), (0, 4)]), encoded)
+    tokenizer = asked.vlm.processor.tokenizer
+    red, end = tokenizer("red", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
+    ends, goes_on = [*red, end, 0], (red * 9)[: len(red) + 2]
+    new = torch.tensor([ends, goes_on])
+    monkeypatch.setattr(
+        asked.vlm.model, "generate", lambda **inputs: torch.cat([inputs["input_ids"], new], dim=1)
+    )
+    first, second = asked.generated(call, None, {"max_new_tokens": 9})
+    assert (first.text, first.ids, first.ended) == ("red", [*red, end], True)
+    assert (second.ids, second.ended) == (goes_on, False)
+
+
 YES_NO = (Candidate("yes", "yes"), Candidate("no", "no"))
 
 

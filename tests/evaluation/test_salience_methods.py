@@ -10,7 +10,7 @@ from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.coverage import greedy_determinant
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.methods.usable import WITHOUT_CLASS_TOKEN, usable_methods
-from tests.evaluation.fakes import FakeAsked, FakeSelector
+from tests.evaluation.fakes import FakeAsked, FakeSelector, make_samples
 
 
 def directions(*degrees):
@@ -137,8 +137,6 @@ def test_methods_that_read_a_class_token_say_what_they_use_without_one():
         def encode(self, samples, attention=False):
             found = super().encode(samples, attention)
             return type(found)(found.images, found.output, False if attention else None)
-
-    from tests.evaluation.fakes import make_samples
 
     names = ("cls_attention", "visionzip", "scope", "grid")
     methods = tuple(METHODS[name] for name in names)

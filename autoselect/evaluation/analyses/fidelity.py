@@ -79,8 +79,8 @@ def warn_of_gap(found: dict[str, Any]) -> None:
     if row["gap"] > LARGEST_GAP:
         logger.warning(
             "with %d tokens under the learned scores, hard removal is %.1f points below noise "
-            "gating (limit %.1f): training did not see what inference does; evaluate with "
-            "--diversity 0.7, or train with more tokens",
+            "gating (limit %.1f): training did not see what inference does; keep tokens that "
+            "differ more (autoselect tune finds how much), or more of them",
             row["budget"],
             100 * row["gap"],
             100 * LARGEST_GAP,

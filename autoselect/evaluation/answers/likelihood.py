@@ -6,6 +6,7 @@ no advantage. For yes/no questions both compare the two words. Questions without
 answered by generated text.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -89,20 +90,44 @@ def continuation_log_likelihood(
     """
     longer, starts = _continued(call, texts)
     attached = getattr(model, "autoselect", None)
+    last = longer["input_ids"].shape[1] - min(starts) + 1
+    limit = {}
+    if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
+        limit = {"logits_to_keep": last}
     with nullcontext(attached) if kept is None else keeping(model, kept) as attachment:
-        logits = model(**longer).logits.float()
-        selection = None if attachment is None else attachment.last
-        columns = None if selection is None else selection.columns
+        logits = model(**longer, **limit).logits
+        columns = None
+        if attachment is not None and attachment.adapter.has_images(longer):
+            selection = attachment.last
+            columns = None if selection is None else selection.columns
+        places = _places(starts, texts, columns)
+        missing = (longer["input_ids"] if columns is None else columns).shape[1] - logits.shape[1]
+        if min(int(own.min()) for own in places) < missing:  # more was removed from some rows
+            logits, missing = model(**longer).logits, 0
     sums, greedy = [], []
-    for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
-        places = torch.arange(start - 1, start - 1 + len(text), device=logits.device)
-        if columns is not None:
-            places = (columns[row][None] == places[:, None]).int().argmax(dim=1)
+    for row, (own, text) in enumerate(zip(places, texts, strict=True)):
         ids = torch.tensor(text, device=logits.device)
-        given = logits[row, places]
+        given = logits[row, own.to(logits.device) - missing].float()
         sums.append(given.log_softmax(dim=-1).gather(1, ids[:, None]).sum())
         greedy.append((given.argmax(dim=-1) == ids).all())
     return Scored(torch.stack(sums), torch.stack(greedy))
+
+
+def _places(
+    starts: Sequence[int], texts: Sequence[list[int]], columns: Tensor | None
+) -> list[Tensor]:
+    """Return where the logits of each row's continuation stand in the call, one per token.
+
+    `columns` [R, S] are the columns of the full call that stay; None if nothing was removed.
+    """
+    found = []
+    for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
+        places = torch.arange(start - 1, start - 1 + len(text))
+        if columns is not None:
+            places = places.to(columns.device)
+            places = (columns[row][None] == places[:, None]).int().argmax(dim=1)
+        found.append(places)
+    return found
 
 
 def _continued(

@@ -111,7 +111,7 @@ def ending_warnings(report: dict[str, Any]) -> list[str]:
     return [
         f"pruning by {method} changes the endings: answers that reach the token limit are "
         f"{', '.join(shares)}, but {100 * whole:.1f} % with all tokens; keep more tokens, or "
-        "tokens that differ more (--diversity 0.7)"
+        "tokens that differ more (autoselect tune finds how much)"
         for method, shares in found.items()
     ]
 

@@ -100,10 +100,11 @@ class TrackedEvaluation:
         parent.describe(self._description(report))
         parent.log_metrics(_summary(report))
         for row in report["rows"]:
+            found = _answer_metrics(row)
             if row["retention"] is not None:
-                parent.log_metrics({f"retention/{row['method']}": row["retention"]}, row["budget"])
-            for name, value in _answer_metrics(row).items():
-                parent.log_metrics({f"{name}/{row['method']}": value}, row["budget"])
+                found["retention"] = row["retention"]
+            own = {f"{name}/{row['method']}": value for name, value in found.items()}
+            parent.log_metrics(own, row["budget"])
         parent.log_table(_accuracy_columns(report), "accuracy.json")
         head, rows = latency_table(report)
         columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
