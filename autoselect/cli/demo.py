@@ -17,7 +17,7 @@ from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_RO
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
 BUDGETS = "8,16,32"
-DIVERSITIES = "0,0.4"
+DIVERSITIES = "0,own"
 DEMO_METHODS = "random,grid,norm,cls_attention,visionzip,divprune,cdpruner,fastv,oracle"
 
 

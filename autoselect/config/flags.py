@@ -45,13 +45,14 @@ def settings_help(settings: type) -> str:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
     group = parser.add_argument_group("settings")
     for name, hint, field in described(settings):
-        text = field.metadata["help"].replace("%", "%%")
+        text = field.metadata["help"].replace("%", "%%")  # argparse formats it with %
         if dataclasses.is_dataclass(hint):
             group = parser.add_argument_group(f"{name} ({text})")
             continue
         default = field.default
         if default is None or isinstance(default, bool):
             default = {True: "true", False: "false", None: "null"}[default]
+        default = str(default).replace("%", "%%")
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         value = f"{{{','.join(choices)}}}" if choices else scalar_type(hint).__name__.upper()
         shown = str(default).replace("%", "%%")

@@ -8,7 +8,7 @@ from autoselect.config.setting import required, setting
 from autoselect.ops.diverse_top_k import check_diversity
 
 BUDGETS = "3%,6%,11%,22%"
-WEIGHTS = "0,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
+WEIGHTS = "0,0.2,0.3,0.35,0.4,0.45,0.5,0.6,0.7"
 
 
 @dataclass(frozen=True)
