@@ -1,6 +1,7 @@
 """Small samples and shards made on the spot."""
 
 import io
+import tarfile
 from pathlib import Path
 
 from PIL import Image
@@ -34,3 +35,13 @@ def write_shards(folder: Path, samples: int = 50, per_shard: int = 20, images: i
                 [make_image(number + part) for part in range(images)],
             )
     return folder
+
+
+def raw_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """Write a tar file as another tool might."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path

@@ -1,7 +1,6 @@
 """Every kind of damage is found and named, and never changes what a sample says."""
 
 import contextlib
-import io
 import json
 import random
 import tarfile
@@ -17,7 +16,7 @@ from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.data.verify import VerifyJob, verify_shard
 from tests.data.loaders import make_loader
-from tests.data.shard_samples import make_image, make_record, write_shards
+from tests.data.shard_samples import make_image, make_record, raw_shard, write_shards
 
 
 @pytest.fixture
@@ -36,15 +35,6 @@ def flip(path: Path, offset: int, mask: int = 1) -> None:
 
 def forget_index(shard: Path) -> None:
     Path(sidecar(str(shard))).unlink()
-
-
-def raw_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 def record_bytes(number: int, **fields: object) -> bytes:
