@@ -22,7 +22,7 @@ ALLOWED = {
     "ranks": {"config"},
     "data": {"config", "files"},
     "tracking": {"config", "files"},
-    "vlm": {"config", "data"},
+    "vlm": {"config", "files", "data"},
     "method": {"config", "ops", "vlm"},
     "pruning": {"config", "ops", "data", "method", "vlm", "tracking"},
     "training": {"config", "files", "ranks", "data", "tracking", "vlm", "method", "pruning"},

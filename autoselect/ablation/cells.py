@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoselect.ablation.outcome import evaluated, outcome_of, subject_of
+from autoselect.ablation.outcome import evaluated, outcome_of, same_subject, subject_of
 from autoselect.ablation.variants import (
     AblationPlan,
     Variant,
@@ -116,7 +116,8 @@ def evaluate_baselines(plan: AblationPlan, out: Path, beside: Cell) -> None:
     subject = subject_of(cell["outcome"])
     if file.is_file():
         found = json.loads(file.read_text())
-        if found["evaluation"] == note["evaluation"] and subject_of(found["outcome"]) == subject:
+        alike = same_subject(subject_of(found["outcome"]), subject)
+        if found["evaluation"] == note["evaluation"] and alike:
             return
     selector = out / cell["train"] / "selector"
     evaluate(plan, folder, selector, plain, plan.baselines, subject=subject)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoselect.ablation.cells import Cell
-from autoselect.ablation.outcome import stored_scores, subject_of
+from autoselect.ablation.outcome import same_subject, stored_scores, subject_of
 from autoselect.ablation.spread import Estimate, Measured, estimate
 from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.config import ConfigError
@@ -19,6 +19,7 @@ from autoselect.evaluation.answers.predictions import StoredScores
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.evaluation.scores.intervals import Resampling, retention, task_retentions
 from autoselect.evaluation.scores.scoring import ScoreTable
+from autoselect.files.digest import same_weights
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def _check_alike(rows: Sequence[VariantResults], first: StoredScores) -> None:
                     f"{folder} was evaluated at the budgets {_budgets(scores)}, others at "
                     f"{budgets}; run `autoselect ablate` for all variants with the same budgets"
                 )
-            models.setdefault(row.notes[seed]["outcome"]["model_digest"], folder)
+            digest = row.notes[seed]["outcome"]["model_digest"]
+            models.setdefault(next((d for d in models if same_weights(d, digest)), digest), folder)
     if len(models) > 1:
         folders = " and ".join(str(folder) for folder in models.values())
         raise ConfigError(
@@ -113,7 +115,7 @@ def _baselines(out: Path, subject: dict[str, str]) -> StoredScores | None:
     if not path.is_file():
         return None
     outcome = json.loads(path.read_text())["outcome"]
-    if subject_of(outcome) != subject:
+    if not same_subject(subject_of(outcome), subject):
         logger.warning("the baselines belong to another model or other images and are left out")
         return None
     return stored_scores(outcome)

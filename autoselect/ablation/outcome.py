@@ -5,7 +5,7 @@ they can be collected without checkpoints and images, and a later sweep can cont
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from autoselect.evaluation.answers.predictions import StoredScores, read_scores
 from autoselect.evaluation.scores.scoring import ScoreTable
+from autoselect.files.digest import same_weights
 from autoselect.tracking.history import metric_history
 
 LOSS, LAST_STEPS = "train/loss", 0.1
@@ -54,6 +55,11 @@ def subject_of(outcome: dict[str, Any]) -> dict[str, str]:
     """
     digests = outcome["report"]["digests"]
     return {"model": outcome.get("model_digest") or digests["model"], "data": digests["data"]}
+
+
+def same_subject(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Return True if two values of `subject_of` name the same weights and the same data."""
+    return one["data"] == other["data"] and same_weights(one["model"], other["model"])
 
 
 def stored_scores(outcome: dict[str, Any]) -> StoredScores:

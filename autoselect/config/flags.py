@@ -52,7 +52,6 @@ def settings_help(settings: type) -> str:
         default = field.default
         if default is None or isinstance(default, bool):
             default = {True: "true", False: "false", None: "null"}[default]
-        default = str(default).replace("%", "%%")
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         value = f"{{{','.join(choices)}}}" if choices else scalar_type(hint).__name__.upper()
         shown = str(default).replace("%", "%%")

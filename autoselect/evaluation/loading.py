@@ -11,6 +11,7 @@ import torch
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.parts import digest
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.files.digest import same_weights
 from autoselect.ops.diverse_top_k import check_diversity
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
@@ -171,7 +172,7 @@ def other_weights(vlm: Any, selector: Any) -> str | None:
     A selector without a recorded digest gives no warning.
     """
     trained, here = selector.metadata.get("model_digest"), vlm.digest
-    if not trained or not here or trained == here:
+    if not trained or not here or same_weights(trained, here):
         return None
     name = selector.metadata.get("model_name", "another model")
     return (

@@ -39,7 +39,7 @@ from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.vlm import FrozenVLM
-from autoselect.vlm.loading import local_folder
+from autoselect.vlm.model_files import local_folder
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from autoselect.config.files import flatten, to_dict
 from autoselect.data.loader import collate_usable
 from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
+from autoselect.files.digest import same_weights
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ranks import processes, rank_zero
@@ -33,7 +34,7 @@ from autoselect.training.sharded_loading import gathered, sharded_loading
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.loading import default_dtype
+from autoselect.vlm.loading import check_model, default_dtype
 from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.batch import Collator
 
@@ -104,8 +105,11 @@ def assemble(
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
     patient = processes.patient_collectives()
-    with heartbeat.independently("loading the model"), patient, sharded:
-        vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
+    with heartbeat.independently("loading the model"), patient:
+        if deepspeed.zero_stage == 3:
+            check_model(config.model)  # inside `sharded`, transformers reports less
+        with sharded:
+            vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
     warn_of_few_cores(config, info)
     deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
@@ -164,7 +168,7 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
         ConfigError: another model, other data, or a setting that the numbers so far depend on.
     """
     begun = state.origin
-    if begun.model_digest != now.model_digest:
+    if not same_weights(begun.model_digest, now.model_digest):
         raise ConfigError(
             f"output={config.output} holds a run on other weights of model={config.model}; "
             "choose another output folder, or remove this one to train anew"

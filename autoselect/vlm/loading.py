@@ -1,19 +1,32 @@
 """Loading of a VLM through transformers' own path, with errors that say what is missing."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PretrainedConfig,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from autoselect.config import ConfigError
+from autoselect.files import digest
+from autoselect.vlm.model_files import (
+    ModelFilesError,
+    check_folder,
+    check_layout,
+    check_weight_files,
+    download_again,
+    local_folder,
+    weight_files,
+)
+from autoselect.vlm.processor_fit import check_processor
+from autoselect.vlm.weight_names import check_loading, check_weight_names, one_line
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -24,13 +37,69 @@ def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> t
     """Load model and processor of a folder or hub name.
 
     Raises:
-        ConfigError: model, weights or processor are missing, or it is not a VLM.
+        ConfigError: model, weights or processor are missing or do not fit each other, or it is
+            not a VLM.
+    """
+    config = check_model(path)
+    processor = load_processor(path)
+    check_processor(path, config, processor)
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=dtype or default_dtype(device),
+            ignore_mismatched_sizes=True,  # `check_loading` refuses them, by name
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"model={path} is incomplete: {str(error).splitlines()[0]} "
+            "Copy or download the weights again"
+        ) from error
+    model, info = loaded
+    check_loading(path, info)
+    model = model.to(device)
+    check_finite(path, model)
+    return model, processor
+
+
+def check_model(path: str | Path, weights_needed: bool = True) -> Any:
+    """Check a model by its files' names, sizes and headers; return its configuration.
+
+    A hub name that is not in the cache is checked by its configuration alone.
+
+    Args:
+        path: folder or hub name.
+        weights_needed: refuse a folder without weights.
+
+    Raises:
+        ConfigError: it is not a whole VLM that transformers' own classes load.
+    """
+    folder = local_folder(path)
+    if folder is None:
+        return read_config(path)
+    check_folder(path, folder)
+    config = read_config(path)
+    files = check_weight_files(path, folder, weights_needed and Path(path).is_dir())
+    if files and not is_deepspeed_zero3_enabled():
+        check_weight_names(path, config, files)
+    return config
+
+
+def read_config(path: str | Path) -> Any:
+    """Return the configuration of a VLM.
+
+    Raises:
+        ConfigError: it is missing, damaged or of original code, or not that of a VLM.
     """
     try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        values, _ = PretrainedConfig.get_config_dict(path)
+        check_layout(path, values)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged configuration raises anything
         raise ConfigError(
-            f"model={path} cannot be loaded: {str(error).splitlines()[0]} "
+            f"model={path} cannot be loaded: {one_line(error)} "
             "Give the folder of a transformers model (with config.json) or a hub name"
         ) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -38,17 +107,33 @@ def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> t
             f"model={path} is not a vision-language model: its model_type is "
             f"{config.model_type!r}. Give a model that AutoModelForImageTextToText can load"
         )
-    processor = load_processor(path)
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype or default_dtype(device)
+    return config
+
+
+def check_finite(path: str | Path, model: torch.nn.Module) -> None:
+    """Check that no weight is NaN or infinite; at ZeRO-3 each rank checks its own part.
+
+    Raises:
+        ModelFilesError: one is.
+    """
+    bad = [name for name, weight in model.named_parameters() if not _is_finite(weight)]
+    if bad:
+        names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise ModelFilesError(
+            path,
+            f"has {len(bad)} weights with numbers that are not finite ({names})",
+            "load it in bfloat16 or float32 if float16 overflows; else get its files again: "
+            f"{download_again(path)}",
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model={path} is incomplete: {str(error).splitlines()[0]} "
-            "Copy or download the weights again"
-        ) from error
-    return model.to(device), processor
+
+
+@torch.no_grad()
+def _is_finite(weight: Any) -> bool:
+    values = getattr(weight, "ds_tensor", weight)  # the rank's part at ZeRO-3
+    if not values.numel() or values.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return True
+    lowest, highest = values.aminmax()  # one pass without a temporary tensor; NaN goes through
+    return bool(lowest.isfinite() and highest.isfinite())
 
 
 def load_processor(path: str | Path) -> Any:
@@ -73,29 +158,14 @@ def load_processor(path: str | Path) -> Any:
         ) from error
 
 
-def local_folder(path: str | Path) -> Path | None:
-    """Return the folder of a model: `path`, or the cached copy of a hub name, or None."""
-    if Path(path).is_dir():
-        return Path(path)
-    cached = try_to_load_from_cache(str(path), "config.json")
-    return Path(cached).parent if isinstance(cached, str) else None
-
-
 def weights_digest(path: str | Path) -> str:
-    """Return a digest that identifies a model's weights without reading all of them.
+    """Return a digest of all weights of a model, see `autoselect.files.digest.weights_digest`.
 
-    sha256 over `config.json` and over name, size, first and last MiB of every weights file. A hub
-    name that was loaded once and a copy of its files in a folder have the same digest.
+    A hub name that was loaded once and a copy of its files in a folder have the same digest; a hub
+    name that is not in the cache is its own.
     """
     folder = local_folder(path)
     if folder is None:
         return str(path)
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
-    return digest.hexdigest()
+    files = [file for file in weight_files(path, folder) if file.is_file()]
+    return digest.weights_digest(folder / "config.json", files)

@@ -10,7 +10,8 @@ from transformers import AutoModelForImageTextToText
 
 from autoselect.config import ConfigError
 from autoselect.reference.resources import MODEL_FOLDER
-from autoselect.vlm.loading import load, load_processor, local_folder, weights_digest
+from autoselect.vlm.loading import load, load_processor, weights_digest
+from autoselect.vlm.model_files import local_folder
 from tests.vlm import tiny_processors
 from tests.vlm.stock import model_of
 

@@ -1,0 +1,183 @@
+"""Compare a model's class with its weight files by names and shapes, without reading weights.
+
+transformers' own loader makes the report, so its renamings, tied weights and unsaved buffers count
+as they do in a real loading. It is given tensors of the right shapes that take no memory.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import logging
+
+from autoselect.vlm.model_files import ORIGINALS, ModelFilesError, download_again
+
+SHOWN = 3
+"""Names of weights that a message lists."""
+
+PLACES = {
+    "proj": "a projector that was trained alone is usually in a file of its own, such as "
+    "mm_projector.bin of the original LLaVA code, or in an adapter",
+    "connector": "a connector that was trained alone is usually in a file of its own or an adapter",
+    "vision": "training code often leaves a frozen vision tower out; it is in the model that the "
+    "training started from",
+    "visual": "training code often leaves a frozen vision tower out; it is in the model that the "
+    "training started from",
+    "lm_head": "if the head is the transposed embedding, config.json must say "
+    "tie_word_embeddings: true",
+}
+"""Where weights usually are, by a part of their names."""
+
+
+def check_weight_names(path: str | Path, config: Any, files: Iterable[Path]) -> None:
+    """Check that the weight files hold every weight of the model's class, and no other.
+
+    Args:
+        path: folder or hub name, for messages.
+        config: configuration of the model.
+        files: its weight files.
+
+    Raises:
+        ModelFilesError: a weight is missing, unexpected or of another shape; a file cannot be read;
+            the configuration describes a model that cannot be built.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return  # its quantizer renames weights as it loads them
+    shapes: dict[str, torch.Size] = {}
+    for file in files:
+        try:
+            shapes |= _shapes(file)
+        except Exception as error:  # damaged pickles raise anything
+            raise ModelFilesError(
+                path,
+                f"is incomplete: {file.name} cannot be read ({one_line(error)})",
+                f"download the named file again: {download_again(path)}",
+            ) from error
+    blank = torch.zeros((), dtype=torch.bfloat16)
+    try:
+        with _quiet():
+            _, info = _without_initialisation(config).from_pretrained(
+                None,
+                config=config,
+                state_dict={name: blank.expand(shape) for name, shape in shapes.items()},
+                dtype=blank.dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # a damaged configuration raises anything
+        raise ModelFilesError(
+            path,
+            f"cannot be loaded: config.json and weights do not make a model ({one_line(error)})",
+            f"copy the config.json that belongs to the weights, or {download_again(path)}",
+        ) from error
+    check_loading(path, info)
+
+
+def check_loading(path: str | Path, info: Mapping[str, Any]) -> None:
+    """Check what transformers reports with `output_loading_info=True`.
+
+    Raises:
+        ModelFilesError: a weight is missing, unexpected or of another shape.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    shapes = sorted(info["mismatched_keys"])
+    found = []
+    if missing:
+        found.append(f"{_listed(missing)} of the model not in its files")
+    if unexpected:
+        found.append(f"{_listed(unexpected)} in its files not in the model")
+    if shapes:
+        name, here, wanted = shapes[0]
+        found.append(
+            f"{_listed([entry[0] for entry in shapes])} of another shape ({list(here)} in the "
+            f"file, {list(wanted)} in the model of its config.json)"
+        )
+    if found:
+        fix = _fix(path, missing, unexpected, bool(shapes))
+        raise ModelFilesError(path, f"does not fit its weights: {'; '.join(found)}", fix)
+
+
+def one_line(error: Exception) -> str:
+    """Return kind and text of an error in one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _fix(path: str | Path, missing: list[str], unexpected: list[str], other_shapes: bool) -> str:
+    """Return what to do about weights with these names."""
+    prefix = _common_prefix(missing, unexpected)
+    if any("mm_projector" in name for name in unexpected):
+        return (
+            "these are names of the original LLaVA code; give the model in the layout of "
+            f"transformers, usually found at {ORIGINALS['LlavaLlamaForCausalLM']}"
+        )
+    if prefix:
+        return f"remove {prefix!r} from the names, then write the model with save_pretrained"
+    if missing and unexpected:
+        return (
+            "the weights were saved by another class or version; load them there and write the "
+            f"whole model with save_pretrained, or {download_again(path)}"
+        )
+    if missing:
+        usual = next((place for part, place in PLACES.items() if part in missing[0]), "")
+        return f"{usual + '; ' if usual else ''}get all files of one model: {download_again(path)}"
+    what = "of another size" if other_shapes else "with fewer parts"
+    return (
+        f"config.json describes a model {what}; copy the config.json that belongs to the weights, "
+        f"or {download_again(path)}"
+    )
+
+
+def _common_prefix(missing: list[str], unexpected: list[str]) -> str:
+    """Return what stands before the model's names in the files' names, if that is all they miss."""
+    if not missing or len(missing) != len(unexpected):
+        return ""
+    tails = {name.split(".", 1)[-1] for name in missing} | set(missing)
+    first = unexpected[0]
+    ends = [tail for tail in tails if first.endswith(f".{tail}")]
+    prefix = first.removesuffix(max(ends, key=len)) if ends else ""
+    return prefix if all(name.startswith(prefix) for name in unexpected) else ""
+
+
+def _listed(names: list[str]) -> str:
+    """Return the number of weights with the first few names."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    are = "weight is" if len(names) == 1 else "weights are"
+    return f"{len(names)} {are} ({', '.join(names[:SHOWN])}{more})"
+
+
+def _shapes(file: Path) -> dict[str, torch.Size]:
+    """Return names and shapes of the tensors in a weights file."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as stream:
+            slices = {name: stream.get_slice(name) for name in stream.keys()}
+            return {name: torch.Size(part.get_shape()) for name, part in slices.items()}
+    mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be mapped
+    tensors = torch.load(file, map_location="meta", mmap=mapped, weights_only=True)
+    return {name: value.shape for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def _without_initialisation(config: Any) -> Any:
+    """Return the model's class for a configuration, without initialisation of missing weights."""
+    own: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    changed = {"initialize_weights": lambda self: None, "__module__": own.__module__}
+    return type(own.__name__, (own,), changed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' progress bar and its warnings about the weights."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
