@@ -249,6 +249,9 @@ class Attachment:
                 kwargs["token_type_ids"] = layout.token_types(types, new)
         prepared = type(model).prepare_inputs_for_generation(model, input_ids, **kwargs)
         if (ids := prepared.get("input_ids")) is not None:
+            known = kwargs.get("position_ids")
+            if (pruned or layout) and known is not None and prepared.get("position_ids") is None:
+                prepared["position_ids"] = known[..., -ids.shape[1] :]
             setattr(ids, PREPARED, prepared.get("mm_encoder_outputs"))
             setattr(ids, PRUNED, pruned)
         return prepared

@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_blocks
 from autoselect.vlm.columns import remaining_columns, take_columns, take_logit_positions
-from autoselect.vlm.families import OLDEST_TRANSFORMERS, family_of
+from autoselect.vlm.contract import check_contract
+from autoselect.vlm.families import FAMILIES, OLDEST_TRANSFORMERS, family_of
 from autoselect.vlm.features import feature_matrix, keep_features, with_features
 from autoselect.vlm.positions import Positions
 
@@ -81,6 +82,9 @@ class VisualAdapter:
                 "its configuration; choose a model that puts image features into the language "
                 "model's sequence"
             )
+        if model.config.model_type not in FAMILIES:
+            on_grid = self.positions.on_grid
+            check_contract(model, self.token_ids["image"], self.width, on_grid)
 
     @property
     def width(self) -> int:
@@ -172,7 +176,9 @@ class VisualAdapter:
     def clip_frames(self, inputs: Mapping[str, Any]) -> list[int] | None:
         """Return the frames of every clip as the language model sees them, or None if unknown."""
         if (grid := inputs.get("video_grid_thw")) is not None:
-            return [int(count) for count in grid[:, 0]]
+            vision = getattr(self.model.config, "vision_config", None)
+            merged = getattr(vision, "temporal_merge_size", 1)
+            return [int(count) // merged for count in grid[:, 0]]
         pixels = inputs.get("pixel_values_videos")
         return None if pixels is None or pixels.ndim != 5 else [pixels.shape[1]] * len(pixels)
 

@@ -1,7 +1,8 @@
-"""What differs between model families, as data: one line per tested family.
+"""What differs between model families and cannot be read from a model, as data.
 
 Everything else is the public interface of transformers. A family is told apart by the model type of
-its configuration.
+its configuration. A type without an entry is one image per entry of the features, if `contract`
+finds that it does what is needed.
 """
 
 from dataclasses import dataclass
@@ -59,7 +60,11 @@ FAMILIES: dict[str, Family] = {
     "deepseek_vl": Family(raster="square"),
     "fast_vlm": Family(raster="square"),
     "gemma3": Family(raster="square", images_see_themselves=True),
+    "glm46v": Family(raster="picture", clip_token="image"),
     "glm4v": Family(raster="picture", clip_token="image"),
+    "glm4v_moe": Family(raster="picture", clip_token="image"),
+    "glm_ocr": Family(raster="picture", clip_token="image"),
+    "glmga": Family(raster="picture", clip_token="image"),
     "got_ocr2": Family(
         images="runs", untrained="its processor takes neither several rows of images nor text alone"
     ),
@@ -86,6 +91,9 @@ FAMILIES: dict[str, Family] = {
         videos="runs",
         untrained="its processor makes no batch of images with different numbers of tiles",
     ),
+    "pp_chart2table": Family(
+        images="runs", untrained="its processor takes neither several rows of images nor text alone"
+    ),
     "qwen2_5_vl": Family(raster="picture"),
     "qwen2_vl": Family(raster="picture"),
     "qwen3_vl": Family(raster="picture", beyond_features=True),
@@ -94,10 +102,37 @@ FAMILIES: dict[str, Family] = {
     "vipllava": Family(raster="square", fixed_tokens=True),
 }
 
+CROSS_ATTENTION = "its images enter through cross-attention, not through the prompt"
+ENCODER_DECODER = "it is an encoder-decoder, whose decoder sees images through cross-attention"
+QUERY_TOKENS = (
+    "an image is a few query tokens already, and its generate hands embeddings to an inner "
+    "language model"
+)
+LATENT_QUERIES = (
+    "an image is a fixed set of latent queries, which are not image tokens of the prompt"
+)
+
 REFUSED = {
-    "mllama": "its images enter through cross-attention, not through the prompt",
-    "idefics": "its images enter through cross-attention, not through the prompt",
-    "florence2": "it is an encoder-decoder, whose decoder sees images through cross-attention",
+    "llama4": "its forward projects the tower's features, so it takes no projector outputs",
+    "blip": CROSS_ATTENTION,
+    "blip-2": QUERY_TOKENS,
+    "diffusion_gemma": "it decodes by diffusion: a canvas attends to the encoder's cache",
+    "evolla": "it reads proteins, not images, through cross-attention",
+    "florence2": ENCODER_DECODER,
+    "git": "its images stand before the prompt, without image tokens",
+    "idefics": CROSS_ATTENTION,
+    "instructblip": QUERY_TOKENS,
+    "instructblipvideo": QUERY_TOKENS,
+    "kosmos-2": LATENT_QUERIES,
+    "kosmos-2.5": LATENT_QUERIES,
+    "mistral4": "it is a language model without a vision tower",
+    "mllama": CROSS_ATTENTION,
+    "pi0": "it generates robot actions by flow matching, not text",
+    "pix2struct": ENCODER_DECODER,
+    "pp_formulanet": ENCODER_DECODER,
+    "t5gemma2": ENCODER_DECODER,
+    "udop": ENCODER_DECODER,
+    "vision-encoder-decoder": ENCODER_DECODER,
 }
 
 
@@ -106,11 +141,14 @@ def register_family(model_type: str, family: Family) -> None:
     FAMILIES[model_type] = family
 
 
+MIXING = ("conv", "linear_attention", "hybrid", "hybrid_sliding", "mamba", "mamba2")
+
+
 def family_of(config: Any) -> Family:
-    """Return the family of a model's configuration.
+    """Return the family of a model's configuration; one without an entry is read from it.
 
     Raises:
-        ConfigError: the family is refused or unknown.
+        ConfigError: the family is refused.
     """
     kind = config.model_type
     if kind in REFUSED:
@@ -118,10 +156,12 @@ def family_of(config: Any) -> Family:
             f"model_type={kind} cannot be pruned: {REFUSED[kind]}; choose a model whose images are "
             f"tokens of the prompt: {', '.join(sorted(FAMILIES))}"
         )
-    if kind not in FAMILIES:
-        raise ConfigError(
-            f"model_type={kind} is not a tested family; choose one of "
-            f"{', '.join(sorted(FAMILIES))}, or see docs/backbones.md for how to add a family "
-            "with autoselect.vlm.register_family"
-        )
-    return FAMILIES[kind]
+    if kind in FAMILIES:
+        return FAMILIES[kind]
+    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    bidirectional = getattr(text, "use_bidirectional_attention", None) == "vision"
+    return Family(
+        images_see_themselves=bidirectional,
+        beyond_features=bool(getattr(vision, "deepstack_visual_indexes", None)),
+        convolutions=any(kind in MIXING for kind in getattr(text, "layer_types", None) or ()),
+    )

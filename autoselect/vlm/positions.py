@@ -28,6 +28,9 @@ class Positions:
         self.base = base
         self.first = first
         self.on_grid = hasattr(base, "get_rope_index")
+        known = inspect.signature(base.get_rope_index).parameters if self.on_grid else ()
+        types = "mm_token_type_ids"
+        self.told_by = types if types in known else "attention_mask"
 
     def of_call(
         self, inputs: Mapping[str, Any], past: CacheLayout, past_mask: Tensor | None
@@ -44,7 +47,7 @@ class Positions:
         if not self.on_grid:
             return columns + past.full_length + self.first
         start = self.start(past, past_mask)
-        if inputs.get("mm_token_type_ids") is not None:
+        if inputs.get(self.told_by) is not None:
             return self.grid_positions(inputs) + start
         return (columns + start).expand(3, -1, -1)
 
@@ -60,6 +63,7 @@ class Positions:
         """Return positions by the model's own `get_rope_index`, counted from 0, [rows, B, T]."""
         known = inspect.signature(self.base.get_rope_index).parameters
         arguments = {n: inputs[n] for n in known if inputs.get(n) is not None}
+        arguments.update(_of_sound_and_time(inputs, known))
         return self.base.get_rope_index(**arguments)[0]
 
     def rope_deltas(
@@ -82,3 +86,12 @@ class Positions:
         if past_mask is not None:
             seen = past_mask.sum(dim=1, keepdim=True)
         return grid.amax(dim=(0, 2))[:, None] + 1 - seen - mask.sum(dim=1, keepdim=True)
+
+
+def _of_sound_and_time(inputs: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an omni model's `get_rope_index` that `forward` names otherwise."""
+    lengths = inputs.get("audio_feature_lengths")
+    if (mask := inputs.get("feature_attention_mask")) is not None:
+        lengths = mask.sum(dim=1)
+    named = {"audio_seqlens": lengths, "second_per_grids": inputs.get("video_second_per_grid")}
+    return {name: value for name, value in named.items() if name in known and value is not None}

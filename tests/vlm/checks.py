@@ -9,8 +9,16 @@ from autoselect.method.scorer import Scorer, standardise
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import soft_top_k_noise_gate
 from autoselect.vlm import VisualAdapter
-from tests.vlm.stock import attached, close, masked_generate, masked_logits, model_of
-from tests.vlm.tiny import TINY, batch, clip_batch
+from tests.vlm.stock import (
+    PER_TOKEN,
+    attached,
+    close,
+    masked_generate,
+    masked_logits,
+    model_of,
+    reduced,
+)
+from tests.vlm.tiny import ALL, batch, clip_batch
 from tests.vlm.tiny_prompts import FIRST_TEXT, IMAGE, WIDTH
 
 ROWS = [["s", "l"], [], ["s"]]
@@ -70,7 +78,7 @@ def all_tokens_kept_is_the_untouched_model(name):
 
 @torch.no_grad()
 def every_image_of_every_row_has_its_own_budget(name):
-    tiny = TINY[name]
+    tiny = ALL[name]
     with attached(name, 5) as model:
         length = model(**batch(name, ROWS)).logits.shape[1]
         images = model.autoselect.last.images
@@ -89,6 +97,16 @@ def pruning_equals_masking(name, side):
         selection = model.autoselect.last
     ours = ours * (selection.columns >= 0)[..., None]
     close(ours, masked_logits(model, inputs, selection))
+
+
+@torch.no_grad()
+def pruning_equals_the_reduced_sequence(name):
+    """What the untouched model says about the kept tokens alone, each at its own position."""
+    inputs, model = batch(name, [["l", "s"]]), model_of(name)
+    with attached(name, 4):
+        ours = model(**inputs).logits
+        selection = model.autoselect.last
+    close(ours, model(**reduced(model, inputs, selection)).logits)
 
 
 @torch.no_grad()
@@ -117,7 +135,7 @@ def cached_greedy_generation_equals_recomputation_step_by_step(name):
             best = logits[:, FIRST_TEXT:].argmax(-1, keepdim=True) + FIRST_TEXT
             grown["input_ids"] = torch.cat([grown["input_ids"], best], dim=1)
             grown["attention_mask"] = torch.ones_like(grown["input_ids"])
-            for types in ("token_type_ids", "mm_token_type_ids"):
+            for types in PER_TOKEN[2:]:
                 if types in grown:
                     zero = torch.zeros_like(grown[types][:, :1])
                     grown[types] = torch.cat([grown[types], zero], dim=1)
@@ -182,7 +200,7 @@ def pruning_a_clip_equals_masking(name, per):
         selection = model.autoselect.last
         tokens = model.generate(**inputs, **BRIEF)
         assert torch.equal(model.autoselect.last.columns, selection.columns)
-    blocks = 1 if per == "clip" else TINY[name].clip.frames
+    blocks = 1 if per == "clip" else ALL[name].clip.frames
     assert [len(block.kept) for block in selection.images] == [3] * blocks
     assert {block.modality for block in selection.images} == {"video"}
     close(ours, masked_logits(model, inputs, selection))

@@ -4,6 +4,7 @@ The full sequence, the original position ids, zeros in the attention mask: the d
 that needs none of our code.
 """
 
+import inspect
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -64,10 +65,15 @@ def original_positions(model: Any, inputs: dict[str, Any], generating: bool = Fa
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     base = model.base_model
-    if hasattr(base, "get_rope_index") and "mm_token_type_ids" in inputs:
-        names = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
-        grids = {name: inputs.get(name) for name in names}
-        return base.get_rope_index(ids, attention_mask=mask, **grids)[0]
+    if hasattr(base, "get_rope_index"):
+        known = inspect.signature(base.get_rope_index).parameters
+        types = ("mm_token_type_ids",) if "mm_token_type_ids" in known else ()
+        if all(name in inputs for name in types):
+            names = ("image_grid_thw", "video_grid_thw", *types)
+            grids = {name: inputs.get(name) for name in names if name in known}
+            if "video_second_per_grid" in inputs:
+                grids["second_per_grids"] = inputs["video_second_per_grid"]
+            return base.get_rope_index(ids, attention_mask=mask, **grids)[0]
     if generating:
         return (mask.cumsum(1) - 1).clamp(min=0)
     first = 1 if model.config.model_type == "paligemma" else 0
@@ -102,7 +108,13 @@ def reduced(model: Any, inputs: dict[str, Any], selection: Any) -> dict[str, Any
     return {**call, "position_ids": positions, "mm_encoder_outputs": left}
 
 
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+PER_TOKEN = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "moe_mm_token_type_ids",
+)
 
 
 def masked_generate(model: Any, inputs: dict[str, Any], selection: Any, **more: Any) -> Any:

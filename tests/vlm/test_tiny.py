@@ -5,7 +5,7 @@ import torch
 
 from autoselect.vlm import VisualAdapter
 from tests.vlm.stock import model_of
-from tests.vlm.tiny import TINY, batch, clip_batch
+from tests.vlm.tiny import ALL, batch, clip_batch
 
 SEEDS = (0, 1, 2)
 LEAST_SPREAD = 0.01
@@ -13,8 +13,8 @@ LEAST_SPREAD = 0.01
 LEAST_CHANGE = 1.0
 """Smallest accepted change of a logit by another image; the logits have a deviation of about 5."""
 
-INPUTS = [(name, kind) for name in sorted(TINY) for kind in "sl"]
-INPUTS += [(name, "clip") for name in sorted(TINY) if TINY[name].clip]
+INPUTS = [(name, kind) for name in sorted(ALL) for kind in "sl"]
+INPUTS += [(name, "clip") for name in sorted(ALL) if ALL[name].clip]
 
 
 def calls_of(name: str, kind: str) -> list[dict]:

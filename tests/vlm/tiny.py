@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.vlm import tiny_models
+from tests.vlm import tiny_models, tiny_newer
 from tests.vlm import tiny_prompts as prompts
 from tests.vlm.tiny_prompts import (
     BOS,
@@ -127,6 +127,43 @@ TINY: dict[str, Tiny] = {
 }
 
 
+HUNYUAN_TOKENS = {"s": 2 * 5 + 2, "l": 4 * 5 + 2}
+SECONDS_CLIP = Clip(prompts.grid_clip_in_seconds, [START, *[VIDEO] * 8, END])
+ERNIE_CLIP = Clip(prompts.frame_grid_clip, [START, *[VIDEO] * 8, END])
+
+
+"""Types that need no entry in `families`, or one of an older type; checked by docs/backbones.md."""
+NEWER: dict[str, Tiny] = {
+    name: Tiny(prompts.grid, on_grid, TIMED_CLIP, prompts.mm_types, equals_masking=False)
+    for name in ("qwen3_5", "qwen3_5_moe")
+}
+NEWER.update(
+    {
+        "aria": Tiny(prompts.stack(16), prompts.plain(8)),
+        "deepseek_vl_hybrid": Tiny(prompts.two_resolutions, prompts.plain(16)),
+        "ernie4_5_vl_moe": Tiny(
+            prompts.frame_grid, on_grid, ERNIE_CLIP, prompts.mm_types_of_experts
+        ),
+        "exaone4_5": Tiny(prompts.grid, on_grid, GRID_CLIP),
+        "glm46v": Tiny(prompts.grid, on_grid, IMAGE_CLIP, prompts.mm_types),
+        "glm4v_moe": Tiny(prompts.grid, on_grid, IMAGE_CLIP, prompts.mm_types),
+        "glmga": Tiny(prompts.grid, on_grid, IMAGE_CLIP, prompts.mm_types),
+        "glm_ocr": Tiny(prompts.grid, on_grid, IMAGE_CLIP, prompts.mm_types),
+        "hunyuan_vl": Tiny(
+            prompts.frame_grid, prompts.framed(HUNYUAN_TOKENS), token_types=prompts.mm_types
+        ),
+        "lighton_ocr": Tiny(prompts.pixtral, prompts.bare(GRID_TOKENS)),
+        "paddleocr_vl": Tiny(prompts.paddle_grid, on_grid, token_types=prompts.mm_types),
+        "pp_chart2table": Tiny(prompts.tiles(64, TILES), prompts.framed(TILE_TOKENS)),
+        "qwen2_5_omni_thinker": Tiny(prompts.grid, on_grid, SECONDS_CLIP),
+        "qwen3_omni_moe_thinker": Tiny(prompts.grid, on_grid, SECONDS_CLIP),
+        "qwen3_vl_moe": Tiny(prompts.grid, on_grid, TIMED_CLIP, prompts.mm_types),
+        "video_llama_3": Tiny(prompts.merged_grid, on_grid),
+    }
+)
+ALL = {**TINY, **NEWER}
+
+
 def build(name: str, seed: int = 0) -> Any:
     """Build the family's tiny model with weights so large that its answers depend on everything.
 
@@ -134,7 +171,8 @@ def build(name: str, seed: int = 0) -> Any:
     its tokens equal.
     """
     torch.manual_seed(seed)
-    model = getattr(tiny_models, name)().eval().requires_grad_(False)
+    builder = getattr(tiny_models, name, None) or getattr(tiny_newer, name)
+    model = builder().eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and parameter.std() < 1e-3:
@@ -164,7 +202,7 @@ def batch(
         seed: of pixels and text.
         text: tokens of the question.
     """
-    tiny = TINY[name]
+    tiny = ALL[name]
     prompts, pixels = [], []
     for number, sizes in enumerate(rows):
         rng = torch.Generator().manual_seed(seed + number)
@@ -193,11 +231,11 @@ def one_line_per_row(rows: list[dict[str, Any]]) -> torch.Tensor:
 
 def clip_batch(name: str, seed: int = 0) -> dict[str, Any]:
     """Arguments of `forward` for one prompt with one clip."""
-    tiny = TINY[name]
+    tiny = ALL[name]
     assert tiny.clip is not None
     inputs = padded([[BOS, 21, *tiny.clip.prompt, 33, 44, 55]], "left")
     types = tiny.token_types(inputs["input_ids"])
-    if name == "glm4v":
+    if tiny.clip is IMAGE_CLIP:
         types = {"mm_token_type_ids": 2 * types["mm_token_type_ids"]}
     return {**inputs, **types, **tiny.clip.pixels(torch.Generator().manual_seed(seed))}
 

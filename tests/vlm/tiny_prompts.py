@@ -74,6 +74,48 @@ def grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     return {"pixel_values": values, "image_grid_thw": torch.tensor(shapes)}
 
 
+def frame_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Patches of one frame each."""
+    inputs = grid(sizes, rng)
+    return {**inputs, "pixel_values": inputs["pixel_values"][:, : 3 * 16]}
+
+
+def paddle_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """PaddleOCR-VL: patches as small pictures."""
+    inputs = frame_grid(sizes, rng)
+    return {**inputs, "pixel_values": inputs["pixel_values"].reshape(-1, 3, 4, 4)}
+
+
+def frame_grid_clip(rng: torch.Generator) -> dict[str, Any]:
+    """ERNIE: two frames become one."""
+    values = torch.randn(4 * 4 * 4, 3 * 16, generator=rng)
+    return {"pixel_values_videos": values, "video_grid_thw": torch.tensor([[4, 4, 4]])}
+
+
+def grid_clip_in_seconds(rng: torch.Generator) -> dict[str, Any]:
+    """Qwen Omni: a clip with the seconds between its frames."""
+    return {**grid_clip(rng), "video_second_per_grid": torch.tensor([1.0])}
+
+
+def mm_types_of_experts(ids: torch.Tensor) -> dict[str, Any]:
+    """ERNIE: the same types once more, for its experts."""
+    types = mm_types(ids)["mm_token_type_ids"]
+    return {"mm_token_type_ids": types, "moe_mm_token_type_ids": (types > 0).int()}
+
+
+def merged_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """VideoLLaMA 3: patches of one frame, with the side of the squares that become one token."""
+    inputs = grid(sizes, rng)
+    values = inputs["pixel_values"][:, : 3 * 16]
+    return {**inputs, "pixel_values": values, "image_merge_sizes": torch.tensor([2] * len(sizes))}
+
+
+def two_resolutions(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """DeepSeek-VL 7B: every picture small and large."""
+    large = torch.randn(len(sizes), 3, 64, 64, generator=rng)
+    return {**stack(16)(sizes, rng), "high_res_pixel_values": large}
+
+
 def grid_clip(rng: torch.Generator) -> dict[str, Any]:
     values = torch.randn(2 * 4 * 4, 3 * 2 * 16, generator=rng)
     return {"pixel_values_videos": values, "video_grid_thw": torch.tensor([[2, 4, 4]])}
