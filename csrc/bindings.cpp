@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cpu/rows.h"
+#include "diverse_top_k.h"
 #include "hard_top_k.h"
 #include "noise_gate.h"
 #include "soft_top_k.h"
@@ -30,7 +31,7 @@ TORCH_LIBRARY(autoselect, m) {
       " Tensor seed, Tensor step, Tensor sample_ids) -> Tensor");
   m.def(
       "noise_gate_backward(Tensor grad, Tensor tokens, Tensor gates, Tensor mean, Tensor std,"
-      " Tensor? factor, Tensor seed, Tensor step, Tensor sample_ids)"
+      " Tensor? factor, Tensor seed, Tensor step, Tensor sample_ids, bool token_gradient=True)"
       " -> (Tensor grad_tokens, Tensor grad_gates)");
   m.def(
       "soft_top_k_noise_gate(Tensor tokens, Tensor scores, Tensor? k_rows, SymInt k,"
@@ -39,10 +40,14 @@ TORCH_LIBRARY(autoselect, m) {
   m.def(
       "soft_top_k_noise_gate_backward(Tensor grad, Tensor? grad_gates, Tensor tokens,"
       " Tensor logits, Tensor temperature, Tensor mean, Tensor std, Tensor? factor, Tensor seed,"
-      " Tensor step, Tensor sample_ids) -> (Tensor grad_tokens, Tensor grad_scores)");
-  m.def("hard_top_k(Tensor scores, SymInt k, Tensor? mask) -> Tensor");
+      " Tensor step, Tensor sample_ids, bool token_gradient=True)"
+      " -> (Tensor grad_tokens, Tensor grad_scores)");
+  m.def("hard_top_k(Tensor scores, SymInt k, Tensor? mask, Tensor? k_rows=None) -> Tensor");
   m.def(
-      "select_tokens(Tensor tokens, Tensor scores, SymInt k, Tensor? mask)"
+      "diverse_top_k(Tensor scores, Tensor tokens, SymInt k, float diversity, Tensor? mask,"
+      " Tensor? k_rows=None) -> Tensor");
+  m.def(
+      "select_tokens(Tensor tokens, Tensor scores, SymInt k, Tensor? mask, Tensor? k_rows=None)"
       " -> (Tensor kept, Tensor indices)");
   m.def("select_tokens_backward(Tensor grad, Tensor indices, SymInt num_tokens) -> Tensor");
 }
@@ -55,6 +60,7 @@ TORCH_LIBRARY_IMPL(autoselect, CPU, m) {
   m.impl("soft_top_k_noise_gate", &soft_top_k_noise_gate_cpu);
   m.impl("soft_top_k_noise_gate_backward", &soft_top_k_noise_gate_backward_cpu);
   m.impl("hard_top_k", &hard_top_k_cpu);
+  m.impl("diverse_top_k", &diverse_top_k_cpu);
   m.impl("select_tokens", &select_tokens_cpu);
   m.impl("select_tokens_backward", &select_tokens_backward_cpu);
 }

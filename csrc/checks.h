@@ -63,6 +63,20 @@ inline void check_temperature(const at::Tensor& temperature, const at::Tensor& b
                     "temperature must be positive and finite, but is ", value);
 }
 
+// One budget per row, int64 [B]; looked at on a CPU alone.
+inline void check_row_budgets(const at::Tensor& k_rows, int64_t k, const at::Tensor& scores) {
+  check_shape("k_rows", k_rows, {scores.size(0)}, scores);
+  TORCH_CHECK_TYPE(k_rows.scalar_type() == at::kLong, "k_rows must be int64, but is ",
+                   k_rows.scalar_type());
+  if (!k_rows.is_cpu()) return;
+  const at::Tensor budgets = k_rows.contiguous();
+  for (int64_t row = 0; row < budgets.numel(); ++row) {
+    const int64_t budget = budgets.const_data_ptr<int64_t>()[row];
+    TORCH_CHECK_VALUE(budget >= 1 && budget <= k, "k_rows must be in 1..", k, ", but row ", row,
+                      " has ", budget);
+  }
+}
+
 // `k_rows` holds one budget per row; without it every row has budget k.
 inline void check_soft_top_k(const at::Tensor& scores, const OptionalTensor& k_rows, int64_t k,
                              const at::Tensor& temperature, const OptionalTensor& mask) {

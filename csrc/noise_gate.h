@@ -20,11 +20,12 @@ at::Tensor noise_gate_cpu(const at::Tensor& tokens, const at::Tensor& gates, con
                           const at::Tensor& seed, const at::Tensor& step,
                           const at::Tensor& sample_ids);
 
-// (dL/dtokens, dL/dgates)
+// (dL/dtokens, dL/dgates); the first is empty without `token_gradient`
 std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cpu(
     const at::Tensor& grad, const at::Tensor& tokens, const at::Tensor& gates,
     const at::Tensor& mean, const at::Tensor& std, const OptionalTensor& factor,
-    const at::Tensor& seed, const at::Tensor& step, const at::Tensor& sample_ids);
+    const at::Tensor& seed, const at::Tensor& step, const at::Tensor& sample_ids,
+    bool token_gradient);
 
 // (gated tokens, gates, logits)
 std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_top_k_noise_gate_cpu(
@@ -33,11 +34,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_top_k_noise_gate_cpu(
     const OptionalTensor& factor, const at::Tensor& seed, const at::Tensor& step,
     const at::Tensor& sample_ids, const OptionalTensor& mask);
 
-// (dL/dtokens, dL/dscores)
+// (dL/dtokens, dL/dscores); the first is empty without `token_gradient`
 std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
     const at::Tensor& grad, const OptionalTensor& grad_gates, const at::Tensor& tokens,
     const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& mean,
     const at::Tensor& std, const OptionalTensor& factor, const at::Tensor& seed,
-    const at::Tensor& step, const at::Tensor& sample_ids);
+    const at::Tensor& step, const at::Tensor& sample_ids, bool token_gradient);
 
 }  // namespace autoselect

@@ -29,6 +29,7 @@ OPERATORS = (
     "soft_top_k_noise_gate",
     "soft_top_k_noise_gate_backward",
     "hard_top_k",
+    "diverse_top_k",
     "select_tokens",
     "select_tokens_backward",
 )

@@ -91,6 +91,37 @@ def check_budget(k: int | Tensor, scores: Tensor) -> int | Tensor:
     return check_count(k, num_tokens)
 
 
+def check_row_budgets(
+    k: int | Tensor, scores: Tensor, width: int | None
+) -> tuple[Tensor | None, int]:
+    """Return the budgets (int64 [B], or None if all rows have one) and the number of columns.
+
+    Args:
+        k: one budget, or int64 [B].
+        scores: importance logits, [B, N].
+        width: columns of the result if `k` is a tensor, at least its largest value; None reads that
+            value, on a CPU.
+    """
+    k = check_budget(k, scores)
+    if not isinstance(k, Tensor):
+        if width is not None and width != k:
+            raise ConfigError(f"width={width} does not fit k={k}; give it with a tensor k alone")
+        return None, k
+    readable = values_are_checkable(k)
+    largest = max(k.tolist(), default=1) if readable else None
+    if width is None:
+        if largest is None:
+            raise ConfigError(
+                "width is missing: the largest value of a tensor k cannot be read here without "
+                "waiting for the device; give the number of columns"
+            )
+        return k, largest
+    width = check_count(width, scores.shape[1])
+    if largest is not None and largest > width:
+        raise ConfigError(f"width={width} is below the largest k={largest}; give at least that")
+    return k, width
+
+
 def check_count(k: int, num_tokens: int) -> int:
     """Return the budget as an integer, after checking that it is in 1..N."""
     if isinstance(k, (bool, float)):

@@ -4,14 +4,24 @@ Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998): tokens are kep
 each the best compromise between a high score and a low similarity to those kept before. Hard top-K
 keeps redundant tokens, because it looks at scores alone.
 
+The kernels are ours. A gain never grows while tokens are added, so on a CPU a token is compared
+with kept tokens only as long as it is the best candidate (lazy greedy selection, Minoux 1978); the
+result is that of all N x K comparisons. On a GPU a matrix product gives all similarities at once.
+
 Dimension letters: B images, N visual tokens, K that stay, D width.
 """
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from autoselect.config import ConfigError
+from autoselect.ops._native import EXTENSION, is_native
+from autoselect.ops.checks import check_float, check_row_budgets, check_scores, check_shape
+
+LARGEST_SCORE = 8e37
 
 
 def check_diversity(diversity: float) -> None:
@@ -22,51 +32,58 @@ def check_diversity(diversity: float) -> None:
         )
 
 
-def diverse_top_k(
-    scores: Tensor, tokens: Tensor, k: int, diversity: float, mask: Tensor | None = None
+def diverse_top_k_reference(
+    scores: Tensor,
+    tokens: Tensor,
+    k: int | Tensor,
+    diversity: float,
+    mask: Tensor | None = None,
+    width: int | None = None,
 ) -> Tensor:
-    """Return the positions of `k` tokens of each row, int64, [B, K], ascending, in O(N K D).
-
-    Token i has the gain `(1 - diversity) * relevance_i - diversity * similarity_i`. Relevance is
-    its score, scaled to 0..1 within the row; similarity is the largest cosine to a kept token,
-    after subtracting the image's mean token, which all tokens share. The first token kept has the
-    best score; ties go to the lowest position. A row with fewer than `k` valid tokens lists all of
-    them and then -1.
-
-    Args:
-        scores: importance logits, [B, N].
-        tokens: visual tokens, [B, N, D].
-        k: number of tokens to keep, 1..N.
-        diversity: weight of the similarity, 0..1.
-        mask: true at real tokens, [B, N].
-
-    Raises:
-        ConfigError: `diversity` is outside 0..1, or `k` outside 1..N.
-    """
-    check_diversity(diversity)
+    """Compute `diverse_top_k` in plain PyTorch, in O(N K D)."""
+    budgets, columns = _check(scores, tokens, k, diversity, mask, width)
     batch, count = scores.shape
-    if not 1 <= k <= count:
-        raise ConfigError(f"k={k} must lie in 1..{count}, the number of tokens")
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    relevance = _scaled(scores.float(), valid)
-    unit = _centred_directions(tokens.float(), valid)
+    relevance = _scaled(scores.detach().float(), valid)
+    unit = _centred_directions(tokens.detach().float(), valid)
     gain = relevance.masked_fill(~valid, -torch.inf)
     nearest = torch.full_like(gain, -1.0)
     kept: list[Tensor] = []
     row = torch.arange(batch, device=scores.device)
-    for _ in range(k):
+    for _ in range(columns):
         chosen = gain.argmax(dim=-1)
         kept.append(torch.where(gain[row, chosen] > -torch.inf, chosen, count))
         valid = valid.scatter(1, chosen[:, None], False)
         nearest = torch.maximum(nearest, (unit @ unit[row, chosen][:, :, None]).squeeze(-1))
         gain = (1 - diversity) * relevance - diversity * nearest
         gain = gain.masked_fill(~valid, -torch.inf)
-    positions = torch.stack(kept, dim=1).sort(dim=1).values
+    chosen_in_order = torch.stack(kept, dim=1)
+    if budgets is not None:
+        late = torch.arange(columns, device=scores.device) >= budgets[:, None]
+        chosen_in_order = chosen_in_order.masked_fill(late, count)
+    positions = chosen_in_order.sort(dim=1).values
     return positions.masked_fill(positions == count, -1)
 
 
+def _check(
+    scores: Tensor,
+    tokens: Tensor,
+    k: int | Tensor,
+    diversity: float,
+    mask: Tensor | None,
+    width: int | None,
+) -> tuple[Tensor | None, int]:
+    """Return budgets and columns, see `check_row_budgets`, after checking all arguments."""
+    check_diversity(diversity)
+    check_float("tokens", tokens, "[batch, tokens, channels]", 3)
+    check_shape("scores", scores, tokens.shape[:2], tokens.device)
+    check_scores(scores, mask)
+    return check_row_budgets(k, scores, width)
+
+
 def _scaled(scores: Tensor, valid: Tensor) -> Tensor:
-    """Scale the scores of valid tokens to 0..1 within each row."""
+    """Scale the scores of valid tokens to 0..1 within each row; NaN counts as the lowest."""
+    scores = scores.nan_to_num(-LARGEST_SCORE).clamp(-LARGEST_SCORE, LARGEST_SCORE)
     low = scores.masked_fill(~valid, torch.inf).amin(dim=-1, keepdim=True)
     high = scores.masked_fill(~valid, -torch.inf).amax(dim=-1, keepdim=True)
     return (scores - low) / (high - low).clamp(min=1e-12)
@@ -77,3 +94,46 @@ def _centred_directions(tokens: Tensor, valid: Tensor) -> Tensor:
     weights = valid[..., None].to(tokens.dtype)
     mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
     return normalize(tokens - mean, dim=-1)
+
+
+if EXTENSION is not None:
+
+    @torch.library.register_fake("autoselect::diverse_top_k")
+    def _fake(scores, tokens, k, diversity, mask, k_rows=None):
+        return scores.new_empty((scores.shape[0], k), dtype=torch.int64)
+
+
+def diverse_top_k(
+    scores: Tensor,
+    tokens: Tensor,
+    k: int | Tensor,
+    diversity: float,
+    mask: Tensor | None = None,
+    width: int | None = None,
+) -> Tensor:
+    """Return the positions of `k` tokens of each row, int64, [B, K], ascending.
+
+    Token i has the gain `(1 - diversity) * relevance_i - diversity * similarity_i`. Relevance is
+    its score, scaled to 0..1 within the row; similarity is the largest cosine to a kept token,
+    after subtracting the image's mean token, which all tokens share. The first token kept has the
+    best score; ties go to the lowest position. A row with fewer than K tokens to list, because `k`
+    or the number of its valid tokens is smaller, ends with -1. It has no gradient. Everything is
+    computed in float32.
+
+    Args:
+        scores: importance logits, [B, N].
+        tokens: visual tokens, [B, N, D].
+        k: number of tokens to keep in 1..N, one for all rows or int64 [B].
+        diversity: weight of the similarity, 0..1.
+        mask: true at real tokens, [B, N].
+        width: K, if `k` is a tensor; see `autoselect.ops.hard_top_k`.
+
+    Raises:
+        ConfigError: `diversity` is outside 0..1, or under the conditions of `hard_top_k`.
+    """
+    if not is_native(tokens.device):
+        return diverse_top_k_reference(scores, tokens, k, diversity, mask, width)
+    budgets, columns = _check(scores, tokens, k, diversity, mask, width)
+    return torch.ops.autoselect.diverse_top_k(
+        scores.detach(), tokens.detach(), columns, diversity, mask, budgets
+    )

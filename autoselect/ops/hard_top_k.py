@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from autoselect.ops._native import EXTENSION, differentiable_once, is_native
-from autoselect.ops.checks import check_count, check_float, check_scores, check_shape
+from autoselect.ops.checks import check_float, check_row_budgets, check_scores, check_shape
 
 
-def hard_top_k_reference(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+def hard_top_k_reference(
+    scores: Tensor, k: int | Tensor, mask: Tensor | None = None, width: int | None = None
+) -> Tensor:
     """Compute `hard_top_k` in plain PyTorch: sort stably, cut at k, sort by position.
 
     NaN (refused on a CPU) ranks below every number, and padding below NaN.
     """
     check_scores(scores, mask)
-    k = check_count(k, scores.shape[1])
+    budgets, columns = check_row_budgets(k, scores, width)
     num_tokens = scores.shape[1]
     is_nan = scores.detach().isnan()
     numbers = scores.detach().masked_fill(is_nan, -torch.inf)
@@ -27,21 +29,29 @@ def hard_top_k_reference(scores: Tensor, k: int, mask: Tensor | None = None) -> 
     below = is_nan.to(torch.uint8)
     if mask is not None:
         below = below.masked_fill(~mask, 2)
-    kept = order.gather(1, torch.argsort(below.gather(1, order), dim=-1, stable=True))[:, :k]
-    if mask is None:
-        return kept.sort(dim=-1).values
-    is_valid = mask.gather(1, kept)
-    positions = kept.masked_fill(~is_valid, num_tokens).sort(dim=-1).values
+    kept = order.gather(1, torch.argsort(below.gather(1, order), dim=-1, stable=True))[:, :columns]
+    if budgets is not None:
+        kept = kept.masked_fill(
+            torch.arange(columns, device=kept.device) >= budgets[:, None], num_tokens
+        )
+    if mask is not None:
+        real = torch.cat([mask, mask.new_zeros(mask.shape[0], 1)], dim=1)
+        kept = kept.masked_fill(~real.gather(1, kept), num_tokens)
+    positions = kept.sort(dim=-1).values
     return positions.masked_fill(positions == num_tokens, -1)
 
 
 def select_tokens_reference(
-    tokens: Tensor, scores: Tensor, k: int, mask: Tensor | None = None
+    tokens: Tensor,
+    scores: Tensor,
+    k: int | Tensor,
+    mask: Tensor | None = None,
+    width: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `select_tokens` in plain PyTorch."""
     check_float("tokens", tokens, "[batch, tokens, channels]", 3)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
-    indices = hard_top_k_reference(scores, k, mask)
+    indices = hard_top_k_reference(scores, k, mask, width)
     return tokens_at(tokens, indices), indices
 
 
@@ -54,11 +64,11 @@ def tokens_at(tokens: Tensor, indices: Tensor) -> Tensor:
 if EXTENSION is not None:
 
     @torch.library.register_fake("autoselect::hard_top_k")
-    def _fake(scores, k, mask):
+    def _fake(scores, k, mask, k_rows=None):
         return scores.new_empty((scores.shape[0], k), dtype=torch.int64)
 
     @torch.library.register_fake("autoselect::select_tokens")
-    def _fake_select(tokens, scores, k, mask):
+    def _fake_select(tokens, scores, k, mask, k_rows=None):
         kept = tokens.new_empty((tokens.shape[0], k, tokens.shape[2]))
         return kept, tokens.new_empty((tokens.shape[0], k), dtype=torch.int64)
 
@@ -75,7 +85,7 @@ if EXTENSION is not None:
     def _select_backward(ctx, grad, _grad_indices):
         (indices,) = ctx.saved_tensors
         backward = torch.ops.autoselect.select_tokens_backward
-        return backward(grad, indices, ctx.num_tokens), None, None, None
+        return backward(grad, indices, ctx.num_tokens), *(None,) * 4
 
     torch.library.register_autograd(
         "autoselect::select_tokens", _select_backward, setup_context=_setup_select
@@ -83,48 +93,60 @@ if EXTENSION is not None:
     differentiable_once("select_tokens_backward")
 
 
-def hard_top_k(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+def hard_top_k(
+    scores: Tensor, k: int | Tensor, mask: Tensor | None = None, width: int | None = None
+) -> Tensor:
     """Return the positions of the `k` largest scores of each row, int64, [B, K], ascending.
 
-    Ties go to the lowest position. A row with fewer than `k` valid tokens lists all of them and
-    then -1. It has no gradient.
+    Ties go to the lowest position. A row with fewer than K tokens to list, because `k` or the
+    number of its valid tokens is smaller, ends with -1. It has no gradient.
 
     Args:
         scores: importance logits, [B, N].
-        k: token budget in 1..N.
+        k: token budget in 1..N, one for all rows or int64 [B].
         mask: true at valid tokens, bool, [B, N]; all valid when None.
+        width: K, if `k` is a tensor: at least its largest value, which is the default on a CPU.
+            On a GPU and under torch.compile it must be given, because reading it would wait for
+            the device.
 
     Raises:
-        ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, or (on a CPU) a score
-            is NaN; on a GPU NaN ranks below every number.
+        ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, `width` is missing or
+            too small, or (on a CPU) a score is NaN; on a GPU NaN ranks below every number, and
+            budgets outside 1..K count as the nearest of them.
     """
     if not is_native(scores.device):
-        return hard_top_k_reference(scores, k, mask)
+        return hard_top_k_reference(scores, k, mask, width)
     check_scores(scores, mask)
-    k = check_count(k, scores.shape[1])
-    return torch.ops.autoselect.hard_top_k(scores.detach(), k, mask)
+    budgets, columns = check_row_budgets(k, scores, width)
+    return torch.ops.autoselect.hard_top_k(scores.detach(), columns, mask, budgets)
 
 
 def select_tokens(
-    tokens: Tensor, scores: Tensor, k: int, mask: Tensor | None = None
+    tokens: Tensor,
+    scores: Tensor,
+    k: int | Tensor,
+    mask: Tensor | None = None,
+    width: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the tokens with the `k` largest scores: (kept [B, K, D], positions [B, K]).
 
     Differentiable in the tokens. If a position is -1 (see `hard_top_k`), the kept token is zero.
+    Only kept tokens are copied, also from a strided view whose channels lie together.
 
     Args:
         tokens: visual tokens, [B, N, D].
         scores: importance logits, [B, N].
-        k: token budget in 1..N.
+        k: token budget in 1..N, one for all rows or int64 [B].
         mask: true at valid tokens, bool, [B, N]; all valid when None.
+        width: K, if `k` is a tensor; see `hard_top_k`.
 
     Raises:
         ConfigError: under the conditions of `hard_top_k`.
     """
     if not is_native(tokens.device):
-        return select_tokens_reference(tokens, scores, k, mask)
+        return select_tokens_reference(tokens, scores, k, mask, width)
     check_float("tokens", tokens, "[batch, tokens, channels]", 3)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
     check_scores(scores, mask)
-    k = check_count(k, scores.shape[1])
-    return torch.ops.autoselect.select_tokens(tokens, scores.detach(), k, mask)
+    budgets, columns = check_row_budgets(k, scores, width)
+    return torch.ops.autoselect.select_tokens(tokens, scores.detach(), columns, mask, budgets)

@@ -93,24 +93,32 @@ def check_gates(tokens: Tensor, gates: Tensor, statistics: NoiseStatistics) -> N
 
 if EXTENSION is not None:
 
+    def _fake_token_gradient(tokens, token_gradient):
+        """Return the shape of dL/dx, or an empty tensor if nobody needs it."""
+        if not token_gradient:
+            return tokens.new_empty(0)
+        return torch.empty_like(tokens, memory_format=torch.contiguous_format)
+
     @torch.library.register_fake("autoselect::noise_gate")
     def _fake_gate(tokens, gates, mean, std, factor, seed, step, sample_ids):
         return torch.empty_like(tokens, memory_format=torch.contiguous_format)
 
     @torch.library.register_fake("autoselect::noise_gate_backward")
-    def _fake_gate_backward(grad, tokens, gates, mean, std, factor, seed, step, sample_ids):
-        contiguous = torch.contiguous_format
-        return (
-            torch.empty_like(tokens, memory_format=contiguous),
-            torch.empty_like(gates, memory_format=contiguous),
-        )
+    def _fake_gate_backward(
+        grad, tokens, gates, mean, std, factor, seed, step, sample_ids, token_gradient=True
+    ):
+        grad_gates = torch.empty_like(gates, memory_format=torch.contiguous_format)
+        return _fake_token_gradient(tokens, token_gradient), grad_gates
 
     def _setup_gate(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
 
     def _gate_backward(ctx, grad):
-        grads = torch.ops.autoselect.noise_gate_backward(grad, *ctx.saved_tensors)
-        return *grads, None, None, None, None, None, None
+        needed = ctx.needs_input_grad[0]
+        grad_tokens, grad_gates = torch.ops.autoselect.noise_gate_backward(
+            grad, *ctx.saved_tensors, needed
+        )
+        return grad_tokens if needed else None, grad_gates, *(None,) * 6
 
     torch.library.register_autograd(
         "autoselect::noise_gate", _gate_backward, setup_context=_setup_gate
@@ -129,13 +137,21 @@ if EXTENSION is not None:
 
     @torch.library.register_fake("autoselect::soft_top_k_noise_gate_backward")
     def _fake_fused_backward(
-        grad, grad_gates, tokens, logits, temperature, mean, std, factor, seed, step, sample_ids
+        grad,
+        grad_gates,
+        tokens,
+        logits,
+        temperature,
+        mean,
+        std,
+        factor,
+        seed,
+        step,
+        sample_ids,
+        token_gradient=True,
     ):
-        contiguous = torch.contiguous_format
-        return (
-            torch.empty_like(tokens, memory_format=contiguous),
-            torch.empty_like(logits, memory_format=contiguous),
-        )
+        grad_scores = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        return _fake_token_gradient(tokens, token_gradient), grad_scores
 
     def _setup_fused(ctx, inputs, output):
         tokens, scores, _, _, temperature, *noise, _ = inputs
@@ -145,9 +161,11 @@ if EXTENSION is not None:
         ctx.dtype = scores.dtype
 
     def _fused_backward(ctx, grad, grad_gates, _grad_logits):
+        needed = ctx.needs_input_grad[0]
         grad_tokens, grad_scores = torch.ops.autoselect.soft_top_k_noise_gate_backward(
-            grad, grad_gates, *ctx.saved_tensors
+            grad, grad_gates, *ctx.saved_tensors, needed
         )
+        grad_tokens = grad_tokens if needed else None
         return grad_tokens, grad_scores.to(ctx.dtype), *(None,) * 10
 
     torch.library.register_autograd(

@@ -31,9 +31,10 @@ Key kth_largest(const std::vector<Key>& keys, int64_t k, int64_t& remaining) {
   return prefix;
 }
 
-// Writes the positions of the k largest keys; equal keys are taken from the lowest position on.
+// Writes the positions of the k largest keys, and -1 up to slot `columns`; equal keys are taken
+// from the lowest position on.
 template <typename Key>
-void write_positions(const std::vector<Key>& keys, int64_t k, int64_t* positions) {
+void write_positions(const std::vector<Key>& keys, int64_t k, int64_t columns, int64_t* positions) {
   int64_t equal_left = 0;
   const Key bound = kth_largest(keys, k, equal_left);
   int64_t written = 0;
@@ -41,7 +42,7 @@ void write_positions(const std::vector<Key>& keys, int64_t k, int64_t* positions
     const bool take = keys[i] > bound || (keys[i] == bound && equal_left-- > 0);
     if (take && keys[i] != 0) positions[written++] = i;
   }
-  while (written < k) positions[written++] = -1;
+  while (written < columns) positions[written++] = -1;
 }
 
 template <typename W>
@@ -58,11 +59,15 @@ int64_t kept_per_task(int64_t bytes) { return std::max<int64_t>(1, 65536 / (byte
 
 }  // namespace
 
-at::Tensor hard_top_k_cpu(const at::Tensor& scores, int64_t k, const OptionalTensor& mask) {
+at::Tensor hard_top_k_cpu(const at::Tensor& scores, int64_t k, const OptionalTensor& mask,
+                          const OptionalTensor& k_rows) {
   check_scores(scores, mask);
   const int64_t batch = scores.size(0);
   const int64_t num_tokens = scores.size(1);
   check_budget(k, num_tokens);
+  if (k_rows.has_value()) check_row_budgets(*k_rows, k, scores);
+  const at::Tensor budgets = in_type(k_rows, at::kLong);
+  const int64_t* budget = budgets.defined() ? budgets.const_data_ptr<int64_t>() : nullptr;
   const at::Tensor input = in_type(scores, work_type(scores));
   const at::Tensor valid = in_type(mask, at::kBool);
   const bool* valid_data = valid.defined() ? valid.const_data_ptr<bool>() : nullptr;
@@ -77,7 +82,7 @@ at::Tensor hard_top_k_cpu(const at::Tensor& scores, int64_t k, const OptionalTen
       for (int64_t row = begin; row < end; ++row) {
         const int64_t at = row * num_tokens;
         if (make_keys(score_data + at, valid_data ? valid_data + at : nullptr, keys)) {
-          write_positions(keys, k, out + row * k);
+          write_positions(keys, budget ? budget[row] : k, k, out + row * k);
         } else {
           nan_row = row;
         }
@@ -89,16 +94,22 @@ at::Tensor hard_top_k_cpu(const at::Tensor& scores, int64_t k, const OptionalTen
   return positions;
 }
 
+at::Tensor with_whole_rows(const at::Tensor& tokens) {
+  return tokens.stride(2) == 1 || tokens.size(2) == 1 ? tokens : tokens.contiguous();
+}
+
 std::tuple<at::Tensor, at::Tensor> select_tokens_cpu(const at::Tensor& tokens,
                                                      const at::Tensor& scores, int64_t k,
-                                                     const OptionalTensor& mask) {
+                                                     const OptionalTensor& mask,
+                                                     const OptionalTensor& k_rows) {
   check_float("tokens", tokens, 3);
   check_shape("scores", scores, tokens.sizes().slice(0, 2), tokens);
-  const at::Tensor positions = hard_top_k_cpu(scores, k, mask);
-  const at::Tensor x = tokens.contiguous();
+  const at::Tensor positions = hard_top_k_cpu(scores, k, mask, k_rows);
+  const at::Tensor x = with_whole_rows(tokens);
   at::Tensor kept = at::empty({x.size(0), k, x.size(2)}, x.options());
   const int64_t bytes = x.size(2) * x.element_size();
-  const int64_t num_tokens = x.size(1);
+  const int64_t row_stride = x.stride(0) * x.element_size();
+  const int64_t token_stride = x.stride(1) * x.element_size();
   const char* from = static_cast<const char*>(x.const_data_ptr());
   char* to = static_cast<char*>(kept.mutable_data_ptr());
   const int64_t* where = positions.const_data_ptr<int64_t>();
@@ -107,7 +118,7 @@ std::tuple<at::Tensor, at::Tensor> select_tokens_cpu(const at::Tensor& tokens,
       if (where[i] < 0) {
         std::memset(to + i * bytes, 0, bytes);
       } else {
-        std::memcpy(to + i * bytes, from + (i / k * num_tokens + where[i]) * bytes, bytes);
+        std::memcpy(to + i * bytes, from + i / k * row_stride + where[i] * token_stride, bytes);
       }
     }
   });

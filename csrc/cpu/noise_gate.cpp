@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "cpu/rows.h"
 #include "gate_math.h"
 #include "soft_top_k.h"
@@ -11,6 +13,17 @@ namespace {
 
 int64_t tokens_per_task(int64_t width) { return std::max<int64_t>(1, 16384 / (width + 1)); }
 
+// The factor [r, D] as NoiseSource wants it, [blocks, r, kFactorBlock].
+at::Tensor packed_factor(const OptionalTensor& factor, at::ScalarType type) {
+  if (!factor.has_value()) return at::Tensor();
+  const int64_t rank = factor->size(0);
+  const int64_t width = factor->size(1);
+  const int64_t blocks = (width + kFactorBlock - 1) / kFactorBlock;
+  const at::Tensor padded =
+      at::constant_pad_nd(factor->to(type), {0, blocks * kFactorBlock - width});
+  return padded.reshape({rank, blocks, kFactorBlock}).transpose(0, 1).contiguous();
+}
+
 // The noise tensors in work precision, and what the kernels read of them.
 template <typename W>
 class PreparedNoise {
@@ -18,7 +31,7 @@ class PreparedNoise {
   PreparedNoise(const at::Tensor& tokens, const NoiseTensors& noise)
       : mean_(in_type(noise.mean, work_type(tokens))),
         std_(in_type(noise.std, work_type(tokens))),
-        factor_(in_type(noise.factor, work_type(tokens))),
+        factor_(packed_factor(noise.factor, work_type(tokens))),
         sample_ids_(noise.sample_ids.contiguous()) {
     const int64_t seed = *noise.seed.const_data_ptr<int64_t>();
     const int64_t step = *noise.step.const_data_ptr<int64_t>();
@@ -27,7 +40,7 @@ class PreparedNoise {
     source_ = {mean_.const_data_ptr<W>(),
                std_.const_data_ptr<W>(),
                factor_.defined() ? factor_.const_data_ptr<W>() : nullptr,
-               factor_.defined() ? factor_.size(0) : 0,
+               factor_.defined() ? factor_.size(1) : 0,
                tokens.size(2),
                stream_key(seed, step)};
     ids_ = sample_ids_.const_data_ptr<int64_t>();
@@ -38,7 +51,23 @@ class PreparedNoise {
   }
 
   const NoiseSource<W>& source() const { return source_; }
-  int64_t sample(int64_t row) const { return ids_[row]; }
+
+  // Tokens begin .. end - 1 of the flattened batch, or the first kGroup of them. Only a factor is
+  // worth a group: its rows are then read once for all tokens.
+  template <typename AmplitudesOf>
+  TokenGroup<W> group(int64_t begin, int64_t end, int64_t num_tokens,
+                      const AmplitudesOf& amplitudes_of) const {
+    TokenGroup<W> group;
+    group.count = std::min(end - begin, source_.factor != nullptr ? kGroup : int64_t(1));
+    for (int64_t t = 0; t < group.count; ++t) {
+      const int64_t i = begin + t;
+      const Amplitudes<W> amp = amplitudes_of(i);
+      group.places[t] = {uint32_t(i % num_tokens), ids_[i / num_tokens]};
+      group.a[t] = amp.a;
+      group.b[t] = amp.b;
+    }
+    return group;
+  }
 
  private:
   at::Tensor mean_, std_, factor_, sample_ids_;
@@ -66,24 +95,25 @@ at::Tensor run_forward(const at::Tensor& tokens, const NoiseTensors& noise,
   const TokenKernels<T>& kernels = token_kernels<T>();
   at::parallel_for(
       0, x.size(0) * num_tokens, tokens_per_task(width), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const TokenPlace place = {uint32_t(i % num_tokens), prepared.sample(i / num_tokens)};
-          const Amplitudes<W> amp = amplitudes_of(i);
-          kernels.forward(x_data + i * width, out_data + i * width, prepared.source(), place, amp.a,
-                          amp.b);
+        for (int64_t i = begin; i < end;) {
+          const TokenGroup<W> group = prepared.group(i, end, num_tokens, amplitudes_of);
+          kernels.forward(x_data + i * width, out_data + i * width, prepared.source(), group);
+          i += group.count;
         }
       });
   return out;
 }
 
-// Returns dL/dtokens; `receive(i, amplitudes, dot_signal, dot_noise)` takes each token's products.
+// Returns dL/dtokens, or without `token_gradient` an empty tensor; `receive(i, amplitudes,
+// dot_signal, dot_noise)` takes each token's products.
 template <typename T, typename AmplitudesOf, typename Receive>
 at::Tensor run_backward(const at::Tensor& grad, const at::Tensor& tokens, const NoiseTensors& noise,
-                        const AmplitudesOf& amplitudes_of, const Receive& receive) {
+                        bool token_gradient, const AmplitudesOf& amplitudes_of,
+                        const Receive& receive) {
   using W = Work<T>;
   const at::Tensor x = tokens.contiguous();
   const at::Tensor g = grad.contiguous();
-  at::Tensor grad_x = at::empty_like(x);
+  at::Tensor grad_x = token_gradient ? at::empty_like(x) : at::empty({0}, x.options());
   const PreparedNoise<W> prepared(tokens, noise);
   const int64_t num_tokens = x.size(1);
   const int64_t width = x.size(2);
@@ -93,13 +123,16 @@ at::Tensor run_backward(const at::Tensor& grad, const at::Tensor& tokens, const 
   const TokenKernels<T>& kernels = token_kernels<T>();
   at::parallel_for(
       0, x.size(0) * num_tokens, tokens_per_task(width), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const TokenPlace place = {uint32_t(i % num_tokens), prepared.sample(i / num_tokens)};
-          const Amplitudes<W> amp = amplitudes_of(i);
-          W dots[2];
-          kernels.backward(g_data + i * width, x_data + i * width, out_data + i * width,
-                           prepared.source(), place, amp.a, amp.a * amp.b != W(0), dots);
-          receive(i, amp, dots[0], dots[1]);
+        for (int64_t i = begin; i < end;) {
+          const TokenGroup<W> group = prepared.group(i, end, num_tokens, amplitudes_of);
+          W dots[kGroup][2];
+          T* out = token_gradient ? out_data + i * width : nullptr;
+          kernels.backward(g_data + i * width, x_data + i * width, out, prepared.source(), group,
+                           dots);
+          for (int64_t t = 0; t < group.count; ++t) {
+            receive(i + t, {group.a[t], group.b[t]}, dots[t][0], dots[t][1]);
+          }
+          i += group.count;
         }
       });
   return grad_x;
@@ -132,7 +165,8 @@ at::Tensor noise_gate_cpu(const at::Tensor& tokens, const at::Tensor& gates, con
 std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cpu(
     const at::Tensor& grad, const at::Tensor& tokens, const at::Tensor& gates,
     const at::Tensor& mean, const at::Tensor& std, const OptionalTensor& factor,
-    const at::Tensor& seed, const at::Tensor& step, const at::Tensor& sample_ids) {
+    const at::Tensor& seed, const at::Tensor& step, const at::Tensor& sample_ids,
+    bool token_gradient) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
   check_gates(gates, tokens);
@@ -145,7 +179,8 @@ std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cpu(
     const W* s_data = read<W>(s);
     W* out = grad_s.mutable_data_ptr<W>();
     return run_backward<T>(
-        grad, tokens, noise, [&](int64_t i) { return amplitudes_of_gate(s_data[i]); },
+        grad, tokens, noise, token_gradient,
+        [&](int64_t i) { return amplitudes_of_gate(s_data[i]); },
         [&](int64_t i, Amplitudes<W> amp, W dot_signal, W dot_noise) {
           out[i] = gate_gradient(amp, dot_signal, dot_noise);
         });
@@ -175,7 +210,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
     const at::Tensor& grad, const OptionalTensor& grad_gates, const at::Tensor& tokens,
     const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& mean,
     const at::Tensor& std, const OptionalTensor& factor, const at::Tensor& seed,
-    const at::Tensor& step, const at::Tensor& sample_ids) {
+    const at::Tensor& step, const at::Tensor& sample_ids, bool token_gradient) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
   check_grad(grad, tokens);
@@ -189,7 +224,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
     const W* u_data = read<W>(u);
     W* out = grad_u.mutable_data_ptr<W>();
     return run_backward<T>(
-        grad, tokens, noise, [&](int64_t i) { return amplitudes(u_data[i]); },
+        grad, tokens, noise, token_gradient, [&](int64_t i) { return amplitudes(u_data[i]); },
         [&](int64_t i, Amplitudes<W> amp, W dot_signal, W dot_noise) {
           out[i] = logit_gradient(amp, dot_signal, dot_noise);
         });

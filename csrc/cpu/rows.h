@@ -19,11 +19,14 @@ template <typename W>
 using ScoreGradient = void (*)(const W* logits, const W* grad_gates, const W* grad_logits,
                                int64_t count, W temperature, W* grad_scores);
 
+// Channels of the factor that lie together, so that a block of all its rows fits the L1 cache.
+constexpr int64_t kFactorBlock = 64;
+
 template <typename W>
 struct NoiseSource {
   const W* mean;    // [width]
   const W* std;     // [width]
-  const W* factor;  // [rank, width], or null
+  const W* factor;  // [blocks, rank, kFactorBlock], zeros after the last channel; or null
   int64_t rank;
   int64_t width;
   PhiloxKey stream;
@@ -34,21 +37,55 @@ struct TokenPlace {
   int64_t sample;
 };
 
+// Most tokens of a call of the kernels below.
+constexpr int64_t kGroup = 16;
+
+// Tokens that follow one another in memory, and their amplitudes.
+template <typename W>
+struct TokenGroup {
+  int64_t count;
+  TokenPlace places[kGroup];
+  W a[kGroup];
+  W b[kGroup];
+};
+
 // out = a x + (1 - a) mu + b L eps
 template <typename T>
 using GateForward = void (*)(const T* x, T* out, const NoiseSource<Work<T>>& source,
-                             TokenPlace place, Work<T> a, Work<T> b);
+                             const TokenGroup<Work<T>>& group);
 
-// grad_x = a G; dots = { <G, x - mu>, <G, L eps> }
+// grad_x = a G, unless grad_x is null; dots = { <G, x - mu>, <G, L eps> } of every token
 template <typename T>
 using GateBackward = void (*)(const T* grad, const T* x, T* grad_x,
-                              const NoiseSource<Work<T>>& source, TokenPlace place, Work<T> a,
-                              bool noise_matters, Work<T>* dots);
+                              const NoiseSource<Work<T>>& source, const TokenGroup<Work<T>>& group,
+                              Work<T> (*dots)[2]);
+
+// The mean of the listed tokens, [width]; zeros if there are none.
+template <typename T>
+using MeanToken = void (*)(const T* x, const int64_t* listed, int64_t count, int64_t width,
+                           float* mean);
+
+// <x - mean, x - mean>
+template <typename T>
+using CentredSquare = float (*)(const T* x, const float* mean, int64_t width);
+
+// <x - mean, direction>
+template <typename T>
+using CentredDot = float (*)(const T* x, const float* mean, const float* direction, int64_t width);
+
+// direction = (x - mean) / length
+template <typename T>
+using Direction = void (*)(const T* x, const float* mean, float length, int64_t width,
+                           float* direction);
 
 template <typename T>
 struct TokenKernels {
   GateForward<T> forward;
   GateBackward<T> backward;
+  MeanToken<T> mean;
+  CentredSquare<T> centred_square;
+  CentredDot<T> centred_dot;
+  Direction<T> direction;
 };
 
 struct CpuRows {

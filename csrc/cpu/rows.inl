@@ -199,63 +199,165 @@ inline void draw_normals(PhiloxKey stream, TokenPlace place, int64_t block, int6
 
 constexpr int64_t kMaxRank = 64;
 
-// L eps of one token, tile by tile.
+#if defined(AUTOSELECT_AVX512)
+constexpr int kVectorBytes = 64;
+constexpr int kVectors = 4;  // per token in add_factor_block
+#elif defined(AUTOSELECT_AVX2)
+constexpr int kVectorBytes = 32;
+constexpr int kVectors = 2;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectors = 2;
+#endif
+
 template <typename W>
-class TokenNoise {
+struct VectorOf {
+  typedef W type __attribute__((vector_size(kVectorBytes), aligned(alignof(W)), may_alias));
+};
+
+// noise[t] += sum_j eta[t][j] * block[j] for kTokens tokens; the sums stay in registers, and each
+// is added up in the order of j.
+template <int kTokens, typename W>
+inline void add_factor_block(const W* block, int64_t rank, const W* const (&eta)[kTokens],
+                             W* const (&noise)[kTokens]) {
+  using Vector = typename VectorOf<W>::type;
+  constexpr int64_t kWidth = kVectorBytes / int(sizeof(W));
+  for (int64_t start = 0; start < kFactorBlock; start += kVectors * kWidth) {
+    Vector sums[kTokens][kVectors];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[t][v] = *reinterpret_cast<const Vector*>(noise[t] + start + v * kWidth);
+      }
+    }
+    for (int64_t j = 0; j < rank; ++j) {
+      const W* row = block + j * kFactorBlock + start;
+      Vector directions[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        directions[v] = *reinterpret_cast<const Vector*>(row + v * kWidth);
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+        const W weight = eta[t][j];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[t][v] += weight * directions[v];
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        *reinterpret_cast<Vector*>(noise[t] + start + v * kWidth) = sums[t][v];
+      }
+    }
+  }
+}
+
+// L eps of those tokens of a group that need it, tile by tile.
+template <typename W>
+class GroupNoise {
  public:
-  TokenNoise(const NoiseSource<W>& source, TokenPlace place) : source_(source), place_(place) {
-    if (source.factor != nullptr) draw_common_part();
+  explicit GroupNoise(const NoiseSource<W>& source) : source_(source) {}
+
+  void add(int64_t token, TokenPlace place) {
+    if (source_.factor != nullptr) draw_common_part(place, eta_[count_]);
+    tokens_[count_] = token;
+    places_[count_++] = place;
   }
 
-  // Writes L eps of channels start .. start + size - 1; start is a multiple of kTile.
-  void tile(int64_t start, int64_t size, W* noise) const {
-    float normals[kTile];
-    draw_normals(source_.stream, place_, start / 4, (size + 3) / 4, normals);
+  int64_t count() const { return count_; }
+  int64_t token(int64_t i) const { return tokens_[i]; }
+  const W* tile(int64_t i) const { return noise_[i]; }
+
+  // Draws L eps of channels start .. start + size - 1; start is a multiple of kTile.
+  void draw(int64_t start, int64_t size) {
     const W* std = source_.std + start;
-    for (int64_t c = 0; c < size; ++c) noise[c] = std[c] * W(normals[c]);
-    for (int64_t j = 0; j < (source_.factor != nullptr ? source_.rank : 0); ++j) {
-      const W* direction = source_.factor + j * source_.width + start;
-      const W weight = common_[j];
-      for (int64_t c = 0; c < size; ++c) noise[c] += weight * direction[c];
+    const int64_t whole = (size + kFactorBlock - 1) / kFactorBlock * kFactorBlock;
+    for (int64_t i = 0; i < count_; ++i) {
+      float normals[kTile];
+      draw_normals(source_.stream, places_[i], start / 4, (size + 3) / 4, normals);
+      W* noise = noise_[i];
+      for (int64_t c = 0; c < size; ++c) noise[c] = std[c] * W(normals[c]);
+      for (int64_t c = size; c < whole; ++c) noise[c] = W(0);
     }
+    if (source_.factor == nullptr) return;
+    for (int64_t first = 0; first < whole; first += kFactorBlock) add_common_part(start, first);
   }
 
  private:
   // eta is drawn from the channels that follow the token's own.
-  void draw_common_part() {
+  void draw_common_part(TokenPlace place, W* eta) const {
     float normals[kTile];
     const int64_t first = source_.width / 4;
     const int64_t skip = source_.width % 4;
-    draw_normals(source_.stream, place_, first, (skip + source_.rank + 3) / 4, normals);
-    for (int64_t j = 0; j < source_.rank; ++j) common_[j] = W(normals[skip + j]);
+    draw_normals(source_.stream, place, first, (skip + source_.rank + 3) / 4, normals);
+    for (int64_t j = 0; j < source_.rank; ++j) eta[j] = W(normals[skip + j]);
+  }
+
+  // Channels `first` .. of the tile that begins at channel `start`.
+  void add_common_part(int64_t start, int64_t first) {
+    const int64_t rank = source_.rank;
+    const W* block = source_.factor + (start + first) * rank;
+    int64_t i = 0;
+    for (; i + 4 <= count_; i += 4) {
+      const W* const eta[4] = {eta_[i], eta_[i + 1], eta_[i + 2], eta_[i + 3]};
+      W* const noise[4] = {noise_[i] + first, noise_[i + 1] + first, noise_[i + 2] + first,
+                           noise_[i + 3] + first};
+      add_factor_block<4>(block, rank, eta, noise);
+    }
+    for (; i < count_; ++i) {
+      const W* const eta[1] = {eta_[i]};
+      W* const noise[1] = {noise_[i] + first};
+      add_factor_block<1>(block, rank, eta, noise);
+    }
   }
 
   const NoiseSource<W>& source_;
-  TokenPlace place_;
-  W common_[kMaxRank];
+  int64_t count_ = 0;
+  int64_t tokens_[kGroup];
+  TokenPlace places_[kGroup];
+  W eta_[kGroup][kMaxRank];
+  W noise_[kGroup][kTile];
 };
 
+inline int64_t tile_size(int64_t start, int64_t width) {
+  return width - start < kTile ? width - start : kTile;
+}
+
 template <typename T>
-void gate_forward(const T* x, T* out, const NoiseSource<Work<T>>& source, TokenPlace place,
-                  Work<T> a, Work<T> b) {
+void gate_forward(const T* x, T* out, const NoiseSource<Work<T>>& source,
+                  const TokenGroup<Work<T>>& group) {
   using W = Work<T>;
-  const W rest = W(1) - a;
-  if (b == W(0)) {
-    for (int64_t c = 0; c < source.width; ++c) {
-      from_work(a * to_work(x[c]) + rest * source.mean[c], out[c]);
+  const int64_t width = source.width;
+  GroupNoise<W> noise_of_group(source);
+  for (int64_t t = 0; t < group.count; ++t) {
+    if (group.b[t] != W(0)) {
+      noise_of_group.add(t, group.places[t]);
+      continue;
     }
-    return;
+    const W a = group.a[t];
+    const W rest = W(1) - a;
+    for (int64_t c = t * width; c < (t + 1) * width; ++c) {
+      from_work(a * to_work(x[c]) + rest * source.mean[c - t * width], out[c]);
+    }
   }
-  const TokenNoise<W> noise_of_token(source, place);
-  for (int64_t start = 0; start < source.width; start += kTile) {
-    const int64_t size = source.width - start < kTile ? source.width - start : kTile;
-    W noise[kTile];
-    noise_of_token.tile(start, size, noise);
-    const T* x_tile = x + start;
-    T* out_tile = out + start;
+  for (int64_t start = 0; start < width; start += kTile) {
+    const int64_t size = tile_size(start, width);
+    noise_of_group.draw(start, size);
     const W* mean = source.mean + start;
-    for (int64_t c = 0; c < size; ++c) {
-      from_work(a * to_work(x_tile[c]) + rest * mean[c] + b * noise[c], out_tile[c]);
+    for (int64_t i = 0; i < noise_of_group.count(); ++i) {
+      const int64_t t = noise_of_group.token(i);
+      const W* noise = noise_of_group.tile(i);
+      const W a = group.a[t];
+      const W b = group.b[t];
+      const W rest = W(1) - a;
+      const T* x_tile = x + t * width + start;
+      T* out_tile = out + t * width + start;
+      for (int64_t c = 0; c < size; ++c) {
+        from_work(a * to_work(x_tile[c]) + rest * mean[c] + b * noise[c], out_tile[c]);
+      }
     }
   }
 }
@@ -275,40 +377,115 @@ inline void add_to_lanes(const W* terms, int64_t size, W* lanes) {
 
 template <typename T>
 void gate_backward(const T* grad, const T* x, T* grad_x, const NoiseSource<Work<T>>& source,
-                   TokenPlace place, Work<T> a, bool noise_matters, Work<T>* dots) {
+                   const TokenGroup<Work<T>>& group, Work<T> (*dots)[2]) {
   using W = Work<T>;
-  dots[0] = dots[1] = W(0);
-  if (!noise_matters) {
-    for (int64_t c = 0; c < source.width; ++c) from_work(a * to_work(grad[c]), grad_x[c]);
-    return;
-  }
-  const TokenNoise<W> noise_of_token(source, place);
-  W signal_lanes[kLanes] = {};
-  W noise_lanes[kLanes] = {};
-  for (int64_t start = 0; start < source.width; start += kTile) {
-    const int64_t size = source.width - start < kTile ? source.width - start : kTile;
-    W noise[kTile], signal_terms[kTile], noise_terms[kTile];
-    noise_of_token.tile(start, size, noise);
-    const T* x_tile = x + start;
-    const T* grad_tile = grad + start;
-    T* out_tile = grad_x + start;
-    const W* mean = source.mean + start;
-    for (int64_t c = 0; c < size; ++c) {
-      const W gradient = to_work(grad_tile[c]);
-      signal_terms[c] = gradient * (to_work(x_tile[c]) - mean[c]);
-      noise_terms[c] = gradient * noise[c];
-      from_work(a * gradient, out_tile[c]);
+  const int64_t width = source.width;
+  GroupNoise<W> noise_of_group(source);
+  for (int64_t t = 0; t < group.count; ++t) {
+    dots[t][0] = dots[t][1] = W(0);
+    const W a = group.a[t];
+    if (a * group.b[t] != W(0)) {
+      noise_of_group.add(t, group.places[t]);
+      continue;
     }
-    add_to_lanes(signal_terms, size, signal_lanes);
-    add_to_lanes(noise_terms, size, noise_lanes);
+    if (grad_x == nullptr) continue;
+    for (int64_t c = t * width; c < (t + 1) * width; ++c)
+      from_work(a * to_work(grad[c]), grad_x[c]);
   }
-  dots[0] = W(lane_sum(signal_lanes));
-  dots[1] = W(lane_sum(noise_lanes));
+  W signal_lanes[kGroup][kLanes] = {};
+  W noise_lanes[kGroup][kLanes] = {};
+  for (int64_t start = 0; start < width; start += kTile) {
+    const int64_t size = tile_size(start, width);
+    noise_of_group.draw(start, size);
+    const W* mean = source.mean + start;
+    for (int64_t i = 0; i < noise_of_group.count(); ++i) {
+      const int64_t t = noise_of_group.token(i);
+      const W* noise = noise_of_group.tile(i);
+      const T* x_tile = x + t * width + start;
+      const T* grad_tile = grad + t * width + start;
+      W signal_terms[kTile], noise_terms[kTile];
+      const auto terms_of = [&](int64_t c) {
+        const W gradient = to_work(grad_tile[c]);
+        signal_terms[c] = gradient * (to_work(x_tile[c]) - mean[c]);
+        noise_terms[c] = gradient * noise[c];
+        return gradient;
+      };
+      if (grad_x == nullptr) {
+        for (int64_t c = 0; c < size; ++c) terms_of(c);
+      } else {
+        const W a = group.a[t];
+        T* out_tile = grad_x + t * width + start;
+        for (int64_t c = 0; c < size; ++c) from_work(a * terms_of(c), out_tile[c]);
+      }
+      add_to_lanes(signal_terms, size, signal_lanes[i]);
+      add_to_lanes(noise_terms, size, noise_lanes[i]);
+    }
+  }
+  for (int64_t i = 0; i < noise_of_group.count(); ++i) {
+    dots[noise_of_group.token(i)][0] = W(lane_sum(signal_lanes[i]));
+    dots[noise_of_group.token(i)][1] = W(lane_sum(noise_lanes[i]));
+  }
+}
+
+template <typename T>
+void mean_token(const T* x, const int64_t* listed, int64_t count, int64_t width, float* mean) {
+  constexpr int64_t kTogether = 32;  // tokens summed before their sum is added: smaller errors
+  for (int64_t c = 0; c < width; ++c) mean[c] = 0.0f;
+  for (int64_t start = 0; start < width; start += kTile) {
+    const int64_t size = tile_size(start, width);
+    for (int64_t first = 0; first < count; first += kTogether) {
+      const int64_t last = first + kTogether < count ? first + kTogether : count;
+      float sums[kTile] = {};
+      for (int64_t i = first; i < last; ++i) {
+        const T* token = x + listed[i] * width + start;
+        for (int64_t c = 0; c < size; ++c) sums[c] += float(to_work(token[c]));
+      }
+      for (int64_t c = 0; c < size; ++c) mean[start + c] += sums[c];
+    }
+  }
+  const float total = count > 0 ? float(count) : 1.0f;
+  for (int64_t c = 0; c < width; ++c) mean[c] /= total;
+}
+
+// The sum of `term(i)` over 4 kLanes partial sums: several chains of additions at once.
+template <typename Term>
+inline float wide_sum(int64_t count, const Term& term) {
+  constexpr int64_t kWide = 4 * kLanes;
+  float lanes[kWide] = {};
+  const int64_t whole = count / kWide * kWide;
+  for (int64_t i = 0; i < whole; i += kWide) {
+    for (int64_t lane = 0; lane < kWide; ++lane) lanes[lane] += term(i + lane);
+  }
+  for (int64_t i = whole; i < count; ++i) lanes[i - whole] += term(i);
+  for (int64_t half = kWide / 2; half >= kLanes; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return float(lane_sum(lanes));
+}
+
+template <typename T>
+float centred_square(const T* x, const float* mean, int64_t width) {
+  return wide_sum(width, [&](int64_t c) {
+    const float centred = float(to_work(x[c])) - mean[c];
+    return centred * centred;
+  });
+}
+
+template <typename T>
+float centred_dot(const T* x, const float* mean, const float* direction, int64_t width) {
+  return wide_sum(width,
+                  [&](int64_t c) { return (float(to_work(x[c])) - mean[c]) * direction[c]; });
+}
+
+template <typename T>
+void direction_of(const T* x, const float* mean, float length, int64_t width, float* direction) {
+  for (int64_t c = 0; c < width; ++c) direction[c] = (float(to_work(x[c])) - mean[c]) / length;
 }
 
 template <typename T>
 TokenKernels<T> token_kernels_here() {
-  return {gate_forward<T>, gate_backward<T>};
+  return {gate_forward<T>,   gate_backward<T>, mean_token<T>,
+          centred_square<T>, centred_dot<T>,   direction_of<T>};
 }
 
 inline CpuRows rows_here(const char* instruction_set) {

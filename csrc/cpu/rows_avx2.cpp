@@ -6,6 +6,8 @@
 #pragma GCC target("avx2,fma,bmi2")
 #include "threshold.h"
 
+#define AUTOSELECT_AVX2
+
 namespace autoselect {
 namespace {
 #include "cpu/rows.inl"

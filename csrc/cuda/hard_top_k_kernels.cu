@@ -17,6 +17,13 @@ __device__ __forceinline__ RankKey<W> key_at(const HardTopKArgs<W>& args, int64_
   return rank_key(args.scores[at + i]);
 }
 
+template <typename W>
+__device__ __forceinline__ int64_t budget_of(const HardTopKArgs<W>& args, int64_t row) {
+  if (args.k_rows == nullptr) return args.k;
+  const int64_t budget = args.k_rows[row];
+  return budget < 1 ? 1 : budget > args.k ? args.k : budget;
+}
+
 // Every thread gets the sum of the values of the threads before it, and the sum of all.
 __device__ __forceinline__ int prefix_sum(int value, int* shared, int& total) {
   const int lane = threadIdx.x % kWarp;
@@ -50,12 +57,12 @@ struct SelectShared {
 // The k-th largest key, a byte at a time; `remaining` is how many equal to it belong to the k.
 // Counting uses integer atomics in shared memory, whose sum does not depend on their order.
 template <typename W>
-__device__ RankKey<W> kth_largest(const HardTopKArgs<W>& args, int64_t at, SelectShared& shared,
-                                  int& remaining) {
+__device__ RankKey<W> kth_largest(const HardTopKArgs<W>& args, int64_t at, int64_t k,
+                                  SelectShared& shared, int& remaining) {
   using Key = RankKey<W>;
   Key prefix = 0;
   Key known = 0;
-  remaining = int(args.k);
+  remaining = int(k);
   for (int shift = 8 * int(sizeof(Key)) - 8; shift >= 0; shift -= 8) {
     shared.histogram[threadIdx.x] = 0;
     __syncthreads();
@@ -88,7 +95,7 @@ __device__ void rank_row(const HardTopKArgs<W>& args, int64_t row, int64_t* posi
   __shared__ SelectShared shared;
   const int64_t at = row * args.num_tokens;
   int equal_wanted;
-  const RankKey<W> bound = kth_largest(args, at, shared, equal_wanted);
+  const RankKey<W> bound = kth_largest(args, at, budget_of(args, row), shared, equal_wanted);
   int equal_seen = 0;
   int written = 0;
   for (int64_t start = 0; start < args.num_tokens; start += kThreads) {
@@ -129,12 +136,19 @@ __device__ __forceinline__ void copy_row(const char* from, char* to, int64_t byt
   }
 }
 
+// Null for the position -1.
+__device__ __forceinline__ const char* token_at(const TokenRows& tokens, int64_t row,
+                                                int64_t position) {
+  if (position < 0) return nullptr;
+  return static_cast<const char*>(tokens.data) + row * tokens.batch_stride +
+         position * tokens.token_stride;
+}
+
 // Block (x, row) ranks its row and copies every gridDim.x-th kept token. Ranking a row again in
 // each of its blocks costs less than a second launch.
 template <typename W, bool whole>
 __global__ void __launch_bounds__(kThreads, 2)
-    select_tokens_kernel(HardTopKArgs<W> args, const char* __restrict__ tokens,
-                         char* __restrict__ kept, int64_t row_bytes,
+    select_tokens_kernel(HardTopKArgs<W> args, TokenRows tokens, char* __restrict__ kept,
                          int64_t* __restrict__ positions) {
   extern __shared__ int64_t own_positions[];
   const int64_t row = blockIdx.y;
@@ -143,21 +157,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t slot = blockIdx.x; slot < args.k; slot += gridDim.x) {
     const int64_t position = own_positions[slot];
     if (threadIdx.x == 0) positions[row * args.k + slot] = position;
-    const char* from =
-        position < 0 ? nullptr : tokens + (row * args.num_tokens + position) * row_bytes;
-    copy_row<whole>(from, kept + (row * args.k + slot) * row_bytes, row_bytes);
+    copy_row<whole>(token_at(tokens, row, position),
+                    kept + (row * args.k + slot) * tokens.token_bytes, tokens.token_bytes);
   }
 }
 
 // Copies kept tokens whose positions are already known.
 template <bool whole>
 __global__ void __launch_bounds__(kThreads, 2)
-    gather_kernel(const char* __restrict__ tokens, const int64_t* __restrict__ positions,
-                  char* __restrict__ kept, int64_t row_bytes, int64_t k, int64_t num_tokens) {
+    gather_kernel(TokenRows tokens, const int64_t* __restrict__ positions, char* __restrict__ kept,
+                  int64_t k) {
   const int64_t i = blockIdx.x;
-  const int64_t position = positions[i];
-  const char* from = position < 0 ? nullptr : tokens + (i / k * num_tokens + position) * row_bytes;
-  copy_row<whole>(from, kept + i * row_bytes, row_bytes);
+  copy_row<whole>(token_at(tokens, i / k, positions[i]), kept + i * tokens.token_bytes,
+                  tokens.token_bytes);
 }
 
 template <bool whole>
@@ -177,6 +189,11 @@ bool whole_rows(const void* one, const void* two, int64_t row_bytes) {
   return (bits | uintptr_t(row_bytes)) % 16 == 0;
 }
 
+bool whole_rows(const TokenRows& tokens, const void* kept) {
+  return whole_rows(tokens.data, kept, tokens.token_bytes) && tokens.batch_stride % 16 == 0 &&
+         tokens.token_stride % 16 == 0;
+}
+
 constexpr int64_t kMostShared = 4096;  // positions that fit into shared memory: 32 KiB
 constexpr int64_t kBlocksPerRow = 64;
 constexpr int64_t kMostRowsOfGrid = 65535;
@@ -192,25 +209,24 @@ cudaError_t launch_hard_top_k(const HardTopKArgs<W>& args, int64_t* positions,
 }
 
 template <typename W>
-cudaError_t launch_select_tokens(const HardTopKArgs<W>& args, const void* tokens, void* kept,
-                                 int64_t row_bytes, int64_t* positions, cudaStream_t stream) {
+cudaError_t launch_select_tokens(const HardTopKArgs<W>& args, const TokenRows& tokens, void* kept,
+                                 int64_t* positions, cudaStream_t stream) {
   if (args.batch == 0) return cudaSuccess;
-  const bool whole = whole_rows(tokens, kept, row_bytes);
-  const char* from = static_cast<const char*>(tokens);
+  const bool whole = whole_rows(tokens, kept);
   char* to = static_cast<char*>(kept);
   if (args.k <= kMostShared && args.batch <= kMostRowsOfGrid) {
     const dim3 grid(unsigned(args.k < kBlocksPerRow ? args.k : kBlocksPerRow),
                     unsigned(args.batch));
     const size_t shared = size_t(args.k) * sizeof(int64_t);
     const auto kernel = whole ? select_tokens_kernel<W, true> : select_tokens_kernel<W, false>;
-    kernel<<<grid, kThreads, shared, stream>>>(args, from, to, row_bytes, positions);
+    kernel<<<grid, kThreads, shared, stream>>>(args, tokens, to, positions);
     return cudaGetLastError();
   }
   const cudaError_t status = launch_hard_top_k(args, positions, stream);
   if (status != cudaSuccess) return status;
   const auto kernel = whole ? gather_kernel<true> : gather_kernel<false>;
-  kernel<<<unsigned(args.batch * args.k), kThreads, 0, stream>>>(from, positions, to, row_bytes,
-                                                                 args.k, args.num_tokens);
+  const unsigned kept_tokens = unsigned(args.batch * args.k);
+  kernel<<<kept_tokens, kThreads, 0, stream>>>(tokens, positions, to, args.k);
   return cudaGetLastError();
 }
 
@@ -228,9 +244,9 @@ cudaError_t launch_select_backward(const void* grad, const int64_t* positions, v
 
 template cudaError_t launch_hard_top_k(const HardTopKArgs<float>&, int64_t*, cudaStream_t);
 template cudaError_t launch_hard_top_k(const HardTopKArgs<double>&, int64_t*, cudaStream_t);
-template cudaError_t launch_select_tokens(const HardTopKArgs<float>&, const void*, void*, int64_t,
+template cudaError_t launch_select_tokens(const HardTopKArgs<float>&, const TokenRows&, void*,
                                           int64_t*, cudaStream_t);
-template cudaError_t launch_select_tokens(const HardTopKArgs<double>&, const void*, void*, int64_t,
+template cudaError_t launch_select_tokens(const HardTopKArgs<double>&, const TokenRows&, void*,
                                           int64_t*, cudaStream_t);
 
 }  // namespace autoselect

@@ -70,16 +70,17 @@ struct GateArgs {
 template <typename T>
 cudaError_t launch_gate_forward(const GateArgs<T>& args, T* gated, cudaStream_t stream);
 
-// Writes dL/dtokens, and dL/dlogit or dL/dgate of every token.
+// Writes dL/dtokens unless `grad_tokens` is null, and dL/dlogit or dL/dgate of every token.
 template <typename T>
 cudaError_t launch_gate_backward(const GateArgs<T>& args, const T* grad, T* grad_tokens,
                                  Work<T>* grad_gate, cudaStream_t stream);
 
 template <typename W>
 struct HardTopKArgs {
-  const W* scores;   // [B, N]
-  const bool* mask;  // [B, N], or null
-  int64_t k;
+  const W* scores;        // [B, N]
+  const bool* mask;       // [B, N], or null
+  const int64_t* k_rows;  // [B], budgets 1..k; or null: then every row has budget k
+  int64_t k;              // columns of the result
   int64_t batch;
   int64_t num_tokens;
 };
@@ -87,14 +88,63 @@ struct HardTopKArgs {
 template <typename W>
 cudaError_t launch_hard_top_k(const HardTopKArgs<W>& args, int64_t* positions, cudaStream_t stream);
 
-// Hard top-K, and the rows of `row_bytes` bytes it keeps, in one launch.
+// Tokens [B, N] of `token_bytes` bytes each, which need not follow one another.
+struct TokenRows {
+  const void* data;
+  int64_t token_bytes;
+  int64_t batch_stride;  // in bytes
+  int64_t token_stride;  // in bytes
+};
+
+// Hard top-K, and the tokens it keeps, in one launch.
 template <typename W>
-cudaError_t launch_select_tokens(const HardTopKArgs<W>& args, const void* tokens, void* kept,
-                                 int64_t row_bytes, int64_t* positions, cudaStream_t stream);
+cudaError_t launch_select_tokens(const HardTopKArgs<W>& args, const TokenRows& tokens, void* kept,
+                                 int64_t* positions, cudaStream_t stream);
 
 // grad_tokens must be zero; writes the kept rows to their original places.
 cudaError_t launch_select_backward(const void* grad, const int64_t* positions, void* grad_tokens,
                                    int64_t row_bytes, int64_t batch, int64_t k, int64_t num_tokens,
                                    cudaStream_t stream);
+
+// The mean of the valid tokens of each row, [B, D]; zeros if there are none.
+template <typename T>
+cudaError_t launch_mean_token(const T* tokens, const bool* mask, int64_t batch, int64_t num_tokens,
+                              int64_t width, float* mean, cudaStream_t stream);
+
+// Unit vectors of the tokens minus their row's mean, [B, N, D]; zeros if there is nothing left.
+template <typename T>
+cudaError_t launch_directions(const T* tokens, const float* mean, int64_t batch, int64_t num_tokens,
+                              int64_t width, float* directions, cudaStream_t stream);
+
+// Diverse top-K, step by step: which tokens are kept depends on the similarity to those kept
+// before. `order` [B, k] receives positions in the order in which they are kept, -1 after the last.
+struct DiverseArgs {
+  const float* scores;    // [B, N]
+  const bool* mask;       // [B, N], or null
+  const int64_t* k_rows;  // [B], budgets 1..k; or null: then every row has budget k
+  float diversity;
+  float relevance_weight;
+  int64_t k;
+  int64_t batch;
+  int64_t num_tokens;
+  float* relevance;  // [B, N], -1 at tokens that cannot be kept (any more)
+  float* nearest;    // [B, N], largest similarity to a kept token
+  int64_t* order;    // [B, k]
+};
+
+// Writes relevance, and -1 to nearest.
+cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream);
+
+// Steps first .. last - 1. Similarities to the token of the step before are read from the rows of
+// that token, [B, N, N], if `all_pairs`, else from [B, N].
+cudaError_t launch_diverse_steps(const DiverseArgs& args, const float* similarity, bool all_pairs,
+                                 int64_t first, int64_t last, cudaStream_t stream);
+
+// similarity[B, N] = cosine of every token and the token that was kept in a step.
+cudaError_t launch_similarity_row(const DiverseArgs& args, const float* directions, int64_t width,
+                                  int64_t step, float* similarity, cudaStream_t stream);
+
+// positions [B, k] = order, ascending.
+cudaError_t launch_sort_order(const DiverseArgs& args, int64_t* positions, cudaStream_t stream);
 
 }  // namespace autoselect

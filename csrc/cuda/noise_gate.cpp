@@ -55,16 +55,17 @@ at::Tensor run_forward(const PreparedGate& prepared, bool from_logits) {
   return gated;
 }
 
-// (dL/dtokens, dL/dlogit or dL/dgate of every token)
+// (dL/dtokens, dL/dlogit or dL/dgate of every token); the first is empty without `token_gradient`
 std::tuple<at::Tensor, at::Tensor> run_backward(const PreparedGate& prepared, bool from_logits,
-                                                const at::Tensor& grad) {
+                                                const at::Tensor& grad, bool token_gradient) {
   const at::Tensor g = grad.contiguous();
-  at::Tensor grad_tokens = at::empty_like(prepared.tokens());
+  at::Tensor grad_tokens = token_gradient ? at::empty_like(prepared.tokens())
+                                          : at::empty({0}, prepared.tokens().options());
   at::Tensor grad_gate = at::empty_like(prepared.gate());
   AS_DISPATCH_TOKENS(g.scalar_type(), [&] {
     C10_CUDA_CHECK(launch_gate_backward(prepared.args<T>(from_logits), read<T>(g),
-                                        write<T>(grad_tokens), write<Work<T>>(grad_gate),
-                                        stream_of(g)));
+                                        token_gradient ? write<T>(grad_tokens) : nullptr,
+                                        write<Work<T>>(grad_gate), stream_of(g)));
   });
   return {grad_tokens, grad_gate};
 }
@@ -85,14 +86,16 @@ at::Tensor noise_gate_cuda(const at::Tensor& tokens, const at::Tensor& gates,
 std::tuple<at::Tensor, at::Tensor> noise_gate_backward_cuda(
     const at::Tensor& grad, const at::Tensor& tokens, const at::Tensor& gates,
     const at::Tensor& mean, const at::Tensor& std, const OptionalTensor& factor,
-    const at::Tensor& seed, const at::Tensor& step, const at::Tensor& sample_ids) {
+    const at::Tensor& seed, const at::Tensor& step, const at::Tensor& sample_ids,
+    bool token_gradient) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
   check_gate_shape("gates", gates, tokens);
   check_grad(grad, tokens);
   const c10::cuda::CUDAGuard guard(tokens.device());
   const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
-  auto [grad_tokens, grad_gates] = run_backward({tokens, gates, noise}, false, grad);
+  auto [grad_tokens, grad_gates] =
+      run_backward({tokens, gates, noise}, false, grad, token_gradient);
   return {grad_tokens, grad_gates.to(gates.scalar_type())};
 }
 
@@ -114,7 +117,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cuda(
     const at::Tensor& grad, const OptionalTensor& grad_gates, const at::Tensor& tokens,
     const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& mean,
     const at::Tensor& std, const OptionalTensor& factor, const at::Tensor& seed,
-    const at::Tensor& step, const at::Tensor& sample_ids) {
+    const at::Tensor& step, const at::Tensor& sample_ids, bool token_gradient) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
   check_gate_shape("logits", logits, tokens);
@@ -122,7 +125,8 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cuda(
   if (grad_gates.has_value()) check_shape("grad_gates", *grad_gates, logits.sizes(), tokens);
   const c10::cuda::CUDAGuard guard(tokens.device());
   const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
-  const auto [grad_tokens, grad_logits] = run_backward({tokens, logits, noise}, true, grad);
+  const auto [grad_tokens, grad_logits] =
+      run_backward({tokens, logits, noise}, true, grad, token_gradient);
   const at::Tensor row_logits = in_type(logits, work_type(logits));
   return {grad_tokens, score_gradient_cuda(row_logits, grad_gates, grad_logits, temperature)};
 }

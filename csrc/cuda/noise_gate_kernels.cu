@@ -1,4 +1,8 @@
-// The noise gate on the GPU: one block per token at a time, 16 bytes per access.
+// The noise gate on the GPU: 16 bytes per access, the tokens of a tile at a time.
+//
+// A team of threads owns a tile of tokens and walks over their channels, so that mean, std and the
+// rows of the factor are read once per tile. Many tokens: a warp is a team and takes several
+// tokens. Few tokens: the whole block is a team and takes one, which fills the GPU better.
 #include <cuda_runtime.h>
 
 #include "cuda/block_sum.cuh"
@@ -17,92 +21,38 @@ constexpr int kMaxRank = 64;
 template <typename T>
 constexpr int kChannels = sizeof(T) >= 4 ? 4 : 8;
 
-template <typename T>
-struct alignas(sizeof(T) * kChannels<T> < 16 ? sizeof(T) * kChannels<T> : 16) Pack {
-  T values[kChannels<T>];
+template <typename V, int count>
+struct alignas(sizeof(V) * count < 16 ? sizeof(V) * count : 16) Pack {
+  V values[count];
 };
 
 // Loads a pack; channels from `width` on are zero. `whole` says that packs are aligned and full.
-template <bool whole, typename T>
-__device__ __forceinline__ Pack<T> load_pack(const T* row, int64_t channel, int64_t width) {
+template <bool whole, int count, typename V>
+__device__ __forceinline__ Pack<V, count> load_pack(const V* row, int64_t channel, int64_t width) {
   if constexpr (whole) {
-    return *reinterpret_cast<const Pack<T>*>(row + channel);
+    return *reinterpret_cast<const Pack<V, count>*>(row + channel);
   } else {
-    Pack<T> pack = {};
+    Pack<V, count> pack = {};
 #pragma unroll
-    for (int c = 0; c < kChannels<T>; ++c) {
+    for (int c = 0; c < count; ++c) {
       if (channel + c < width) pack.values[c] = row[channel + c];
     }
     return pack;
   }
 }
 
-template <bool whole, typename T>
-__device__ __forceinline__ void store_pack(T* row, int64_t channel, int64_t width,
-                                           const Pack<T>& pack) {
+template <bool whole, int count, typename V>
+__device__ __forceinline__ void store_pack(V* row, int64_t channel, int64_t width,
+                                           const Pack<V, count>& pack) {
   if constexpr (whole) {
-    *reinterpret_cast<Pack<T>*>(row + channel) = pack;
+    *reinterpret_cast<Pack<V, count>*>(row + channel) = pack;
   } else {
 #pragma unroll
-    for (int c = 0; c < kChannels<T>; ++c) {
+    for (int c = 0; c < count; ++c) {
       if (channel + c < width) row[channel + c] = pack.values[c];
     }
   }
 }
-
-// The noise of one token; `common` holds its eta in shared memory.
-template <typename T>
-struct TokenNoise {
-  using W = Work<T>;
-  const GateArgs<T>& args;
-  PhiloxKey stream;
-  uint32_t token;
-  int64_t sample;
-  const W* common;
-
-  __device__ __forceinline__ void normals(uint32_t block, float (&out)[4]) const {
-    const PhiloxWords words = noise_words(stream, block, token, sample);
-    box_muller(words.x0, words.x1, out[0], out[1]);
-    box_muller(words.x2, words.x3, out[2], out[3]);
-  }
-
-  // eta lies in the channels after the token's own; a block of four may straddle the border.
-  __device__ __forceinline__ void draw_common(W* eta) const {
-    const int64_t first = args.width / 4;
-    const int64_t last = (args.width + args.rank + 3) / 4;
-    for (int64_t block = first + threadIdx.x; block < last; block += kThreads) {
-      float four[4];
-      normals(uint32_t(block), four);
-#pragma unroll
-      for (int lane = 0; lane < 4; ++lane) {
-        const int64_t j = block * 4 + lane - args.width;
-        if (j >= 0 && j < args.rank) eta[j] = W(four[lane]);
-      }
-    }
-  }
-
-  // L eps of the channels of one pack.
-  template <bool whole>
-  __device__ __forceinline__ void pack(int64_t channel, W (&noise)[kChannels<T>]) const {
-#pragma unroll
-    for (int start = 0; start < kChannels<T>; start += 4) {
-      float four[4];
-      normals(uint32_t((channel + start) / 4), four);
-#pragma unroll
-      for (int lane = 0; lane < 4; ++lane) {
-        const int64_t c = channel + start + lane;
-        noise[start + lane] = whole || c < args.width ? args.std[c] * W(four[lane]) : W(0);
-      }
-    }
-    for (int64_t j = 0; j < args.rank; ++j) {
-      const W* direction = args.factor + j * args.width;
-#pragma unroll
-      for (int c = 0; c < kChannels<T>; ++c) {
-        if (whole || channel + c < args.width) noise[c] += common[j] * direction[channel + c];
-      }
-    }
-  }
-};
 
 template <typename T>
 __device__ __forceinline__ Amplitudes<Work<T>> amplitudes_at(const GateArgs<T>& args, int64_t i) {
@@ -110,85 +60,200 @@ __device__ __forceinline__ Amplitudes<Work<T>> amplitudes_at(const GateArgs<T>& 
   return args.from_logits ? amplitudes(gate) : amplitudes_of_gate(gate);
 }
 
-template <typename T, bool whole>
+template <typename W>
+struct TokenOfTile {
+  Amplitudes<W> amp;
+  int64_t sample;
+  uint32_t token;
+};
+
+// What a team shares: its tokens, and their eta as [rank, tokens].
+template <typename W, int kTokens>
+struct TileShared {
+  TokenOfTile<W> tokens[kTokens];
+  alignas(16) W eta[kMaxRank * kTokens];
+};
+
+template <int kTeam>
+__device__ __forceinline__ void team_sync() {
+  if constexpr (kTeam == kWarp) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+}
+
+// The tile of a team: tokens first .. first + kTokens - 1 of the flattened batch. A tile that
+// reaches beyond the batch repeats the last token and does not store it.
+template <typename T, bool whole, int kTokens, int kTeam>
+struct Tile {
+  using W = Work<T>;
+  static constexpr int kCount = kChannels<T>;
+  const GateArgs<T>& args;
+  TileShared<W, kTokens>& shared;
+  PhiloxKey stream;
+  int64_t first;
+
+  __device__ __forceinline__ static int64_t index() {
+    return kTeam == kThreads ? int64_t(blockIdx.x)
+                             : int64_t(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
+  }
+
+  __device__ __forceinline__ static int member() { return int(threadIdx.x) % kTeam; }
+
+  __device__ __forceinline__ int64_t total() const { return args.batch * args.num_tokens; }
+
+  __device__ __forceinline__ int64_t token(int t) const {
+    return first + t < total() ? first + t : total() - 1;
+  }
+
+  __device__ __forceinline__ void normals(int64_t block, const TokenOfTile<W>& of,
+                                          float (&out)[4]) const {
+    const PhiloxWords words = noise_words(stream, uint32_t(block), of.token, of.sample);
+    box_muller(words.x0, words.x1, out[0], out[1]);
+    box_muller(words.x2, words.x3, out[2], out[3]);
+  }
+
+  __device__ __forceinline__ void prepare() const {
+    for (int t = member(); t < kTokens; t += kTeam) {
+      const int64_t i = token(t);
+      shared.tokens[t] = {amplitudes_at(args, i), args.sample_ids[i / args.num_tokens],
+                          uint32_t(i % args.num_tokens)};
+    }
+    team_sync<kTeam>();
+    if (args.rank > 0) {
+      draw_common();
+      team_sync<kTeam>();
+    }
+  }
+
+  // eta lies in the channels after the token's own; a block of four may straddle the border.
+  __device__ __forceinline__ void draw_common() const {
+    const int64_t begin = args.width / 4;
+    const int64_t blocks = (args.width + args.rank + 3) / 4 - begin;
+    for (int64_t task = member(); task < blocks * kTokens; task += kTeam) {
+      const int t = int(task % kTokens);
+      const int64_t block = begin + task / kTokens;
+      float four[4];
+      normals(block, shared.tokens[t], four);
+#pragma unroll
+      for (int lane = 0; lane < 4; ++lane) {
+        const int64_t j = block * 4 + lane - args.width;
+        if (j >= 0 && j < args.rank) shared.eta[j * kTokens + t] = W(four[lane]);
+      }
+    }
+  }
+
+  // L eps of the channels of one pack, for every token of the tile.
+  __device__ __forceinline__ void noise_at(int64_t channel, W (&noise)[kTokens][kCount]) const {
+    const Pack<W, kCount> std = load_pack<whole, kCount>(args.std, channel, args.width);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+      for (int start = 0; start < kCount; start += 4) {
+        float four[4];
+        normals((channel + start) / 4, shared.tokens[t], four);
+#pragma unroll
+        for (int lane = 0; lane < 4; ++lane) {
+          noise[t][start + lane] = std.values[start + lane] * W(four[lane]);
+        }
+      }
+    }
+    for (int64_t j = 0; j < args.rank; ++j) {
+      const Pack<W, kCount> direction =
+          load_pack<whole, kCount>(args.factor + j * args.width, channel, args.width);
+      const Pack<W, kTokens> eta = load_pack<true, kTokens>(shared.eta, j * kTokens, 0);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+        for (int c = 0; c < kCount; ++c) noise[t][c] += eta.values[t] * direction.values[c];
+      }
+    }
+  }
+};
+
+template <typename T, bool whole, int kTokens, int kTeam>
 __global__ void __launch_bounds__(kThreads, 4)
     gate_forward_kernel(GateArgs<T> args, T* __restrict__ gated) {
   using W = Work<T>;
-  __shared__ W eta[kMaxRank];
-  const PhiloxKey stream = stream_key(*args.seed, *args.step);
-  const int64_t total = args.batch * args.num_tokens;
-  for (int64_t i = blockIdx.x; i < total; i += gridDim.x) {
-    const TokenNoise<T> noise_of_token = {args, stream, uint32_t(i % args.num_tokens),
-                                          args.sample_ids[i / args.num_tokens], eta};
-    if (args.rank > 0) {
-      __syncthreads();
-      noise_of_token.draw_common(eta);
-      __syncthreads();
-    }
-    const Amplitudes<W> amp = amplitudes_at(args, i);
-    const W rest = W(1) - amp.a;
-    const T* x = args.tokens + i * args.width;
-    T* out = gated + i * args.width;
-    for (int64_t channel = threadIdx.x * kChannels<T>; channel < args.width;
-         channel += kThreads * kChannels<T>) {
-      const Pack<T> x_pack = load_pack<whole>(x, channel, args.width);
-      W noise[kChannels<T>];
-      noise_of_token.template pack<whole>(channel, noise);
-      Pack<T> result;
+  using Tile = Tile<T, whole, kTokens, kTeam>;
+  constexpr int kCount = Tile::kCount;
+  __shared__ TileShared<W, kTokens> shared[kThreads / kTeam];
+  const Tile tile = {args, shared[threadIdx.x / kTeam], stream_key(*args.seed, *args.step),
+                     Tile::index() * kTokens};
+  if (tile.first >= tile.total()) return;
+  tile.prepare();
+  for (int64_t channel = Tile::member() * kCount; channel < args.width; channel += kTeam * kCount) {
+    W noise[kTokens][kCount];
+    tile.noise_at(channel, noise);
+    const Pack<W, kCount> mean = load_pack<whole, kCount>(args.mean, channel, args.width);
 #pragma unroll
-      for (int c = 0; c < kChannels<T>; ++c) {
-        const W mean = whole || channel + c < args.width ? args.mean[channel + c] : W(0);
-        from_work(amp.a * to_work(x_pack.values[c]) + rest * mean + amp.b * noise[c],
+    for (int t = 0; t < kTokens; ++t) {
+      if (tile.first + t >= tile.total()) break;
+      const Amplitudes<W> amp = tile.shared.tokens[t].amp;
+      const W rest = W(1) - amp.a;
+      const int64_t row = (tile.first + t) * args.width;
+      const Pack<T, kCount> x = load_pack<whole, kCount>(args.tokens + row, channel, args.width);
+      Pack<T, kCount> result;
+#pragma unroll
+      for (int c = 0; c < kCount; ++c) {
+        from_work(amp.a * to_work(x.values[c]) + rest * mean.values[c] + amp.b * noise[t][c],
                   result.values[c]);
       }
-      store_pack<whole>(out, channel, args.width, result);
+      store_pack<whole, kCount>(gated + row, channel, args.width, result);
     }
   }
 }
 
-template <typename T, bool whole>
-__global__ void __launch_bounds__(kThreads, 4)
+template <typename T, bool whole, int kTokens, int kTeam>
+__global__ void __launch_bounds__(kThreads, kTeam == kThreads ? 4 : 3)
     gate_backward_kernel(GateArgs<T> args, const T* __restrict__ grad, T* __restrict__ grad_tokens,
                          Work<T>* __restrict__ grad_gate) {
   using W = Work<T>;
-  __shared__ W eta[kMaxRank];
-  __shared__ W shared[2 * kWarps];
-  const PhiloxKey stream = stream_key(*args.seed, *args.step);
-  const int64_t total = args.batch * args.num_tokens;
-  for (int64_t i = blockIdx.x; i < total; i += gridDim.x) {
-    const TokenNoise<T> noise_of_token = {args, stream, uint32_t(i % args.num_tokens),
-                                          args.sample_ids[i / args.num_tokens], eta};
-    if (args.rank > 0) {
-      __syncthreads();
-      noise_of_token.draw_common(eta);
-      __syncthreads();
-    }
-    const Amplitudes<W> amp = amplitudes_at(args, i);
-    const T* x = args.tokens + i * args.width;
-    const T* g = grad + i * args.width;
-    T* out = grad_tokens + i * args.width;
-    W dots[2] = {};
-    for (int64_t channel = threadIdx.x * kChannels<T>; channel < args.width;
-         channel += kThreads * kChannels<T>) {
-      const Pack<T> x_pack = load_pack<whole>(x, channel, args.width);
-      const Pack<T> g_pack = load_pack<whole>(g, channel, args.width);
-      W noise[kChannels<T>];
-      noise_of_token.template pack<whole>(channel, noise);
-      Pack<T> result;
+  using Tile = Tile<T, whole, kTokens, kTeam>;
+  constexpr int kCount = Tile::kCount;
+  __shared__ TileShared<W, kTokens> shared[kThreads / kTeam];
+  __shared__ W sums[2 * kWarps];
+  const Tile tile = {args, shared[threadIdx.x / kTeam], stream_key(*args.seed, *args.step),
+                     Tile::index() * kTokens};
+  if (tile.first >= tile.total()) return;
+  tile.prepare();
+  W dots[kTokens][2] = {};
+  for (int64_t channel = Tile::member() * kCount; channel < args.width; channel += kTeam * kCount) {
+    W noise[kTokens][kCount];
+    tile.noise_at(channel, noise);
+    const Pack<W, kCount> mean = load_pack<whole, kCount>(args.mean, channel, args.width);
 #pragma unroll
-      for (int c = 0; c < kChannels<T>; ++c) {
-        const W mean = whole || channel + c < args.width ? args.mean[channel + c] : W(0);
-        const W gradient = to_work(g_pack.values[c]);
-        dots[0] += gradient * (to_work(x_pack.values[c]) - mean);
-        dots[1] += gradient * noise[c];
-        from_work(amp.a * gradient, result.values[c]);
+    for (int t = 0; t < kTokens; ++t) {
+      const int64_t row = tile.token(t) * args.width;
+      const Pack<T, kCount> x = load_pack<whole, kCount>(args.tokens + row, channel, args.width);
+      const Pack<T, kCount> g = load_pack<whole, kCount>(grad + row, channel, args.width);
+      const W a = tile.shared.tokens[t].amp.a;
+      Pack<T, kCount> result;
+#pragma unroll
+      for (int c = 0; c < kCount; ++c) {
+        const W gradient = to_work(g.values[c]);
+        dots[t][0] += gradient * (to_work(x.values[c]) - mean.values[c]);
+        dots[t][1] += gradient * noise[t][c];
+        from_work(a * gradient, result.values[c]);
       }
-      store_pack<whole>(out, channel, args.width, result);
+      if (grad_tokens != nullptr && tile.first + t < tile.total()) {
+        store_pack<whole, kCount>(grad_tokens + row, channel, args.width, result);
+      }
     }
-    block_sum<kThreads>(dots, shared);
-    if (threadIdx.x == 0) {
-      grad_gate[i] = args.from_logits ? logit_gradient(amp, dots[0], dots[1])
-                                      : gate_gradient(amp, dots[0], dots[1]);
+  }
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    if constexpr (kTeam == kThreads) {
+      block_sum<kThreads>(dots[t], sums);
+    } else {
+      dots[t][0] = warp_sum(dots[t][0]);
+      dots[t][1] = warp_sum(dots[t][1]);
+    }
+    if (Tile::member() == 0 && tile.first + t < tile.total()) {
+      const Amplitudes<W> amp = tile.shared.tokens[t].amp;
+      grad_gate[tile.first + t] = args.from_logits ? logit_gradient(amp, dots[t][0], dots[t][1])
+                                                   : gate_gradient(amp, dots[t][0], dots[t][1]);
     }
   }
 }
@@ -197,27 +262,38 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 
 template <typename T>
 bool packs_are_whole(const GateArgs<T>& args, const void* other, const void* out) {
-  return args.width % kChannels<T> == 0 && is_aligned(args.tokens) && is_aligned(other) &&
-         is_aligned(out);
+  return args.width % kChannels<T> == 0 && is_aligned(args.tokens) && is_aligned(args.mean) &&
+         is_aligned(args.std) && is_aligned(args.factor) && is_aligned(other) && is_aligned(out);
 }
 
-// Enough blocks to fill any GPU many times over; each block then takes further tokens.
+// From here on, warps that take several tokens each fill the GPU.
+constexpr unsigned kManyTokens = 8192;
+
+// Tokens of a warp's tile: as many as leave their noise in registers.
 template <typename T>
-unsigned grid_of(const GateArgs<T>& args) {
-  const int64_t total = args.batch * args.num_tokens;
-  return unsigned(total < (int64_t(1) << 20) ? total : (int64_t(1) << 20));
+constexpr int kForwardTokens = sizeof(T) == 4 ? 8 : 4;
+constexpr int kBackwardTokens = 4;
+
+// Blocks of a launch whose blocks take so many tokens each.
+template <typename T>
+unsigned grid_of(const GateArgs<T>& args, int64_t tokens_of_block) {
+  return unsigned((args.batch * args.num_tokens + tokens_of_block - 1) / tokens_of_block);
 }
 
 }  // namespace
 
 template <typename T>
 cudaError_t launch_gate_forward(const GateArgs<T>& args, T* gated, cudaStream_t stream) {
-  const unsigned grid = grid_of(args);
-  if (grid == 0 || args.width == 0) return cudaSuccess;
-  if (packs_are_whole(args, args.tokens, gated)) {
-    gate_forward_kernel<T, true><<<grid, kThreads, 0, stream>>>(args, gated);
+  const unsigned tokens = grid_of(args, 1);
+  const unsigned tiles = grid_of(args, kWarps * kForwardTokens<T>);
+  if (tokens == 0 || args.width == 0) return cudaSuccess;
+  if (!packs_are_whole(args, args.tokens, gated)) {
+    gate_forward_kernel<T, false, 1, kThreads><<<tokens, kThreads, 0, stream>>>(args, gated);
+  } else if (tokens < kManyTokens) {
+    gate_forward_kernel<T, true, 1, kThreads><<<tokens, kThreads, 0, stream>>>(args, gated);
   } else {
-    gate_forward_kernel<T, false><<<grid, kThreads, 0, stream>>>(args, gated);
+    gate_forward_kernel<T, true, kForwardTokens<T>, kWarp>
+        <<<tiles, kThreads, 0, stream>>>(args, gated);
   }
   return cudaGetLastError();
 }
@@ -225,14 +301,18 @@ cudaError_t launch_gate_forward(const GateArgs<T>& args, T* gated, cudaStream_t 
 template <typename T>
 cudaError_t launch_gate_backward(const GateArgs<T>& args, const T* grad, T* grad_tokens,
                                  Work<T>* grad_gate, cudaStream_t stream) {
-  const unsigned grid = grid_of(args);
-  if (grid == 0) return cudaSuccess;
-  if (packs_are_whole(args, grad, grad_tokens)) {
-    gate_backward_kernel<T, true>
-        <<<grid, kThreads, 0, stream>>>(args, grad, grad_tokens, grad_gate);
+  const unsigned tokens = grid_of(args, 1);
+  const unsigned tiles = grid_of(args, kWarps * kBackwardTokens);
+  if (tokens == 0) return cudaSuccess;
+  if (!packs_are_whole(args, grad, grad_tokens)) {
+    gate_backward_kernel<T, false, 1, kThreads>
+        <<<tokens, kThreads, 0, stream>>>(args, grad, grad_tokens, grad_gate);
+  } else if (tokens < kManyTokens) {
+    gate_backward_kernel<T, true, 1, kThreads>
+        <<<tokens, kThreads, 0, stream>>>(args, grad, grad_tokens, grad_gate);
   } else {
-    gate_backward_kernel<T, false>
-        <<<grid, kThreads, 0, stream>>>(args, grad, grad_tokens, grad_gate);
+    gate_backward_kernel<T, true, kBackwardTokens, kWarp>
+        <<<tiles, kThreads, 0, stream>>>(args, grad, grad_tokens, grad_gate);
   }
   return cudaGetLastError();
 }

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from autoselect.ops import checks
+from autoselect.ops.diverse_top_k import diverse_top_k_reference
 from autoselect.ops.hard_top_k import hard_top_k_reference, select_tokens_reference
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import (
@@ -48,7 +49,7 @@ def kernels(tmp_path_factory):
     if compiler is None:
         pytest.skip("no g++ on this machine")
     build = tmp_path_factory.mktemp("emulation")
-    names = ("soft_top_k", "noise_gate", "hard_top_k")
+    names = ("soft_top_k", "noise_gate", "hard_top_k", "diverse_top_k")
     for name in names:
         text = _as_cpp((CSRC / "cuda" / f"{name}_kernels.cu").read_text())
         # Each file gets its own namespace for what it keeps to itself.
@@ -130,7 +131,7 @@ def test_selection_ranks_nan_as_the_reference_does(kernels, monkeypatch):
     scores[:, ::7] = -torch.inf
     for k, mask in ((12, None), (290, None), (290, torch.rand(2, 300) > 0.1)):
         positions = torch.full((2, k), -7)
-        _call(kernels.hard_top_k_f32, scores, mask, k, 2, 300, positions)
+        _call(kernels.hard_top_k_f32, scores, mask, None, k, 2, 300, positions)
         assert torch.equal(positions, hard_top_k_reference(scores, k, mask))
 
 
@@ -142,12 +143,13 @@ def test_selection(kernels, n, k, row_bytes):
     tokens = torch.randn(2, n, row_bytes // 4)
     for mask in (None, torch.rand(2, n) > 0.6):
         positions = torch.full((2, k), -7)
-        _call(kernels.hard_top_k_f32, scores, mask, k, 2, n, positions)
+        _call(kernels.hard_top_k_f32, scores, mask, None, k, 2, n, positions)
         assert torch.equal(positions, hard_top_k_reference(scores, k, mask))
 
         kept, again = _poison(2, k, row_bytes // 4), torch.full((2, k), -7)
-        ranking = (scores, mask, k, 2, n)
-        _call(kernels.select_tokens_f32, *ranking, tokens, kept, row_bytes, again)
+        ranking = (scores, mask, None, k, 2, n)
+        strides = (row_bytes, n * row_bytes, row_bytes)
+        _call(kernels.select_tokens_f32, *ranking, tokens, *strides, kept, again)
         assert torch.equal(again, positions)
         assert torch.equal(kept, select_tokens_reference(tokens, scores, k, mask)[0])
 
@@ -155,6 +157,54 @@ def test_selection(kernels, n, k, row_bytes):
         _call(kernels.select_backward, kept, positions, back, row_bytes, 2, k, n)
         chosen = torch.zeros(2, n + 1).scatter(1, positions.where(positions >= 0, n), 1.0)[:, :n]
         assert torch.equal(back, tokens * chosen[..., None])
+
+
+@pytest.mark.parametrize("extra", [3, 4])  # rows of the view with and without 16-byte steps
+def test_selection_with_a_budget_per_row_from_a_strided_view(kernels, extra):
+    torch.manual_seed(extra)
+    scores, whole = torch.randn(3, 40), torch.randn(41, 3, 8 + extra)
+    tokens, budgets = whole.transpose(0, 1)[:, 1:, :8], torch.tensor([2, 30, 1])
+    kept, positions = _poison(3, 30, 8), torch.full((3, 30), -7)
+    strides = [4 * tokens.stride(dim) for dim in (0, 1)]
+    start = whole.flatten()[tokens.storage_offset() :]
+    ranking = (scores, None, budgets, 30, 3, 40)
+    _call(kernels.select_tokens_f32, *ranking, start, 32, *strides, kept, positions)
+    expected = select_tokens_reference(tokens, scores, budgets, width=30)
+    assert torch.equal(positions, expected[1]) and torch.equal(kept, expected[0])
+
+
+def _cosines(tokens, mask):
+    weight = mask[..., None].float()
+    mean = (tokens.float() * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    return torch.nn.functional.normalize(tokens.float() - mean, dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n, width", [(5, 3), (40, 70)])
+def test_directions(kernels, dtype, n, width):
+    torch.manual_seed(n)
+    tokens, mask = torch.randn(2, n, width).to(dtype), torch.rand(2, n) > 0.3
+    mean, directions = _poison(2, width), _poison(2, n, width)
+    name = NAMES[dtype][0]
+    _call(getattr(kernels, f"directions_{name}"), tokens, mask, 2, n, width, mean, directions)
+    torch.testing.assert_close(directions, _cosines(tokens, mask), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("n, k", [(1, 1), (63, 9), (530, 4)])
+@pytest.mark.parametrize("by_row", [False, True])
+def test_diverse_top_k(kernels, n, k, by_row):
+    torch.manual_seed(n)
+    scores, tokens = torch.randn(2, n), torch.randn(2, n, 12)
+    budgets = torch.tensor([1, k]) if by_row else None
+    for mask in (None, torch.rand(2, n) > 0.6):
+        valid = torch.ones(2, n, dtype=torch.bool) if mask is None else mask
+        directions = _cosines(tokens, valid).nan_to_num(0.0)
+        expected = diverse_top_k_reference(scores, tokens, budgets if by_row else k, 0.4, mask, k)
+        for pairs in (directions @ directions.transpose(1, 2), None):
+            order, positions = torch.full((2, k), -7), torch.full((2, k), -7)
+            arguments = (scores, mask, budgets, k, 0.4, 2, n, directions, 12, pairs)
+            _call(kernels.diverse_steps_f32, *arguments, _poison(3, 2, n), order, positions)
+            assert torch.equal(positions, expected)
 
 
 NAMES = {
@@ -170,21 +220,34 @@ NAMES = {
 @pytest.mark.parametrize("rank", [0, 5])
 @pytest.mark.parametrize("from_logits", [True, False])
 def test_noise_gate(kernels, dtype, width, rank, from_logits):
+    _check_noise_gate(kernels, dtype, 3, width, rank, from_logits)
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("width, rank", [(8, 0), (136, 5)])
+def test_noise_gate_of_many_tokens(kernels, dtype, width, rank):
+    """A warp takes several tokens, the last fewer than the others."""
+    _check_noise_gate(kernels, dtype, 4097, width, rank, True)
+
+
+def _check_noise_gate(kernels, dtype, n, width, rank, from_logits):
     torch.manual_seed(width)
     name, tolerance = NAMES[dtype]
     work = torch.float64 if dtype == torch.float64 else torch.float32
-    tokens, upstream = (torch.randn(2, 3, width).to(dtype) for _ in range(2))
+    tokens, upstream = (torch.randn(2, n, width).to(dtype) for _ in range(2))
     mean, std = torch.randn(width, dtype=work), torch.rand(width, dtype=work)
     factor = torch.randn(rank, width, dtype=work) if rank else None
-    logits = torch.randn(2, 3, dtype=work) * 2
+    logits = torch.randn(2, n, dtype=work) * 2
     gate = logits if from_logits else torch.sigmoid(logits)
     key, ids = torch.tensor([11, 2**35]), torch.tensor([3, 2**40])
-    arguments = (tokens, gate, from_logits, mean, std, factor, key, ids, rank, 2, 3, width)
-    gated, grad_tokens = _poison(2, 3, width, dtype=dtype), _poison(2, 3, width, dtype=dtype)
-    grad_gate = _poison(2, 3, dtype=work)
+    arguments = (tokens, gate, from_logits, mean, std, factor, key, ids, rank, 2, n, width)
+    gated, grad_tokens = _poison(2, n, width, dtype=dtype), _poison(2, n, width, dtype=dtype)
+    grad_gate, alone = _poison(2, n, dtype=work), _poison(2, n, dtype=work)
     _call(getattr(kernels, f"gate_forward_{name}"), *arguments, gated)
-    outputs = (upstream, grad_tokens, grad_gate)
-    _call(getattr(kernels, f"gate_backward_{name}"), *arguments, *outputs)
+    backward = getattr(kernels, f"gate_backward_{name}")
+    _call(backward, *arguments, upstream, grad_tokens, grad_gate)
+    _call(backward, *arguments, upstream, None, alone)
+    assert torch.equal(alone, grad_gate)
 
     x, leaf = tokens.double().requires_grad_(), gate.double().requires_grad_()
     gates = torch.sigmoid(leaf) if from_logits else leaf

@@ -5,7 +5,7 @@ import torch
 
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.method.scorer import Scorer
-from autoselect.ops.diverse_top_k import diverse_top_k
+from autoselect.ops.diverse_top_k import diverse_top_k, diverse_top_k_reference
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.pruning.selector import Selector
 
@@ -37,9 +37,10 @@ def test_it_is_the_greedy_rule_of_its_definition(seed, count, diversity, data):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(2, count, generator=generator)
     tokens = torch.randn(2, count, 5, generator=generator)
-    found = diverse_top_k(scores, tokens, k, diversity)
-    for row in range(2):
-        assert found[row].tolist() == by_definition(scores[row], tokens[row], k, diversity)
+    for op in (diverse_top_k, diverse_top_k_reference):
+        found = op(scores, tokens, k, diversity)
+        for row in range(2):
+            assert found[row].tolist() == by_definition(scores[row], tokens[row], k, diversity)
 
 
 def test_without_diversity_it_is_hard_top_k():
@@ -48,6 +49,67 @@ def test_without_diversity_it_is_hard_top_k():
     tokens = torch.randn(3, 40, 8, generator=torch.Generator().manual_seed(1))
     for k in (1, 7, 40):
         assert torch.equal(diverse_top_k(scores, tokens, k, 0.0), hard_top_k(scores, k))
+
+
+def _clustered(batch, count, width, dtype, device):
+    """Return tokens that resemble each other, as those of an image do, and their scores."""
+    generator = torch.Generator().manual_seed(count)
+    centres = torch.randn(batch, 6, width, generator=generator)
+    share = torch.softmax(4 * torch.randn(batch, count, 6, generator=generator), -1)
+    tokens = share @ centres + 0.3 * torch.randn(batch, count, width, generator=generator) + 1
+    scores = torch.randn(batch, count, generator=generator)
+    return tokens.to(device, dtype), scores.to(device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count, width, k", [(1, 3, 1), (63, 1, 9), (300, 70, 64), (2100, 40, 12)])
+def test_it_agrees_with_the_reference(dtype, count, width, k, device):
+    tokens, scores = _clustered(3, count, width, dtype, device)
+    mask = torch.rand(3, count, generator=torch.Generator().manual_seed(1)).to(device) > 0.4
+    for diversity in (0.0, 0.4, 1.0):
+        for valid in (None, mask):
+            expected = diverse_top_k_reference(scores, tokens, k, diversity, valid)
+            assert torch.equal(diverse_top_k(scores, tokens, k, diversity, valid), expected)
+
+
+def test_a_budget_per_row_is_that_of_the_rows_alone(device):
+    tokens, scores = _clustered(3, 60, 16, torch.float32, device)
+    budgets = torch.tensor([5, 1, 20], device=device)
+    found = diverse_top_k(scores, tokens, budgets, 0.4, width=22)
+    assert torch.equal(diverse_top_k_reference(scores, tokens, budgets, 0.4, width=22), found)
+    for row, k in enumerate(budgets.tolist()):
+        alone = diverse_top_k(scores[row : row + 1], tokens[row : row + 1], k, 0.4)
+        assert torch.equal(found[row, :k], alone[0]) and (found[row, k:] == -1).all()
+
+
+@pytest.mark.parametrize("op", [diverse_top_k, diverse_top_k_reference])
+def test_ties_go_to_the_lowest_position(op, device):
+    """Equal scores and opposite pairs of equal tokens: every choice is a tie."""
+    one = torch.tensor([1.0, 0.0], device=device)
+    tokens = torch.stack([one, one, -one, -one, one, -one])[None]
+    scores = torch.zeros(1, 6, device=device)
+    assert op(scores, tokens, 2, 0.5).tolist() == [[0, 2]]
+    assert op(scores, tokens, 4, 0.5).tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("op", [diverse_top_k, diverse_top_k_reference])
+def test_huge_scores_and_tokens_without_direction(op, device):
+    scores = torch.tensor([[torch.inf, 3e38, 1.0, -torch.inf, -3e38]], device=device)
+    tokens = torch.ones(1, 5, 4, device=device)  # all equal to their mean
+    assert op(scores, tokens, 3, 0.3).tolist() == [[0, 1, 2]]
+
+
+def test_thread_counts_and_runs_give_the_same_positions(native):
+    tokens, scores = _clustered(5, 200, 33, torch.bfloat16, "cpu")
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            found.append(diverse_top_k(scores, tokens, 30, 0.4))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
 
 
 def test_of_equal_tokens_one_is_kept():
@@ -72,7 +134,11 @@ def test_padding_is_never_kept_and_changes_nothing():
 
 @pytest.mark.parametrize(
     ("k", "diversity", "words"),
-    [(0, 0.5, "k=0 must lie in 1..4"), (5, 0.5, "k=5"), (2, 1.5, "diversity=1.5 must lie in 0..1")],
+    [
+        (0, 0.5, "k=0 keeps no token; choose 1..4"),
+        (5, 0.5, "k=5"),
+        (2, 1.5, "diversity=1.5 must lie in 0..1"),
+    ],
 )
 def test_bad_arguments_are_refused(k, diversity, words):
     with pytest.raises(ConfigError, match=words):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from autoselect.config import ConfigError
 from autoselect.ops import checks
 from autoselect.ops.hard_top_k import (
     hard_top_k,
@@ -87,3 +88,52 @@ def test_empty_batch(device):
         torch.zeros(0, 5, 4, device=device), torch.zeros(0, 5, device=device), 2
     )
     assert kept.shape == (0, 2, 4) and indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_budget_per_row_is_that_of_the_rows_alone(masked, device):
+    torch.manual_seed(0)
+    scores = torch.randn(4, 63, device=device).mul(2).round()
+    tokens = torch.randn(4, 63, 5, device=device)
+    mask = torch.rand(4, 63, device=device) > 0.5 if masked else None
+    budgets = torch.tensor([1, 40, 7, 20], device=device)
+    kept, positions = select_tokens(tokens, scores, budgets, mask, width=40)
+    assert torch.equal(hard_top_k(scores, budgets, mask, width=40), positions)
+    assert torch.equal(hard_top_k_reference(scores, budgets, mask, width=40), positions)
+    for row, k in enumerate(budgets.tolist()):
+        one = None if mask is None else mask[row : row + 1]
+        alone = select_tokens(tokens[row : row + 1], scores[row : row + 1], k, one)
+        assert torch.equal(positions[row, :k], alone[1][0])
+        assert torch.equal(kept[row, :k], alone[0][0])
+        assert (positions[row, k:] == -1).all() and (kept[row, k:] == 0).all()
+
+
+@pytest.mark.parametrize("op", [hard_top_k, hard_top_k_reference])
+def test_the_width_of_budgets_per_row(op):
+    scores, budgets = torch.randn(2, 9), torch.tensor([2, 5])
+    assert op(scores, budgets).shape == (2, 5)
+    assert torch.equal(op(scores, budgets, width=7)[:, :5], op(scores, budgets))
+    for k, width, words in (
+        (budgets, 4, "width=4 is below the largest k=5"),
+        (budgets, 10, "k=10 exceeds the 9 tokens"),
+        (torch.tensor([0, 1]), 4, r"k=\[0, 1\] leaves the range"),
+        (3, 4, "width=4 does not fit k=3"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            op(scores, k, width=width)
+
+
+def test_a_width_is_demanded_if_reading_it_would_wait_for_the_device():
+    scores, budgets = torch.zeros(2, 9, device="meta"), torch.zeros(2, device="meta").long()
+    with pytest.raises(ConfigError, match="width is missing"):
+        hard_top_k(scores, budgets)
+    assert hard_top_k(scores, budgets, width=4).shape == (2, 4)
+
+
+def test_only_kept_tokens_of_a_strided_view_are_copied(native):
+    """The view is far too large to be copied: its rows repeat one row of memory."""
+    row = torch.randn(1, 1, 4096)
+    tokens = row.expand(1000, 1_000_000, 4096)
+    scores = torch.zeros(1, 1).expand(1000, 1_000_000)[:2]
+    kept, positions = select_tokens(tokens[:2], scores, 3)
+    assert torch.equal(kept, row.expand(2, 3, 4096)) and positions.tolist() == [[0, 1, 2]] * 2

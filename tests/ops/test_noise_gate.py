@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoselect.ops.noise import NoiseStatistics
 from autoselect.ops.noise_gate import (
@@ -231,3 +232,41 @@ def test_backward_keeps_the_tokens_and_not_the_noise(native, make_key):
         soft_top_k_noise_gate(tokens, scores, 5, 0.5, statistics, make_key(2))
     assert tokens.data_ptr() in saved
     assert sum(saved.values()) < 1.1 * tokens.numel() * tokens.element_size()
+
+
+class Backwards(TorchDispatchMode):
+    """Record the operators that write gradients, and the sizes of what they return."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.name().endswith("noise_gate_backward"):
+            self.sizes[func.name()] = [tensor.numel() for tensor in result]
+        return result
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_the_token_gradient_is_written_only_if_somebody_needs_it(rank, native, make_key, device):
+    torch.manual_seed(0)
+    tokens, upstream = (torch.randn(2, 9, 70, device=device) for _ in range(2))
+    scores = torch.randn(2, 9, device=device)
+    factor = torch.randn(rank, 70, device=device) if rank else None
+    channels = (torch.randn(70, device=device), torch.rand(70, device=device), factor)
+    noise = NoiseStatistics(*channels), make_key(2, device)
+    for fused in (True, False):
+        gradients = []
+        for needed in (True, False):
+            x, r = tokens.clone().requires_grad_(needed), scores.clone().requires_grad_()
+            if fused:
+                gated = soft_top_k_noise_gate(x, r, 3, 0.5, *noise)[0]
+            else:
+                gated = noise_gate(x, r.sigmoid(), *noise)
+            with Backwards() as seen:
+                gated.backward(upstream)
+            assert list(seen.sizes.values()) == [[tokens.numel() if needed else 0, scores.numel()]]
+            assert (x.grad is not None) == needed
+            gradients.append(r.grad)
+        assert torch.equal(*gradients)

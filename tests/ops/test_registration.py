@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autoselect.ops import build_info, runs_on
 from autoselect.ops._native import OPERATORS, is_native
+from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
@@ -46,13 +47,20 @@ def _samples(device):
         leaf, scores = tokens.clone().requires_grad_(), r.clone().requires_grad_()
         yield "noise_gate", (leaf, gates.clone().requires_grad_(), *noise)
         yield "noise_gate_backward", (torch.randn_like(tokens), tokens, gates, *noise)
+        yield "noise_gate_backward", (torch.randn_like(tokens), tokens, gates, *noise, False)
+        frozen = (tokens, gates.clone().requires_grad_(), *noise)
+        yield "noise_gate", frozen
         yield "soft_top_k_noise_gate", (leaf, scores, None, K, TAU, *noise, None)
         yield "soft_top_k_noise_gate", (leaf, scores, rows, 0, TAU, *noise, mask)
         grads = (torch.randn_like(tokens), torch.randn(B, N, device=device))
         yield "soft_top_k_noise_gate_backward", (*grads, tokens, r, TAU, *noise)
         yield "soft_top_k_noise_gate_backward", (grads[0], None, tokens, r, TAU, *noise)
-    yield "hard_top_k", (r, K, mask)
-    yield "select_tokens", (x.clone().requires_grad_(), r, K, None)
+        yield "soft_top_k_noise_gate_backward", (*grads, tokens, r, TAU, *noise, False)
+    few = torch.tensor([1, K], device=device)
+    for budgets in ((), (few,)):
+        yield "hard_top_k", (r, K, mask, *budgets)
+        yield "select_tokens", (x.clone().requires_grad_(), r, K, None, *budgets)
+        yield "diverse_top_k", (r, half, K, 0.4, mask, *budgets)
     yield "select_tokens_backward", (x[:, :K].clone(), torch.tensor([[0, 4, -1]] * B).to(device), N)
 
 
@@ -100,6 +108,31 @@ def test_compiles_as_one_graph(backend, native, device):
     expected = _value_and_gradients(_gate_and_select, arguments)
     for actual, value in zip(_value_and_gradients(compiled, arguments), expected, strict=True):
         torch.testing.assert_close(actual, value)
+
+
+def _select_by_row(x, r, budgets):
+    """Compute a number through the selections with one budget per row."""
+    kept, positions = select_tokens(x, r, budgets, width=K)
+    diverse = diverse_top_k(r, x, budgets, 0.4, width=K)
+    return kept.square().sum() + (positions + hard_top_k(r, budgets, width=K) + diverse).sum()
+
+
+def test_selections_with_a_budget_per_row_compile_as_one_graph(native, device):
+    x, r, *_ = _arguments(device)
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(_select_by_row, fullgraph=True, backend=count)
+    for budgets in ([1, K], [K, 2]):
+        arguments = (x, r, torch.tensor(budgets, device=device))
+        (expected,) = torch.autograd.grad(_select_by_row(*arguments), x)
+        (actual,) = torch.autograd.grad(compiled(*arguments), x)
+        assert torch.equal(actual, expected)
+    assert len(graphs) == 1
 
 
 def test_one_compiled_graph_serves_every_step_and_temperature(native, device):

@@ -159,6 +159,9 @@ inline emulation::ThreadIndex threadIdx;
 #define gridDim emulation::grid_size
 
 inline void __syncthreads() { emulation::meet(emulation::block_barrier); }
+inline void __syncwarp() {
+  emulation::meet(emulation::warp_barriers[emulation::running->index / emulation::kWarpSize]);
+}
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {

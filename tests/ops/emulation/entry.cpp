@@ -5,51 +5,102 @@ using namespace autoselect;
 
 extern "C" {
 
-void soft_top_k_f32(const float* scores, const bool* mask, const int64_t* k_rows, int64_t k,
-                    double temperature, int64_t batch, int64_t n, float* gates, float* logits) {
-  launch_soft_top_k<float>({scores, mask, k_rows, k, {temperature, nullptr}, batch, n}, gates,
-                           logits, nullptr);
+void soft_top_k_f32(const float *scores, const bool *mask,
+                    const int64_t *k_rows, int64_t k, double temperature,
+                    int64_t batch, int64_t n, float *gates, float *logits) {
+  launch_soft_top_k<float>(
+      {scores, mask, k_rows, k, {temperature, nullptr}, batch, n}, gates,
+      logits, nullptr);
 }
 
-void score_gradient_f32(const float* logits, const float* grad_gates, const float* grad_logits,
-                        double temperature, int64_t batch, int64_t n, float* out) {
+void score_gradient_f32(const float *logits, const float *grad_gates,
+                        const float *grad_logits, double temperature,
+                        int64_t batch, int64_t n, float *out) {
   launch_score_gradient<float>(
-      {logits, grad_gates, grad_logits, {temperature, nullptr}, batch, n}, out, nullptr);
+      {logits, grad_gates, grad_logits, {temperature, nullptr}, batch, n}, out,
+      nullptr);
 }
 
-void hard_top_k_f32(const float* scores, const bool* mask, int64_t k, int64_t batch, int64_t n,
-                    int64_t* positions) {
-  launch_hard_top_k<float>({scores, mask, k, batch, n}, positions, nullptr);
+void hard_top_k_f32(const float *scores, const bool *mask,
+                    const int64_t *k_rows, int64_t k, int64_t batch, int64_t n,
+                    int64_t *positions) {
+  launch_hard_top_k<float>({scores, mask, k_rows, k, batch, n}, positions,
+                           nullptr);
 }
 
-void select_tokens_f32(const float* scores, const bool* mask, int64_t k, int64_t batch, int64_t n,
-                       const void* tokens, void* kept, int64_t row_bytes, int64_t* positions) {
-  launch_select_tokens<float>({scores, mask, k, batch, n}, tokens, kept, row_bytes, positions,
-                              nullptr);
+void select_tokens_f32(const float *scores, const bool *mask,
+                       const int64_t *k_rows, int64_t k, int64_t batch,
+                       int64_t n, const void *tokens, int64_t token_bytes,
+                       int64_t batch_stride, int64_t token_stride, void *kept,
+                       int64_t *positions) {
+  launch_select_tokens<float>({scores, mask, k_rows, k, batch, n},
+                              {tokens, token_bytes, batch_stride, token_stride},
+                              kept, positions, nullptr);
 }
 
-void select_backward(const void* grad, const int64_t* positions, void* grad_tokens,
-                     int64_t row_bytes, int64_t batch, int64_t k, int64_t n) {
-  launch_select_backward(grad, positions, grad_tokens, row_bytes, batch, k, n, nullptr);
+// `pairs` [B, N, N] is null to compare with one kept token after another.
+void diverse_steps_f32(const float *scores, const bool *mask,
+                       const int64_t *k_rows, int64_t k, double diversity,
+                       int64_t batch, int64_t n, const float *directions,
+                       int64_t width, const float *pairs, float *scratch,
+                       int64_t *order, int64_t *positions) {
+  float *relevance = scratch;
+  float *nearest = scratch + batch * n;
+  float *row = scratch + 2 * batch * n;
+  const DiverseArgs args = {
+      scores, mask,  k_rows, float(diversity), float(1 - diversity),
+      k,      batch, n,      relevance,        nearest,
+      order};
+  launch_relevance(args, nullptr);
+  if (pairs != nullptr)
+    launch_diverse_steps(args, pairs, true, 0, k, nullptr);
+  for (int64_t step = 0; pairs == nullptr && step < k; ++step) {
+    if (step > 0)
+      launch_similarity_row(args, directions, width, step - 1, row, nullptr);
+    launch_diverse_steps(args, row, false, step, step + 1, nullptr);
+  }
+  launch_sort_order(args, positions, nullptr);
 }
 
-#define GATE(NAME, T)                                                                             \
-  void gate_forward_##NAME(const T* tokens, const Work<T>* gate, bool from_logits,                \
-                           const Work<T>* mean, const Work<T>* std, const Work<T>* factor,        \
-                           const int64_t* key, const int64_t* ids, int64_t rank, int64_t batch,   \
-                           int64_t n, int64_t width, T* out) {                                    \
-    launch_gate_forward<T>({tokens, gate, from_logits, mean, std, factor, key, key + 1, ids, rank, \
-                            batch, n, width},                                                     \
-                           out, nullptr);                                                         \
-  }                                                                                               \
-  void gate_backward_##NAME(const T* tokens, const Work<T>* gate, bool from_logits,               \
-                            const Work<T>* mean, const Work<T>* std, const Work<T>* factor,       \
-                            const int64_t* key, const int64_t* ids, int64_t rank, int64_t batch,  \
-                            int64_t n, int64_t width, const T* grad, T* grad_tokens,              \
-                            Work<T>* grad_gate) {                                                 \
-    launch_gate_backward<T>({tokens, gate, from_logits, mean, std, factor, key, key + 1, ids,     \
-                             rank, batch, n, width},                                              \
-                            grad, grad_tokens, grad_gate, nullptr);                               \
+#define DIRECTIONS(NAME, T)                                                    \
+  void directions_##NAME(const T *tokens, const bool *mask, int64_t batch,     \
+                         int64_t n, int64_t width, float *mean,                \
+                         float *directions) {                                  \
+    launch_mean_token<T>(tokens, mask, batch, n, width, mean, nullptr);        \
+    launch_directions<T>(tokens, mean, batch, n, width, directions, nullptr);  \
+  }
+
+DIRECTIONS(f32, float)
+DIRECTIONS(f64, double)
+DIRECTIONS(bf16, BFloat16)
+DIRECTIONS(f16, Half16)
+
+void select_backward(const void *grad, const int64_t *positions,
+                     void *grad_tokens, int64_t row_bytes, int64_t batch,
+                     int64_t k, int64_t n) {
+  launch_select_backward(grad, positions, grad_tokens, row_bytes, batch, k, n,
+                         nullptr);
+}
+
+#define GATE(NAME, T)                                                          \
+  void gate_forward_##NAME(                                                    \
+      const T *tokens, const Work<T> *gate, bool from_logits,                  \
+      const Work<T> *mean, const Work<T> *std, const Work<T> *factor,          \
+      const int64_t *key, const int64_t *ids, int64_t rank, int64_t batch,     \
+      int64_t n, int64_t width, T *out) {                                      \
+    launch_gate_forward<T>({tokens, gate, from_logits, mean, std, factor, key, \
+                            key + 1, ids, rank, batch, n, width},              \
+                           out, nullptr);                                      \
+  }                                                                            \
+  void gate_backward_##NAME(                                                   \
+      const T *tokens, const Work<T> *gate, bool from_logits,                  \
+      const Work<T> *mean, const Work<T> *std, const Work<T> *factor,          \
+      const int64_t *key, const int64_t *ids, int64_t rank, int64_t batch,     \
+      int64_t n, int64_t width, const T *grad, T *grad_tokens,                 \
+      Work<T> *grad_gate) {                                                    \
+    launch_gate_backward<T>({tokens, gate, from_logits, mean, std, factor,     \
+                             key, key + 1, ids, rank, batch, n, width},        \
+                            grad, grad_tokens, grad_gate, nullptr);            \
   }
 
 GATE(f32, float)
@@ -57,4 +108,4 @@ GATE(f64, double)
 GATE(bf16, BFloat16)
 GATE(f16, Half16)
 
-}  // extern "C"
+} // extern "C"
