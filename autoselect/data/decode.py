@@ -128,7 +128,7 @@ def read_capped(path: Path, cap: int) -> bytes:
         if path.is_dir():
             raise ImageError("is a folder, not a file")
         with path.open("rb") as stream:
-            return stream.read(cap + 1)
+            return stream.read(min(cap, os.fstat(stream.fileno()).st_size) + 1)
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     except ImageError:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.data.decode import read_image
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
 from autoselect.evaluation.loading import checked_device
@@ -160,6 +161,7 @@ class PrunedVLM:
 
 
 def _sample(images: Sequence[Image.Image], question: str) -> EvaluationSample:
-    """Return a question as a sample, named by the pixels of its images."""
+    """Return a question as a sample, named by the pixels of its images; they are read as seen."""
+    images = [read_image(image) for image in images]
     key = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
     return EvaluationSample(key, tuple(images), (question,), (("",),), ("",), ((),), (question,))

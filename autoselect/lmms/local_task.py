@@ -87,7 +87,7 @@ def visual(document: Mapping[str, Any]) -> list[Image.Image]:
     """Return the images of a question as AutoSelect evaluates them."""
     paths = document["image_path"]
     # Evaluation shards are read within their own caps before the task is written.
-    read = Limits(sys.maxsize - 1, sys.maxsize)
+    read = Limits(sys.maxsize, sys.maxsize)
     return [read_image(path, read) for path in ([paths] if isinstance(paths, str) else paths)]
 
 

@@ -17,6 +17,17 @@ def make_image(number: int, size: tuple[int, int] = (24, 16), kind: str = "JPEG"
     return stream.getvalue()
 
 
+def sideways() -> bytes:
+    """A transparent drawing on hidden black that its EXIF data turns by a quarter."""
+    image = Image.new("RGBA", (64, 40), (0, 0, 0, 0))
+    image.paste((200, 30, 30, 255), (4, 4, 30, 20))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    stream = io.BytesIO()
+    image.save(stream, "PNG", exif=exif)
+    return stream.getvalue()
+
+
 def make_record(number: int, num_images: int = 1) -> dict:
     return {
         "conversations": [

@@ -93,6 +93,19 @@ def test_convert_reports_rows_and_keeps_to_its_budget(tmp_path: Path, capsys) ->
     words = (tmp_path / "rows.json", "--images", tmp_path, "--output", tmp_path / "out")
     assert call("convert-llava", *words) == 1
     out = capsys.readouterr().out
-    assert out.startswith("2 rows, 1 samples in 1 shards, 1 rejected\n")
+    assert out.startswith(
+        "2 rows, 1 samples in 1 shards, 1 rejected\n1 of 1 samples have pictures\n"
+    )
     assert str(tmp_path / "out" / "rejected.jsonl") in out
     assert call("convert-llava", *words, "--max-rejected", "0.5") == 0
+
+
+def test_convert_says_how_many_samples_have_pictures(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.jpg").write_bytes(make_image(0))
+    rows = [make_record(0) | {"image": "a.jpg"}, make_record(1, 0), make_record(2, 0)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    words = (tmp_path / "rows.json", "--images", tmp_path, "--output", tmp_path / "out")
+    for _ in range(2):
+        assert call("convert-llava", *words) == 0
+        said = "1 of 3 samples have pictures; 2 are text only and train nothing\n"
+        assert said in capsys.readouterr().out

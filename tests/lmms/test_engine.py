@@ -1,12 +1,15 @@
 """The public route (processor, `attach`, `generate`) gives the answers of the evaluator."""
 
+import io
 import json
 
 import pytest
 import torch
 from PIL import Image
 
+from autoselect import read_image
 from autoselect.config import ConfigError, ScorerConfig
+from autoselect.data.shards import ShardWriter
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.methods.registry import METHODS, selector_method
@@ -17,6 +20,7 @@ from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.vlm import FrozenVLM
+from tests.data.shard_samples import make_image, sideways
 from tests.lmms.hub_folder import WIDTH, write_next_folder
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
@@ -140,3 +144,35 @@ def test_a_local_task_holds_every_question(reference, samples, tmp_path):
     assert process_results(lines[0], [lines[0]["answers"][0]]) == {lines[0]["task"]: 1.0}
     assert process_results(lines[0], ["nonsense"]) == {lines[0]["task"]: 0.0}
     assert "doc_to_text: !function utils.text" in (tmp_path / "mine.yaml").read_text()
+
+
+def test_a_local_task_shows_all_images_as_they_are_evaluated(tmp_path):
+    stored = [sideways(), make_image(4, (40, 24))]
+    turns = [
+        {"from": "human", "value": "<image> or <image>?"},
+        {"from": "gpt", "value": "the first"},
+    ]
+    with ShardWriter(tmp_path / "shards") as writer:
+        writer.write("0", {"conversations": turns}, stored)
+    write_local_task("mine", str(tmp_path / "shards" / "*.tar"), tmp_path / "task")
+    document = json.loads((tmp_path / "task" / "mine.jsonl").read_text())
+    (sample,) = EvaluationSet.open(str(tmp_path / "shards" / "*.tar"))
+    shown = visual(document)
+    assert [one.tobytes() for one in shown] == [one.tobytes() for one in sample.images]
+    assert shown[0].tobytes() == read_image(stored[0]).tobytes()
+    assert document["question"] == sample.asked(0) == turns[0]["value"]
+    written = sorted((tmp_path / "task" / "images").iterdir())
+    assert sorted(path.read_bytes() for path in written) == sorted(stored)
+    assert visual(document | {"image_path": document["image_path"][0]})[0].tobytes() == (
+        shown[0].tobytes()
+    )
+
+
+def test_images_are_answered_about_as_they_are_seen():
+    """lmms-eval hands over PIL images as they are stored."""
+    engine = PrunedVLM(str(MODEL_FOLDER))
+    image = Image.open(io.BytesIO(sideways()))
+    asked = ("What colour is the circle?", " red")
+    seen = engine.likelihood([image], *asked)
+    assert seen == engine.likelihood([read_image(image)], *asked)
+    assert seen != engine.likelihood([image.convert("RGB")], *asked)

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict, load_config, to_dict
+from autoselect.data.shards import ShardWriter
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.processes import RankInfo
 from autoselect.ranks.signals import SignalFlag
+from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
@@ -49,6 +52,54 @@ def test_no_step_draws_from_a_global_generator(alone, folder):
         before = generator_states()
         assert trainer.run()
     assert generator_states() == before
+
+
+def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder, tmp_path, caplog):
+    """Of five samples one has a picture, so most steps of one sample train nothing."""
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number in range(5):
+            turns = [{"from": "human", "value": "which?"}, {"from": "gpt", "value": "red"}]
+            images = [] if number else [to_jpeg(Image.new("RGB", (96, 96), "red"))]
+            writer.write(f"{number}", {"conversations": turns}, images)
+    flags = [
+        f"--model={folder / 'vlm'}",
+        f"--data.train_shards={tmp_path / 'shards' / '*.tar'}",
+        f"--output={tmp_path / 'run'}",
+        *("--steps=5", "--gate.calibration_images=2", "--tracking=false", "--log_every=1"),
+    ]
+    config = load_config(TrainConfig, None, flags)
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    logged = {}
+    with Heartbeat(alone) as heartbeat:
+        trainer = assemble(config, deepspeed.with_batch(1, 1), alone, SignalFlag(), heartbeat)
+        assert "1 of 5 samples have a picture" in caplog.text
+        assert "4 of the first 5 steps will train nothing" in caplog.text
+        trainer.tracker.log_metrics = lambda metrics, step: logged.update({step: metrics})
+        assert trainer.run()
+    images = [logged[step]["train/images"] for step in range(1, 6)]
+    assert sorted(images) == [0, 0, 0, 0, 1]
+    assert [logged[step]["train/answer_tokens"] > 0 for step in range(1, 6)] == [
+        n > 0 for n in images
+    ]
+    assert logged[5]["train/empty_steps"] == 4
+    first = images.index(0) + 1
+    assert f"step {first} trains nothing" in caplog.text
+
+
+def test_data_without_pictures_is_refused_before_anything_is_written(alone, folder, tmp_path):
+    with ShardWriter(tmp_path / "shards") as writer:
+        writer.write("0", {"conversations": [{"from": "human", "value": "which?"}]}, [])
+    flags = [
+        f"--model={folder / 'vlm'}",
+        f"--data.train_shards={tmp_path / 'shards' / '*.tar'}",
+        f"--output={tmp_path / 'run'}",
+        "--tracking=false",
+    ]
+    config = load_config(TrainConfig, None, flags)
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    with Heartbeat(alone) as heartbeat, pytest.raises(ConfigError, match="none of 1 samples has a"):
+        assemble(config, deepspeed.with_batch(1, 1), alone, SignalFlag(), heartbeat)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

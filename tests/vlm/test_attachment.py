@@ -208,6 +208,15 @@ def test_a_picture_of_the_choice():
     assert nearest_raster(24, (300, 200)) == (4, 6)
 
 
+def test_a_transparent_picture_is_shown_on_white_as_the_processor_took_it():
+    picture = Image.new("RGBA", (80, 80), (0, 0, 0, 0))
+    with attached("llava", 4) as model:
+        model(**batch("llava", [["s"]]))
+        shown = model.autoselect.overlay(picture)
+        white = model.autoselect.overlay(Image.new("RGB", (80, 80), "white"))
+    assert shown.tobytes() == white.tobytes()
+
+
 @pytest.mark.parametrize(
     ("name", "size", "grid"),
     [

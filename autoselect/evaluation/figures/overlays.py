@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from autoselect.data.decode import flat
+from autoselect.data.decode import read_image
 from autoselect.evaluation.figures.style import INK, MUTED, SELECTOR_COLOUR, new_figure
 
 MARKS = {True: ("✓", "#1c7c3c"), False: ("✗", "#c0392b"), None: ("", INK)}
@@ -43,7 +43,7 @@ class OverlayRow:
 
 def faded(image: Image.Image, grid: tuple[int, int], positions: Sequence[int]) -> np.ndarray:
     """Return the image with dropped patches in pale grey, [height, width, 3] in 0..1."""
-    pixels = np.asarray(flat(image), dtype=np.float32) / 255
+    pixels = np.asarray(read_image(image), dtype=np.float32) / 255
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     pale = 1 - FADE * (1 - grey)
     kept = np.zeros(grid, dtype=bool)
@@ -89,9 +89,10 @@ def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
 
 def _panel(axes: Axes, row: OverlayRow, panel: Overlay, grid: tuple[int, int]) -> None:
     whole = panel.positions is None
-    axes.imshow(flat(row.image) if whole else faded(row.image, grid, panel.positions or ()))
+    image = read_image(row.image)
+    axes.imshow(image if whole else faded(image, grid, panel.positions or ()))
     if panel.positions is not None:
-        _outline(axes, row.image.size, grid, panel.positions)
+        _outline(axes, image.size, grid, panel.positions)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

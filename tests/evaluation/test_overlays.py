@@ -1,0 +1,23 @@
+"""Overlays show the picture that was evaluated."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from autoselect import read_image
+from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, faded, patch_overlays
+from tests.data.shard_samples import sideways
+
+
+def test_a_picture_is_drawn_upright_and_on_white():
+    stored = Image.open(io.BytesIO(sideways()))
+    seen = read_image(stored)
+    assert seen.size == (40, 64) and seen.getpixel((1, 63)) == (255, 255, 255)
+    whole = faded(stored, (2, 2), range(4))
+    assert np.array_equal(whole, np.asarray(seen, dtype=np.float32) / 255)
+    panels = (Overlay("full", None, "a", True), Overlay("2", [0, 3], "b", False))
+    figure = patch_overlays([OverlayRow(stored, "which?", "a", panels)], (2, 2))
+    full, pruned = (axes.get_images()[0].get_array() for axes in figure.axes)
+    assert np.array_equal(full, np.asarray(seen))
+    assert np.array_equal(pruned, faded(seen, (2, 2), [0, 3]))
