@@ -43,6 +43,7 @@ ALLOWED = {
     },
     "cli": {
         "config",
+        "data",
         "files",
         "ops",
         "tracking",

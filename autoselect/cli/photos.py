@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from autoselect.config import ConfigError
+from autoselect.data.decode import ImageError, read_image
 from autoselect.reference.questions import FAMILIES
 from autoselect.reference.questions import ask as ask_about
 from autoselect.reference.scenes import make_scene, scene_rng
@@ -62,9 +63,8 @@ def unique_names(files: list[Path]) -> list[str]:
 
 def read_photo(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return read_image(file)
+    except ImageError as error:
         raise ConfigError(f"PHOTO={file} cannot be read as a picture: {error}") from error
 
 
