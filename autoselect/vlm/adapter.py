@@ -120,7 +120,11 @@ class VisualAdapter:
             known = inspect.signature(encoder).parameters
             arguments = {n: inputs[n] for n in known if n != "kwargs" and inputs.get(n) is not None}
             outputs[modality] = encoder(**arguments, return_dict=True)
-        return {modality: output for modality, output in outputs.items() if output is not None}
+        found = {modality: output for modality, output in outputs.items() if output is not None}
+        for output in found.values():
+            if output.pooler_output is None:
+                output.pooler_output = output.last_hidden_state
+        return found
 
     def blocks(
         self,

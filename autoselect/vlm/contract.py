@@ -80,7 +80,7 @@ def _call_to_language_model(
         features = SimpleNamespace(
             pooler_output=container,
             deepstack_features=[container] * _later_layers(model.config),
-            last_hidden_state=None,
+            last_hidden_state=rows[None],
             hidden_states=None,
             attentions=None,
         )
@@ -91,7 +91,11 @@ def _call_to_language_model(
                 return reached.args[0]
             except Exception as error:
                 problems.append(f"{type(error).__name__}: {error}")
-    reason = problems[0].splitlines()[0] if problems else "its language model is not reached"
+    reason = (
+        "; ".join(problem.splitlines()[0] for problem in problems)
+        if problems
+        else "its language model is not reached"
+    )
     raise _failure(
         model.config.model_type, f"its forward does not take image features alone ({reason})"
     )
@@ -100,11 +104,17 @@ def _call_to_language_model(
 @contextmanager
 @torch.no_grad()
 def _ending_at_language_model(model: Any) -> Iterator[None]:
-    def end(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
+    decoder = model.get_decoder()
+    is_inside = decoder is model.base_model
+    decoder = decoder.layers[0] if is_inside else decoder
+
+    def end(_module: Any, arguments: Any, named: dict[str, Any]) -> None:
+        if is_inside:
+            hidden = arguments[0] if arguments else named["hidden_states"]
+            raise _LanguageModelReached({**named, "inputs_embeds": hidden})
         if named.get("inputs_embeds") is not None:
             raise _LanguageModelReached(named)
 
-    decoder = model.get_decoder()
     hook = decoder.register_forward_pre_hook(end, with_kwargs=True, prepend=True)
     try:
         yield

@@ -94,6 +94,7 @@ FAMILIES: dict[str, Family] = {
     "pp_chart2table": Family(
         images="runs", untrained="its processor takes neither several rows of images nor text alone"
     ),
+    "qianfan_ocr": Family(images="runs"),
     "qwen2_5_vl": Family(raster="picture"),
     "qwen2_vl": Family(raster="picture"),
     "qwen3_vl": Family(raster="picture", beyond_features=True),

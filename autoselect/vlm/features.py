@@ -35,6 +35,8 @@ def with_features(output: Any, matrix: Tensor) -> Any:
     width = output.pooler_output[0].shape[-1]
     changed = copy.copy(output)
     changed.pooler_output = _like(output.pooler_output, matrix[:, :width])
+    if output.last_hidden_state is output.pooler_output:
+        changed.last_hidden_state = changed.pooler_output
     if matrix.shape[1] > width:
         parts = matrix[:, width:].split(width, dim=1)
         pairs = zip(output.deepstack_features, parts, strict=True)

@@ -45,7 +45,13 @@ def known_places_are_kept_at_their_original_positions(name):
     inputs, places = batch(name, [["s"]]), [1, 4, 6]
     model, calls = model_of(name), []
     decoder = model.get_decoder()
-    hook = decoder.register_forward_pre_hook(lambda *call: calls.append(call[2]), with_kwargs=True)
+    is_inside = decoder is model.base_model
+
+    def note(_module, arguments, named):
+        calls.append({**named, "inputs_embeds": arguments[0]} if is_inside else named)
+
+    decoder = decoder.layers[0] if is_inside else decoder
+    hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
     try:
         model.generate(**inputs, **BRIEF)
         full = calls[0]
@@ -55,6 +61,8 @@ def known_places_are_kept_at_their_original_positions(name):
     finally:
         hook.remove()
         detach(model)
+    if full["position_ids"] is None:
+        full["position_ids"] = torch.arange(full["inputs_embeds"].shape[1])[None]
     is_image = inputs["input_ids"][0] == IMAGE
     kept = ~is_image
     kept[is_image.nonzero().flatten()[places]] = True

@@ -80,6 +80,22 @@ def frame_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     return {**inputs, "pixel_values": inputs["pixel_values"][:, : 3 * 16]}
 
 
+def fuyu_patches(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Fuyu: patches of all images, without a tower."""
+    return {"pixel_values": torch.randn(len(sizes), 16, 3 * 16, generator=rng)}
+
+
+def placed_patches(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Gemma 4: every image a padded row of patches, with their columns and rows."""
+    places = torch.full((len(sizes), 64, 2), -1)
+    for number, size in enumerate(sizes):
+        height = 4 if size == "s" else 8
+        grid = torch.cartesian_prod(torch.arange(height), torch.arange(8)).flip(1)
+        places[number, : len(grid)] = grid
+    values = torch.rand(len(sizes), 64, 3 * 16, generator=rng)
+    return {"pixel_values": values, "image_position_ids": places}
+
+
 def paddle_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     """PaddleOCR-VL: patches as small pictures."""
     inputs = frame_grid(sizes, rng)
