@@ -95,7 +95,7 @@ class FakeAsked:
         return [float(one.ids[:1] != ids[:1]) for one, ids in pairs]
 
     def generated(
-        self, call: dict[str, Any], kept: Any, options: dict[str, Any]
+        self, call: dict[str, Any], kept: Any, options: dict[str, Any], likelihood: bool = False
     ) -> list[Generated]:
         """An answer without any token does not end."""
         found = []

@@ -166,6 +166,45 @@ def test_a_reference_is_as_likely_beside_others_and_its_end_counts(asked, shards
     assert whole != pytest.approx(together, abs=1e-3)
 
 
+def test_an_answer_is_as_likely_while_it_is_generated(asked, shards):
+    """So only references that were not generated take a forward pass of their own."""
+    samples = [EvaluationSet.open(shards)[0]]
+    encoded = asked.encode(samples)
+    call = asked.call(asked.prompts(samples, encoded, [(0, 0), (0, 4)]), encoded)
+    kept = [torch.tensor([3, 70]), torch.arange(0, 144, 2)]
+    options = {"max_new_tokens": 5, "do_sample": False}
+    found = asked.generated(call, kept, options, likelihood=True)
+    forced = asked.losses(call, kept, [one.ids for one in found])
+    assert [one.loss for one in found] == pytest.approx(forced, abs=1e-4)
+    assert [one.text for one in found] == asked.generate(call, kept, options)
+
+
+class UnlikelyAsked:
+    """An asked VLM that never tells the likelihood of what it generates."""
+
+    def __init__(self, asked):
+        self._asked = asked
+
+    def __getattr__(self, name):
+        return getattr(self._asked, name)
+
+    def generated(self, call, kept, options, likelihood=False):
+        return self._asked.generated(call, kept, options)
+
+
+def test_a_reply_holds_the_loss_of_the_reference_however_it_was_found(asked, shards):
+    samples = list(EvaluationSet.open(shards))[:3]
+    plan = Plan((METHODS["grid"],), (9,), 144, max_new_tokens=3)
+    replies = answer_part(asked, samples, plan)
+    forced = answer_part(UnlikelyAsked(asked), samples, plan)
+    assert replies.keys() == forced.keys()
+    for column, images in replies.items():
+        for own, others in zip(images, forced[column], strict=True):
+            for one, other in zip(own, others, strict=True):
+                assert one.text == other.text
+                assert one.loss == pytest.approx(other.loss, abs=1e-4)
+
+
 def test_an_answer_is_counted_up_to_its_end(asked, shards, monkeypatch):
     samples = [EvaluationSet.open(shards)[0]]
     encoded = asked.encode(samples)

@@ -3,6 +3,7 @@
 For every column: choose what stays of each image, prune the prompts, generate.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from autoselect.evaluation.answers.asking import Encoded, Place, Prompts
 from autoselect.evaluation.answers.likelihood import GENERATION, answers_of, candidates
-from autoselect.evaluation.answers.replies import Replies, Reply
+from autoselect.evaluation.answers.replies import Generated, Replies, Reply
 from autoselect.evaluation.methods.choice import Choice, choose
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
@@ -138,6 +139,7 @@ class _Batch:
         plan: Plan,
     ) -> None:
         self.asked, self.encoded, self.plan = asked, encoded, plan
+        self.samples, self.places = samples, places
         self.prompts: Prompts = asked.prompts(samples, encoded, places)
         scoring = plan.scoring
         self.options = [
@@ -160,11 +162,36 @@ class _Batch:
         given = answers_of(self.asked, call, kept, self.options, self.plan.max_new_tokens)
         if self.references is None:
             self.references = [one.ids for one in given]
-        losses = self.asked.losses(call, kept, self.references)
+        losses = self._losses(given, chosen)
         return [
             Reply(one.text, len(one.ids) or None, one.ended if one.ids else None, loss)
             for one, loss in zip(given, losses, strict=True)
         ]
+
+    def _losses(
+        self, given: Sequence[Generated], chosen: Sequence[Choice] | None
+    ) -> list[float | None]:
+        """Return the loss of each reference; those that were not generated take a forward pass."""
+        assert self.references is not None
+        pairs = list(zip(given, self.references, strict=True))
+        losses = [one.loss if one.ids == reference else None for one, reference in pairs]
+        rest = [row for row, loss in enumerate(losses) if loss is None]
+        if not rest:
+            return losses
+        places = [self.places[row] for row in rest]
+        prompts = self.asked.prompts(self.samples, self.encoded, places)
+        features = kept = None
+        if chosen is not None:
+            ends = list(itertools.accumulate(len(self.encoded.images[i]) for i, _ in self.places))
+            begins = [0, *ends]
+            own = [choice for row in rest for choice in chosen[begins[row] : ends[row]]]
+            features = [choice.features for choice in own]
+            kept = [choice.positions for choice in own]
+        call = self.asked.call(prompts, self.encoded, features)
+        found = self.asked.losses(call, kept, [self.references[row] for row in rest])
+        for row, loss in zip(rest, found, strict=True):
+            losses[row] = loss
+        return losses
 
 
 def nothing(tokens: Tensor) -> Tensor:

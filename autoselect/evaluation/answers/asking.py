@@ -31,6 +31,7 @@ from autoselect.vlm.rasters import raster_of
 from autoselect.vlm.text.placeholders import question_content
 from autoselect.vlm.text.tokens import end_ids
 
+WITH_LOGITS = {"return_dict_in_generate": True, "output_logits": True}
 Place = tuple[int, int]
 """A question: number of its sample, and its round."""
 
@@ -198,6 +199,7 @@ class AskedVLM:
         call: Mapping[str, Any],
         kept: Sequence[Tensor] | None,
         options: Mapping[str, Any],
+        likelihood: bool = False,
     ) -> list[Generated]:
         """Return what the model generates for each row.
 
@@ -206,19 +208,25 @@ class AskedVLM:
             kept: positions that stay of every image, ascending, [K] each; None for the untouched
                 model.
             options: further arguments of `generate`, such as `max_new_tokens`.
+            likelihood: compute the losses of the answers; for greedy decoding.
         """
         tokenizer, model = self.vlm.processor.tokenizer, self.vlm.model
         pad = tokenizer.pad_token_id
         with nullcontext() if kept is None else keeping(model, kept):
             produced = model.generate(
-                **call, **options, pad_token_id=tokenizer.eos_token_id if pad is None else pad
+                **call,
+                **options,
+                pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+                **(WITH_LOGITS if likelihood else {}),
             )
-        new = produced[:, call["input_ids"].shape[1] :]
+        new = (produced.sequences if likelihood else produced)[:, call["input_ids"].shape[1] :]
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         ends = end_ids(model, tokenizer)
+        rows = [up_to_end(ids, ends) for ids in new.tolist()]
+        losses = mean_losses(produced.logits, rows) if likelihood else [None] * len(rows)
         return [
-            Generated(text.strip(), up_to_end(ids, ends), any(i in ends for i in ids))
-            for text, ids in zip(texts, new.tolist(), strict=True)
+            Generated(text.strip(), ids, any(i in ends for i in ids), loss)
+            for text, ids, loss in zip(texts, rows, losses, strict=True)
         ]
 
     def generate(
@@ -247,6 +255,16 @@ class AskedVLM:
         scored = continuation_log_likelihood(self.vlm.model, call, kept, references)
         pairs = zip(scored.sums.tolist(), references, strict=True)
         return [-total / len(ids) for total, ids in pairs]
+
+
+def mean_losses(logits: Sequence[Tensor], rows: Sequence[list[int]]) -> list[float]:
+    """Return the mean negative log-likelihood of each row's tokens, given `logits` [R, V] each."""
+    losses = []
+    for row, ids in enumerate(rows):
+        steps = torch.stack([step[row].float() for step in logits[: len(ids)]])
+        given = torch.tensor(ids, device=steps.device)
+        losses.append(float(torch.nn.functional.cross_entropy(steps, given)))
+    return losses
 
 
 def sample_boxes(sample: EvaluationSample) -> tuple[Box, ...]:

@@ -200,7 +200,8 @@ def answers_of(
     given = most_likely(asked, call, kept, options) if any(options) else [None] * len(options)
     if all(answer is not None for answer in given):
         return [Generated(answer or "", [], True) for answer in given]
-    rows = asked.generated(call, kept, {"max_new_tokens": max_new_tokens, "do_sample": False})
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    rows = asked.generated(call, kept, settings, likelihood=True)
     return [
         row if answer is None else Generated(answer, [], True)
         for answer, row in zip(given, rows, strict=True)

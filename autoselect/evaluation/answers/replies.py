@@ -14,11 +14,13 @@ class Generated:
         text: the answer without special tokens.
         ids: its token ids up to the end token, which is included; empty for a chosen candidate.
         ended: False if the token limit came before the end token.
+        loss: negative log-likelihood of `ids` in nats per token; None if it was not asked for.
     """
 
     text: str
     ids: list[int]
     ended: bool
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
