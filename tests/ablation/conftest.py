@@ -22,7 +22,7 @@ baselines: divprune
 leak_images: 10
 leak_budget: 4
 tracking: false
-base: {gate.token_budget: 8, gate.min_token_budget: 4}
+base: {gate.token_budget: 8, gate.min_token_budget: 4, tune_images: 0}
 variants:
   - name: reference
     asks: What does the base setting reach?

@@ -18,7 +18,7 @@ budgets: 8,16
 baselines: divprune
 leak_images: 4
 ranks: 1
-base: {gate.calibration_images: 32, log_every: 1}
+base: {gate.calibration_images: 32, log_every: 1, tune_images: 0}
 variants:
   - name: reference
     asks: Does it run?
