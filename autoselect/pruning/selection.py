@@ -264,13 +264,12 @@ def _best_of_each(
     begins[order] = ends - own[order]
     within = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
     rows, places = send([order, np.repeat(begins, own) + within], scores.device)
-    diverse = selector.diversity != 0
-    if mask is not None and not diverse:
-        scores = scores.masked_fill(~mask, -torch.inf)  # no image keeps more than its real tokens
+    scores = scores.index_select(0, rows)
+    tokens = tokens.index_select(0, rows) if selector.diversity != 0 else tokens
+    mask = None if mask is None else mask.index_select(0, rows)
     found = []
-    for size, members in zip(sizes.tolist(), rows.tensor_split(first[1:].tolist()), strict=True):
-        some = tokens.index_select(0, members) if diverse else tokens
-        real = mask.index_select(0, members) if diverse and mask is not None else None
-        best = selector.choose(scores.index_select(0, members), some, size, real)
-        found.append(best.view(-1))
+    for size, begin, end in zip(sizes.tolist(), first, [*first[1:], len(own)], strict=True):
+        some = slice(begin, end)
+        real = None if mask is None else mask[some]
+        found.append(selector.choose(scores[some], tokens[some], size, real).view(-1))
     return torch.cat(found).index_select(0, places)

@@ -82,7 +82,7 @@ class HostPrompt:
         given = [tensor for tensor in (ids, mask, frames) if isinstance(tensor, Tensor)]
         found = iter(read(given))
         own = next(found)
-        whole = np.ones(own.shape, dtype=bool) if mask is None else next(found) != 0
+        whole: np.ndarray = np.ones(own.shape, dtype=bool) if mask is None else next(found) != 0
         before = whole.shape[1] - new
         return cls(
             own,
