@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.pruning.budget import budget_to_tokens
+from autoselect.pruning.budget import is_smaller, kept_tokens
 from autoselect.pruning.calls import Budget
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
@@ -138,7 +138,7 @@ class Selection:
     def smaller_images(self) -> int:
         """Number of images that have fewer tokens than their budget, and keep all of them."""
         return sum(
-            isinstance(budget, int) and budget > len(block)
+            is_smaller(budget, len(block))
             for budget, block in zip(self._budgets, self._chosen.blocks, strict=True)
             if block.row % self._copies == 0
         )
@@ -240,12 +240,6 @@ def select(
     else:
         kept = _best_of_each(selector, scores, tokens, counts, mask)
     return Chosen(blocks, counts, kept, scores)
-
-
-def kept_tokens(budget: int | float, num_tokens: int) -> int:
-    """Return how many tokens of an image stay: its budget, or all of them if it has fewer."""
-    fits = min(budget, num_tokens) if isinstance(budget, int) and budget > 0 else budget
-    return budget_to_tokens(fits, num_tokens)
 
 
 def _best_of_each(
