@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from autoselect.config import ScorerConfig
-from autoselect.evaluation.latency.bench import bench_prefill
+from autoselect.evaluation.latency.bench import Rounds, bench_prefill
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import resolve_model
@@ -41,7 +41,7 @@ def main() -> None:
     sizes = [int(size) for size in options.batches.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         selector = options.selector or untrained_selector(model, folder)
-        result = bench_prefill(model, selector, options.budgets, sizes, options.repeats)
+        result = bench_prefill(model, selector, options.budgets, sizes, Rounds(options.repeats))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     for run in result["runs"]:

@@ -148,6 +148,20 @@ def test_entry_points_are_wiring_only(name):
     assert len((PACKAGE / f"{name}.py").read_text().splitlines()) < 100
 
 
+MOST_PARAMETERS = 7
+OPERATOR_SCHEMAS = PACKAGE / "ops" / "noise_gate.py"
+"""Its registrations repeat the arguments of the C++ operators."""
+
+
+def test_no_function_has_more_than_seven_parameters():
+    for path in sorted({*MODULES.values()} - {OPERATOR_SCHEMAS}):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                count = len([own for own in given if own.arg not in ("self", "cls")])
+                assert count <= MOST_PARAMETERS, f"{path}: {node.name} takes {count} parameters"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda p: p.stem)
 def test_no_test_file_is_imported_by_another(path):
     """Shared helpers stand in plain modules; a moved or renamed test breaks nothing else."""

@@ -15,7 +15,7 @@ from autoselect.data.shards import ShardSet
 from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse, analyse_classifier
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.latency.bench import bench_lines, bench_prefill
+from autoselect.evaluation.latency.bench import Rounds, bench_lines, bench_prefill
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.report.tables import terminal_table
 from autoselect.evaluation.run import evaluate
@@ -214,10 +214,8 @@ def run_bench(arguments: argparse.Namespace) -> int:
         arguments.selector,
         arguments.budgets,
         parse_batches(arguments.batches),
-        repeats=arguments.repeats,
-        warmup=arguments.warmup,
-        device=arguments.device,
-        compiled=arguments.compile,
+        Rounds(arguments.repeats, arguments.warmup, arguments.compile),
+        arguments.device,
     )
     path = Path(arguments.json)
     path.parent.mkdir(parents=True, exist_ok=True)

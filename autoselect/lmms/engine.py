@@ -17,7 +17,7 @@ from autoselect.evaluation.methods.choice import choose
 from autoselect.evaluation.methods.registry import METHODS, SELECTOR, Method
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.pruning.attachment import attach
-from autoselect.pruning.budget import budget_to_tokens, written_budget
+from autoselect.pruning.budget import is_smaller, kept_tokens, written_budget
 from autoselect.pruning.selector import Selector
 from autoselect.vlm import FrozenVLM
 
@@ -44,7 +44,7 @@ class PrunedVLM:
     """A model that answers questions, with all or with K visual tokens per image.
 
     A selector is attached to the model, as users do it. A baseline chooses from the encoded images
-    of each batch.
+    of each batch. Images with fewer tokens than the budget keep all; `smaller_images` counts them.
 
     Args:
         pretrained: folder or hub name of the model.
@@ -86,6 +86,7 @@ class PrunedVLM:
             )
         self.vlm = FrozenVLM.from_pretrained(pretrained, DTYPES[dtype], where)
         self.asked = AskedVLM(self.vlm)
+        self.smaller_images = 0
         if self.budget is None:
             return
         if method == SELECTOR:
@@ -116,7 +117,14 @@ class PrunedVLM:
             call, kept = self._call(samples)
             for i, text in zip(rows, self.asked.generate(call, kept, options), strict=True):
                 texts[i] = text
+            if wanted:
+                self._count_smaller()
         return texts
+
+    def _count_smaller(self) -> None:
+        attachment = getattr(self.vlm.model, "autoselect", None)
+        if attachment is not None and attachment.last is not None:
+            self.smaller_images += attachment.last.smaller_images
 
     @torch.inference_mode()
     def likelihood(
@@ -142,6 +150,9 @@ class PrunedVLM:
             return dict(self.vlm.inputs([sample.images for sample in samples], texts)), None
         needs = self.baseline.needs
         encoded = self.asked.encode(samples, "class_attention" in needs)
+        self.smaller_images += sum(
+            is_smaller(self.budget, len(image)) for images in encoded.images for image in images
+        )
         prompts = self.asked.prompts(samples, encoded, [(i, 0) for i in range(len(samples))])
         chosen = choose(
             self.baseline,
@@ -157,7 +168,7 @@ class PrunedVLM:
     def _tokens(self, count: int) -> int:
         """Return K of an image with `count` visual tokens."""
         assert self.budget is not None
-        return budget_to_tokens(self.budget, count)
+        return kept_tokens(self.budget, count)
 
 
 def _sample(images: Sequence[Image.Image], question: str) -> EvaluationSample:

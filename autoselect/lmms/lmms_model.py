@@ -5,6 +5,7 @@ lmms-eval finds it through the entry point `lmms_eval.models`. The model argumen
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from tqdm import tqdm
 from autoselect.config import ConfigError
 from autoselect.data.decode import ImageError, read_image
 from autoselect.lmms.engine import PrunedVLM
+
+logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -95,6 +98,11 @@ class AutoSelectModel(lmms):
                 self.cache_hook.add_partial("generate_until", requests[i].args[:2], texts[i])
             bar.update(len(batch))
         bar.close()
+        if self.engine.smaller_images:
+            logger.warning(
+                "%d images so far have fewer tokens than the budget and keep all of them",
+                self.engine.smaller_images,
+            )
         return texts
 
     def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:

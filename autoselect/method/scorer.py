@@ -6,6 +6,10 @@ Source: AutoSelect (arXiv 2603.07135); the sizes are ours.
 Dimension letters: B images, N tokens, D token width, H hidden channels.
 """
 
+import copy
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,13 +56,48 @@ class Scorer(nn.Module):
         )
         self.score_norm = nn.LayerNorm(config.hidden_size)
         self.score = nn.Linear(config.hidden_size, 1)
+        self._copies: dict[tuple[torch.device, torch.dtype], Scorer] = {}
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return scores [B, N] of tokens [B, N, D]; `mask` is true at real tokens, [B, N]."""
         hidden = self.projection(self.token_norm(tokens.to(self.projection.weight.dtype)))
         for block in self.blocks:
             hidden = block(hidden, mask)
-        return self.score(self.score_norm(hidden)).squeeze(-1)
+        hidden = self.score_norm(hidden.to(self.score.weight.dtype))
+        return self.score(hidden).squeeze(-1)
+
+    def fitted(self, tokens: Tensor) -> "Scorer":
+        """Return the Scorer on the device and in the dtype of `tokens`, for inference.
+
+        If they differ from its own, it is a copy, made once and used again until the weights are
+        loaded, moved or trained. Its last layer, which makes the scores, stays in float32: rounded
+        to bfloat16, many scores would be equal.
+        """
+        weight = self.projection.weight
+        if weight.device == tokens.device and weight.dtype == tokens.dtype:
+            return self
+        key = (tokens.device, tokens.dtype)
+        if key not in self._copies:
+            fitted = copy.deepcopy(self).to(*key).requires_grad_(False)
+            if tokens.dtype.itemsize < 4:
+                where = (tokens.device, torch.float32)
+                fitted.score_norm = copy.deepcopy(self.score_norm).to(*where)
+                fitted.score = copy.deepcopy(self.score).to(*where)
+            self._copies[key] = fitted
+        return self._copies[key]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Scorer":
+        self._copies.clear()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._copies.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "Scorer":
+        """Switch the mode, after which weights may be other ones than before."""
+        self._copies.clear()
+        return super().train(mode)
 
 
 def standardise(scores: Tensor, mask: Tensor | None = None) -> Tensor:

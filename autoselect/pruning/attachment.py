@@ -14,30 +14,27 @@ may call one model at the same time, as they may without a selector.
 Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.pruning.calls import Budget, CallOfThread, CallSettings
 from autoselect.pruning.overlay import selection_overlay, token_grid
 from autoselect.pruning.selection import (
-    Budget,
     Selection,
     block_budgets,
     frame_blocks,
     given_selection,
-    keep_mask,
     select,
 )
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.cache_layout import CacheLayout
-from autoselect.vlm.columns import PADDING
+from autoselect.vlm.columns import PrunePlan
 from autoselect.vlm.conversation import (
     IN_CHUNKS,
     continue_call,
@@ -46,36 +43,12 @@ from autoselect.vlm.conversation import (
     prune_call,
     with_text_types,
 )
+from autoselect.vlm.host import HostPrompt
 from autoselect.vlm.pruned_cache import count_columns, layout_of, note_contents, write_layout
 
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
 PREPARED, PRUNED = "autoselect_prepared", "autoselect_pruned"
-
-
-@dataclass(frozen=True)
-class CallSettings:
-    """Settings of one call.
-
-    Attributes:
-        budget: budget of this call; None for the attachment's own.
-        frames: frames of every clip, if known.
-        rows: prompts of the call; with beams or several samples the batch has a multiple of them.
-    """
-
-    budget: Budget | None = None
-    frames: list[int] | None = None
-    rows: int | None = None
-
-
-class CallOfThread(threading.local):
-    """Settings of the `generate` call that a thread is in; a copy of the model starts empty."""
-
-    def __init__(self) -> None:
-        self.settings = CallSettings()
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return CallOfThread, ()
 
 
 def attach(
@@ -107,7 +80,7 @@ def attach(
         )
     if video_budget_per not in ("clip", "frame"):
         raise ConfigError(f"video_budget_per={video_budget_per!r} must be 'clip' or 'frame'")
-    adapter = VisualAdapter(model)
+    adapter = VisualAdapter(model, keep_alive=False)
     if selector.width != adapter.width:
         raise ConfigError(
             f"selector.width={selector.width} does not fit the {adapter.width} channels of "
@@ -141,7 +114,7 @@ def keeping(model: Any, kept: Sequence[Tensor]) -> Iterator["Attachment"]:
         kept: for each image or clip of the call's prompts, images first, in order of appearance:
             the positions that stay among its N tokens, ascending, int64, [K]; K may be 0.
     """
-    attachment = Attachment(VisualAdapter(model), None, 1.0, "clip", kept)
+    attachment = Attachment(VisualAdapter(model, keep_alive=False), None, 1.0, "clip", kept)
     try:
         yield attachment
     finally:
@@ -149,7 +122,7 @@ def keeping(model: Any, kept: Sequence[Tensor]) -> Iterator["Attachment"]:
 
 
 class Attachment:
-    """The object that `attach` puts on a model, as `model.autoselect`.
+    """The object that `attach` puts on a model, as `model.autoselect`; it does not keep the model.
 
     Attributes:
         selector: ranks visual tokens.
@@ -228,8 +201,8 @@ class Attachment:
         """Run the model's own `prepare_inputs_for_generation` on the pruned prompt."""
         model = self.adapter.model
         pruned: CacheLayout | None = None
-        layout = layout_of(kwargs.get("past_key_values"))
         first = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
+        layout = layout_of(kwargs.get("past_key_values"))
         if layout is not None and first and kwargs.get("next_sequence_length") is not None:
             kwargs["next_sequence_length"] = input_ids.shape[1] - layout.full_length
         if first and self.adapter.has_images(kwargs):
@@ -292,12 +265,8 @@ class Attachment:
         layout = getattr(kwargs.get("input_ids"), PRUNED, None)
         values = output if isinstance(output, tuple) else output.values()
         for value in (kwargs.get("past_key_values"), *values):
-            if not hasattr(value, "get_seq_length"):
-                continue
-            if layout is None:
-                note_contents(value)
-            else:
-                write_layout(value, layout)
+            if hasattr(value, "get_seq_length"):
+                write_layout(value, layout) if layout is not None else note_contents(value)
 
     def _prune(
         self, call: dict[str, Any], length: int, settings: CallSettings
@@ -307,28 +276,26 @@ class Attachment:
         `call` brings images; `length` counts its new columns.
         """
         adapter = self.adapter
+        per_frame = self.video_budget_per == "frame"
+        prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)
         outputs = adapter.encode(call)
-        ids = call.get("input_ids")
-        new_ids = None if ids is None else ids[:, -length:]
-        blocks = adapter.blocks(new_ids, outputs)
-        assert ids is not None and new_ids is not None
+        blocks = adapter.blocks(prompt.ids, outputs)
+        copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
+        if per_frame:
+            blocks = frame_blocks(blocks, prompt.frames, copies)
         budget = self.budget if settings.budget is None else settings.budget
-        copies = 1 if settings.rows is None else len(ids) // settings.rows
-        if self.video_budget_per == "frame":
-            blocks = frame_blocks(blocks, settings.frames, copies)
+        budgets = block_budgets(blocks, budget, copies)
         if self.kept is not None:
             chosen = given_selection(blocks, self.kept, copies)
         else:
             assert self.selector is not None
-            budgets = block_budgets(blocks, budget, copies)
             chosen = select(adapter, self.selector, blocks, outputs, budgets)
-        keep = keep_mask(chosen, new_ids.shape, new_ids.device)
-        layout = layout_before(adapter, call.get("past_key_values"), new_ids)
-        selection = Selection.of_prompts(chosen, copies, layout.full_length)
-        if bool(keep.all()) and not layout.is_pruned:
-            self.last = selection
+        layout = layout_before(adapter, call.get("past_key_values"), call["input_ids"])
+        if chosen.removes_nothing and not layout.is_pruned:
+            self.last = Selection(chosen, copies, layout.full_length, budgets)
             return adapter.with_outputs(call, outputs), None
-        pruned, columns, after = prune_call(adapter, call, outputs, keep, layout)
-        selection.columns = columns.where(columns == PADDING, columns + layout.full_length)
-        self.last = selection
+        left = chosen.unhidden(prompt)
+        plan = PrunePlan.of(prompt, blocks, left.counts)
+        pruned, columns, after = prune_call(adapter, call, outputs, plan, left.kept, layout)
+        self.last = Selection(chosen, copies, layout.full_length, budgets, columns)
         return pruned, after

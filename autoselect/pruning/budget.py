@@ -33,6 +33,16 @@ def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
     return budget
 
 
+def is_smaller(budget: int | float | None, num_tokens: int) -> bool:
+    """Return True if an image has fewer tokens than its budget, and so keeps all of them."""
+    return isinstance(budget, int) and budget > num_tokens
+
+
+def kept_tokens(budget: int | float, num_tokens: int) -> int:
+    """Return how many tokens of an image stay: its budget, or all of them if it has fewer."""
+    return budget_to_tokens(num_tokens if is_smaller(budget, num_tokens) else budget, num_tokens)
+
+
 def written_budget(text: str) -> int | float:
     """Read a budget from text: tokens (`64`), a share (`0.11`) or a percentage (`11%`).
 

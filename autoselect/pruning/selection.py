@@ -1,23 +1,26 @@
 """Selection of the visual tokens of each image of a call: scores, budgets, hard top-K.
 
-Dimension letters: I images of the call, N visual tokens of one image, K tokens that stay, B rows, T
-columns of the call, S columns that stay.
+Dimension letters: I images of the call, N visual tokens of one image, K tokens of all images that
+stay, B rows, S columns that stay.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.pruning.budget import budget_to_tokens
+from autoselect.pruning.budget import is_smaller, kept_tokens
+from autoselect.pruning.calls import Budget
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.blocks import Block, split_frames
-
-Budget = int | float | Sequence[int | float]
+from autoselect.vlm.columns import PADDING
+from autoselect.vlm.host import HostPrompt, read, send
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ImageSelection:
         item: number of the image or clip in its row.
         columns: columns of its N tokens in the whole conversation, [N].
         scores: importance logits, [N].
-        kept: positions that stay among the N, ascending, [K].
+        kept: positions that stay among the N, ascending, their number is the image's budget.
     """
 
     modality: str
@@ -41,31 +44,103 @@ class ImageSelection:
     kept: Tensor
 
 
-@dataclass
-class Selection:
-    """What was chosen in one call.
+@dataclass(frozen=True)
+class Chosen:
+    """What stays of the images of a call.
 
     Attributes:
-        images: images in order of appearance, then clips; copies of a prompt count once.
-        columns: columns of the full prompt that stay, [B, S], -1 at padding; None if nothing was
-            removed.
+        blocks: the I images.
+        counts: number of tokens of each image that stay.
+        kept: their positions among those of their image, ascending, image after image, int64, [K].
+        scores: importance logits, [I, N]; None if the caller chose.
     """
 
-    images: list[ImageSelection] = field(default_factory=list)
-    columns: Tensor | None = None
+    blocks: Sequence[Block]
+    counts: Sequence[int]
+    kept: Tensor
+    scores: Tensor | None
 
-    @classmethod
-    def of_prompts(cls, images: Sequence[ImageSelection], copies: int, before: int) -> "Selection":
-        """Return the selection of a batch that holds every prompt `copies` times in a row.
+    @property
+    def removes_nothing(self) -> bool:
+        return sum(self.counts) == sum(map(len, self.blocks))
 
-        `images` covers all rows; `before` counts the columns of the conversation before the call.
-        """
-        return cls(
-            [
-                replace(image, row=image.row // copies, columns=image.columns + before)
-                for image in images
-                if image.row % copies == 0
-            ]
+    def images(self) -> list[ImageSelection]:
+        found = []
+        for number, (block, own) in enumerate(
+            zip(self.blocks, self.kept.split(list(self.counts)), strict=True)
+        ):
+            if self.scores is None:
+                scores = torch.zeros(len(block), device=own.device).index_fill(0, own, 1.0)
+            else:
+                scores = self.scores[number, : len(block)]
+            columns = torch.from_numpy(block.columns).to(own.device)
+            found.append(
+                ImageSelection(block.modality, block.row, block.item, columns, scores, own)
+            )
+        return found
+
+    def unhidden(self, prompt: HostPrompt) -> "Chosen":
+        """Return the choice without tokens that the attention mask hides; reads `kept` if any."""
+        rows = np.repeat([b.row for b in self.blocks], [len(b) for b in self.blocks])
+        real = prompt.real[rows, np.concatenate([block.columns for block in self.blocks])]
+        if real.all():
+            return self
+        starts = np.cumsum([0, *map(len, self.blocks)])[:-1]
+        stays = real[np.repeat(starts, self.counts) + read([self.kept])[0]]
+        owners = np.repeat(np.arange(len(self.blocks)), self.counts)[stays]
+        (places,) = send([np.flatnonzero(stays)], self.kept.device)
+        counts = np.bincount(owners, minlength=len(self.blocks)).tolist()
+        return replace(self, counts=counts, kept=self.kept.index_select(0, places))
+
+
+class Selection:
+    """What was chosen in one call; worked out when it is read.
+
+    Args:
+        chosen: the choice of the batch, which holds every prompt `copies` times in a row.
+        copies: how often.
+        before: number of columns of the conversation before the call.
+        budgets: budget of each image.
+        columns: columns of the call that stay, [B, S], -1 at padding; None if all stay.
+    """
+
+    def __init__(
+        self,
+        chosen: Chosen,
+        copies: int,
+        before: int,
+        budgets: Sequence[int | float],
+        columns: Tensor | None = None,
+    ) -> None:
+        self._chosen = chosen
+        self._copies = copies
+        self._before = before
+        self._budgets = budgets
+        self._columns = columns
+
+    @cached_property
+    def images(self) -> list[ImageSelection]:
+        """Images in order of appearance, then clips; copies of a prompt count once."""
+        return [
+            replace(image, row=image.row // self._copies, columns=image.columns + self._before)
+            for image in self._chosen.images()
+            if image.row % self._copies == 0
+        ]
+
+    @cached_property
+    def columns(self) -> Tensor | None:
+        """Columns of the full prompt that stay, [B, S], -1 at padding; None if all stay."""
+        if self._columns is None:
+            return None
+        return self._columns.where(self._columns == PADDING, self._columns + self._before)
+
+    @property
+    def smaller_images(self) -> int:
+        """Number of images that have fewer tokens than their budget, and keep all of them."""
+        return sum(
+            is_smaller(budget, len(block))
+            for budget, block in zip(self._budgets, self._chosen.blocks, strict=True)
+            if block.row % self._copies == 0
         )
 
 
@@ -113,9 +188,7 @@ def block_budgets(blocks: Sequence[Block], budget: Budget, copies: int) -> list[
     return [budget[number] for number in numbers]
 
 
-def given_selection(
-    blocks: Sequence[Block], kept: Sequence[Tensor], copies: int
-) -> list[ImageSelection]:
+def given_selection(blocks: Sequence[Block], kept: Sequence[Tensor], copies: int) -> Chosen:
     """Return the selection that a caller made, see `attachment.keeping`.
 
     Args:
@@ -138,14 +211,8 @@ def given_selection(
             f"kept lists {len(kept)} images and the call has {len(set(keys))}; give the positions "
             "of each image of the call"
         )
-    selections = []
-    for block, key in zip(blocks, keys, strict=True):
-        scores = torch.zeros(len(block), device=block.columns.device)
-        scores[known[key]] = 1.0
-        selections.append(
-            ImageSelection(block.modality, block.row, block.item, block.columns, scores, known[key])
-        )
-    return selections
+    own = [known[key] for key in keys]
+    return Chosen(blocks, [len(positions) for positions in own], torch.cat(own), None)
 
 
 @torch.no_grad()
@@ -155,48 +222,48 @@ def select(
     blocks: Sequence[Block],
     outputs: Mapping[str, Any],
     budgets: Sequence[int | float],
-) -> list[ImageSelection]:
+) -> Chosen:
     """Return the best tokens of every block; `budgets` has one entry per block.
 
+    An image with fewer tokens than its budget keeps all.
+
     Raises:
-        ConfigError: a budget is below one token or above the tokens of its image.
+        ConfigError: a budget is below one token, or a share outside 0..1.
     """
     tokens, mask = adapter.tokens(blocks, outputs)
-    counts = [_count(budget, block) for budget, block in zip(budgets, blocks, strict=True)]
-    scores = selector.to(tokens.device).score(tokens, mask)
-    kept: dict[int, Tensor] = {}
-    for count in set(counts):
-        rows = [number for number, own in enumerate(counts) if own == count]
-        real = None if mask is None else mask[rows]
-        best = selector.choose(scores[rows], tokens[rows], count, real)
-        kept.update(zip(rows, best, strict=True))
-    return [
-        ImageSelection(
-            block.modality,
-            block.row,
-            block.item,
-            block.columns,
-            scores[number, : len(block)],
-            kept[number],
-        )
-        for number, block in enumerate(blocks)
+    counts = [
+        kept_tokens(budget, len(block)) for budget, block in zip(budgets, blocks, strict=True)
     ]
+    scores = selector.score(tokens, mask)
+    if min(counts) == max(counts):
+        kept = selector.choose(scores, tokens, counts[0], mask).view(-1)
+    else:
+        kept = _best_of_each(selector, scores, tokens, counts, mask)
+    return Chosen(blocks, counts, kept, scores)
 
 
-def _count(budget: int | float, block: Block) -> int:
-    if isinstance(budget, int) and budget > len(block):
-        raise ConfigError(
-            f"budget={budget} exceeds the {len(block)} visual tokens of {block.modality} "
-            f"{block.item} in row {block.row}; choose 1..{len(block)}, or a share such as 0.25, "
-            "which fits images of every size"
-        )
-    return budget_to_tokens(budget, len(block))
-
-
-def keep_mask(images: Sequence[ImageSelection], shape: Sequence[int], device: Any) -> Tensor:
-    """Return a mask that is false at the columns of removed tokens, bool, [B, T]."""
-    keep = torch.ones(tuple(shape), dtype=torch.bool, device=device)
-    for image in images:
-        keep[image.row, image.columns] = False
-        keep[image.row, image.columns[image.kept]] = True
-    return keep
+def _best_of_each(
+    selector: Selector,
+    scores: Tensor,
+    tokens: Tensor,
+    counts: Sequence[int],
+    mask: Tensor | None,
+) -> Tensor:
+    """Return the positions that stay, image after image, [K], if images keep different numbers."""
+    own = np.asarray(counts)
+    order = np.argsort(own, kind="stable")
+    sizes, first = np.unique(own[order], return_index=True)
+    ends = np.cumsum(own[order])
+    begins = np.empty_like(own)
+    begins[order] = ends - own[order]
+    within = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
+    rows, places = send([order, np.repeat(begins, own) + within], scores.device)
+    scores = scores.index_select(0, rows)
+    tokens = tokens.index_select(0, rows) if selector.diversity != 0 else tokens
+    mask = None if mask is None else mask.index_select(0, rows)
+    found = []
+    for size, begin, end in zip(sizes.tolist(), first, [*first[1:], len(own)], strict=True):
+        some = slice(begin, end)
+        real = None if mask is None else mask[some]
+        found.append(selector.choose(scores[some], tokens[some], size, real).view(-1))
+    return torch.cat(found).index_select(0, places)

@@ -109,7 +109,7 @@ class Selector(nn.Module):
                 f"{self.width}; use it with the model that it was trained on: "
                 f"{self.metadata.get('model', 'unknown')}"
             )
-        return self.scorer(tokens, mask)
+        return self.scorer.fitted(tokens)(tokens, mask).float()
 
     def select(
         self, tokens: Tensor, budget: int | float, mask: Tensor | None = None

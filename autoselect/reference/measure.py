@@ -14,6 +14,8 @@ from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.vlm.backbone import FrozenVLM, chat
+from autoselect.vlm.columns import PrunePlan
+from autoselect.vlm.host import HostPrompt
 
 KEPT = {"full": None, "random 48": 48, "random 16": 16, "blind": 0}
 IMAGES_PER_BATCH = 32
@@ -45,11 +47,9 @@ def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Tab
         for _, question in questions:
             asked[question.family] += 1
         for setting, count in KEPT.items():
-            keep = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
-            for (row, _), block in zip(questions, blocks, strict=True):
-                removed = order[row, len(block) if count is None else count :]
-                keep[block.row, block.columns[removed]] = False
-            answers = _answers(vlm, inputs, outputs, keep)
+            kept = [order[row, :count].sort().values for row, _ in questions]
+            plan = PrunePlan.of(HostPrompt.of(inputs), blocks, [len(own) for own in kept])
+            answers = _answers(vlm, inputs, outputs, plan, torch.cat(kept))
             for (_, question), answer in zip(questions, answers, strict=True):
                 right[setting][question.family] += answer == question.answer
     return {
@@ -74,12 +74,16 @@ def _inputs(vlm: FrozenVLM, images: list, questions: list) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _answers(
-    vlm: FrozenVLM, inputs: dict[str, Any], outputs: dict[str, Any], keep: Tensor
+    vlm: FrozenVLM,
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    plan: PrunePlan,
+    kept: Tensor,
 ) -> list[str]:
     """Return greedy answers to prompts without their removed tokens, at original positions."""
     mask = inputs["attention_mask"]
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    pruned, _ = vlm.adapter.prune({**inputs, "position_ids": positions}, outputs, keep)
+    pruned, _ = vlm.adapter.prune({**inputs, "position_ids": positions}, outputs, plan, kept)
     tokenizer = vlm.processor.tokenizer
     produced = vlm.model.generate(
         **pruned, max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.pad_token_id

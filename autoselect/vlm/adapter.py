@@ -3,7 +3,7 @@
     outputs = adapter.encode(inputs)                  call the model's own get_image_features
     blocks  = adapter.blocks(input_ids, outputs)      find each image in the prompt
     tokens, mask = adapter.tokens(blocks, outputs)    read what a scorer or a gate works on
-    adapter.prune(inputs, outputs, keep)              make the call with fewer visual tokens
+    adapter.prune(inputs, outputs, plan, kept)        make the call with fewer visual tokens
     adapter.replace(outputs, blocks, tokens)          make it with other visual tokens
 
 The results are arguments of the stock `forward`. Features enter through `mm_encoder_outputs`, so
@@ -11,13 +11,15 @@ the family's own code (later layers, masks) handles the remaining tokens. This m
 choose tokens.
 
 Dimension letters: B rows, T prompt tokens, S tokens that stay, M placeholders of the whole batch, I
-images, N visual tokens of one image, D width, L later layers (deepstack).
+images, N visual tokens of one image, K kept tokens of all images, D width, L later layers
+(deepstack).
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -25,10 +27,12 @@ from transformers import PreTrainedModel
 
 from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_blocks
-from autoselect.vlm.columns import remaining_columns, take_columns, take_logit_positions
+from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
 from autoselect.vlm.contract import check_contract
 from autoselect.vlm.families import FAMILIES, OLDEST_TRANSFORMERS, family_of
 from autoselect.vlm.features import feature_matrix, keep_features, with_features
+from autoselect.vlm.held import Held
+from autoselect.vlm.host import read, send
 from autoselect.vlm.positions import Positions
 
 MODALITIES = ("image", "video")
@@ -37,6 +41,7 @@ PIXELS = {
     "video": ("pixel_values_videos",),
 }
 PROJECTORS = ("multi_modal_projector", "connector", "aligner")
+PIXEL_NAMES = frozenset(name for names in PIXELS.values() for name in names)
 FILL_PER_TOKEN = {
     "attention_mask": 0,
     "position_ids": 0,
@@ -50,11 +55,15 @@ FILL_PER_TOKEN = {
 class VisualAdapter:
     """Reads and rewrites the visual part of a call of an unmodified transformers model.
 
+    Args:
+        model: the model.
+        keep_alive: whether the adapter alone keeps the model from being freed.
+
     Raises:
         ConfigError: not a transformers model, transformers too old, or an unsupported family.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, keep_alive: bool = True) -> None:
         if not isinstance(model, PreTrainedModel):
             raise ConfigError(
                 f"model={type(model).__name__} is not a transformers model; give the model itself, "
@@ -67,9 +76,15 @@ class VisualAdapter:
                 f"argument mm_encoder_outputs; {OLDEST_TRANSFORMERS} or newer is needed: "
                 f'pip install "transformers>={OLDEST_TRANSFORMERS}"'
             )
-        self.model: Any = model
-        self.base: Any = model.base_model
-        self.positions = Positions(self.base, self.family.first_position)
+        self._held = Held(model)
+        self._kept_alive = model if keep_alive else None
+        self._arguments = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self._encoder_arguments = {
+            modality: tuple(n for n in inspect.signature(encoder).parameters if n != "kwargs")
+            for modality in MODALITIES
+            if (encoder := getattr(model.base_model, f"get_{modality}_features", None)) is not None
+        }
+        self.positions = Positions(model.base_model, self.family.first_position)
         kinds = {"image": "image", "video": self.family.clip_token}
         self.token_ids = {
             modality: token
@@ -87,19 +102,26 @@ class VisualAdapter:
             check_contract(model, self.token_ids["image"], self.width, on_grid)
 
     @property
+    def model(self) -> Any:
+        return self._held.module
+
+    @property
+    def base(self) -> Any:
+        """Return the model without its head."""
+        return self.model.base_model
+
+    @property
     def width(self) -> int:
         """Return D, the channels of a projector output."""
         return int(self.model.config.get_text_config().hidden_size)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        names = list(inspect.signature(type(self.model).forward).parameters)[1:]
-        return {**dict(zip(names, args, strict=False)), **kwargs}
+        return {**dict(zip(self._arguments, args, strict=False)), **kwargs}
 
     def has_images(self, inputs: Mapping[str, Any]) -> bool:
         """Return True if a call brings pixels or encoded features."""
-        names = [name for own in PIXELS.values() for name in own]
         encoded = inputs.get("mm_encoder_outputs") or {}
-        return any(inputs.get(name) is not None for name in names) or any(
+        return any(inputs.get(name) is not None for name in PIXEL_NAMES) or any(
             encoded.get(modality) is not None for modality in MODALITIES
         )
 
@@ -113,12 +135,12 @@ class VisualAdapter:
             name = next((n for n in PIXELS[modality] if inputs.get(n) is not None), None)
             if name is None:
                 continue
-            encoder = getattr(self.base, f"get_{modality}_features", None)
-            if encoder is None:
+            known = self._encoder_arguments.get(modality)
+            if known is None:
                 outputs[modality] = self.base.get_image_features(inputs[name], return_dict=True)
                 continue
-            known = inspect.signature(encoder).parameters
-            arguments = {n: inputs[n] for n in known if n != "kwargs" and inputs.get(n) is not None}
+            encoder = getattr(self.base, f"get_{modality}_features")
+            arguments = {n: inputs[n] for n in known if inputs.get(n) is not None}
             outputs[modality] = encoder(**arguments, return_dict=True)
         found = {modality: output for modality, output in outputs.items() if output is not None}
         for output in found.values():
@@ -128,14 +150,14 @@ class VisualAdapter:
 
     def blocks(
         self,
-        input_ids: Tensor | None,
+        input_ids: Tensor | np.ndarray,
         outputs: Mapping[str, Any],
         lengths: Sequence[int] | None = None,
     ) -> list[Block]:
         """Find every image and clip of a batch: images first, in order of appearance.
 
         Args:
-            input_ids: prompts with all placeholders, [B, T].
+            input_ids: prompts with all placeholders, [B, T]; a tensor of a device is read.
             outputs: encoder outputs by modality.
             lengths: visual tokens of each image; None to apply the family's rule.
 
@@ -143,22 +165,18 @@ class VisualAdapter:
             ConfigError: placeholders are missing, or their number differs from that of the
                 features.
         """
+        ids = input_ids if isinstance(input_ids, np.ndarray) else read([input_ids])[0]
         found: list[Block] = []
         for modality, output in outputs.items():
-            if input_ids is None:
-                raise ConfigError(
-                    "input_ids is missing: places of images are found by the image token; give "
-                    "input_ids with the pixels, not inputs_embeds"
-                )
             token_id = self.token_ids[modality]
-            if not bool((input_ids == token_id).any()):
+            if not (ids == token_id).any():
                 raise ConfigError(
                     f"input_ids hold no {modality} token ({token_id}) although pixels are given; "
                     "write the prompt with the model's chat template or its image token"
                 )
             entries = [entry.shape[:-1].numel() for entry in output.pooler_output]
             known = lengths if modality == "image" else None
-            found += find_blocks(input_ids, token_id, modality, entries, self.family, known)
+            found += find_blocks(ids, token_id, modality, entries, self.family, known)
         return found
 
     @property
@@ -177,12 +195,11 @@ class VisualAdapter:
         tokens = torch.tensor(list(self.token_ids.values()), device=input_ids.device)
         return torch.isin(input_ids, tokens)
 
-    def clip_frames(self, inputs: Mapping[str, Any]) -> list[int] | None:
+    def clip_frames(self, inputs: Mapping[str, Any]) -> Tensor | list[int] | None:
         """Return the frames of every clip as the language model sees them, or None if unknown."""
         if (grid := inputs.get("video_grid_thw")) is not None:
             vision = getattr(self.model.config, "vision_config", None)
-            merged = getattr(vision, "temporal_merge_size", 1)
-            return [int(count) // merged for count in grid[:, 0]]
+            return grid[:, 0] // getattr(vision, "temporal_merge_size", 1)
         pixels = inputs.get("pixel_values_videos")
         return None if pixels is None or pixels.ndim != 5 else [pixels.shape[1]] * len(pixels)
 
@@ -194,13 +211,22 @@ class VisualAdapter:
         With `later`, the channels that the family adds in L later layers follow each token's own,
         [I, N, (1 + L) D]. A gate in training has to cover them, or the image gets past it.
         """
-        features = {m: feature_matrix(output, later) for m, output in outputs.items()}
-        pieces = [features[b.modality][b.start : b.start + len(b)] for b in blocks]
-        tokens = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
-        counts = torch.tensor([len(piece) for piece in pieces], device=tokens.device)
-        if bool((counts == tokens.shape[1]).all()):
+        matrices = {m: feature_matrix(output, later) for m, output in outputs.items()}
+        bases = dict(zip(matrices, _sums_before([len(m) for m in matrices.values()]), strict=True))
+        features = _joined(list(matrices.values()))
+        starts = np.array([bases[block.modality] + block.start for block in blocks])
+        counts = np.array([len(block) for block in blocks])
+        size = int(counts.max())
+        places = np.arange(size)
+        if len(features) == size * len(blocks) and (starts == size * np.arange(len(blocks))).all():
+            return features.view(len(blocks), size, -1), None
+        index = starts[:, None] + places.clip(max=counts[:, None] - 1)
+        real = places < counts[:, None]
+        rows, mask = send([index, real], features.device)
+        tokens = features.index_select(0, rows.view(-1)).view(len(blocks), size, -1)
+        if real.all():
             return tokens, None
-        return tokens, torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
+        return tokens.masked_fill_((mask == 0)[..., None], 0.0), mask != 0
 
     def replace(
         self, outputs: Mapping[str, Any], blocks: Sequence[Block], tokens: Tensor
@@ -222,41 +248,43 @@ class VisualAdapter:
         }
 
     def prune(
-        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], keep: Tensor
-    ) -> tuple[dict[str, Any], Tensor]:
-        """Return the call without removed tokens, and the columns of the prompt that stay, [B, S].
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], plan: PrunePlan, kept: Tensor
+    ) -> tuple[dict[str, Any], Columns]:
+        """Return the call without removed tokens, and the columns of the prompt that stay.
 
-        `inputs` hold `position_ids` of the full prompt; `keep` [B, T] is false at removed tokens.
+        Args:
+            inputs: arguments of `forward`, with `position_ids` of the full prompt, [B, T].
+            outputs: encoder outputs by modality.
+            plan: what stays of the prompt.
+            kept: positions of kept tokens, see `PrunePlan.spread`, [K].
 
         Raises:
             ConfigError: the attention mask is not of shape [B, T].
         """
-        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        if mask is not None and tuple(mask.shape) != tuple(keep.shape):
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        if mask is not None and mask.shape != ids.shape:
             raise ConfigError(
                 f"attention_mask of shape {list(mask.shape)} cannot be pruned; give one of shape "
-                f"{list(keep.shape)}, or none"
+                f"{list(ids.shape)}, or none"
             )
-        keep = keep if mask is None else keep & mask.bool()
-        columns = remaining_columns(keep, mask)
+        columns = plan.spread(kept if kept.device == ids.device else kept.to(ids.device))
         pruned = {name: value for name, value in inputs.items() if value is not None}
-        pruned["attention_mask"] = torch.ones_like(keep, dtype=torch.long) if mask is None else mask
         for name, fill in FILL_PER_TOKEN.items():
-            if name in pruned:
-                pruned[name] = take_columns(pruned[name], columns, fill)
-        pruned["input_ids"] = take_columns(input_ids, columns, self._text_token())
+            if name in pruned and name != "attention_mask":
+                pruned[name] = columns.take(pruned[name], fill)
+        pruned["input_ids"] = columns.take(ids, self._text_token())
+        pruned["attention_mask"] = columns.mask(mask)
         if isinstance(wanted := pruned.get("logits_to_keep"), Tensor):
-            pruned["logits_to_keep"] = take_logit_positions(wanted, columns)
-        left = {}
-        for modality, output in outputs.items():
-            kept = keep[input_ids == self.token_ids[modality]]
-            if bool(kept.any()):
-                left[modality] = keep_features(output, kept)
+            pruned["logits_to_keep"] = take_logit_positions(wanted, columns.numbers)
+        left = {
+            modality: keep_features(outputs[modality], index)
+            for modality, index in plan.by_modality(columns.tokens).items()
+            if len(index)
+        }
         return self.with_outputs(pruned, left), columns
 
     def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
-        pixels = {name for own in PIXELS.values() for name in own}
-        rest = {name: value for name, value in inputs.items() if name not in pixels}
+        rest = {name: value for name, value in inputs.items() if name not in PIXEL_NAMES}
         return {**rest, "mm_encoder_outputs": outputs}
 
     def _text_token(self) -> int:
@@ -270,3 +298,11 @@ def placeholder_id(config: Any, kind: str) -> int | None:
         if (token := getattr(config, name, None)) is not None:
             return int(token)
     return None
+
+
+def _sums_before(numbers: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(numbers).tolist()][: len(numbers)]
+
+
+def _joined(matrices: Sequence[Tensor]) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))

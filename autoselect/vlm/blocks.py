@@ -2,6 +2,7 @@
 
 The features of all images form one matrix, in the order of their placeholders in the batch, row by
 row; every family scatters them in this order. A block is the part that belongs to one image.
+Everything here is integers of the host.
 
 Dimension letters: B rows, T prompt tokens, M placeholders of the whole batch.
 """
@@ -9,8 +10,7 @@ Dimension letters: B rows, T prompt tokens, M placeholders of the whole batch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from autoselect.config import ConfigError
 from autoselect.vlm.families import Family, Marker
@@ -23,14 +23,14 @@ class Block:
     Attributes:
         modality: `image` or `video`.
         row: row of the batch.
-        columns: columns of its N tokens in that row, ascending, [N].
+        columns: columns of its N tokens in that row, ascending, int64, [N].
         start: index of its first token in the feature matrix of its modality; the others follow.
         item: number of the image or clip among those of its modality and row; frames share a clip.
     """
 
     modality: str
     row: int
-    columns: Tensor
+    columns: np.ndarray
     start: int
     item: int
 
@@ -39,7 +39,7 @@ class Block:
 
 
 def find_blocks(
-    input_ids: Tensor,
+    input_ids: np.ndarray,
     token_id: int,
     modality: str,
     entries: Sequence[int],
@@ -59,8 +59,8 @@ def find_blocks(
     Raises:
         ConfigError: placeholders and features differ in number, or two prompts share an image.
     """
-    rows, columns = (input_ids == token_id).nonzero(as_tuple=True)
-    if not len(rows) == sum(entries) == sum(lengths or entries):
+    rows, columns = np.nonzero(input_ids == token_id)
+    if not len(rows) == sum(entries) == sum(entries if lengths is None else lengths):
         raise ConfigError(
             f"input_ids hold {len(rows)} {modality} placeholders (token {token_id}) for "
             f"{sum(entries)} visual tokens; build text and pixels with one call of the model's "
@@ -70,75 +70,64 @@ def find_blocks(
             "processor_config.json, or copy the processor's files of the model again"
         )
     if lengths is None:
-        lengths = _image_lengths(input_ids, rows, columns, modality, entries, family)
-    blocks: list[Block] = []
-    start = 0
-    for length in lengths:
-        row = int(rows[start])
-        if int(rows[start + length - 1]) != row:
-            raise ConfigError(
-                f"an {modality} has placeholders in two prompts of the batch; give every prompt "
-                "all placeholders of its images"
-            )
-        item = blocks[-1].item + 1 if blocks and blocks[-1].row == row else 0
-        blocks.append(Block(modality, row, columns[start : start + length], start, item))
-        start += length
-    return blocks
+        sizes = _image_lengths(input_ids, rows, columns, modality, entries, family)
+    else:
+        sizes = np.asarray(lengths)
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
+    if (rows[starts] != rows[ends - 1]).any():
+        raise ConfigError(
+            f"an {modality} has placeholders in two prompts of the batch; give every prompt "
+            "all placeholders of its images"
+        )
+    own = rows[starts].tolist()
+    items = np.arange(len(own)) - np.searchsorted(own, own)
+    places = zip(own, starts.tolist(), ends.tolist(), items.tolist(), strict=True)
+    return [Block(modality, row, columns[s:e], s, item) for row, s, e, item in places]
 
 
 def _image_lengths(
-    input_ids: Tensor,
-    rows: Tensor,
-    columns: Tensor,
+    input_ids: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
     modality: str,
     entries: Sequence[int],
     family: Family,
-) -> Sequence[int]:
+) -> np.ndarray:
     if (family.images if modality == "image" else family.videos) == "entries":
-        return entries
+        return np.asarray(entries)
     runs = run_lengths(rows, columns)
     if modality == "image" and family.tiles is not None:
         return merge_tiles(input_ids, rows, columns, runs, family.tiles)
     return runs
 
 
-def run_lengths(rows: Tensor, columns: Tensor) -> list[int]:
+def run_lengths(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the lengths of the runs of adjacent placeholders, given by row [M] and column [M]."""
     new = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1] + 1)
-    ends = (new.nonzero().flatten() + 1).tolist() + [len(rows)]
-    return [end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return np.diff(np.flatnonzero(new) + 1, prepend=0, append=len(rows))
 
 
 def merge_tiles(
-    input_ids: Tensor, rows: Tensor, columns: Tensor, lengths: Sequence[int], marker: Marker
-) -> list[int]:
+    input_ids: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    lengths: np.ndarray,
+    marker: Marker,
+) -> np.ndarray:
     """Return the visual tokens of each image from those of its tiles, see `Family.tiles`."""
-    ends = torch.tensor(lengths).cumsum(0).tolist()
-    begins = [end - length for end, length in zip(ends, lengths, strict=True)]
-    tile_rows = rows[begins].tolist()
-    if marker == "same_after_last":
-        beside = [_token(input_ids, rows[e - 1], columns[e - 1] + 1) for e in ends]
-    else:
-        beside = [_token(input_ids, rows[b], columns[b] - 1) for b in begins]
-    merged: list[int] = []
-    for row in sorted(set(tile_rows)):
-        tiles = [number for number, own in enumerate(tile_rows) if own == row]
-        reference = beside[tiles[0 if marker == "same_before_first" else -1]]
-        closes = [beside[number] == reference for number in tiles]
-        if marker == "same_before_first":
-            closes = [*closes[1:], True]
-        total = 0
-        for number, is_last in zip(tiles, closes, strict=True):
-            total += lengths[number]
-            if is_last:
-                merged.append(total)
-                total = 0
-    return merged
-
-
-def _token(input_ids: Tensor, row: Tensor, column: Tensor) -> int:
-    inside = 0 <= int(column) < input_ids.shape[1]
-    return int(input_ids[row, column]) if inside else -1
+    ends = np.cumsum(lengths)
+    begins = ends - lengths
+    beside = columns[ends - 1] + 1 if marker == "same_after_last" else columns[begins] - 1
+    inside = (beside >= 0) & (beside < input_ids.shape[1])
+    marks = np.where(inside, input_ids[rows[begins], beside.clip(0, input_ids.shape[1] - 1)], -1)
+    first = np.flatnonzero(np.diff(rows[begins], prepend=-1))
+    tiles = np.diff(first, append=len(marks))
+    reference = first if marker == "same_before_first" else first + tiles - 1
+    equal = marks == np.repeat(marks[reference], tiles)
+    if marker == "same_before_first":
+        return np.add.reduceat(lengths, np.flatnonzero(equal))
+    return np.add.reduceat(lengths, np.flatnonzero(np.append(True, equal[:-1])))
 
 
 def split_frames(blocks: Sequence[Block], frames: Sequence[int]) -> list[Block]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.vlm.columns import PADDING, take_columns
+from autoselect.vlm.columns import PADDING, PrunePlan, take_columns
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class CacheLayout:
 
     @classmethod
     def unpruned(cls, rows: int, length: int, device: torch.device) -> "CacheLayout":
+        if length == 0:
+            return cls(torch.empty(rows, 0, dtype=torch.long, device=device), 0, padded=False)
         columns = torch.arange(length, device=device).expand(rows, -1)
         return cls(columns, length, padded=False)
 
@@ -121,24 +123,26 @@ class CacheLayout:
             )
 
     def followed_by(
-        self, columns: Tensor, is_image: Tensor, rope_deltas: Tensor | None
+        self, columns: Tensor, plan: PrunePlan, rope_deltas: Tensor | None
     ) -> "CacheLayout":
         """Return the layout after appending the remaining columns of a call.
 
         Args:
             columns: columns of the call that stay, -1 at padding, [B, S'].
-            is_image: true at visual tokens among all columns of the call, [B, T'].
+            plan: how the call became shorter.
             rope_deltas: next position minus the number of real tokens, [B, 1], or None.
         """
-        moved = columns.where(columns == PADDING, columns + self.full_length)
-        padded = self.padded or bool((columns == PADDING).any())
-        new = torch.arange(self.full_length - self.grown, self.full_length, device=columns.device)
+        before = self.full_length
+        if before:
+            moved = columns.where(columns == PADDING, columns + before)
+            grown = torch.arange(before - self.grown, before, device=columns.device)
+            columns = torch.cat([self.columns, grown.expand(len(columns), -1), moved], dim=1)
         return CacheLayout(
-            torch.cat([self.columns, new.expand(len(self.columns), -1), moved], dim=1),
-            self.full_length + is_image.shape[1],
-            padded,
+            columns,
+            before + plan.prompt.ids.shape[1],
+            self.padded or plan.padded,
             rope_deltas,
-            self.full_length + int(is_image.any(dim=0).nonzero().max()) + 1,
+            before + plan.images_end,
         )
 
     def cached_mask(self, attention_mask: Tensor | None) -> Tensor:

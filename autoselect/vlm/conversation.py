@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.adapter import FILL_PER_TOKEN, VisualAdapter
 from autoselect.vlm.cache_layout import CacheLayout
+from autoselect.vlm.columns import PrunePlan
+from autoselect.vlm.host import send
 from autoselect.vlm.pruned_cache import cached_length, check_kind, count_columns, layout_of
 
 IN_CHUNKS = (
@@ -68,58 +71,63 @@ def with_text_types(call: Mapping[str, Any]) -> dict[str, Any]:
     if (types := call.get(name)) is None:
         return dict(call)
     missing = call["input_ids"].shape[1] - types.shape[1]
-    return {**call, name: torch.nn.functional.pad(types, (0, max(missing, 0)))}
+    if missing <= 0:
+        return dict(call)
+    return {**call, name: torch.nn.functional.pad(types, (0, missing))}
 
 
 def prune_call(
     adapter: VisualAdapter,
     call: Mapping[str, Any],
     outputs: Mapping[str, Any],
-    keep: Tensor,
+    plan: PrunePlan,
+    kept: Tensor,
     layout: CacheLayout,
 ) -> tuple[dict[str, Any], Tensor, CacheLayout]:
     """Return a call without its removed visual tokens.
 
-    Per-token arguments of `call` may span the whole conversation; `keep` [B, T] covers its new
-    columns and is false at removed tokens.
+    Per-token arguments of `call` may span the whole conversation; `plan` covers its new columns.
+    `kept` is as in `PrunePlan.spread`.
 
     Returns:
         the new call, the new columns that stay [B, S] (-1 at padding), and what the cache will
         hold.
     """
-    call, past_mask = new_columns(call, keep.shape[1])
+    call, past_mask = new_columns(call, plan.prompt.ids.shape[1])
     if call.get("position_ids") is None:
         call["position_ids"] = adapter.positions.of_call(call, layout, past_mask)
-    mask = call.get("attention_mask")
-    if mask is None:
-        mask = torch.ones_like(keep, dtype=torch.long)
-    deltas = adapter.positions.rope_deltas(call["position_ids"], mask, layout, past_mask)
-    pruned, columns = adapter.prune(call, outputs, keep)
-    cached = layout.cached_mask(past_mask).to(pruned["attention_mask"].dtype)
-    pruned["attention_mask"] = torch.cat([cached, pruned["attention_mask"]], dim=1)
-    if (types := pruned.get("token_type_ids")) is not None:
-        pruned["token_type_ids"] = layout.token_types(types, columns.shape[1])
+    deltas = adapter.positions.rope_deltas(call["position_ids"], plan.prompt, layout, past_mask)
+    pruned, columns = adapter.prune(call, outputs, plan, kept)
+    if layout.cached:
+        cached = layout.cached_mask(past_mask).to(pruned["attention_mask"].dtype)
+        pruned["attention_mask"] = torch.cat([cached, pruned["attention_mask"]], dim=1)
+        if (types := pruned.get("token_type_ids")) is not None:
+            pruned["token_type_ids"] = layout.token_types(types, columns.size)
     if "flash" in str(adapter.model.config.get_text_config()._attn_implementation):
-        pruned.update(one_sequence(pruned["attention_mask"], columns.shape[1]))
-    is_image = adapter.is_image(call["input_ids"])
-    return pruned, columns, layout.followed_by(columns, is_image, deltas)
+        full = not (plan.padded or layout.padded or plan.prompt.hides_before)
+        if len(plan.texts) == 1 and full:
+            total = layout.cached + columns.size
+            pruned.update(one_sequence(columns.size, total, columns.index.device))
+    return pruned, columns.numbers, layout.followed_by(columns.numbers, plan, deltas)
 
 
-def one_sequence(mask: Tensor, length: int) -> dict[str, Any]:
+def one_sequence(new: int, total: int, device: torch.device) -> dict[str, Any]:
     """Return arguments that tell flash attention that one row without padding is one sequence.
 
     For a batch of one, transformers mistakes gaps in the positions for the borders of packed
-    sequences (`_is_packed_sequence`), and expects each sequence to start at position 0. `mask` is
-    that of cached and new columns, [B, S]; `length` counts the new ones.
+    sequences (`_is_packed_sequence`), and expects each sequence to start at position 0.
+
+    Args:
+        new: columns of the call.
+        total: cached and new columns.
+        device: device of the call.
     """
-    if len(mask) > 1 or not bool(mask.all()):
-        return {}
-    ends = torch.tensor([[0, length], [0, mask.shape[1]]], dtype=torch.int32, device=mask.device)
+    (ends,) = send([np.array([[0, new], [0, total]])], device)
     return {
-        "cu_seq_lens_q": ends[0],
-        "cu_seq_lens_k": ends[1],
-        "max_length_q": length,
-        "max_length_k": mask.shape[1],
+        "cu_seq_lens_q": ends[0].int(),
+        "cu_seq_lens_k": ends[1].int(),
+        "max_length_q": new,
+        "max_length_k": total,
     }
 
 

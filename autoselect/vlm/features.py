@@ -24,7 +24,7 @@ def feature_matrix(output: Any, later: bool) -> Tensor:
     """
     rows = _rows(output.pooler_output)
     layers = getattr(output, "deepstack_features", None) or [] if later else []
-    return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1)
+    return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1) if layers else rows
 
 
 def with_features(output: Any, matrix: Tensor) -> Any:
@@ -60,12 +60,26 @@ def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
 
 
 def keep_features(output: Any, kept: Tensor) -> Any:
-    """Return an encoder's output without the tokens at which `kept` [M] is false, in all layers."""
-    return with_features(output, feature_matrix(output, later=True)[kept])
+    """Return an encoder's output with the tokens at `kept` only, int64, [K], in all layers."""
+    changed = copy.copy(output)
+    changed.pooler_output = _like(
+        output.pooler_output, _rows(output.pooler_output).index_select(0, kept)
+    )
+    if (layers := getattr(output, "deepstack_features", None)) is not None:
+        changed.deepstack_features = [
+            _like(layer, _rows(layer).index_select(0, kept)) for layer in layers
+        ]
+    return changed
 
 
 def _rows(entries: Any) -> Tensor:
-    """Return entries of any shape as rows, [M, D]."""
+    """Return entries of any shape as rows, [M, D]; copied only if they are several tensors."""
+    if isinstance(entries, Tensor):
+        return entries.reshape(-1, entries.shape[-1])
+    if len(entries) == 1:
+        return entries[0].reshape(-1, entries[0].shape[-1])
+    if all(entry.ndim == 2 for entry in entries):
+        return torch.cat(list(entries))
     return torch.cat([entry.reshape(-1, entry.shape[-1]) for entry in entries])
 
 

@@ -7,30 +7,34 @@ Dimension letters: B rows, T columns of the call, L columns of the conversation 
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoselect.vlm.cache_layout import CacheLayout
+from autoselect.vlm.held import Held
+from autoselect.vlm.host import HostPrompt, send
 
 
 class Positions:
     """Numbers the tokens of a call whose caller gives no position ids.
 
     Args:
-        base: the model without its head.
+        base: the model without its head; it is not kept alive.
         first: position of the first token.
     """
 
     def __init__(self, base: Any, first: int = 0) -> None:
-        self.base = base
+        self._base = Held(base)
         self.first = first
         self.on_grid = hasattr(base, "get_rope_index")
-        known = inspect.signature(base.get_rope_index).parameters if self.on_grid else ()
+        self._grid_arguments: tuple[str, ...] = ()
+        if self.on_grid:
+            self._grid_arguments = tuple(inspect.signature(base.get_rope_index).parameters)
         types = "mm_token_type_ids"
-        self.told_by = types if types in known else "attention_mask"
+        self.told_by = types if types in self._grid_arguments else "attention_mask"
 
     def of_call(
         self, inputs: Mapping[str, Any], past: CacheLayout, past_mask: Tensor | None
@@ -61,34 +65,40 @@ class Positions:
 
     def grid_positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return positions by the model's own `get_rope_index`, counted from 0, [rows, B, T]."""
-        known = inspect.signature(self.base.get_rope_index).parameters
-        arguments = {n: inputs[n] for n in known if inputs.get(n) is not None}
-        arguments.update(_of_sound_and_time(inputs, known))
-        return self.base.get_rope_index(**arguments)[0]
+        arguments = {n: inputs[n] for n in self._grid_arguments if inputs.get(n) is not None}
+        arguments.update(_of_sound_and_time(inputs, self._grid_arguments))
+        return self._base.module.get_rope_index(**arguments)[0]
 
     def rope_deltas(
-        self, position_ids: Tensor, mask: Tensor, past: CacheLayout, past_mask: Tensor | None
+        self,
+        position_ids: Tensor,
+        prompt: HostPrompt,
+        past: CacheLayout,
+        past_mask: Tensor | None,
     ) -> Tensor | None:
         """Return next position minus number of real tokens, [B, 1]; None unless M-RoPE is used.
 
         Args:
             position_ids: positions in the call, [B, T] or [rows, B, T]; the last three rows are the
                 grid.
-            mask: attention mask of the call, [B, T].
+            prompt: the new columns of the call.
             past: what the cache held before the call.
             past_mask: attention mask of the conversation so far, [B, L]; None if nothing is hidden.
         """
         if not self.on_grid:
             return None
         grid = position_ids[-3:] if position_ids.ndim == 3 else position_ids[None]
-        grid = grid.masked_fill(mask == 0, -1)
-        seen: Tensor | int = past.full_length
-        if past_mask is not None:
-            seen = past_mask.sum(dim=1, keepdim=True)
-        return grid.amax(dim=(0, 2))[:, None] + 1 - seen - mask.sum(dim=1, keepdim=True)
+        new: Tensor | int = prompt.real.shape[1]
+        if not prompt.real.all():
+            hidden, new = send([~prompt.real, prompt.real.sum(axis=1, keepdims=True)], grid.device)
+            grid = grid.masked_fill(hidden != 0, -1)
+        last = grid.amax(dim=(0, 2))[:, None]
+        if past_mask is None:
+            return last + (1 - past.full_length - new)
+        return last + 1 - past_mask.sum(dim=1, keepdim=True) - new
 
 
-def _of_sound_and_time(inputs: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _of_sound_and_time(inputs: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of an omni model's `get_rope_index` that `forward` names otherwise."""
     lengths = inputs.get("audio_feature_lengths")
     if (mask := inputs.get("feature_attention_mask")) is not None:

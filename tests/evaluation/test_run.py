@@ -394,14 +394,16 @@ def test_a_baseline_that_the_data_does_not_allow_is_refused_by_name(settings, tm
 
 
 def test_prefill_bench_has_every_batch_and_the_cache_sizes(model_folder, selector_folder):
-    found = bench.bench_prefill(model_folder, selector_folder, "8,16", [1, 2], 2, 1, "cpu")
+    found = bench.bench_prefill(
+        model_folder, selector_folder, "8,16", [1, 2], bench.Rounds(2, 1), "cpu"
+    )
     assert [run["batch_size"] for run in found["runs"]] == [1, 2]
     small, large = (run["kv_cache_bytes"] for run in found["runs"])
     assert large["8"] == 2 * small["8"]
     per_token = (small["16"] - small["8"]) / 8
     assert per_token == 2 * 4 * 192 * 4, "keys and values, 4 layers, 192 channels, float32"
     with pytest.raises(ConfigError, match="batches"):
-        bench.bench_prefill(model_folder, selector_folder, "8", [0], 2, 1, "cpu")
+        bench.bench_prefill(model_folder, selector_folder, "8", [0], bench.Rounds(2, 1), "cpu")
 
 
 def test_every_setting_is_a_flag():
@@ -472,13 +474,15 @@ def test_batches_that_are_not_sizes_are_refused(batches, message):
     ("more", "message"),
     [({"repeats": 0}, "repeats=0 is below 1"), ({"warmup": -1}, "warmup=-1 is below 0")],
 )
-def test_rounds_that_measure_nothing_are_refused(model_folder, selector_folder, more, message):
+def test_rounds_that_measure_nothing_are_refused(more, message):
     with pytest.raises(ConfigError, match=message):
-        bench.bench_prefill(model_folder, selector_folder, "8", [1], device="cpu", **more)
+        bench.Rounds(**more)
 
 
 def test_the_bench_prints_its_protocol_and_the_speedup_with_vision(model_folder, selector_folder):
-    found = bench.bench_prefill(model_folder, selector_folder, "8", [1, 2], 2, 1, "cpu")
+    found = bench.bench_prefill(
+        model_folder, selector_folder, "8", [1, 2], bench.Rounds(2, 1), "cpu"
+    )
     lines = bench.bench_lines(found)
     assert lines[0].split()[-3:] == ["speedup", "with", "vision"]
     row = found["runs"][0]["pruned"][0]

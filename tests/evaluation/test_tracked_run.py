@@ -124,7 +124,7 @@ def test_a_logged_selector_is_evaluated_timed_and_analysed_by_its_address(
     report = evaluate(other).report
     assert report["digests"]["selector"] == selector_digest(own)
     assert runs("evaluation")[-1].data.tags["selector"] == address
-    timed = bench.bench_prefill(tracked.model, address, "8", [1], 1, 0, "cpu")
+    timed = bench.bench_prefill(tracked.model, address, "8", [1], bench.Rounds(1, 0), "cpu")
     assert timed["runs"][0]["pruned"]
     with pytest.raises(ConfigError, match="models:/m-0 is not in sqlite"):
         Selector.from_pretrained("models:/m-0")

@@ -182,7 +182,7 @@ class AskedVLM:
         """
         ids = prompts.inputs["input_ids"]
         is_text = prompts.inputs["attention_mask"].bool() & ~self.vlm.adapter.is_image(ids)
-        columns = remaining_columns(is_text, None)
+        columns = remaining_columns(is_text)
         real = (columns != PADDING)[..., None]
         embeds = self.vlm.model.get_input_embeddings()(take_columns(ids, columns, 0))
         weights = real.to(embeds.dtype)

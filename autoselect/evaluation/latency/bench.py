@@ -1,6 +1,7 @@
 """`autoselect bench prefill`: the latency protocol over several batch sizes, without evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,35 +23,54 @@ SPEEDUPS = (
 )
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """How often, and what, is measured.
+
+    Attributes:
+        repeats: measured rounds; None for the default of `LatencyPlan`.
+        warmup: rounds before the measured ones; None for the default of `LatencyPlan`.
+        compiled: also time the compiled LLM and selector.
+
+    Raises:
+        ConfigError: nothing would be measured.
+    """
+
+    repeats: int | None = None
+    warmup: int | None = None
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repeats is not None and self.repeats < 1:
+            raise ConfigError(f"repeats={self.repeats} is below 1; give how many rounds to measure")
+        if self.warmup is not None and self.warmup < 0:
+            raise ConfigError(
+                f"warmup={self.warmup} is below 0; give how many rounds run before, or 0"
+            )
+
+
 def bench_prefill(
     model: str,
     selector: str,
     budgets: str,
     batches: Sequence[int],
-    repeats: int | None = None,
-    warmup: int | None = None,
+    rounds: Rounds | None = None,
     device: str | None = None,
-    compiled: bool = False,
 ) -> dict[str, Any]:
     """Measure the latency of full and pruned prefill on a fixed image and prompt.
 
     Args:
         budgets: tokens or ratios, comma-separated.
         batches: batch sizes.
-        repeats: measured rounds; None for the default of `LatencyPlan`.
-        warmup: rounds before the measured ones; None for the default of `LatencyPlan`.
+        rounds: what is measured, `Rounds()` by default.
         device: device name; None for a GPU if PyTorch sees one, else the CPU.
-        compiled: also time the compiled LLM and selector.
 
     Raises:
         ConfigError: a setting does not fit.
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"batches={list(batches)} must be one or more sizes of at least 1")
-    if repeats is not None and repeats < 1:
-        raise ConfigError(f"repeats={repeats} is below 1; give how many rounds are measured")
-    if warmup is not None and warmup < 0:
-        raise ConfigError(f"warmup={warmup} is below 0; give how many rounds run before, or 0")
+    rounds = rounds or Rounds()
     vlm, trained = load_pair(model, selector, device)
     image = fixed_image()
     prompt = Prompt.of(vlm, image, QUESTION, 1)
@@ -59,7 +79,7 @@ def bench_prefill(
     counts = parse_budgets(budgets, num_tokens)
     runs = []
     for size in batches:
-        plan = LatencyPlan(counts, size, repeats, warmup, compiled)
+        plan = LatencyPlan(counts, size, rounds.repeats, rounds.warmup, rounds.compiled)
         run = latency_report(vlm, trained, image, QUESTION, plan)
         run["kv_cache_bytes"] = {str(num_tokens): run["full"]["kv_cache_bytes"]} | {
             str(row["budget"]): row["kv_cache_bytes"] for row in run["pruned"]

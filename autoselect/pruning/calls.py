@@ -1,0 +1,35 @@
+"""Settings of one call of an attached model, kept apart for every thread."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Budget = int | float | Sequence[int | float]
+"""Tokens that stay of an image, or their share; a sequence has one for each image."""
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """Settings of one call.
+
+    Attributes:
+        budget: budget of this call; None for the attachment's own.
+        frames: frames of every clip, if known; a tensor is read with the prompt.
+        rows: prompts of the call; with beams or several samples the batch has a multiple of them.
+    """
+
+    budget: Budget | None = None
+    frames: Tensor | list[int] | None = None
+    rows: int | None = None
+
+
+class CallOfThread(threading.local):
+    """Settings of the `generate` call that a thread is in; a copy of the model starts empty."""
+
+    def __init__(self) -> None:
+        self.settings = CallSettings()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return CallOfThread, ()
