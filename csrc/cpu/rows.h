@@ -38,7 +38,7 @@ struct TokenPlace {
 };
 
 // Most tokens of a call of the kernels below.
-constexpr int64_t kGroup = 8;
+constexpr int64_t kGroup = 16;
 
 // Tokens that follow one another in memory, and their amplitudes.
 template <typename W>
