@@ -6,9 +6,12 @@ Every contender of a case is timed once per round, in turn, so that a disturbanc
 them. The values are medians; `best_ms` holds the fastest sample of each. A case ends after its
 rounds or its seconds, but not before five rounds. The floor is the time to copy the bytes that the
 operator must move: 1 copy of the tokens forward, 2.5 forward and backward (tokens in, gated out;
-gradient and tokens in, gradient out). On a GPU the floor is a graph replay, like `native_graph`. A
-copy that fits a cache is timed from that cache: small floors show the speed of the L2 cache, not
-of its memory.
+gradient and tokens in, gradient out), 2 if nobody needs the tokens' gradient. On a GPU the floor is
+a graph replay, like `native_graph`. A copy that fits a cache is timed from that cache: small floors
+show the speed of the L2 cache, not of its memory.
+
+The default noise, with a covariance factor, is timed beside the per-channel noise (`channel_ms`),
+diverse top-K beside hard top-K (`hard_ms`), each with its gather.
 
 `plain_ms` is the time of code without this package: torch.randn noise for the gate, torch.topk +
 sort + gather for the selection. On a GPU the gate's threshold comes from a float32 bisection that
@@ -39,7 +42,8 @@ from torch.nn.functional import logsigmoid
 
 from autoselect.files.atomic import write_text
 from autoselect.ops import build_info
-from autoselect.ops.hard_top_k import select_tokens, select_tokens_reference
+from autoselect.ops.diverse_top_k import diverse_top_k, diverse_top_k_reference
+from autoselect.ops.hard_top_k import select_tokens, select_tokens_reference, tokens_at
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import (
     soft_top_k_noise_gate,
@@ -54,7 +58,10 @@ from autoselect.ops.soft_top_k import (
 TEMPERATURE = 0.3
 LEAST_ROUNDS = 5
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-COPIES = {"forward": 1.0, "forward+backward": 2.5}
+FROZEN = "forward+backward of scores"
+COPIES = {"forward": 1.0, "forward+backward": 2.5, FROZEN: 2.0}
+RANK = 64  # of the covariance factor, the default
+DIVERSITY = 0.4
 HALVINGS = 30
 GRAPHED = {"native": "native_graph", "floor": "floor"}
 SMALL_FLOORS = "Floors of small cases are cache speed (on a GPU, L2), not memory speed."
@@ -141,15 +148,21 @@ def plain_gate(tokens, scores, k, temperature, channels, _noise_key):
     return gated.to(tokens.dtype), torch.sigmoid(logits)
 
 
-def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool) -> Case:
-    batch, n, width = shape
-    tokens = torch.randn(shape, device=device).to(dtype).requires_grad_()
-    scores = torch.randn(batch, n, device=device, requires_grad=True)
-    upstream = torch.randn(shape, device=device).to(dtype)
+def gate_call(op, inputs: tuple[Tensor, Tensor], rank: int) -> Callable[[], Tensor]:
+    """Return a call of a gate operator on tokens [B, N, D] and scores [B, N]."""
+    tokens, scores = inputs
+    (batch, n, width), device = tokens.shape, tokens.device
     mean, std = torch.randn(width, device=device), torch.rand(width, device=device)
-    channels = NoiseStatistics(mean, std)
+    factor = torch.randn(rank, width, device=device) / rank**0.5 if rank else None
+    statistics_of_tokens = NoiseStatistics(mean, std, factor)
     number = torch.tensor(1, device=device)
     key = NoiseKey(number, number, torch.arange(batch, device=device))
+    return lambda: op(tokens, scores, n // 9, TEMPERATURE, statistics_of_tokens, key)[0]
+
+
+def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool) -> Case:
+    inputs = gate_inputs(device, shape, dtype)
+    upstream = torch.randn(shape, device=device).to(dtype)
     functions = {
         "native": soft_top_k_noise_gate,
         "reference": soft_top_k_noise_gate_reference,
@@ -158,17 +171,68 @@ def gate_case(device, shape, dtype: torch.dtype, direction: str, compiled: bool)
     if compiled:
         functions["compiled"] = torch.compile(soft_top_k_noise_gate_reference)
     contenders = {
-        name: forward_and_backward(
-            lambda op=op: op(tokens, scores, n // 9, TEMPERATURE, channels, key)[0],
-            [tokens, scores],
-            upstream,
-            direction,
-        )
+        name: forward_and_backward(gate_call(op, inputs, 0), [*inputs], upstream, direction)
         for name, op in functions.items()
     }
-    contenders["floor"] = copy_of(tokens.detach())
+    contenders["floor"] = copy_of(inputs[0].detach())
     scale = COPIES[direction]
     return Case("soft_top_k_noise_gate", dtype, list(shape), direction, contenders, scale)
+
+
+def gate_inputs(device, shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    tokens = torch.randn(shape, device=device).to(dtype).requires_grad_()
+    return tokens, torch.randn(shape[:2], device=device, requires_grad=True)
+
+
+def factor_case(device, shape, dtype: torch.dtype, direction: str, large: bool) -> Case:
+    """Time the default noise (`native`) beside the per-channel one, and beside its reference.
+
+    Args:
+        device: where the tensors lie.
+        shape: B, N, D.
+        dtype: dtype of the tokens.
+        direction: a key of `COPIES`; `FROZEN` computes the gradient of the scores alone.
+        large: leave out the reference, whose noise would fill the memory.
+    """
+    inputs = gate_inputs(device, shape, dtype)
+    upstream = torch.randn(shape, device=device).to(dtype)
+    leaves = [*inputs]
+    if direction == FROZEN:
+        inputs = (inputs[0].detach(), inputs[1])
+        leaves = [inputs[1]]
+    functions = {"native": (soft_top_k_noise_gate, RANK), "channel": (soft_top_k_noise_gate, 0)}
+    if not large:
+        functions["reference"] = (soft_top_k_noise_gate_reference, RANK)
+    contenders = {
+        name: forward_and_backward(gate_call(op, inputs, rank), leaves, upstream, direction)
+        for name, (op, rank) in functions.items()
+    }
+    contenders["floor"] = copy_of(inputs[0].detach())
+    scale = COPIES[direction]
+    return Case("default_noise_gate", dtype, list(shape), direction, contenders, scale)
+
+
+def diverse_case(device, shape, k: int, dtype: torch.dtype) -> Case:
+    """Time diverse top-K with its gather, beside hard top-K with its gather (`hard`).
+
+    The tokens resemble each other as those of an image do: mixtures of a few centres.
+    """
+    batch, n, width = shape
+    share = torch.softmax(4 * torch.randn(batch, n, 12, device=device), -1)
+    noise = torch.randn(shape, device=device)
+    tokens = (share @ torch.randn(batch, 12, width, device=device) + 0.3 * noise + 1).to(dtype)
+    scores = torch.randn(batch, n, device=device)
+
+    def gathered(op):
+        return tokens_at(tokens, op(scores, tokens, k, DIVERSITY))
+
+    contenders = {
+        "native": lambda: gathered(diverse_top_k),
+        "reference": lambda: gathered(diverse_top_k_reference),
+        "hard": lambda: select_tokens(tokens, scores, k),
+        "floor": copy_of(tokens[:, :k].contiguous()),
+    }
+    return Case("diverse_top_k", dtype, [*shape, k], "forward", contenders)
 
 
 def plain_select(tokens, scores, k):
@@ -193,7 +257,7 @@ def select_case(device, shape, k: int, dtype: torch.dtype, compiled: bool) -> Ca
 
 def cases(device: torch.device, compiled: bool):
     """Yield the cases of a device one at a time, so that only one is in memory."""
-    directions = tuple(COPIES)
+    directions = ("forward", "forward+backward")
     for direction in directions:
         yield lambda d=direction: soft_top_k_case(device, 64, 576, d, compiled)
     if device.type == "cpu":
@@ -205,8 +269,15 @@ def cases(device: torch.device, compiled: bool):
         for dtype in (torch.float32, torch.bfloat16):
             for direction in directions:
                 yield lambda s=shape, t=dtype, d=direction: gate_case(device, s, t, d, compiled)
+    for shape in shapes:
+        for dtype in (torch.float32, torch.bfloat16):
+            for direction in COPIES:
+                yield lambda s=shape, t=dtype, d=direction: factor_case(device, s, t, d, False)
+    for direction in COPIES:
+        yield lambda d=direction: factor_case(device, (32, 576, 4096), torch.bfloat16, d, True)
     for shape in ((1, 576, 4096), (8, 576, 1024)):
         yield lambda s=shape: select_case(device, s, 64, torch.bfloat16, compiled)
+        yield lambda s=shape: diverse_case(device, s, 64, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -294,7 +365,16 @@ def run(watch: Stopwatch, rounds: int, seconds: float, compiled: bool, path: Pat
 
 def table_line(row: dict[str, object]) -> str:
     shape = "x".join(map(str, row["shape"]))
-    columns = ("native", "native_graph", "reference", "plain", "compiled", "floor")
+    columns = (
+        "native",
+        "native_graph",
+        "channel",
+        "hard",
+        "reference",
+        "plain",
+        "compiled",
+        "floor",
+    )
     times = (
         f"{name} {row[f'{name}_ms']:.4f} ({row[f'{name}_ms'] / row['native_ms']:.2f}x)"
         for name in columns

@@ -2,10 +2,11 @@
 
     compute-sanitizer --tool memcheck python benchmarks/sanitizer_case.py [--device cuda]
 
-The sizes exceed the 2048 tokens that soft top-K keeps in registers and the 4096 positions that
-selection keeps in shared memory. Widths are with and without whole 16-byte accesses. Set
-PYTORCH_NO_CUDA_MEMORY_CACHING=1 for memcheck: PyTorch's allocator hands out pieces of large blocks,
-and an access beyond a piece stays inside its block.
+The sizes exceed the 2048 tokens that soft top-K keeps in registers, the 2048 that diverse top-K
+compares all at once, the 4096 positions that selection keeps in shared memory, and the 8192 tokens
+of a batch from which on a warp of the noise gate takes several. Widths are with and without whole
+16-byte accesses. Set PYTORCH_NO_CUDA_MEMORY_CACHING=1 for memcheck: PyTorch's allocator hands out
+pieces of large blocks, and an access beyond a piece stays inside its block.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 
 import torch
 
+from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
@@ -22,6 +24,8 @@ from autoselect.ops.soft_top_k import soft_top_k
 BATCH = 2
 RANK = 3
 TEMPERATURE = 0.3
+DIVERSITY = 0.4
+MOST_DIVERSE = 12
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # (tokens, width, budget)
 SIZES = ((5, 7, 3), (2500, 64, 40), (4500, 64, 4200), (4500, 67, 4200))
@@ -44,6 +48,9 @@ def exercise(device: torch.device, dtype: torch.dtype, tokens: int, width: int, 
         fused, own_gates = soft_top_k_noise_gate(x, scores, k, TEMPERATURE, statistics, key, valid)
         kept, positions = select_tokens(fused, scores, k, valid)
         assert torch.equal(positions, hard_top_k(scores, k, valid))
+        few = budgets.clamp(max=MOST_DIVERSE)
+        diverse = diverse_top_k(scores, x, few, DIVERSITY, valid, width=min(k, MOST_DIVERSE))
+        assert int(diverse[0, 0]) >= 0 and bool((diverse[0, 1:] == -1).all())
         (gated.float().mean() + kept.float().mean() + own_gates.mean()).backward()
     assert x.grad.isfinite().all() and scores.grad.isfinite().all()
 

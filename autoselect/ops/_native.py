@@ -5,6 +5,7 @@ What is wrong with it, and how to build it again, is one sentence everywhere.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -36,6 +37,7 @@ OPERATORS = (
 
 
 NAME = "autoselect._C"
+REQUIRED = os.environ.get("AUTOSELECT_REQUIRE_NATIVE", "0") not in ("", "0")
 BUILD = "build it with `pip install --no-build-isolation -e .` in the project folder"
 
 
@@ -43,9 +45,10 @@ def _missing() -> str:
     """Return why there is no extension to load, and how to build it; empty if there is one."""
     if importlib.util.find_spec(NAME) is not None:
         return ""
-    others = sorted(path.name for path in Path(__file__).parents[1].glob("_C.*.so"))
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    found = (path.name for path in Path(__file__).parents[1].glob("_C.*.so"))
+    others = sorted(name for name in found if name != f"_C{suffix}")
     if others:
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
         return (
             f"the native operators ({NAME}) are built for another Python or machine "
             f"({', '.join(others)}; this Python loads _C{suffix}); {BUILD}"
@@ -62,7 +65,7 @@ def _load() -> ModuleType | None:
     """
     message = _missing()
     if message:
-        if os.environ.get("AUTOSELECT_REQUIRE_NATIVE", "0") not in ("", "0"):
+        if REQUIRED:
             raise ImportError(f"AUTOSELECT_REQUIRE_NATIVE=1, but {message}", name=NAME)
         log.warning("%s; the slower PyTorch references run instead", message)
         return None
@@ -96,14 +99,40 @@ def is_native(device: torch.device) -> bool:
     Inside transforms of `torch.func` the references run, because `torch.library` does not
     differentiate registered operators there. The references read values, so `torch.vmap` over a
     call fails: put all rows into one batch.
+
+    Raises:
+        ImportError: the extension is built without CUDA, a GPU is there and is asked for, and
+            `AUTOSELECT_REQUIRE_NATIVE=1`.
     """
     if EXTENSION is None:
         return False
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False
     if device.type == "cuda":
+        if not HAS_CUDA and torch.cuda.is_available():
+            _say_cuda_is_missing()
         return HAS_CUDA
     return device.type in ("cpu", "meta")
+
+
+def _say_cuda_is_missing() -> None:
+    """Warn once that a GPU runs the references; raise ImportError if native operators are required.
+
+    A warning is not traced: torch.compile would end its graph there.
+    """
+    message = (
+        f"the native operators ({NAME}) are built for the CPU alone, but tensors are on a GPU; "
+        f"set FORCE_CUDA=1 and CUDA_HOME, and {BUILD}"
+    )
+    if REQUIRED:
+        raise ImportError(f"AUTOSELECT_REQUIRE_NATIVE=1, but {message}", name=NAME)
+    if not torch.compiler.is_compiling():
+        _warn_once(f"{message}; the slower PyTorch references run there instead")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def differentiable_once(operator: str) -> None:
@@ -129,8 +158,8 @@ def build_info() -> dict[str, object]:
     info: dict[str, object] = {"version": __version__, "torch": torch.__version__}
     info.update(EXTENSION.build_info() if EXTENSION is not None else {"missing": _missing()})
     paths = {
-        device: "native" if is_native(torch.device(device)) else "reference"
-        for device in ("cpu", "cuda")
+        device: "native" if native else "reference"
+        for device, native in (("cpu", EXTENSION is not None), ("cuda", HAS_CUDA))
     }
     return {"native": EXTENSION is not None, **info, "paths": {op: paths for op in OPERATORS}}
 

@@ -74,3 +74,34 @@ def test_rows_are_kept_after_every_case(monkeypatch, tmp_path, capsys):
     bench_ops.run(FakeWatch(torch.device("cpu"), "wall"), 1, 0.0, False, path)
     assert kept == [["first"], ["first", "second"]]
     assert capsys.readouterr().out.endswith(f"{bench_ops.SMALL_FLOORS}\n")
+
+
+@pytest.mark.parametrize("direction", list(bench_ops.COPIES))
+def test_the_default_noise_is_timed_beside_its_reference_on_equal_terms(direction):
+    case = bench_ops.factor_case(
+        torch.device("cpu"), (2, 18, 12), torch.bfloat16, direction, large=False
+    )
+    results = {name: case.contenders[name]() for name in ("native", "channel", "reference")}
+    count = {"forward": None, "forward+backward": 2, bench_ops.FROZEN: 1}[direction]
+    for result in results.values():
+        assert len(result) == count if count else result.shape == (2, 18, 12)
+
+
+def test_diverse_and_hard_top_k_are_timed_with_their_gather():
+    case = bench_ops.diverse_case(torch.device("cpu"), (2, 40, 12), 7, torch.bfloat16)
+    assert torch.equal(case.contenders["native"](), case.contenders["reference"]())
+    kept, _ = case.contenders["hard"]()
+    assert kept.shape == case.contenders["native"]().shape == (2, 7, 12)
+
+
+def test_every_size_that_a_gpu_trains_with_is_a_case(monkeypatch):
+    """The cases themselves are not made: the largest needs gigabytes."""
+    made = []
+    for name in ("gate_case", "factor_case", "soft_top_k_case", "select_case", "diverse_case"):
+        monkeypatch.setattr(bench_ops, name, lambda *args, name=name: made.append((name, *args)))
+    for make in bench_ops.cases(torch.device("cpu"), compiled=False):
+        make()
+    large = [args[4] for args in made if args[2:4] == ((32, 576, 4096), torch.bfloat16)]
+    assert large == list(bench_ops.COPIES)
+    small = {args[4] for args in made if args[0] == "factor_case" and args[5] is False}
+    assert small == set(bench_ops.COPIES)

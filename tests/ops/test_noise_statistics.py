@@ -122,6 +122,7 @@ def test_seed_and_step_may_be_tensors(device):
 
 DIGEST = """
 import hashlib, torch
+from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import soft_top_k_noise_gate
 torch.manual_seed(0)
@@ -135,7 +136,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x, r, 9, 0.2, NoiseStatistics(torch.randn(137), torch.rand(137), factor), key
     )
     gated.backward(torch.randn(2, 63, 137).to(dtype))
-    for tensor in (gated, gates, x.grad, r.grad):
+    diverse = diverse_top_k(r, x, 20, 0.5)
+    for tensor in (gated, gates, x.grad, r.grad, diverse):
         digest.update(tensor.detach().float().numpy().tobytes())
 print(digest.hexdigest())
 """

@@ -271,3 +271,31 @@ def test_a_missing_extension_is_one_warning_or_an_error_when_required(required):
         assert run.returncode != 0 and "ImportError: AUTOSELECT_REQUIRE_NATIVE=1" in run.stderr
     else:
         assert run.returncode == 0, run.stderr
+
+
+ON_A_GPU = """
+import torch
+torch.cuda.is_available = lambda: True
+from autoselect.ops import _native, build_info
+_native.HAS_CUDA = False
+build_info()
+for _ in range(3):
+    assert not _native.is_native(torch.device("cuda"))
+    assert _native.is_native(torch.device("cpu"))
+"""
+
+
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_a_build_without_cuda_is_one_warning_on_a_gpu_or_an_error_when_required(required, native):
+    run = subprocess.run(
+        [sys.executable, "-c", ON_A_GPU],
+        env={**os.environ, "AUTOSELECT_REQUIRE_NATIVE": required},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stderr.count("built for the CPU alone") == 1
+    assert "FORCE_CUDA=1" in run.stderr and "pip install --no-build-isolation" in run.stderr
+    if required == "1":
+        assert run.returncode != 0 and "ImportError: AUTOSELECT_REQUIRE_NATIVE=1" in run.stderr
+    else:
+        assert run.returncode == 0, run.stderr
