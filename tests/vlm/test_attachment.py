@@ -344,3 +344,22 @@ def test_visual_tokens_that_the_caller_masks_are_removed_too():
         pruned = model(**inputs, visual_token_budget=15)
         assert pruned.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] - 4
         assert torch.equal(model(**inputs).logits[:, -1], expected)
+
+
+@torch.no_grad()
+def test_an_image_with_fewer_tokens_than_the_budget_keeps_all_and_is_counted():
+    """The large image of the same call keeps what the budget says, as in a call of its own."""
+    inputs, small = batch("llava_next", [["s"], ["l"], ["s"]]), TINY["llava_next"].tokens("s")
+    budget = small + 4
+    with attached("llava_next", budget) as model:
+        model.generate(**inputs, **GREEDY)
+        last = model.autoselect.last
+        assert [len(image.kept) for image in last.images] == [small, budget, small]
+        assert last.images[0].kept.tolist() == list(range(small))
+        assert last.smaller_images == 2
+        model(**inputs, visual_token_budget=[budget, 1.0, small])
+        assert model.autoselect.last.smaller_images == 1
+        model.generate(**inputs, **GREEDY, num_beams=2)
+        assert model.autoselect.last.smaller_images == 2
+        model(**batch("llava_next", [["l"]], seed=1))
+        assert torch.equal(model.autoselect.last.images[0].kept, last.images[1].kept)

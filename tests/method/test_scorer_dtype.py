@@ -1,0 +1,62 @@
+"""The Scorer at inference: in the dtype of the tokens, with float32 scores, without graph breaks."""
+
+import copy
+
+import pytest
+import torch
+
+from autoselect import Selector
+from autoselect.config import ScorerConfig
+from autoselect.method.scorer import Scorer
+
+
+@pytest.fixture
+def selector():
+    torch.manual_seed(0)
+    return Selector(Scorer(32, ScorerConfig(hidden_size=32, num_heads=2))).eval()
+
+
+def tokens_of(dtype=torch.float32):
+    return torch.randn(2, 96, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def test_scores_of_bfloat16_tokens_are_float32_and_near_those_of_float32(selector):
+    exact, rounded = selector.score(tokens_of()), selector.score(tokens_of(torch.bfloat16))
+    assert rounded.dtype == torch.float32
+    assert len(rounded.unique()) > 0.98 * rounded.numel()
+    assert len(rounded.bfloat16().unique()) < 0.98 * rounded.numel()
+    assert float((exact - rounded).std()) < 0.03 * float(exact.std())
+
+
+def test_weights_and_their_dtype_are_those_that_were_saved(selector, tmp_path):
+    before = copy.deepcopy(selector.state_dict())
+    selector.score(tokens_of(torch.bfloat16))
+    after = selector.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    selector.save_pretrained(tmp_path)
+    loaded = Selector.from_pretrained(tmp_path)
+    assert torch.equal(loaded.score(tokens_of()), selector.score(tokens_of()))
+
+
+def test_other_weights_give_other_scores_in_every_dtype(selector):
+    tokens = tokens_of(torch.bfloat16)
+    first = selector.score(tokens)
+    assert torch.equal(selector.score(tokens), first)
+    doubled = {name: 2 * value for name, value in selector.state_dict().items()}
+    selector.load_state_dict(doubled)
+    second = selector.score(tokens)
+    assert not torch.allclose(first, second)
+    selector.train()
+    with torch.no_grad():
+        selector.scorer.score.weight.zero_()
+    assert float(selector.eval().score(tokens).std()) < 1e-6 < float(second.std())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_scorer_and_selection_are_one_graph(selector, dtype):
+    tokens = tokens_of(dtype)
+    kept, positions = selector.select(tokens, 8)
+    compiled = torch.compile(selector.select, fullgraph=True, dynamic=False, backend="eager")
+    assert all(map(torch.equal, compiled(tokens, 8), (kept, positions)))
