@@ -102,7 +102,7 @@ def reduced(model: Any, inputs: dict[str, Any], selection: Any) -> dict[str, Any
     left = {}
     for modality, output in outputs.items():
         is_own = inputs["input_ids"][0] == adapter.token_ids[modality]
-        left[modality] = keep_features(output, keep[is_own])
+        left[modality] = keep_features(output, keep[is_own].nonzero()[:, 0])
     call = {n: v[:, keep] for n, v in inputs.items() if n in PER_TOKEN}
     positions = original_positions(model, inputs)[..., keep]
     return {**call, "position_ids": positions, "mm_encoder_outputs": left}
