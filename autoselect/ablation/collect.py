@@ -14,7 +14,7 @@ from autoselect.ablation.outcome import same_subject, stored_scores, subject_of
 from autoselect.ablation.spread import Estimate, Measured, estimate
 from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.config import ConfigError
-from autoselect.evaluation.answers.answering import BLIND, FULL
+from autoselect.evaluation.answers.answering import BLIND, BOUNDS, FULL
 from autoselect.evaluation.answers.predictions import StoredScores
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.evaluation.scores.intervals import Resampling, retention, task_retentions
@@ -148,7 +148,7 @@ class _Analysis:
         self.baselines = {
             place: Baseline(self.retained(table, full), task_retentions(table, full))
             for place, table in tables.items()
-            if place[0] not in (SELECTOR, FULL, BLIND)
+            if place[0] not in (SELECTOR, *BOUNDS)
         }
         self._kept: dict[str, dict[int, dict[int, Measured]]] = {}
 
