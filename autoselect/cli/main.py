@@ -120,9 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with explained_imports():
             root = parser(words[0] if words else None)
             options, flags = root.parse_known_args(words)
-            if flags and not getattr(options, "takes_settings", False):
+            if getattr(options, "takes_settings", False):
+                options.settings = flags
+            elif flags:
                 root.error(f"unrecognized arguments: {' '.join(flags)}")
-            options.settings = flags
             check_destinations(options)
             return options.run(options) or 0
     except ConfigError as error:
