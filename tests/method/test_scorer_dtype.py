@@ -1,4 +1,4 @@
-"""The Scorer at inference: in the dtype of the tokens, with float32 scores, without graph breaks."""
+"""The Scorer at inference: dtype of the tokens, float32 scores, no graph breaks."""
 
 import copy
 
