@@ -3,14 +3,14 @@
 `read_image` reads every picture of the project: from shards, converters, lmms-eval and users.
 transformers has two routes that disagree. It takes a PIL image as it is stored and puts
 transparency on white; it turns a path upright and makes transparency black. `read_image` turns and
-puts on white. Where both routes agree (palettes, CMYK, more than 8 bits, floats), it does the same.
+puts on white. Where both routes agree (palettes, CMYK), it does the same, except that both cut 16-bit
+values to 0..255, which makes most such pictures white, and floats of 0..1 black: `read_image` scales
+them to 8 bits, as a viewer does.
 """
 
 import base64
 import binascii
-import functools
 import io
-import logging
 import os
 import struct
 import threading
@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from autoselect.config import ConfigError
 from autoselect.data.content import content_of
-
-logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {
     "JPEG": "jpg",
@@ -153,12 +152,13 @@ def reuse_image_memory(images: int) -> None:
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """Return the image in mode RGB, transparency on white; it is not turned.
+    """Return the image in mode RGB with 8 bits per channel, transparency on white; not turned.
 
-    Values above 255 and floats are cut to 0..255, as in the processors of transformers.
+    Raises:
+        ImageError: integers or floats of an unknown scale, see `_in_eight_bits`.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        _warn_of_cut_values()
+        return _in_eight_bits(image).convert("RGB")
     if image.mode in _PREMULTIPLIED:
         image = image.convert(_PREMULTIPLIED[image.mode])
     if not image.has_transparency_data:
@@ -166,6 +166,30 @@ def flat(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale brightness to 0..255, mode L.
+
+    16-bit images span 0..65535. 32-bit integers are taken as 0..255 if none is larger, else as
+    0..65535; floats as 0..1 if none is larger, else as 0..255.
+
+    Raises:
+        ImageError: values are outside these ranges, or are not numbers.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        scales = [1.0, 255.0]
+    else:
+        scales = [65535.0] if image.mode.startswith("I;16") else [255.0, 65535.0]
+    if not (low >= 0 and high <= scales[-1]):
+        raise ImageError(
+            f"mode {image.mode} with values of {low:g} to {high:g} has no known brightness; scale "
+            f"them to 0..{scales[-1]:g}, or save the image with 8 bits per channel"
+        )
+    scale = next(scale for scale in scales if high <= scale)
+    return Image.fromarray((values * (255 / scale)).round().astype(np.uint8))
 
 
 def _read_path(source: str | os.PathLike[str], limits: Limits) -> Image.Image:
@@ -267,11 +291,3 @@ def _strict_decoding() -> Iterator[None]:
                 ImageFile.LOAD_TRUNCATED_IMAGES = True
             return
     yield
-
-
-@functools.cache
-def _warn_of_cut_values() -> None:
-    logger.warning(
-        "images with more than 8 bits per channel or float values are cut to 0..255, as in the "
-        "processors of transformers, and may look white or black; save them with 8 bits per channel"
-    )

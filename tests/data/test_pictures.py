@@ -13,7 +13,7 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
 from autoselect import ConfigError, read_image
-from autoselect.data.decode import ImageTooLarge, Limits
+from autoselect.data.decode import ImageError, ImageTooLarge, Limits
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 20, 4), dtype=np.uint8)
 RGB = Image.fromarray(NOISE[..., :3])
@@ -113,23 +113,48 @@ def test_a_transparent_colour_is_white():
     assert pixels(read_image(data)).tolist() == [[[10, 0, 0], [255, 255, 255], [0, 0, 10]]]
 
 
-MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16")
+MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_other_modes_are_as_in_the_processors_of_transformers(mode):
-    if mode == "I;16":
-        image = Image.fromarray(NOISE[..., :2].copy().view(np.uint16)[..., 0])
-    else:
-        image = RGB.convert("L").convert(mode) if mode in ("I", "F") else RGB.convert(mode)
+    image = RGB.convert("L").convert(mode) if mode in ("I", "F") else RGB.convert(mode)
     assert np.array_equal(pixels(read_image(image)), convert_to_rgb(image, return_numpy=True))
-    for kind in ("PNG", "TIFF", "JPEG"):
+    for kind in ("TIFF", "JPEG") if mode == "I" else ("PNG", "TIFF", "JPEG"):
         try:
             data = encode(image, kind)
         except (OSError, KeyError):
             continue  # the format has no such mode
         opened = Image.open(io.BytesIO(data))
         assert np.array_equal(pixels(read_image(data)), convert_to_rgb(opened, return_numpy=True))
+
+
+@pytest.mark.parametrize("kind", [None, "PNG", "TIFF"])
+@pytest.mark.parametrize(
+    "values, dtype, seen",
+    [
+        ([0, 257, 32768, 65535], np.uint16, [0, 1, 128, 255]),
+        ([0, 1, 128, 255], np.int32, [0, 1, 128, 255]),
+        ([0, 257, 32768, 65535], np.int32, [0, 1, 128, 255]),
+        ([0.0, 0.25, 0.5, 1.0], np.float32, [0, 64, 128, 255]),
+        ([0.0, 1.0, 128.0, 255.0], np.float32, [0, 1, 128, 255]),
+    ],
+)
+def test_more_than_eight_bits_and_floats_are_scaled_as_a_viewer_does(values, dtype, seen, kind):
+    image = Image.fromarray(np.array([values], dtype))
+    if kind == "PNG" and dtype is not np.uint16:
+        pytest.skip("PNG files hold 16 bits at most")
+    found = read_image(image if kind is None else encode(image, kind))
+    assert pixels(found)[0].tolist() == [[value] * 3 for value in seen]
+
+
+@pytest.mark.parametrize(
+    "values, dtype",
+    [([-1, 5], np.int32), ([0, 70000], np.int32), ([-0.5, 1], np.float32), ([np.nan], np.float32)],
+)
+def test_brightness_of_an_unknown_scale_is_refused_by_its_values(values, dtype):
+    with pytest.raises(ImageError, match="has no known brightness"):
+        read_image(Image.fromarray(np.array([values], dtype)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF"])
