@@ -271,10 +271,7 @@ class Attachment:
     def _prune(
         self, call: dict[str, Any], length: int, settings: CallSettings
     ) -> tuple[dict[str, Any], CacheLayout | None]:
-        """Return a call with the best visual tokens and its later cache layout; None if all stay.
-
-        `call` brings images; `length` counts its new columns.
-        """
+        """Return a call (`length` new columns) with its best tokens, and its cache's layout."""
         adapter = self.adapter
         per_frame = self.video_budget_per == "frame"
         prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)

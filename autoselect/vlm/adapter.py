@@ -30,7 +30,7 @@ from autoselect.vlm.blocks import Block, find_blocks
 from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
 from autoselect.vlm.contract import check_contract
 from autoselect.vlm.families import FAMILIES, OLDEST_TRANSFORMERS, family_of
-from autoselect.vlm.features import feature_matrix, keep_features, with_features
+from autoselect.vlm.features import feature_matrix, joined, keep_features, with_features
 from autoselect.vlm.held import Held
 from autoselect.vlm.host import read, send
 from autoselect.vlm.positions import Positions
@@ -212,8 +212,7 @@ class VisualAdapter:
         [I, N, (1 + L) D]. A gate in training has to cover them, or the image gets past it.
         """
         matrices = {m: feature_matrix(output, later) for m, output in outputs.items()}
-        bases = dict(zip(matrices, _sums_before([len(m) for m in matrices.values()]), strict=True))
-        features = _joined(list(matrices.values()))
+        features, bases = joined(matrices)
         starts = np.array([bases[block.modality] + block.start for block in blocks])
         counts = np.array([len(block) for block in blocks])
         size = int(counts.max())
@@ -298,11 +297,3 @@ def placeholder_id(config: Any, kind: str) -> int | None:
         if (token := getattr(config, name, None)) is not None:
             return int(token)
     return None
-
-
-def _sums_before(numbers: Sequence[int]) -> list[int]:
-    return [0, *np.cumsum(numbers).tolist()][: len(numbers)]
-
-
-def _joined(matrices: Sequence[Tensor]) -> Tensor:
-    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))

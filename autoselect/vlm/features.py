@@ -8,7 +8,8 @@ Dimension letters: M visual tokens of the whole batch, D width, L later layers.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ def feature_matrix(output: Any, later: bool) -> Tensor:
     rows = _rows(output.pooler_output)
     layers = getattr(output, "deepstack_features", None) or [] if later else []
     return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1) if layers else rows
+
+
+def joined(matrices: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]]:
+    """Return the features of all modalities as one matrix, and the first row of each modality."""
+    first = accumulate(map(len, matrices.values()), initial=0)
+    starts = dict(zip(matrices, first, strict=False))
+    if len(matrices) == 1:
+        return next(iter(matrices.values())), starts
+    return torch.cat(list(matrices.values())), starts
 
 
 def with_features(output: Any, matrix: Tensor) -> Any:
