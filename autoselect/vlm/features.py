@@ -75,6 +75,8 @@ def keep_features(output: Any, kept: Tensor) -> Any:
     changed.pooler_output = _like(
         output.pooler_output, _rows(output.pooler_output).index_select(0, kept)
     )
+    if output.last_hidden_state is output.pooler_output:
+        changed.last_hidden_state = changed.pooler_output
     if (layers := getattr(output, "deepstack_features", None)) is not None:
         changed.deepstack_features = [
             _like(layer, _rows(layer).index_select(0, kept)) for layer in layers
