@@ -7,6 +7,7 @@ from autoselect.config import ConfigError, ScorerConfig
 from autoselect.method.scorer import Scorer
 from autoselect.ops.diverse_top_k import diverse_top_k, diverse_top_k_reference
 from autoselect.ops.hard_top_k import hard_top_k
+from autoselect.pruning.diversity import on_scale
 from autoselect.pruning.selector import Selector
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -151,7 +152,8 @@ def test_a_selector_keeps_its_diversity(tmp_path):
     selector = Selector(scorer, diversity=0.4)
     tokens = torch.randn(2, 20, 12)
     kept, positions = selector.select(tokens, 6)
-    assert torch.equal(positions, diverse_top_k(selector.score(tokens), tokens, 6, 0.4))
+    relevance = on_scale(selector.relevance, selector.score(tokens), None)
+    assert torch.equal(positions, diverse_top_k(relevance, tokens, 6, 0.4))
     assert torch.equal(kept, tokens.gather(1, positions[..., None].expand(-1, -1, 12)))
     selector.save_pretrained(tmp_path)
     assert Selector.from_pretrained(tmp_path).diversity == 0.4
