@@ -1,7 +1,11 @@
 """A model is the model of its files: what is not whole, or of another model, is refused by name."""
 
+import json
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
@@ -131,3 +135,32 @@ def test_a_digest_of_an_earlier_version_still_names_its_weights(whole, copy):
     variants.change_json(copy / "config.json", lambda c: c.update(pad_token_id=1))
     assert not same_weights(earlier, weights_digest(copy))
     assert not same_weights(None, now) and same_weights(None, None)
+
+
+LEAVES = (
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=6)
+)
+JSON = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.text(max_size=4), LEAVES)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data(), value=JSON, part=st.sampled_from(["", "text_config", "vision_config"]))
+def test_any_value_in_a_models_configuration_is_a_model_or_a_named_error(copy, data, value, part):
+    whole = (copy / "config.json").read_text()
+    config = json.loads(whole)
+    group = config[part] if part else config
+    group[data.draw(st.sampled_from(sorted(group)))] = value
+    try:
+        variants.replace(copy / "config.json", json.dumps(config))
+        try:
+            check_model(copy)
+        except ConfigError as error:
+            assert str(error).startswith(f"model={copy} ") and "\n" not in str(error)
+    finally:
+        variants.replace(copy / "config.json", whole)
