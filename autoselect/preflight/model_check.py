@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,6 +10,16 @@ from autoselect.config import ConfigError
 from autoselect.preflight.estimates import GIB
 from autoselect.preflight.finding import Finding, Subject
 from autoselect.reference.resources import resolve_model
+from autoselect.vlm.loading import check_model as check_files
+from autoselect.vlm.loading import load_processor
+from autoselect.vlm.model_files import (
+    ModelFilesError,
+    check_folder,
+    download_again,
+    local_folder,
+    weight_files,
+)
+from autoselect.vlm.processor_fit import check_processor
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -20,68 +28,33 @@ WAIT_S = 5.0
 
 
 def check_model(subject: Subject) -> Finding:
-    """Check that the model's folder has its configuration, whole weights and a usable processor."""
+    """Check that the model's folder is a whole VLM with the processor of its weights."""
     name = subject.config.model
     folder = Path(resolve_model(name))
-    if not folder.is_dir():
-        return _hub_model(name)
-    missing = [file for file in ("config.json",) if not (folder / file).is_file()]
-    for group in (PROCESSOR_FILES, TOKENIZER_FILES):
-        if not any((folder / file).is_file() for file in group):
-            missing.append(f"{group[0]} (or {', '.join(group[1:])})")
-    if missing:
-        return Finding(
-            "model",
-            "fail",
-            f"{folder} lacks {'; '.join(missing)}",
-            f"download the whole model again: hf download REPO --local-dir {folder}",
-        )
-    weights = _weight_files(folder)
-    damaged = [problem for file in weights if (problem := _damage(folder / file))]
-    if damaged or not weights:
-        found = "; ".join(damaged) or "no *.safetensors"
-        fix = f"download the named files again: hf download REPO --local-dir {folder}"
-        return Finding("model", "fail", f"{folder}: {found}", fix)
-    from autoselect.vlm.loading import load_processor  # transformers takes seconds to import
-
     try:
-        load_processor(folder)
+        if not folder.is_dir():
+            reached = _hub_model(name)
+            if reached.status != "fail" and local_folder(name) is not None:
+                check_files(name)
+            return reached
+        check_folder(folder, folder)
+        missing = [] if (folder / "config.json").is_file() else ["config.json"]
+        for group in (PROCESSOR_FILES, TOKENIZER_FILES):
+            if not any((folder / file).is_file() for file in group):
+                missing.append(f"{group[0]} (or {', '.join(group[1:])})")
+        if missing:
+            fix = f"download the whole model again: {download_again(folder)}"
+            return Finding("model", "fail", f"{folder} lacks {'; '.join(missing)}", fix)
+        config = check_files(folder)
+        check_processor(folder, config, load_processor(folder))
+    except ModelFilesError as error:
+        return Finding("model", "fail", f"{folder} {error.found}", error.fix)
     except ConfigError as error:
-        return Finding(
-            "model", "fail", str(error), "correct the processor, or install what it needs"
-        )
-    size = sum((folder / file).stat().st_size for file in weights)
+        fix = "correct the processor, or install what it needs"
+        return Finding("model", "fail", str(error), fix)
+    weights = weight_files(folder, folder)
+    size = sum(file.stat().st_size for file in weights)
     return Finding("model", "ok", f"{folder}: {len(weights)} weight files, {size / GIB:.2f} GiB")
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """Return the names of the weight files, from the index if there is one."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(path.name for path in folder.glob("*.safetensors"))
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"model={folder}: {index.name} is damaged ({error})") from error
-
-
-def _damage(path: Path) -> str:
-    """Return what is wrong with a safetensors file, from its header and size, or an empty text."""
-    if not path.is_file():
-        return f"{path.name} is missing"
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            return f"{path.name} is cut off"
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            return f"{path.name} has a damaged header"
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    wanted = 8 + length + max(ends, default=0)
-    return f"{path.name} has {size} of {wanted} bytes" if size < wanted else ""
 
 
 def _hub_model(name: str) -> Finding:

@@ -83,7 +83,7 @@ def checked_diversity(value: Any) -> Diversity:
         ConfigError: a weight outside 0..1, or not such a value.
     """
     if isinstance(value, Sequence) and not isinstance(value, str):
-        if not all(isinstance(p, Mapping) and p.keys() == {"share", "weight"} for p in value):
+        if not all(_is_point(point) for point in value):
             raise ConfigError(
                 f'diversity={value!r} must be a number of 0..1, or a list of {{"share": 0.1, '
                 '"weight": 0.7}'
@@ -93,6 +93,13 @@ def checked_diversity(value: Any) -> Diversity:
         return value
     check_diversity(value)
     return float(value)
+
+
+def _is_point(value: Any) -> bool:
+    """Return True for a mapping of the two numbers of a `TunedWeight`."""
+    if not isinstance(value, Mapping) or value.keys() != {"share", "weight"}:
+        return False
+    return all(isinstance(n, int | float) and not isinstance(n, bool) for n in value.values())
 
 
 def stored_diversity(value: Diversity) -> float | list[dict[str, float]]:

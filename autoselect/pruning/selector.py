@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoselect import __version__
-from autoselect.config import ConfigError, ScorerConfig
+from autoselect.config import ConfigError, ScorerConfig, require
 from autoselect.config.files import from_dict
 from autoselect.method.scorer import Scorer
 from autoselect.ops.diverse_top_k import diverse_top_k
@@ -33,10 +32,17 @@ from autoselect.pruning.diversity import (
     stored_diversity,
     weight_at,
 )
+from autoselect.pruning.folder import (
+    CONFIG_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    read_config,
+    read_weights,
+)
 from autoselect.pruning.hub import local_folder, upload
 
-WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
-FORMAT = "autoselect-selector"
+LARGEST = 1 << 17
+"""Most channels or layers of a Scorer; larger numbers are damage."""
 
 
 class Selector(nn.Module):
@@ -217,36 +223,29 @@ class Selector(nn.Module):
             revision: branch, tag or commit on the hub.
 
         Raises:
-            ConfigError: files are missing, damaged or of another format; weights do not fit; the
-                hub or the store lacks the selector or cannot be reached.
+            ConfigError: files are missing, damaged or of another format; weights do not fit or are
+                not finite; the hub or the store lacks the selector or cannot be reached.
         """
         folder = local_folder(folder, revision, [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE])
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise ConfigError(
-                    f"selector={folder} has no {name}; give a folder written by save_pretrained "
-                    "or by training (RUN/selector)"
+        config = read_config(folder)
+        width = config["width"]
+        try:
+            settings = from_dict(ScorerConfig, config["scorer"], "scorer.")
+            for size in (width, settings.hidden_size, settings.num_layers):
+                require(size <= LARGEST, f"no size of a Scorer is above {LARGEST}, such as {size}")
+            require(width >= 1, f"width={width} is below 1")
+            with torch.device("meta"):  # allocates nothing, whatever the sizes are
+                scorer = Scorer(width, settings)
+                selector = cls(
+                    scorer,
+                    config.get("training"),
+                    0.0 if config.get("diversity") is None else config["diversity"],
+                    config.get("relevance") or "minmax",
                 )
-        try:
-            config = json.loads((folder / CONFIG_FILE).read_text())
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"selector={folder}/{CONFIG_FILE} is not JSON: {error}") from error
-        if config.get("format") != FORMAT:
+        except ConfigError as error:
             raise ConfigError(
-                f"selector={folder}: format={config.get('format')!r} must be {FORMAT!r}"
-            )
-        scorer = Scorer(int(config["width"]), from_dict(ScorerConfig, config["scorer"], "scorer."))
-        selector = cls(
-            scorer,
-            config.get("training"),
-            config.get("diversity", 0.0),
-            config.get("relevance", "minmax"),
-        )
-        try:
-            selector.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (SafetensorError, RuntimeError) as error:
-            raise ConfigError(
-                f"selector={folder}/{WEIGHTS_FILE} does not fit its config.json or is damaged: "
-                f"{error}"
+                f"selector={folder}/{CONFIG_FILE}: {error}; copy both files from one selector"
             ) from error
+        shapes = {name: tensor.shape for name, tensor in selector.state_dict().items()}
+        selector.load_state_dict(read_weights(folder, shapes), assign=True)
         return selector.to(device).eval()

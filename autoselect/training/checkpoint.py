@@ -36,6 +36,7 @@ from autoselect.files.atomic import sync_folder
 from autoselect.ranks.rank_zero import on_main
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import TrainingState
+from autoselect.vlm.model_files import is_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +141,10 @@ class CheckpointStore:
         pointer = self.folder / POINTER
         if not pointer.is_file():
             return found
-        named = self.folder / pointer.read_text(encoding="utf-8").strip()
+        name = pointer.read_bytes()[:64].decode(errors="replace").strip()
+        named = self.folder / name
         if named not in found:
-            logger.warning("%s names %s, which is not there", pointer, named.name)
+            logger.warning("%s names %r, which is not there", pointer, name)
             return found
         at = found.index(named)
         return found[at:] + found[:at]
@@ -171,7 +173,8 @@ def read_checkpoint(path: Path) -> TrainingState:
     """Read one checkpoint folder after comparing it with its manifest.
 
     Raises:
-        CheckpointError: a file is missing, unexpected, changed or unreadable.
+        CheckpointError: a file is missing, unexpected, changed or unreadable, or holds numbers that
+            are not finite.
     """
     _verify(path)
     try:
@@ -179,15 +182,24 @@ def read_checkpoint(path: Path) -> TrainingState:
         values = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for file in TENSOR_FILES:
+        broken = [name for name, tensor in tensors[file].items() if not tensor.isfinite().all()]
+        if broken:
+            raise CheckpointError(
+                f"{path / file}.safetensors has numbers that are not finite in {broken[0]}"
+            )
     prefix = "statistics."
     extra = tensors["extra"].items()
-    return TrainingState.from_dict(
-        values,
-        TrainedState(
-            tensors["weights"], tensors["exp_avg"], tensors["exp_avg_sq"], values["adam_step"]
-        ),
-        {name.removeprefix(prefix): t for name, t in extra if name.startswith(prefix)},
-    )
+    try:
+        return TrainingState.from_dict(
+            values,
+            TrainedState(
+                tensors["weights"], tensors["exp_avg"], tensors["exp_avg_sq"], values["adam_step"]
+            ),
+            {name.removeprefix(prefix): t for name, t in extra if name.startswith(prefix)},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'state.json'} is not a state: {error!r}") from error
 
 
 def _is_usable(path: Path) -> bool:
@@ -208,7 +220,7 @@ def _verify(path: Path) -> None:
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         expected = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{manifest_path} cannot be read: {error!r}") from error
     if manifest.get("format") not in READABLE_FORMATS:
         known = " and ".join(map(str, READABLE_FORMATS))
@@ -222,6 +234,8 @@ def _verify(path: Path) -> None:
     if found.keys() != expected.keys():
         raise CheckpointError(f"{path} holds {sorted(found)}, its manifest {sorted(expected)}")
     for name, fingerprint in expected.items():
+        if found[name] != fingerprint and is_pointer(path / name):
+            raise CheckpointError(f"{path / name} is a git-lfs pointer; run `git lfs pull` there")
         if found[name] != fingerprint:
             raise CheckpointError(f"{path / name} differs from its manifest (size or sha256)")
 

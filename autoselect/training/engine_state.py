@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.pruning.folder import differences
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -106,12 +107,10 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sour
     Raises:
         ConfigError: a name is missing or unexpected, or a shape differs; all are listed.
     """
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    for name, tensor in expected.items():
-        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
-        if name in found and tuple(found[name].shape) != shape:
-            problems.append(f"{name} has shape {tuple(found[name].shape)}, the model {shape}")
+    problems = differences(
+        {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in expected.items()},
+        {name: tensor.shape for name, tensor in found.items()},
+    )
     if problems:
         raise ConfigError(
             f"{source} does not fit the model: {'; '.join(problems)}; resume with the model and "

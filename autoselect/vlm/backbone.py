@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoselect.config import ConfigError, GateSite
+from autoselect.config import GateSite
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.families import Family
 from autoselect.vlm.loading import load, weights_digest
+from autoselect.vlm.processor_fit import check_patch_size
 from autoselect.vlm.rasters import raster_of
 from autoselect.vlm.sites import SITES, VisualTokens
 from autoselect.vlm.text.placeholders import fixed_count, image_mark
@@ -46,13 +47,7 @@ class FrozenVLM:
     def _fixed_count(self) -> int | None:
         if not self.family.fixed_tokens:
             return None
-        if getattr(self.processor, "patch_size", None) is None:
-            raise ConfigError(
-                f"model={self.name}: its processor has no patch_size, so it cannot write the "
-                "placeholders of an image; set patch_size, num_additional_image_tokens and "
-                "vision_feature_select_strategy in processor_config.json, or copy the processor's "
-                "files of the model again"
-            )
+        check_patch_size(self.name, self.processor)
         return fixed_count(self.processor, self.placeholder)
 
     @classmethod
@@ -67,8 +62,8 @@ class FrozenVLM:
         `dtype` is bfloat16 on accelerators and float32 on CPUs by default.
 
         Raises:
-            ConfigError: the model or its processor is missing, it is not a VLM, or its family is
-                unknown or refused.
+            ConfigError: the model or its processor is not whole, they do not fit each other, it is
+                not a VLM, or its family is unknown or refused.
         """
         model, processor = load(path, dtype, torch.device(device))
         return cls(model, processor, Path(path).name or str(path), weights_digest(path))

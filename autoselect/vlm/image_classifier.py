@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from autoselect.config import ConfigError
+from autoselect.vlm.model_files import ModelFilesError
+from autoselect.vlm.weight_names import check_loading
 
 Preprocess = Callable[[list[Image.Image]], Tensor]
 
@@ -22,9 +25,15 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tup
         ConfigError: it cannot be loaded, or has no patches that could be removed.
     """
     try:
-        model: Any = AutoModelForImageClassification.from_pretrained(path)
+        loaded: Any = AutoModelForImageClassification.from_pretrained(
+            path, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        model, info = loaded
+        check_loading(path, info)
         processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except ModelFilesError as error:
+        raise ConfigError(f"classifier={path} {error.found}; {error.fix}") from error
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"classifier={path} cannot be loaded: {str(error).splitlines()[0]} Give the folder or "
             "hub name of a transformers image classifier with its preprocessor_config.json"

@@ -26,7 +26,7 @@ from autoselect.vlm.model_files import (
     weight_files,
 )
 from autoselect.vlm.processor_fit import check_processor
-from autoselect.vlm.weight_names import check_loading, check_weight_names, one_line
+from autoselect.vlm.weight_names import check_loading, check_weight_names, first, one_line
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -79,7 +79,7 @@ def check_model(path: str | Path, weights_needed: bool = True) -> Any:
         return read_config(path)
     check_folder(path, folder)
     config = read_config(path)
-    files = check_weight_files(path, folder, weights_needed and Path(path).is_dir())
+    files = check_weight_files(path, folder, weights_needed)
     if files and not is_deepspeed_zero3_enabled():
         check_weight_names(path, config, files)
     return config
@@ -98,14 +98,16 @@ def read_config(path: str | Path) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # a damaged configuration raises anything
-        raise ConfigError(
-            f"model={path} cannot be loaded: {one_line(error)} "
-            "Give the folder of a transformers model (with config.json) or a hub name"
+        raise ModelFilesError(
+            path,
+            f"cannot be loaded: it has no vision-language configuration ({one_line(error)})",
+            "give the folder of a transformers model (with config.json) or a hub name",
         ) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ConfigError(
-            f"model={path} is not a vision-language model: its model_type is "
-            f"{config.model_type!r}. Give a model that AutoModelForImageTextToText can load"
+        raise ModelFilesError(
+            path,
+            f"is not a vision-language model: its model_type is {config.model_type!r}",
+            "give a model that AutoModelForImageTextToText can load",
         )
     return config
 
@@ -118,10 +120,9 @@ def check_finite(path: str | Path, model: torch.nn.Module) -> None:
     """
     bad = [name for name, weight in model.named_parameters() if not _is_finite(weight)]
     if bad:
-        names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise ModelFilesError(
             path,
-            f"has {len(bad)} weights with numbers that are not finite ({names})",
+            f"has {len(bad)} weights with numbers that are not finite ({first(bad)})",
             "load it in bfloat16 or float32 if float16 overflows; else get its files again: "
             f"{download_again(path)}",
         )

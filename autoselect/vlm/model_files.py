@@ -80,8 +80,9 @@ def weight_files(path: str | Path, folder: Path) -> list[Path]:
             return [folder / single]
         if index.is_file():
             try:
-                names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-                return sorted(folder / name for name in names)
+                values = json.loads(index.read_text(encoding="utf-8"))
+                values["metadata"]  # transformers reads it
+                return sorted({folder / name for name in values["weight_map"].values()})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelFilesError(
                     path,
@@ -118,13 +119,16 @@ def check_weight_files(path: str | Path, folder: Path, needed: bool) -> list[Pat
     Args:
         path: folder or hub name, for messages.
         folder: the model's folder, or the cached copy of a hub name.
-        needed: refuse a folder without weights, or without some of them; else return none then.
+        needed: refuse a folder without weights; else return none then.
 
     Raises:
         ModelFilesError: weights are missing, cut off or damaged.
     """
     files = weight_files(path, folder)
-    if not needed and not all(file.is_file() for file in files):
+    present = [file for file in files if file.is_file()]
+    if present != files and not Path(path).is_dir():
+        return []  # transformers downloads the others
+    if not present and not needed:
         return []
     if needed and not files:
         raise ModelFilesError(
@@ -156,7 +160,7 @@ def check_layout(path: str | Path, values: Mapping[str, Any]) -> None:
     names = values.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     foreign = "auto_map" in values and values.get("model_type") not in set(CONFIG_MAPPING)
-    llava = any(key.startswith("mm_") for key in values)
+    llava = "mm_vision_tower" in values or "mm_projector_type" in values
     if not (foreign or llava or name in ORIGINALS):
         return
     where = ORIGINALS.get(name) or (ORIGINALS["LlavaLlamaForCausalLM"] if llava else None)

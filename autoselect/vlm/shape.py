@@ -11,11 +11,12 @@ from math import prod
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.adapter import PROJECTORS
 from autoselect.vlm.families import family_of
+from autoselect.vlm.loading import check_model
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,12 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
         visual_tokens: N per image, for models in which it depends on the image.
 
     Raises:
-        ConfigError: the configuration is missing or not that of a VLM, or N is below 1 or needed
-            and not given.
+        ConfigError: the configuration is missing or not that of a VLM, weights beside it are not
+            whole, or N is below 1 or needed and not given.
     """
-    try:
-        config = AutoConfig.from_pretrained(path)
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model={path} has no vision-language configuration: {str(error).splitlines()[0]} "
-            "Give a folder with config.json of an image-text-to-text model, or a hub name"
-        ) from error
+    config = check_model(path, weights_needed=False)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
     text, vision = config.get_text_config(), config.vision_config
     tokens = _fixed_tokens(path, config) if visual_tokens is None else visual_tokens
     if tokens < 1:

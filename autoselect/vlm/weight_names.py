@@ -7,6 +7,7 @@ as they do in a real loading. It is given tensors of the right shapes that take 
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,24 @@ def check_weight_names(path: str | Path, config: Any, files: Iterable[Path]) -> 
                 f"is incomplete: {file.name} cannot be read ({one_line(error)})",
                 f"download the named file again: {download_again(path)}",
             ) from error
+    info = _report(path, config, shapes)
+    prefix = commonprefix(list(shapes)).rpartition(".")[0] + "."
+    if any(info.values()) and prefix != ".":
+        names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+        if not any(_report(path, config, names).values()):
+            raise ModelFilesError(
+                path,
+                f"does not fit its weights: all their names begin with {prefix!r}",
+                "remove that from the names, or save the model again with save_pretrained, "
+                "unwrapped",
+            )
+    check_loading(path, info)
+
+
+def _report(
+    path: str | Path, config: Any, shapes: Mapping[str, torch.Size]
+) -> dict[str, set[Any] | list[Any]]:
+    """Return what transformers would report on loading weights of such names and shapes."""
     blank = torch.zeros((), dtype=torch.bfloat16)
     try:
         with _quiet():
@@ -76,7 +95,7 @@ def check_weight_names(path: str | Path, config: Any, files: Iterable[Path]) -> 
             f"cannot be loaded: config.json and weights do not make a model ({one_line(error)})",
             f"copy the config.json that belongs to the weights, or {download_again(path)}",
         ) from error
-    check_loading(path, info)
+    return dict(info)
 
 
 def check_loading(path: str | Path, info: Mapping[str, Any]) -> None:
@@ -89,14 +108,15 @@ def check_loading(path: str | Path, info: Mapping[str, Any]) -> None:
     shapes = sorted(info["mismatched_keys"])
     found = []
     if missing:
-        found.append(f"{_listed(missing)} of the model not in its files")
+        found.append(f"{len(missing)} weights of the model are not in its files ({first(missing)})")
     if unexpected:
-        found.append(f"{_listed(unexpected)} in its files not in the model")
+        names = first(unexpected)
+        found.append(f"{len(unexpected)} weights in its files are not in the model ({names})")
     if shapes:
         name, here, wanted = shapes[0]
         found.append(
-            f"{_listed([entry[0] for entry in shapes])} of another shape ({list(here)} in the "
-            f"file, {list(wanted)} in the model of its config.json)"
+            f"{len(shapes)} weights have another shape ({name}: {list(here)} in the file, "
+            f"{list(wanted)} in the model of its config.json)"
         )
     if found:
         fix = _fix(path, missing, unexpected, bool(shapes))
@@ -110,14 +130,11 @@ def one_line(error: Exception) -> str:
 
 def _fix(path: str | Path, missing: list[str], unexpected: list[str], other_shapes: bool) -> str:
     """Return what to do about weights with these names."""
-    prefix = _common_prefix(missing, unexpected)
     if any("mm_projector" in name for name in unexpected):
         return (
             "these are names of the original LLaVA code; give the model in the layout of "
             f"transformers, usually found at {ORIGINALS['LlavaLlamaForCausalLM']}"
         )
-    if prefix:
-        return f"remove {prefix!r} from the names, then write the model with save_pretrained"
     if missing and unexpected:
         return (
             "the weights were saved by another class or version; load them there and write the "
@@ -133,22 +150,10 @@ def _fix(path: str | Path, missing: list[str], unexpected: list[str], other_shap
     )
 
 
-def _common_prefix(missing: list[str], unexpected: list[str]) -> str:
-    """Return what stands before the model's names in the files' names, if that is all they miss."""
-    if not missing or len(missing) != len(unexpected):
-        return ""
-    tails = {name.split(".", 1)[-1] for name in missing} | set(missing)
-    first = unexpected[0]
-    ends = [tail for tail in tails if first.endswith(f".{tail}")]
-    prefix = first.removesuffix(max(ends, key=len)) if ends else ""
-    return prefix if all(name.startswith(prefix) for name in unexpected) else ""
-
-
-def _listed(names: list[str]) -> str:
-    """Return the number of weights with the first few names."""
+def first(names: list[str]) -> str:
+    """Return the first few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    are = "weight is" if len(names) == 1 else "weights are"
-    return f"{len(names)} {are} ({', '.join(names[:SHOWN])}{more})"
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _shapes(file: Path) -> dict[str, torch.Size]:

@@ -13,11 +13,16 @@ import yaml
 
 from autoselect import ops
 from autoselect.cli.main import main
+from autoselect.config import TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.preflight import checks as doctor_checks
 from autoselect.preflight import doctor
+from autoselect.preflight.finding import Machine, Subject
+from autoselect.preflight.model_check import check_model
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.reference.shards import render_sample
+from tests.vlm import model_variants as variants
 
 ROOT = Path(__file__).parents[2]
 ZERO2 = ROOT / "configs" / "deepspeed" / "zero2.json"
@@ -168,6 +173,26 @@ FAULTS = [
     (plant_budget_of_all_tokens, "budget", "144 of 144", "below 144"),
     (plant_images_that_fill_the_rows, "budget", "no room", "data.max_text_tokens above 144"),
 ]
+
+
+MODEL_FAULTS = [
+    *variants.WRONG_FILES,
+    variants.NO_WEIGHTS,
+    *variants.OTHER_PROCESSOR,
+]
+
+
+@pytest.mark.parametrize("fault", MODEL_FAULTS, ids=lambda fault: fault[0].__name__[6:])
+def test_a_fault_of_the_models_files_is_found_and_its_fix_is_named(prepared, tmp_path, fault):
+    """The model's check alone: the others read nothing of the weights or the processor."""
+    plant, found, fix = fault
+    plant(variants.linked_copy(prepared / "model", tmp_path / "model"))
+    config = TrainConfig(model=str(tmp_path / "model"))
+    subject = Subject(config, DeepSpeedConfig.load(str(ZERO2)), "", Machine(1, None, None, None, 0))
+    finding = check_model(subject)
+    assert (finding.name, finding.status) == ("model", "fail")
+    assert found in finding.found and fix in finding.fix
+    assert finding.found.startswith(f"{tmp_path}/model ") and "\n" not in finding.found
 
 
 @pytest.mark.parametrize(

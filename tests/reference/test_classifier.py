@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTModel
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import ShardSet, ShardWriter
@@ -38,6 +39,14 @@ def test_it_trains_is_kept_and_loads_back(tmp_path):
         assert float((model(pixels).logits.argmax(-1) == truth).float().mean()) >= 0.75
         with only_patches(model, torch.arange(4).expand(len(pixels), -1)):
             assert model(pixels).logits.shape == (8, len(COLOURS))
+
+
+def test_a_classifier_without_its_head_is_refused(tmp_path):
+    """transformers would give it a random one."""
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"classifier=.*\(classifier.bias, classifier.weight\)"):
+        load_classifier(tmp_path)
 
 
 def test_folders_without_a_classifier_are_refused(tmp_path):

@@ -23,6 +23,7 @@ from autoselect.training.checkpoint import CheckpointError, CheckpointStore
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import Origin, Progress, TrainingState
 from tests.training.states import make_state
+from tests.vlm.model_variants import POINTER
 
 
 def assert_same(left: TrainingState, right: TrainingState) -> None:
@@ -189,6 +190,34 @@ def spoil_format(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def sealed(folder: Path) -> None:
+    """Write the manifest again, as if the files had been saved like this."""
+    (folder / "manifest.json").unlink()
+    files = {path.name: checkpoint._fingerprint(path) for path in folder.iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"format": 2, "files": files}))
+
+
+def spoil_numbers(folder: Path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, folder / "weights.safetensors")
+    sealed(folder)
+
+
+def spoil_keys_of_the_state(folder: Path) -> None:
+    (folder / "state.json").write_text('{"step": 6}')
+    sealed(folder)
+
+
+def spoil_kind_of_the_state(folder: Path) -> None:
+    (folder / "state.json").write_text("[6]")
+    sealed(folder)
+
+
+def spoil_with_a_pointer(folder: Path) -> None:
+    (folder / "weights.safetensors").write_text(POINTER.format("0" * 64))
+
+
 SPOILERS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
 
 
@@ -206,6 +235,24 @@ def test_a_corrupt_checkpoint_is_refused_and_the_previous_one_used(
     spoil_flip(tmp_path / "step-00000003")
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         store.load()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"..", b"step-00000009", b"/" * 5000])
+def test_a_damaged_pointer_is_said_and_the_newest_checkpoint_used(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = saved(tmp_path, (3, 6))
+    (tmp_path / "latest").write_bytes(content)
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 6
+    assert "latest names" in caplog.text
+
+
+def test_a_git_lfs_pointer_in_a_checkpoint_is_called_one(tmp_path: Path) -> None:
+    saved(tmp_path, (3,))
+    spoil_with_a_pointer(tmp_path / "step-00000003")
+    with pytest.raises(CheckpointError, match="weights.safetensors is a git-lfs pointer"):
+        checkpoint.read_checkpoint(tmp_path / "step-00000003")
 
 
 def test_a_corrupt_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path) -> None:
@@ -288,6 +335,7 @@ from pathlib import Path
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import Origin, Progress, TrainingState
 from tests.training.states import make_state
+from tests.vlm.model_variants import POINTER
 store = CheckpointStore(Path({folder!r}), keep=1)
 print("ready", flush=True)
 for step in range(1, 100000):

@@ -1,0 +1,125 @@
+"""The files of a selector's folder: reading with checks, and the names of tensors that differ."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from autoselect.config import ConfigError
+from autoselect.vlm.model_files import is_pointer
+
+WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
+FORMAT = "autoselect-selector"
+KEYS: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "version": (str,),
+    "width": (int,),
+    "scorer": (dict,),
+    "diversity": (int, float, list),
+    "relevance": (str,),
+    "training": (dict,),
+}
+"""Keys of `config.json` with the types of their values."""
+
+NEEDED = ("format", "width", "scorer")
+"""Keys that selectors of every version have."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the JSON value of a selector's `config.json`, its keys and their types checked.
+
+    Raises:
+        ConfigError: a file is missing or a git-lfs pointer; it is not JSON or of another format; a
+            key is missing, unknown or of another type.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"selector={folder} has no {name}; give a folder written by save_pretrained "
+                "or by training (RUN/selector)"
+            )
+        if is_pointer(folder / name):
+            raise ConfigError(
+                f"selector={folder}/{name} is a git-lfs pointer, not the file; run `git lfs pull` "
+                "in the folder, or download the selector again"
+            )
+    where = f"selector={folder}/{CONFIG_FILE}"
+    again = "export the selector again, or copy the file from where it is whole"
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{where} is not JSON: {error}; {again}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{where} must hold a JSON object, not {type(config).__name__}; {again}")
+    if config.get("format") != FORMAT:
+        raise ConfigError(f"selector={folder}: format={config.get('format')!r} must be {FORMAT!r}")
+    missing = [key for key in NEEDED if config.get(key) is None]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}; {again}")
+    unknown = [key for key in config if key not in KEYS]
+    if unknown:
+        raise ConfigError(
+            f"{where} has unknown keys {', '.join(unknown)}; it was written by autoselect "
+            f"{config.get('version', 'of unknown version')}: install that version, or remove them"
+        )
+    for key, types in KEYS.items():
+        value = config.get(key)
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            raise ConfigError(
+                f"{where}: {key}={value!r} must be of type "
+                f"{' or '.join(kind.__name__ for kind in types)}"
+            )
+    return config
+
+
+def read_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return the tensors of a selector, float32.
+
+    Args:
+        folder: the selector's folder.
+        shapes: shape of every tensor by its name, as `config.json` says.
+
+    Raises:
+        ConfigError: the file is damaged; a tensor is missing, unexpected, of another shape, not of
+            floating point, or holds numbers that are not finite.
+    """
+    where = f"selector={folder}/{WEIGHTS_FILE}"
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{where} is damaged: {error}; copy it from where it is whole, or export it again"
+        ) from error
+    problems = differences(shapes, {name: tensor.shape for name, tensor in weights.items()})
+    if problems:
+        raise ConfigError(
+            f"{where} does not fit its config.json: {'; '.join(problems)}; copy both files from "
+            "one selector"
+        )
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ConfigError(f"{where}: {name} is of {tensor.dtype}, not of floating point")
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ConfigError(
+            f"{where} has numbers that are not finite in {', '.join(broken[:3])}; take an earlier "
+            "selector, or train again"
+        )
+    return {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+
+
+def differences(
+    expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Return how the names and shapes of two sets of tensors differ, one text for each tensor."""
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    for name, shape in expected.items():
+        if name in found and tuple(found[name]) != tuple(shape):
+            problems.append(f"{name} has shape {tuple(found[name])}, the model {tuple(shape)}")
+    return problems
