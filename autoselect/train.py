@@ -9,6 +9,7 @@ import dataclasses
 import logging
 
 from autoselect.cli.import_faults import explained_imports
+from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, and return the exit code; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
     processes.setup_logging()
+    settle_in()
     # A USR1 that arrives before the first step ends the run after it.
     signals = SignalFlag(met=False)
     try:
