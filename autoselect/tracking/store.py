@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as mlflow_databases
+from sqlalchemy import URL, make_url
 
 from autoselect.config.destinations import existing
 from autoselect.tracking.errors import DELETED, RefusedError, tracking_errors
@@ -229,14 +230,17 @@ def run_link(run: Run) -> str:
 
 def default_uri() -> str:
     """Return SQLite in the current folder, absolute because MLflow compares stores by address."""
-    return f"sqlite:///{Path.cwd() / DATABASE}"
+    path = str(Path.cwd() / DATABASE)
+    if set("%?") & set(path):  # which have a meaning in a URL
+        return URL.create("sqlite", database=path).render_as_string(hide_password=False)
+    return f"sqlite:///{path}"
 
 
 def _database(uri: str) -> Path | None:
     """Return the file of an SQLite store, None for any other store."""
     if not uri.startswith("sqlite:///"):
         return None
-    return Path(uri.removeprefix("sqlite:///"))
+    return Path(make_url(uri).database or DATABASE)
 
 
 def _artifact_location(uri: str) -> str | None:
