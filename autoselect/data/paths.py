@@ -39,7 +39,7 @@ def expand(
             ones = [os.path.join(folder, one) for one in braceexpand(name)]
         else:
             ones = list(braceexpand(text))
-        for one in ones if "{" in text else [text]:
+        for one in [text] if "{" not in text or os.path.exists(text) else ones:
             shards += _expand_one(one)
     if not shards:
         raise ConfigError(f"paths={paths!r} name no shards; give a folder, tar files or URLs")
