@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from autoselect.cli.import_faults import explained_imports
+from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
 from autoselect.ranks import processes
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
@@ -26,6 +27,7 @@ WAIT_SECONDS = 24 * 3600.0
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate, and return the exit code; user errors are one line and exit code 2."""
     processes.setup_logging()
+    settle_in()
     try:
         with explained_imports():
             return _run(arguments)

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import logging
 
-from autoselect.cli.import_faults import explained_imports
+from autoselect.cli import import_faults, surroundings
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, and return the exit code; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
     processes.setup_logging()
+    surroundings.settle_in()
     # A USR1 that arrives before the first step ends the run after it.
     signals = SignalFlag(met=False)
     try:
@@ -82,7 +83,7 @@ def _train(
     heartbeat: Heartbeat,
 ) -> bool:
     # Takes seconds, or minutes if the disk is cold.
-    with heartbeat.independently("importing the program"), explained_imports():
+    with heartbeat.independently("importing the program"), import_faults.explained_imports():
         from autoselect.reference.resources import resolve_model, resolve_shards
         from autoselect.training.run import train
 

@@ -27,7 +27,10 @@ ALLOWED = {
     "pruning": {"config", "ops", "data", "method", "vlm", "tracking"},
     "training": {"config", "files", "ranks", "data", "tracking", "vlm", "method", "pruning"},
     "reference": {"config", "files", "data", "vlm"},
-    "preflight": {"config", "ops", "data", "vlm", "method", "reference"},
+    "preflight": {
+        *("config", "ops", "ranks", "data", "tracking", "vlm", "method"),
+        *("reference",),
+    },
     "evaluation": {
         *("config", "files", "ops", "data", "tracking", "vlm", "method"),
         *("pruning", "training", "reference"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoselect import __version__
 from autoselect.cli.import_faults import explained_imports
+from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
 from autoselect.config.destinations import check_file, check_folder
 
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for noisy in ("httpx", "alembic", "mlflow", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    settle_in()
     try:
         with explained_imports():
             root = parser(words[0] if words else None)

@@ -1,5 +1,6 @@
 """Checks that results can be written, made before hours are spent on them."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from autoselect.config import ConfigError
 def existing(path: Path) -> Path:
     """Return the path, or its nearest parent that exists."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next(place for place in (path, *path.parents) if os.path.exists(place))
 
 
 def cannot_write(folder: Path) -> str:

@@ -3,9 +3,9 @@
 `read_image` reads every picture of the project: from shards, converters, lmms-eval and users.
 transformers has two routes that disagree. It takes a PIL image as it is stored and puts
 transparency on white; it turns a path upright and makes transparency black. `read_image` turns and
-puts on white. Where both routes agree (palettes, CMYK), it does the same, except that both cut 16-bit
-values to 0..255, which makes most such pictures white, and floats of 0..1 black: `read_image` scales
-them to 8 bits, as a viewer does.
+puts on white. Where both routes agree (palettes, CMYK), it does the same, with one exception: both
+cut 16-bit values to 0..255, which makes most such pictures white, and floats of 0..1 black.
+`read_image` scales them to 8 bits, as a viewer does.
 """
 
 import base64

@@ -34,7 +34,12 @@ def expand(
         if text.startswith(_PIPE):
             shards.append(_run_pipe(text, allow_pipe, pipe_folder))
             continue
-        for one in braceexpand(text) if "{" in text else [text]:
+        folder, name = os.path.split(text)
+        if folder and os.path.isdir(folder):  # as it is written, whatever characters it has
+            ones = [os.path.join(folder, one) for one in braceexpand(name)]
+        else:
+            ones = list(braceexpand(text))
+        for one in [text] if "{" not in text or os.path.exists(text) else ones:
             shards += _expand_one(one)
     if not shards:
         raise ConfigError(f"paths={paths!r} name no shards; give a folder, tar files or URLs")
@@ -57,7 +62,9 @@ def _expand_one(path: str) -> list[str]:
     elif os.path.isfile(path):
         return [path]
     else:
-        found = sorted(glob.glob(path))
+        folder, name = os.path.split(path)
+        literal = glob.escape(folder) if os.path.isdir(folder) else folder
+        found = sorted(glob.glob(os.path.join(literal, name)))
     if not found:
         raise ConfigError(f"path={path} matches no shard; check the folder and the pattern")
     return found

@@ -1,19 +1,14 @@
-"""The checks of `autoselect doctor`: functions that return a `Finding`."""
+"""The checks of `autoselect doctor` for a training run: functions that return a `Finding`."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import torch
-from packaging.requirements import Requirement
 
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import cannot_write, existing
@@ -28,9 +23,12 @@ from autoselect.preflight.estimates import (
     worst_batch,
 )
 from autoselect.preflight.finding import Finding, Machine, Subject
-from autoselect.preflight.model_check import WAIT_S, check_model
+from autoselect.preflight.machine_checks import check_extension, check_packages, check_port
+from autoselect.preflight.model_check import check_model
 from autoselect.preflight.plan import GPUS, stage_advice
 from autoselect.preflight.shards_check import check_shards
+from autoselect.preflight.surroundings import check_environment, check_launch
+from autoselect.preflight.tracking_check import check_tracking
 from autoselect.reference.resources import resolve_model
 from autoselect.vlm.shape import VLMShape, read_shape
 
@@ -44,107 +42,6 @@ NOISE_BYTES_PER_CHANNEL = 4 * (64 + 2)
 """Token statistics in a checkpoint: mean, deviation, and a factor of the largest rank."""
 
 
-def check_packages(machine: Machine) -> Finding:
-    """Compare installed versions with the requirements of this package."""
-    wrong = []
-    for line in metadata.requires("autoselect") or []:
-        need = Requirement(line)
-        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            version = metadata.version(need.name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{need.name} is missing")
-            continue
-        if not need.specifier.contains(version, prereleases=True):
-            wrong.append(f"{need.name} {version} is not {need.specifier}")
-    if wrong:
-        return Finding(
-            "packages",
-            "fail",
-            "; ".join(wrong),
-            "run `make setup`, or pip install -r requirements.lock",
-        )
-    return Finding(
-        "packages",
-        "ok",
-        ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "deepspeed")),
-    )
-
-
-def check_extension(machine: Machine) -> Finding:
-    """Check that the native operators are built, load, and fit the visible GPUs."""
-    build = "pip install --no-build-isolation -e . (see `autoselect info`)"
-    try:
-        from autoselect.ops import build_info, runs_on
-
-        info = build_info()
-    except ImportError as error:
-        return Finding("extension", "fail", f"autoselect._C does not load: {error}", build)
-    if not info["native"]:
-        found = "autoselect._C is not built; the slower PyTorch references would run"
-        return Finding("extension", "warn", found, build)
-    architectures = str(info["cuda_architectures"])
-    if torch.cuda.is_available() and not architectures:
-        found = "autoselect._C is built without CUDA, but a GPU is visible"
-        return Finding("extension", "warn", found, f"FORCE_CUDA=1 {build}")
-    for number in range(torch.cuda.device_count() if architectures else 0):
-        capability = torch.cuda.get_device_capability(number)
-        if not runs_on(architectures, capability):
-            own = "{}.{}".format(*capability)
-            found = (
-                f"autoselect._C is built for CUDA architectures {architectures}, which have no "
-                f"kernel for GPU {number} of capability {own}"
-            )
-            fix = f"FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='{architectures};{own}' {build}"
-            return Finding("extension", "fail", found, fix)
-    kind = f"CUDA ({architectures}) and CPU" if architectures else "CPU"
-    return Finding("extension", "ok", f"built for {kind}")
-
-
-def check_port(machine: Machine) -> Finding:
-    """Check that rank 0 can listen on this host."""
-    fix = "choose another: deepspeed --master_port PORT, or MASTER_PORT=PORT"
-    if not 1 <= machine.port <= 65535:
-        return Finding("port", "fail", f"{machine.port} is not a port; those are 1..65535", fix)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", machine.port))
-        except OSError as error:
-            found = f"{machine.port} cannot be used on {socket.gethostname()}: {error.strerror}"
-            return Finding("port", "fail", found, fix)
-    return Finding("port", "ok", f"{machine.port} is free on {socket.gethostname()}")
-
-
-def check_tracking(subject: Subject) -> Finding:
-    """Check that the tracking server answers, or that the local store can be written."""
-    if not subject.config.tracking:
-        return Finding("tracking", "ok", "tracking is off")
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith(("http://", "https://")):
-        where = uri or f"sqlite in {Path.cwd()}"
-        path = Path(uri.removeprefix("sqlite:///").removeprefix("file://")) if uri else Path("x")
-        error = cannot_write(path.parent)
-        if error:
-            fix = "start from a folder that can be written, or set MLFLOW_TRACKING_URI"
-            return Finding("tracking", "fail", f"{where}: {error}", fix)
-        return Finding("tracking", "ok", where)
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=WAIT_S):
-            return Finding("tracking", "ok", f"{uri} answers")
-    except urllib.error.HTTPError as error:
-        found = f"{uri} answers with {error.code}"
-        return Finding("tracking", "warn", found, "check the address and MLFLOW_TRACKING_TOKEN")
-    except (OSError, ValueError) as error:
-        return Finding(
-            "tracking",
-            "fail",
-            f"MLFLOW_TRACKING_URI={uri} does not answer: {error}",
-            "start the server, correct MLFLOW_TRACKING_URI, or set tracking: false",
-        )
-
-
 def check_output(subject: Subject) -> Finding:
     """Check that the run folder can be written, and warn if it holds a run."""
     output = Path(subject.config.output)
@@ -152,9 +49,13 @@ def check_output(subject: Subject) -> Finding:
     if error:
         fix = "choose another `output`, or make the folder writable"
         return Finding("output", "fail", f"{output}: {error}", fix)
-    if (output / "checkpoints" / "latest").is_file():
-        step = (output / "checkpoints" / "latest").read_text().strip()
+    latest = output / "checkpoints" / "latest"
+    if latest.is_file():
+        step = latest.read_text().strip()
         fix = "choose another `output` to start afresh"
+        if not any(path.is_dir() for path in latest.parent.glob("step-*")):
+            found = f"{output} holds a run, but {step}, which {latest} names, is not there"
+            return Finding("output", "fail", found, f"restore the folder, or {fix}")
         return Finding("output", "warn", f"{output} holds a run; it resumes at {step}", fix)
     return Finding("output", "ok", f"{output} can be written")
 
@@ -172,6 +73,10 @@ def check_disk(subject: Subject) -> Finding:
         f"{free / GIB:.1f} GiB free at {place}; {needed / GIB:.1f} needed "
         f"({subject.config.keep_checkpoints + 1} checkpoints of {one / GIB:.2f})"
     )
+    files = os.statvfs(place)
+    if files.f_files and not files.f_favail:
+        fix = "remove files that nobody needs, or choose another `output`"
+        return Finding("disk", "fail", f"no further file can be created at {place}", fix)
     if free < needed:
         fix = "free some space, choose another `output`, or lower keep_checkpoints"
         return Finding("disk", "fail", found, fix)
@@ -249,6 +154,8 @@ def _stage(deepspeed: DeepSpeedConfig) -> str:
 MACHINE_CHECKS: tuple[Callable[[Machine], Finding], ...] = (
     check_packages,
     check_extension,
+    check_environment,
+    check_launch,
     check_port,
 )
 NEED_MODEL = ("disk", "budget", "memory")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 from autoselect.config import ConfigError
 from autoselect.data.index import sidecar
 from autoselect.data.paths import expand
 from autoselect.data.shards import ShardSet
-from autoselect.data.storage import read_first_line
+from autoselect.data.storage import is_remote, read_first_line
 from autoselect.preflight.estimates import GIB
 from autoselect.preflight.finding import Finding, Subject
 from autoselect.reference.resources import REFERENCE
 
+POINTER = b"version https://git-lfs"
+POINTER_BYTES = 1024
 INDEX_THREADS = 16
 """Indexes that are looked for at the same time."""
 
@@ -24,6 +29,10 @@ def check_shards(subject: Subject) -> Finding:
         return Finding("shards", "ok", "the reference data, rendered at the first start")
     try:
         named = expand(pattern)
+        pointers = [shard for shard in named if _is_pointer(shard)]
+        if pointers:
+            found = f"{len(pointers)} shards are pointers of git-lfs, such as {pointers[0]}"
+            return Finding("shards", "fail", found, "run `git lfs pull` where the shards lie")
         bare = _without_index(named)
         if bare:
             found = f"{len(bare)} of {len(named)} shards have no index, such as {bare[0]}"
@@ -33,7 +42,7 @@ def check_shards(subject: Subject) -> Finding:
         shards.check_keys()
     except ConfigError as error:
         fix = "correct data.train_shards; run `autoselect shards index` and `... shards verify`"
-        return Finding("shards", "fail", str(error), fix)
+        return Finding("shards", "fail", _reason(pattern) or str(error), fix)
     total = sum(header.bytes for header in shards.headers)
     found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
     if shards.faults:
@@ -43,6 +52,31 @@ def check_shards(subject: Subject) -> Finding:
         found += f", {len(shards.faults)} unusable samples"
         return Finding("shards", "fail" if over else "warn", found, fix)
     return Finding("shards", "ok", found)
+
+
+def _is_pointer(shard: str) -> bool:
+    """Return True for a local file that git-lfs left in place of the shard."""
+    if is_remote(shard) or not os.path.isfile(shard) or os.path.getsize(shard) > POINTER_BYTES:
+        return False
+    with open(shard, "rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
+
+
+def _reason(pattern: str) -> str:
+    """Return what is wrong with the folder of a local pattern; empty if nothing is."""
+    folder = pattern if os.path.isdir(pattern) else os.path.dirname(pattern) or "."
+    if is_remote(pattern) or pattern.startswith("pipe:") or glob.has_magic(folder):
+        return ""
+    if not os.path.isdir(folder):
+        return f"the folder {folder} does not exist on {socket.gethostname()}"
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return f"the folder {folder} cannot be read: {error.strerror}"
+    packed = [name for name in names if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz"))]
+    if packed and not any(name.endswith(".tar") for name in names):
+        return f"the shards in {folder} are compressed, such as {packed[0]}; unpack them to .tar"
+    return ""
 
 
 def _without_index(shards: list[str]) -> list[str]:

@@ -70,12 +70,13 @@ class Delivery:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         if error.code not in self._told:
             logger.warning(
-                "tracking server %s %s: %s; run %s goes on, kept in %s to be delivered later",
+                "tracking server %s %s: %s; run %s goes on, kept in %s to be delivered later; %s",
                 self.store.address,
                 error.verb,
                 error,
                 self.journal.run_id or self.journal.name,
                 self.journal.path,
+                error.fix,
             )
         self._told.add(error.code)
 
@@ -141,7 +142,7 @@ class Delivery:
     def _is_own_fault(self, event: Event, error: RefusedError) -> bool:
         """Return True if the server refuses this event, but takes others of this run."""
         run_id = self.journal.run_id
-        if event["kind"] == "start" or error.of_credentials or run_id is None:
+        if event["kind"] == "start" or error.of_everything or run_id is None:
             return False
         try:
             return self.store.knows(run_id)
@@ -185,28 +186,47 @@ def deliver_left_behind() -> int:
     A journal that is for another store, or that this one refuses, stays and is named in a warning.
     """
     store = Store.open()
-    waiting = [one for one in Journal.waiting(Path(JOURNAL_FOLDER)) if one.is_left]
-    left = 0
-    for position, journal in enumerate(waiting):
-        if journal.address not in (None, store.address):
-            tell_of_other_store(journal)
-            left += 1
-            continue
+    waiting, left = [], 0
+    for journal in Journal.waiting(Path(JOURNAL_FOLDER)):
         try:
-            Delivery(store, journal).deliver(of_others=True)
+            if journal.is_left:
+                waiting.append(journal)
+        except ValueError as error:
+            logger.warning("%s is damaged (%s); delete it to give it up", journal.path, error)
+            left += 1
+    for position, journal in enumerate(waiting):
+        try:
+            left += not _delivered(store, journal)
         except ServerUnreachableError:
             return left + len(waiting) - position
-        except RefusedError as error:
-            logger.warning(
-                "%s cannot be delivered: %s refuses it (%s); mend that, such as by restoring "
-                "run %s there, or delete the file to give it up",
-                journal.path,
-                store.address,
-                error,
-                journal.run_id or journal.name,
-            )
+        except OSError as error:  # such as a full disk under the journal
+            logger.warning("%s cannot be delivered: %s; mend that", journal.path, error)
             left += 1
     return left
+
+
+def _delivered(store: Store, journal: Journal) -> bool:
+    """Deliver a journal, or warn why it has to wait.
+
+    Raises:
+        ServerUnreachableError: the store takes nothing now.
+    """
+    if journal.address not in (None, store.address):
+        tell_of_other_store(journal)
+        return False
+    try:
+        Delivery(store, journal).deliver(of_others=True)
+        return True
+    except RefusedError as error:
+        logger.warning(
+            "%s cannot be delivered: %s refuses it (%s); mend that, such as by restoring run %s "
+            "there, or delete the file to give it up",
+            journal.path,
+            store.address,
+            error,
+            journal.run_id or journal.name,
+        )
+        return False
 
 
 def tell_of_other_store(journal: Journal) -> None:

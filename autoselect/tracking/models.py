@@ -22,8 +22,8 @@ def download_model(address: str) -> Path:
         folder = store.model_folder(address)
     except TrackingError as error:
         raise ConfigError(
-            f"model={address}: the tracking server {store.address} {error.verb} ({error}); set "
-            "MLFLOW_TRACKING_URI, or give a folder"
+            f"model={address}: the tracking server {store.address} {error.verb} ({error}); "
+            f"{error.fix}, or give a folder"
         ) from error
     if folder is None:
         raise ConfigError(

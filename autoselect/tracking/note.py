@@ -33,6 +33,13 @@ class RunNote:
         same = "identity" in known and known["identity"] == json.loads(json.dumps(identity))
         self._own: dict[str, Any] = known if same else {"identity": identity, "runs": {}}
 
+    @classmethod
+    def latest(cls, folder: Path, work: str) -> str | None:
+        """Return the id of the run that a folder's note names for a work, whatever its identity."""
+        runs = cls(folder, work, None)._read().get(work, {}).get("runs", {})
+        found: str | None = runs.get(work)
+        return found
+
     def get(self, name: str) -> str | None:
         """Return the id of a run, None if it never began."""
         found: str | None = self._own["runs"].get(name)

@@ -1,25 +1,36 @@
 """The connection to an MLflow server or database, and what is asked of it."""
 
 import fcntl
+import logging
 import os
 import re
+import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils as mlflow_databases
+from sqlalchemy import URL, make_url
 
-from autoselect.tracking.errors import tracking_errors
-from autoselect.tracking.journal import Event
+from autoselect.config.destinations import existing
+from autoselect.tracking.errors import DELETED, RefusedError, tracking_errors
+from autoselect.tracking.journal import JOURNAL_FOLDER, Event
 from autoselect.tracking.leaderboard import VIEW, VIEW_TAG
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
 KIND_TAG = "mlflow.experimentKind"
 UNKNOWN_CODES = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+CONNECTION_ATTEMPTS = 3
+"""MLflow's attempts to connect to a database; its own ten take two minutes."""
+PROBE_BYTES = 2**20
+LOCK_SECONDS = 2.0
 
 
 class Store:
@@ -48,6 +59,9 @@ class Store:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        mlflow_databases.MAX_RETRY_COUNT = CONNECTION_ATTEMPTS
+        # It logs tracebacks of errors that it also raises.
+        logging.getLogger(mlflow_databases.__name__).setLevel(logging.CRITICAL)
         return cls(os.environ.get("MLFLOW_TRACKING_URI") or default_uri())
 
     @property
@@ -76,11 +90,46 @@ class Store:
             self.steps[run.info.run_id, "*"] = set()
             return run.info.run_id
 
+    def examine(self, experiment: str) -> None:
+        """Check that a new run of an experiment could be logged, and write nothing.
+
+        Raises:
+            TrackingError: it could not.
+        """
+        with tracking_errors():
+            _write_probe(Path(JOURNAL_FOLDER))
+            database = _database(self.uri)
+            if database is not None:
+                _write_probe(database.parent / ARTIFACTS)
+                if not database.exists():
+                    return
+                _lock_once(database)
+            found = self.client.get_experiment_by_name(experiment)
+            if found is not None:
+                self._active(found)
+
     def knows(self, run_id: str) -> bool:
         """Return True if this store has the run and nobody deleted it."""
         with tracking_errors():
             run = self.run(run_id)
             return run is not None and run.info.lifecycle_stage == "active"
+
+    def is_deleted(self, run_id: str) -> bool:
+        """Return True if this store has the run, but somebody deleted it."""
+        with tracking_errors():
+            database = _database(self.uri)
+            if database is not None and not database.exists():
+                return False
+            run = self.run(run_id)
+            return run is not None and run.info.lifecycle_stage != "active"
+
+    def lost_with(self, run_id: str, experiment: str) -> bool:
+        """Return True if somebody deleted the run together with its experiment."""
+        if not self.is_deleted(run_id):
+            return False
+        with tracking_errors():
+            found = self.client.get_experiment_by_name(experiment)
+            return found is not None and found.lifecycle_stage != "active"
 
     def link(self, run_id: str) -> str | None:
         """Return the place of a run relative to the dashboard's address, None if unknown."""
@@ -142,10 +191,14 @@ class Store:
             }
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, which is created if it does not exist."""
+        """Return the id of an experiment, which is created if it does not exist.
+
+        Raises:
+            RefusedError: somebody deleted it.
+        """
         found = self.client.get_experiment_by_name(name)
         if found is not None:
-            return found.experiment_id
+            return self._active(found)
         try:
             return self.client.create_experiment(
                 name, _artifact_location(self.uri), {KIND_TAG: "custom_model_development"}
@@ -155,7 +208,19 @@ class Store:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 raise error
-            return found.experiment_id
+            return self._active(found)
+
+    def _active(self, experiment: Experiment) -> str:
+        """Return the id of an experiment that nobody deleted."""
+        if experiment.lifecycle_stage == "active":
+            return experiment.experiment_id
+        raise RefusedError(
+            f"somebody deleted the experiment {experiment.name!r}",
+            DELETED,
+            "restore it with `mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}` and MLFLOW_TRACKING_URI={self.address}, or choose "
+            "another `experiment`",
+        )
 
 
 def run_link(run: Run) -> str:
@@ -165,25 +230,58 @@ def run_link(run: Run) -> str:
 
 def default_uri() -> str:
     """Return SQLite in the current folder, absolute because MLflow compares stores by address."""
-    return f"sqlite:///{Path.cwd() / DATABASE}"
+    path = str(Path.cwd() / DATABASE)
+    if set("%?") & set(path):  # which have a meaning in a URL
+        return URL.create("sqlite", database=path).render_as_string(hide_password=False)
+    return f"sqlite:///{path}"
+
+
+def _database(uri: str) -> Path | None:
+    """Return the file of an SQLite store, None for any other store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(make_url(uri).database or DATABASE)
 
 
 def _artifact_location(uri: str) -> str | None:
     """Return a folder beside an SQLite file, or None to let the server decide."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return str(Path(uri.removeprefix("sqlite:///")).resolve().parent / ARTIFACTS)
+    path = _database(uri)
+    return None if path is None else str(path.resolve().parent / ARTIFACTS)
 
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """Keep other processes out while an SQLite file gets its tables."""
-    if not uri.startswith("sqlite:///"):
+    path = _database(uri)
+    if path is None:
         yield
         return
-    path = Path(uri.removeprefix("sqlite:///"))
     folder = path.parent / ARTIFACTS
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _write_probe(folder: Path) -> None:
+    """Write and remove a file in a folder or its nearest parent, to notice full disks too.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    with tempfile.TemporaryFile(dir=existing(folder)) as probe:
+        probe.write(bytes(PROBE_BYTES))
+        probe.flush()
+
+
+def _lock_once(database: Path) -> None:
+    """Lock an SQLite file and change it as a writer does, and take that back.
+
+    Raises:
+        OperationalError: another process holds it, or it cannot be written.
+    """
+    address = f"file:{quote(str(database.absolute()))}?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE autoselect_probe (probe)")
+        connection.rollback()

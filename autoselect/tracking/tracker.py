@@ -35,7 +35,7 @@ class Tracker:
 
     def __init__(self, delivery: Delivery | None) -> None:
         self._delivery = delivery
-        self._finished = False
+        self._finished = self._started = self._told = False
         self._finishing = threading.Lock()
 
     @classmethod
@@ -76,7 +76,7 @@ class Tracker:
         if parent_run_id is not None:
             shown[PARENT_TAG] = parent_run_id
         store = Store.open()
-        journal = _resumable(store, run_id) if run_id is not None else None
+        journal = _resumable(store, run_id, experiment) if run_id is not None else None
         try:
             if journal is None:
                 delivery = _begin(
@@ -98,6 +98,7 @@ class Tracker:
         delivery.flush()
         if not delivery.journal:
             deliver_left_behind()
+        tracker._started = True
         return tracker
 
     @property
@@ -215,11 +216,27 @@ class Tracker:
         self.finish("FAILED")
 
     def _log(self, event: Event) -> None:
-        if self._delivery is not None:
+        """Append an event to the journal; once the run has begun, a full disk does not end it."""
+        if self._delivery is None:
+            return
+        try:
             self._delivery.journal.append(event)
+        except OSError as error:
+            if not self._started or not Path(event.get("path", "/")).exists():
+                raise
+            if not self._told:
+                folder = self._delivery.journal.folder
+                logger.warning(
+                    "run %s goes on, but %s cannot be written (%s), and what it logs meanwhile is "
+                    "lost; free some space there, or make it writable",
+                    self.run_id,
+                    folder,
+                    error,
+                )
+            self._told = True
 
 
-def _resumable(store: Store, run_id: str) -> Journal | None:
+def _resumable(store: Store, run_id: str, experiment: str) -> Journal | None:
     """Return the journal of a run to resume, or None if a new one has to begin."""
     journal = Journal(Path(JOURNAL_FOLDER), run_id, store.address)
     if run_id.startswith(OFFLINE):
@@ -234,7 +251,7 @@ def _resumable(store: Store, run_id: str) -> Journal | None:
             journal = Journal(journal.folder, journal.run_id, store.address)
     assert journal.run_id is not None
     try:
-        known = store.knows(journal.run_id)
+        known = store.knows(journal.run_id) or store.lost_with(journal.run_id, experiment)
     except TrackingError:
         known = True  # nothing speaks against the run
     if not known:
@@ -258,9 +275,7 @@ def _begin(store: Store, event: Event) -> Delivery:
         return delivery
     except RefusedError as error:
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI={store.address} refuses a new run ({error}); correct it or its "
-            "credentials (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN), or switch tracking off"
+            f"MLFLOW_TRACKING_URI={store.address} refuses a new run ({error}); {error.fix}"
         ) from error
 
 

@@ -185,3 +185,10 @@ def test_the_index_is_readable_json(shard_folder: Path) -> None:
     content = (shard_folder / "shard-000000.tar").read_bytes()
     suffix, _, data, size, _ = members[4][0]
     assert suffix == "jpg" and content[data : data + size] == make_image(4)
+
+
+@pytest.mark.parametrize("name", ["a [b]", "x {a,b}", 'o\'dd "ü" *'])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = write_shards(tmp_path / name, samples=4, per_shard=2)
+    for pattern in (f"{folder}/*.tar", f"{folder}/shard-{{000000..000001}}.tar", str(folder)):
+        assert len(ShardSet.open(pattern)) == 4

@@ -9,64 +9,20 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import yaml
 
 from autoselect import ops
 from autoselect.cli.main import main
 from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
-from autoselect.data.shards import ShardWriter
 from autoselect.preflight import checks as doctor_checks
 from autoselect.preflight import doctor
 from autoselect.preflight.finding import Machine, Subject
 from autoselect.preflight.model_check import check_model
-from autoselect.reference.resources import MODEL_FOLDER
-from autoselect.reference.shards import render_sample
+from tests.preflight.planting import free_port
 from tests.vlm import model_variants as variants
 
 ROOT = Path(__file__).parents[2]
 ZERO2 = ROOT / "configs" / "deepspeed" / "zero2.json"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    shutil.copytree(MODEL_FOLDER, folder / "model")
-    with ShardWriter(folder / "shards", "train", 4) as writer:
-        for number in range(8):
-            key, record, jpeg = render_sample(0, "train", number)
-            writer.write(key, record, [jpeg])
-    return folder
-
-
-@pytest.fixture
-def run(prepared, tmp_path, monkeypatch, capsys):
-    """Return a function that checks a good run with changes: exit code and findings by name."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    values = {
-        "model": str(tmp_path / "model"),
-        "output": str(tmp_path / "run"),
-        "data": {"train_shards": str(tmp_path / "shards" / "train-*.tar")},
-    }
-
-    def call(*flags: str, **changes):
-        Path("run.yaml").write_text(yaml.safe_dump(values | changes))
-        command = ["doctor", "--config", "run.yaml", "--deepspeed", str(ZERO2), "--json"]
-        command += ["--gpu", "h100", "--port", str(free_port())]
-        code = main([*command, *flags])
-        findings = json.loads(capsys.readouterr().out)
-        assert code == int(any(finding["status"] == "fail" for finding in findings))
-        return code, {finding["name"]: finding for finding in findings}
-
-    return call
 
 
 def test_a_sound_run_passes_every_check(run):
@@ -74,6 +30,7 @@ def test_a_sound_run_passes_every_check(run):
     assert code == 0
     assert set(findings) == {
         *("config", "deepspeed", "packages", "extension", "port", "tracking"),
+        *("environment", "launch"),
         *("model", "shards", "output", "disk", "budget", "memory"),
     }
     wrong = [f for f in findings.values() if f["status"] != "ok" and f["name"] != "extension"]
