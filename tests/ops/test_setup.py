@@ -174,7 +174,8 @@ def test_no_two_sources_share_an_object(gpu_build):
 
     (extension,) = gpu_build.ext_modules
     kernels = {Path(name).stem for name in extension.sources if name.endswith(".cu")}
-    assert kernels == {"soft_top_k_kernels", "noise_gate_kernels", "hard_top_k_kernels"}
+    operators = ("soft_top_k", "noise_gate", "hard_top_k", "diverse_top_k")
+    assert kernels == {f"{name}_kernels" for name in operators}
     compiler = new_compiler()
     compiler.src_extensions += [".cu"]
     objects = compiler.object_filenames(extension.sources)
