@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.pruning.folder import differences
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -107,6 +106,9 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sour
     Raises:
         ConfigError: a name is missing or unexpected, or a shape differs; all are listed.
     """
+    # `train.py` imports this module before it can explain why transformers does not load.
+    from autoselect.pruning.folder import differences
+
     problems = differences(
         {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in expected.items()},
         {name: tensor.shape for name, tensor in found.items()},

@@ -44,7 +44,10 @@ def plant_unknown_key(monkeypatch):
 
 
 def plant_missing_weights(monkeypatch):
-    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    index = {
+        "metadata": {},
+        "weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"},
+    }
     Path("model/model.safetensors.index.json").write_text(json.dumps(index))
     Path("model/model.safetensors").rename("model/model-1-of-2.safetensors")
 
@@ -258,6 +261,7 @@ def test_missing_indexes_are_said_and_not_built(run):
 def test_a_run_that_lies_there_is_named(run):
     pointer = Path("run/checkpoints/latest")
     pointer.parent.mkdir(parents=True)
+    (pointer.parent / "step-00000200").mkdir()
     pointer.write_text("step-00000200")
     code, findings = run()
     assert code == 0
