@@ -13,6 +13,7 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import settings_help
+from autoselect.config.programs import DEFAULT_DEEPSPEED
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
@@ -21,7 +22,6 @@ from autoselect.ranks.signals import SignalFlag
 from autoselect.training.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
-DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,13 +13,13 @@ from typing import Any
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.flags import check_counts, check_port, settings_help
 from autoselect.config.programs import (
+    DEFAULT_DEEPSPEED,
     DEFAULT_PORT,
     launch_environment,
     launcher,
     visible_gpus,
 )
 
-DEEPSPEED = "configs/deepspeed/zero2.json"
 TRAIN_PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
 
 
@@ -36,7 +36,10 @@ def add_train_command(subparsers: Any) -> None:
     train.add_argument("--ranks", type=int, help="processes; by default one per GPU, or one")
     train.add_argument("--port", type=int, default=DEFAULT_PORT, help="port where the ranks meet")
     train.add_argument(
-        "--deepspeed", metavar="JSON", default=DEEPSPEED, help=f"default: {DEEPSPEED}"
+        "--deepspeed",
+        metavar="JSON",
+        default=DEFAULT_DEEPSPEED,
+        help=f"default: {DEFAULT_DEEPSPEED}",
     )
     train.add_argument("--config", metavar="YAML", help="settings that the flags below override")
     train.set_defaults(run=run_train, takes_settings=True)

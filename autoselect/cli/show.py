@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoselect.cli.demo import RUN
 from autoselect.cli.photos import QUESTION, Picture, find_pictures
 from autoselect.config import ConfigError
 from autoselect.config.flags import check_counts
@@ -20,7 +21,7 @@ from autoselect.reference.resources import MODEL_FOLDER, REFERENCE, resolve_mode
 if TYPE_CHECKING:
     from autoselect.cli.show_answers import Shown
 
-DEMO_SELECTOR = "runs/demo/train/selector"
+DEMO_SELECTOR = str(RUN / "train" / "selector")
 
 
 def add_show_command(subparsers: Any) -> None:
@@ -57,7 +58,7 @@ def run_show(arguments: argparse.Namespace) -> int:
             f"selector={DEMO_SELECTOR} does not exist; run `make demo` first, or name another one "
             "with --selector"
         )
-    from autoselect.cli.show_answers import ask, count_tokens, draw
+    from autoselect.cli.show_answers import ask, count_tokens, draw, inputs_of
     from autoselect.evaluation.budgets import parse_budgets
     from autoselect.evaluation.loading import load_pair
 
@@ -70,10 +71,10 @@ def run_show(arguments: argparse.Namespace) -> int:
         )
     results = []
     for picture in pictures:
-        count = count_tokens(vlm, picture)
-        budgets = parse_budgets(arguments.budget, count)
-        shown = ask(vlm, selector, picture, budgets, arguments.max_new_tokens)
-        overlay, reason = draw(vlm, picture, shown, Path(arguments.out))
+        inputs = inputs_of(vlm, picture)
+        budgets = parse_budgets(arguments.budget, count_tokens(vlm, inputs))
+        shown = ask(vlm, selector, inputs, budgets, arguments.max_new_tokens)
+        overlay, reason = draw(vlm, picture, inputs, shown, Path(arguments.out))
         print_answers(picture, shown, overlay, reason)
         results.append(as_json(picture, shown, overlay))
     if arguments.json:

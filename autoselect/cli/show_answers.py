@@ -47,24 +47,27 @@ class TimedGenerate:
 
 
 def inputs_of(vlm: FrozenVLM, picture: Picture) -> dict[str, Any]:
+    """Return the arguments of `generate` for the question about a picture."""
     return vlm.inputs([[picture.image]], [AskedVLM(vlm).prompt(1, picture.question)])
 
 
-def count_tokens(vlm: FrozenVLM, picture: Picture) -> int:
-    """Return the number of visual tokens of a picture in the prompt of its question."""
-    return int(vlm.adapter.is_image(inputs_of(vlm, picture)["input_ids"]).sum())
+def count_tokens(vlm: FrozenVLM, inputs: dict[str, Any]) -> int:
+    """Return the number of visual tokens in a prompt."""
+    return int(vlm.adapter.is_image(inputs["input_ids"]).sum())
 
 
 def ask(
     vlm: FrozenVLM,
     selector: Selector,
-    picture: Picture,
+    inputs: dict[str, Any],
     budgets: tuple[int, ...],
     max_new_tokens: int,
 ) -> list[Shown]:
-    """Return the answers with all visual tokens and with each budget, the largest budget first."""
-    inputs = inputs_of(vlm, picture)
-    length, total = inputs["input_ids"].shape[1], count_tokens(vlm, picture)
+    """Return the answers to a prompt, with all visual tokens and then from the largest budget on.
+
+    `inputs` are those of `inputs_of`.
+    """
+    length, total = inputs["input_ids"].shape[1], count_tokens(vlm, inputs)
     tokenizer, model = vlm.processor.tokenizer, vlm.model
     answers: dict[str, str] = {}
     kept: dict[str, list[int]] = {}
@@ -107,7 +110,7 @@ def kept_positions(images: list[Any]) -> list[int]:
 
 
 def draw(
-    vlm: FrozenVLM, picture: Picture, shown: list[Shown], folder: Path
+    vlm: FrozenVLM, picture: Picture, inputs: dict[str, Any], shown: list[Shown], folder: Path
 ) -> tuple[Path | None, str]:
     """Write a picture of what every budget keeps; return its path, or None and the reason."""
     grid = vlm.grid_of(picture.image)
@@ -118,20 +121,20 @@ def draw(
     panels += [
         Overlay(label(s, full.tokens), s.kept, s.answer, s.answer == full.answer) for s in shown[1:]
     ]
-    row = OverlayRow(seen(vlm, picture), picture.question, full.answer, tuple(panels))
+    row = OverlayRow(seen(vlm, picture, inputs), picture.question, full.answer, tuple(panels))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{picture.name}.png"
     patch_overlays([row], grid).savefig(path)
     return path, ""
 
 
-def seen(vlm: FrozenVLM, picture: Picture) -> Image.Image:
+def seen(vlm: FrozenVLM, picture: Picture, inputs: dict[str, Any]) -> Image.Image:
     """Return the picture as the vision encoder sees it, after crop and resizing.
 
     A picture whose pixels reach the encoder in another layout than [1, 3, height, width] was
     resized as a whole, and is returned unchanged.
     """
-    pixels = inputs_of(vlm, picture).get("pixel_values")
+    pixels = inputs.get("pixel_values")
     processor = vlm.processor.image_processor
     if pixels is None or pixels.dim() != 4 or pixels.shape[:2] != (1, 3):
         return picture.image

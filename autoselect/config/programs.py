@@ -13,6 +13,8 @@ import yaml
 
 from autoselect.config import ConfigError
 
+DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
+"""DeepSpeed file of the reference run, in a checkout."""
 DEFAULT_PORT = 29500
 """TCP port at which ranks meet by default; DeepSpeed and torch use the same."""
 
@@ -24,7 +26,7 @@ def checkout() -> Path:
         ConfigError: the package was not installed from a checkout (`pip install -e .`).
     """
     folder = Path(__file__).resolve().parents[2]
-    if not (folder / "configs" / "deepspeed" / "zero2.json").is_file():
+    if not (folder / DEFAULT_DEEPSPEED).is_file():
         raise ConfigError(
             f"configs/deepspeed is not beside {folder}; run this from a checkout of the project"
         )
@@ -78,7 +80,7 @@ def train_command(
     ranks: int,
     port: int,
     script: Path | str = "autoselect/train.py",
-    deepspeed: Path | str = "configs/deepspeed/zero2.json",
+    deepspeed: Path | str = DEFAULT_DEEPSPEED,
     settings: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Return the command that trains on this machine under the `deepspeed` launcher.

@@ -172,43 +172,49 @@ class RemovalGap:
 
 
 @torch.no_grad()
-def removal_gap(
+def removal_gaps(
     model: AutoSelect,
     batches: Iterable[TrainBatch],
-    budget: int,
+    budgets: Sequence[int],
     choose: Choose | None = None,
     seed: int = 0,
-) -> RemovalGap:
-    """Measure the gap on batches that were not trained on.
+) -> list[RemovalGap]:
+    """Measure the gap at each budget on batches that were not trained on.
+
+    Images are encoded and scored once for all budgets.
 
     Args:
         model: Scorer, Denoiser and frozen model.
         batches: rows with images, on the model's device; those without are skipped.
-        budget: K; images with fewer tokens keep all.
+        budgets: numbers K; images with fewer tokens keep all.
         choose: chooses as at inference, such as `Selector.choose`; None for the best scores.
         seed: keys the noise.
     """
-    full, removed, filled = Outcome(), Outcome(), Outcome()
+    full = Outcome()
+    removed = dict.fromkeys(budgets, Outcome())
+    filled = dict.fromkeys(budgets, Outcome())
     for step, batch in enumerate(batches):
         if not batch.num_images:
             continue
         pixels = model.vlm.to_device(batch.pixels)
         visual = model.site.read(model.adapter, pixels, batch.input_ids, batch.tokens_per_image)
         scores = model.scorer(visual.tokens, visual.mask).float()
-        count = min(budget, scores.shape[1])
-        if choose is None:
-            positions = hard_top_k(scores, count, visual.mask)
-        else:
-            positions = choose(scores, visual.tokens, count, visual.mask)
-        gates = kept_mask(positions, visual)
         key = NoiseKey(seed, step, batch.image_ids)
-        noisy = noise_gate(visual.gated, gates, model.statistics, key)
-        repaired = model.repair(Gated(noisy, gates))
-        replaced = model.adapter.replace(visual.outputs, visual.blocks, repaired)
         full += forced_outcome(model.vlm, batch, visual.outputs)
-        removed += forced_outcome(model.vlm, batch, visual.outputs, visual.real(gates).bool())
-        filled += forced_outcome(model.vlm, batch, replaced)
-    return RemovalGap(budget, full, removed, filled)
+        for budget in budgets:
+            count = min(budget, scores.shape[1])
+            if choose is None:
+                positions = hard_top_k(scores, count, visual.mask)
+            else:
+                positions = choose(scores, visual.tokens, count, visual.mask)
+            gates = kept_mask(positions, visual)
+            kept = visual.real(gates).bool()
+            removed[budget] += forced_outcome(model.vlm, batch, visual.outputs, kept)
+            noisy = noise_gate(visual.gated, gates, model.statistics, key)
+            repaired = model.repair(Gated(noisy, gates))
+            replaced = model.adapter.replace(visual.outputs, visual.blocks, repaired)
+            filled[budget] += forced_outcome(model.vlm, batch, replaced)
+    return [RemovalGap(budget, full, removed[budget], filled[budget]) for budget in budgets]
 
 
 @torch.no_grad()

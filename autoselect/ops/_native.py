@@ -42,7 +42,7 @@ BUILD = "build it with `pip install --no-build-isolation -e .` in the project fo
 
 
 def _missing() -> str:
-    """Return why there is no extension to load, and how to build it; empty if there is one."""
+    """Return why the extension is missing and how to build it; an empty text if it is there."""
     if importlib.util.find_spec(NAME) is not None:
         return ""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")

@@ -166,6 +166,8 @@ class Selector(nn.Module):
     def _weights(self, scores: Tensor, k: int, mask: Tensor | None) -> dict[float, list[int]]:
         """Return the rows [B] by the weight of diversity that their number of tokens asks for."""
         batch, count = scores.shape
+        if isinstance(self.diversity, float):  # without waiting for the device to read the mask
+            return {self.diversity: list(range(batch))}
         counts = [count] * batch if mask is None else mask.sum(dim=-1).tolist()
         rows: dict[float, list[int]] = {}
         for row, own in enumerate(counts):

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from autoselect.files.atomic import write_text
@@ -55,6 +57,11 @@ def to_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
+
+
+def pixels(images: np.ndarray) -> Tensor:
+    """Return uint8 images [B, H, W, 3] normalised like the processor does, [B, 3, H, W]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def patch_labels(scene: Scene) -> np.ndarray:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from autoselect.config import require
+from autoselect.config.flags import check_counts
 from autoselect.config.setting import setting
 
 
@@ -42,17 +43,15 @@ class ReferenceTraining:
     seed: int = setting(0, "seed of data, weights and order")
 
     def __post_init__(self) -> None:
-        for name in (
-            "images",
-            "tower_steps",
-            "language_steps",
-            "uneven_steps",
-            "visible_steps",
-            "batch_size",
-            "save_every",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
+        check_counts(
+            images=self.images,
+            tower_steps=self.tower_steps,
+            language_steps=self.language_steps,
+            uneven_steps=self.uneven_steps,
+            visible_steps=self.visible_steps,
+            batch_size=self.batch_size,
+            save_every=self.save_every,
+        )
         require(
             self.images >= self.batch_size,
             f"images={self.images} is below batch_size={self.batch_size}; render more images",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from autoselect.reference.corpus import IGNORED, Corpus
+from autoselect.reference.corpus import IGNORED, Corpus, pixels
 from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.scenes import COLOURS, PLATE_CHARACTERS, SHAPES
 from autoselect.reference.stage import Stage, autocast, batch_indices
@@ -80,10 +80,10 @@ def image_content(labels: Tensor) -> Tensor:
     return torch.cat([pairs[:, :-1], letters[:, :-1]], dim=1)
 
 
-def pixels(corpus: Corpus, indices: np.ndarray) -> Tensor:
-    """Return images normalised like the processor does, [B, 3, 96, 96]."""
-    images = torch.from_numpy(corpus.images[indices]).permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1.0
+def tower_features(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:
+    """Return the tower's last hidden state, the input of the projector, [B, N, D]."""
+    tower = model.model.vision_tower
+    return tower(images, output_hidden_states=True).hidden_states[-1]
 
 
 def train_tower(
@@ -101,7 +101,9 @@ def train_tower(
         indices = batch_indices(recipe.seed, recipe.batch_size, stage.step, len(corpus))
         labels = torch.from_numpy(corpus.labels[indices])
         with autocast():
-            hidden = tower(pixels(corpus, indices), output_hidden_states=True).hidden_states[-1]
+            hidden = tower(pixels(corpus.images[indices]), output_hidden_states=True).hidden_states[
+                -1
+            ]
             loss, accuracy = heads.loss(hidden, labels)
         stage.update(loss)
         bar.update()
@@ -126,7 +128,9 @@ def cache_features(model: LlavaForConditionalGeneration, corpus: Corpus, folder:
         for start in tqdm(range(0, len(corpus), 256), desc="features", disable=None):
             indices = np.arange(start, min(start + 256, len(corpus)))
             with autocast():
-                hidden = tower(pixels(corpus, indices), output_hidden_states=True).hidden_states[-1]
+                hidden = tower(
+                    pixels(corpus.images[indices]), output_hidden_states=True
+                ).hidden_states[-1]
             features[indices] = hidden[:, 1:].bfloat16()
         finished.touch()
     return features

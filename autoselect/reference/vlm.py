@@ -5,6 +5,7 @@ patches of 8 pixels give 144 visual tokens. It is saved with `save_pretrained` a
 `from_pretrained` like any hub model.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,26 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer with the words of all questions, and characters for other text."""
     words = [*WORDS, *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), *"012345"]
     letters = [chr(c) for c in range(33, 127)]
+    return word_piece_tokenizer(words, letters, pre_tokenizers.Whitespace())
+
+
+def word_piece_tokenizer(
+    words: Sequence[str], letters: Sequence[str], splitter: pre_tokenizers.PreTokenizer
+) -> PreTrainedTokenizerFast:
+    """Build a WordPiece tokenizer with the special tokens of the reference VLMs.
+
+    Args:
+        words: words that are one token.
+        letters: characters of which other words are put together.
+        splitter: divides a text into words.
+    """
     pieces = [*SPECIAL_TOKENS, *words, *letters, *(f"##{c}" for c in letters)]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=100)
     )
     tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A", pair="$A $B", special_tokens=[]

@@ -11,7 +11,7 @@ from autoselect.config.files import from_dict
 from autoselect.data.loader import collate_usable
 from autoselect.data.shards import Sample
 from autoselect.method.model import AutoSelect
-from autoselect.method.removal import RemovalGap, removal_gap
+from autoselect.method.removal import RemovalGap, removal_gaps
 from autoselect.method.statistics import TokenStatistics
 from autoselect.pruning.selector import Selector
 from autoselect.training.checkpoint import CheckpointStore
@@ -62,7 +62,7 @@ def measure_gaps(
 
     hard = Selector(selector.scorer, selector.metadata)
     return {
-        name: [removal_gap(model, batches(), budget, own.choose) for budget in budgets]
+        name: removal_gaps(model, batches(), budgets, own.choose)
         for name, own in ((SCORES, hard), (SELECTED, selector))
     }
 

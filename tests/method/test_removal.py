@@ -14,7 +14,7 @@ from autoselect.method.removal import (
     forced_outcome,
     kept_mask,
     random_removal,
-    removal_gap,
+    removal_gaps,
 )
 from autoselect.method.statistics import calibrate
 from autoselect.pruning.attachment import keeping
@@ -80,10 +80,10 @@ def test_hidden_tokens_give_the_loss_of_removed_ones(vlm, batch):
 
 
 def test_keeping_every_token_leaves_no_gap(model, batch):
-    found = removal_gap(model, [batch, batch], 144)
+    (found,) = removal_gaps(model, [batch, batch], [144])
     assert found.full == found.removed and found.full.answers == 4
     assert found.gap == found.ending_gap == 0 and found.warning() is None
-    few = removal_gap(model, [batch], 4)
+    _, few = removal_gaps(model, [batch], [144, 4])
     assert few.removed.loss_sum != few.full.loss_sum != few.filled.loss_sum
     assert model.training, "the mode is left alone"
 

@@ -9,13 +9,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from autoselect.cli import main as cli
 from autoselect.config import ConfigError
 from autoselect.reference import stage
-from autoselect.reference.corpus import IGNORED
+from autoselect.reference.corpus import IGNORED, pixels
 from autoselect.reference.documents.lexicon import CHARACTERS, PRINTED
 from autoselect.reference.documents.pages import make_page
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.siglip_qwen2 import labels as dense_labels
 from autoselect.reference.siglip_qwen2.corpus import build_mixed_corpus
-from autoselect.reference.siglip_qwen2.dense import pixels, tower_features
 from autoselect.reference.siglip_qwen2.language import all_kept, draw_removal
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.siglip_qwen2.train import VARIANTS, train_mixed_vlm
@@ -27,6 +26,7 @@ from autoselect.reference.siglip_qwen2.vlm import (
     save_vlm,
 )
 from autoselect.reference.train_language import answer_logits
+from autoselect.reference.train_tower import tower_features
 
 TINY = MixedTraining(
     images=8,
@@ -67,7 +67,7 @@ def test_packed_questions_equal_prompts_of_their_own(corpus):
     for row in range(2):
         tokens = torch.from_numpy(corpus.tokens[row : row + 1].astype(np.int64))
         starts = torch.from_numpy(corpus.starts[row : row + 1].astype(np.int64))
-        picture = pixels(corpus, np.array([row]))
+        picture = pixels(corpus.images[[row]])
         with torch.no_grad():
             features = tower_features(model, picture)
             logits, _, rows = answer_logits(model, features, all_kept(1), tokens, starts)
@@ -90,7 +90,7 @@ def test_the_corpus_shows_the_pixels_that_the_processor_makes(corpus):
     processor = build_processor()
     page = Image.fromarray(corpus.images[1])
     made = processor.image_processor(images=[page], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(made, pixels(corpus, np.array([1])), rtol=0, atol=1e-5)
+    torch.testing.assert_close(made, pixels(corpus.images[[1]]), rtol=0, atol=1e-5)
 
 
 def test_dense_labels_of_a_page_spell_its_words():

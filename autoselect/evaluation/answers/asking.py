@@ -45,8 +45,8 @@ class ImageTokens:
         features: projector outputs, each followed by the features for later layers, [N, (1 + L) D].
         width: D.
         grid: rows and columns of its raster; None if its tokens are not one raster.
-        class_attention: attention of the vision tower's class token to each token, or what each
-            receives on average if there is no class token, [N].
+        class_attention: attention that each token receives from the vision tower's class token, or
+            the mean over all tokens in a tower without a class token, [N].
         boxes: known regions as fractions of the image (left, top, right, bottom).
     """
 

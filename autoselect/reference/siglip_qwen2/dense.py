@@ -7,19 +7,19 @@ that cover it.
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from autoselect.reference.corpus import IGNORED
+from autoselect.reference.corpus import IGNORED, pixels
 from autoselect.reference.siglip_qwen2.corpus import MixedCorpus
 from autoselect.reference.siglip_qwen2.labels import CHANNELS
 from autoselect.reference.siglip_qwen2.optimizers import muon_and_adamw
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.stage import Optimization, Stage, autocast, batch_indices
+from autoselect.reference.train_tower import tower_features
 
 logger = logging.getLogger(__name__)
 NOTHING_WEIGHT = 0.1
@@ -57,18 +57,6 @@ class PatchHeads(nn.Module):
         return total, accuracy
 
 
-def pixels(corpus: MixedCorpus, indices: np.ndarray) -> Tensor:
-    """Return images normalised like the processor does, [B, 3, 112, 112]."""
-    images = torch.from_numpy(corpus.images[indices]).permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1.0
-
-
-def tower_features(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:
-    """Return the tower's last hidden state, the input of the projector, [B, N, D]."""
-    tower = model.model.vision_tower
-    return tower(images, output_hidden_states=True).hidden_states[-1]
-
-
 def train_tower(
     model: LlavaForConditionalGeneration, corpus: MixedCorpus, recipe: MixedTraining, folder: Path
 ) -> None:
@@ -90,7 +78,9 @@ def train_tower(
         indices = batch_indices(recipe.seed, recipe.tower_batch, stage.step, len(corpus))
         labels = torch.from_numpy(corpus.labels[indices])
         with autocast():
-            loss, accuracy = heads.loss(tower_features(model, pixels(corpus, indices)), labels)
+            loss, accuracy = heads.loss(
+                tower_features(model, pixels(corpus.images[indices])), labels
+            )
         stage.update(loss)
         bar.update()
         if stage.step % 50 == 0:

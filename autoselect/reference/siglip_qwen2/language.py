@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
+from autoselect.reference.corpus import pixels
 from autoselect.reference.siglip_qwen2.corpus import MixedCorpus
-from autoselect.reference.siglip_qwen2.dense import pixels, tower_features
 from autoselect.reference.siglip_qwen2.optimizers import muon_and_adamw
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS
 from autoselect.reference.stage import Optimization, Stage, autocast, batch_indices
 from autoselect.reference.train_language import answer_logits
+from autoselect.reference.train_tower import tower_features
 
 logger = logging.getLogger(__name__)
 FEWEST_KEPT = 12
@@ -143,7 +144,7 @@ def _train(
         starts = torch.from_numpy(corpus.starts[indices].astype(np.int64))
         with autocast():
             with torch.no_grad():
-                features = tower_features(model, pixels(corpus, indices))
+                features = tower_features(model, pixels(corpus.images[indices]))
             logits, targets, _ = answer_logits(model, features.float(), kept, tokens, starts)
         loss = F.cross_entropy(logits, targets)
         stage.update(loss)

@@ -25,10 +25,10 @@ from autoselect.reference.questions import FAMILIES, Question, ask
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.reference.shards import PAGE_ROUNDS
-from autoselect.reference.siglip_qwen2.dense import tower_features
 from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS
 from autoselect.reference.stage import autocast
 from autoselect.reference.train_language import answer_logits
+from autoselect.reference.train_tower import tower_features
 
 KEPT = {"full": NUM_VISUAL_TOKENS, "random 49": 49, "random 25": 25, "blind": 0}
 OTHER = "another image"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from autoselect.config import require
+from autoselect.config.flags import check_counts
 from autoselect.config.setting import setting
 
 
@@ -28,17 +29,15 @@ class MixedTraining:
     seed: int = setting(0, "seed of data, weights and order")
 
     def __post_init__(self) -> None:
-        for name in (
-            "images",
-            "tower_steps",
-            "language_steps",
-            "variant_steps",
-            "tower_batch",
-            "language_batch",
-            "save_every",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} is below 1; choose 1 or more")
+        check_counts(
+            images=self.images,
+            tower_steps=self.tower_steps,
+            language_steps=self.language_steps,
+            variant_steps=self.variant_steps,
+            tower_batch=self.tower_batch,
+            language_batch=self.language_batch,
+            save_every=self.save_every,
+        )
         batch = max(self.tower_batch, self.language_batch)
         require(
             self.images >= batch,

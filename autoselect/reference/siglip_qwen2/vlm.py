@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -29,6 +29,7 @@ from autoselect.reference.vlm import (
     SPECIAL_TOKENS,
     WORDS,
     sinusoidal_positions,
+    word_piece_tokenizer,
 )
 
 PATCH_SIZE = 8
@@ -44,34 +45,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words = [*WORDS, *PAGE_WORDS, *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), *TEXT_COLOURS]
     words += [*PANEL_COLOURS, *DIRECTIONS, *PRINTED]
     letters = [*CHARACTERS, *"abcdefghijklmnopqrstuvwxyz?,-"]
-    pieces = [*SPECIAL_TOKENS, *words, *letters, *(f"##{c}" for c in letters)]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(
-        models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=100)
-    )
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    splitter = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("?", "isolated")]
     )
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A", pair="$A $B", special_tokens=[]
-    )
-    pad, start, end, unknown, image, user, assistant = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=pad,
-        bos_token=start,
-        eos_token=end,
-        unk_token=unknown,
-        extra_special_tokens={
-            "image_token": image,
-            "user_token": user,
-            "assistant_token": assistant,
-        },
-        model_input_names=["input_ids", "attention_mask"],
-        padding_side="left",
-    )
+    return word_piece_tokenizer(words, letters, splitter)
 
 
 def build_processor() -> LlavaProcessor:
