@@ -101,9 +101,7 @@ def train_tower(
         indices = batch_indices(recipe.seed, recipe.batch_size, stage.step, len(corpus))
         labels = torch.from_numpy(corpus.labels[indices])
         with autocast():
-            hidden = tower(pixels(corpus.images[indices]), output_hidden_states=True).hidden_states[
-                -1
-            ]
+            hidden = tower_features(model, pixels(corpus.images[indices]))
             loss, accuracy = heads.loss(hidden, labels)
         stage.update(loss)
         bar.update()
@@ -128,9 +126,7 @@ def cache_features(model: LlavaForConditionalGeneration, corpus: Corpus, folder:
         for start in tqdm(range(0, len(corpus), 256), desc="features", disable=None):
             indices = np.arange(start, min(start + 256, len(corpus)))
             with autocast():
-                hidden = tower(
-                    pixels(corpus.images[indices]), output_hidden_states=True
-                ).hidden_states[-1]
+                hidden = tower_features(model, pixels(corpus.images[indices]))
             features[indices] = hidden[:, 1:].bfloat16()
         finished.touch()
     return features
