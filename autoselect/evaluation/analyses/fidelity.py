@@ -28,6 +28,7 @@ from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.intervals import Resampling, interval
 from autoselect.evaluation.scores.scoring import score_answers
+from autoselect.method.removal import LARGEST_GAP
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
@@ -38,7 +39,6 @@ REMOVAL, NOISE, ZEROS = "hard removal", "noise gating", "zero filling"
 COVARIANCE = "covariance noise"
 TREATMENTS = (REMOVAL, NOISE, COVARIANCE, ZEROS)
 NOISE_RANK = 64
-LARGEST_GAP = 0.02
 """Gap under the learned scores above which a warning is logged."""
 
 Keep = Callable[[SelectionContext, int], Tensor]

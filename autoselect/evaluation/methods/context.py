@@ -53,6 +53,21 @@ class SelectionContext:
         ordered = positions.sort(dim=-1).values
         return Kept(tokens_at(self.tokens, ordered), ordered)
 
+    def marked(self, taken: Tensor) -> Kept:
+        """Return the tokens at true entries of `taken` [B, N], equally many in each row."""
+        positions = taken.nonzero()[:, 1].view(len(taken), -1)
+        return Kept(tokens_at(self.tokens, positions), positions)
+
+    def salience(self) -> Tensor:
+        """Return `class_attention` in float32, for methods that need every token to be real."""
+        assert self.class_attention is not None and self.mask is None
+        return self.class_attention.float()
+
     def unit_tokens(self) -> Tensor:
         """Return the tokens scaled to length one, float32, [B, N, D]."""
         return torch.nn.functional.normalize(self.tokens.float(), dim=-1)
+
+    def similarity(self) -> Tensor:
+        """Return the cosine of every two tokens, float32, [B, N, N]."""
+        unit = self.unit_tokens()
+        return unit @ unit.transpose(1, 2)

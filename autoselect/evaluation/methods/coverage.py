@@ -39,8 +39,7 @@ def divprune(context: SelectionContext, budget: int) -> Kept:
     The first token is the one farthest from its nearest neighbour; each next one is the farthest
     from the tokens already kept.
     """
-    unit = context.unit_tokens()
-    distance = 1 - unit @ unit.transpose(1, 2)
+    distance = 1 - context.similarity()
     batch, count = distance.shape[:2]
     if context.mask is not None:
         distance = distance.masked_fill(~context.mask[:, None, :], float("inf"))

@@ -32,7 +32,7 @@ def dart(context: SelectionContext, budget: int) -> Kept:
         likeness = (unit @ _row(unit, chosen[:, turn])[:, :, None]).squeeze(-1)
         order = likeness.masked_fill(taken, float("inf")).argsort(dim=-1, stable=True)
         taken = taken.scatter(1, order[:, :share], True)
-    return context.at(taken.nonzero()[:, 1].view(len(taken), -1))
+    return context.marked(taken)
 
 
 def _row(values: Tensor, positions: Tensor) -> Tensor:
@@ -49,16 +49,14 @@ def prunesid(context: SelectionContext, budget: int) -> Kept:
     go first, then the others by salience. Ours: exact components where the authors draw a random
     projection, largest remainders where they round and refill.
     """
-    assert context.class_attention is not None and context.mask is None
-    unit = context.unit_tokens()
-    similarity = (unit @ unit.transpose(1, 2)).cpu()
-    salience = context.class_attention.float().cpu()
+    similarity = context.similarity().cpu()
+    salience = context.salience().cpu()
     groups = component_groups(context.tokens.float(), max(1, budget // TOKENS_PER_GROUP)).cpu()
     rows = [
         _representatives(own, near, mine, budget)
         for own, near, mine in zip(salience, similarity, groups, strict=True)
     ]
-    return context.at(torch.stack(rows).to(unit.device))
+    return context.at(torch.stack(rows).to(context.tokens.device))
 
 
 def component_groups(tokens: Tensor, count: int) -> Tensor:

@@ -24,7 +24,7 @@ def scope(context: SelectionContext, budget: int) -> Kept:
     A token j adds sum_i max(0, cos(x_i, x_j) - c_i), and c_i = max(0, the largest cosine of x_i to
     the kept tokens). The exponent of the salience is 1, as in the authors' code.
     """
-    salience, similarity = _salience(context), _similarity(context)
+    salience, similarity = context.salience(), context.similarity()
     row = torch.arange(len(salience), device=salience.device)
     covered = torch.zeros_like(salience)
     taken = torch.zeros_like(salience, dtype=torch.bool)
@@ -33,7 +33,7 @@ def scope(context: SelectionContext, budget: int) -> Kept:
         chosen = gain.masked_fill(taken, -1.0).argmax(dim=-1)
         taken[row, chosen] = True
         covered = torch.maximum(covered, similarity[row, chosen])
-    return context.at(_positions(taken))
+    return context.marked(taken)
 
 
 def score(context: SelectionContext, budget: int) -> Kept:
@@ -43,7 +43,7 @@ def score(context: SelectionContext, budget: int) -> Kept:
     salient. Of the paper only its abstract and this form were available to us: what it does at the
     first token and in ties is our choice.
     """
-    salience, similarity = _salience(context), _similarity(context)
+    salience, similarity = context.salience(), context.similarity()
     row = torch.arange(len(salience), device=salience.device)
     weights = salience**SCORE_POWER
     distance = torch.ones_like(salience)
@@ -53,7 +53,7 @@ def score(context: SelectionContext, budget: int) -> Kept:
         taken[row, chosen] = True
         away = (1 - similarity[row, chosen]).clamp(min=0)
         distance = away if step == 0 else torch.minimum(distance, away)
-    return context.at(_positions(taken))
+    return context.marked(taken)
 
 
 def vispruner(context: SelectionContext, budget: int) -> Kept:
@@ -63,7 +63,7 @@ def vispruner(context: SelectionContext, budget: int) -> Kept:
     the (at most) eight that are most similar to any token of the second are removed, and so on
     until enough are gone.
     """
-    order = _salience(context).argsort(dim=-1, descending=True, stable=True)
+    order = context.salience().argsort(dim=-1, descending=True, stable=True)
     important = int(budget * IMPORTANT_SHARE)
     unit = context.unit_tokens()
     rows = [
@@ -93,7 +93,7 @@ def holov(context: SelectionContext, budget: int) -> Kept:
     first, then one more token each for the largest shares; what a full crop cannot take goes to the
     crops with the next largest shares, where the authors' code pads with zeros.
     """
-    salience = _salience(context)
+    salience = context.salience()
     count = salience.shape[1]
     crops = torch.tensor_split(torch.arange(count), min(CROPS, count))
     rows = []
@@ -118,18 +118,3 @@ def _shares(weights: Tensor, sizes: list[int], budget: int) -> list[int]:
         for crop in open_crops[:missing]:
             shares[crop] += 1
     return shares
-
-
-def _salience(context: SelectionContext) -> Tensor:
-    assert context.class_attention is not None and context.mask is None
-    return context.class_attention.float()
-
-
-def _similarity(context: SelectionContext) -> Tensor:
-    unit = context.unit_tokens()
-    return unit @ unit.transpose(1, 2)
-
-
-def _positions(taken: Tensor) -> Tensor:
-    """Return the positions of equally many true entries per row, ascending, [B, K]."""
-    return taken.nonzero()[:, 1].view(len(taken), -1)

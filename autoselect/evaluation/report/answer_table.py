@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from autoselect.evaluation.report.endings import MOST_UNENDED
 from autoselect.evaluation.report.tables import (
     BOUND,
     UPPER,
@@ -30,7 +31,6 @@ HEAD = [
     *("method", "tokens", "exact", "kept", "first word", "kept", "unended", "length", "loss"),
     "agreement",
 ]
-VISIBLY = 0.02
 
 
 def answer_table(report: dict[str, Any]) -> Table | None:
@@ -52,7 +52,7 @@ def answer_table(report: dict[str, Any]) -> Table | None:
 
 def _row(name: str, tokens: int, own: dict[str, Any], whole: dict[str, Any], kind: str) -> TableRow:
     unended, usual = own["unended"], whole["unended"]
-    changed = None not in (unended, usual) and unended - usual > VISIBLY
+    changed = None not in (unended, usual) and unended - usual > MOST_UNENDED
     cells = [
         TableCell(name),
         TableCell(str(tokens)),

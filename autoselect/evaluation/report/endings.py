@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from autoselect.evaluation.answers.answering import Answers
-from autoselect.evaluation.answers.replies import Reply
+from autoselect.evaluation.answers.replies import Reply, texts_of
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.evaluation.scores.intervals import retention
 from autoselect.evaluation.scores.metrics import exact_match
@@ -57,7 +57,7 @@ class Endings:
         """Measure one column; `full` holds the full model's texts by image and round."""
         every = [reply for own in replies for reply in own]
         generated = [reply for reply in every if reply.tokens is not None]
-        texts = [[reply.text for reply in own] for own in replies]
+        texts = texts_of(replies)
         given, whole = (list(itertools.chain(*own)) for own in (texts, full))
         return cls(
             _mean([float(not reply.ended) for reply in generated]),
