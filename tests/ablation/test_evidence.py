@@ -5,6 +5,7 @@ import json
 import pytest
 
 from autoselect.ablation.evidence import EMPTY, fill, write_page
+from autoselect.ablation.tables import markdown
 from autoselect.cli.main import main
 from autoselect.config import ConfigError
 from autoselect.config.programs import checkout
@@ -62,3 +63,16 @@ def test_broken_pages_are_refused(tmp_path, page, message):
 def test_the_shipped_page_has_only_known_blocks():
     page = (checkout() / "docs" / "evidence.md").read_text()
     assert fill(page, None).count(EMPTY) >= 5
+
+
+def test_shipped_tables_are_those_of_the_stored_results():
+    results = checkout() / "benchmarks" / "results" / "ablation"
+    found = json.loads((results / "ablation.json").read_text())
+    page = (checkout() / "docs" / "evidence.md").read_text()
+    assert fill(page, found) == page, "run: autoselect evidence --ablation .../ablation.json"
+    assert (results / "ablation.md").read_text() == markdown(found)
+
+
+def test_the_evidence_page_stays_short():
+    lines = (checkout() / "docs" / "evidence.md").read_text().splitlines()
+    assert len(lines) <= 250, "findings first, each table once; the rest is in ablation.md"
