@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from autoselect.ranks.judge import EXIT_RANK_LOST, Beat, Judge, Times
-from autoselect.ranks.processes import _free_port
-
-WORKERS = Path(__file__).parents[1] / "workers"
+from tests.launching import start_ranks
 
 
 def run_ranks(
     what: str, victim: int, ranks: int, worker: str = "heartbeat_worker.py"
 ) -> list[tuple[int, str]]:
     """Start every rank without a launcher, which would end them; return exit codes and logs."""
-    from tests.workers.toy import environment
-
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    meeting["WORLD_SIZE"] = str(ranks)
-    processes = []
-    for rank in range(ranks):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(WORKERS / worker), what, str(victim)],
-                env=environment() | meeting | place,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+    workers = start_ranks(ranks, worker, what, str(victim))
     results: list[tuple[int, str]] = [(0, "")] * ranks
     for rank in sorted(range(ranks), key=lambda rank: rank == victim):
-        process = processes[rank]
         if rank == victim and what.removeprefix("apart_") in ("stop", "stall", "apart"):
-            process.send_signal(signal.SIGCONT)  # nothing happens to one that has ended
-        try:
-            log, _ = process.communicate(timeout=240)
-        finally:
-            process.kill()
-        results[rank] = (process.returncode, log)
+            workers[rank].signal(signal.SIGCONT)
+        results[rank] = workers[rank].wait(240)
     return results
 
 

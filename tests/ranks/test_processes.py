@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,7 @@ from autoselect.ranks import processes
 from autoselect.ranks.processes import setup_logging
 from autoselect.ranks.rank_info import RankInfo
 from autoselect.ranks.signals import SignalFlag
-
-ROOT = Path(__file__).parents[2]
+from tests.launching import ROOT, Worker, environment, free_port, start_ranks
 
 
 @pytest.mark.parametrize(
@@ -141,17 +139,6 @@ def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch
     assert processes._rendezvous(third, torch.device("cpu"))["LOCAL_RANK"] == "3"
 
 
-def worker(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 JOIN = """
 import time
 from autoselect.ranks import processes
@@ -173,45 +160,33 @@ def join(meeting: float, patience: float = 20, late: float = 0) -> str:
     return JOIN.format(meeting=meeting, patience=patience, late=late)
 
 
-def test_a_port_in_use_is_named_with_the_fix() -> None:
+def start(folder: Path, code: str, rank: int, **meeting: str) -> Worker:
+    """Start one rank of two that runs `code`."""
+    script = folder / "worker.py"
+    script.write_text(code)
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    return Worker(script, (), environment() | {"MASTER_ADDR": "127.0.0.1"} | place | meeting)
+
+
+def test_a_port_in_use_is_named_with_the_fix(tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("0.0.0.0", 0))
         holder.listen()
         port = str(holder.getsockname()[1])
-        done = worker(
-            join(meeting=20),
-            RANK="0",
-            WORLD_SIZE="2",
-            LOCAL_RANK="0",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-    assert f"ConfigError: MASTER_PORT={port} is already in use" in done.stdout, done.stderr
-    assert "--master_port" in done.stdout
+        _, log = start(tmp_path, join(meeting=20), 0, MASTER_PORT=port).wait(120)
+    assert f"ConfigError: MASTER_PORT={port} is already in use" in log
+    assert "--master_port" in log
 
 
-def test_ranks_that_never_come_are_reported() -> None:
-    done = worker(
-        join(meeting=3),
-        RANK="1",
-        WORLD_SIZE="2",
-        LOCAL_RANK="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(processes._free_port()),
-    )
-    assert "RankLostError: rank 1 of 2 could not meet the others" in done.stdout, done.stderr
+def test_ranks_that_never_come_are_reported(tmp_path: Path) -> None:
+    _, log = start(tmp_path, join(meeting=3), 1, MASTER_PORT=free_port()).wait(120)
+    assert "RankLostError: rank 1 of 2 could not meet the others" in log
 
 
-def test_a_rank_that_comes_late_is_waited_for_longer_than_in_collectives() -> None:
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    shared["MASTER_PORT"] = str(processes._free_port())
-    code = join(meeting=90, patience=10, late=15)
-    with ThreadPoolExecutor(2) as pool:
-        ranks = [
-            pool.submit(worker, code, RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")
-        ]
-    for rank in ranks:
-        assert "joined True False" in rank.result().stdout, rank.result().stderr
+def test_a_rank_that_comes_late_is_waited_for_longer_than_in_collectives(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(join(meeting=90, patience=5, late=8))
+    for code, log in [rank.wait(120) for rank in start_ranks(2, tmp_path / "worker.py")]:
+        assert code == 0 and "joined True False" in log, log
 
 
 PATIENT = """
@@ -233,23 +208,19 @@ except RuntimeError:
 """
 
 
-def test_collectives_wait_longer_while_a_model_is_loaded() -> None:
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    shared["MASTER_PORT"] = str(processes._free_port())
-    with ThreadPoolExecutor(2) as pool:
-        early, late = (
-            pool.submit(worker, PATIENT, RANK=rank, LOCAL_RANK=rank, **shared)
-            for rank in ("0", "1")
-        )
-    assert "inside True" in early.result().stdout, early.result().stderr
-    assert "given up afterwards" in early.result().stdout, early.result().stderr
-    assert "inside True" in late.result().stdout, late.result().stderr
+def test_collectives_wait_longer_while_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(PATIENT)
+    (_, early), (_, late) = (rank.wait(120) for rank in start_ranks(2, tmp_path / "worker.py"))
+    assert "inside True" in early
+    assert "given up afterwards" in early
+    assert "inside True" in late
 
 
-def test_a_single_process_needs_no_launcher_and_no_fixed_port() -> None:
-    environment = {"MASTER_PORT": "1"}  # left over from another run; a single process ignores it
-    done = worker(join(meeting=20), **environment)
-    assert "joined True False" in done.stdout, done.stderr
+def test_a_single_process_needs_no_launcher_and_no_fixed_port(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(join(meeting=20))
+    # The port is left over from another run; a single process ignores it.
+    code, log = Worker(tmp_path / "worker.py", (), environment() | {"MASTER_PORT": "1"}).wait(120)
+    assert code == 0 and "joined True False" in log
 
 
 def test_an_empty_port_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from autoselect.config import ConfigError
 from autoselect.ranks import rank_zero
-from autoselect.ranks.processes import _free_port
-
-WORKERS = Path(__file__).parents[1] / "workers"
+from tests.launching import start_ranks
 
 WORKER = """
 import os, time
@@ -43,29 +39,13 @@ os._exit(0)
 """
 
 
-def test_two_ranks_wait_for_rank_0_longer_than_for_a_collective() -> None:
-    from tests.workers.toy import environment
-
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER],
-            env=environment() | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [process.communicate(timeout=200)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for log in logs:
+def test_two_ranks_wait_for_rank_0_longer_than_for_a_collective(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    first, second = (rank.wait(200) for rank in start_ranks(2, tmp_path / "worker.py"))
+    for _, log in (first, second):
         assert "slow {'rank': 0}" in log and "ConfigError: budget=0 is below 1" in log, log
-    assert ranks[0].returncode == 9
-    assert "DistNetworkError: rank 0 (127.0.0.1) is dead" in logs[1], logs[1]
+    assert first[0] == 9
+    assert "DistNetworkError: rank 0 (127.0.0.1) is dead" in second[1], second[1]
 
 
 def test_errors_of_rank_0_reach_the_caller() -> None:
@@ -75,3 +55,40 @@ def test_errors_of_rank_0_reach_the_caller() -> None:
     assert rank_zero.on_main(lambda: 5) == 5
     with pytest.raises(ConfigError, match="budget=0"):
         rank_zero.on_main(fail)
+
+
+PER_NODE = """
+import sys, time
+from pathlib import Path
+from autoselect.ranks import processes
+from autoselect.ranks.rank_zero import on_first_of_node
+
+info = processes.RankInfo.from_environment()
+processes.init_distributed(info, processes.choose_device(info), timeout_s=3)
+done = Path(__file__).with_name("done")
+
+def slow():
+    time.sleep(5)
+    with done.open("a") as file:
+        file.write(f"{info.rank}")
+
+def wrong():
+    raise processes.ConfigError("model=org/name is gated")
+
+with processes.patient_collectives(60, 3):
+    on_first_of_node(slow, info.local_rank)
+    print("done by", done.read_text(), flush=True)
+    try:
+        on_first_of_node(wrong, info.local_rank)
+    except processes.ConfigError as error:
+        print("ConfigError:", error, flush=True)
+processes.shutdown_distributed()
+"""
+
+
+def test_one_rank_of_a_node_works_while_the_others_wait(tmp_path: Path) -> None:
+    """A download takes longer than a collective, and its error reaches every rank."""
+    (tmp_path / "worker.py").write_text(PER_NODE)
+    for code, log in [rank.wait(200) for rank in start_ranks(2, tmp_path / "worker.py")]:
+        assert code == 0, log
+        assert "done by 0\n" in log and "ConfigError: model=org/name is gated" in log, log

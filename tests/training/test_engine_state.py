@@ -13,23 +13,15 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.training.engine_state import TrainedState, check_keys
-from tests.launching import free_port
+from tests import launching
+from tests.launching import WORKERS, environment, free_port
 
-WORKERS = Path(__file__).parents[1] / "workers"
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 
 
 def launch(ranks: int, output: Path, configs: tuple[str, ...]) -> dict[str, Any]:
-    """Runs the worker on `ranks` processes and returns its observations."""
-    from tests.workers.toy import environment
-
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-    command += ["--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    command += [str(WORKERS / "engine_worker.py"), str(output), *configs]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    """Run the worker on `ranks` processes and return its observations."""
+    launching.launch(ranks, "engine_worker.py", str(output), *configs)
     return torch.load(output, weights_only=False)  # written a moment ago by our own worker
 
 
@@ -140,8 +132,6 @@ def test_world_sizes_agree(two_ranks: dict[str, Any], ranks: int, tmp_path: Path
 
 def test_a_rank_leaves_with_its_own_code(tmp_path: Path) -> None:
     """A thread of gloo that waits for the interpreter's lock must not abort the process."""
-    from tests.workers.toy import environment
-
     ranks = []
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     for rank in range(2):

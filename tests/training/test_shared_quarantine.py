@@ -11,8 +11,8 @@ from autoselect.data.order import global_batch, rank_share
 from autoselect.data.shards import ShardSet
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
-from autoselect.reference.vlm import build_model, save_vlm
 from tests.launching import launch
+from tests.training.small import write_small_vlm
 
 SAMPLES, BATCH, DAMAGED_STEP = 32, 4, 2
 
@@ -34,7 +34,7 @@ def test_a_sample_counts_once_and_the_budget_ends_all_ranks(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_ranks_that_each_stay_within_the_budget_exceed_it_together(tmp_path: Path) -> None:
     """They resume from the checkpoint after one of the two samples left out is repaired."""
-    save_vlm(build_model(), tmp_path / "vlm")
+    write_small_vlm(tmp_path / "vlm")
     data = ReferenceData(train=SAMPLES, val=1, test=1)
     render_shards(tmp_path / "damaged", data, workers=1)
     shards = ShardSet.open(str(tmp_path / "damaged" / "train-*.tar"))
@@ -48,7 +48,7 @@ def test_ranks_that_each_stay_within_the_budget_exceed_it_together(tmp_path: Pat
     assert pointer.read_text().strip() == f"step-{DAMAGED_STEP:08d}"
     flip(shards, due[1])
     assert seen(tmp_path, "trainer") == [[], []]
-    assert pointer.read_text().strip() == "step-00000009"
+    assert pointer.read_text().strip() == "step-00000005"
     lists = [tmp_path / "run" / f"quarantine-{rank}.jsonl" for rank in range(2)]
     assert [len(path.read_text().splitlines()) for path in lists] == [1, 1]
 

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from autoselect.data.shards import ShardWriter
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_sample, render_shards
-from autoselect.reference.vlm import build_model, save_vlm
 from tests.launching import launch
+from tests.training.small import write_small_vlm
 
-STEPS = 20
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stages")
-    save_vlm(build_model(), path / "vlm")
+    write_small_vlm(path / "vlm")
     render_shards(path / "shards", ReferenceData(train=32, val=1, test=1), workers=1)
     return path
 
@@ -66,7 +66,7 @@ def test_ranks_without_an_image_do_not_hang_at_any_stage(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stages_world_sizes_and_splits_agree_after_20_steps(folder: Path) -> None:
+def test_stages_world_sizes_and_splits_agree_after_8_steps(folder: Path) -> None:
     launch(
         2, "stage_worker.py", str(folder), str(STEPS), "zero0", "zero1", "zero2", "zero3",
         "zero2+micro", "zero3+recompute", "zero3+removal",

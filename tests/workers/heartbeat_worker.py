@@ -21,7 +21,7 @@ from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.judge import Times
 from autoselect.ranks.processes import RankInfo, leave, setup_logging, shutdown_distributed
 
-TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=15.0, leave=1.0)
+TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=9.0, leave=1.0)
 
 
 def misbehave(what: str) -> None:
@@ -32,7 +32,7 @@ def misbehave(what: str) -> None:
     elif what == "stall":
         time.sleep(60)
     elif what == "late":
-        time.sleep(3 * TIMES.stalled)
+        time.sleep(2 * TIMES.stalled)
     elif what == "linger":
         time.sleep(TIMES.dead + 2 * TIMES.leave)
     elif what == "raise":

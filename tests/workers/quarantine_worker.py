@@ -54,7 +54,7 @@ def trainer(folder: Path, info: RankInfo) -> list[object]:
     values = {
         "model": str(folder / "vlm"),
         "output": str(folder / "run"),
-        "steps": 9,
+        "steps": 5,
         "save_every": 1,
         "tracking": False,
         "data": {

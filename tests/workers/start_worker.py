@@ -21,7 +21,7 @@ from autoselect.train import main
 from autoselect.vlm.backbone import FrozenVLM
 from tests.workers.heartbeat_worker import misbehave
 
-LATE_S = 25.0
+LATE_S = 12.0
 """Seconds that a late rank takes to load, more than a stalled one is waited for."""
 
 
@@ -42,7 +42,7 @@ def run(what: str, victim: int) -> int:
     # Each case has little patience only for what it shows: a busy machine shows the others too.
     dead, stalled, apart = {
         "kill": (5.0, 60.0, 60.0),
-        "stall": (60.0, 60.0, 20.0),
+        "stall": (60.0, 60.0, 10.0),
         "late": (60.0, LATE_S - 5, 60.0),
     }[what]
     heartbeat.Times = lambda: Times(0.2, dead, stalled, apart, leave=1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +67,3 @@ def rows(engine: Any, info: RankInfo, step: int, micro: int) -> torch.Tensor:
     size = engine.train_micro_batch_size_per_gpu()
     first = (micro * info.world_size + info.rank) * size
     return batch[first : first + size]
-
-
-def environment() -> dict[str, str]:
-    """Return variables for worker processes: this checkout importable, one thread, no GPU."""
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
