@@ -28,8 +28,8 @@ ALLOWED = {
     "training": {"config", "files", "ranks", "data", "tracking", "vlm", "method", "pruning"},
     "reference": {"config", "files", "data", "vlm"},
     "preflight": {
-        *("config", "ops", "ranks", "data", "tracking", "vlm", "method"),
-        *("reference",),
+        *("config", "files", "ops", "ranks", "data", "tracking", "vlm", "method"),
+        *("training", "reference"),
     },
     "evaluation": {
         *("config", "files", "ops", "data", "tracking", "vlm", "method"),

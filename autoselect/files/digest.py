@@ -27,7 +27,7 @@ def weights_digest(config: Path, files: Sequence[Path]) -> str:
     with ThreadPoolExecutor(8) as pool:  # hashing releases the interpreter lock
         contents = pool.map(sha256_of, files)
         lines = [f"{file.name} {content}\n" for file, content in zip(files, contents, strict=True)]
-    return f"{hashlib.sha256(''.join(lines).encode()).hexdigest()}{JOINT}{_earlier(config)}"
+    return f"{hashlib.sha256(''.join(lines).encode()).hexdigest()}{JOINT}{quick_digest(config)}"
 
 
 def sha256_of(path: Path) -> str:
@@ -46,7 +46,8 @@ def same_weights(one: str | None, other: str | None) -> bool:
     return one.rpartition(JOINT)[2] == other.rpartition(JOINT)[2]
 
 
-def _earlier(config: Path) -> str:
+def quick_digest(config: Path) -> str:
+    """Return the second half of `weights_digest`, which reads little; see there."""
     digest = hashlib.sha256(config.read_bytes())
     for file in sorted(config.parent.glob("*.safetensors")):
         size = file.stat().st_size

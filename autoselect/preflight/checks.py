@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from autoselect.config.deepspeed import DeepSpeedConfig
-from autoselect.config.destinations import cannot_write, existing
+from autoselect.config.destinations import existing
 from autoselect.preflight.estimates import (
     BYTES,
     GIB,
@@ -25,6 +25,7 @@ from autoselect.preflight.estimates import (
 from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.machine_checks import check_extension, check_packages, check_port
 from autoselect.preflight.model_check import check_model
+from autoselect.preflight.output_check import check_output
 from autoselect.preflight.plan import GPUS, stage_advice
 from autoselect.preflight.shards_check import check_shards
 from autoselect.preflight.surroundings import check_environment, check_launch
@@ -40,24 +41,6 @@ MOMENTS = 3
 
 NOISE_BYTES_PER_CHANNEL = 4 * (64 + 2)
 """Token statistics in a checkpoint: mean, deviation, and a factor of the largest rank."""
-
-
-def check_output(subject: Subject) -> Finding:
-    """Check that the run folder can be written, and warn if it holds a run."""
-    output = Path(subject.config.output)
-    error = cannot_write(output)
-    if error:
-        fix = "choose another `output`, or make the folder writable"
-        return Finding("output", "fail", f"{output}: {error}", fix)
-    latest = output / "checkpoints" / "latest"
-    if latest.is_file():
-        step = latest.read_text().strip()
-        fix = "choose another `output` to start afresh"
-        if not any(path.is_dir() for path in latest.parent.glob("step-*")):
-            found = f"{output} holds a run, but {step}, which {latest} names, is not there"
-            return Finding("output", "fail", found, f"restore the folder, or {fix}")
-        return Finding("output", "warn", f"{output} holds a run; it resumes at {step}", fix)
-    return Finding("output", "ok", f"{output} can be written")
 
 
 def check_disk(subject: Subject) -> Finding:

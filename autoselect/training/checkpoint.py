@@ -137,36 +137,48 @@ class CheckpointStore:
 
     def _candidates(self) -> list[Path]:
         """Return the checkpoint of the pointer, then older ones, then newer ones."""
-        found = self._newest_first()
-        pointer = self.folder / POINTER
-        if not pointer.is_file():
-            return found
-        name = pointer.read_bytes()[:64].decode(errors="replace").strip()
-        named = self.folder / name
+        found, named = self._newest_first(), self._named()
         if named not in found:
-            logger.warning("%s names %r, which is not there", pointer, name)
             return found
         at = found.index(named)
         return found[at:] + found[:at]
 
-    def _read_best(self) -> TrainingState | None:
-        candidates = self._candidates()
-        if not candidates:
-            if (self.folder / POINTER).exists():
-                raise CheckpointError(
-                    f"{self.folder / POINTER} names a checkpoint but {self.folder} holds none; "
-                    "restore the folder, or delete it to start afresh"
-                )
+    def _named(self) -> Path | None:
+        """Return the checkpoint folder that the pointer names, which may be missing."""
+        pointer = self.folder / POINTER
+        if not pointer.is_file():
             return None
+        return self.folder / pointer.read_bytes()[:64].decode(errors="replace").strip()
+
+    def best(self) -> tuple[TrainingState | None, list[str]]:
+        """Return the newest usable checkpoint, and what is wrong with those that precede it.
+
+        Each of the second is a sentence. Without checkpoints there is neither.
+        """
+        candidates, named = self._candidates(), self._named()
+        wrong = []
+        if named is not None and named not in candidates:
+            wrong.append(f"{self.folder / POINTER} names {named.name!r}, which is not there")
         for path in candidates:
             try:
-                return read_checkpoint(path)
+                return read_checkpoint(path), wrong
             except CheckpointError as error:
-                logger.warning("checkpoint refused: %s", error)
-        raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {self.folder} is complete; restore one "
-            "from a backup, or delete the folder to start afresh"
-        )
+                wrong.append(str(error))
+        return None, wrong
+
+    def _read_best(self) -> TrainingState | None:
+        state, wrong = self.best()
+        for problem in wrong:
+            logger.warning("checkpoint refused: %s", problem)
+        if state is None and wrong:
+            count = len(self._newest_first())
+            what = f"none of the {count} checkpoints in {self.folder} is complete"
+            if not count:
+                what = f"{self.folder / POINTER} names a checkpoint but {self.folder} holds none"
+            raise CheckpointError(
+                f"{what}; restore one from a backup, or delete the folder to start afresh"
+            )
+        return state
 
 
 def read_checkpoint(path: Path) -> TrainingState:

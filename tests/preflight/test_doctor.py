@@ -5,20 +5,28 @@ import re
 import shutil
 import socket
 from collections import namedtuple
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from autoselect import ops
 from autoselect.cli.main import main
 from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.files import load_config, to_dict
+from autoselect.data.shards import ShardSet
+from autoselect.files.digest import JOINT, quick_digest
 from autoselect.preflight import checks as doctor_checks
 from autoselect.preflight import doctor
 from autoselect.preflight.finding import Machine, Subject
 from autoselect.preflight.model_check import check_model
+from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.state import Origin
 from tests.preflight.planting import free_port
+from tests.training.states import make_state
 from tests.vlm import model_variants as variants
 
 ROOT = Path(__file__).parents[2]
@@ -258,15 +266,72 @@ def test_missing_indexes_are_said_and_not_built(run):
     assert sorted(Path("shards").iterdir()) == before
 
 
-def test_a_run_that_lies_there_is_named(run):
-    pointer = Path("run/checkpoints/latest")
-    pointer.parent.mkdir(parents=True)
-    (pointer.parent / "step-00000200").mkdir()
-    pointer.write_text("step-00000200")
+@pytest.fixture
+def begun(run, tmp_path):
+    """A function that writes a checkpoint of the good run at a step, with changed settings."""
+    run()
+
+    def begin(step: int, **changes) -> Path:
+        config = load_config(TrainConfig, "run.yaml", [])
+        weights = quick_digest(tmp_path / "model" / "config.json")
+        state = replace(
+            make_state(step),
+            config=to_dict(config) | changes,
+            origin=Origin(
+                ShardSet.open(config.data.train_shards).digest,
+                f"whole{JOINT}{weights}",
+                DeepSpeedConfig.load(str(ZERO2)).step_settings(),
+            ),
+        )
+        return CheckpointStore("run/checkpoints", keep=3).save(state)
+
+    return begin
+
+
+def test_a_run_that_lies_there_is_named(run, begun):
+    begun(200)
     code, findings = run()
-    assert code == 0
-    assert findings["output"]["status"] == "warn"
-    assert "resumes at step-00000200" in findings["output"]["found"]
+    assert (code, findings["output"]["status"]) == (0, "warn")
+    assert f"resumes at step 200 of {TrainConfig().steps}" in findings["output"]["found"]
+    assert run("--gpus", "2")[1]["output"] == findings["output"], "at any number of ranks"
+    begun(TrainConfig().steps)
+    assert "holds a finished run" in run()[1]["output"]["found"]
+
+
+def test_a_damaged_checkpoint_is_found_before_the_run(run, begun):
+    begun(200)
+    newest = begun(210)
+    (newest / "exp_avg.safetensors").unlink()
+    code, findings = run()
+    assert (code, findings["output"]["status"]) == (0, "warn")
+    found = findings["output"]["found"]
+    assert "resumes at step 200" in found and "step-00000210" in found, "the older one is used"
+    shutil.rmtree(newest.with_name("step-00000200"))
+    code, findings = run()
+    assert (code, findings["output"]["status"]) == (1, "fail")
+    assert "exp_avg.safetensors" in findings["output"]["found"]
+    assert "from a backup" in findings["output"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda folder: {"seed": 5}, "seed: 0 -> 5"),
+        (lambda folder: (folder / "shards" / "train-000001.tar").unlink(), "other data"),
+        (lambda folder: other_weights(folder / "model"), "other weights"),
+    ],
+    ids=["settings", "data", "weights"],
+)
+def test_a_run_that_would_not_resume_is_found(run, begun, tmp_path, change, found):
+    begun(200)
+    code, findings = run(**(change(tmp_path) or {}))
+    assert code == 1 and found in findings["output"]["found"]
+    assert "choose another `output`" in findings["output"]["fix"]
+
+
+def other_weights(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    save_file({n: t + 1 for n, t in tensors.items()}, model / "model.safetensors", {"format": "pt"})
 
 
 def test_settings_behind_two_dashes_are_those_of_training(run, tmp_path):

@@ -1,0 +1,92 @@
+"""Check of the output folder for `autoselect doctor`: it can be written, a run in it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.destinations import cannot_write
+from autoselect.data.shards import ShardSet
+from autoselect.files.digest import quick_digest
+from autoselect.preflight.finding import Finding, Subject
+from autoselect.reference.resources import REFERENCE, SHARDS_FOLDER, resolve_model
+from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.state import Origin, TrainingState
+from autoselect.vlm.model_files import local_folder
+
+AFRESH = "choose another `output` to start afresh"
+
+
+def check_output(subject: Subject) -> Finding:
+    """Check that the output folder can be written, and that a run in it would resume.
+
+    The checkpoints are read whole, as training reads them.
+    """
+    config = subject.config
+    output = Path(config.output)
+    error = cannot_write(output)
+    if error:
+        fix = "choose another `output`, or make the folder writable"
+        return Finding("output", "fail", f"{output}: {error}", fix)
+    state, wrong = CheckpointStore(output / "checkpoints", config.keep_checkpoints).best()
+    problems = "; ".join(wrong)
+    if state is None and wrong:
+        found = f"{output} holds a run without a usable checkpoint: {problems}"
+        fix = f"restore the folder or one checkpoint from a backup, or {AFRESH}"
+        return Finding("output", "fail", found, fix)
+    if state is None:
+        return Finding("output", "ok", f"{output} can be written")
+    refusal = _refusal(state, subject)
+    if refusal:
+        return Finding("output", "fail", refusal, f"do what it says, or {AFRESH}")
+    found = f"{output} holds a run; it resumes at step {state.step} of {config.steps}"
+    if state.step >= config.steps:
+        found = f"{output} holds a finished run; a new start trains no further"
+    if problems:
+        found += f", because later checkpoints are not usable: {problems}"
+    return Finding("output", "warn", found, AFRESH)
+
+
+def _refusal(state: TrainingState, subject: Subject) -> str:
+    """Return why training would not resume, or an empty text.
+
+    The model is compared by the ends of its weight files, as reading them whole takes long.
+    """
+    from autoselect.training.run import check_resumable  # MLflow takes seconds to import
+
+    config, begun = _resolved(subject.config), state.origin
+    now = Origin(
+        _data_digest(config.data.train_shards) or begun.data_digest,
+        _model_digest(config.model) or begun.model_digest,
+        subject.deepspeed.step_settings(),
+    )
+    try:
+        check_resumable(state, config, now)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _resolved(config: TrainConfig) -> TrainConfig:
+    """Return the settings with the paths that training puts in place of `reference`."""
+    data = config.data
+    if data.train_shards == REFERENCE:
+        data = replace(data, train_shards=str(SHARDS_FOLDER / "train-*.tar"))
+    return replace(config, model=resolve_model(config.model), data=data)
+
+
+def _data_digest(shards: str) -> str | None:
+    """Return the digest of the shards; None if their own check says what is wrong with them."""
+    try:
+        return ShardSet.open(shards).digest
+    except ConfigError:
+        return None
+
+
+def _model_digest(model: str) -> str | None:
+    """Return the quick digest of the model's weights; None if they are not on this machine."""
+    folder = local_folder(model)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    return quick_digest(folder / "config.json")
