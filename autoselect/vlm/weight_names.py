@@ -7,6 +7,7 @@ as they do in a real loading. It is given tensors of the right shapes that take 
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,6 @@ def check_weight_names(path: str | Path, config: Any, files: Iterable[Path]) -> 
         ModelFilesError: a weight is missing, unexpected or of another shape; a file cannot be read;
             the configuration describes a model that cannot be built.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        return  # its quantizer renames weights as it loads them
     shapes: dict[str, torch.Size] = {}
     for file in files:
         try:
@@ -60,6 +59,9 @@ def check_weight_names(path: str | Path, config: Any, files: Iterable[Path]) -> 
                 f"is incomplete: {file.name} cannot be read ({one_line(error)})",
                 f"download the named file again: {download_again(path)}",
             ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        _check_quantised(path, config, shapes)
+        return
     info = _report(path, config, shapes)
     prefix = commonprefix(list(shapes)).rpartition(".")[0] + "."
     if any(info.values()) and prefix != ".":
@@ -72,6 +74,32 @@ def check_weight_names(path: str | Path, config: Any, files: Iterable[Path]) -> 
                 "unwrapped",
             )
     check_loading(path, info)
+
+
+def _check_quantised(path: str | Path, config: Any, shapes: Mapping[str, torch.Size]) -> None:
+    """Check that every module with weights has some in the files of a quantised model.
+
+    A quantiser stores a weight under names and in shapes of its own, beside the module's name
+    (`q_proj.qweight`, `q_proj.weight_packed`), and makes a model of them as it loads. So a module
+    of which nothing is in the files is the only fault that their headers show for sure.
+
+    Raises:
+        ModelFilesError: there is one.
+    """
+    config = deepcopy(config)
+    del config.quantization_config
+    modules = {name.rpartition(".")[0]: shape for name, shape in shapes.items()}
+    plain = {f"{module}.weight": shape for module, shape in modules.items()}
+    try:
+        info = _report(path, config, plain | dict(shapes))
+    except ModelFilesError:
+        return  # shapes that transformers' conversions do not take
+    missing = set(info["missing_keys"]) - {name for name, *_ in info["mismatched_keys"]}
+    with torch.device("meta"):
+        names = [name for name, _ in _without_initialisation(config)(config).named_parameters()]
+    held = {name.rpartition(".")[0] for name in names if name not in missing}
+    lost = {name for name in missing if name.rpartition(".")[0] not in held}
+    check_loading(path, {"missing_keys": lost, "unexpected_keys": (), "mismatched_keys": ()})
 
 
 def _report(

@@ -164,3 +164,38 @@ def test_any_value_in_a_models_configuration_is_a_model_or_a_named_error(copy, d
             assert str(error).startswith(f"model={copy} ") and "\n" not in str(error)
     finally:
         variants.replace(copy / "config.json", whole)
+
+
+STORED = {
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "bitsandbytes": ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.nf4"),
+    "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape"),
+    "fp8": ("weight", "weight_scale_inv"),
+}
+"""What quantisers store for one weight, under the name of its module."""
+
+
+def quantise(folder, method):
+    """Write the language model's linear weights as a quantiser does; the rest stays."""
+
+    def change(weights):
+        for name in [n for n in weights if "language_model.layers" in n and "proj" in n]:
+            values = weights.pop(name)
+            for part in STORED[method]:
+                weights[f"{name.removesuffix('weight')}{part}"] = values.flatten()[:8].clone()
+        return weights
+
+    variants.change_weights(folder, change)
+    config = {"quant_method": method, "bits": 4}
+    variants.change_json(
+        folder / "config.json", lambda values: values.update(quantization_config=config)
+    )
+
+
+@pytest.mark.parametrize("method", STORED)
+def test_a_quantised_model_without_its_projector_is_named(copy, method):
+    quantise(copy, method)
+    check_model(copy)
+    variants.change_weights(copy, variants.without("projector"))
+    with pytest.raises(ConfigError, match="weights of the model are not in its files.*projector"):
+        check_model(copy)
