@@ -47,6 +47,7 @@ class StepOutput:
         top_gate_sum: sum of the K largest gates of every image, for the polarisation, 0-d.
         wanted_sum: what both would be at best: K of every image, or all its tokens if it has fewer.
         images: images of the micro-batch.
+        smaller_images: those with fewer tokens than K, which keep all of them.
     """
 
     loss_sum: Tensor
@@ -55,6 +56,7 @@ class StepOutput:
     top_gate_sum: Tensor
     wanted_sum: int
     images: int
+    smaller_images: int
 
 
 class AutoSelect(nn.Module):
@@ -120,7 +122,7 @@ class AutoSelect(nn.Module):
         )
         if not batch.num_images:
             zero = torch.zeros((), device=loss_sum.device)
-            return StepOutput(loss_sum, batch.num_answer_tokens, zero, zero, 0, 0)
+            return StepOutput(loss_sum, batch.num_answer_tokens, zero, zero, 0, 0, 0)
         gates = gated.gates.detach()
         budget = setting.token_budget
         return StepOutput(
@@ -130,6 +132,7 @@ class AutoSelect(nn.Module):
             gates.topk(min(budget, gates.shape[1]), dim=-1).values.sum(),
             sum(min(budget, count) for count in visual.counts),
             batch.num_images,
+            sum(count < budget for count in visual.counts),
         )
 
     def gate(self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor) -> Gated:

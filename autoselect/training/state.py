@@ -50,11 +50,15 @@ class Progress:
         tracking_run_id: id of the tracked run; None without tracking.
         polarisation: gates of the K best tokens in the last update, as a share of K, 0..1.
         skipped_steps: updates skipped so far because a number was not finite.
+        images: images trained on so far, each as often as it came.
+        smaller_images: those with fewer visual tokens than the budget of their step.
     """
 
     tracking_run_id: str | None = None
     polarisation: float | None = None
     skipped_steps: int = 0
+    images: int = 0
+    smaller_images: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,6 +70,8 @@ class Progress:
             values.get("tracking_run_id"),
             values.get("polarisation"),
             values.get("skipped_steps", 0),
+            values.get("images", 0),
+            values.get("smaller_images", 0),
         )
 
 

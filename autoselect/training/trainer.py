@@ -59,6 +59,7 @@ class Trainer:
             restore(run.engine, run.state.trained, f"checkpoint of step {self.step}")
             logger.info("resuming at step %d of %d", self.step, run.config.steps)
         self.guard.skipped = progress.skipped_steps
+        self.images, self.smaller_images = progress.images, progress.smaller_images
         self.polarisation = progress.polarisation
         self.tracker = start_tracker(run, progress.tracking_run_id)
         self.tracking_run_id = self.tracker.run_id or progress.tracking_run_id
@@ -73,7 +74,13 @@ class Trainer:
                 to_dict(self.config),
                 self.engine.module.statistics.tensors(),
                 self.parts.origin,
-                Progress(self.tracking_run_id, self.polarisation, self.guard.skipped),
+                Progress(
+                    self.tracking_run_id,
+                    self.polarisation,
+                    self.guard.skipped,
+                    self.images,
+                    self.smaller_images,
+                ),
             )
         )
 
@@ -111,6 +118,7 @@ class Trainer:
             finished = self._run()
             if finished:
                 self._warn_of_soft_gates()
+                self._report_smaller_images()
                 self.heartbeat.progress("exporting the selector")
                 with gathered(self.engine.module.scorer.parameters()):
                     if self.info.is_main:
@@ -132,6 +140,15 @@ class Trainer:
                 "gate.anneal_fraction so that gates harden while the learning rate is high",
                 self.polarisation or 0.0,
                 LEAST_POLARISATION,
+            )
+
+    def _report_smaller_images(self) -> None:
+        if self.info.is_main and self.smaller_images:
+            logger.info(
+                "%d of %d images had fewer visual tokens than the budget of their step, and kept "
+                "all of them",
+                self.smaller_images,
+                self.images,
             )
 
     def _on_lost(self, verdict: str) -> None:
@@ -223,15 +240,18 @@ class Trainer:
         rate: float,
         seconds: float,
     ) -> dict[str, float]:
-        loss, gates, top, best, images = self._sum_over_ranks(
+        loss, gates, top, best, images, smaller = self._sum_over_ranks(
             [
                 sum(float(o.loss_sum.detach()) for o in outputs),
                 sum(float(o.gate_sum) for o in outputs),
                 sum(float(o.top_gate_sum) for o in outputs),
                 sum(o.wanted_sum for o in outputs),
                 sum(o.images for o in outputs),
+                sum(o.smaller_images for o in outputs),
             ]
         )
+        self.images += int(images)
+        self.smaller_images += int(smaller)
         return {
             "train/loss": loss / max(answers, 1.0),
             "train/polarisation": top / max(best, 1.0),
@@ -244,6 +264,7 @@ class Trainer:
             "train/skipped_steps": self.guard.skipped,
             "train/answer_tokens": answers,
             "train/images": images,
+            "train/smaller_images": self.smaller_images,
             "train/empty_steps": self.empty_steps,
             "train/quarantined_samples": self.quarantine.quarantine.count,
             "train/tokens_per_s": answers / seconds,

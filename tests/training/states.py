@@ -21,5 +21,7 @@ def make_state(step: int) -> TrainingState:
         config={"steps": 10, "gate": {"token_budget": 16}},
         statistics={"mean": torch.randn(5, generator=generator)},
         origin=Origin("abc", "def", {"train_batch_size": 8}),
-        progress=Progress("r1", 0.5 / step, skipped_steps=step),
+        progress=Progress(
+            "r1", 0.5 / step, skipped_steps=step, images=2 * step, smaller_images=step
+        ),
     )

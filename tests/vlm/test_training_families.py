@@ -110,11 +110,13 @@ def test_a_budget_above_an_image_keeps_all_of_it(kind):
     assert min(counts) < between < max(counts)
     polarised = model(batch, GateSetting(between, 1e-3, 0, 0))
     assert polarised.wanted_sum == min(counts) + between
+    assert (polarised.smaller_images, polarised.images) == (1, 2)
     assert float(polarised.top_gate_sum) / polarised.wanted_sum > 0.95, "closed or open gates"
     assert float(polarised.gate_sum) == pytest.approx(polarised.wanted_sum, rel=1e-4)
     everything = model(batch, GateSetting(max(counts) + 5, 1e-3, 0, 0))
     torch.testing.assert_close(everything.loss_sum.detach(), loss_of(vlm, batch))
     assert everything.wanted_sum == float(everything.gate_sum) == sum(counts)
+    assert everything.smaller_images == 2
 
 
 def test_a_raster_is_what_the_model_says_or_none():
