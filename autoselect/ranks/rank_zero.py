@@ -88,6 +88,31 @@ def on_main(action: Callable[[], Any]) -> Any:
     return result
 
 
+def on_first_of_node(action: Callable[[], None], local_rank: int) -> None:
+    """Run `action` on the first rank of each node while the others wait (a collective).
+
+    They wait in a collective: give that enough time with `processes.patient_collectives`.
+
+    Args:
+        action: what is done once per node.
+        local_rank: number of this process on its node.
+
+    Raises:
+        ConfigError: `action` raised it on some node; raised on every rank.
+    """
+    failures = [""]
+    if local_rank == 0:
+        try:
+            action()
+        except ConfigError as error:
+            failures = [str(error)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        own, failures = failures[0], [""] * dist.get_world_size()
+        dist.all_gather_object(failures, own)
+    if any(failures):
+        raise ConfigError(next(filter(None, failures)))
+
+
 def _wait_for_rank_0(store: dist.TCPStore, turn: int) -> None:
     deadline, pause = time.monotonic() + PATIENCE_S, 0.001
     name = f"rank 0 ({os.environ['MASTER_ADDR']})"

@@ -34,7 +34,7 @@ from autoselect.training.sharded_loading import gathered, sharded_loading
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.loading import check_model, default_dtype
+from autoselect.vlm.loading import check_model, default_dtype, download
 from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.batch import Collator
 
@@ -106,6 +106,7 @@ def assemble(
     sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
     patient = processes.patient_collectives()
     with heartbeat.independently("loading the model"), patient:
+        rank_zero.on_first_of_node(lambda: download(config.model), info.local_rank)
         if deepspeed.zero_stage == 3:
             check_model(config.model)  # inside `sharded`, transformers reports less
         with sharded:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -110,6 +112,29 @@ def read_config(path: str | Path) -> Any:
             "give a model that AutoModelForImageTextToText can load",
         )
     return config
+
+
+def download(path: str | Path) -> None:
+    """Download a hub model, unless it is in the cache or `path` is a folder.
+
+    Raises:
+        ConfigError: the hub cannot be reached, or does not have the model.
+    """
+    folder = local_folder(path)
+    weights = [] if folder is None else weight_files(path, folder)
+    if Path(path).is_dir() or (weights and all(file.is_file() for file in weights)):
+        return
+    kinds = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+    try:
+        snapshot = Path(snapshot_download(str(path), allow_patterns=kinds))
+        if not any(snapshot.glob("*.safetensors")):
+            snapshot_download(str(path), allow_patterns=[*kinds, "*.bin"])
+    except (OSError, ValueError, HTTPError) as error:
+        raise ConfigError(
+            f"model={path} is neither a folder nor a model that can be downloaded "
+            f"({one_line(error)}); correct the name, or run `hf download {path}` on a machine with "
+            "a network and set HF_HUB_OFFLINE=1"
+        ) from error
 
 
 def check_finite(path: str | Path, model: torch.nn.Module) -> None:

@@ -6,10 +6,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoModelForImageTextToText
 
 from autoselect.config import ConfigError
 from autoselect.reference.resources import MODEL_FOLDER
+from autoselect.vlm import loading, model_files
 from autoselect.vlm.loading import load, load_processor, weights_digest
 from autoselect.vlm.model_files import local_folder
 from tests.vlm import tiny_processors
@@ -63,3 +65,30 @@ def test_weights_have_one_digest_under_a_hub_name_and_in_a_folder(tmp_path, monk
     (snapshot / "model.safetensors").write_bytes(weights)
     assert weights_digest("org/vlm") != weights_digest(MODEL_FOLDER)
     assert local_folder("org/unknown") is None and weights_digest("org/unknown") == "org/unknown"
+
+
+def test_a_hub_model_is_downloaded_unless_it_is_in_the_cache(tmp_path, monkeypatch):
+    asked = []
+
+    def hub(name, allow_patterns):
+        asked.append(tuple(allow_patterns))
+        if name == "org/gone":
+            raise LocalEntryNotFoundError("the hub cannot be reached")
+        (tmp_path / "config.json").touch()
+        if "*.bin" in allow_patterns:
+            (tmp_path / "pytorch_model.bin").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(loading, "snapshot_download", hub)
+    cached = tmp_path / "config.json"
+    monkeypatch.setattr(
+        model_files, "try_to_load_from_cache", lambda *_: str(cached) if cached.exists() else None
+    )
+    loading.download("org/name")
+    assert len(asked) == 2 and "*.bin" in asked[1], "weights that are not safetensors"
+    loading.download("org/name")
+    loading.download(tmp_path)
+    assert len(asked) == 2, "nothing was missing"
+    cached.unlink()
+    with pytest.raises(ConfigError, match="model=org/gone .*hf download org/gone"):
+        loading.download("org/gone")
