@@ -13,7 +13,7 @@ pytest.register_assert_rewrite("tests.vlm.checks")
 
 @pytest.fixture
 def alone():
-    """The only rank of a group, inside the test's own process; the group ends with the test."""
+    """Yield the only rank of a group in the test's own process; the test ends the group."""
     import deepspeed
 
     rank = RankInfo(rank=0, world_size=1, local_rank=0, source="single")

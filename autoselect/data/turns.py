@@ -74,14 +74,14 @@ def read_turns(row: Mapping[str, Any]) -> tuple[list[str], list[Any], list[str]]
 
 def as_turns(record: Any) -> Any:
     """Return a stored record with its turns in LLaVA's form; one in that form stays as it is."""
-    if not isinstance(record, dict) or _is_plain(record.get("conversations")):
+    if not isinstance(record, dict) or _in_llava_format(record.get("conversations")):
         return record
     keys, turns, _ = read_turns(record)
     kept = {name: value for name, value in record.items() if name not in keys}
     return kept | {"conversations": turns}
 
 
-def _is_plain(turns: Any) -> bool:
+def _in_llava_format(turns: Any) -> bool:
     return (
         isinstance(turns, list)
         and bool(turns)

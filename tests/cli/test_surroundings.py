@@ -21,7 +21,7 @@ NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
 @pytest.fixture
 def nobody(monkeypatch, tmp_path):
-    """A user id without an entry in passwd and without variables."""
+    """Act as a user id without an entry in passwd and without variables."""
     import pwd
 
     def unknown(key):

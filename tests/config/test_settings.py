@@ -75,7 +75,7 @@ def test_bad_values_name_field_value_rule_and_fix(flags, message):
 @pytest.mark.parametrize(
     "text", ["*.tar", "{0..3}.tar", "[ab]*.tar", "2024-13-45", "@home", "a: b: c"]
 )
-def test_a_flag_that_is_no_yaml_is_plain_text(text):
+def test_a_flag_that_is_not_yaml_is_text(text):
     """Patterns need no second pair of quotes."""
     config = load_config(TrainConfig, None, ["--data.train_shards", text])
     assert config.data.train_shards == text

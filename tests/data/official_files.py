@@ -16,7 +16,7 @@ def picture(number: int) -> bytes:
 
 
 def put(path: Path, content: Any) -> Path:
-    """Writes bytes, text or a JSON value."""
+    """Write bytes, text or a JSON value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -67,7 +67,7 @@ def vqav2(root: Path) -> dict[str, Path]:
 
 
 def gqa(root: Path) -> dict[str, Path]:
-    """Two questions about one image."""
+    """Write two questions about one image."""
     put(root / "images" / "n161313.jpg", picture(1))
     questions = {
         "201307251": {
@@ -92,7 +92,7 @@ def gqa(root: Path) -> dict[str, Path]:
 
 
 def vizwiz(root: Path) -> dict[str, Path]:
-    """One question, its first answer left empty by the annotator."""
+    """Write one question, its first answer left empty by the annotator."""
     put(root / "val" / "VizWiz_val_00000000.jpg", picture(2))
     entry = {
         "image": "VizWiz_val_00000000.jpg",
@@ -105,7 +105,7 @@ def vizwiz(root: Path) -> dict[str, Path]:
 
 
 def textvqa(root: Path) -> dict[str, Path]:
-    """One question, with OCR tokens."""
+    """Write one question, with OCR tokens."""
     put(root / "train_images" / "003a8ae2ef43b901.jpg", picture(3))
     entry = {
         "question": "what is the brand of this camera?",
@@ -147,7 +147,7 @@ def scienceqa(root: Path) -> dict[str, Path]:
 
 
 def pope(root: Path) -> dict[str, Path]:
-    """Two questions per category, all about one image."""
+    """Write two questions per category, all about one image."""
     put(root / "val2014" / "COCO_val2014_000000310196.jpg", picture(5))
     for category in ("random", "popular", "adversarial"):
         lines = [
@@ -171,7 +171,7 @@ MME_SUBTASKS = (
 
 
 def mme(root: Path) -> dict[str, Path]:
-    """Two images per subtask; `posters` in the layout with two folders."""
+    """Write two images per subtask; `posters` in the layout with two folders."""
     for subtask in MME_SUBTASKS:
         images = texts = root / subtask
         if subtask == "posters":
@@ -190,7 +190,7 @@ MMBENCH_HEAD = "index question hint A B C D answer category image source l2-cate
 
 
 def mmbench(root: Path, rotated: bool = False) -> dict[str, Path]:
-    """Two questions; with `rotated`, the second one comes again with turned options."""
+    """Write two questions; with `rotated`, the second one comes again with turned options."""
     image = base64.b64encode(picture(6)).decode()
     rows = [
         {
@@ -225,7 +225,7 @@ def mmbench(root: Path, rotated: bool = False) -> dict[str, Path]:
 
 
 def seedbench(root: Path) -> dict[str, Path]:
-    """One question about an image (whose file has no suffix), one about a video."""
+    """Write one question about an image (whose file has no suffix), one about a video."""
     put(root / "SEED-Bench-image" / "1454426_2591111986", picture(7))
     about_image = {
         "answer": "A",
@@ -248,7 +248,7 @@ def seedbench(root: Path) -> dict[str, Path]:
 
 
 def mmvet(root: Path) -> dict[str, Path]:
-    """One question."""
+    """Write one question."""
     put(root / "images" / "v1_0.png", picture(8))
     entry = {
         "imagename": "v1_0.png",

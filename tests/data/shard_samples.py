@@ -10,7 +10,7 @@ from autoselect.data.shards import ShardWriter
 
 
 def make_image(number: int, size: tuple[int, int] = (24, 16), kind: str = "JPEG") -> bytes:
-    """A one-colour picture whose colour tells its number."""
+    """Return a one-colour picture whose colour tells its number."""
     stream = io.BytesIO()
     colour = (number % 16 * 16, number // 16 % 16 * 16, 128)
     Image.new("RGB", size, colour).save(stream, kind)
@@ -18,7 +18,7 @@ def make_image(number: int, size: tuple[int, int] = (24, 16), kind: str = "JPEG"
 
 
 def sideways() -> bytes:
-    """A transparent drawing on hidden black that its EXIF data turns by a quarter."""
+    """Return a transparent drawing on hidden black that its EXIF data turns by a quarter."""
     image = Image.new("RGBA", (64, 40), (0, 0, 0, 0))
     image.paste((200, 30, 30, 255), (4, 4, 30, 20))
     exif = Image.Exif()

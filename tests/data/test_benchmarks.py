@@ -19,7 +19,7 @@ from tests.data.official_files import MAKERS, MME_SUBTASKS, mmbench, picture, pu
 
 
 def converted(name: str, root: Path, **settings):
-    """Converts a tiny benchmark; the report and the samples the evaluator reads."""
+    """Convert a tiny benchmark; return the report and the samples that the evaluator reads."""
     files = MAKERS[name](root / "official")
     report = convert_public(BENCHMARKS[name], files, root / "shards", **settings)
     samples = EvaluationSet.open(str(root / "shards" / "*.tar"))

@@ -16,7 +16,7 @@ STEPS = 9
 
 
 def picky(samples: list[Sample]) -> list[tuple[int, bool, int]]:
-    """A micro-batch, as long as it holds none of `REFUSED`."""
+    """Return a micro-batch if it holds none of `REFUSED`."""
     for sample in samples:
         if sample.key in REFUSED and not sample.quarantined:
             fault = Fault("too_long", sample.shard, sample.key, sample.offset, "an essay")

@@ -21,7 +21,7 @@ from tests.data.shard_samples import make_image, make_record, raw_shard, write_s
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """One shard of ten samples, `000000` .. `000009`, with its index."""
+    """Return one shard of ten samples, `000000` .. `000009`, with its index."""
     return write_shards(tmp_path / "one", samples=10) / "shard-000000.tar"
 
 
@@ -274,7 +274,7 @@ def test_undecodable_images_are_named(tmp_path: Path, kind: str) -> None:
 
 
 def tiff(tag: int, kind: int) -> bytes:
-    """A picture whose directory gives another type to what one of its tags holds."""
+    """Return a picture whose directory gives another type to what one of its tags holds."""
     data = bytearray(make_image(0, kind="TIFF"))
     first = int.from_bytes(data[4:8], "little")
     count = int.from_bytes(data[first : first + 2], "little")

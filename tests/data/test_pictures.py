@@ -255,7 +255,7 @@ def test_files_that_are_not_pictures_are_named(data, cause, tmp_path):
 
 
 def png(width: int, height: int, body: bytes = b"") -> bytes:
-    """A PNG that claims a size, whatever its pixels are."""
+    """Return a PNG that claims a size, whatever its pixels are."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         check = zlib.crc32(name + content)

@@ -23,7 +23,7 @@ from tests.data.shard_samples import make_image, make_record, raw_shard
 
 
 def bounded(examples: int):
-    """Settings that make the same examples on every machine, without a time limit."""
+    """Return settings that make the same examples on every machine, without a time limit."""
     return settings(
         max_examples=examples,
         deadline=None,

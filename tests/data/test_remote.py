@@ -92,7 +92,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def memory(shard_folder: Path) -> Iterator[str]:
-    """The shards without their indexes, in fsspec's memory file system."""
+    """Put the shards without their indexes into fsspec's memory file system."""
     system = fsspec.filesystem("memory")
     for shard in shard_folder.glob("*.tar"):
         system.pipe_file(f"/shards/{shard.name}", shard.read_bytes())

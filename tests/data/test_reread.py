@@ -20,7 +20,7 @@ from tests.data.shard_samples import make_record, write_shards
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """Samples 2 and 5 of ten are damaged."""
+    """Write ten samples, of which 2 and 5 are damaged."""
     path = write_shards(tmp_path / "data", samples=10) / "shard-000000.tar"
     shards, content = ShardSet.open(str(path)), bytearray(path.read_bytes())
     for number in (2, 5):

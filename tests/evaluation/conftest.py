@@ -15,7 +15,7 @@ from autoselect.reference.vlm import build_model, save_vlm
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """An untrained reference VLM as a folder that `from_pretrained` loads."""
+    """Return an untrained reference VLM as a folder that `from_pretrained` loads."""
     folder = tmp_path_factory.mktemp("model")
     save_vlm(build_model(0), folder)
     return str(folder)
@@ -23,7 +23,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def selector_folder(tmp_path_factory):
-    """An untrained selector for it."""
+    """Return an untrained selector for it."""
     folder = tmp_path_factory.mktemp("selector")
     torch.manual_seed(0)
     Selector(Scorer(192, ScorerConfig()), {"model": "test"}).save_pretrained(folder)
@@ -44,7 +44,7 @@ def shards(tmp_path_factory):
 
 
 def record_of(key, questions):
-    """A LLaVA record, as the reference shards hold it."""
+    """Return a LLaVA record, as the reference shards hold it."""
     turns = []
     for question in questions:
         turns.append({"from": "human", "value": question.question})

@@ -85,7 +85,7 @@ class FakeAsked:
         return {"features": prompts.features() if features is None else features}
 
     def answer_ids(self, image_count: int, question: str, answer: str) -> list[int]:
-        """The number of the colour, and the end token 9."""
+        """Return the number of the colour, and the end token 9."""
         return [list(COLOURS).index(answer), 9]
 
     def losses(self, call: dict[str, Any], kept: Any, references: list[list[int]]) -> list[float]:
@@ -97,7 +97,7 @@ class FakeAsked:
     def generated(
         self, call: dict[str, Any], kept: Any, options: dict[str, Any], likelihood: bool = False
     ) -> list[Generated]:
-        """An answer without any token does not end."""
+        """Return answers; one without any token does not end."""
         found = []
         for text in self.generate(call, kept, options):
             number = list(COLOURS).index(text) if text in COLOURS else 8

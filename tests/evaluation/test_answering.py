@@ -11,9 +11,9 @@ from autoselect.evaluation.answers.answering import (
     Column,
     Plan,
     answer_part,
-    other_choices,
 )
 from autoselect.evaluation.answers.asking import Encoded, ImageTokens
+from autoselect.evaluation.answers.fixed_choices import other_choices
 from autoselect.evaluation.answers.parts import PartStore, answer_all, other_image
 from autoselect.evaluation.answers.replies import Reply, answered_by
 from autoselect.evaluation.latency.environment import environment
@@ -122,7 +122,7 @@ def test_one_and_two_ranks_give_the_same_answers(tmp_path):
     second = FakeAsked()
 
     def other_rank_works():
-        """The first rank waits while the second one answers its parts."""
+        """Answer the second rank's parts while the first one waits."""
         answer_all(second, samples, chosen, store, rank=1, world_size=2, barrier=lambda: None)
 
     first = FakeAsked()

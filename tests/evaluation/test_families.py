@@ -85,7 +85,7 @@ def test_the_timed_calls_are_those_of_users(name):
 
 @pytest.fixture(params=["idefics3", "qwen2_5_vl", "qwen3_vl"])
 def other_family(request, monkeypatch, shards, tmp_path):
-    """Settings that evaluate a tiny model of another family."""
+    """Return settings that evaluate a tiny model of another family."""
     name = request.param
     torch.manual_seed(0)
     selector = Selector(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2))).eval()
@@ -166,7 +166,7 @@ def test_analyses_of_rasters_are_refused_by_name(other_family, monkeypatch, tmp_
 
 @pytest.fixture
 def pairs_and_singles(tmp_path):
-    """Questions about two images beside questions about one."""
+    """Return questions about two images beside questions about one."""
     with ShardWriter(str(tmp_path / "pairs")) as writer:
         for index, count in enumerate((1, 2, 2)):
             scenes = [make_scene(0, "test", 10 * index + place) for place in range(count)]

@@ -18,7 +18,7 @@ IMAGES = 40
 
 
 def scene_sample(index):
-    """One scene that the reference VLM never saw, with a question of each family."""
+    """Return one scene that the reference VLM never saw, with a question of each family."""
     scene = make_scene(7, "test", index)
     asked = ask(scene_rng(8, "test", index), scene, FAMILIES)
     return EvaluationSample(

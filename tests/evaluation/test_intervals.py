@@ -6,7 +6,7 @@ from autoselect.evaluation.scores.scoring import ScoreTable
 
 
 def table(scores):
-    """One question of one task per image."""
+    """Return one question of one task per image."""
     sums = np.asarray(scores, dtype=float)[:, None]
     return ScoreTable(("task",), sums, np.ones_like(sums))
 

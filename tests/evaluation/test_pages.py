@@ -43,7 +43,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 
 def dom(address, profile, milliseconds=1000):
-    """The page after its scripts ran, as HTML."""
+    """Return the page after its scripts ran, as HTML."""
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom"]
     command += [f"--virtual-time-budget={milliseconds}", address]
     return subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
@@ -51,7 +51,7 @@ def dom(address, profile, milliseconds=1000):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A report of the stand-in model with its figures, as `evaluate` writes them."""
+    """Return a report of the stand-in model with its figures, as `evaluate` writes them."""
     out = tmp_path_factory.mktemp("out")
     samples = make_samples(24)
     methods = (selector_method(FakeSelector()), *choose_methods("random,divprune", 1))
@@ -133,7 +133,7 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
 
 
 def _stop(server):
-    """The server and its workers; a worker waits for the browser's open connections."""
+    """End the server and its workers; a worker waits for the browser's open connections."""
     os.killpg(server.pid, signal.SIGTERM)
     try:
         server.wait(timeout=10)

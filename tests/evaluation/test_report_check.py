@@ -37,7 +37,7 @@ def sound():
 
 
 def changed(report, path, value):
-    """A copy with another value at a path; `...` in place of the value removes it."""
+    """Return a copy with another value at a path; `...` in place of the value removes it."""
     report = copy.deepcopy(report)
     *steps, last = path
     place = report

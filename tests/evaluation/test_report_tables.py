@@ -23,7 +23,7 @@ from autoselect.evaluation.report.tables import (
 
 
 def row(method, budget, colour, count):
-    """A row of a report whose full model has 80 % and 50 %."""
+    """Return a row of a report whose full model has 80 % and 50 %."""
     kept = {"colour": colour / 0.8, "count": count / 0.5}
     mean = sum(kept.values()) / 2
     return {

@@ -38,7 +38,7 @@ from autoselect.reference.corpus import to_jpeg
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
-    """Two rounds are enough for the shape of a latency report."""
+    """Time two rounds, which are enough for the shape of a latency report."""
     monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
 
 

@@ -16,7 +16,7 @@ OPTIONS = "Which ?\nA. a cat\nB. a dog"
 
 
 def sample(key, *rounds):
-    """Rounds are (task, question, accepted answers)."""
+    """Return a sample; rounds are (task, question, accepted answers)."""
     tasks, questions, answers = zip(*rounds, strict=True)
     return EvaluationSample(key, (IMAGE,), questions, answers, tasks, tuple(() for _ in rounds))
 

@@ -25,7 +25,7 @@ from autoselect.tracking.store import Store, default_uri
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """An SQLite store with its tables, made once; they take seconds."""
+    """Return an SQLite store with its tables, made once; they take seconds."""
     folder = tmp_path_factory.mktemp("store")
     Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
     return (folder / "mlflow.db").read_bytes()

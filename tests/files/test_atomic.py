@@ -14,7 +14,7 @@ from autoselect.files.atomic import replacing, write_bytes, write_text
 
 @pytest.fixture
 def target(tmp_path):
-    """A file with old content, alone in its folder."""
+    """Return a file with old content, alone in its folder."""
     path = tmp_path / "note.json"
     path.write_text("old")
     return path

@@ -167,7 +167,7 @@ def test_images_of_one_sample_get_different_noise_wherever_they_sit(vlm):
 
 @pytest.fixture
 def early(vlm, batch):
-    """The gate before the projector, whose width is another one."""
+    """Build a model with the gate before the projector, whose width is another one."""
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, gate=GateConfig(site="before_projector", noise_rank=8))
     before = visual_of(vlm, batch, "before_projector").gated

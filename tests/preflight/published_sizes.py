@@ -6,7 +6,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 
 def llava(folder: Path, name: str) -> str:
-    """A folder with the configuration of LLaVA-1.5 (7b, 13b) or of a 70b model, no weights."""
+    """Write the configuration of LLaVA-1.5 (7b, 13b) or of a 70b model, without weights."""
     sizes = {
         "7b": (4096, 11008, 32, 32, 32),
         "13b": (5120, 13824, 40, 40, 40),

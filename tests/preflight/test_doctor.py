@@ -268,7 +268,7 @@ def test_missing_indexes_are_said_and_not_built(run):
 
 @pytest.fixture
 def begun(run, tmp_path):
-    """A function that writes a checkpoint of the good run at a step, with changed settings."""
+    """Return a function that writes a checkpoint of the good run at a step."""
     run()
 
     def begin(step: int, **changes) -> Path:

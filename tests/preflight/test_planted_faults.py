@@ -21,7 +21,7 @@ from tests.preflight.planting import free_port
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """An MLflow database with one deleted experiment, and its path, made once."""
+    """Return an MLflow database with one deleted experiment, and its path, made once."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     client = Store(f"sqlite:///{path}").client
     client.delete_experiment(client.create_experiment("gone"))
@@ -33,13 +33,13 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def database(template, tmp_path):
-    """A copy of the database, as the store of the run."""
+    """Return a copy of the database, as the store of the run."""
     return Path(shutil.copy(template[0], tmp_path / "mlflow.db"))
 
 
 @pytest.fixture
 def plant(database, template, tmp_path, monkeypatch):
-    """What a fault is planted with."""
+    """Return what a fault is planted with."""
     return SimpleNamespace(
         database=database,
         deleted=template[1],

@@ -9,7 +9,7 @@ from tests.tracking.runs import Outage
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """An SQLite store with its tables, made once; they take seconds."""
+    """Return an SQLite store with its tables, made once; they take seconds."""
     folder = tmp_path_factory.mktemp("store")
     Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
     return (folder / "mlflow.db").read_bytes()
@@ -17,7 +17,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch, template):
-    """An empty project folder as current folder, with the default store."""
+    """Return an empty project folder as current folder, with the default store."""
     (tmp_path / "mlflow.db").write_bytes(template)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(delivery, "DELIVERY_SECONDS", 3600.0)  # only when asked to

@@ -8,7 +8,7 @@ from tests.tracking.runs import client, start
 
 
 def evaluation_of(selector, retentions, data="24 images", **more):
-    """A finished evaluation with one selector, as `autoselect eval` logs it."""
+    """Return a finished evaluation with one selector, as `autoselect eval` logs it."""
     tags = {"kind": "evaluation", "model": "tiny", "data": data, "selector": selector}
     run = Tracker.start("project", f"eval {selector}", tags={**tags, **more})
     for budget, value in retentions.items():

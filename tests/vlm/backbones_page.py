@@ -119,7 +119,7 @@ def cell(name: str, column: str) -> str:
 
 
 def family_table() -> str:
-    """One row per family."""
+    """Return one row per family."""
     assert set(FAMILIES) <= set(ALL), "every family of the table is tested"
     lines = [f"| family | {' | '.join(COLUMNS)} | remarks |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name in sorted(ALL):
@@ -129,7 +129,7 @@ def family_table() -> str:
 
 
 def remark(name: str) -> str:
-    """What there is to know about a family, and whether `autoselect train` takes it."""
+    """Return what there is to know about a family, and if `autoselect train` takes it."""
     known = [REMARKS[name]] if name in REMARKS else []
     family = family_of(model_of(name).config)
     if family.convolutions:
@@ -140,18 +140,18 @@ def remark(name: str) -> str:
 
 
 def refused_table() -> str:
-    """Families that cannot be pruned, and why."""
+    """Return families that cannot be pruned, and why."""
     rows = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
     return "\n".join(["| family | reason |", "|---|---|", *rows])
 
 
 def untested_list() -> str:
-    """Types of transformers that are tried by contract only."""
+    """Return types of transformers that are tried by contract only."""
     return ", ".join(f"`{name}`" for name in UNTESTED)
 
 
 def raster_list() -> str:
-    """Families whose images are one raster of tokens."""
+    """Return families whose images are one raster of tokens."""
     return ", ".join(f"`{name}`" for name, own in sorted(FAMILIES.items()) if own.raster)
 
 
@@ -201,7 +201,7 @@ def peak_of(module: torch.nn.Module) -> Iterator[list[int]]:
 
 
 def page() -> str:
-    """The text of docs/backbones.md."""
+    """Return the text of docs/backbones.md."""
     text = TEMPLATE.read_text()
     for mark, table in (
         ("{families}", family_table),

@@ -41,7 +41,7 @@ class KeepPlaces(Selector):
 
 @torch.no_grad()
 def known_places_are_kept_at_their_original_positions(name):
-    """What the language model is given: the kept embeddings, each with the position it had."""
+    """Check what the language model is given: the kept embeddings at their own positions."""
     inputs, places = batch(name, [["s"]]), [1, 4, 6]
     model, calls = model_of(name), []
     decoder = model.get_decoder()
@@ -109,7 +109,7 @@ def pruning_equals_masking(name, side):
 
 @torch.no_grad()
 def pruning_equals_the_reduced_sequence(name):
-    """What the untouched model says about the kept tokens alone, each at its own position."""
+    """Check against the untouched model on the kept tokens alone, each at its own position."""
     inputs, model = batch(name, [["l", "s"]]), model_of(name)
     with attached(name, 4):
         ours = model(**inputs).logits

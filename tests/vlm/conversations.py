@@ -46,7 +46,7 @@ def frozen(name):
 
 
 def stock_loss(vlm, pictures, rounds):
-    """The untouched model on what its own processor makes of the whole conversation."""
+    """Return the loss of the untouched model on its own processor's inputs for the conversation."""
     messages = []
     for number, (question, answer) in enumerate(rounds):
         images = [{"type": "image"}] * (len(pictures) if number == 0 else 0)

@@ -37,7 +37,7 @@ def selector() -> Selector:
 
 @contextmanager
 def attached(name: str, budget: Any, **more: Any):
-    """The family's model with a selector for the length of a block."""
+    """Return the family's model with a selector for the length of a block."""
     model = attach(model_of(name), selector(), budget, **more)
     try:
         yield model
@@ -46,7 +46,7 @@ def attached(name: str, budget: Any, **more: Any):
 
 
 def masked(inputs: dict[str, Any], selection: Any) -> torch.Tensor:
-    """The attention mask with zeros at removed tokens."""
+    """Return the attention mask with zeros at removed tokens."""
     mask = inputs["attention_mask"].clone()
     for image in selection.images:
         removed = torch.ones(len(image.columns), dtype=torch.bool)
@@ -82,7 +82,7 @@ def original_positions(model: Any, inputs: dict[str, Any], generating: bool = Fa
 
 @torch.no_grad()
 def masked_logits(model: Any, inputs: dict[str, Any], selection: Any) -> torch.Tensor:
-    """Logits of the untouched model at the columns that stay; zeros at padding."""
+    """Return logits of the untouched model at the columns that stay; zeros at padding."""
     positions = original_positions(model, inputs)
     mask = masked(inputs, selection)
     logits = model(**{**inputs, "attention_mask": mask, "position_ids": positions}).logits
@@ -92,7 +92,7 @@ def masked_logits(model: Any, inputs: dict[str, Any], selection: Any) -> torch.T
 
 
 def reduced(model: Any, inputs: dict[str, Any], selection: Any) -> dict[str, Any]:
-    """The call of the untouched model without the removed tokens, for one prompt without padding.
+    """Return the untouched model's call without the removed tokens, for one unpadded prompt.
 
     Their placeholders and features are gone, and all others keep the position that they had.
     """

@@ -38,7 +38,7 @@ def attend_batch(query, key, value, **_):
 
 
 def attend_packed(query, key, value, cu_seqlens_q, cu_seqlens_k, **_):
-    """Sequences one behind another, none of which sees its neighbours."""
+    """Attend to sequences one behind another, none of which sees its neighbours."""
     queries, keys = (ends.diff().tolist() for ends in (cu_seqlens_q, cu_seqlens_k))
     rows = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
     return torch.cat([attend(*row) for row in rows])

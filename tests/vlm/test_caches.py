@@ -98,7 +98,7 @@ LAYERS = (CacheLayerMixin, LinearAttentionCacheLayerMixin, DummyLayer)
 
 
 def classes(*kinds):
-    """The classes of transformers.cache_utils of some kinds that can be built."""
+    """Return the classes of transformers.cache_utils of some kinds that can be built."""
     found = {c.__name__: c for _, c in inspect.getmembers(cache_utils, inspect.isclass)}
     own = {n: c for n, c in found.items() if issubclass(c, kinds) and not inspect.isabstract(c)}
     return {n: c for n, c in own.items() if c.__module__ == cache_utils.__name__}
@@ -142,7 +142,7 @@ def layer_arguments(kind):
 
 @once
 def filled(family, kind, pruned):
-    """A cache that holds three prompts and two tokens of text, with the selection of its images."""
+    """Return a cache of three prompts and two tokens of text, and the selection of its images."""
     inputs, model, cache = batch(family, ROWS), model_of(family), made(family, kind)
     if not pruned:
         model(**inputs, past_key_values=cache)
@@ -160,7 +160,7 @@ def mask_of(inputs, *texts):
 
 @once
 def right_answer(family, row, gone, last):
-    """Logits behind one row alone without a cache; `gone` tokens of its text were cropped."""
+    """Return the logits behind one row alone without a cache; `gone` tokens were cropped."""
     model = model_of(family)
     _, selection = filled(family, "DynamicCache", True)
     alone = copy.copy(selection)
@@ -184,7 +184,7 @@ def right_answer(family, row, gone, last):
 
 
 def go_on(family, cache, rows, gone):
-    """Logits behind two more tokens of every row."""
+    """Return the logits behind two more tokens of every row."""
     inputs, rows = batch(family, ROWS), list(rows)
     mask = mask_of(inputs, STEP[:, : STEP.shape[1] - gone])[rows]
     new = LAST[: len(rows)]
@@ -229,7 +229,7 @@ def check(family, kind, acts, effect):
 
 
 def groups(names, table):
-    """Methods with their effect: each that changes something alone, all others together."""
+    """Return methods with their effect: each that changes something alone, all others together."""
     quiet = [name for name in sorted(names) if table[name][1] == UNCHANGED]
     loud = [([name], table[name][1]) for name in sorted(names) if name not in quiet]
     return [*loud, (quiet, UNCHANGED)]

@@ -120,7 +120,7 @@ def test_a_second_turn_goes_on_from_the_cache_of_the_first(name, rows):
 
 
 def same_answer(ours, theirs):
-    """The same tokens for the same reasons: an answer hides much of a wrong attention."""
+    """Check for the same tokens and logits: an answer hides much of a wrong attention."""
     assert torch.equal(ours.sequences, theirs.sequences)
     close(torch.stack(ours.logits), torch.stack(theirs.logits), tolerance=2e-6)
 
@@ -151,7 +151,7 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 
 
 def with_text(inputs, new):
-    """The prompt with text behind it."""
+    """Return the prompt with text behind it."""
     longer = dict(inputs)
     for name in PER_TOKEN:
         if name in inputs:
@@ -181,7 +181,7 @@ def test_a_second_turn_may_bring_another_image(name, sizes):
 
 
 def join_pixels(name, second, first):
-    """Pixels of two turns as those of one row."""
+    """Return pixels of two turns as those of one row."""
     by_row = second.ndim == 5 and len(second) == 1 and second.shape[3] == 32
     return torch.cat([first, second], dim=1 if by_row else 0)
 

@@ -40,7 +40,7 @@ def test_parts_of_a_question(question, images, parts):
 
 
 def messages_of(rounds):
-    """A conversation with its marks, by hand."""
+    """Write a conversation with its marks, by hand."""
     messages = []
     for question, answer in rounds:
         pieces = question.split("<image>")
@@ -55,7 +55,7 @@ def messages_of(rounds):
 
 
 def stock(vlm, messages, pictures):
-    """Inputs of the untouched model, and its loss on `K7</s>`, whose tokens stand nowhere else."""
+    """Return the untouched model's inputs and its loss on `K7</s>`, tokens found nowhere else."""
     text = vlm.processor.apply_chat_template(messages, tokenize=False)
     inputs = vlm.processor(
         images=[list(pictures)], text=[text], return_tensors="pt", add_special_tokens=False

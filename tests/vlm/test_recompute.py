@@ -19,7 +19,7 @@ LAYERS = 14
 
 
 def stock_pass(name):
-    """The family's own forward as a function of its visual tokens, and these."""
+    """Return the family's own forward as a function of its visual tokens, and these."""
     adapter = VisualAdapter(model_of(name))
     inputs = batch(name, [["s", "l"], ["s"]], "right")
     with torch.no_grad():
@@ -49,7 +49,7 @@ def state_of(model):
 
 
 def unchanged(model, before):
-    """Whether all values are equal; fails where a module has another mode or attribute."""
+    """Return True if all values are equal; fail if a module has another mode or attribute."""
     modules, values = state_of(model)
     for (mode, now), (old_mode, old) in zip(modules, before[0], strict=True):
         assert mode == old_mode and now.keys() == old.keys()
@@ -84,7 +84,7 @@ def test_every_family_repeats_its_layers_with_equal_gradients(name):
 
 @pytest.fixture(scope="module")
 def deep():
-    """A Llama of LAYERS layers, and embeddings for it."""
+    """Return a Llama of LAYERS layers, and embeddings for it."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32,

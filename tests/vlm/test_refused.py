@@ -226,7 +226,7 @@ def test_blanks_are_no_faults():
 
 
 def write_shards(folder, pictures, rounds):
-    """Two bad samples among good ones: a line of pixels, and a placeholder in the text."""
+    """Write two bad samples among good ones: a line of pixels, and a placeholder in the text."""
     with ShardWriter(folder) as writer:
         for number in range(6):
             image = LINE if number == 1 else pictures[number % 2]

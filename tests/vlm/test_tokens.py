@@ -65,7 +65,7 @@ def asked_ids(vlm, text, count):
 
 
 def told(vlm, rounds, count):
-    """The text of a conversation with its answers."""
+    """Return the text of a conversation with its answers."""
     messages = []
     for number, (question, answer) in enumerate(rounds):
         images = [{"type": "image"}] * (count if number == 0 else 0)
@@ -77,7 +77,7 @@ def told(vlm, rounds, count):
 
 
 def characters(tokenizer, ids):
-    """What tokens say, but for white space."""
+    """Return what tokens say, without white space."""
     return "".join(tokenizer.decode(ids).split())
 
 
@@ -109,7 +109,7 @@ def test_prompts_of_one_image_begin_the_rows(vlm, tokenizer, rounds):
 
 @pytest.fixture
 def answering():
-    """A model whose template writes an answer by the given expression."""
+    """Return a model whose template writes an answer by the given expression."""
 
     def build(expression):
         vlm = FrozenVLM(model_of("llava_next"), tiny_processors.llava_next(), "printing")

@@ -120,7 +120,7 @@ def test_a_budget_above_an_image_keeps_all_of_it(kind):
 
 
 def test_a_raster_is_what_the_model_says_or_none():
-    """A perfect square of tokens is no square of the image."""
+    """A square number of tokens does not make the image square."""
     wide = [picture(0, (64, 16))]
     vlm = frozen("qwen2_5_vl")
     rows, columns = vlm.grid_of(wide[0])

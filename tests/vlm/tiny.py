@@ -211,7 +211,7 @@ def build(name: str, seed: int = 0) -> Any:
 def batch(
     name: str, rows: list[list[str]], side: str = "left", seed: int = 0, text: int = 5
 ) -> dict[str, Any]:
-    """Arguments of `forward` for prompts with images of the given sizes; [] is text only.
+    """Return arguments of `forward` for prompts with images of the given sizes; [] is text only.
 
     Row n of a batch with seed s is the row of a batch of one with seed s + n.
 
@@ -242,7 +242,7 @@ def batch(
 
 
 def one_line_per_row(rows: list[dict[str, Any]]) -> torch.Tensor:
-    """Tiles of each row, [B, tiles, 3, side, side], black where a row has fewer."""
+    """Return tiles of each row, [B, tiles, 3, side, side], black where a row has fewer."""
     values = [row["pixel_values"][0] if row else None for row in rows]
     shape = next(value.shape[1:] for value in values if value is not None)
     filled = [torch.zeros(0, *shape) if value is None else value for value in values]
@@ -250,7 +250,7 @@ def one_line_per_row(rows: list[dict[str, Any]]) -> torch.Tensor:
 
 
 def clip_batch(name: str, seed: int = 0) -> dict[str, Any]:
-    """Arguments of `forward` for one prompt with one clip."""
+    """Return arguments of `forward` for one prompt with one clip."""
     tiny = ALL[name]
     assert tiny.clip is not None
     inputs = padded([[BOS, 21, *tiny.clip.prompt, 33, 44, 55]], "left")

@@ -79,7 +79,7 @@ def llava_siglip(side: int = 20) -> Any:
 
 
 def llava_pixtral() -> Any:
-    """Images of many sizes in the classes of LLaVA; its configuration says one token per image."""
+    """Build LLaVA's classes for images of many sizes; its config says one token per image."""
     config = hf.LlavaConfig(
         text_config=hf.MistralConfig(**TEXT),
         vision_config=hf.PixtralVisionConfig(**VISION, image_size=32, patch_size=4, head_dim=8),
@@ -355,7 +355,7 @@ def lfm2_vl() -> Any:
 
 
 def perception_lm() -> Any:
-    """Its real vision tower needs timm; another one of the same output takes its place."""
+    """Build it with another tower of the same output: its real one needs timm."""
     vision = siglip()
     vision.model_args = {"embed_dim": WIDTH}
     config = hf.PerceptionLMConfig(
@@ -369,7 +369,7 @@ def perception_lm() -> Any:
 
 
 def fast_vlm() -> Any:
-    """Its real vision tower needs timm; another convolutional one takes its place."""
+    """Build it with another convolutional tower: its real one needs timm."""
     vision = hf.ResNetConfig(
         embedding_size=16, hidden_sizes=[16, WIDTH], depths=[1, 1], layer_type="basic"
     )

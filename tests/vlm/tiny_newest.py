@@ -113,7 +113,7 @@ def qianfan_ocr() -> Any:
 
 
 def muse(text: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Arguments that both Muse configurations share."""
+    """Return arguments that both Muse configurations share."""
     vision = {
         **VISION,
         "patch_size": 4,

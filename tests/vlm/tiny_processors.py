@@ -84,7 +84,7 @@ class PixtralWriting(hf.LlavaProcessor):
 
 
 def llava_pixtral() -> Any:
-    """Pixtral-12B's, whose model has the classes of LLaVA."""
+    """Build the processor of Pixtral-12B, whose model has the classes of LLaVA."""
     return PixtralWriting(
         image_processor=PixtralImageProcessorPil(
             size={"longest_edge": 32}, patch_size={"height": 4, "width": 4}
@@ -153,7 +153,7 @@ class OnevisionImagesOnly(hf.LlavaOnevisionProcessor):
 
 
 def llava_onevision() -> Any:
-    """An image alone is cut into tiles, several are not."""
+    """Build a processor that cuts an image alone into tiles, and several not."""
     return OnevisionImagesOnly(
         image_processor=LlavaOnevisionImageProcessorPil(
             size={"height": 16, "width": 16}, image_grid_pinpoints=PINPOINTS

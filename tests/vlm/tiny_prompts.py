@@ -16,17 +16,17 @@ Pixels = Callable[[list[str], torch.Generator], dict[str, Any]]
 
 
 def plain(count: int) -> Callable[[str], list[int]]:
-    """Placeholders with nothing around them, equally many for every image."""
+    """Return placeholders with nothing around them, equally many for every image."""
     return lambda size: [IMAGE] * count
 
 
 def bare(counts: dict[str, int]) -> Callable[[str], list[int]]:
-    """Placeholders with nothing around them."""
+    """Return placeholders with nothing around them."""
     return lambda size: [IMAGE] * counts[size]
 
 
 def stack(side: int) -> Pixels:
-    """One square picture per image."""
+    """Return one square picture per image."""
 
     def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
         return {"pixel_values": torch.randn(len(sizes), 3, side, side, generator=rng)}
@@ -45,7 +45,7 @@ def tiles(side: int, per_size: dict[str, int]) -> Pixels:
 
 
 def tiles_per_row(side: int, per_size: dict[str, int]) -> Pixels:
-    """Tiles of all images of one row; a batch pads rows with black ones."""
+    """Return tiles of all images of one row; a batch pads rows with black ones."""
 
     def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
         count = sum(per_size[size] for size in sizes)
@@ -75,7 +75,7 @@ def grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
 
 
 def frame_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
-    """Patches of one frame each."""
+    """Return patches of one frame each."""
     inputs = grid(sizes, rng)
     return {**inputs, "pixel_values": inputs["pixel_values"][:, : 3 * 16]}
 
@@ -169,12 +169,12 @@ def perception_tiles(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
 
 
 def framed(counts: dict[str, int]) -> Callable[[str], list[int]]:
-    """A start and an end token around the placeholders."""
+    """Return a start and an end token around the placeholders."""
     return lambda size: [START, *[IMAGE] * counts[size], END]
 
 
 def idefics_tiles(size: str) -> list[int]:
-    """Tiles with their names, the global view last."""
+    """Return tiles with their names, the global view last."""
     names = [GLOBAL] if size == "s" else [TILE, TILE + 11, GLOBAL]
     return [token for name in names for token in [FAKE, name, *[IMAGE] * 16]] + [FAKE]
 

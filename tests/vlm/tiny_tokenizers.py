@@ -46,7 +46,7 @@ def _bpe(initial: list[str]) -> trainers.BpeTrainer:
 
 
 def llama() -> hf.PreTrainedTokenizerFast:
-    """As LLaVA-1.5's: a space is put before every stretch of text, and BOS before everything."""
+    """Build one like LLaVA-1.5's: a space before every stretch of text, BOS before everything."""
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
@@ -61,7 +61,7 @@ def llama() -> hf.PreTrainedTokenizerFast:
 
 
 def metaspace() -> hf.PreTrainedTokenizerFast:
-    """A space before the first stretch of text only."""
+    """Build one that puts a space before the first stretch of text only."""
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     inner.decoder = decoders.Metaspace()
@@ -69,7 +69,7 @@ def metaspace() -> hf.PreTrainedTokenizerFast:
 
 
 def byte_level() -> hf.PreTrainedTokenizerFast:
-    """As Qwen's: bytes, no BOS."""
+    """Build one like Qwen's: bytes, no BOS."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ def byte_level() -> hf.PreTrainedTokenizerFast:
 
 
 def byte_level_with_bos() -> hf.PreTrainedTokenizerFast:
-    """As Llama 3's: bytes, offsets without their spaces, BOS before everything."""
+    """Build one like Llama 3's: bytes, offsets without their spaces, BOS before everything."""
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.post_processor = processors.Sequence(
         [
@@ -89,5 +89,5 @@ def byte_level_with_bos() -> hf.PreTrainedTokenizerFast:
 
 
 def word_pieces() -> hf.PreTrainedTokenizerFast:
-    """Of the reference VLM."""
+    """Build that of the reference VLM."""
     return build_tokenizer()

@@ -29,7 +29,7 @@ def train(engine: Any, guard: UpdateGuard, info: RankInfo, steps: range) -> None
 
 
 def train_with_injection(engine: Any, guard: UpdateGuard, info: RankInfo, what: str) -> bool:
-    """One update with a bad number on the last rank only; returns whether it was allowed."""
+    """Make an update with a bad number on the last rank only; return if it was allowed."""
     spoiled = info.rank == info.world_size - 1
     for micro in range(engine.gradient_accumulation_steps()):
         inputs = rows(engine, info, 99, micro)
@@ -48,7 +48,7 @@ def train_with_injection(engine: Any, guard: UpdateGuard, info: RankInfo, what: 
 
 
 def run_one(config: str, info: RankInfo) -> dict[str, Any]:
-    """All observations for one configuration; what they must be is the test's business."""
+    """Return all observations for one configuration; the test says what they must be."""
     engine = make_engine(config, info)
     guard = UpdateGuard(engine, patience=4)
     start_state = capture(engine)

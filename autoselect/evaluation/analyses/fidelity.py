@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.answers.answering import (
-    ImageChoices,
-    answer_sequences,
-    whole_choices,
-)
+from autoselect.evaluation.answers.answering import answer_sequences
+from autoselect.evaluation.answers.fixed_choices import ImageChoices, whole_choices
 from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import SelectionContext

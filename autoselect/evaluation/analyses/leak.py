@@ -20,11 +20,9 @@ from autoselect.evaluation.answers.answering import (
     BLIND,
     FULL,
     Answers,
-    ImageChoices,
     answer_sequences,
-    blind_choices,
-    whole_choices,
 )
+from autoselect.evaluation.answers.fixed_choices import ImageChoices, blind_choices, whole_choices
 from autoselect.evaluation.answers.replies import texts_of
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.scoring import score_answers
