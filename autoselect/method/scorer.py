@@ -57,6 +57,7 @@ class Scorer(nn.Module):
         self.score_norm = nn.LayerNorm(config.hidden_size)
         self.score = nn.Linear(config.hidden_size, 1)
         self._copies: dict[tuple[torch.device, torch.dtype], Scorer] = {}
+        self._flat: FlatScorer | None = None
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return scores [B, N] of tokens [B, N, D]; `mask` is true at real tokens, [B, N]."""
@@ -65,6 +66,16 @@ class Scorer(nn.Module):
             hidden = block(hidden, mask)
         hidden = self.score_norm(hidden.to(self.score.weight.dtype))
         return self.score(hidden).squeeze(-1)
+
+    @torch.no_grad()
+    def infer(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what `forward` returns, in float32, for inference in the dtype of the tokens."""
+        fitted = self.fitted(tokens)
+        if torch.compiler.is_compiling():
+            return fitted(tokens, mask).float()
+        if fitted._flat is None:
+            fitted._flat = FlatScorer(fitted)
+        return fitted._flat(tokens, mask).float()
 
     def fitted(self, tokens: Tensor) -> "Scorer":
         """Return the Scorer on the device and in the dtype of `tokens`, for inference.
@@ -86,18 +97,80 @@ class Scorer(nn.Module):
             self._copies[key] = fitted
         return self._copies[key]
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "Scorer":
+    def _forget(self) -> None:
+        """Forget what was derived from the weights; they may be other ones from now on."""
         self._copies.clear()
+        self._flat = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Scorer":
+        self._forget()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._copies.clear()
+        self._forget()
         super()._load_from_state_dict(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "Scorer":
-        """Switch the mode, after which weights may be other ones than before."""
-        self._copies.clear()
+        self._forget()
         return super().train(mode)
+
+
+class FlatScorer:
+    """The operations of a Scorer on its tensors, without the calls of modules between them.
+
+    On few tokens those calls take longer than the operations. For inference: residuals are added in
+    place, and hooks of modules are not called.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.width = scorer.width
+        self.hidden_size = scorer.config.hidden_size
+        self.num_heads = scorer.config.num_heads
+        self.score_dtype = scorer.score.weight.dtype
+        self.dtype = scorer.projection.weight.dtype
+        self.first = (*_norm(scorer.token_norm), *_linear(scorer.projection))
+        self.blocks = [
+            (
+                *(*_norm(block.attention_norm), *_linear(block.query_key_value)),
+                *_linear(block.attention_output),
+                *(*_norm(block.mlp_norm), *_linear(block.mlp_in)),
+                *_linear(block.mlp_out),
+            )
+            for block in scorer.blocks
+            if isinstance(block, ScorerBlock)
+        ]
+        self.last = (*_norm(scorer.score_norm), *_linear(scorer.score))
+
+    def __call__(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Return scores [B, N] of tokens [B, N, D]; `mask` is true at real tokens, [B, N]."""
+        batch, count, _ = tokens.shape
+        width, heads = (self.hidden_size,), (batch, count, 3, self.num_heads, -1)
+        visible = None if mask is None else mask[:, None, None, :]
+        scale, shift, matrix, bias = self.first
+        rows = tokens.reshape(batch * count, self.width).to(self.dtype)
+        hidden = torch.addmm(bias, torch.layer_norm(rows, (self.width,), scale, shift), matrix)
+        for s1, t1, to_heads, b1, from_heads, b2, s2, t2, up, b3, down, b4 in self.blocks:
+            normed = torch.layer_norm(hidden, width, s1, t1)
+            query, key, value = (
+                torch.addmm(b1, normed, to_heads).view(heads).permute(2, 0, 3, 1, 4).unbind()
+            )
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+            mixed = mixed.transpose(1, 2).reshape(batch * count, self.hidden_size)
+            hidden += torch.addmm(b2, mixed, from_heads)
+            normed = torch.layer_norm(hidden, width, s2, t2)
+            hidden += torch.addmm(b4, F.gelu(torch.addmm(b3, normed, up)), down)
+        scale, shift, matrix, bias = self.last
+        normed = torch.layer_norm(hidden.to(self.score_dtype), width, scale, shift)
+        return torch.addmm(bias, normed, matrix).view(batch, count)
+
+
+def _norm(layer: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias
+
+
+def _linear(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return the transposed weight and the bias of a layer."""
+    return layer.weight.t(), layer.bias
 
 
 def standardise(scores: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -24,17 +24,11 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.pruning.calls import Budget, CallOfThread, CallSettings
 from autoselect.pruning.overlay import selection_overlay, token_grid
-from autoselect.pruning.selection import (
-    Selection,
-    block_budgets,
-    frame_blocks,
-    given_selection,
-    select,
-)
+from autoselect.pruning.plans import plan_call, plan_columns
+from autoselect.pruning.selection import Selection, block_budgets, given_selection, select
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.cache_layout import CacheLayout
-from autoselect.vlm.columns import PrunePlan
 from autoselect.vlm.conversation import (
     IN_CHUNKS,
     continue_call,
@@ -276,23 +270,21 @@ class Attachment:
         per_frame = self.video_budget_per == "frame"
         prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)
         outputs = adapter.encode(call)
-        blocks = adapter.blocks(prompt.ids, outputs)
         copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
-        if per_frame:
-            blocks = frame_blocks(blocks, prompt.frames, copies)
+        plan = plan_call(adapter, prompt, outputs, copies, per_frame)
         budget = self.budget if settings.budget is None else settings.budget
-        budgets = block_budgets(blocks, budget, copies)
+        budgets = block_budgets(plan.blocks, budget, copies)
         if self.kept is not None:
-            chosen = given_selection(blocks, self.kept, copies)
+            chosen = given_selection(plan.blocks, self.kept, copies)
         else:
             assert self.selector is not None
-            chosen = select(adapter, self.selector, blocks, outputs, budgets)
+            chosen = select(adapter, self.selector, plan, outputs, budgets)
         layout = layout_before(adapter, call.get("past_key_values"), call["input_ids"])
         if chosen.removes_nothing and not layout.is_pruned:
             self.last = Selection(chosen, copies, layout.full_length, budgets)
             return adapter.with_outputs(call, outputs), None
-        left = chosen.unhidden(prompt)
-        plan = PrunePlan.of(prompt, blocks, left.counts)
-        pruned, columns, after = prune_call(adapter, call, outputs, plan, left.kept, layout)
-        self.last = Selection(chosen, copies, layout.full_length, budgets, columns)
+        left = chosen.unhidden(prompt) if plan.hides_tokens else chosen
+        columns = plan_columns(plan, left.counts)
+        pruned, kept_columns, after = prune_call(adapter, call, outputs, columns, left.kept, layout)
+        self.last = Selection(chosen, copies, layout.full_length, budgets, kept_columns)
         return pruned, after

@@ -16,9 +16,10 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.pruning.budget import is_smaller, kept_tokens
 from autoselect.pruning.calls import Budget
+from autoselect.pruning.plans import CallPlan, clip_numbers
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
-from autoselect.vlm.blocks import Block, split_frames
+from autoselect.vlm.blocks import Block
 from autoselect.vlm.columns import PADDING
 from autoselect.vlm.host import HostPrompt, read, send
 
@@ -56,7 +57,7 @@ class Chosen:
     """
 
     blocks: Sequence[Block]
-    counts: Sequence[int]
+    counts: tuple[int, ...]
     kept: Tensor
     scores: Tensor | None
 
@@ -80,17 +81,15 @@ class Chosen:
         return found
 
     def unhidden(self, prompt: HostPrompt) -> "Chosen":
-        """Return the choice without tokens that the attention mask hides; reads `kept` if any."""
+        """Return the choice without tokens that the attention mask hides; reads `kept`."""
         rows = np.repeat([b.row for b in self.blocks], [len(b) for b in self.blocks])
         real = prompt.real[rows, np.concatenate([block.columns for block in self.blocks])]
-        if real.all():
-            return self
         starts = np.cumsum([0, *map(len, self.blocks)])[:-1]
         stays = real[np.repeat(starts, self.counts) + read([self.kept])[0]]
         owners = np.repeat(np.arange(len(self.blocks)), self.counts)[stays]
         (places,) = send([np.flatnonzero(stays)], self.kept.device)
         counts = np.bincount(owners, minlength=len(self.blocks)).tolist()
-        return replace(self, counts=counts, kept=self.kept.index_select(0, places))
+        return replace(self, counts=tuple(counts), kept=self.kept.index_select(0, places))
 
 
 class Selection:
@@ -144,33 +143,6 @@ class Selection:
         )
 
 
-def _clip_numbers(blocks: Sequence[Block], copies: int) -> list[int]:
-    """Return the number of each block's image or clip in the call; copies of a prompt share it."""
-    numbers: dict[tuple[str, int, int], int] = {}
-    return [numbers.setdefault((b.modality, b.row // copies, b.item), len(numbers)) for b in blocks]
-
-
-def frame_blocks(blocks: Sequence[Block], frames: Sequence[int] | None, copies: int) -> list[Block]:
-    """Divide clips, which follow the images in `blocks`, into one block per frame.
-
-    `frames` counts those of every clip of the call; the batch holds every prompt `copies` times.
-
-    Raises:
-        ConfigError: there are clips, but their frames are unknown.
-    """
-    images = [block for block in blocks if block.modality != "video"]
-    clips = [block for block in blocks if block.modality == "video"]
-    if not clips:
-        return images
-    numbers = _clip_numbers(clips, copies)
-    if frames is None or len(frames) != max(numbers) + 1:
-        raise ConfigError(
-            "video_budget_per='frame' needs the frames of every clip, and this call does not tell "
-            "them; give pixel_values_videos (or video_grid_thw), or use video_budget_per='clip'"
-        )
-    return images + split_frames(clips, [frames[number] for number in numbers])
-
-
 def block_budgets(blocks: Sequence[Block], budget: Budget, copies: int) -> list[int | float]:
     """Return the budget of every block; the batch holds every prompt `copies` times.
 
@@ -179,7 +151,7 @@ def block_budgets(blocks: Sequence[Block], budget: Budget, copies: int) -> list[
     """
     if isinstance(budget, int | float):
         return [budget] * len(blocks)
-    numbers = _clip_numbers(blocks, copies)
+    numbers = clip_numbers(blocks, copies)
     if len(budget) != max(numbers) + 1:
         raise ConfigError(
             f"budget lists {len(budget)} values for {max(numbers) + 1} images; give one for each, "
@@ -212,58 +184,34 @@ def given_selection(blocks: Sequence[Block], kept: Sequence[Tensor], copies: int
             "of each image of the call"
         )
     own = [known[key] for key in keys]
-    return Chosen(blocks, [len(positions) for positions in own], torch.cat(own), None)
+    return Chosen(blocks, tuple(map(len, own)), torch.cat(own), None)
 
 
 @torch.no_grad()
 def select(
     adapter: VisualAdapter,
     selector: Selector,
-    blocks: Sequence[Block],
+    plan: CallPlan,
     outputs: Mapping[str, Any],
     budgets: Sequence[int | float],
 ) -> Chosen:
-    """Return the best tokens of every block; `budgets` has one entry per block.
+    """Return the best tokens of every block of a call; `budgets` has one entry per block.
 
     An image with fewer tokens than its budget keeps all.
 
     Raises:
         ConfigError: a budget is below one token, or a share outside 0..1.
     """
-    tokens, mask = adapter.tokens(blocks, outputs)
-    counts = [
-        kept_tokens(budget, len(block)) for budget, block in zip(budgets, blocks, strict=True)
-    ]
+    tokens, mask = plan.rows.take(adapter.features(outputs))
+    lengths = [len(block) for block in plan.blocks]
+    counts = tuple(map(kept_tokens, budgets, lengths))
     scores = selector.score(tokens, mask)
     if min(counts) == max(counts):
-        kept = selector.choose(scores, tokens, counts[0], mask).view(-1)
+        kept = selector.choose(scores, tokens, counts[0], mask, lengths).view(-1)
     else:
-        kept = _best_of_each(selector, scores, tokens, counts, mask)
-    return Chosen(blocks, counts, kept, scores)
-
-
-def _best_of_each(
-    selector: Selector,
-    scores: Tensor,
-    tokens: Tensor,
-    counts: Sequence[int],
-    mask: Tensor | None,
-) -> Tensor:
-    """Return the positions that stay, image after image, [K], if images keep different numbers."""
-    own = np.asarray(counts)
-    order = np.argsort(own, kind="stable")
-    sizes, first = np.unique(own[order], return_index=True)
-    ends = np.cumsum(own[order])
-    begins = np.empty_like(own)
-    begins[order] = ends - own[order]
-    within = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
-    rows, places = send([order, np.repeat(begins, own) + within], scores.device)
-    scores = scores.index_select(0, rows)
-    tokens = tokens.index_select(0, rows) if selector.diversity != 0 else tokens
-    mask = None if mask is None else mask.index_select(0, rows)
-    found = []
-    for size, begin, end in zip(sizes.tolist(), first, [*first[1:], len(own)], strict=True):
-        some = slice(begin, end)
-        real = None if mask is None else mask[some]
-        found.append(selector.choose(scores[some], tokens[some], size, real).view(-1))
-    return torch.cat(found).index_select(0, places)
+        padded = selector.choose(scores, tokens, counts, mask, lengths)
+        own = np.asarray(counts)
+        within = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
+        places = np.repeat(np.arange(len(own)) * padded.shape[1], own) + within
+        kept = padded.view(-1).index_select(0, *send([places], padded.device))
+    return Chosen(plan.blocks, counts, kept, scores)

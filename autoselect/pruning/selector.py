@@ -6,11 +6,12 @@ model card, without pickles.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from autoselect.pruning.folder import (
     read_weights,
 )
 from autoselect.pruning.hub import local_folder, upload
+from autoselect.vlm.host import send
 
 LARGEST = 1 << 17
 """Most channels or layers of a Scorer; larger numbers are damage."""
@@ -115,7 +117,7 @@ class Selector(nn.Module):
                 f"{self.width}; use it with the model that it was trained on: "
                 f"{self.metadata.get('model', 'unknown')}"
             )
-        return self.scorer.fitted(tokens)(tokens, mask).float()
+        return self.scorer.infer(tokens, mask)
 
     def select(
         self, tokens: Tensor, budget: int | float, mask: Tensor | None = None
@@ -142,36 +144,64 @@ class Selector(nn.Module):
         positions = self.choose(scores, tokens, k, mask)
         return tokens_at(tokens, positions), positions
 
-    def choose(self, scores: Tensor, tokens: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
-        """Return the positions of the `k` tokens of each row that stay, int64, [B, K], ascending.
+    def choose(
+        self,
+        scores: Tensor,
+        tokens: Tensor,
+        k: int | Sequence[int],
+        mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the positions of the tokens of each row that stay, int64, [B, K], ascending.
 
         Args:
             scores: importance logits, [B, N].
             tokens: projector outputs, [B, N, D].
-            k: 1..N.
-            mask: true at real tokens, [B, N]; a row with fewer than `k` ends with -1.
+            k: how many stay, 1..N, of every row or of each [B]; the largest is K. A row with fewer
+                ends with -1.
+            mask: true at real tokens, [B, N]; a row with fewer than its `k` ends with -1.
+            lengths: real tokens of each row, [B]; None to read them from the mask if the diversity
+                depends on them, which waits for the device.
         """
+        rows_k: int | Tensor
+        if isinstance(k, int):
+            counts, rows_k, width = [k] * len(scores), k, None
+        else:
+            counts, width = list(k), max(k)
+            rows_k = send([np.asarray(counts)], scores.device)[0]
         if self.diversity == 0:
-            return hard_top_k(scores.float(), k, mask)
-        groups = self._weights(scores, k, mask)
+            return hard_top_k(scores.float(), rows_k, mask, width)
         relevance = on_scale(self.relevance, scores, mask)
+        groups = self._weights(scores, counts, mask, lengths)
         if len(groups) == 1:
-            return diverse_top_k(relevance, tokens, k, next(iter(groups)), mask)
-        kept = torch.empty(len(scores), k, dtype=torch.int64, device=scores.device)
-        for weight, rows in groups.items():
+            return diverse_top_k(relevance, tokens, rows_k, next(iter(groups)), mask, width)
+        kept = scores.new_empty(len(scores), max(counts), dtype=torch.int64)
+        for weight, numbers in groups.items():
+            (rows,) = send([np.asarray(numbers)], scores.device)
             own = None if mask is None else mask[rows]
-            kept[rows] = diverse_top_k(relevance[rows], tokens[rows], k, weight, own)
+            some = rows_k[rows] if isinstance(rows_k, Tensor) else rows_k
+            kept[rows] = diverse_top_k(relevance[rows], tokens[rows], some, weight, own, width)
         return kept
 
-    def _weights(self, scores: Tensor, k: int, mask: Tensor | None) -> dict[float, list[int]]:
-        """Return the rows [B] by the weight of diversity that their number of tokens asks for."""
-        batch, count = scores.shape
+    def _weights(
+        self,
+        scores: Tensor,
+        counts: Sequence[int],
+        mask: Tensor | None,
+        lengths: Sequence[int] | None,
+    ) -> dict[float, list[int]]:
+        """Return the rows [B] by the weight of diversity that their share of kept tokens asks for.
+
+        `counts` tokens of the rows stay; `lengths` is as in `choose`.
+        """
+        batch, size = scores.shape
         if isinstance(self.diversity, float):  # without waiting for the device to read the mask
             return {self.diversity: list(range(batch))}
-        counts = [count] * batch if mask is None else mask.sum(dim=-1).tolist()
+        if lengths is None:
+            lengths = [size] * batch if mask is None else mask.sum(dim=-1).tolist()
         rows: dict[float, list[int]] = {}
-        for row, own in enumerate(counts):
-            rows.setdefault(weight_at(self.diversity, k, own), []).append(row)
+        for row, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+            rows.setdefault(weight_at(self.diversity, count, length), []).append(row)
         return rows
 
     def record_scores(self, report: Mapping[str, Any]) -> None:

@@ -26,14 +26,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from autoselect.config import ConfigError
-from autoselect.vlm.blocks import Block, find_blocks
+from autoselect.vlm.blocks import Block, find_all_blocks
 from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
 from autoselect.vlm.contract import check_contract
 from autoselect.vlm.families import FAMILIES, OLDEST_TRANSFORMERS, family_of
-from autoselect.vlm.features import feature_matrix, joined, keep_features, with_features
+from autoselect.vlm.features import (
+    entry_sizes,
+    feature_matrix,
+    keep_features,
+    with_features,
+)
 from autoselect.vlm.held import Held
-from autoselect.vlm.host import read, send
+from autoselect.vlm.host import read
 from autoselect.vlm.positions import Positions
+from autoselect.vlm.token_rows import TokenRows
 
 MODALITIES = ("image", "video")
 PIXELS = {
@@ -77,6 +83,7 @@ class VisualAdapter:
                 f'pip install "transformers>={OLDEST_TRANSFORMERS}"'
             )
         self._held = Held(model)
+        self.text_config = model.config.get_text_config()
         self._kept_alive = model if keep_alive else None
         self._arguments = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._encoder_arguments = {
@@ -97,6 +104,8 @@ class VisualAdapter:
                 "its configuration; choose a model that puts image features into the language "
                 "model's sequence"
             )
+        # For padding: a token that is not a placeholder.
+        self._text_token = next(t for t in range(3) if t not in self.token_ids.values())
         if model.config.model_type not in FAMILIES:
             on_grid = self.positions.on_grid
             check_contract(model, self.token_ids["image"], self.width, on_grid)
@@ -113,7 +122,7 @@ class VisualAdapter:
     @property
     def width(self) -> int:
         """Return D, the channels of a projector output."""
-        return int(self.model.config.get_text_config().hidden_size)
+        return int(self.text_config.hidden_size)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {**dict(zip(self._arguments, args, strict=False)), **kwargs}
@@ -166,18 +175,12 @@ class VisualAdapter:
                 features.
         """
         ids = input_ids if isinstance(input_ids, np.ndarray) else read([input_ids])[0]
-        found: list[Block] = []
-        for modality, output in outputs.items():
-            token_id = self.token_ids[modality]
-            if not (ids == token_id).any():
-                raise ConfigError(
-                    f"input_ids hold no {modality} token ({token_id}) although pixels are given; "
-                    "write the prompt with the model's chat template or its image token"
-                )
-            entries = [entry.shape[:-1].numel() for entry in output.pooler_output]
-            known = lengths if modality == "image" else None
-            found += find_blocks(ids, token_id, modality, entries, self.family, known)
-        return found
+        return find_all_blocks(ids, self.token_ids, self.entries(outputs), self.family, lengths)
+
+    @staticmethod
+    def entries(outputs: Mapping[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return the visual tokens of each entry of the features, by modality."""
+        return tuple((name, entry_sizes(output.pooler_output)) for name, output in outputs.items())
 
     @property
     def image_token_id(self) -> int:
@@ -211,21 +214,14 @@ class VisualAdapter:
         With `later`, the channels that the family adds in L later layers follow each token's own,
         [I, N, (1 + L) D]. A gate in training has to cover them, or the image gets past it.
         """
-        matrices = {m: feature_matrix(output, later) for m, output in outputs.items()}
-        features, bases = joined(matrices)
-        starts = np.array([bases[block.modality] + block.start for block in blocks])
-        counts = np.array([len(block) for block in blocks])
-        size = int(counts.max())
-        places = np.arange(size)
-        if len(features) == size * len(blocks) and (starts == size * np.arange(len(blocks))).all():
-            return features.view(len(blocks), size, -1), None
-        index = starts[:, None] + places.clip(max=counts[:, None] - 1)
-        real = places < counts[:, None]
-        rows, mask = send([index, real], features.device)
-        tokens = features.index_select(0, rows.view(-1)).view(len(blocks), size, -1)
-        if real.all():
-            return tokens, None
-        return tokens.masked_fill_((mask == 0)[..., None], 0.0), mask != 0
+        rows = TokenRows.of(blocks, self.entries(outputs))
+        return rows.take(self.features(outputs, later))
+
+    @staticmethod
+    def features(outputs: Mapping[str, Any], later: bool = False) -> Tensor:
+        """Return the visual tokens of all modalities as one matrix, [M, D]; `later` as above."""
+        matrices = [feature_matrix(output, later) for output in outputs.values()]
+        return matrices[0] if len(matrices) == 1 else torch.cat(matrices)
 
     def replace(
         self, outputs: Mapping[str, Any], blocks: Sequence[Block], tokens: Tensor
@@ -252,7 +248,7 @@ class VisualAdapter:
         """Return the call without removed tokens, and the columns of the prompt that stay.
 
         Args:
-            inputs: arguments of `forward`, with `position_ids` of the full prompt, [B, T].
+            inputs: arguments of `forward`; `position_ids`, if given, are those of the full prompt.
             outputs: encoder outputs by modality.
             plan: what stays of the prompt.
             kept: positions of kept tokens, see `PrunePlan.spread`, [K].
@@ -271,7 +267,7 @@ class VisualAdapter:
         for name, fill in FILL_PER_TOKEN.items():
             if name in pruned and name != "attention_mask":
                 pruned[name] = columns.take(pruned[name], fill)
-        pruned["input_ids"] = columns.take(ids, self._text_token())
+        pruned["input_ids"] = columns.take(ids, self._text_token)
         pruned["attention_mask"] = columns.mask(mask)
         if isinstance(wanted := pruned.get("logits_to_keep"), Tensor):
             pruned["logits_to_keep"] = take_logit_positions(wanted, columns.numbers)
@@ -285,10 +281,6 @@ class VisualAdapter:
     def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in inputs.items() if name not in PIXEL_NAMES}
         return {**rest, "mm_encoder_outputs": outputs}
-
-    def _text_token(self) -> int:
-        """Return a token id that is not a placeholder, for padding."""
-        return next(token for token in range(3) if token not in self.token_ids.values())
 
 
 def placeholder_id(config: Any, kind: str) -> int | None:

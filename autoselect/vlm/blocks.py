@@ -7,7 +7,7 @@ Everything here is integers of the host.
 Dimension letters: B rows, T prompt tokens, M placeholders of the whole batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,38 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+
+def find_all_blocks(
+    input_ids: np.ndarray,
+    token_ids: Mapping[str, int],
+    entries: Iterable[tuple[str, Sequence[int]]],
+    family: Family,
+    lengths: Sequence[int] | None = None,
+) -> list[Block]:
+    """Find the blocks of all modalities that have features, one modality after the other.
+
+    Args:
+        input_ids: prompts with all placeholders, [B, T].
+        token_ids: placeholder of each modality.
+        entries: visual tokens of each entry of the features, by modality.
+        family: tells what an image is, see `find_blocks`.
+        lengths: visual tokens of each image; None to apply the family's rule.
+
+    Raises:
+        ConfigError: placeholders are missing, or their number differs from that of the features.
+    """
+    found: list[Block] = []
+    for modality, sizes in entries:
+        token_id = token_ids[modality]
+        if not (input_ids == token_id).any():
+            raise ConfigError(
+                f"input_ids hold no {modality} token ({token_id}) although pixels are given; "
+                "write the prompt with the model's chat template or its image token"
+            )
+        known = lengths if modality == "image" else None
+        found += find_blocks(input_ids, token_id, modality, sizes, family, known)
+    return found
 
 
 def find_blocks(

@@ -13,6 +13,7 @@ images, K kept ones of all images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block
-from autoselect.vlm.host import HostPrompt, send
+from autoselect.vlm.host import HostPrompt, Sent
 
 PADDING = -1
 
@@ -84,30 +85,39 @@ class PrunePlan:
             bool((visual[ends - 1] - visual[ends - lengths] < lengths).all()),
         )
 
-    @property
-    def removes_nothing(self) -> bool:
-        return len(self.starts) == len(self.visual)
-
-    @property
+    @cached_property
     def images_end(self) -> int:
         """Return the column after the last visual token of any row."""
         return int(self.visual.max()) + 1
 
-    @property
+    @cached_property
     def padded(self) -> bool:
         return bool((self.texts == PADDING).any())
 
-    def by_modality(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Split places among the tokens of all blocks, [K], into places by modality."""
+    @cached_property
+    def parts(self) -> list[tuple[str, slice, int]]:
+        """Return each modality with its slice of the K kept tokens, and its first of the M."""
         names = [block.modality for block in self.blocks]
-        found = {}
+        found = []
         for name in dict.fromkeys(names):
             first, end = names.index(name), len(names) - names[::-1].index(name)
             before = sum(self.counts[:first])
-            own = tokens[before : before + sum(self.counts[first:end])]
-            base = sum(map(len, self.blocks[:first]))
-            found[name] = own - base if base else own
+            own = slice(before, before + sum(self.counts[first:end]))
+            found.append((name, own, sum(map(len, self.blocks[:first]))))
         return found
+
+    def by_modality(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Split places among the tokens of all blocks, [K], into places by modality."""
+        if len(self.parts) == 1:
+            return {self.parts[0][0]: tokens}
+        return {name: tokens[own] - base if base else tokens[own] for name, own, base in self.parts}
+
+    @cached_property
+    def _sent(self) -> Sent:
+        texts = self.texts.reshape(-1)
+        if not self.in_order and self.prompt.padded_on_the_right:
+            texts = np.where(texts == PADDING, np.iinfo(np.int64).max, texts)
+        return Sent([texts, self.slots, self.visual, self.starts, self.texts == PADDING])
 
     def spread(self, kept: Tensor) -> "Columns":
         """Return the columns that stay, given the kept tokens.
@@ -116,21 +126,14 @@ class PrunePlan:
             kept: positions of the kept tokens among those of their block, ascending, block after
                 block, int64, [K].
         """
-        texts, padded = self.texts, self.padded
-        if not self.in_order and self.prompt.padded_on_the_right:
-            texts = np.where(texts == PADDING, np.iinfo(np.int64).max, texts)
-        arrays = [texts, self.slots, self.visual, self.starts]
-        if padded:
-            arrays.append(self.texts == PADDING)
-        found = send(arrays, kept.device)
-        index = kept + found[3]
-        columns = found[0].view(-1).scatter(0, found[1], found[2].index_select(0, index))
-        columns = columns.view(texts.shape)
+        texts, slots, visual, starts, padding = self._sent.on(kept.device)
+        index = kept if len(self.blocks) == 1 else kept + starts
+        columns = texts.scatter(0, slots, visual.index_select(0, index)).view(self.texts.shape)
         if not self.in_order:
             columns = columns.sort(dim=1).values
-        if not padded:
+        if not self.padded:
             return Columns(columns, columns, None, index)
-        hidden = found[4] != 0
+        hidden = padding != 0
         safe = columns.masked_fill(hidden, 0)
         return Columns(safe.masked_fill(hidden, PADDING), safe, hidden, index)
 
@@ -159,9 +162,17 @@ class Columns:
     def take(self, values: Tensor, fill: int) -> Tensor:
         """Take the columns of `values` [..., B or 1, T] as [..., B, S], with `fill` at padding."""
         rows, size = self.index.shape
-        values = values.expand(*values.shape[:-2], rows, values.shape[-1])
-        taken = values.gather(-1, self.index.expand(*values.shape[:-1], size))
+        if values.ndim == 2 and len(values) == rows:
+            taken = values.gather(1, self.index)
+        else:
+            values = values.expand(*values.shape[:-2], rows, values.shape[-1])
+            taken = values.gather(-1, self.index.expand(*values.shape[:-1], size))
         return taken if self.hidden is None else taken.masked_fill(self.hidden, fill)
+
+    def positions(self, first: int) -> Tensor:
+        """Return their positions if column 0 has `first` and all columns count, [B, S]."""
+        positions = self.index + first
+        return positions if self.hidden is None else positions.masked_fill(self.hidden, 0)
 
     def mask(self, given: Tensor | None) -> Tensor:
         """Return the attention mask of the columns that stay, [B, S], with the dtype of `given`."""

@@ -54,7 +54,9 @@ def new_columns(call: Mapping[str, Any], length: int) -> tuple[dict[str, Any], T
     cut = {
         name: value[..., -length:]
         for name in ("input_ids", *FILL_PER_TOKEN)
-        if isinstance(value := call.get(name), Tensor) and value.ndim <= 3
+        if isinstance(value := call.get(name), Tensor)
+        and value.ndim <= 3
+        and value.shape[-1] > length
     }
     mask = call.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > length:
@@ -94,16 +96,20 @@ def prune_call(
         hold.
     """
     call, past_mask = new_columns(call, plan.prompt.ids.shape[1])
-    if call.get("position_ids") is None:
-        call["position_ids"] = adapter.positions.of_call(call, layout, past_mask)
-    deltas = adapter.positions.rope_deltas(call["position_ids"], plan.prompt, layout, past_mask)
+    positions, deltas = adapter.positions, None
+    if positions.on_grid:
+        if call.get("position_ids") is None:
+            call["position_ids"] = positions.of_call(call, layout, past_mask)
+        deltas = positions.rope_deltas(call["position_ids"], plan.prompt, layout, past_mask)
     pruned, columns = adapter.prune(call, outputs, plan, kept)
+    if pruned.get("position_ids") is None:
+        pruned["position_ids"] = columns.positions(layout.full_length + positions.first)
     if layout.cached:
         cached = layout.cached_mask(past_mask).to(pruned["attention_mask"].dtype)
         pruned["attention_mask"] = torch.cat([cached, pruned["attention_mask"]], dim=1)
         if (types := pruned.get("token_type_ids")) is not None:
             pruned["token_type_ids"] = layout.token_types(types, columns.size)
-    if "flash" in str(adapter.model.config.get_text_config()._attn_implementation):
+    if "flash" in str(adapter.text_config._attn_implementation):
         full = not (plan.padded or layout.padded or plan.prompt.hides_before)
         if len(plan.texts) == 1 and full:
             total = layout.cached + columns.size

@@ -9,11 +9,17 @@ Dimension letters: M visual tokens of the whole batch, D width, L later layers.
 
 import copy
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def entry_sizes(entries: Any) -> tuple[int, ...]:
+    """Return the number of visual tokens of each entry of the features."""
+    if isinstance(entries, Tensor):
+        return (entries.shape[1:-1].numel(),) * len(entries)
+    return tuple(entry.shape[:-1].numel() for entry in entries)
 
 
 def feature_matrix(output: Any, later: bool) -> Tensor:
@@ -26,15 +32,6 @@ def feature_matrix(output: Any, later: bool) -> Tensor:
     rows = _rows(output.pooler_output)
     layers = getattr(output, "deepstack_features", None) or [] if later else []
     return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1) if layers else rows
-
-
-def joined(matrices: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]]:
-    """Return the features of all modalities as one matrix, and the first row of each modality."""
-    first = accumulate(map(len, matrices.values()), initial=0)
-    starts = dict(zip(matrices, first, strict=False))
-    if len(matrices) == 1:
-        return next(iter(matrices.values())), starts
-    return torch.cat(list(matrices.values())), starts
 
 
 def with_features(output: Any, matrix: Tensor) -> Any:
@@ -71,16 +68,27 @@ def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
 
 def keep_features(output: Any, kept: Tensor) -> Any:
     """Return an encoder's output with the tokens at `kept` only, int64, [K], in all layers."""
-    changed = copy.copy(output)
-    changed.pooler_output = _like(
-        output.pooler_output, _rows(output.pooler_output).index_select(0, kept)
-    )
-    if output.last_hidden_state is output.pooler_output:
-        changed.last_hidden_state = changed.pooler_output
+    entries = output.pooler_output
+    fields = {"pooler_output": _like(entries, _rows(entries).index_select(0, kept))}
+    if output.last_hidden_state is entries:
+        fields["last_hidden_state"] = fields["pooler_output"]
     if (layers := getattr(output, "deepstack_features", None)) is not None:
-        changed.deepstack_features = [
+        fields["deepstack_features"] = [
             _like(layer, _rows(layer).index_select(0, kept)) for layer in layers
         ]
+    return _changed(output, fields)
+
+
+def _changed(output: Any, fields: Mapping[str, Any]) -> Any:
+    """Return a shallow copy of a model's output with other fields.
+
+    `copy.copy` would check all fields again, which takes longer than the choice of the tokens.
+    """
+    kind: Any = type(output)
+    changed = kind.__new__(kind)
+    vars(changed).update(vars(output))
+    for name, value in {**output, **fields}.items():
+        changed[name] = value
     return changed
 
 

@@ -21,9 +21,12 @@ def read(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """Copy integer tensors to the host with one wait; each keeps its shape."""
     flat = torch.cat([tensor.reshape(-1).long() for tensor in tensors])
     values = flat.cpu().numpy()
-    ends = np.cumsum([tensor.numel() for tensor in tensors])
-    parts = np.split(values, ends[:-1])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    found, begin = [], 0
+    for tensor in tensors:
+        end = begin + tensor.numel()
+        found.append(values[begin:end].reshape(tensor.shape))
+        begin = end
+    return found
 
 
 def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
@@ -33,6 +36,25 @@ def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
         flat = flat.pin_memory().to(device, non_blocking=True)
     parts = flat.split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+class Sent:
+    """Arrays of a plan that is used again: copied to each device once.
+
+    They are tensors that autograd may save, whatever mode the first call ran in.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._tensors: dict[torch.device, list[Tensor]] = {}
+
+    def on(self, device: torch.device) -> list[Tensor]:
+        """Return the arrays on a device as int64, each in its shape; they must not be changed."""
+        found = self._tensors.get(device)
+        if found is None:
+            with torch.inference_mode(False):
+                found = self._tensors[device] = send(self._arrays, device)
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,7 @@ class HostPrompt:
         return cls(
             own,
             whole[:, before:],
-            not whole[:, :before].all(),
+            before > 0 and not whole[:, :before].all(),
             next(found).tolist() if isinstance(frames, Tensor) else frames,
         )
 

@@ -75,8 +75,8 @@ class Positions:
         prompt: HostPrompt,
         past: CacheLayout,
         past_mask: Tensor | None,
-    ) -> Tensor | None:
-        """Return next position minus number of real tokens, [B, 1]; None unless M-RoPE is used.
+    ) -> Tensor:
+        """Return next position minus number of real tokens, [B, 1], as families with M-RoPE do.
 
         Args:
             position_ids: positions in the call, [B, T] or [rows, B, T]; the last three rows are the
@@ -85,8 +85,6 @@ class Positions:
             past: what the cache held before the call.
             past_mask: attention mask of the conversation so far, [B, L]; None if nothing is hidden.
         """
-        if not self.on_grid:
-            return None
         grid = position_ids[-3:] if position_ids.ndim == 3 else position_ids[None]
         new: Tensor | int = prompt.real.shape[1]
         if not prompt.real.all():

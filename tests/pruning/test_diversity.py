@@ -117,3 +117,19 @@ def test_other_values_are_refused(selector, value, message):
 def test_an_unknown_scale_is_refused(selector):
     with pytest.raises(ConfigError, match="relevance='log' is unknown; choose one of minmax, rank"):
         Selector(selector.scorer, relevance="log")
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.4, CURVE])
+@pytest.mark.parametrize("relevance", ["minmax", "rank"])
+def test_rows_with_their_own_number_are_chosen_as_each_would_be_alone(diversity, relevance):
+    torch.manual_seed(3)
+    selector = Selector(Scorer(8, ScorerConfig(hidden_size=8, num_heads=2)), None, diversity)
+    selector.relevance = relevance
+    scores, tokens = torch.randn(4, 20), torch.randn(4, 20, 8)
+    lengths, counts = [20, 9, 20, 15], [2, 9, 11, 2]
+    mask = torch.arange(20) < torch.tensor(lengths)[:, None]
+    together = selector.choose(scores, tokens, counts, mask, lengths)
+    for row, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        own = slice(row, row + 1)
+        alone = selector.choose(scores[own, :length], tokens[own, :length], count)
+        assert together[row].tolist() == alone[0].tolist() + [-1] * (11 - count)
