@@ -44,6 +44,7 @@ ALLOWED = {
         *("config", "files", "data", "tracking", "vlm", "pruning"),
         *("reference", "evaluation"),
     },
+    "serving": {"config", "files", "pruning"},
     "cli": {
         "config",
         "data",
@@ -70,6 +71,7 @@ HOMES = {
     "lmms_eval": {"lmms"},
     "accelerate": {"lmms"},
     "deepspeed": {"ranks", "training"},
+    "vllm": {"serving"},
 }
 """The only packages or modules that may import each third party."""
 

@@ -1,0 +1,121 @@
+"""The reference LLaVA in vLLM gives the answers of `attach()`, in every mode of the engine."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it")
+
+from autoselect.serving.blocks import with_offsets  # noqa: E402
+from autoselect.serving.model import PrunedModel  # noqa: E402
+from tests.serving.cases import (  # noqa: E402
+    Case,
+    equal_answers,
+    largest_difference,
+    one_image,
+    several_images,
+    truths,
+)
+from tests.serving.engine import answers, engine, stop  # noqa: E402
+
+K = 16
+SCENES = 40
+EXACT = 1e-4
+
+
+BUDGETS = (8, K, 0.25, 1.0)
+CASES = one_image(SCENES, K) + several_images(10, 2, K)
+TEXT = [Case((), case.question, "", K) for case in CASES[:10]]
+MIXED = [
+    case
+    for number, one in enumerate(CASES[::3])
+    for case in (replace(one, budget=BUDGETS[number % 4]), TEXT[number % len(TEXT)])
+]
+"""Budgets 8, 16, a share, all tokens, and text alone, next to each other."""
+
+THREE = several_images(20, 3, K)
+SMALL = [replace(case, budget=1000) for case in CASES[:10]]
+
+
+@pytest.fixture(scope="module")
+def truth(selector, tmp_path_factory):
+    """Return what `attach()` gives for a list of cases."""
+    every = [*CASES, *MIXED, *THREE, *SMALL]
+    found = truths(tmp_path_factory.mktemp("truth"), selector, every)
+    known = dict(zip(every, found, strict=True))
+    return lambda cases: [known[case] for case in cases]
+
+
+@pytest.fixture(scope="module")
+def served(native, selector):
+    """Return a function that gives the answers of an engine with some settings."""
+
+    def serve(cases, by_request=False, budget=K, **settings):
+        llm = engine(native, {"selector": str(selector), "budget": budget}, **settings)
+        try:
+            return answers(llm, cases, by_request)
+        finally:
+            stop(llm)
+
+    return serve
+
+
+def assert_equal(found, truth):
+    assert equal_answers(found, truth) == len(truth)
+    assert largest_difference(found, truth) < EXACT
+
+
+def test_answers_and_logprobs_equal_those_of_attach(served, truth):
+    assert_equal(served(CASES), truth(CASES))
+
+
+def test_with_consecutive_positions_the_answers_differ(served, truth, monkeypatch):
+    """The control: what vLLM does by itself if only embeddings are removed."""
+
+    def consecutive(_self, tokens, _features):
+        return torch.arange(len(tokens)).expand(3, -1), 0
+
+    monkeypatch.setattr(PrunedModel, "get_mrope_input_positions", consecutive)
+    monkeypatch.setattr(
+        "autoselect.serving.model.with_offsets",
+        lambda rows, offsets: with_offsets(rows, torch.zeros_like(offsets)),
+    )
+    found = served(CASES)
+    assert equal_answers(found, truth(CASES)) < len(CASES)
+    assert largest_difference(found, truth(CASES)) > 0.5
+
+
+def test_compiled(served, truth):
+    assert_equal(served(CASES, enforce_eager=False), truth(CASES))
+
+
+def test_chunks_that_split_images(served, truth):
+    found = served(CASES, max_num_batched_tokens=18, max_num_seqs=4)
+    assert_equal(found, truth(CASES))
+
+
+def test_budgets_by_request_and_text_in_one_batch(served, truth):
+    assert_equal(served(MIXED, by_request=True), truth(MIXED))
+
+
+@pytest.mark.parametrize("chunk", [2048, 40])
+def test_three_images_behind_a_cached_prefix(served, truth, chunk):
+    """Prompts share images, so prefixes end inside and behind them."""
+    twice = THREE + THREE
+    settings = {"enable_prefix_caching": True, "max_num_batched_tokens": chunk, "max_num_seqs": 4}
+    assert_equal(served(twice, **settings), truth(twice))
+
+
+def test_preempted_requests(served, truth):
+    found = served(THREE, kv_cache_memory_bytes=3 << 20, max_num_seqs=40)
+    assert_equal(found, truth(THREE))
+
+
+def test_bfloat16_loses_no_position(served, truth):
+    found = served(CASES, dtype="bfloat16")
+    assert equal_answers(found, truth(CASES)) >= 0.95 * len(CASES)
+
+
+def test_an_image_smaller_than_its_budget_keeps_all(served, truth):
+    assert_equal(served(SMALL, budget=1000), truth(SMALL))

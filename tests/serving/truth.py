@@ -1,0 +1,39 @@
+"""What `attach()` on transformers gives: `python -m tests.serving.truth FOLDER`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from autoselect import Selector, attach
+from tests.serving.cases import NEW_TOKENS, REFERENCE, Case, Found, save
+
+
+def main(folder: Path) -> None:
+    job = json.loads((folder / "cases.json").read_text())
+    processor = AutoProcessor.from_pretrained(REFERENCE, backend="pil")
+    model = LlavaForConditionalGeneration.from_pretrained(REFERENCE, dtype=torch.float32).eval()
+    attach(model, Selector.from_pretrained(job["selector"]), 1.0)
+    found = []
+    for row in job["cases"]:
+        case = Case(**{**row, "scenes": tuple(row["scenes"])})
+        inputs = processor(images=case.images or None, text=case.text, return_tensors="pt")
+        extra = {"visual_token_budget": case.budget} if case.images else {}
+        with torch.no_grad():
+            output = model.generate(
+                **inputs,
+                **extra,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        found.append(Found(ids, output.logits[0][0].log_softmax(-1).numpy()))
+    save(folder, found)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
