@@ -115,7 +115,8 @@ class Selector(nn.Module):
                 f"{self.width}; use it with the model that it was trained on: "
                 f"{self.metadata.get('model', 'unknown')}"
             )
-        return self.scorer.fitted(tokens)(tokens, mask).float()
+        scores: Tensor = self.scorer.fitted(tokens)(tokens, mask)
+        return scores.float()
 
     def select(
         self, tokens: Tensor, budget: int | float, mask: Tensor | None = None
