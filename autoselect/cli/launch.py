@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.extras import require_extra
 from autoselect.config.flags import check_counts, check_port, settings_help
 from autoselect.config.programs import (
     DEFAULT_DEEPSPEED,
@@ -53,6 +54,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         path = getattr(arguments, name)
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{name}={path} is not a file; name one with --{name}")
+    require_extra("training", "deepspeed")
     command = [*launcher(ranks, arguments.port), str(TRAIN_PROGRAM)]
     command += ["--deepspeed", arguments.deepspeed]
     command += ["--config", arguments.config] if arguments.config else []

@@ -110,12 +110,12 @@ class DeepSpeedConfig:
     @property
     def gradient_clipping(self) -> float:
         """Largest gradient norm; 0 is off."""
-        return self.values.get("gradient_clipping", 0.0)
+        return float(self.values.get("gradient_clipping", 0.0))
 
     @property
     def optimizer(self) -> dict[str, Any]:
         """Type and parameters of the optimiser; empty if the file has none."""
-        return self.values.get("optimizer", {})
+        return dict(self.values.get("optimizer", {}))
 
     @property
     def zero_stage(self) -> int:

@@ -69,7 +69,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         old = merged.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = merge(typing.cast(dict, old), value) if both else value
+        merged[key] = merge(typing.cast(dict[str, Any], old), value) if both else value
     return merged
 
 

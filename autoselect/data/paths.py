@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.data import storage
 from autoselect.files.atomic import replacing
 
@@ -26,7 +27,8 @@ def expand(
     Raises:
         ConfigError: a path matches no shard, a shard comes twice, or a command is not permitted.
     """
-    from braceexpand import braceexpand  # here, so that code that reads no shards works without it
+    with extra("data"):
+        from braceexpand import braceexpand
 
     shards: list[str] = []
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
@@ -81,7 +83,8 @@ def _run_pipe(url: str, allowed: bool, folder: str | None) -> str:
     target = Path(folder) / f"pipe-{sha256(url.encode()).hexdigest()[:16]}.tar"
     if target.exists():
         return str(target)
-    import webdataset
+    with extra("data"):
+        import webdataset
 
     try:
         with replacing(target) as copy, webdataset.gopen(url, "rb") as source:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.data.decode import Limits, image_suffix
 from autoselect.data.index import build_index, sidecar, write_index
 from autoselect.data.record import check_conversation, check_placeholders, encoded
@@ -100,7 +101,8 @@ class ShardWriter:
         """Return the WebDataset writer of the current shard; begin the shard if necessary."""
         if self._tar is None:
             # Imported here because it imports torch, which is slow and not needed to read shards.
-            import webdataset
+            with extra("data"):
+                import webdataset
 
             self._file = replacing(self._path())
             stream = self._file.__enter__()

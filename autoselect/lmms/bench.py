@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import missing
 from autoselect.config.setting import required, setting
 from autoselect.evaluation.answers.parts import folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
@@ -151,9 +152,7 @@ def identity(settings: PublicSettings) -> dict[str, Any]:
     try:
         version = metadata.version("lmms_eval")
     except metadata.PackageNotFoundError:
-        raise ConfigError(
-            "lmms-eval is not installed; pip install 'autoselect[bench]' (see docs/reproduce.md)"
-        ) from None
+        raise ConfigError(f"{missing('lmms-eval', 'bench')} (see docs/reproduce.md)") from None
     return {
         "model": _identified(settings.model),
         "selector": _identified(settings.selector),

@@ -9,16 +9,19 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from accelerate import Accelerator
-from lmms_eval.api.instance import Instance
-from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from tqdm import tqdm
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.data.decode import ImageError, read_image
 from autoselect.lmms.engine import PrunedVLM
+
+with extra("bench"):
+    from accelerate import Accelerator
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.api.model import lmms
+    from lmms_eval.models.registry_v2 import ModelManifest
 
 logger = logging.getLogger(__name__)
 

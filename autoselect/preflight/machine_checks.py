@@ -10,13 +10,16 @@ from packaging.requirements import Requirement
 
 from autoselect.preflight.finding import Finding, Machine
 
+EXTRAS = ("", "tracking", "data", "evaluation", "training")
+"""The extra `training` and those that it includes; "" stands for no extra."""
+
 
 def check_packages(machine: Machine) -> Finding:
-    """Compare installed versions with the requirements of this package."""
+    """Compare installed versions with what a training run requires of this package."""
     wrong = []
     for line in metadata.requires("autoselect") or []:
         need = Requirement(line)
-        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+        if need.name == "autoselect" or not _is_needed(need):
             continue
         try:
             version = metadata.version(need.name)
@@ -37,6 +40,11 @@ def check_packages(machine: Machine) -> Finding:
         "ok",
         ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "deepspeed")),
     )
+
+
+def _is_needed(need: Requirement) -> bool:
+    """Return True for a requirement of the package itself or of an extra that training uses."""
+    return need.marker is None or any(need.marker.evaluate({"extra": name}) for name in EXTRAS)
 
 
 def check_extension(machine: Machine) -> Finding:

@@ -214,7 +214,8 @@ class Attachment:
             kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
             if (types := kwargs.get("token_type_ids")) is not None:
                 kwargs["token_type_ids"] = layout.token_types(types, new)
-        prepared = type(model).prepare_inputs_for_generation(model, input_ids, **kwargs)
+        stock = type(model).prepare_inputs_for_generation
+        prepared: dict[str, Any] = stock(model, input_ids, **kwargs)
         if (ids := prepared.get("input_ids")) is not None:
             known = kwargs.get("position_ids")
             if (pruned or layout) and known is not None and prepared.get("position_ids") is None:
@@ -225,7 +226,7 @@ class Attachment:
 
     def _before_forward(
         self, _model: Any, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]] | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Prune a call that brings images; fit one that continues from a pruned cache."""
         if self._is_prepared(kwargs):
             return None

@@ -31,5 +31,5 @@ class CallOfThread(threading.local):
     def __init__(self) -> None:
         self.settings = CallSettings()
 
-    def __reduce__(self) -> tuple[type, tuple]:
+    def __reduce__(self) -> tuple[type, tuple[()]]:
         return CallOfThread, ()

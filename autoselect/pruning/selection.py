@@ -68,7 +68,7 @@ class Chosen:
     def images(self) -> list[ImageSelection]:
         found = []
         for number, (block, own) in enumerate(
-            zip(self.blocks, self.kept.split(list(self.counts)), strict=True)
+            zip(self.blocks, torch.split(self.kept, list(self.counts)), strict=True)
         ):
             if self.scores is None:
                 scores = torch.zeros(len(block), device=own.device).index_fill(0, own, 1.0)

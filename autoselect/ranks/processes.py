@@ -28,6 +28,7 @@ from torch.distributed.distributed_c10d import (
 )
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.config.programs import DEFAULT_PORT
 from autoselect.ranks import rank_zero
 from autoselect.ranks.judge import RankLostError
@@ -95,7 +96,8 @@ def init_distributed(
     """
     set_accelerator_default()
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    import deepspeed  # before a free port is chosen: it takes seconds
+    with extra("training"):
+        import deepspeed  # before a free port is chosen: it takes seconds
 
     environment = _rendezvous(info, device)
     os.environ.update(environment)

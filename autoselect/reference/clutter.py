@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.data.decode import read_image
 
 Split = Literal["train", "val", "test"]
@@ -50,7 +51,8 @@ def photos(split: Split) -> list[np.ndarray]:
     """Return the photographs of one split, uint8 [height, width, 3], shorter side 300 pixels."""
     loaded = []
     for package, name in TEST_PHOTOS if split == "test" else TRAIN_PHOTOS:
-        path = files(package).joinpath(name)
+        with extra("evaluation"):
+            path = files(package).joinpath(name)
         if not path.is_file():
             raise ConfigError(
                 f"reference photograph {name} is missing from the installed package "
@@ -67,7 +69,9 @@ def photos(split: Split) -> list[np.ndarray]:
 @lru_cache(maxsize=64)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """Load a font that matplotlib ships; `size` in pixels."""
-    return ImageFont.truetype(str(files("matplotlib").joinpath("mpl-data/fonts/ttf", name)), size)
+    with extra("evaluation"):
+        path = files("matplotlib").joinpath("mpl-data/fonts/ttf", name)
+    return ImageFont.truetype(str(path), size)
 
 
 def photo_crop(rng: np.random.Generator, split: Split, width: int, height: int) -> Image.Image:

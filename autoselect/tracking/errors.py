@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import requests
-from alembic.util import CommandError
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from autoselect.config.extras import extra
+
+with extra("tracking"):
+    import requests
+    from alembic.util import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 UNREACHABLE_CODES = {
     "INTERNAL_ERROR",

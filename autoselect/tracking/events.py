@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
-
+from autoselect.config.extras import extra
 from autoselect.tracking.errors import RefusedError, tracking_errors
 from autoselect.tracking.journal import Event
 from autoselect.tracking.leaderboard import (
@@ -17,6 +16,9 @@ from autoselect.tracking.leaderboard import (
 )
 from autoselect.tracking.processes import is_gone
 from autoselect.tracking.store import Store, run_link
+
+with extra("tracking"):
+    from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
 
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
-from mlflow.exceptions import MlflowException
-from mlflow.store.db import utils as mlflow_databases
-from sqlalchemy import URL, make_url
-
 from autoselect.config.destinations import existing
+from autoselect.config.extras import extra
 from autoselect.tracking.errors import DELETED, RefusedError, tracking_errors
 from autoselect.tracking.journal import JOURNAL_FOLDER, Event
 from autoselect.tracking.leaderboard import VIEW, VIEW_TAG
+
+with extra("tracking"):
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Run
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db import utils as mlflow_databases
+    from sqlalchemy import URL, make_url
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
 KIND_TAG = "mlflow.experimentKind"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -91,7 +92,8 @@ def _adam_step(engine: Any) -> int:
 
 def _full(engine: Any, parameter: torch.nn.Parameter, key: str | None) -> Tensor:
     """Return the whole weight (`key` None) or moment of a parameter, in its shape."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    with extra("training"):
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if engine.zero_optimization_stage() == 0:
         return parameter if key is None else engine.basic_optimizer.state[parameter][key]
@@ -145,7 +147,8 @@ def restore(engine: Any, state: TrainedState, source: str = "checkpoint") -> Non
 
 def _set_weight(engine: Any, parameter: torch.nn.Parameter, value: Tensor) -> None:
     """Write the weight that the model uses, and the float32 copy of the optimiser."""
-    import deepspeed
+    with extra("training"):
+        import deepspeed
 
     stage = engine.zero_optimization_stage()
     if stage == 3:
@@ -161,7 +164,8 @@ def _set_optimised(
     engine: Any, parameter: torch.nn.Parameter, value: Tensor, key: str | None
 ) -> None:
     """Write this rank's part of the optimiser's weight (`key` None) or moment."""
-    from deepspeed import utils
+    with extra("training"):
+        from deepspeed import utils
 
     stage = engine.zero_optimization_stage()
     if stage == 0:
@@ -183,7 +187,8 @@ def _zero3_part(parameter: Any, value: Tensor) -> Tensor:
 
     DeepSpeed's own setter for whole tensors fails if the size is not a multiple of the ranks.
     """
-    from deepspeed import comm
+    with extra("training"):
+        from deepspeed import comm
 
     size = parameter.ds_tensor.numel()
     rank = comm.get_rank(group=parameter.ds_process_group)

@@ -18,6 +18,7 @@ from torch import Tensor
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import check_folder
+from autoselect.config.extras import extra
 from autoselect.config.files import flatten, to_dict
 from autoselect.data.loader import collate_usable
 from autoselect.data.pictured import report_pictures
@@ -275,7 +276,8 @@ def calibrate_on(
 
 def build_engine(model: AutoSelect, config: TrainConfig, deepspeed: DeepSpeedConfig) -> Any:
     """Build a DeepSpeed engine that optimises the trainable parameters only."""
-    import deepspeed as ds
+    with extra("training"):
+        import deepspeed as ds
 
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [

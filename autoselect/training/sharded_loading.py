@@ -15,6 +15,7 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.extras import extra
 
 
 @contextmanager
@@ -65,7 +66,8 @@ def gathered(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
     if not sharded:
         yield
         return
-    import deepspeed
+    with extra("training"):
+        import deepspeed
 
     with deepspeed.zero.GatheredParameters(sharded):
         yield

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-
+from autoselect.config.extras import extra
 from autoselect.evaluation.figures.style import INK, SELECTOR_COLOUR, new_figure, tidy, title
 from autoselect.tuning.agreement import TunedBudget
+
+with extra("evaluation"):
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
 COLOURS = ("#1f6fb4", "#2a9d8f", "#b8860b", "#8a5fbf", "#5b8c2a", "#c2571a")
 

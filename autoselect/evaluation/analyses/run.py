@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.analyses.classifier import classifier_accuracy, labelled_images
 from autoselect.evaluation.analyses.fidelity import (
@@ -29,6 +28,9 @@ from autoselect.evaluation.samples import EvaluationSample
 from autoselect.reference.classifier import largest_object_colour, train_classifier
 from autoselect.reference.resources import REFERENCE, resolve_shards
 from autoselect.vlm.image_classifier import load_classifier
+
+with extra("evaluation"):
+    from matplotlib.figure import Figure
 
 Found = tuple[dict[str, Any], Figure]
 SHOWN_IMAGES, GATE_IMAGES = 6, 64

@@ -2,11 +2,7 @@
 
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
-
+from autoselect.config.extras import extra
 from autoselect.evaluation.figures.style import (
     INK,
     MARKERS,
@@ -18,6 +14,12 @@ from autoselect.evaluation.figures.style import (
     title,
 )
 from autoselect.evaluation.methods.registry import SELECTOR
+
+with extra("evaluation"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
 
 FULL_STYLE, BLIND_STYLE = (0, (4, 3)), (0, (1, 2))
 

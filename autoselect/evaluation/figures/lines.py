@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-
+from autoselect.config.extras import extra
 from autoselect.evaluation.figures.style import (
     INK,
     MUTED,
@@ -14,6 +11,11 @@ from autoselect.evaluation.figures.style import (
     tidy,
     title,
 )
+
+with extra("evaluation"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
 LOOKS = {
     "hard removal": ("#1f2430", "o", "-"),

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from autoselect.config.extras import extra
 from autoselect.evaluation.analyses.gates import GateSample
 from autoselect.evaluation.analyses.similarity import Similarity
 from autoselect.evaluation.figures.style import (
@@ -20,6 +17,12 @@ from autoselect.evaluation.figures.style import (
     tidy,
     title,
 )
+
+with extra("evaluation"):
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7f7fa", "#f5c9b8", "#d1352b", "#5c0f14"])
 COOL = LinearSegmentedColormap.from_list("cool", ["#1f4e8c", "#f7f7fa", "#d1352b"])

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from PIL import Image
 
+from autoselect.config.extras import extra
 from autoselect.data.decode import read_image
 from autoselect.evaluation.figures.style import INK, MUTED, SELECTOR_COLOUR, new_figure
+
+with extra("evaluation"):
+    from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
 
 MARKS = {True: ("✓", "#1c7c3c"), False: ("✗", "#c0392b"), None: ("", INK)}
 FADE = 0.22

@@ -1,7 +1,10 @@
 """Give all figures the same colours, fonts and plain axes."""
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from autoselect.config.extras import extra
+
+with extra("evaluation"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1f2430", "#6b7280", "#d9dce3"
 SELECTOR_COLOUR = "#d1352b"

@@ -7,7 +7,10 @@ allowed everywhere. `Report.model_json_schema()` gives the same as a JSON Schema
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from autoselect.config.extras import extra
+
+with extra("evaluation"):
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
