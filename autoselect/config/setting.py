@@ -29,7 +29,9 @@ def help_of(settings: type, name: str) -> str:
     return str({f.name: f.metadata["help"] for f in dataclasses.fields(settings)}[name])
 
 
-def described(settings: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+def described(
+    settings: type, prefix: str = ""
+) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Yield dotted name, type and field of every setting; a group comes before its members."""
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
