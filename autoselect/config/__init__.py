@@ -1,16 +1,14 @@
 """Configuration: settings and their checks, YAML and flags, and the DeepSpeed JSON."""
 
 from autoselect.config.errors import ConfigError, require
+from autoselect.config.gate import GateConfig, GateKind, GateSite, Removal
 from autoselect.config.settings import (
     DataConfig,
     DenoiserConfig,
-    GateConfig,
-    GateKind,
-    GateSite,
     OptimizerConfig,
-    Removal,
     ScorerConfig,
     TrainConfig,
+    ValidationConfig,
 )
 
 __all__ = [
@@ -24,5 +22,6 @@ __all__ = [
     "Removal",
     "ScorerConfig",
     "TrainConfig",
+    "ValidationConfig",
     "require",
 ]

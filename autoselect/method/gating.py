@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from autoselect.config import GateKind
+from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.hard_top_k import hard_top_k
-from autoselect.ops.noise import NoiseKey, NoiseStatistics
+from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
 
@@ -58,7 +59,7 @@ def gate_tokens(
     tokens: Tensor,
     scores: Tensor,
     setting: GateSetting,
-    statistics: NoiseStatistics,
+    statistics: TokenStatistics,
     image_ids: Tensor,
     mask: Tensor | None = None,
 ) -> Gated:
@@ -69,11 +70,13 @@ def gate_tokens(
         tokens: x, [I, N, D].
         scores: importance logits, [I, N].
         setting: budget, temperature, seed and step; images with fewer tokens than K keep all.
-        statistics: mean and covariance of the data set's tokens.
+        statistics: mean and covariance of the data set's tokens, and whether each token is
+            normalised.
         image_ids: ids of the images in the data set, which key the noise, int64, [I].
         mask: true at real tokens, [I, N].
     """
     key = NoiseKey(setting.seed, setting.step, image_ids)
+    tokens = statistics.fitted(tokens)
     temperature, token_budget = setting.temperature, min(setting.token_budget, tokens.shape[1])
     if kind == "noise":
         gated, gates = soft_top_k_noise_gate(

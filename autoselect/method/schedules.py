@@ -21,14 +21,17 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def temperature(config: GateConfig, step: int, steps: int) -> float:
-    """Return the temperature: geometric decay over `anneal_fraction` of the steps, then constant.
+    """Return the temperature: it falls over `anneal_fraction` of the steps, then stays.
 
-    It falls early, so that gates polarise while the learning rate can still correct them.
+    The geometric decay is ours: early, so that gates polarise while the learning rate can still
+    correct them. The cosine is that of the paper's follow-up (DiffPrune, arXiv 2605.28051).
     """
     length = config.anneal_fraction * steps
     progress = 1.0 if length <= 0 else min(1.0, step / length)
-    ratio = config.temperature_end / config.temperature_start
-    return config.temperature_start * ratio**progress
+    start, end = config.temperature_start, config.temperature_end
+    if config.temperature_decay == "cosine":
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+    return float(start * (end / start) ** progress)
 
 
 def removal_probability(config: GateConfig, step: int, steps: int) -> float:

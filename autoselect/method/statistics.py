@@ -21,9 +21,46 @@ class TokenStatistics(NoiseStatistics):
     Attributes:
         participation_ratio: effective dimensions of the tokens, (sum l)^2 / sum l^2 over the
             eigenvalues l of their covariance.
+        normalised: width of the groups of channels over which each token is normalised before the
+            gate; 0 if tokens are gated as they are.
     """
 
     participation_ratio: float = field(kw_only=True)
+    normalised: int = field(kw_only=True, default=0)
+
+    def isotropic(self, width: int) -> "TokenStatistics":
+        """Return statistics of isotropic noise: one mean and one deviation for `width` channels.
+
+        They are those of all channels of all tokens; deepstack features have numbers of their own.
+        """
+        mean, square = (v.unflatten(0, (-1, width)) for v in (self.mean, self.second_moment()))
+        one = mean.mean(dim=1, keepdim=True)
+        std = (square.mean(dim=1, keepdim=True) - one.square()).clamp(min=0).sqrt()
+        means, stds = (value.expand_as(mean).flatten() for value in (one, std))
+        return TokenStatistics(
+            means, stds, participation_ratio=self.participation_ratio, normalised=width
+        )
+
+    def second_moment(self) -> Tensor:
+        """Return the mean square of each channel, [D]."""
+        variance = self.std.square()
+        if self.factor is not None:
+            variance = variance + self.factor.square().sum(dim=0)
+        return variance + self.mean.square()
+
+    def fitted(self, tokens: Tensor) -> Tensor:
+        """Return tokens [I, N, D] as the gate mixes them with noise of these statistics.
+
+        With isotropic noise N(0, I) is mixed with tokens that are normalised, each over its own
+        channels (arXiv 2605.28051 says "normalised tokens"; how is ours). Both are brought to the
+        mean and deviation of the data set, which carries nothing of the image and lets the Denoiser
+        begin near the projector's outputs.
+        """
+        if not self.normalised:
+            return tokens
+        groups = tokens.float().unflatten(-1, (-1, self.normalised))
+        unit = torch.nn.functional.layer_norm(groups, groups.shape[-1:]).flatten(-2)
+        return (unit * self.std + self.mean).to(tokens.dtype)
 
     def to(self, device: torch.device) -> "TokenStatistics":
         """Return the same statistics on another device."""
@@ -34,6 +71,8 @@ class TokenStatistics(NoiseStatistics):
         """Return named tensors on the CPU, to be stored beside weights."""
         named = {"mean": self.mean, "std": self.std}
         named["participation_ratio"] = torch.tensor(self.participation_ratio)
+        if self.normalised:
+            named["normalised"] = torch.tensor(self.normalised)
         if self.factor is not None:
             named["factor"] = self.factor
         return {name: value.cpu() for name, value in named.items()}
@@ -42,7 +81,13 @@ class TokenStatistics(NoiseStatistics):
     def from_tensors(cls, named: dict[str, Tensor]) -> "TokenStatistics":
         """Read what `tensors` returned."""
         ratio = float(named["participation_ratio"])
-        return cls(named["mean"], named["std"], named.get("factor"), participation_ratio=ratio)
+        return cls(
+            named["mean"],
+            named["std"],
+            named.get("factor"),
+            participation_ratio=ratio,
+            normalised=int(named.get("normalised", 0)),
+        )
 
 
 def calibrate(

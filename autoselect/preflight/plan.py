@@ -41,6 +41,7 @@ class Hardware:
 
 
 GPUS = {
+    "a6000": Hardware(47.4, 154.8),
     "a100-40": Hardware(39.4, 312.0),
     "a100-80": Hardware(79.1, 312.0),
     "l40s": Hardware(44.4, 362.0),

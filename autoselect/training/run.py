@@ -265,7 +265,10 @@ def calibrate_on(
             yield visual.real(visual.gated)
 
     rank = config.gate.noise_rank if config.gate.noise == "covariance" else None
-    statistics = calibrate(batches(), rank, vlm.width_at(site))
+    width = vlm.width_at(site)
+    statistics = calibrate(batches(), rank, width)
+    if config.gate.noise == "isotropic":
+        statistics = statistics.isotropic(width)
     logger.info(
         "calibrated on visual tokens of width %d, participation ratio %.1f",
         len(statistics.mean),

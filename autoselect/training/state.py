@@ -52,6 +52,9 @@ class Progress:
         skipped_steps: updates skipped so far because a number was not finite.
         images: images trained on so far, each as often as it came.
         smaller_images: those with fewer visual tokens than the budget of their step.
+        best_loss: lowest held-out loss so far; None before the first measurement.
+        best_step: updates made when it was measured.
+        since_best: measurements since then.
     """
 
     tracking_run_id: str | None = None
@@ -59,6 +62,9 @@ class Progress:
     skipped_steps: int = 0
     images: int = 0
     smaller_images: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    since_best: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +78,9 @@ class Progress:
             values.get("skipped_steps", 0),
             values.get("images", 0),
             values.get("smaller_images", 0),
+            values.get("best_loss"),
+            values.get("best_step"),
+            values.get("since_best", 0),
         )
 
 

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,18 +15,18 @@ from autoselect.data.loader import BatchPlan, Loader
 from autoselect.method import schedules
 from autoselect.method.gating import GateSetting
 from autoselect.method.model import StepOutput
-from autoselect.pruning.selector import Selector
 from autoselect.training.engine_state import capture, restore
+from autoselect.training.export import export
 from autoselect.training.parts import Run, start_quarantine, start_tracker
+from autoselect.training.remarks import report_smaller_images, summary, warn_of_soft_gates
 from autoselect.training.sharded_loading import gathered
 from autoselect.training.state import Progress, TrainingState
 from autoselect.training.update_guard import UpdateGuard
+from autoselect.training.validation import BEST_FOLDER, take_best, validation_of
 from autoselect.vlm.text.batch import TrainBatch
 
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"
-LEAST_POLARISATION = 0.95
-"""Share of the budget at the K best gates below which the end of training warns."""
 
 
 class Trainer:
@@ -61,6 +62,8 @@ class Trainer:
         self.guard.skipped = progress.skipped_steps
         self.images, self.smaller_images = progress.images, progress.smaller_images
         self.polarisation = progress.polarisation
+        self.progress = progress
+        self.validation = validation_of(run, self.sizes.micro, self.loader.batch_size)
         self.tracker = start_tracker(run, progress.tracking_run_id)
         self.tracking_run_id = self.tracker.run_id or progress.tracking_run_id
 
@@ -74,34 +77,20 @@ class Trainer:
                 to_dict(self.config),
                 self.engine.module.statistics.tensors(),
                 self.parts.origin,
-                Progress(
-                    self.tracking_run_id,
-                    self.polarisation,
-                    self.guard.skipped,
-                    self.images,
-                    self.smaller_images,
-                ),
+                self.now(),
             )
         )
 
-    def export(self, folder: Path) -> None:
-        """Write the selector for users: `selector.safetensors` and `config.json`."""
-        model, config = self.engine.module, self.config
-        metadata = {
-            "model": config.model,
-            "model_name": model.vlm.name,
-            "model_digest": model.vlm.digest,
-            "data_digest": self.parts.shards.digest,
-            "steps": config.steps,
-            "seed": config.seed,
-            "samples": config.steps * self.loader.batch_size,
-            "token_budget": config.gate.token_budget,
-            "min_token_budget": config.gate.min_token_budget,
-            "polarisation": self.polarisation,
-            "tracking_run_id": self.tracking_run_id,
-        }
-        Selector(model.scorer, metadata).save_pretrained(folder)
-        logger.info("selector written to %s", folder)
+    def now(self) -> Progress:
+        """Return what a resumed run continues besides the trained part."""
+        return replace(
+            self.progress,
+            tracking_run_id=self.tracking_run_id,
+            polarisation=self.polarisation,
+            skipped_steps=self.guard.skipped,
+            images=self.images,
+            smaller_images=self.smaller_images,
+        )
 
     def run(self) -> bool:
         """Make all remaining steps, write the selector into `OUTPUT/selector`, end the tracked run.
@@ -117,12 +106,10 @@ class Trainer:
         try:
             finished = self._run()
             if finished:
-                self._warn_of_soft_gates()
-                self._report_smaller_images()
-                self.heartbeat.progress("exporting the selector")
-                with gathered(self.engine.module.scorer.parameters()):
-                    if self.info.is_main:
-                        self.export(self.parts.output / SELECTOR_FOLDER)
+                if self.info.is_main:
+                    warn_of_soft_gates(self.polarisation or 0.0)
+                    report_smaller_images(self.smaller_images, self.images)
+                self._export_last_or_best()
         except BaseException:
             self.tracker.finish("FAILED")
             raise
@@ -131,30 +118,37 @@ class Trainer:
             self.tracker.finish("FINISHED" if finished else "KILLED")
         return finished
 
-    def _warn_of_soft_gates(self) -> None:
-        """Warn if tokens that inference removes still came through the gates at the end."""
-        if self.info.is_main and (self.polarisation or 0.0) < LEAST_POLARISATION:
-            logger.warning(
-                "polarisation ends at %.3f, below %.2f: gates between 0 and 1 let through what "
-                "inference removes; train for more steps, lower gate.temperature_end, or lower "
-                "gate.anneal_fraction so that gates harden while the learning rate is high",
-                self.polarisation or 0.0,
-                LEAST_POLARISATION,
-            )
+    def _export_last_or_best(self) -> None:
+        """Write `OUTPUT/selector` (a collective)."""
+        folder = self.parts.output / SELECTOR_FOLDER
+        if not self.config.validation.patience:
+            self._export_gathered(folder)
+        elif self.info.is_main:
+            take_best(self.parts.output, folder, self.progress)
 
-    def _report_smaller_images(self) -> None:
-        if self.info.is_main and self.smaller_images:
-            logger.info(
-                "%d of %d images had fewer visual tokens than the budget of their step, and kept "
-                "all of them",
-                self.smaller_images,
-                self.images,
-            )
+    def _export_gathered(self, folder: Path) -> None:
+        self.heartbeat.progress("exporting the selector")
+        with gathered(self.engine.module.scorer.parameters()):
+            if self.info.is_main:
+                export(self.parts, self.step, self.loader.batch_size, self.now(), folder)
+
+    def validate(self) -> bool:
+        """Measure the held-out loss and keep the best selector; return True to end training."""
+        self.heartbeat.progress(f"validation of step {self.step}")
+        loss = self.validation.loss()
+        self.progress = self.validation.judged(self.progress, self.step, loss)
+        if self.config.validation.patience and self.progress.since_best == 0:
+            self._export_gathered(self.parts.output / BEST_FOLDER)
+        self.tracker.log_metrics({"validation/loss": loss}, self.step)
+        logger.info("step %d: held-out loss %.4f", self.step, loss)
+        return bool(self.validation.is_over(self.progress))
 
     def _on_lost(self, verdict: str) -> None:
         self.tracker.finish("FAILED")
 
     def _run(self) -> bool:
+        if self.validation is not None and self.validation.is_over(self.progress):
+            return True
         self.engine.train()
         bar = tqdm(
             total=self.config.steps,
@@ -171,14 +165,18 @@ class Trainer:
             bar.update()
             bar.set_postfix_str(summary(metrics))
             self.log(metrics)
-            stopping = self.parts.signals.raised_anywhere(self.device)
             last = self.step == self.config.steps
+            if self.validation is not None and self.validation.due(self.step):
+                last = self.validate() or last
+            stopping = self.parts.signals.raised_anywhere(self.device)
             if stopping or last or self.step % self.config.save_every == 0:
                 self.heartbeat.progress(f"checkpoint of step {self.step}")
                 self.save()
             if stopping and not last:
                 logger.warning("stopped by a signal after step %d, checkpoint saved", self.step)
                 return False
+            if last:
+                break
         bar.close()
         return True
 
@@ -283,12 +281,3 @@ class Trainer:
             self.tracker.log_metrics(metrics, self.step)
             if not sys.stderr.isatty():
                 logger.info("step %d of %d: %s", self.step, self.config.steps, summary(metrics))
-
-
-def summary(metrics: dict[str, float]) -> str:
-    """Return the most important metrics as one line."""
-    return (
-        f"loss {metrics['train/loss']:.3f}, polarisation {metrics['train/polarisation']:.3f}, "
-        f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "
-        f"{metrics['train/tokens_per_s']:.0f} answer tokens/s"
-    )

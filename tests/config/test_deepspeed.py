@@ -55,7 +55,12 @@ def test_files_for_public_models_differ_in_batch_sizes_only(name: str) -> None:
 
 
 def test_no_other_file_is_shipped() -> None:
-    assert {path.stem for path in FOLDER.iterdir()} == set(STAGES) | set(PUBLIC_STAGES)
+    known = {*STAGES, *PUBLIC_STAGES, "zero2_one_card"}
+    assert {path.stem for path in FOLDER.iterdir()} == known
+    one, usual = (
+        json.loads((FOLDER / f"{n}.json").read_text()) for n in ("zero2_one_card", "zero2")
+    )
+    assert one == usual | {"train_micro_batch_size_per_gpu": 4}
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,17 @@ def test_a_recipe_fits_its_model_and_its_gpus(name, shape):
 
 
 def test_every_recipe_of_a_public_model_is_checked():
-    own = {"reference", "soft-removal"}
+    own = {"reference", "soft-removal", "paper", "paper-llava-1.5-7b"}
     assert {path.stem for path in RECIPES.glob("*.yaml")} - own == set(PUBLISHED)
+
+
+def test_the_paper_preset_fits_one_card_of_48_gb(shape):
+    config = load_config(TrainConfig, str(RECIPES / "paper-llava-1.5-7b.yaml"), [])
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2_one_card.json")
+    model = shape("llava-1.5-7b")
+    worst = worst_batch(model, deepspeed.split(1).micro, config, Assumptions())
+    need = memory(model, "2", 1, worst, config, Assumptions()).total
+    assert need < GPUS["a6000"].memory_gib * GIB
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -86,3 +86,53 @@ def test_a_gate_that_gates_nothing_is_refused():
     with pytest.raises(ConfigError, match="gate.kind=none .* gate.soft_removal=true"):
         GateConfig(kind="none", soft_removal=False)
     GateConfig(kind="none", soft_removal=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_isotropic_noise_is_mixed_with_tokens_normalised_over_their_channels(inputs, groups):
+    """`groups` > 1: deepstack features follow each token's own channels."""
+    tokens, scores, channel, key = inputs
+    width = 16 // groups
+    statistics = channel.isotropic(width)
+    result = gated("noise", (tokens, scores, statistics, key))
+    gates = soft_top_k(scores, BUDGET, TEMPERATURE)[..., None]
+    parts = tokens.unflatten(-1, (groups, width))
+    centred = parts - parts.mean(-1, keepdim=True)
+    unit = (centred / (parts.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()).flatten(-2)
+    every = tokens.flatten(0, 1).unflatten(-1, (groups, width))
+    for group in range(groups):
+        own = slice(group * width, (group + 1) * width)
+        torch.testing.assert_close(statistics.mean[own], every[:, group].mean().expand(width))
+        deviation = every[:, group].std(unbiased=False).expand(width)
+        torch.testing.assert_close(statistics.std[own], deviation, atol=1e-4, rtol=1e-4)
+    pure = gated("noise", (tokens * 0, scores, statistics, key)).tokens
+    signal = result.tokens - pure
+    expected = gates.sqrt() * unit * statistics.std
+    torch.testing.assert_close(signal, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_an_isotropic_gate_keeps_the_variance_of_every_token_and_leaks_nothing_when_closed(inputs):
+    tokens, _, channel, key = inputs
+    wide = torch.randn(2, 12, 4096, generator=torch.Generator().manual_seed(3)) * 7 + 2
+    statistics = calibrate([wide.flatten(0, 1)], None).isotropic(4096)
+    key = NoiseKey(1, 2, torch.arange(2))
+    for share in (0.0, 0.3, 1.0):
+        mixed = noise_gate(statistics.fitted(wide), torch.full((2, 12), share), statistics, key)
+        torch.testing.assert_close(mixed.std(-1), torch.full((2, 12), 7.0), atol=0.4, rtol=0)
+    closed = [
+        noise_gate(statistics.fitted(x), torch.zeros(2, 12), statistics, key)
+        for x in (wide, wide.flip(0) * 3)
+    ]
+    assert torch.equal(*closed)
+
+
+def test_statistics_of_isotropic_noise_are_stored_with_their_normalisation(inputs):
+    statistics = inputs[2].isotropic(16)
+    again = type(statistics).from_tensors(statistics.tensors())
+    assert again.normalised == 16
+    assert torch.equal(again.fitted(inputs[0]), statistics.fitted(inputs[0]))
+
+
+def test_isotropic_noise_is_refused_for_a_gate_without_noise():
+    with pytest.raises(ConfigError, match=r"gate.noise=isotropic .* gate.kind=zero_fill"):
+        GateConfig(noise="isotropic", kind="zero_fill")

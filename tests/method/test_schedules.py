@@ -53,3 +53,17 @@ def test_removal_rises_over_the_middle_of_the_steps_and_only_if_it_is_wanted():
     assert values[70:] == pytest.approx([0.9] * 30)
     assert all(a <= b for a, b in zip(values, values[1:], strict=False))
     assert removal_probability(GateConfig(), 99, 100) == 0.0
+
+
+def test_a_cosine_decay_is_half_way_down_in_the_middle():
+    config = GateConfig(
+        temperature_start=2.0,
+        temperature_end=0.1,
+        temperature_decay="cosine",
+        anneal_fraction=0.5,
+    )
+    values = [temperature(config, step, 100) for step in range(100)]
+    assert values[0] == 2.0
+    assert values[25] == pytest.approx(1.05)
+    assert values[50:] == pytest.approx([0.1] * 50)
+    assert all(a >= b for a, b in zip(values, values[1:], strict=False))

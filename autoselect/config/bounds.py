@@ -1,0 +1,18 @@
+"""Bounds of numbers in settings, as checks that name the setting."""
+
+import math
+
+from autoselect.config.errors import require
+
+
+def at_least(least: int, name: str, value: int) -> None:
+    require(value >= least, f"{name}={value} is below {least}; choose {least} or more")
+
+
+def positive(name: str, value: float) -> None:
+    rule = f"{name}={value} must be above 0 and finite"
+    require(value > 0 and math.isfinite(value), f"{rule}; choose a number such as 0.01")
+
+
+def share(name: str, value: float) -> None:
+    require(0 <= value <= 1, f"{name}={value} must lie in 0..1; it is a share of the whole")

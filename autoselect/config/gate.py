@@ -1,0 +1,126 @@
+"""Settings of the gate: budget, temperature, noise, what is gated and how."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from autoselect.config.bounds import at_least, positive, share
+from autoselect.config.errors import require
+from autoselect.config.setting import setting
+
+GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "none"]
+GateSite = Literal["after_projector", "before_projector", "before_encoder"]
+Noise = Literal["covariance", "channel", "isotropic"]
+Removal = Literal["none", "per_token", "per_image"]
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    token_budget: int = setting(
+        16, "tokens kept per image, K; the upper end of the range if K is drawn for each step"
+    )
+    min_token_budget: int | None = setting(
+        6, "lower end of the range from which K is drawn for each step; null fixes K"
+    )
+    temperature_start: float = setting(
+        0.5, "temperature of soft top-K at the first step, in units of standardised scores"
+    )
+    temperature_end: float = setting(0.02, "temperature reached after anneal_fraction of the steps")
+    temperature_decay: Literal["geometric", "cosine"] = setting(
+        "geometric", "how the temperature falls: by equal factors, or along half a cosine"
+    )
+    anneal_fraction: float = setting(
+        0.4, "share of all steps over which the temperature falls, 0..1"
+    )
+    standardise: bool = setting(
+        True, "scale scores to mean 0 and variance 1 per image before soft top-K"
+    )
+    noise: Noise = setting(
+        "covariance",
+        "what the noise shares with the visual tokens: their covariance, the variance of each "
+        "channel, or (isotropic) one variance, with tokens normalised to it before the gate",
+    )
+    noise_rank: int = setting(64, "rank of the covariance factor, 1..64")
+    calibration_images: int = setting(
+        256, "images whose tokens give mean, deviation and covariance factor of the noise"
+    )
+    soft_removal: bool = setting(
+        False,
+        "also add the logarithm of each gate to the attention logits of its token, so that a "
+        "closed gate removes the token as inference does; not in the paper",
+    )
+    removal: Removal = setting(
+        "none",
+        "also take tokens out of attention at random, as inference removes them: each with "
+        "probability p (1 - gate), or for each image a share of that, from none to all; not in the "
+        "paper",
+    )
+    removal_probability: float = setting(
+        1.0, "p of gate.removal, 0..1, reached over the middle of the steps"
+    )
+    removal_presence: bool = setting(
+        False,
+        "with gate.removal, pass a gradient to the gates of the tokens that stay, for what their "
+        "presence in attention is worth",
+    )
+    coverage: float = setting(
+        0.0,
+        "lower the score of each token by this much times its likeness (cosine) to tokens that go "
+        "before it, in units of standardised scores, 0 or more; not in the paper",
+    )
+    kind: GateKind = setting(
+        "noise",
+        "formula of the gate; noise is the paper's, autoselect/method/gating.py defines the others",
+    )
+    site: GateSite = setting(
+        "after_projector",
+        "which tokens are scored and gated: what the projector returns, what it takes, or the "
+        "patch embeddings before the vision encoder",
+    )
+
+    def __post_init__(self) -> None:
+        at_least(1, "gate.token_budget", self.token_budget)
+        low = self.min_token_budget
+        require(
+            low is None or 1 <= low <= self.token_budget,
+            f"gate.min_token_budget={low} must lie in 1..gate.token_budget={self.token_budget}; "
+            "choose a number in between, or null to fix the budget",
+        )
+        positive("gate.temperature_start", self.temperature_start)
+        positive("gate.temperature_end", self.temperature_end)
+        require(
+            self.temperature_end <= self.temperature_start,
+            f"gate.temperature_end={self.temperature_end} must not exceed "
+            f"gate.temperature_start={self.temperature_start}; lower it, or raise the other",
+        )
+        share("gate.anneal_fraction", self.anneal_fraction)
+        require(
+            1 <= self.noise_rank <= 64,
+            f"gate.noise_rank={self.noise_rank} must lie in 1..64; choose a rank in between",
+        )
+        at_least(2, "gate.calibration_images", self.calibration_images)
+        share("gate.removal_probability", self.removal_probability)
+        require(
+            self.coverage >= 0 and math.isfinite(self.coverage),
+            f"gate.coverage={self.coverage} must be 0 or more and finite; choose 0 for none",
+        )
+        require(
+            self.removal == "none" or not self.soft_removal,
+            f"gate.removal={self.removal} and gate.soft_removal=true both change attention; "
+            "choose one of them",
+        )
+        require(
+            self.removal != "none" or not self.removal_presence,
+            "gate.removal_presence=true needs tokens that are removed; set gate.removal, or leave "
+            "it out",
+        )
+        require(
+            self.noise != "isotropic" or self.kind in ("noise", "straight_through"),
+            f"gate.noise=isotropic normalises tokens for a gate that adds noise, and "
+            f"gate.kind={self.kind} adds none; set gate.kind=noise, or leave gate.noise out",
+        )
+        require(
+            self.kind != "none" or self.soft_removal,
+            "gate.kind=none lets every token pass, so the budget would mean nothing; "
+            "set gate.soft_removal=true or choose another gate.kind",
+        )

@@ -1,0 +1,39 @@
+"""What a training tells in its log."""
+
+import logging
+
+logger = logging.getLogger(__name__)
+LEAST_POLARISATION = 0.95
+"""Share of the budget at the K best gates below which the end of training warns."""
+
+
+def warn_of_soft_gates(polarisation: float) -> None:
+    """Warn if tokens that inference removes still came through the gates at the end."""
+    if polarisation < LEAST_POLARISATION:
+        logger.warning(
+            "polarisation ends at %.3f, below %.2f: gates between 0 and 1 let through what "
+            "inference removes; train for more steps, lower gate.temperature_end, or lower "
+            "gate.anneal_fraction so that gates harden while the learning rate is high",
+            polarisation,
+            LEAST_POLARISATION,
+        )
+
+
+def report_smaller_images(smaller: int, images: int) -> None:
+    """Log how many images were trained on with all their tokens."""
+    if smaller:
+        logger.info(
+            "%d of %d images had fewer visual tokens than the budget of their step, and kept "
+            "all of them",
+            smaller,
+            images,
+        )
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """Return the most important metrics as one line."""
+    return (
+        f"loss {metrics['train/loss']:.3f}, polarisation {metrics['train/polarisation']:.3f}, "
+        f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "
+        f"{metrics['train/tokens_per_s']:.0f} answer tokens/s"
+    )

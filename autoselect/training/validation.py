@@ -1,0 +1,137 @@
+"""Loss on rows that are not trained on, and the end of a training whose loss no longer falls.
+
+The gates are those of the end of training: the largest budget, the last temperature, and the same
+noise at every measurement. With the temperature of the step, the loss would rise because gates
+close, and the training would end although the Scorer still learns.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.data.faults import BadSample
+from autoselect.data.loader import collate_usable
+from autoselect.data.order import epoch_slice
+from autoselect.data.shards import Sample, ShardSet
+from autoselect.method.gating import GateSetting
+from autoselect.training.state import Progress
+
+if TYPE_CHECKING:
+    from autoselect.training.parts import Run
+
+logger = logging.getLogger(__name__)
+BEST_FOLDER = "best"
+HELD_OUT = "held-out"
+
+
+def held_out_rows(config: TrainConfig, shards: ShardSet, batch_size: int) -> list[Sample]:
+    """Return the rows of the validation, decoded; rows that cannot be used are left out.
+
+    Without shards of its own it takes the last rows in the order of the training.
+
+    Raises:
+        ConfigError: the training uses those rows, or none of them has an image.
+    """
+    own, count = config.validation, config.validation.images
+    if own.shards != HELD_OUT:
+        shards = ShardSet.open(own.shards)
+        ids: Sequence[int] = range(min(count, len(shards)))
+    else:
+        used, rows = config.steps * batch_size, len(shards)
+        if used + count > rows:
+            raise ConfigError(
+                f"validation.images={count}: {config.steps} steps of {batch_size} rows leave "
+                f"{max(0, rows - used)} of the {rows} rows of data.train_shards="
+                f"{config.data.train_shards} unused; give validation.shards, or lower steps or "
+                "validation.images"
+            )
+        ids = epoch_slice(rows, config.seed, 0, rows - count, rows).tolist()
+    found = []
+    for sample_id in ids:
+        try:
+            sample = shards[sample_id]
+            if sample.pictures:
+                found.append(sample)
+        except BadSample as error:
+            logger.warning("left out of the validation: %s", error)
+    if not found:
+        raise ConfigError(
+            f"validation: none of {len(ids)} rows has a usable image; give validation.shards"
+        )
+    return found
+
+
+class Validation:
+    """Measures the held-out loss and remembers the lowest one.
+
+    Args:
+        run: the training run.
+        micro_batch: rows per forward pass of one rank.
+        batch_size: rows of one update.
+    """
+
+    def __init__(self, run: Run, micro_batch: int, batch_size: int) -> None:
+        self.run = run
+        self.config = run.config.validation
+        rows = held_out_rows(run.config, run.shards, batch_size)
+        chunks = [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
+        world = run.info.world_size
+        own = chunks[run.info.rank :: world]
+        # At ZeRO-3 all ranks make equally many passes; those beyond a rank's own count nothing.
+        self._passes = -(-len(chunks) // world)
+        self._counted = len(own)
+        self._batches = [collate_usable(run.collator, c)[0] for c in own or chunks[:1]]
+
+    def due(self, step: int) -> bool:
+        return step % self.config.every == 0 or step == self.run.config.steps
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Return the mean next-token loss over all held-out answer tokens (a collective)."""
+        engine, gate = self.run.engine, self.run.config.gate
+        setting = GateSetting(gate.token_budget, gate.temperature_end, self.run.config.seed, step=0)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.run.device)
+        engine.eval()
+        for number in range(self._passes):
+            batch = self._batches[min(number, len(self._batches) - 1)]
+            output = engine(batch.to(self.run.device), setting)
+            if number < self._counted:
+                totals[0] += output.loss_sum.double()
+                totals[1] += output.answer_tokens
+        engine.train()
+        dist.all_reduce(totals)
+        return float(totals[0] / totals[1].clamp(min=1))
+
+    def judged(self, progress: Progress, step: int, loss: float) -> Progress:
+        """Return the progress after a measurement."""
+        if progress.best_loss is None or loss < progress.best_loss:
+            return replace(progress, best_loss=loss, best_step=step, since_best=0)
+        return replace(progress, since_best=progress.since_best + 1)
+
+    def is_over(self, progress: Progress) -> bool:
+        return 0 < self.config.patience <= progress.since_best
+
+
+def take_best(output: Path, selector: Path, progress: Progress) -> None:
+    """Copy the selector of the lowest held-out loss to where users look for it."""
+    shutil.copytree(output / BEST_FOLDER, selector, dirs_exist_ok=True)
+    logger.info(
+        "selector of step %s, with the lowest held-out loss %.4f, written to %s",
+        progress.best_step,
+        progress.best_loss,
+        selector,
+    )
+
+
+def validation_of(run: Run, micro_batch: int, batch_size: int) -> Any:
+    """Return the `Validation` of a run, or None if it has none."""
+    return Validation(run, micro_batch, batch_size) if run.config.validation.every else None

@@ -1,0 +1,109 @@
+"""The held-out loss: which rows it is measured on, and how it ends a training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.files import load_config
+from autoselect.data.order import epoch_slice, stream_slice
+from autoselect.data.shards import ShardSet
+from autoselect.pruning.selector import Selector
+from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.signals import SignalFlag
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.shards import render_shards
+from autoselect.reference.vlm import build_model, save_vlm
+from autoselect.training.run import assemble
+from autoselect.training.validation import held_out_rows
+
+FIVE = ("--steps=5", "--validation.images=2")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validation")
+    save_vlm(build_model(), folder / "vlm")
+    render_shards(folder / "shards", ReferenceData(train=12, val=2, test=1), workers=1)
+    return folder
+
+
+def config_of(folder, output, *flags):
+    given = [
+        f"--model={folder / 'vlm'}",
+        f"--data.train_shards={folder / 'shards' / 'train-*.tar'}",
+        f"--output={output}",
+        *("--steps=4", "--save_every=1", "--gate.calibration_images=2", "--tracking=false"),
+        *("--validation.every=1", "--validation.images=3", *flags),
+    ]
+    return load_config(TrainConfig, None, given)
+
+
+def trainer_of(config, alone, heartbeat):
+    shipped = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    return assemble(config, shipped.with_batch(2, 2), alone, SignalFlag(), heartbeat)
+
+
+def test_held_out_rows_are_never_trained_on(folder, tmp_path):
+    config = config_of(folder, tmp_path)
+    shards = ShardSet.open(config.data.train_shards)
+    rows = [row.sample_id for row in held_out_rows(config, shards, 2)]
+    assert rows == epoch_slice(12, 0, 0, 9, 12).tolist()
+    assert not set(rows) & set(stream_slice(12, 0, 0, 4 * 2).tolist())
+    with pytest.raises(ConfigError, match=r"5 steps of 2 rows leave 2 of the 12 rows .* unused"):
+        held_out_rows(replace(config, steps=5), shards, 2)
+
+
+def test_rows_of_other_shards_may_be_given(folder, tmp_path):
+    other = str(folder / "shards" / "val-*.tar")
+    config = config_of(folder, tmp_path, f"--validation.shards={other}", "--steps=99")
+    rows = held_out_rows(config, ShardSet.open(config.data.train_shards), 2)
+    assert [row.key for row in rows] == ["val-0000000", "val-0000001"]
+
+
+def test_training_ends_early_with_the_selector_of_the_lowest_loss(alone, folder, tmp_path):
+    """The losses are scripted; the weights of every step are recorded."""
+    config = config_of(folder, tmp_path / "run", "--validation.patience=2", *FIVE)
+    script, seen = iter([3.0, 2.0, 2.5, 2.0]), []
+    with Heartbeat(alone) as heartbeat:
+        trainer = trainer_of(config, alone, heartbeat)
+
+        def scripted():
+            weights = trainer.engine.module.scorer.state_dict()
+            seen.append({name: tensor.clone() for name, tensor in weights.items()})
+            return next(script)
+
+        trainer.validation.loss = scripted
+        assert trainer.run()
+        assert trainer.step == 4
+        assert (trainer.progress.best_step, trainer.progress.since_best) == (2, 2)
+        again = trainer_of(config, alone, heartbeat)
+        assert again.step == 4 and again.progress == trainer.now()
+        assert again.run() and again.step == 4
+    exported = Selector.from_pretrained(tmp_path / "run" / "selector").scorer.state_dict()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in seen[1].items())
+    assert not torch.equal(seen[1]["projection.weight"], seen[3]["projection.weight"])
+
+
+def test_the_loss_is_that_of_the_last_gates_and_changes_nothing(alone, folder, tmp_path):
+    config = config_of(folder, tmp_path / "run", "--steps=2")
+    with Heartbeat(alone) as heartbeat:
+        trainer = trainer_of(config, alone, heartbeat)
+        model = trainer.engine.module
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        first, again = trainer.validation.loss(), trainer.validation.loss()
+        assert first == again
+        assert model.training and not model.frozen.training
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        gate = replace(config.gate, temperature_start=0.3)  # of the first step only
+        other = replace(trainer.parts, config=replace(config, gate=gate))
+        trainer.validation.run = other
+        assert trainer.validation.loss() == first
+        harder = replace(gate, temperature_end=0.3)
+        trainer.validation.run = replace(other, config=replace(config, gate=harder))
+        assert trainer.validation.loss() != first
+        assert trainer.run()
