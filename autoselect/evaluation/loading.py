@@ -76,7 +76,7 @@ def load_selectors(
         loaded[name] = LoadedSelector(trained, selector_digest(trained))
         for value in further:
             weight = own if value == OWN else float(value)
-            other = Selector(trained.scorer, trained.metadata, weight, trained.relevance)
+            other = trained.like(weight, trained.relevance)
             row = f"{name}{':' if name == SELECTOR else '-'}diversity-{value}"
             loaded[row] = LoadedSelector(other, selector_digest(other))
     return vlm, loaded

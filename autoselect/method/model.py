@@ -3,7 +3,7 @@
     visual  = site.read(adapter, pixels, ids)           encode -> blocks -> tokens, no gradient
     scores  = scorer(visual.tokens)                     less what is covered, see coverage.py
     gated   = gate_tokens(visual.gated, scores, ...)    soft top-K and noise gate, see gating.py
-    outputs = adapter.replace(denoiser(gated))
+    outputs = site.finish(gated, denoiser)              repair; encoder and projector if they follow
     loss    = answer_loss(outputs)                      gradient flows through the frozen LLM
 
 Dimension letters: I images, N visual tokens, D width, L later layers with features of their own
@@ -87,12 +87,11 @@ class AutoSelect(nn.Module):
                 "that attention does not; set gate.removal=none"
             )
         self.activation_checkpointing = config.activation_checkpointing
-        self.scorer = Scorer(vlm.width, config.scorer)
         self.site = SITES[config.gate.site]
         # Statistics know the width before the projector; the tower may be split over ranks here.
         after = config.gate.site == "after_projector"
-        self.width = vlm.width if after else len(statistics.mean)
-        self.denoiser = Denoiser(self.width, config.denoiser)
+        self.scorer = Scorer(vlm.width if after else len(statistics.mean), config.scorer)
+        self.denoiser = Denoiser(self.site.repaired_width(vlm.adapter), config.denoiser)
         self.statistics = statistics
 
     def train(self, mode: bool = True) -> "AutoSelect":
@@ -112,7 +111,7 @@ class AutoSelect(nn.Module):
         pixels = self.vlm.to_device(rows.pixels)
         visual = self.site.read(self.adapter, pixels, rows.input_ids, rows.tokens_per_image)
         gated = self.gate(visual, setting, rows.image_ids)
-        outputs = self.adapter.replace(visual.outputs, visual.blocks, self.repair(gated))
+        outputs = self.repaired(visual, gated.tokens)
         loss_sum = answer_loss(
             self.adapter,
             rows,
@@ -153,14 +152,9 @@ class AutoSelect(nn.Module):
             visual.mask,
         )
 
-    def repair(self, gated: Gated) -> Tensor:
-        """Return what the language model is given, [I, N, (1 + L) D].
-
-        The Denoiser repairs each token's own channels; those for later layers stay as gated.
-        """
-        tokens, later = gated.tokens[..., : self.width], gated.tokens[..., self.width :]
-        repaired = self.site.finish(self.adapter, self.denoiser(tokens))
-        return torch.cat([repaired, later], dim=-1) if later.shape[-1] else repaired
+    def repaired(self, visual: VisualTokens, gated: Tensor) -> dict[str, Any]:
+        """Return encoder outputs with gated tokens [I, N, C], repaired by the Denoiser."""
+        return self.site.finish(self.adapter, visual, gated, self.denoiser)
 
     def attention_logits(
         self, visual: VisualTokens, gates: Tensor, setting: GateSetting, image_ids: Tensor

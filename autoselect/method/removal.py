@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.method.gating import Gated
 from autoselect.method.model import AutoSelect
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
@@ -212,8 +211,7 @@ def removal_gaps(
             removed[budget] += forced_outcome(model.vlm, batch, visual.outputs, kept)
             tokens = model.statistics.fitted(visual.gated)
             noisy = noise_gate(tokens, gates, model.statistics, key)
-            repaired = model.repair(Gated(noisy, gates))
-            replaced = model.adapter.replace(visual.outputs, visual.blocks, repaired)
+            replaced = model.repaired(visual, noisy)
             filled[budget] += forced_outcome(model.vlm, batch, replaced)
     return [RemovalGap(budget, full, removed[budget], filled[budget]) for budget in budgets]
 

@@ -95,8 +95,8 @@ def trained_parameters(shape: VLMShape, config: TrainConfig) -> int:
     from autoselect.method.scorer import Scorer
 
     with torch.device("meta"):
-        scorer = Scorer(shape.width, config.scorer)
-        denoiser = Denoiser(shape.width_at(config.gate.site), config.denoiser)
+        scorer = Scorer(shape.width_at(config.gate.site), config.scorer)
+        denoiser = Denoiser(shape.repaired_width_at(config.gate.site), config.denoiser)
     return sum(p.numel() for module in (scorer, denoiser) for p in module.parameters())
 
 
@@ -123,10 +123,13 @@ def activation_bytes(
         language = shape.layers * layer + logits
     visual = batch.rows * shape.visual_tokens
     inner, gated = config.denoiser.hidden_size, shape.width_at(config.gate.site)
-    denoiser = config.denoiser.num_layers * 4 * (5 * gated + 4 * inner)
+    repaired = shape.repaired_width_at(config.gate.site)
+    denoiser = config.denoiser.num_layers * 4 * (5 * repaired + 4 * inner)
     gate = 4 * 3 * gated
-    scorer = 4 * (d + 16 * config.scorer.hidden_size * max(1, config.scorer.num_layers))
+    scorer = 4 * (gated + 16 * config.scorer.hidden_size * max(1, config.scorer.num_layers))
     vision = batch.rows * shape.patches * shape.vision_width * (4 * b + 8)
+    if config.gate.site == "before_encoder":  # its layers keep what the language model's keep
+        vision *= 2 * shape.vision_layers
     return float(language + visual * (denoiser + gate + scorer) + vision)
 
 
@@ -178,6 +181,8 @@ def step_flops(shape: VLMShape, rows: int, config: TrainConfig, have: Assumption
     vision = 2.0 * shape.vision_parameters * shape.patches
     seen = shape.patches_per_tile  # tiles of one image do not see each other in the tower
     vision += 4.0 * shape.patches * seen * shape.vision_width * shape.vision_layers
+    if config.gate.site == "before_encoder":  # the gradient goes back through the tower
+        vision *= 2
     trained = 6.0 * trained_parameters(shape, config) * shape.visual_tokens
     return rows * (linear + attention + head + vision + trained)
 

@@ -25,7 +25,13 @@ from autoselect.config import ConfigError
 from autoselect.pruning.calls import Budget, CallOfThread, CallSettings
 from autoselect.pruning.overlay import selection_overlay, token_grid
 from autoselect.pruning.plans import plan_call, plan_columns
-from autoselect.pruning.selection import Selection, block_budgets, given_selection, select
+from autoselect.pruning.selection import (
+    Selection,
+    block_budgets,
+    check_width,
+    given_selection,
+    select,
+)
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.cache_layout import CacheLayout
@@ -39,6 +45,7 @@ from autoselect.vlm.conversation import (
 )
 from autoselect.vlm.host import HostPrompt
 from autoselect.vlm.pruned_cache import count_columns, layout_of, note_contents, write_layout
+from autoselect.vlm.sites import SITES
 
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
@@ -75,12 +82,7 @@ def attach(
     if video_budget_per not in ("clip", "frame"):
         raise ConfigError(f"video_budget_per={video_budget_per!r} must be 'clip' or 'frame'")
     adapter = VisualAdapter(model, keep_alive=False)
-    if selector.width != adapter.width:
-        raise ConfigError(
-            f"selector.width={selector.width} does not fit the {adapter.width} channels of "
-            f"{type(model).__name__}'s visual tokens; use the selector trained for this model "
-            f"(this one: {selector.metadata.get('model', 'unknown')})"
-        )
+    check_width(adapter, selector)
     model.autoselect = Attachment(adapter, selector.eval(), budget, video_budget_per)
     return model
 
@@ -139,6 +141,7 @@ class Attachment:
         self.adapter = adapter
         self.kept = kept
         self.selector = selector
+        self.site = SITES["after_projector" if selector is None else selector.site]
         self.budget = budget
         self.video_budget_per = video_budget_per
         self.last: Selection | None = None
@@ -182,6 +185,7 @@ class Attachment:
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
         settings = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
+        kwargs = self.site.given(self.adapter, kwargs)
         layout = layout_of(kwargs.get("past_key_values"), counted=True)
         if layout is not None:
             kwargs.update(continued_prompt(self.adapter, ids, kwargs, layout))
@@ -270,17 +274,18 @@ class Attachment:
         adapter = self.adapter
         per_frame = self.video_budget_per == "frame"
         prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)
-        outputs = adapter.encode(call)
+        features = self.site.encode(adapter, call)
         copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
-        plan = plan_call(adapter, prompt, outputs, copies, per_frame)
+        plan = plan_call(adapter, prompt, features, copies, per_frame)
         budget = self.budget if settings.budget is None else settings.budget
         budgets = block_budgets(plan.blocks, budget, copies)
         if self.kept is not None:
             chosen = given_selection(plan.blocks, self.kept, copies)
         else:
             assert self.selector is not None
-            chosen = select(adapter, self.selector, plan, outputs, budgets)
+            chosen = select(adapter, self.selector, plan, features, budgets)
         layout = layout_before(adapter, call.get("past_key_values"), call["input_ids"])
+        outputs = self.site.pruned(adapter, features, chosen.kept, chosen.counts)
         if chosen.removes_nothing and not layout.is_pruned:
             self.last = Selection(chosen, copies, layout.full_length, budgets)
             return adapter.with_outputs(call, outputs), None

@@ -22,6 +22,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "scorer": (dict,),
     "diversity": (int, float, list),
     "relevance": (str,),
+    "site": (str,),
     "training": (dict,),
 }
 """Keys of `config.json` with the types of their values."""

@@ -22,6 +22,7 @@ from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.blocks import Block
 from autoselect.vlm.columns import PADDING
 from autoselect.vlm.host import HostPrompt, read, send
+from autoselect.vlm.sites import SITES
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,22 @@ def given_selection(blocks: Sequence[Block], kept: Sequence[Tensor], copies: int
     return Chosen(blocks, tuple(map(len, own)), torch.cat(own), None)
 
 
+def check_width(adapter: VisualAdapter, selector: Selector) -> None:
+    """Check that a selector was trained for tokens of a model's width, at a site that it has.
+
+    Raises:
+        ConfigError: the width differs, or the model does not have the site.
+    """
+    width = SITES[selector.site].width(adapter)
+    if selector.width != width:
+        raise ConfigError(
+            f"selector.width={selector.width} does not fit the {width} channels of "
+            f"{type(adapter.model).__name__}'s visual tokens (site {selector.site}); use the "
+            f"selector trained for this model (this one: "
+            f"{selector.metadata.get('model', 'unknown')})"
+        )
+
+
 @torch.no_grad()
 def select(
     adapter: VisualAdapter,
@@ -195,9 +212,9 @@ def select(
     outputs: Mapping[str, Any],
     budgets: Sequence[int | float],
 ) -> Chosen:
-    """Return the best tokens of every block of a call; `budgets` has one entry per block.
+    """Return the best tokens of every block; `outputs` hold what the Scorer reads.
 
-    An image with fewer tokens than its budget keeps all.
+    `budgets` has one entry per block. An image with fewer tokens than its budget keeps all.
 
     Raises:
         ConfigError: a budget is below one token, or a share outside 0..1.

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoselect import __version__
-from autoselect.config import ConfigError, ScorerConfig, require
+from autoselect.config import ConfigError, GateSite, ScorerConfig, require
 from autoselect.config.files import from_dict
 from autoselect.method.scorer import Scorer
 from autoselect.ops.diverse_top_k import diverse_top_k
@@ -42,6 +42,7 @@ from autoselect.pruning.folder import (
 )
 from autoselect.pruning.hub import local_folder, upload
 from autoselect.vlm.host import send
+from autoselect.vlm.sites import SITES
 
 LARGEST = 1 << 17
 """Most channels or layers of a Scorer; larger numbers are damage."""
@@ -58,6 +59,8 @@ class Selector(nn.Module):
             `DiversityCurve`, a weight for each share of tokens that stays, as `autoselect tune`
             finds it. May be changed at any time.
         relevance: scale of the scores beside the diversity, see `autoselect.pruning.diversity`.
+        site: which tokens it scores, see `autoselect.vlm.sites`: what the projector returns, what
+            it takes, or the patch embeddings before the vision encoder.
     """
 
     def __init__(
@@ -66,9 +69,12 @@ class Selector(nn.Module):
         metadata: dict[str, Any] | None = None,
         diversity: Diversity = 0.0,
         relevance: Relevance = "rank",
+        site: GateSite = "after_projector",
     ) -> None:
         super().__init__()
         check_relevance(relevance)
+        require(site in SITES, f"site={site!r} must be one of {', '.join(SITES)}")
+        self.site: GateSite = site
         self.scorer = scorer
         self.metadata = dict(metadata or {})
         self.diversity = diversity
@@ -97,8 +103,13 @@ class Selector(nn.Module):
             "scorer": asdict(self.scorer.config),
             "diversity": stored_diversity(self.diversity),
             "relevance": self.relevance,
+            "site": self.site,
             "training": self.metadata,
         }
+
+    def like(self, diversity: Diversity = 0.0, relevance: Relevance = "rank") -> "Selector":
+        """Return a selector of the same Scorer, metadata and site with another choice."""
+        return Selector(self.scorer, self.metadata, diversity, relevance, self.site)
 
     @torch.no_grad()
     def score(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -273,6 +284,7 @@ class Selector(nn.Module):
                     config.get("training"),
                     0.0 if config.get("diversity") is None else config["diversity"],
                     config.get("relevance") or "minmax",
+                    config.get("site") or "after_projector",
                 )
         except ConfigError as error:
             raise ConfigError(

@@ -34,5 +34,6 @@ def export(run: Run, step: int, batch_size: int, progress: Progress, folder: Pat
         "polarisation": progress.polarisation,
         "tracking_run_id": progress.tracking_run_id,
     }
-    Selector(model.scorer, metadata).save_pretrained(folder)
+    selector = Selector(model.scorer, metadata, site=config.gate.site)
+    selector.save_pretrained(folder)
     logger.info("selector written to %s", folder)

@@ -60,7 +60,7 @@ def measure_gaps(
             batch, _ = collate_usable(collator, samples[start : start + IMAGES_PER_BATCH])
             yield batch.to(device)
 
-    hard = Selector(selector.scorer, selector.metadata)
+    hard = selector.like()
     return {
         name: removal_gaps(model, batches(), budgets, own.choose)
         for name, own in ((SCORES, hard), (SELECTED, selector))

@@ -86,7 +86,7 @@ def tune(settings: TuneSettings) -> Tuning:
     }
     full = replies[str(Column(FULL, 0))]
     found = measure(columns, full, num_tokens)
-    selector = Selector(selector.scorer, selector.metadata, best_diversity(found), "rank")
+    selector = selector.like(best_diversity(found))
     report = _report(settings, shards, chosen, full, found)
     if settings.train_run is not None:
         gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, settings.train_run)
@@ -104,7 +104,7 @@ def tune(settings: TuneSettings) -> Tuning:
 
 def _weighted(selector: Selector, weight: float) -> Method:
     """Return the selector with another weight, on the scale `rank`, as a method."""
-    other = Selector(selector.scorer, selector.metadata, weight, "rank")
+    other = selector.like(weight)
     return selector_method(other, f"diversity-{weight:g}")
 
 
@@ -114,7 +114,7 @@ def _identity(
     """Return what the answers depend on; not the weights that the selector has at present."""
     return {
         "model": vlm.digest or settings.model,
-        "selector": selector_digest(Selector(selector.scorer)),
+        "selector": selector_digest(Selector(selector.scorer, site=selector.site)),
         "data": shards.digest,
         "rows": [selector.metadata.get(name) for name in ("data_digest", "seed", "samples")],
         "images": settings.images,

@@ -147,14 +147,12 @@ class FrozenVLM:
         return raster_of(len(blocks[0]), self.family.raster, image.size)
 
     def width_at(self, site: GateSite) -> int:
-        """Return the channels that the Denoiser repairs at a site: D, or P before the projector.
+        """Return the channels that are scored at a site, without those of later layers.
 
         Raises:
-            ConfigError: the model has no such site.
+            ConfigError: the model does not have the site.
         """
-        if site == "after_projector":
-            return self.width
-        return self.encode_images([Image.new("RGB", (64, 64))], site).width
+        return SITES[site].width(self.adapter)
 
 
 def chat(processor: Any, messages: list[dict[str, Any]], generation: bool) -> str:

@@ -17,6 +17,7 @@ from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.adapter import PROJECTORS
 from autoselect.vlm.families import family_of
 from autoselect.vlm.loading import check_model
+from autoselect.vlm.patches import check_kind
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,26 @@ class VLMShape:
     projector_width: int | None
 
     def width_at(self, site: GateSite) -> int:
-        """Return the channels of a token at a gate site: D, or P before the projector.
+        """Return the channels of a token at a gate site: D, P before the projector, or C.
 
         Raises:
-            ConfigError: the family names no projector.
+            ConfigError: the family names no projector, or its patches cannot be removed.
         """
         if site == "after_projector":
             return self.width
+        if site == "before_encoder":
+            check_kind(self.name)
+            return self.vision_width
         if self.projector_width is None:
             raise ConfigError(
                 f"gate.site=before_projector: the family {self.name} names no projector; "
                 "use gate.site=after_projector"
             )
         return self.projector_width
+
+    def repaired_width_at(self, site: GateSite) -> int:
+        """Return the channels that the Denoiser repairs, for a gate at a site; D or P."""
+        return self.width if site == "before_encoder" else self.width_at(site)
 
     @property
     def parameters(self) -> int:

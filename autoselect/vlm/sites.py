@@ -1,43 +1,59 @@
 """Sites of the gate: one small object per site, which reads the visual tokens of a batch there.
 
-    after_projector     gates what the language model sees, deepstack features included
-    before_projector    gates the output of the vision encoder; the projector follows the Denoiser
+    after_projector     scores and gates what the language model sees, deepstack features included
+    before_projector    scores and gates the output of the vision encoder; the projector follows
+                        the Denoiser
+    before_encoder      scores and gates patch embeddings; encoder and projector follow, and then
+                        the Denoiser. At inference the encoder sees the kept patches only
 
-The Scorer reads projector outputs at both sites. The paper's figure 2 shows the second site; the
-first is our default, because every architecture has it.
+The paper's figure 2 shows the second site and its figure 5 the third; its follow-up (arXiv
+2605.28051) states the second. The first is our default, because every architecture has it.
 
 Dimension letters: B rows, T prompt tokens, I images, N visual tokens of one image, M of all, D
 width, L later layers with features of their own (deepstack), P width of the projector's input, C
-gated channels.
+gated channels, K tokens that stay.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.blocks import Block
+from autoselect.vlm.patches import (
+    SiteFeatures,
+    check_patches,
+    embedding_layer,
+    entries_of,
+    read_patches,
+    run_tower,
+    run_tower_on_kept,
+)
+
+Repair = Callable[[Tensor], Tensor]
+Outputs = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Encoded images of a batch of prompts.
+    """Images of a batch of prompts at a site.
 
     Attributes:
-        outputs: encoder outputs by modality, see `VisualAdapter.encode`.
+        outputs: encoder outputs by modality, or `SiteFeatures` at an earlier site.
         blocks: places of the I images in the prompts.
-        tokens: projector outputs, which the Scorer reads, [I, N, D].
+        tokens: features that the Scorer reads, [I, N, C without later layers].
         gated: features that the gate acts on, [I, N, C].
         mask: true at real tokens, [I, N]; None if all images have N tokens.
-        width: number of leading channels of `gated` that the Denoiser repairs.
+        width: number of channels that the Denoiser repairs.
     """
 
-    outputs: dict[str, Any]
+    outputs: Outputs
     blocks: list[Block]
     tokens: Tensor
     gated: Tensor
@@ -54,7 +70,37 @@ class VisualTokens:
 
 
 class AfterProjector:
-    """The gate acts on what the language model sees: C = (1 + L) D."""
+    """Scores and gates what the language model sees: C = (1 + L) D."""
+
+    def check(self, adapter: VisualAdapter) -> None:
+        """Every supported family has the site."""
+
+    def width(self, adapter: VisualAdapter) -> int:
+        """Return the channels that the Scorer reads, D."""
+        return adapter.width
+
+    def repaired_width(self, adapter: VisualAdapter) -> int:
+        return adapter.width
+
+    def encode(self, adapter: VisualAdapter, inputs: Mapping[str, Any]) -> Outputs:
+        """Return the features of a call's images and clips at the site, by modality."""
+        return adapter.encode(inputs)
+
+    def given(self, _adapter: VisualAdapter, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a call of `generate`, whose own encoding must not pass the site."""
+        return inputs
+
+    def pruned(
+        self, _adapter: VisualAdapter, features: Outputs, _kept: Tensor, _counts: Sequence[int]
+    ) -> Outputs:
+        """Return encoder outputs, right at the kept tokens.
+
+        Args:
+            features: what `encode` returned.
+            kept: positions of the kept tokens of each image, image after image, int64.
+            counts: how many stay of each image.
+        """
+        return features
 
     @torch.no_grad()
     def read(
@@ -73,68 +119,159 @@ class AfterProjector:
             lengths: visual tokens of each image; None to apply the family's rule.
 
         Raises:
-            ConfigError: placeholders and visual tokens differ in number.
+            ConfigError: placeholders and visual tokens differ in number, or the model does not
+                have the site.
         """
-        outputs = adapter.encode(pixels)
+        outputs = self.encode(adapter, pixels)
         blocks = adapter.blocks(input_ids, outputs, lengths)
         gated, mask = adapter.tokens(blocks, outputs, later=True)
-        tokens = gated[..., : adapter.width]
-        return VisualTokens(outputs, blocks, tokens, gated, mask, adapter.width)
+        scored = self.scored(adapter, gated)
+        return VisualTokens(outputs, blocks, scored, gated, mask, self.repaired_width(adapter))
 
-    def finish(self, _adapter: VisualAdapter, tokens: Tensor) -> Tensor:
-        """Return repaired tokens as the language model takes them, [I, N, C]."""
-        return tokens
+    def scored(self, adapter: VisualAdapter, gated: Tensor) -> Tensor:
+        """Return the channels of gated features that the Scorer reads."""
+        return gated[..., : adapter.width]
+
+    def finish(
+        self, adapter: VisualAdapter, visual: VisualTokens, gated: Tensor, repair: Repair
+    ) -> Outputs:
+        """Return encoder outputs with gated and repaired tokens, with gradient.
+
+        Features for later layers stay as gated.
+        """
+        own, later = gated[..., : visual.width], gated[..., visual.width :]
+        repaired = torch.cat([repair(own), later], dim=-1) if later.shape[-1] else repair(own)
+        return adapter.replace(visual.outputs, visual.blocks, repaired)
 
 
-class BeforeProjector:
-    """The gate acts on the projector's input, for projectors that map each token alone: C = P."""
+class _Earlier(AfterProjector):
+    """A site before the language model: `encode` returns `SiteFeatures`, C channels each."""
 
-    @torch.no_grad()
-    def read(
-        self,
-        adapter: VisualAdapter,
-        pixels: Mapping[str, Tensor],
-        input_ids: Tensor,
-        lengths: Sequence[int] | None = None,
-    ) -> VisualTokens:
-        """Encode the images of a batch, with the projector's inputs as the gated features.
+    def given(self, adapter: VisualAdapter, inputs: dict[str, Any]) -> dict[str, Any]:
+        if not adapter.has_images(inputs):
+            return inputs
+        return adapter.with_outputs(inputs, self.encode(adapter, inputs))
+
+    def scored(self, _adapter: VisualAdapter, gated: Tensor) -> Tensor:
+        return gated
+
+
+class BeforeProjector(_Earlier):
+    """Scores and gates the projector's input, if the projector maps each token alone: C = P."""
+
+    def check(self, adapter: VisualAdapter) -> None:
+        """Raise ConfigError if no projector is named, or its input's width is not."""
+        self.width(adapter)
+
+    def width(self, adapter: VisualAdapter) -> int:
+        """Return P, the input channels of the projector's first linear layer."""
+        modules = [] if adapter.projector is None else adapter.projector.modules()
+        linear = (module for module in modules if isinstance(module, torch.nn.Linear))
+        first = next(linear, None)
+        if first is None:
+            raise _no_projector(adapter)
+        return int(first.in_features)
+
+    def repaired_width(self, adapter: VisualAdapter) -> int:
+        return self.width(adapter)
+
+    def encode(self, adapter: VisualAdapter, inputs: Mapping[str, Any]) -> Outputs:
+        """Return the projector's inputs.
 
         Raises:
-            ConfigError: placeholders and visual tokens differ in number, or the model has no
-                projector that maps images of equal size token by token.
+            ConfigError: features are encoded already, there are clips, or the projector does not
+                map images of equal size token by token.
         """
+        known = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        if isinstance(known, SiteFeatures):
+            return {"image": known}
         with _projector_inputs(adapter.projector) as seen:
-            outputs = adapter.encode(pixels)
-        blocks = adapter.blocks(input_ids, outputs, lengths)
-        tokens, mask = adapter.tokens(blocks, outputs)
-        if len(seen) != 1 or seen[0].shape[:-1] != tokens.shape[:-1]:
-            raise ConfigError(
-                f"gate.site=before_projector: model={type(adapter.model).__name__} "
-                f"({adapter.model.config.model_type}) has no projector that takes images of equal "
-                "size token by token; use gate.site=after_projector"
-            )
-        return VisualTokens(outputs, blocks, tokens, seen[0], mask, seen[0].shape[-1])
+            outputs = adapter.encode(inputs)
+        entries = list(outputs["image"].pooler_output) if set(outputs) == {"image"} else []
+        shape = seen[0][0].shape if len(seen) == 1 and len(seen[0]) == 1 else ()
+        if len(shape) != 3 or [len(entry) for entry in entries] != [shape[1]] * shape[0]:
+            raise _no_projector(adapter)
+        in_list = not isinstance(outputs["image"].pooler_output, Tensor)
+        return {"image": SiteFeatures(pooler_output=seen[0][0], in_list=in_list)}
 
-    def finish(self, adapter: VisualAdapter, tokens: Tensor) -> Tensor:
-        """Run the projector on repaired tokens, [I, N, P] to [I, N, D], with gradient."""
+    def pruned(
+        self, adapter: VisualAdapter, features: Outputs, _kept: Tensor, _counts: Sequence[int]
+    ) -> Outputs:
+        """Run the projector."""
         assert adapter.projector is not None
-        return adapter.projector(tokens.to(adapter.model.dtype))
+        projected = adapter.projector(features["image"].entries)
+        return _as_encoded(features["image"], projected)
+
+    def finish(
+        self, adapter: VisualAdapter, visual: VisualTokens, gated: Tensor, repair: Repair
+    ) -> Outputs:
+        """Run the projector on repaired tokens [I, N, P], with gradient."""
+        assert adapter.projector is not None
+        projected = adapter.projector(repair(gated).to(adapter.model.dtype))
+        own = _as_encoded(visual.outputs["image"], projected)
+        return adapter.replace(own, visual.blocks, projected)
 
 
-Site = AfterProjector | BeforeProjector
-SITES: dict[GateSite, Site] = {
+class BeforeEncoder(_Earlier):
+    """Scores and gates patch embeddings, positions added; class tokens stay: C of the tower."""
+
+    def check(self, adapter: VisualAdapter) -> None:
+        """Raise ConfigError if the model type is refused or its tower has no patch embeddings."""
+        embedding_layer(adapter)
+
+    def width(self, adapter: VisualAdapter) -> int:
+        """Return the channels of a patch; the tower is tried on a few patches."""
+        return check_patches(adapter)
+
+    def encode(self, adapter: VisualAdapter, inputs: Mapping[str, Any]) -> Outputs:
+        """Return the patches of a call's images; the tower does not run."""
+        return {"image": read_patches(adapter, inputs)}
+
+    def pruned(
+        self, adapter: VisualAdapter, features: Outputs, kept: Tensor, counts: Sequence[int]
+    ) -> Outputs:
+        """Run the tower on the kept patches; removed places hold zeros."""
+        return run_tower_on_kept(adapter, features["image"], kept, counts)
+
+    def finish(
+        self, adapter: VisualAdapter, visual: VisualTokens, gated: Tensor, repair: Repair
+    ) -> Outputs:
+        """Run encoder and projector on gated patches, then the Denoiser, with gradient."""
+        outputs = run_tower(adapter, gated, visual.outputs["image"].extra)
+        return adapter.replace(outputs, visual.blocks, repair(entries_of(outputs)))
+
+
+def _as_encoded(features: SiteFeatures, tokens: Tensor) -> Outputs:
+    """Return projector outputs [I, N, D] in the container of the model's own encoder."""
+    own = list(tokens) if features.in_list else tokens
+    return {"image": BaseModelOutputWithPooling(pooler_output=own)}
+
+
+SITES: dict[GateSite, AfterProjector] = {
     "after_projector": AfterProjector(),
     "before_projector": BeforeProjector(),
+    "before_encoder": BeforeEncoder(),
 }
 
 
+def _no_projector(adapter: VisualAdapter) -> ConfigError:
+    return ConfigError(
+        f"site=before_projector: model={type(adapter.model).__name__} "
+        f"({adapter.model.config.model_type}) has no projector that takes images of equal "
+        "size token by token, or the call brings clips or encoded features; use "
+        "site=after_projector"
+    )
+
+
 @contextmanager
-def _projector_inputs(projector: torch.nn.Module | None) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
+def _projector_inputs(
+    projector: torch.nn.Module | None,
+) -> Iterator[list[tuple[Tensor, ...]]]:
+    seen: list[tuple[Tensor, ...]] = []
     if projector is None:
         yield seen
         return
-    hook = projector.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    hook = projector.register_forward_pre_hook(lambda _, given: seen.append(given))
     try:
         yield seen
     finally:

@@ -17,13 +17,25 @@ CELL = 4
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
+class FakeAdapter:
+    """Encoder outputs are the tokens themselves."""
+
+    width = 5
+
+    def replace(self, outputs, blocks, tokens):
+        return {"image": tokens}
+
+    def tokens(self, blocks, outputs, later=False):
+        return outputs["image"], None
+
+
 class FakeVLM:
     """Tokens are mean cell colours plus a bias channel."""
 
     name = "fake"
     num_tokens = GRID * GRID
     width = 5
-    adapter = None
+    adapter = FakeAdapter()
     device = torch.device("cpu")
     dtype = torch.float32
 

@@ -8,11 +8,11 @@ import torch
 from autoselect.config import ConfigError, DenoiserConfig, GateConfig, TrainConfig
 from autoselect.config.files import to_dict
 from autoselect.evaluation.analyses.leak import (
-    GATED,
     REPAIRED,
     TrainedGate,
     leak,
     load_gate,
+    repairs_of,
     uniformly_gated,
 )
 from autoselect.method.denoiser import Denoiser
@@ -20,6 +20,7 @@ from autoselect.method.statistics import calibrate
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import TrainingState
+from autoselect.vlm.sites import SITES
 from tests.evaluation.fakes import FakeAsked, FakeVLM, make_samples
 
 
@@ -55,12 +56,13 @@ def test_gates_are_uniform_and_a_new_denoiser_changes_nothing(tokens, statistics
     gate = TrainedGate("multiplicative", 0.02, statistics, Denoiser(5, SMALL))
     with torch.no_grad():
         found = uniformly_gated(gate, tokens, 9)
-    torch.testing.assert_close(found[GATED], tokens * 9 / 36, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found[REPAIRED], found[GATED])
+    torch.testing.assert_close(found, tokens * 9 / 36, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(repairs_of(gate)[REPAIRED](found), found)
 
 
 def test_a_hard_gate_has_no_uniform_form(tokens, statistics):
-    assert uniformly_gated(TrainedGate("straight_through", 0.02, statistics, None), tokens, 9) == {}
+    hard = TrainedGate("straight_through", 0.02, statistics, None)
+    assert uniformly_gated(hard, tokens, 9) is None
 
 
 def test_open_gates_are_the_full_model_and_nearly_closed_ones_are_not(statistics):
@@ -88,10 +90,10 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
     assert gate.kind == "noise" and gate.temperature == 0.03
     assert gate.denoiser is not None
     with torch.no_grad():
-        expected = uniformly_gated(dataclasses.replace(gate, denoiser=denoiser), tokens, 4)
-        found = uniformly_gated(gate, tokens, 4)
-    assert torch.equal(found[REPAIRED], expected[REPAIRED])
-    assert not torch.equal(found[REPAIRED], found[GATED])
+        gated = uniformly_gated(gate, tokens, 4)
+        found = repairs_of(gate)[REPAIRED](gated)
+        assert torch.equal(found, denoiser(gated))
+    assert not torch.equal(found, gated)
     with pytest.raises(ConfigError, match="of 5 channels, those of this model have 7"):
         load_gate(tmp_path, OneSizeVLM(extra=2))
     with pytest.raises(ConfigError, match="of 5 channels, those of this model have 15"):
@@ -114,7 +116,11 @@ def test_features_of_later_layers_are_gated_and_not_repaired(tmp_path):
     )
     CheckpointStore(tmp_path / "checkpoints").save(state)
     with torch.no_grad():
-        found = uniformly_gated(load_gate(tmp_path, vlm), tokens, 4)
-    assert found[GATED].shape == found[REPAIRED].shape == tokens.shape
-    assert torch.equal(found[GATED][..., 5:], found[REPAIRED][..., 5:])
-    assert not torch.equal(found[GATED][..., :5], found[REPAIRED][..., :5])
+        gate = load_gate(tmp_path, vlm)
+        gated = uniformly_gated(gate, tokens, 4)
+        visual = vlm.encode_images([sample.image for sample in make_samples(8)])
+        outputs = SITES[gate.site].finish(vlm.adapter, visual, gated, repairs_of(gate)[REPAIRED])
+        found, _ = vlm.adapter.tokens(visual.blocks, outputs, later=True)
+    assert gated.shape == found.shape == tokens.shape
+    assert torch.equal(gated[..., 5:], found[..., 5:])
+    assert not torch.equal(gated[..., :5], found[..., :5])

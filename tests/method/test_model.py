@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 
 from autoselect.config import ConfigError, DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
 from autoselect.method.gating import GateSetting
@@ -184,14 +185,15 @@ def test_a_model_is_made_without_its_tower(vlm, batch, monkeypatch):
         raise AssertionError("the tower was run")
 
     monkeypatch.setattr(vlm.adapter, "encode", encode)
-    assert AutoSelect(vlm, config, statistics).width == before.shape[-1] != vlm.width
+    assert AutoSelect(vlm, config, statistics).denoiser.width == before.shape[-1] != vlm.width
 
 
 def test_a_gate_before_the_projector_trains_scorer_and_denoiser_there(early, batch, vlm):
     output = early(batch, SETTING)
     output.loss_sum.backward()
     assert float(output.gate_sum) == pytest.approx(3 * 16, rel=1e-5)
-    assert early.denoiser.blocks[0].attention.value.in_features == early.width != vlm.width
+    assert early.denoiser.blocks[0].attention.value.in_features == 128 != vlm.width
+    assert early.scorer.width == 128
     assert float(early.scorer.score.weight.grad.abs().sum()) > 0
     assert float(early.denoiser.blocks[0].attention.output.weight.grad.abs().sum()) > 0
     assert all(p.grad is None for p in early.frozen.parameters())
@@ -208,5 +210,5 @@ def test_open_gates_before_the_projector_are_the_untouched_model(early, batch, v
 
 def test_a_model_without_a_projector_of_single_tokens_is_refused():
     other = FrozenVLM(model_of("idefics3"), tiny_processors.idefics3(), "idefics3")
-    with pytest.raises(ConfigError, match=r"gate.site=before_projector: .* \(idefics3\)"):
-        other.width_at("before_projector")
+    with pytest.raises(ConfigError, match=r"site=before_projector: .* \(idefics3\)"):
+        other.encode_images([Image.new("RGB", (64, 64))], "before_projector")

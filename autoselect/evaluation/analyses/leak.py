@@ -5,7 +5,7 @@ Answers from such tokens that beat blind guessing show what the budget fails to 
 training loss can fall without a better selection. The measure is ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,10 @@ def leak(
         visual = asked.vlm.encode_images([sample.image for sample in chosen], gate.site)
         count = visual.tokens.shape[1]
         sequences: dict[str, ImageChoices | None] = {FULL: None, BLIND: blind_choices(encoded)}
-        for name, gated in uniformly_gated(gate, visual.gated, budget, start).items():
-            width = visual.width
-            finished = SITES[gate.site].finish(asked.vlm.adapter, gated[..., :width])
-            features = torch.cat([finished, gated[..., width:]], dim=-1)
+        gated = uniformly_gated(gate, visual.gated, budget, start)
+        for name, repair in repairs_of(gate).items() if gated is not None else ():
+            outputs = SITES[gate.site].finish(asked.vlm.adapter, visual, gated, repair)
+            features, _ = asked.vlm.adapter.tokens(visual.blocks, outputs, later=True)
             sequences[name] = whole_choices(features)
         given = answer_sequences(asked, chosen, encoded, sequences, max_new_tokens)
         for name, replies in given.items():
@@ -142,26 +142,28 @@ def leak(
     }
 
 
+def repairs_of(gate: TrainedGate) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return what gated tokens go through: nothing, and the Denoiser if there is one."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {GATED: lambda tokens: tokens}
+    if gate.denoiser is not None:
+        found[REPAIRED] = gate.denoiser
+    return found
+
+
 def uniformly_gated(
     gate: TrainedGate, tokens: Tensor, budget: int, first_image: int = 0
-) -> dict[str, Tensor]:
-    """Return tokens behind gates of exactly K/N, and the same after the Denoiser.
+) -> Tensor | None:
+    """Return tokens behind gates of exactly K/N, or None if the gate has no uniform form.
 
-    As in training, the gate covers deepstack features and the Denoiser does not change them.
+    As in training, the gate covers deepstack features.
 
     Args:
         tokens: visual tokens at the site of the gate, [B, N, (1 + L) D].
         first_image: number of the first image, which seeds the noise.
     """
     if gate.kind == "straight_through":
-        return {}
+        return None
     ids = torch.arange(first_image, first_image + len(tokens), device=tokens.device)
     scores = torch.zeros(tokens.shape[:2], device=tokens.device)
     setting = GateSetting(budget, gate.temperature, seed=0, step=0)
-    gated = gate_tokens(gate.kind, tokens, scores, setting, gate.statistics, ids)
-    found = {GATED: gated.tokens}
-    if gate.denoiser is not None:
-        width = gate.denoiser.width
-        own, later = gated.tokens[..., :width], gated.tokens[..., width:]
-        found[REPAIRED] = torch.cat([gate.denoiser(own), later], dim=-1)
-    return found
+    return gate_tokens(gate.kind, tokens, scores, setting, gate.statistics, ids).tokens

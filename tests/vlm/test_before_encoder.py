@@ -1,0 +1,178 @@
+"""Patches removed before the vision encoder: what the tower and the language model then see."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from autoselect import ConfigError, Selector, attach, detach
+from autoselect.config import ScorerConfig
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.attachment import keeping
+from autoselect.vlm import VisualAdapter
+from autoselect.vlm.patches import REFUSED, embedding_layer, read_patches, run_tower
+from autoselect.vlm.sites import SITES
+from tests.vlm.stock import close, model_of
+from tests.vlm.tiny import ALL, batch
+
+FAMILIES = ("llava", "vipllava", "paligemma", "janus", "deepseek_vl")
+ROWS = [["s", "s"], [], ["s"]]
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+NUMBER = 16
+
+
+def selector_of(adapter, site="before_encoder"):
+    torch.manual_seed(7)
+    width = SITES[site].width(adapter)
+    return Selector(Scorer(width, ScorerConfig(hidden_size=16, num_heads=2)), site=site).eval()
+
+
+@contextmanager
+def attached(name, budget, site="before_encoder"):
+    model = model_of(name)
+    attach(model, selector_of(VisualAdapter(model), site), budget)
+    try:
+        yield model
+    finally:
+        detach(model)
+
+
+def features_of_kept(model, pixels, kept):
+    """Return what the stock encoder and projector give for some patches of one image, [K, D]."""
+    adapter = VisualAdapter(model)
+
+    def drop(_layer, _inputs, rows):
+        extra = rows.shape[1] - NUMBER
+        return torch.cat([rows[:, :extra], rows[:, extra:][:, kept]], dim=1)
+
+    handle = embedding_layer(adapter).register_forward_hook(drop)
+    try:
+        return next(iter(adapter.encode({"pixel_values": pixels})["image"].pooler_output))
+    finally:
+        handle.remove()
+
+
+def reference(model, inputs, selection):
+    """Return the logits of the stock model on the features of each image's kept patches alone."""
+    adapter = VisualAdapter(model)
+    outputs = adapter.encode(inputs)
+    kept = [image.kept for image in selection.images]
+    for entry, pixels, own in zip(
+        outputs["image"].pooler_output, inputs["pixel_values"], kept, strict=True
+    ):
+        entry[own] = features_of_kept(model, pixels[None], own)
+    with keeping(model, kept):
+        return model(**adapter.with_outputs(inputs, outputs)).logits
+
+
+@pytest.mark.parametrize("site", ["before_encoder", "before_projector"])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_all_patches_kept_is_the_untouched_model(name, site):
+    inputs, model = batch(name, ROWS), model_of(name)
+    logits = model(**inputs).logits
+    tokens = model.generate(**inputs, **GREEDY)
+    with attached(name, 1.0, site):
+        assert torch.equal(model(**inputs).logits, logits)
+        assert torch.equal(model.generate(**inputs, **GREEDY), tokens)
+    assert not embedding_layer(VisualAdapter(model))._forward_hooks
+
+
+@pytest.mark.parametrize("budget", [5, [3, 16, 7]])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_pruning_equals_the_tower_on_the_kept_patches_of_each_image_alone(name, budget):
+    inputs = batch(name, ROWS)
+    with attached(name, budget) as model:
+        ours = model(**inputs).logits
+        selection = model.autoselect.last
+    counts = [budget] * 3 if isinstance(budget, int) else budget
+    assert [len(image.kept) for image in selection.images] == counts
+    close(ours, reference(model, inputs, selection))
+
+
+@torch.no_grad()
+def test_the_tower_and_the_language_model_see_the_kept_patches_only():
+    inputs, seen = batch("llava", [["s", "s"]]), []
+    model = model_of("llava")
+    layer = model.base_model.vision_tower.encoder.layers[0]
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    attach(model, selector_of(VisualAdapter(model)), 4)
+    seen.clear()
+    try:
+        length = model(**inputs).logits.shape[1]
+    finally:
+        handle.remove()
+        detach(model)
+    assert seen == [1 + 4]
+    assert length == inputs["input_ids"].shape[1] - 2 * (NUMBER - 4)
+
+
+@torch.no_grad()
+def test_generation_goes_on_from_the_cache_of_the_pruned_prompt():
+    inputs = batch("llava", ROWS)
+    with attached("llava", 5) as model:
+        short = {**GREEDY, "max_new_tokens": 3}
+        cached = model.generate(**inputs, **short)
+        assert torch.equal(cached, model.generate(**inputs, **short, use_cache=False))
+        beams = model.generate(**inputs, **short, num_beams=2)
+        other = model.generate(**inputs, **short, visual_token_budget=NUMBER)
+    assert beams.shape == cached.shape == other.shape
+    assert torch.equal(other, model.generate(**inputs, **short))
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_rows_one_by_one():
+    rows = [["s"], ["s", "s"]]
+    with attached("paligemma", 4) as model:
+        together = model(**batch("paligemma", rows)).logits
+        for number, row in enumerate(rows):
+            alone = model(**batch("paligemma", [row], seed=number)).logits[0]
+            close(together[number, -len(alone) :], alone, 1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) & set(ALL)))
+def test_other_towers_are_refused_by_name_and_reason_before_anything_is_computed(name):
+    model = model_of(name)
+    scorer = Scorer(8, ScorerConfig(hidden_size=16, num_heads=2))
+    reason = REFUSED[name].replace("(", r"\(")
+    with pytest.raises(ConfigError, match=rf"model_type={name}: {reason}; use site=after_proj"):
+        attach(model, Selector(scorer, site="before_encoder"), 4)
+    assert getattr(model, "autoselect", None) is None
+
+
+def test_every_supported_family_trains_there_with_a_gradient_through_the_frozen_tower():
+    for name in FAMILIES:
+        model = model_of(name)
+        adapter = VisualAdapter(model)
+        patches = read_patches(adapter, batch(name, [["s"]]))
+        gated = patches.entries.clone().requires_grad_()
+        outputs = run_tower(adapter, gated, patches.extra)
+        torch.stack(list(outputs["image"].pooler_output)).square().sum().backward()
+        assert float(gated.grad.abs().amin(dim=-1).max()) > 0
+        assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_selector_names_its_site_and_finds_it_again(tmp_path):
+    selector = selector_of(VisualAdapter(model_of("llava")))
+    selector.save_pretrained(tmp_path)
+    assert Selector.from_pretrained(tmp_path).site == "before_encoder"
+    with pytest.raises(ConfigError, match="site='somewhere' must be one of"):
+        Selector(selector.scorer, site="somewhere")
+
+
+@torch.no_grad()
+def test_encoded_features_and_clips_are_refused():
+    inputs = batch("llava", [["s"]])
+    with attached("llava", 4) as model:
+        adapter = VisualAdapter(model)
+        encoded = adapter.with_outputs(inputs, adapter.encode(inputs))
+        with pytest.raises(ConfigError, match="give pixels of images"):
+            model(**encoded)
+
+
+def test_a_selector_of_another_site_does_not_fit():
+    model = model_of("llava")
+    wide = Scorer(VisualAdapter(model).width + 1, ScorerConfig(hidden_size=16, num_heads=2))
+    with pytest.raises(ConfigError, match=r"does not fit .* \(site before_encoder\)"):
+        attach(model, Selector(wide, site="before_encoder"), 4)
