@@ -12,7 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from autoselect.config import ScorerConfig
+from autoselect.config import GateSite, ScorerConfig
 from autoselect.evaluation.latency.bench import Rounds, bench_prefill
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
@@ -22,9 +22,10 @@ from autoselect.vlm import FrozenVLM
 RESULTS = Path(__file__).parent / "results" / "prefill.json"
 
 
-def untrained_selector(model: str, folder: str) -> str:
-    width = FrozenVLM.from_pretrained(model).width
-    Selector(Scorer(width, ScorerConfig()), {"model": model}).save_pretrained(folder)
+def untrained_selector(model: str, folder: str, site: GateSite) -> str:
+    width = FrozenVLM.from_pretrained(model).width_at(site)
+    scorer = Scorer(width, ScorerConfig())
+    Selector(scorer, {"model": model}, site=site).save_pretrained(folder)
     return folder
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="reference", help="folder or hub name of the VLM")
     parser.add_argument("--selector", default=None, help="folder or hub name of the selector")
+    parser.add_argument("--site", default="after_projector", help="site of the untrained selector")
     parser.add_argument("--budgets", default="5.5%,11%,22%,33%", help="comma-separated budgets")
     parser.add_argument("--batches", default="1,8,32", help="comma-separated batch sizes")
     parser.add_argument("--repeats", type=int, default=None, help="samples per stage")
@@ -40,7 +42,7 @@ def main() -> None:
     model = resolve_model(options.model)
     sizes = [int(size) for size in options.batches.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        selector = options.selector or untrained_selector(model, folder)
+        selector = options.selector or untrained_selector(model, folder, options.site)
         result = bench_prefill(model, selector, options.budgets, sizes, Rounds(options.repeats))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n")

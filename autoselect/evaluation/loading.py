@@ -159,10 +159,11 @@ def shown_name(model: str, vlm: Any) -> str:
 
 
 def check_width(vlm: Any, selector: Any, path: str) -> None:
-    if selector.width != vlm.width:
+    width = vlm.width_at(selector.site)
+    if selector.width != width:
         raise ConfigError(
             f"selector={path} scores tokens of width {selector.width}, but those of {vlm.name} "
-            f"have width {vlm.width}; choose the selector that was trained for this model"
+            f"have width {width}; choose the selector that was trained for this model"
         )
 
 

@@ -149,7 +149,8 @@ class PrunedVLM:
         if self.baseline is None or not samples[0].images:
             return dict(self.vlm.inputs([sample.images for sample in samples], texts)), None
         needs = self.baseline.needs
-        encoded = self.asked.encode(samples, "class_attention" in needs)
+        earlier = {self.baseline.site} - {"after_projector"}
+        encoded = self.asked.encode(samples, "class_attention" in needs, sorted(earlier))
         self.smaller_images += sum(
             is_smaller(self.budget, len(image)) for images in encoded.images for image in images
         )

@@ -178,7 +178,7 @@ def read_patches(adapter: VisualAdapter, inputs: Mapping[str, Any]) -> SiteFeatu
     return _split(layer(given["image"]), adapter)
 
 
-def run_tower(adapter: VisualAdapter, patches: Tensor, extra: Tensor) -> dict[str, Any]:
+def run_tower(adapter: VisualAdapter, patches: Tensor, extra: Tensor | None) -> dict[str, Any]:
     """Run the model's own encoder and projector on patches; return encoder outputs by modality.
 
     The embedding layer sees one blank image, and its output is replaced.
@@ -188,6 +188,7 @@ def run_tower(adapter: VisualAdapter, patches: Tensor, extra: Tensor) -> dict[st
         patches: embeddings with positions, of any number K of patches, [I, K, C].
         extra: class and register tokens, [1, P, C].
     """
+    assert extra is not None
     rows = torch.cat([extra.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
     thread = get_ident()
 
@@ -213,7 +214,6 @@ def run_tower_on_kept(
         encoder outputs with features [I, N, D]: zeros at removed patches.
     """
     patches, extra = features.entries, features.extra
-    assert extra is not None
     images, size = patches.shape[:2]
     if all(count == size for count in counts):
         return run_tower(adapter, patches, extra)

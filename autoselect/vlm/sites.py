@@ -243,7 +243,7 @@ class BeforeEncoder(_Earlier):
 
 def _as_encoded(features: SiteFeatures, tokens: Tensor) -> Outputs:
     """Return projector outputs [I, N, D] in the container of the model's own encoder."""
-    own = list(tokens) if features.in_list else tokens
+    own: Any = list(tokens) if features.in_list else tokens
     return {"image": BaseModelOutputWithPooling(pooler_output=own)}
 
 

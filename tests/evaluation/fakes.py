@@ -65,7 +65,9 @@ class FakeAsked:
         self.encoded = 0
         self.lengths: list[int] = []
 
-    def encode(self, samples: list[EvaluationSample], attention: bool = False) -> Encoded:
+    def encode(
+        self, samples: list[EvaluationSample], attention: bool = False, sites: Any = ()
+    ) -> Encoded:
         self.encoded += len(samples)
         tokens = self.vlm.tokens_of([sample.image for sample in samples])
         images = [
@@ -140,6 +142,7 @@ class FakeSelector:
     """Scores tokens by how colourful they are."""
 
     diversity = 0.0
+    site = "after_projector"
     width = FakeVLM.width
     metadata: dict[str, str] = {}
 

@@ -134,7 +134,7 @@ def test_a_selector_with_diversity_names_the_method_of_the_same_form():
 
 def test_methods_that_read_a_class_token_say_what_they_use_without_one():
     class Patches(FakeAsked):
-        def encode(self, samples, attention=False):
+        def encode(self, samples, attention=False, sites=()):
             found = super().encode(samples, attention)
             return type(found)(found.images, found.output, False if attention else None)
 

@@ -132,7 +132,7 @@ def classifier_accuracy(
         whole = classifier(pixels).logits.argmax(dim=-1).cpu()
         stop = start + images_per_batch
         truth = whole if labels is None else torch.tensor(labels[start:stop])
-        visual = vlm.encode_images(batch)
+        visual = vlm.encode_images(batch, selector.site)
         found_grid = vlm.grid_of(batch[0])
         if found_grid is None:
             raise ConfigError(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import answer_sequences
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, whole_choices
 from autoselect.evaluation.answers.replies import Replies, texts_of
@@ -66,7 +67,16 @@ def random_positions(context: SelectionContext, budget: int) -> Tensor:
 
 
 def learned_positions(selector: Any) -> Keep:
-    """Return the choice of a trained selector, its diversity included."""
+    """Return the choice of a trained selector, its diversity included.
+
+    Raises:
+        ConfigError: it scores tokens of an earlier site than those that are treated here.
+    """
+    if selector.site != "after_projector":
+        raise ConfigError(
+            f"selector.site={selector.site}: this analysis treats projector outputs; give a "
+            "selector of site=after_projector"
+        )
     return lambda context, budget: selector.select(context.tokens, budget)[1]
 
 

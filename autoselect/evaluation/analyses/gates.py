@@ -46,7 +46,7 @@ def gate_samples(
     Args:
         temperatures: temperatures of the soft top-K, in standard deviations of the scores.
     """
-    visual = vlm.encode_images([sample.image for sample in samples])
+    visual = vlm.encode_images([sample.image for sample in samples], selector.site)
     scores = standardise(selector.score(visual.tokens, visual.mask).float(), visual.mask)
     found = []
     for temperature in temperatures:

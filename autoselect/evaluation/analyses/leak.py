@@ -118,7 +118,9 @@ def leak(
         count = visual.tokens.shape[1]
         sequences: dict[str, ImageChoices | None] = {FULL: None, BLIND: blind_choices(encoded)}
         gated = uniformly_gated(gate, visual.gated, budget, start)
-        for name, repair in repairs_of(gate).items() if gated is not None else ():
+        for name, repair in repairs_of(gate).items():
+            if gated is None:
+                continue
             outputs = SITES[gate.site].finish(asked.vlm.adapter, visual, gated, repair)
             features, _ = asked.vlm.adapter.tokens(visual.blocks, outputs, later=True)
             sequences[name] = whole_choices(features)

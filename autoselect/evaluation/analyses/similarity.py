@@ -48,7 +48,7 @@ def token_similarity(
     total, positions = None, []
     for start in range(0, len(samples), images_per_batch):
         batch = samples[start : start + images_per_batch]
-        visual = vlm.encode_images([sample.image for sample in batch])
+        visual = vlm.encode_images([sample.image for sample in batch], selector.site)
         assert visual.mask is None, "figure 4 compares equally many tokens of every image"
         k = count or min(PAPER_COUNT, visual.tokens.shape[1] // 4)
         scores = selector.score(visual.tokens).float()

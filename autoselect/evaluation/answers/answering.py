@@ -104,7 +104,8 @@ def answer_part(
         others: for each sample one with other images, if the plan has a column for them.
     """
     attention = any("class_attention" in method.needs for method in plan.methods)
-    encoded = asked.encode(samples, attention)
+    sites = {method.site for method in plan.methods} - {"after_projector"}
+    encoded = asked.encode(samples, attention, sorted(sites))
     by_image = dict(_image_choices(encoded, plan))
     if plan.others:
         by_image[Column(OTHER, 0)] = other_choices(encoded, asked.encode(others))

@@ -7,27 +7,32 @@ Dimension letters: R rows (one question each), T prompt tokens, N visual tokens 
 stay, D width, L later layers with features of their own (deepstack).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autoselect.config import GateSite
 from autoselect.evaluation.answers.endings import answer_ids, up_to_end
-from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
+from autoselect.evaluation.answers.likelihood import continuation_log_likelihood, mean_losses
 from autoselect.evaluation.answers.replies import Generated
+from autoselect.evaluation.methods.context import PATCHES
 from autoselect.evaluation.methods.llm_attention import visual_attention
 from autoselect.evaluation.methods.tower_attention import tower_attention
 from autoselect.evaluation.samples import Box, EvaluationSample
 from autoselect.pruning.attachment import keeping
-from autoselect.vlm import FrozenVLM
+from autoselect.vlm import FrozenVLM, VisualAdapter
 from autoselect.vlm.backbone import chat
 from autoselect.vlm.blocks import Block
 from autoselect.vlm.columns import PADDING, remaining_columns, take_columns
 from autoselect.vlm.features import with_entries
+from autoselect.vlm.patches import entries_of, run_tower
 from autoselect.vlm.rasters import raster_of
+from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.placeholders import question_content
 from autoselect.vlm.text.tokens import end_ids
 
@@ -48,6 +53,8 @@ class ImageTokens:
         class_attention: attention that each token receives from the vision tower's class token, or
             the mean over all tokens in a tower without a class token, [N].
         boxes: known regions as fractions of the image (left, top, right, bottom).
+        at_site: features at earlier sites, [N, C] each.
+        encode_kept: runs the vision encoder on some patches, see `SelectionContext`.
     """
 
     key: str
@@ -56,6 +63,8 @@ class ImageTokens:
     grid: tuple[int, int] | None = None
     class_attention: Tensor | None = None
     boxes: tuple[Box, ...] = ()
+    at_site: Mapping[str, Tensor] = field(default_factory=dict)
+    encode_kept: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -116,11 +125,22 @@ class AskedVLM:
         return chat(self.vlm.processor, messages, generation=True) + answer
 
     @torch.no_grad()
-    def encode(self, samples: Sequence[EvaluationSample], attention: bool = False) -> Encoded:
-        """Encode the images of some samples; with `attention`, read the tower's class attention.
+    def encode(
+        self,
+        samples: Sequence[EvaluationSample],
+        attention: bool = False,
+        sites: Collection[GateSite] = (),
+    ) -> Encoded:
+        """Encode the images of some samples.
+
+        Args:
+            samples: images and questions.
+            attention: also read the tower's class attention.
+            sites: earlier sites whose features are read too.
 
         Raises:
-            ConfigError: processor and model do not fit, or the class attention cannot be read.
+            ConfigError: processor and model do not fit, the class attention cannot be read, or the
+                model does not have a site.
         """
         adapter = self.vlm.adapter
         rows = [sample.images for sample in samples]
@@ -129,11 +149,16 @@ class AskedVLM:
         outputs = adapter.encode(inputs)
         blocks = adapter.blocks(inputs["input_ids"], outputs)
         features, _ = adapter.tokens(blocks, outputs, later=True)
+        earlier = {site: SITES[site].encode(adapter, inputs) for site in sites}
+        at_site = {site: adapter.tokens(blocks, own)[0] for site, own in earlier.items()}
+        encode_kept = None
+        if PATCHES in earlier:
+            encode_kept = partial(_encode_kept, adapter, earlier[PATCHES]["image"].extra)
         total = sum(map(len, blocks))  # `features` is padded if images differ in size
         seen = tower_attention(adapter, inputs, total) if attention else None
         images: list[list[ImageTokens]] = [[] for _ in samples]
         counts = torch.tensor([block.row for block in blocks]).bincount(minlength=len(samples))
-        for block, own in zip(blocks, features, strict=True):
+        for number, (block, own) in enumerate(zip(blocks, features, strict=True)):
             sample, place = samples[block.row], len(images[block.row])
             whole = int(counts[block.row]) == len(sample.images)
             grid = None
@@ -148,6 +173,8 @@ class AskedVLM:
                     grid,
                     None if seen is None else seen.values[block.start : block.start + len(block)],
                     sample_boxes(sample) if whole and grid and len(sample.images) == 1 else (),
+                    {site: found[number, : len(block)] for site, found in at_site.items()},
+                    encode_kept,
                 )
             )
         return Encoded(images, outputs["image"], None if seen is None else seen.of_class_token)
@@ -257,14 +284,8 @@ class AskedVLM:
         return [-total / len(ids) for total, ids in pairs]
 
 
-def mean_losses(logits: Sequence[Tensor], rows: Sequence[list[int]]) -> list[float]:
-    """Return the mean negative log-likelihood of each row's tokens, given `logits` [R, V] each."""
-    losses = []
-    for row, ids in enumerate(rows):
-        steps = torch.stack([step[row].float() for step in logits[: len(ids)]])
-        given = torch.tensor(ids, device=steps.device)
-        losses.append(float(torch.nn.functional.cross_entropy(steps, given)))
-    return losses
+def _encode_kept(adapter: VisualAdapter, extra: Tensor, patches: Tensor) -> Tensor:
+    return entries_of(run_tower(adapter, patches, extra))
 
 
 def sample_boxes(sample: EvaluationSample) -> tuple[Box, ...]:

@@ -206,3 +206,13 @@ def answers_of(
         row if answer is None else Generated(answer, [], True)
         for answer, row in zip(given, rows, strict=True)
     ]
+
+
+def mean_losses(logits: Sequence[Tensor], rows: Sequence[list[int]]) -> list[float]:
+    """Return the mean negative log-likelihood of each row's tokens, given `logits` [R, V] each."""
+    losses = []
+    for row, ids in enumerate(rows):
+        steps = torch.stack([step[row].float() for step in logits[: len(ids)]])
+        given = torch.tensor(ids, device=steps.device)
+        losses.append(float(torch.nn.functional.cross_entropy(steps, given)))
+    return losses

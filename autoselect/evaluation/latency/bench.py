@@ -15,10 +15,11 @@ from autoselect.evaluation.loading import load_pair
 
 QUESTION = "what is in the image ?"
 IMAGE_SIZE = 336
-STAGES = ("prefill", "first_token", "decode")
+STAGES = ("vision", "prefill", "first_token", "decode")
 SPEEDUPS = (
     "Times in ms. Prefill: one forward of the attached model on encoded images, with selection, "
     "rewriting of the call and language model inside; the selector's own part stands beside. "
+    "Before the encoder: the language model alone; the encoder on the kept patches stands beside. "
     "With vision: first token from pixels, through generate, on both sides."
 )
 
@@ -73,7 +74,7 @@ def bench_prefill(
     rounds = rounds or Rounds()
     vlm, trained = load_pair(model, selector, device)
     image = fixed_image()
-    prompt = Prompt.of(vlm, image, QUESTION, 1)
+    prompt = Prompt.of(vlm, image, QUESTION, 1, trained.site)
     num_tokens = prompt.tokens.shape[1]
     text_tokens = prompt.inputs["input_ids"].shape[1] - num_tokens
     counts = parse_budgets(budgets, num_tokens)
@@ -87,6 +88,7 @@ def bench_prefill(
         runs.append(run)
     return {
         "model": vlm.name,
+        "site": trained.site,
         "num_tokens": num_tokens,
         "text_tokens": text_tokens,
         "budgets": list(counts),
@@ -97,7 +99,17 @@ def bench_prefill(
 
 def bench_lines(result: dict[str, Any]) -> list[str]:
     """Return a result of `bench_prefill` as a table for the terminal, in milliseconds."""
-    names = ("batch", "tokens", "selector", "prefill", "first token", "decode", "KV MiB", "speedup")
+    names = (
+        "batch",
+        "tokens",
+        "selector",
+        "vision",
+        "prefill",
+        "first token",
+        "decode",
+        "KV MiB",
+        "speedup",
+    )
     lines = [" ".join(f"{name:>11}" for name in (*names, "with vision"))]
 
     def line(batch: int, row: dict[str, Any]) -> str:
@@ -108,8 +120,10 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
         return " ".join(f"{cell:>11}" for cell in [str(batch), str(row["budget"]), *shown])
 
     for run in result["runs"]:
+        vision = {"vision_ms": run["vision_ms"]}  # the same for all, unless rows have their own
         full = {"budget": result["num_tokens"], "speedup": 1.0, "speedup_with_vision": 1.0}
-        lines += [line(run["batch_size"], row) for row in [full | run["full"], *run["pruned"]]]
+        rows = [full | run["full"], *run["pruned"]]
+        lines += [line(run["batch_size"], vision | row) for row in rows]
         if run["compiled"]:
             compiled = run["compiled"]
             lines.append(f"{compiled['how']}: full prefill {compiled['full_prefill_ms']:.2f} ms")

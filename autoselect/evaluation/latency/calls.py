@@ -5,9 +5,11 @@
     full_decode, decode@K           one `forward` of one token after the cache of such a prefill
     vision, tower, projector        the image encoder alone
     scorer, selector@K              the selector's own part, which `prefill@K` contains
+    patches, vision@K               embeddings, and the encoder on K patches (before the encoder)
 
 `prefill@K` contains all our work: planning on the host, scores, choice, the rewriting of the call,
-and the language model on the remaining tokens.
+and the language model on the remaining tokens. With a selector before the encoder it is the
+language model alone; encoder and selection stand beside it, and `first_token@K` holds all.
 
 Dimension letters: B equal rows, T prompt tokens, N visual tokens, K that stay, D width.
 """
@@ -22,10 +24,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autoselect.config import GateSite
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.methods.context import PATCHES
 from autoselect.evaluation.methods.tower_attention import tower_of
 from autoselect.pruning.attachment import attach, detach
 from autoselect.vlm import FrozenVLM
+from autoselect.vlm.patches import read_patches, run_tower
+from autoselect.vlm.sites import SITES
 
 
 @dataclass(frozen=True)
@@ -49,22 +55,40 @@ class Prompt:
         inputs: arguments of `generate`, pixels included, [B, T].
         encoded: arguments of `forward` with encoded images, for the logits of the last position.
         tokens: projector outputs, [B, N, D].
+        attached: the same arguments with features at the selector's site.
+        scored: those features, [B, N, C].
     """
 
     inputs: dict[str, Any]
     encoded: dict[str, Any]
     tokens: Tensor
+    attached: dict[str, Any]
+    scored: Tensor
 
     @classmethod
-    def of(cls, vlm: FrozenVLM, image: Image.Image, question: str, batch_size: int) -> "Prompt":
-        """Write a prompt of one image `batch_size` times and encode its images."""
+    def of(
+        cls,
+        vlm: FrozenVLM,
+        image: Image.Image,
+        question: str,
+        batch_size: int,
+        site: GateSite = "after_projector",
+    ) -> "Prompt":
+        """Write a prompt of one image `batch_size` times and encode its images, also at a site."""
         text = AskedVLM(vlm).prompt(1, question)
         inputs = vlm.inputs([[image]] * batch_size, [text] * batch_size)
         outputs = vlm.adapter.encode(inputs)
         blocks = vlm.adapter.blocks(inputs["input_ids"], outputs)
         tokens, _ = vlm.adapter.tokens(blocks, outputs)
-        call = {**vlm.adapter.with_outputs(inputs, outputs), **_last_logits(vlm.model)}
-        return cls(inputs, {**call, "use_cache": True}, tokens)
+        features = outputs
+        if site != "after_projector":
+            features = SITES[site].encode(vlm.adapter, inputs)
+        scored, _ = vlm.adapter.tokens(blocks, features)
+        more = {**_last_logits(vlm.model), "use_cache": True}
+        encoded, attached = (
+            {**vlm.adapter.with_outputs(inputs, own), **more} for own in (outputs, features)
+        )
+        return cls(inputs, encoded, tokens, attached, scored)
 
 
 def user_calls(
@@ -77,7 +101,11 @@ def user_calls(
     }
     for budget in budgets:
         around = attached(model, selector, budget)
-        calls[f"prefill@{budget}"] = Call(lambda: model(**prompt.encoded), around)
+        if selector.site == PATCHES:
+            alone = _on_pruned(vlm, selector, prompt, budget, model.forward)
+            calls[f"prefill@{budget}"] = Call(alone)
+        else:
+            calls[f"prefill@{budget}"] = Call(lambda: model(**prompt.attached), around)
         calls[f"first_token@{budget}"] = Call(lambda: first_token(vlm, prompt), around)
     return calls
 
@@ -102,8 +130,9 @@ def decode_call(
     vlm: FrozenVLM, prompt: Prompt, around: Callable[[], AbstractContextManager]
 ) -> Call:
     """Return one decoding step after the prompt; which token is fed does not change the work."""
+    call = prompt.encoded if around is nullcontext else prompt.attached
     with around():
-        cache = vlm.model(**prompt.encoded).past_key_values
+        cache = vlm.model(**call).past_key_values
     token = torch.zeros(len(prompt.inputs["input_ids"]), 1, dtype=torch.long, device=vlm.device)
 
     def decode() -> Tensor:
@@ -116,9 +145,24 @@ def decode_call(
 
 def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:
     """Return `scorer`, and `selector@K`: scores, choice and the gathering of the kept tokens."""
-    calls = {"scorer": Call(lambda: selector.score(prompt.tokens))}
+    calls = {"scorer": Call(lambda: selector.score(prompt.scored))}
     for budget in budgets:
-        calls[f"selector@{budget}"] = Call(bound(selector.select, prompt.tokens, budget))
+        calls[f"selector@{budget}"] = Call(bound(selector.select, prompt.scored, budget))
+    return calls
+
+
+def kept_vision_calls(
+    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
+) -> dict[str, Call]:
+    """Return `patches` and `vision@K` for a selector before the encoder; empty for others."""
+    if selector.site != PATCHES:
+        return {}
+    adapter = vlm.adapter
+    calls = {"patches": Call(lambda: read_patches(adapter, prompt.inputs))}
+    extra = prompt.attached["mm_encoder_outputs"]["image"].extra
+    for budget in budgets:
+        kept = prompt.scored[:, :budget]  # which ones does not change the work
+        calls[f"vision@{budget}"] = Call(bound(run_tower, adapter, kept, extra))
     return calls
 
 
@@ -159,7 +203,7 @@ def compiled_calls(
     calls = {"full_prefill": Call(lambda: forward(**prompt.encoded))}
     for budget in budgets:
         calls[f"prefill@{budget}"] = Call(_on_pruned(vlm, selector, prompt, budget, forward))
-        calls[f"selector@{budget}"] = Call(bound(select, prompt.tokens, budget))
+        calls[f"selector@{budget}"] = Call(bound(select, prompt.scored, budget))
     return calls
 
 
@@ -172,7 +216,7 @@ def _on_pruned(
         hook = vlm.model.register_forward_pre_hook(
             lambda _, arguments, named: seen.append(named), with_kwargs=True
         )
-        vlm.model(**prompt.encoded)
+        vlm.model(**prompt.attached)
         hook.remove()
     pruned = seen[0]
     return lambda: forward(**pruned)

@@ -19,6 +19,7 @@ from autoselect.evaluation.latency.calls import (
     Prompt,
     compiled_calls,
     decode_calls,
+    kept_vision_calls,
     selector_calls,
     user_calls,
     vision_calls,
@@ -66,12 +67,13 @@ def latency_report(
     """
     device = torch.device(vlm.device)
     repeats, warmup = plan.rounds(device)
-    prompt = Prompt.of(vlm, image, question, plan.batch_size)
+    prompt = Prompt.of(vlm, image, question, plan.batch_size, selector.site)
     calls = user_calls(vlm, selector, prompt, plan.budgets)
     memory = _Memory(device)  # measured before each decode call holds a cache
     peaks = {budget: memory.peak(calls[_named("prefill", budget)]) for budget in (0, *plan.budgets)}
     calls |= vision_calls(vlm, prompt) | selector_calls(selector, prompt, plan.budgets)
     calls |= decode_calls(vlm, selector, prompt, plan.budgets)
+    calls |= kept_vision_calls(vlm, selector, prompt, plan.budgets)
     if plan.compiled:
         compiled = compiled_calls(vlm, selector, prompt, plan.budgets)
         calls |= {f"{COMPILED}{name}": call for name, call in compiled.items()}
@@ -90,6 +92,11 @@ def latency_report(
         kept = length - visual + budget if budget else length
         found["kv_cache_bytes"] = kv_cache_bytes(vlm, kept, plan.batch_size)
         found["peak_memory_bytes"] = peaks[budget]
+        if "patches" in timings:  # the encoder sees the kept patches only
+            own = f"vision@{budget}"
+            found["vision_ms"] = timings["vision"].median
+            if budget:
+                found["vision_ms"] = timings["patches"].median + timings[own].median
         return found
 
     full = row(0)
@@ -105,6 +112,7 @@ def latency_report(
         }
 
     return {
+        "site": selector.site,
         "full_prefill_ms": full["prefill_ms"],
         "full": full,
         "pruned": [pruned(budget) for budget in plan.budgets],

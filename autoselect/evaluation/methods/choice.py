@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.answers.asking import ImageTokens
-from autoselect.evaluation.methods.context import SelectionContext
+from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.registry import Method
 
 
@@ -20,8 +20,8 @@ class Choice:
 
     Attributes:
         positions: positions that stay, ascending, int64, [K].
-        features: features of the whole image, [N, (1 + L) D]; methods that merge tokens change them
-            at `positions`.
+        features: features of the whole image, [N, (1 + L) D]; methods that merge tokens, or run the
+            encoder on some patches, change them at `positions`.
     """
 
     positions: Tensor
@@ -59,7 +59,7 @@ def choose(
         kept = method.keep(context, budget(count))
         for row, number in enumerate(members):
             features = images[number].features
-            if method.merges:
+            if method.merges or method.site == PATCHES:
                 features = features.clone()
                 features[kept.positions[row], : images[number].width] = kept.tokens[row]
             found[number] = Choice(kept.positions[row], features)
@@ -76,4 +76,9 @@ def context_of(images: Sequence[ImageTokens]) -> SelectionContext:
         grid=images[0].grid,
         class_attention=torch.stack(known) if len(known) == len(images) else None,
         boxes=tuple(image.boxes for image in images) if all(i.boxes for i in images) else None,
+        at_site={
+            site: torch.stack([image.at_site[site] for image in images])
+            for site in images[0].at_site
+        },
+        encode_kept=images[0].encode_kept,
     )

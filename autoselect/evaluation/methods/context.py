@@ -1,12 +1,17 @@
 """Input and output of a method."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from autoselect.config import GateSite
 from autoselect.evaluation.samples import Box
 from autoselect.ops.hard_top_k import select_tokens, tokens_at
+
+PATCHES: GateSite = "before_encoder"
+"""The site whose features are patch embeddings."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ class SelectionContext:
         question: mean embedding of the prompt's text, its template included, [B, D].
         llm_attention: attention of the prompt's last token to each visual token, [B, N].
         boxes: known regions of each row as fractions of the image (left, top, right, bottom).
+        at_site: features at earlier sites of selectors, [B, N, C] each, see `autoselect.vlm.sites`.
+        encode_kept: runs the vision encoder on some patches of each row, [B, K, C], and returns
+            projector outputs, [B, K, D].
     """
 
     tokens: Tensor
@@ -43,6 +51,17 @@ class SelectionContext:
     question: Tensor | None = None
     llm_attention: Tensor | None = None
     boxes: tuple[tuple[Box, ...], ...] | None = None
+    at_site: Mapping[str, Tensor] = field(default_factory=dict)
+    encode_kept: Callable[[Tensor], Tensor] | None = None
+
+    def scored(self, site: str) -> Tensor:
+        """Return the features that a selector of a site reads, [B, N, C]."""
+        return self.at_site.get(site, self.tokens)
+
+    def encoded(self, positions: Tensor) -> Kept:
+        """Return what the vision encoder makes of the patches at `positions` [B, K] alone."""
+        assert self.encode_kept is not None
+        return Kept(self.encode_kept(tokens_at(self.at_site[PATCHES], positions)), positions)
 
     def take(self, scores: Tensor, budget: int) -> Kept:
         """Return the `budget` tokens with the largest scores [B, N], in image order."""

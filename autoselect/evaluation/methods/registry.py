@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, GateSite
 from autoselect.evaluation.methods import (
     coverage,
     duplication,
@@ -17,7 +17,7 @@ from autoselect.evaluation.methods import (
     ranking,
     salience,
 )
-from autoselect.evaluation.methods.context import Kept, SelectionContext
+from autoselect.evaluation.methods.context import PATCHES, Kept, SelectionContext
 
 SELECTOR = "autoselect"
 RANDOM = "random"
@@ -34,6 +34,7 @@ class Method:
         needs: required fields of `SelectionContext`.
         per_question: true if the choice depends on the question, not only on the image.
         merges: true if kept tokens are means of several, not tokens of the image.
+        site: where tokens are removed; before the encoder, it runs again for each budget.
         seeds: seeds whose scores are averaged; one for deterministic methods.
         selector: the `Selector` that the method runs, or None.
     """
@@ -44,6 +45,7 @@ class Method:
     needs: tuple[str, ...] = ()
     per_question: bool = False
     merges: bool = False
+    site: GateSite = "after_projector"
     seeds: tuple[int, ...] = (0,)
     selector: Any = None
 
@@ -51,9 +53,11 @@ class Method:
 def selector_method(selector: object, name: str = SELECTOR) -> Method:
     """Return a trained selector as a method."""
 
+    site: GateSite = selector.site  # type: ignore[attr-defined]
+
     def keep(context: SelectionContext, budget: int) -> Kept:
-        tokens, positions = selector.select(context.tokens, budget, context.mask)  # type: ignore[attr-defined]
-        return Kept(tokens, positions)
+        _, positions = selector.select(context.scored(site), budget, context.mask)  # type: ignore[attr-defined]
+        return context.encoded(positions) if site == PATCHES else context.at(positions)
 
     diversity = selector.diversity  # type: ignore[attr-defined]
     rule = "hard top-K"
@@ -61,11 +65,17 @@ def selector_method(selector: object, name: str = SELECTOR) -> Method:
         form = "maximal marginal relevance, the form of IDPruner, arXiv 2602.13315"
         rule = f"greedy with diversity {diversity} ({form})"
     source = f"AutoSelect (arXiv 2603.07135): learned scores, {rule}"
-    return Method(name, source, keep, selector=selector)
+    if site != "after_projector":
+        source = f"{source}; {site.replace('_', ' the ')}"
+    return Method(name, source, keep, selector=selector, site=site)
 
 
 def _by_random(context: SelectionContext, budget: int) -> Kept:
     return context.take(ranking.random_scores(context), budget)
+
+
+def _oracle_patches(context: SelectionContext, budget: int) -> Kept:
+    return context.encoded(coverage.oracle(context, budget).positions)
 
 
 METHODS: dict[str, Method] = {
@@ -151,6 +161,13 @@ METHODS: dict[str, Method] = {
             "ground-truth boxes: one token per object, then even coverage of the image",
             coverage.oracle,
             needs=("boxes",),
+        ),
+        Method(
+            "oracle_before_encoder",
+            "the same tokens, as patches that alone enter the vision encoder",
+            _oracle_patches,
+            needs=("boxes", "patches"),
+            site="before_encoder",
         ),
     )
 }

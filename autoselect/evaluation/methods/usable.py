@@ -5,9 +5,11 @@ from dataclasses import replace
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.methods.context import PATCHES
 from autoselect.evaluation.methods.llm_attention import has_llm_attention
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSet
+from autoselect.vlm.sites import SITES
 
 logger = logging.getLogger(__name__)
 WITHOUT_CLASS_TOKEN = (
@@ -61,6 +63,11 @@ def _lack(asked: AskedVLM, samples: EvaluationSet, need: str) -> str:
             return str(error).partition("; ")[0]
     elif need == "llm_attention" and not has_llm_attention(asked.vlm.model):
         return "the attention maps of this language model cannot be read"
+    elif need == "patches":
+        try:
+            SITES[PATCHES].width(asked.vlm.adapter)
+        except ConfigError as error:
+            return str(error).partition("; ")[0]
     elif need == "boxes":
         if not samples.has_boxes:
             return "the samples have no boxes"

@@ -112,7 +112,7 @@ def overlay_rows(
     rows = []
     for image, turn in places:
         sample = samples[image]
-        visual = vlm.encode_images([sample.image])
+        visual = vlm.encode_images([sample.image], selector.site)
         full = answers[str(Column(FULL, 0))][image][turn]
         label = f"all {visual.tokens.shape[1]} tokens"
         panels = [Overlay(label, None, full, is_right(asked[image], turn, full))]

@@ -1,13 +1,15 @@
 """Latency in a report: the table, its notes, and what each budget costs.
 
 `prefill_ms` of a pruned row is one call of the attached model: selection, rewriting of the call,
-host time and language model. `selector_ms` is the selector's own part of it.
+host time and language model. `selector_ms` is the selector's own part of it. With a selector before
+the vision encoder `prefill_ms` is the language model alone, and `vision_ms` differs by budget.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 COLUMNS = {
+    "vision ms": "vision_ms",
     "selector ms": "selector_ms",
     "prefill ms": "prefill_ms",
     "first token ms": "first_token_ms",
@@ -20,6 +22,7 @@ COSTS = (
     *("prefill_ms", "selector_ms", "first_token_ms", "speedup", "speedup_with_vision"),
     "kv_cache_bytes",
 )
+BEFORE_ENCODER = "before_encoder"
 SHARED_TIMES = {"vision tower": "tower_ms", "projector": "projector_ms", "Scorer": "scorer_ms"}
 MIB = 2**20
 
@@ -64,7 +67,8 @@ def latency_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         [name, *(_number(row.get(key), key) for key in shown.values())]
         for name, row in zip(names, rows, strict=True)
     ]
-    head = [f"{name} (in prefill)" if name == "selector ms" else name for name in shown]
+    inside = latency.get("site") != BEFORE_ENCODER
+    head = [f"{name} (in prefill)" if name == "selector ms" and inside else name for name in shown]
     return ["tokens", *head], cells
 
 
@@ -76,6 +80,13 @@ def _number(value: float | None, key: str) -> str:
 
 def latency_notes(latency: Mapping[str, Any]) -> list[str]:
     """Return what the columns of the latency table mean, and times that all budgets share."""
+    if latency.get("site") == BEFORE_ENCODER:
+        return [
+            "The vision encoder sees the kept patches only: vision (embeddings, encoder and "
+            "projector), selector and prefill (the language model alone) are timed one by one. "
+            "Speedup is full prefill / pruned prefill. First token is `generate` of one token, "
+            "from pixels on, with all of them; speedup with vision is its ratio."
+        ]
     notes = [
         "Prefill is one call of the attached model on encoded images: selection, rewriting of the "
         "call, host time and language model. The selector's own time is part of it. Speedup is "
