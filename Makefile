@@ -125,7 +125,7 @@ dashboard: setup
 
 test: setup lint
 	@echo "[test] pytest $(TEST)"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TEST)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TEST)
 
 lint: setup
 	@echo "[lint] ruff, mypy, clang-format, shell syntax"

@@ -21,8 +21,6 @@ class SignalFlag:
             it to ranks that would wait in vain for one that failed.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
     def __init__(self, met: bool = True) -> None:
         self.received: signal.Signals | None = None
         signal.signal(signal.SIGUSR1, self._remember)
