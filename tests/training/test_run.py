@@ -24,6 +24,8 @@ from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.run import assemble, check_resumable, warn_of_few_cores
 from autoselect.training.state import Origin, TrainingState
+from tests.lmms.hub_folder import write_next_folder
+from tests.vlm.conversations import picture
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
@@ -176,3 +178,27 @@ def generator_states() -> tuple[str, str, bytes]:
         states += torch.cuda.get_rng_state_all()
     drawn = b"".join(state.numpy().tobytes() for state in states)
     return repr(random.getstate()), repr(np.random.get_state()), drawn
+
+
+def test_images_below_the_budget_are_counted(alone, tmp_path, caplog):
+    """Of two images, one has fewer tokens than the budget; both come once per step."""
+    write_next_folder(tmp_path / "vlm")
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number, size in enumerate([(112, 112), (112, 40)]):
+            turns = [{"from": "human", "value": "<image>which?"}, {"from": "gpt", "value": "no"}]
+            writer.write(f"{number}", {"conversations": turns}, [to_jpeg(picture(number, size))])
+    flags = [
+        f"--model={tmp_path / 'vlm'}",
+        f"--data.train_shards={tmp_path / 'shards' / '*.tar'}",
+        f"--output={tmp_path / 'run'}",
+        *("--steps=3", "--gate.calibration_images=2", "--tracking=false", "--data.workers=0"),
+        *("--gate.token_budget=60", "--gate.min_token_budget=60", "--save_every=2"),
+    ]
+    config = load_config(TrainConfig, None, flags)
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    caplog.set_level("INFO")
+    with Heartbeat(alone) as heartbeat:
+        assert assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat).run()
+        resumed = assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat)
+    assert "3 of 6 images had fewer visual tokens than the budget" in caplog.text
+    assert (resumed.images, resumed.smaller_images) == (6, 3)
