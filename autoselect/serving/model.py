@@ -226,7 +226,11 @@ class PrunedModel(FamilyModel):
 def first_slot(feature: MultiModalFeatureSpec) -> int:
     """Return the column of an image's first slot; text before it may belong to the image."""
     place = feature.mm_position
-    return place.offset if place.is_embed is None else place.offset + int(place.is_embed.argmax())
+    return (
+        place.offset
+        if place.is_embed is None
+        else place.offset + int(place.is_embed.int().argmax())
+    )
 
 
 def pruned_class(family: Any) -> type:

@@ -27,8 +27,10 @@ def register() -> None:
 
     from autoselect.serving.families import FAMILIES
     from autoselect.serving.guards import guard_configurations
+    from autoselect.serving.models import STOCK
 
-    for name in FAMILIES:
+    for name in FAMILIES.keys() - STOCK.keys():
+        STOCK[name] = ModelRegistry.models[name]
         ModelRegistry.register_model(name, f"autoselect.serving.models:{name}")
     guard_configurations()
 
