@@ -10,11 +10,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import require_extra
 from autoselect.serving.plugin import check_version, installed_version
 from autoselect.serving.settings import BLOCK, ServingSettings
 
@@ -78,8 +78,7 @@ def check_installation() -> None:
         ConfigError: vLLM is missing or of another version, or the plug-in is not installed or is
             switched off.
     """
-    if find_spec("vllm") is None:
-        raise ConfigError("vLLM is not installed; pip install vllm beside autoselect")
+    require_extra("serving", "vllm")
     check_version(installed_version())
     if BLOCK not in {found.name for found in entry_points(group="vllm.general_plugins")}:
         raise ConfigError(

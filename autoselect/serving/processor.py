@@ -12,20 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.multimodal.inputs import (
-    MultiModalBatchedField,
-    MultiModalFieldElem,
-    MultiModalFlatField,
-    MultiModalKwargsItem,
-    MultiModalSharedField,
-)
-from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdateDetails
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.pruning.budget import kept_tokens
 from autoselect.serving.batches import ENTRY, SHARED
 from autoselect.serving.blocks import Block, visual_span
 from autoselect.serving.settings import ServingSettings, split_request
+
+with extra("serving"):
+    from vllm.multimodal.inputs import (
+        MultiModalBatchedField,
+        MultiModalFieldElem,
+        MultiModalFlatField,
+        MultiModalKwargsItem,
+        MultiModalSharedField,
+    )
+    from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdateDetails
 
 BLOCK_FIELD, ROWS_FIELD = "autoselect_block", "autoselect_rows"
 KEPT_WITH_PREFIX = MultiModalBatchedField(keep_on_cpu=True)

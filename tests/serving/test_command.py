@@ -9,6 +9,7 @@ import pytest
 
 from autoselect import ConfigError
 from autoselect.cli import main as cli
+from autoselect.config import extras
 from autoselect.serving import command, plugin
 
 SERVE = ["serve", "org/model", "--selector", "org/name", "--budget"]
@@ -49,8 +50,8 @@ def test_a_wrong_command_starts_nothing(started, capsys, words, reason):
 
 
 def test_a_missing_vllm_is_named(monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="vLLM is not installed"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="vllm is not installed"):
         command.check_installation()
 
 
@@ -61,7 +62,7 @@ def test_a_switched_off_plugin_is_named(monkeypatch, allowed, refused):
     class Found:
         name = "autoselect"
 
-    monkeypatch.setattr(command, "find_spec", lambda name: object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: object())
     monkeypatch.setattr(command, "installed_version", lambda: "0.32.0")
     monkeypatch.setattr(command, "entry_points", lambda group: [Found])
     monkeypatch.setenv("VLLM_PLUGINS", allowed)
