@@ -329,11 +329,12 @@ def cohere2_vision() -> tuple[Any, Any]:
     own = tokenizer(names)
     config = hf.Cohere2VisionConfig(
         text_config=hf.Cohere2Config(
-            **TEXT, sliding_window=512, layer_types=["sliding_attention", "full_attention"]
+            **{**TEXT, "tie_word_embeddings": True},
+            sliding_window=512,
+            layer_types=["sliding_attention", "full_attention"],
         ),
         vision_config=hf.SiglipVisionConfig(**VISION, image_size=32),
         alignment_intermediate_size=96,
-        tie_word_embeddings=False,
         **ids(own, image_token_id="<|IMG_PATCH|>"),
     )
     processor = hf.Cohere2VisionProcessor(
@@ -372,7 +373,7 @@ PLACEHOLDERS = {
 }
 """What stands for an image in a text; `<image>` in other families."""
 
-SIZES = [(32, 32), (64, 32), (32, 64), (48, 24), (40, 40), (24, 56)]
+SIZES = [(36, 28), (64, 32), (32, 64), (48, 24), (34, 44), (24, 56)]
 PROMPTS: list[tuple[int, ...]] = [(0,), (1,), (2,), (3,), (4, 5), (1, 0)]
 """Numbers of the images in each prompt."""
 
