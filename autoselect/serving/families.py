@@ -1,10 +1,22 @@
-"""The vLLM classes that can be pruned, and what each has in common with `attach`.
+"""The architectures that can be pruned in vLLM.
 
-A family is in the list if `tests/serving` has found its tiny model equal to `attach()` on the same
-pixels. Every other architecture is refused when a model's configuration asks for a selector.
+One is in the list if `tests/serving` finds that its tiny model equals `attach()` on the same
+pixels. Every other one is refused when a model's configuration asks for a selector.
 """
 
 FAMILIES = {
+    "Glm4vForConditionalGeneration": "glm4v",
+    "Cohere2VisionForConditionalGeneration": "cohere2_vision",
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "Idefics3ForConditionalGeneration": "idefics3",
+    "InternVLForConditionalGeneration": "internvl",
     "LlavaForConditionalGeneration": "llava",
+    "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "Mistral3ForConditionalGeneration": "mistral3",
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "SmolVLMForConditionalGeneration": "smolvlm",
 }
-"""Architectures with their modules in `vllm.model_executor.models`."""
+"""Architectures with their model types."""

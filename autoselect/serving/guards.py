@@ -7,13 +7,15 @@ family that cannot be pruned is refused instead of being served whole.
 
 from typing import Any
 
-from vllm import ModelRegistry
-from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-from vllm.transformers_utils.config import uses_mrope
-
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.serving.families import FAMILIES
 from autoselect.serving.settings import BLOCK, ServingSettings
+
+with extra("serving"):
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+    from vllm.transformers_utils.config import uses_mrope
 
 EXTENDABLE = ("default", "linear", "llama3", "mrope")
 """Kinds of rotary embeddings whose table may be longer without other values."""

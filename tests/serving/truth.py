@@ -15,6 +15,7 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "cases.json").read_text())
     processor = AutoProcessor.from_pretrained(REFERENCE, backend="pil")
     model = LlavaForConditionalGeneration.from_pretrained(REFERENCE, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
     attach(model, Selector.from_pretrained(job["selector"]), 1.0)
     found = []
     for row in job["cases"]:

@@ -1,0 +1,54 @@
+"""Tiny models of every family in the list equal `attach()` on the same pictures."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it")
+
+from autoselect.serving.families import FAMILIES  # noqa: E402
+from tests.serving import tiny  # noqa: E402
+from tests.serving.cases import ROOT, equal_answers, largest_difference, load  # noqa: E402
+from tests.serving.engine import engine, generate, stop  # noqa: E402
+from tests.serving.tiny_truth import BUDGET  # noqa: E402
+
+EXACT = 1e-4
+LOOSE = {}
+"""Largest differences of families that differ as much in vLLM with all tokens."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with the models, the selector, and what `attach()` gives for each."""
+    own = tmp_path_factory.mktemp("tiny")
+    names = sorted(tiny.BUILDERS)
+    words = [sys.executable, "-m", "tests.serving.tiny_truth", str(own), *names]
+    subprocess.run(words, cwd=ROOT, check=True)
+    return own
+
+
+def test_every_family_in_the_list_is_tested():
+    assert set(FAMILIES.values()) == {"llava", *tiny.BUILDERS}
+
+
+@pytest.mark.parametrize("name", sorted(tiny.BUILDERS))
+def test_a_family_equals_attach(folder, name):
+    error = folder / name / "error.txt"
+    assert not error.exists(), error.read_text()
+    llm = engine(folder / name, {"selector": str(folder / "selector"), "budget": BUDGET})
+    try:
+        prompts = [
+            {
+                "prompt": tiny.text(name, images),
+                "multi_modal_data": {"image": [tiny.image(number) for number in images]},
+            }
+            for images in tiny.PROMPTS
+        ]
+        found = generate(llm, prompts)
+    finally:
+        stop(llm)
+    truth = load(folder / name / "pruned")
+    assert largest_difference(found, truth) < LOOSE.get(name, EXACT)
+    assert equal_answers(found, truth) == len(truth)
+    assert largest_difference(load(folder / name / "full"), truth) > 0.1, "pruning changes nothing"
