@@ -70,7 +70,7 @@ class GateConfig:
     )
     kind: GateKind = setting(
         "noise",
-        "formula of the gate; noise is the paper's, autoselect/method/gating.py defines the others",
+        "formula of the gate, see autoselect/method/gating.py; noise has the paper's form",
     )
     site: GateSite = setting(
         "after_projector",

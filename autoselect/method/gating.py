@@ -2,14 +2,15 @@
 
 Each formula takes the gates `s` of soft top-K, [I, N], which sum to K, and tokens `x`, [I, N, D]:
 
-    noise             mu + sqrt(s) (x - mu) + sqrt(1 - s) L eps     the paper's, variance-preserving
+    noise             mu + sqrt(s) (x - mu) + sqrt(1 - s) L eps     the paper's form
     zero_fill         sqrt(s) x                                     the same amplitude, no noise
     multiplicative    s x
     straight_through  h x + (1 - h) (mu + L eps), h = hard top-K    gradient of s in place of h's
     none              x                                             for soft removal alone
 
-Source of the first: AutoSelect (arXiv 2603.07135); the others are common alternatives. Any of them
-can be combined with random removal (`stochastic_removal.py`) and with coverage (`coverage.py`).
+Source of the first: AutoSelect (arXiv 2603.07135), with N(0, I) on normalised tokens
+(`gate.noise=isotropic`); mu and L of the data set are ours. The others are common alternatives. Any
+of them can be combined with random removal (`stochastic_removal.py`) and coverage (`coverage.py`).
 
 Dimension letters: I images, N visual tokens, D width.
 """

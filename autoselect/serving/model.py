@@ -71,6 +71,11 @@ class PrunedModel(FamilyModel):
         device = torch.device(vllm_config.device_config.device)
         selector = self.settings.load(device)
         width = vllm_config.model_config.hf_text_config.hidden_size
+        if selector.site != "after_projector":
+            raise ConfigError(
+                f"autoselect.selector={self.settings.selector} selects at site={selector.site}; "
+                "vLLM gives projector outputs only: use a selector of site=after_projector"
+            )
         if selector.width != width:
             raise ConfigError(
                 f"autoselect.selector={self.settings.selector} has the width {selector.width}, and "

@@ -4,8 +4,9 @@ Training fills dropped tokens with noise and inference removes them. Under rando
 agree and under learned ones not, because a trained selector drops what noise still replaces: tokens
 that the model needs besides the objects. So both are measured, on samples that were not trained on.
 
-Noise is drawn per channel, as in the paper, and also with the full covariance of the tokens. The
-latter looks like tokens of other images, so a VLM may see objects that are not there.
+Noise is drawn per channel, near to the paper's isotropic noise on normalised tokens, and also with
+the full covariance of the tokens. The latter looks like tokens of other images, so a VLM may see
+objects that are not there.
 """
 
 import logging
