@@ -7,7 +7,7 @@ from typing import Literal
 
 from autoselect.config.errors import ConfigError
 
-Extra = Literal["tracking", "data", "evaluation", "training", "bench"]
+Extra = Literal["tracking", "data", "evaluation", "training", "bench", "serving"]
 
 
 @contextmanager
