@@ -71,11 +71,13 @@ int main() { return omp_get_max_threads() < 1; }
 endef
 export PROBE
 
-.PHONY: help setup demo report dashboard test lint format cluster-test sanitize test-bench test-vllm clean
+.PHONY: help setup demo tutorial report dashboard test lint format cluster-test sanitize test-bench test-vllm
+.PHONY: clean
 
 help:
 	@echo "make demo          train and evaluate a selector on the reference VLM, into runs/demo"
 	@echo "make report        compare the demo's selector with all baselines, into runs/report"
+	@echo "make tutorial      go from pictures to a selector in use, in small, into runs/tutorial"
 	@echo "make dashboard     serve the MLflow pages on http://127.0.0.1:$(PORT)"
 	@echo "make test          run lint, type checks and all tests"
 	@echo "make cluster-test  run the tests on a real Slurm (installs one on this host)"
@@ -119,6 +121,9 @@ $(VENV)/.package: $(VENV)/.requirements setup.py pyproject.toml $(NATIVE)
 
 demo: setup
 	@$(BIN)/autoselect demo
+
+tutorial: setup
+	@$(BIN)/python examples/tutorial.py
 
 report: setup
 	@$(BIN)/autoselect report

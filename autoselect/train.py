@@ -56,11 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
         signals.ranks_met()
         with Heartbeat(info) as heartbeat:
             finished = _train(config, deepspeed, info, signals, heartbeat)
-        processes.shutdown_distributed()
-        if finished and info.is_main:
+        if finished:
             from autoselect.tuning.after_training import tune_after_training
 
-            tune_after_training(config.output)
+            with processes.patient_collectives():
+                tune_after_training(config.output, info.rank, info.world_size)
+        processes.shutdown_distributed()
         return 0 if finished else processes.EXIT_PREEMPTED
     except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:
         logger.error("%s", error)
@@ -88,11 +89,10 @@ def _train(
         from autoselect.training.run import train
 
     heartbeat.progress("resolving model and shards")
-    model = resolve_model(config.model)
+    config = dataclasses.replace(config, model=resolve_model(config.model))
     shards = rank_zero.on_main(lambda: resolve_shards(config.data.train_shards))
     data = dataclasses.replace(config.data, train_shards=shards)
-    resolved = dataclasses.replace(config, model=model, data=data)
-    return train(resolved, deepspeed, info, signals, heartbeat)
+    return train(dataclasses.replace(config, data=data), deepspeed, info, signals, heartbeat)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,62 @@
 """`autoselect demo`, `report` and `dashboard`: the main job on the reference VLM.
 
-The demo starts the same programs as a user: shards, then the `deepspeed` launcher, then `eval`.
-Every step keeps its results, so an interrupted demo resumes.
+The demo starts the same programs as a user: shards, then training and evaluation under the
+`deepspeed` launcher. Every step keeps its results, so an interrupted demo resumes. It evaluates the
+selector beside a few baselines; the report has all of them.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.config.flags import check_counts, check_port
-from autoselect.config.programs import DEFAULT_PORT, call, checkout, eval_command, train_command
+from autoselect.config.programs import (
+    DEFAULT_PORT,
+    call,
+    checkout,
+    eval_command,
+    train_command,
+    visible_gpus,
+)
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
 BUDGETS = "8,16,32"
 DIVERSITIES = "0,own"
-DEMO_METHODS = "random,grid,norm,cls_attention,visionzip,divprune,cdpruner,fastv,oracle"
+DEMO_METHODS = "random,cls_attention,visionzip,cdpruner"
+DEMO_SEEDS, REPORT_SEEDS = 1, 3
+NEXT = """report      {run}/report.html, {run}/report.md
+selector    {run}/train/selector/
+
+what next
+  autoselect show    ask about a test scene with all and with fewer tokens
+  make dashboard     the MLflow pages of training and evaluation
+  make report        all baselines on more images
+  docs/tutorial.md   train a selector on your own data
+"""
 
 
 def add_demo_command(subparsers: Any) -> None:
     demo = subparsers.add_parser("demo", help="train and evaluate a selector in runs/demo")
-    demo.add_argument("--ranks", type=int, default=2, help="training processes on this machine")
     demo.add_argument("--images", type=int, default=300, help="test images that are evaluated")
-    demo.add_argument("--port", type=int, default=DEFAULT_PORT, help="port where the ranks meet")
+    add_rank_flags(demo)
     demo.set_defaults(run=run_demo)
+
+
+def add_rank_flags(command: argparse.ArgumentParser) -> None:
+    most = "processes; by default one per GPU, at most two, and two without a GPU"
+    command.add_argument("--ranks", type=int, help=most)
+    command.add_argument("--port", type=int, default=DEFAULT_PORT, help="port where the ranks meet")
 
 
 def add_report_command(subparsers: Any) -> None:
     report = subparsers.add_parser("report", help="evaluate the demo's selector with all methods")
     report.add_argument("--images", type=int, default=1000, help="number of test images")
+    add_rank_flags(report)
     report.set_defaults(run=run_report)
 
 
@@ -50,47 +75,56 @@ def step(command: list[str], again: str = "the demo again") -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    check_counts(ranks=arguments.ranks, images=arguments.images)
+    ranks = min(2, visible_gpus() or 2) if arguments.ranks is None else arguments.ranks
+    check_counts(ranks=ranks, images=arguments.images)
     check_port(arguments.port)
     started = time.monotonic()
     announce(1, 3, "reference data as WebDataset shards")
     step(["autoselect", "reference", "shards"])
-    announce(2, 3, f"training Scorer and Denoiser, {arguments.ranks} ranks, DeepSpeed ZeRO-2")
-    step(train_command(RUN / "train", arguments.ranks, arguments.port))
+    announce(2, 3, f"training Scorer and Denoiser, {ranks} ranks, DeepSpeed ZeRO-2")
+    step(train_command(RUN / "train", ranks, arguments.port))
     announce(3, 3, "evaluation: tokens are removed; baselines get the same budgets")
-    step(demo_eval_command(RUN, DEMO_METHODS, arguments.images))
+    settings = demo_evaluation(RUN, DEMO_METHODS, arguments.images, DEMO_SEEDS)
+    step(eval_command(settings, ranks, arguments.port))
     minutes = (time.monotonic() - started) / 60
-    print(f"\nfinished in {minutes:.1f} minutes")
-    print(f"report      {RUN}/report.md, {RUN}/report.json")
-    print(f"figures     {RUN}/figures/")
-    print(f"selector    {RUN}/train/selector/")
-    print("dashboard   make dashboard")
+    print(f"\nfinished in {minutes:.1f} minutes\n\n{own_table(RUN)}\n")
+    print(f"picture     {RUN}/figures/overlays.png\n{NEXT.format(run=RUN)}", end="")
     return 0
 
 
-def demo_eval_command(out: Path, methods: str, images: int) -> list[str]:
-    """Return the command that evaluates the demo's selector on the reference test shards."""
-    return eval_command(
-        {
-            "model": "autoselect/reference/model",
-            "selector": RUN / "train" / "selector",
-            "shards": "runs/reference/shards/test-*.tar",
-            "budgets": BUDGETS,
-            "methods": methods,
-            "diversity": DIVERSITIES,
-            "max_images": images,
-            "max_new_tokens": REFERENCE_ANSWER_TOKENS,
-            "rows_per_batch": REFERENCE_ROWS,
-            "out": out,
-        }
-    )
+def own_table(run: Path) -> str:
+    """Return retention and speedup of a finished evaluation as text."""
+    from autoselect.evaluation.report.tables import terminal_table
+
+    return terminal_table(json.loads((checkout() / run / "report.json").read_text()))
+
+
+def demo_evaluation(out: Path, methods: str, images: int, seeds: int) -> dict[str, object]:
+    """Return settings that evaluate the demo's selector on the reference test shards."""
+    return {
+        "model": "autoselect/reference/model",
+        "selector": RUN / "train" / "selector",
+        "shards": "runs/reference/shards/test-*.tar",
+        "budgets": BUDGETS,
+        "methods": methods,
+        "random_seeds": seeds,
+        "diversity": DIVERSITIES,
+        "max_images": images,
+        "max_new_tokens": REFERENCE_ANSWER_TOKENS,
+        "rows_per_batch": REFERENCE_ROWS,
+        "out": out,
+    }
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    check_counts(images=arguments.images)
+    ranks = min(2, visible_gpus() or 2) if arguments.ranks is None else arguments.ranks
+    check_counts(ranks=ranks, images=arguments.images)
+    check_port(arguments.port)
     if not (checkout() / RUN / "train" / "selector").is_dir():
         raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
-    step(demo_eval_command(REPORT, "all", arguments.images), "the report again")
+    settings = demo_evaluation(REPORT, "all", arguments.images, REPORT_SEEDS)
+    step(eval_command(settings, ranks, arguments.port), "the report again")
+    print(f"\n{own_table(REPORT)}\n\nreport      {REPORT}/report.html, {REPORT}/report.md")
     return 0
 
 

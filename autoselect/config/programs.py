@@ -66,6 +66,7 @@ def launch_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment.setdefault("DS_ACCELERATOR", "cuda" if visible_gpus() else "cpu")
+    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return environment
 
 
@@ -99,7 +100,7 @@ def train_command(
 
 def launcher(ranks: int, port: int) -> list[str]:
     """Return the beginning of a command that starts `ranks` processes on this machine."""
-    return ["deepspeed", f"--num_gpus={ranks}", f"--master_port={port}"]
+    return ["deepspeed", "--quiet", f"--num_gpus={ranks}", f"--master_port={port}"]
 
 
 def setting_flags(settings: Mapping[str, object]) -> list[str]:
@@ -111,9 +112,17 @@ def _as_yaml(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
-def eval_command(settings: Mapping[str, object]) -> list[str]:
-    """Return the command `autoselect eval` for some fields of `EvalSettings`."""
+def eval_command(
+    settings: Mapping[str, object], ranks: int = 1, port: int = DEFAULT_PORT
+) -> list[str]:
+    """Return the command that evaluates with some fields of `EvalSettings`.
+
+    It is `autoselect eval`, or `autoselect/eval.py` under the launcher if there are several ranks,
+    which share the images and meet at TCP port `port`.
+    """
     command = ["autoselect", "eval"]
+    if ranks > 1:
+        command = [*launcher(ranks, port), "autoselect/eval.py"]
     for name, value in settings.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):

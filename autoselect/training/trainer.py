@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from autoselect.config.files import to_dict
+from autoselect.config.remaining import Remaining
 from autoselect.data.loader import BatchPlan, Loader
 from autoselect.method import schedules
 from autoselect.method.gating import GateSetting
@@ -54,6 +55,7 @@ class Trainer:
             run.config.data.workers,
             self.quarantine.quarantine,
         )
+        self.remaining = Remaining(self.config.steps)
         progress = Progress()
         if run.state is not None:
             progress = run.state.progress
@@ -150,6 +152,7 @@ class Trainer:
         if self.validation is not None and self.validation.is_over(self.progress):
             return True
         self.engine.train()
+        self.remaining = Remaining(self.config.steps - self.step)
         bar = tqdm(
             total=self.config.steps,
             initial=self.step,
@@ -161,6 +164,7 @@ class Trainer:
             self.heartbeat.progress(f"update {self.step}")
             metrics = self.update([batch.to(self.device) for batch in micro_batches])
             self.step += 1
+            self.remaining.done += 1
             self.polarisation = metrics["train/polarisation"]
             bar.update()
             bar.set_postfix_str(summary(metrics))
@@ -280,4 +284,5 @@ class Trainer:
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
             self.tracker.log_metrics(metrics, self.step)
             if not sys.stderr.isatty():
-                logger.info("step %d of %d: %s", self.step, self.config.steps, summary(metrics))
+                place = f"step {self.step} of {self.config.steps}"
+                logger.info("%s: %s, %s", place, summary(metrics), self.remaining)

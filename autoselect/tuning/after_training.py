@@ -4,6 +4,7 @@ import gc
 import logging
 from pathlib import Path
 
+import torch.distributed as dist
 import yaml
 
 from autoselect.config import TrainConfig
@@ -16,13 +17,16 @@ from autoselect.tuning.tracked import TRAINING_RUN, log_beside_training
 logger = logging.getLogger(__name__)
 
 
-def tune_after_training(output: str) -> None:
-    """Tune the selector of a finished training and log what was found.
+def tune_after_training(output: str, rank: int, world_size: int) -> None:
+    """Tune the selector of a finished training on all its ranks, and log what was found.
 
-    The selector is complete without it, so a failure is reported and does not fail the training.
+    The selector is complete without it, so a failure is reported and does not fail the training. A
+    collective.
 
     Args:
-        output: output folder of the training.
+        output: output folder of the training, which all ranks share.
+        rank: rank of this process; rank 0 writes and reports.
+        world_size: number of processes, which share the images.
     """
     resolved = yaml.safe_load((Path(output) / "config.yaml").read_text())["train"]
     config = from_dict(TrainConfig, resolved)
@@ -41,9 +45,19 @@ def tune_after_training(output: str) -> None:
         tracking=config.tracking,
     )
     gc.collect()  # the engine holds itself in circles, and the model is loaded again
+    dist.barrier()  # rank 0 has written the selector
+    waited = False
+
+    def barrier() -> None:
+        nonlocal waited
+        waited = True
+        dist.barrier()
+
     try:
-        tuning = tune(settings)
+        tuning = tune(settings, rank, world_size, barrier)
     except Exception:
+        if not waited:  # the others do
+            dist.barrier()
         logger.exception(
             "the weight of diversity was not tuned, and %s keeps hard top-K; when the fault is "
             "mended, run: autoselect tune --model %s --selector %s --shards '%s' --train-run %s",
@@ -53,6 +67,8 @@ def tune_after_training(output: str) -> None:
             config.data.train_shards,
             output,
         )
+        return
+    if tuning is None:
         return
     logger.info("weights of diversity written into %s\n%s", selector, tuning_table(tuning.report))
     run_id = tuning.selector.metadata.get(TRAINING_RUN)

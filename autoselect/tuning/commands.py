@@ -26,6 +26,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
         settings, model=resolve_model(settings.model), shards=resolve_shards(settings.shards)
     )
     tuning = tune(settings)
+    assert tuning is not None, "rank 0 returns what it found"
     if settings.tracking:
         log_alone(tuning, settings)
     print(f"\n{tuning_table(tuning.report)}")

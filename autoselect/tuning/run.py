@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,21 @@ class Tuning:
     report: dict[str, Any]
 
 
-def tune(settings: TuneSettings) -> Tuning:
+def tune(
+    settings: TuneSettings,
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], None] | None = None,
+) -> Tuning | None:
     """Find the best weight at each budget and write it into the selector's `config.json`.
 
     Every weight selects on the scale `rank`, which the selector names from then on.
+
+    Args:
+        settings: what to search, and where.
+        rank: rank of this process; only rank 0 writes and returns something.
+        world_size: number of processes, which share the images.
+        barrier: waits for all ranks; called once.
 
     Raises:
         ConfigError: a setting does not fit; raised before anything is computed.
@@ -78,7 +90,9 @@ def tune(settings: TuneSettings) -> Tuning:
         reference=MODEL,
     )
     store = PartStore(out / "parts", _identity(settings, vlm, selector, shards, plan))
-    replies = answer_all(asked, chosen.samples, plan, store)
+    replies = answer_all(asked, chosen.samples, plan, store, rank, world_size, barrier)
+    if rank != 0:
+        return None
     columns = {
         (budget, weight): replies[str(Column(method.name, budget))]
         for budget in plan.budgets

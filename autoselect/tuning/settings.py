@@ -29,7 +29,7 @@ class TuneSettings:
     images: int = setting(96, "images, taken from all over the shards")
     questions: int = setting(4, "questions per image, the first ones")
     images_per_part: int = setting(
-        32, "images encoded together; an interrupted search repeats at most so many"
+        16, "images encoded together; an interrupted search repeats at most so many"
     )
     rows_per_batch: int = setting(64, "questions answered together")
     max_new_tokens: int = setting(16, "longest answer in tokens")

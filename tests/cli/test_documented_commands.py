@@ -137,7 +137,10 @@ def test_a_recipe_is_planned_and_run_with_its_own_batch(command: Command) -> Non
 def test_a_documented_command_has_all_flags_and_no_unknown_one(command: Command) -> None:
     words = of_the_command_line(command)
     assert words is not None
-    cli.parser(words[0]).parse_args(words)
+    options, settings = cli.parser(words[0]).parse_known_args(words)
+    if settings:
+        assert options.takes_settings
+        load_config(TrainConfig, None, settings)
 
 
 def test_flags_of_every_kind_are_found() -> None:

@@ -32,8 +32,8 @@ def test_train_starts_the_launcher_with_all_settings(started):
     with pytest.raises(SystemExit):
         main(["train", *words, "--steps", "3", "--gate.noise=channel"])
     (command,) = started
-    assert command[:3] == ["deepspeed", "--num_gpus=2", "--master_port=29700"]
-    assert command[3:] == [PROGRAM, "--deepspeed", JSON, "--steps", "3", "--gate.noise=channel"]
+    assert command[:4] == ["deepspeed", "--quiet", "--num_gpus=2", "--master_port=29700"]
+    assert command[4:] == [PROGRAM, "--deepspeed", JSON, "--steps", "3", "--gate.noise=channel"]
 
 
 @pytest.mark.parametrize(

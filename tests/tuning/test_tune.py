@@ -156,3 +156,16 @@ def test_the_evaluator_takes_a_selectors_own_weights_beside_hard_top_k(settings)
     tokens = torch.randn(2, 144, 192, generator=torch.Generator().manual_seed(0))
     alone = Selector.from_pretrained(settings.selector)
     assert torch.equal(own.select(tokens, 9)[1], alone.select(tokens, 9)[1])
+
+
+def test_ranks_share_the_images_and_the_first_one_reports(settings):
+    """The second rank works while the first one waits for it."""
+    alone = tune(settings).report
+    shutil.rmtree(Path(settings.selector).parent / "tune")
+    other = []
+
+    def barrier():
+        other.append(tune(settings, 1, 2, lambda: None))
+
+    assert tune(settings, 0, 2, barrier).report == alone
+    assert other == [None]

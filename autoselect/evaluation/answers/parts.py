@@ -7,6 +7,7 @@ merged answers do not either. A part whose file exists is not computed again.
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from autoselect.config.remaining import Remaining
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.replies import Replies, Reply
 from autoselect.evaluation.samples import EvaluationSample
@@ -110,10 +112,14 @@ def answer_all(
     parts = -(-len(samples) // size)
     mine = [p for p in range(rank, parts, world_size) if not store.path(p).exists()]
     logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
+    remaining = Remaining(len(mine))
     for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
         numbers = range(part * size, min(len(samples), (part + 1) * size))
         others = [samples[other_image(i, len(samples))] for i in numbers] if plan.others else []
         store.write(part, answer_part(asked, [samples[i] for i in numbers], plan, others))
+        remaining.done += 1
+        if rank == 0 and not sys.stderr.isatty():
+            logger.info("part %d of %d, %s", remaining.done, len(mine), remaining)
     if barrier is not None:
         barrier()
     return store.merge(parts)

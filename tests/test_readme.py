@@ -1,0 +1,98 @@
+"""The README is short, in short sentences, and every number in it comes from a results file."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks" / "results"
+DEMO = json.loads((RESULTS / "demo.json").read_text())
+PREFILL = json.loads((RESULTS / "prefill_diversity_cpu.json").read_text())
+METHODS = {
+    "**AutoSelect**, tuned diversity": "autoselect:diversity-own",
+    "**AutoSelect**, the paper's top-K": "autoselect",
+    "CDPruner": "cdpruner",
+    "CLS attention": "cls_attention",
+    "VisionZip": "visionzip",
+}
+MOST_LINES, MOST_WORDS = 150, 30
+NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w])")
+
+
+def prose() -> str:
+    """Return the text without code blocks, addresses and code spans."""
+    text = re.sub(r"^```.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return re.sub(r"`[^`]*`", "X", text)
+
+
+def table() -> dict[str, list[str]]:
+    """Return the cells of the table of results by the text of their first column."""
+    rows = re.findall(r"^\| (.+) \|$", TEXT, re.MULTILINE)
+    cells = [[cell.strip() for cell in row.split(" | ")] for row in rows]
+    return {first: rest for first, *rest in cells if len(rest) == 3}
+
+
+def budgets() -> list[int]:
+    return [int(cell) for cell in table()["tokens kept"]]
+
+
+def speedups(batch: int) -> list[str]:
+    (run,) = [run for run in PREFILL["runs"] if run["batch_size"] == batch]
+    return [f"{row['speedup']:.2f}x" for row in run["pruned"]]
+
+
+def test_it_is_short():
+    assert len(TEXT.splitlines()) <= MOST_LINES
+
+
+def test_no_sentence_is_long():
+    blocks = re.split(r"\n\s*\n|\n(?=[*|#])|\|", prose())
+    for block in blocks:
+        for sentence in re.split(r"(?<=[.!?:])\s+", " ".join(block.split())):
+            assert len(sentence.split()) <= MOST_WORDS, sentence
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_retentions_are_those_of_the_demo(name):
+    shown = [cell.strip("*") for cell in table()[f"{name}: retention in %"]]
+    found = {row["budget"]: row for row in DEMO["rows"] if row["method"] == METHODS[name]}
+    assert shown == [f"{100 * found[budget]['retention']:.1f}" for budget in budgets()]
+
+
+def test_the_best_of_each_budget_is_bold_if_it_is_ours():
+    own = table()["**AutoSelect**, tuned diversity: retention in %"]
+    for place, budget in enumerate(budgets()):
+        shown = [row["retention"] for row in DEMO["rows"] if row["budget"] == budget]
+        mine = float(own[place].strip("*"))
+        assert own[place].startswith("**") == (mine >= max(round(100 * x, 1) for x in shown))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_speedups_are_those_of_the_benchmark(batch):
+    assert PREFILL["budgets"] == budgets()
+    assert table()[f"prefill speedup, batch {batch}, tuned diversity"] == speedups(batch)
+
+
+def test_every_other_number_is_known():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = {
+        str(DEMO["num_tokens"]),
+        str(DEMO["images"]),
+        f"{DEMO['cpu_seconds'] / 60:.0f}",
+        project["requires-python"].removeprefix(">="),
+        *map(str, budgets()),
+        "2603.07135",
+    }
+    text = "\n".join(line for line in prose().splitlines() if not line.startswith("|"))
+    assert set(NUMBER.findall(text)) <= known
+
+
+def test_where_it_leads_exists():
+    for address in re.findall(r"\]\(([^)#]+)", TEXT):
+        if not address.startswith("https://"):
+            assert (ROOT / address).exists(), address
