@@ -11,12 +11,18 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.config.flags import add_setting_flags, check_counts, flag_help
 from autoselect.config.setting import help_of
-from autoselect.data.shards import ShardSet
-from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse, analyse_classifier
+from autoselect.data.shards import Sample, ShardSet
+from autoselect.evaluation.analyses.run import (
+    ANALYSES,
+    Subject,
+    analyse,
+    analyse_classifier,
+    analyse_patches,
+)
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.bench import Rounds, bench_lines, bench_prefill
-from autoselect.evaluation.loading import load_pair, selector_digest
+from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
 from autoselect.evaluation.report.tables import terminal_table
 from autoselect.evaluation.run import evaluate
 from autoselect.evaluation.samples import EvaluationSet
@@ -26,10 +32,21 @@ from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully
 
 CLASSIFIER = "classifier"
+TOKENS, PATCHES = "tokens", "patch_embedding"
 MOST_ANALYSED = 256
 BENCH_BUDGETS, BATCHES = "5.5%,11%,22%,33%", "1,8,32"
 ANALYSED = [
-    *("model", "selector", "shards", "budgets", "out", "train_run", "classifier", "max_images"),
+    *(
+        "model",
+        "selector",
+        "shards",
+        "budgets",
+        "out",
+        "train_run",
+        "classifier",
+        "max_images",
+        "site",
+    ),
     *("max_new_tokens", "device", "experiment"),
 ]
 
@@ -73,7 +90,14 @@ def add_analyse_command(subparsers: Any) -> None:
     own = {"selector": ONE_SELECTOR, "out": "folder for KIND.json and KIND.png"}
     for name in ("model", "selector", "shards", "budgets", "out"):
         text = own.get(name) or flag_help(EvalSettings, name)
-        parser.add_argument(f"--{name}", required=True, help=text)
+        parser.add_argument(f"--{name}", required=name not in ("model", "selector"), help=text)
+    parser.add_argument(
+        "--site",
+        choices=(TOKENS, PATCHES),
+        default=TOKENS,
+        help="where tokens are removed or made noise: the tokens of the language model, or the "
+        "patch embeddings of an image classifier, without --model and --selector (fidelity)",
+    )
     parser.add_argument("--run", help="output folder of the training run (leak)", dest="train_run")
     parser.add_argument(
         "--classifier",
@@ -93,14 +117,22 @@ def add_analyse_command(subparsers: Any) -> None:
 def run_analyse(arguments: argparse.Namespace) -> int:
     check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
     kind, out = arguments.kind, Path(arguments.out)
-    vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
-    tags = {
-        "model": vlm.name,
-        "model_digest": vlm.digest,
-        "selector_digest": selector_digest(selector),
-    }
-    training = selector.metadata.get("tracking_run_id")
+    training = None
+    if arguments.site == PATCHES:
+        tags, work = _patches(arguments)
+        settings["selector"] = settings["model"] = "none"
+    else:
+        for name in ("model", "selector"):
+            if getattr(arguments, name) is None:
+                raise ConfigError(f"{name}= is missing; give --{name}, as {kind} needs it")
+        vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
+        tags = {
+            "model": vlm.name,
+            "model_digest": vlm.digest,
+            "selector_digest": selector_digest(selector),
+        }
+        training = selector.metadata.get("tracking_run_id")
     tracker = Tracker.disabled()
     if arguments.tracking:
         tracker = start_analysis(kind, settings, tags, training)
@@ -138,17 +170,39 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
     return vlm, selector, partial(analyse, kind, subject, Path(arguments.out))
 
 
+def _patches(arguments: argparse.Namespace) -> tuple[dict[str, str], Work]:
+    """Return tags, and the function that compares treatments of a classifier's patches.
+
+    Raises:
+        ConfigError: the analysis is another one.
+    """
+    if arguments.kind != "fidelity":
+        raise ConfigError(
+            f"site={PATCHES} belongs to `analyse fidelity`, not to {arguments.kind}; leave it out"
+        )
+    device, out = checked_device(arguments.device), Path(arguments.out)
+    classifier, samples = arguments.classifier, _shown_samples(arguments)
+    work = partial(analyse_patches, classifier, samples, arguments.budgets, out, device)
+    return {"model": classifier, "site": PATCHES}, work
+
+
+def _shown_samples(arguments: argparse.Namespace) -> list[Sample]:
+    """Return the first samples of the shards, of which at least one must have an image."""
+    shards = resolve_shards(arguments.shards, "test")
+    every = ShardSet.open(shards)
+    samples = [every[i] for i in range(min(arguments.max_images, len(every)))]
+    if not any(sample.pictures for sample in samples):
+        raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
+    return samples
+
+
 def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
     """Return VLM, selector and the function that computes the numbers of the classifier analysis.
 
     It reads images only, without their questions.
     """
-    shards = resolve_shards(arguments.shards, "test")
-    every = ShardSet.open(shards)
-    samples = [every[i] for i in range(min(arguments.max_images, len(every)))]
+    samples = _shown_samples(arguments)
     pictures = [sample.pictures[0] for sample in samples if sample.pictures]
-    if not pictures:
-        raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
     vlm, selector, budgets = _subject(arguments, pictures[0])
     out = Path(arguments.out)
     return (

@@ -9,7 +9,11 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.config.extras import extra
 from autoselect.data.shards import Sample, ShardSet
-from autoselect.evaluation.analyses.classifier import classifier_accuracy, labelled_images
+from autoselect.evaluation.analyses.classifier import (
+    LabelledImages,
+    classifier_accuracy,
+    labelled_images,
+)
 from autoselect.evaluation.analyses.fidelity import (
     gating_fidelity,
     learned_positions,
@@ -20,14 +24,16 @@ from autoselect.evaluation.analyses.fidelity import (
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
 from autoselect.evaluation.analyses.leak import leak, load_gate
+from autoselect.evaluation.analyses.patch_fidelity import patch_fidelity
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure, leak_figure
 from autoselect.evaluation.figures.maps import frequency_figure, gate_figure, similarity_figure
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.reference.classifier import largest_object_colour, train_classifier
 from autoselect.reference.resources import REFERENCE, resolve_shards
-from autoselect.vlm.image_classifier import load_classifier
+from autoselect.vlm.image_classifier import Preprocess, grid, load_classifier
 
 with extra("evaluation"):
     from matplotlib.figure import Figure
@@ -142,15 +148,41 @@ def analyse_classifier(
         budgets: tokens kept of the VLM's grid.
         out: folder for `classifier.json` and `classifier.png`.
     """
+    model, preprocess, data = ready_classifier(classifier, samples, vlm.device)
+    found = classifier_accuracy(vlm, selector, model, preprocess, data, budgets)
+    write_analysis("classifier", found, classifier_figure(found), out)
+    return found
+
+
+def analyse_patches(
+    classifier: str, samples: Sequence[Sample], budgets: str, out: Path, device: str
+) -> dict[str, Any]:
+    """Draw figure 5 as the paper runs it, on the patches of a classifier; return its numbers.
+
+    Args:
+        classifier: folder or hub name; `reference` trains a small one first.
+        samples: samples of the shards.
+        budgets: patches that stay: numbers, ratios or percentages, comma-separated.
+        out: folder for `fidelity.json` and `fidelity.png`.
+        device: device name.
+    """
+    model, preprocess, data = ready_classifier(classifier, samples, device)
+    rows, columns = grid(model)
+    found = patch_fidelity(model, preprocess, data, parse_budgets(budgets, rows * columns))
+    write_analysis("fidelity", found, fidelity_figure(found), out)
+    return found
+
+
+def ready_classifier(
+    classifier: str, samples: Sequence[Sample], device: Any
+) -> tuple[Any, Preprocess, LabelledImages]:
+    """Load a classifier, or train the reference one; return it with its pixels and the images."""
     label_of = None
     if classifier == REFERENCE:
         training = ShardSet.open(resolve_shards(REFERENCE, "train"))
         classifier, label_of = str(train_classifier(training)), largest_object_colour
-    model, preprocess = load_classifier(classifier, vlm.device)
-    data = labelled_images(samples, model.config.label2id, label_of)
-    found = classifier_accuracy(vlm, selector, model, preprocess, data, budgets)
-    write_analysis("classifier", found, classifier_figure(found), out)
-    return found
+    model, preprocess = load_classifier(classifier, device)
+    return model, preprocess, labelled_images(samples, model.config.label2id, label_of)
 
 
 def analyse(kind: str, subject: Subject, out: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ LOOKS = {
 
 
 def fidelity_figure(found: dict[str, Any], learned: dict[str, Any] | None = None) -> Figure:
-    """Draw what `gating_fidelity` returned: accuracy by budget for each treatment.
+    """Draw what `gating_fidelity` or `patch_fidelity` returned: accuracy by treatment and budget.
 
     Args:
         found: numbers under random scores.
@@ -42,7 +42,8 @@ def fidelity_figure(found: dict[str, Any], learned: dict[str, Any] | None = None
         label = f"{name}, learned scores"
         axes.plot(found["budgets"], values, color=colour, ls=style, lw=0.8, label=label)  # type: ignore[arg-type]
     axes.legend(fontsize=8, frameon=False)
-    axes.set_ylabel("accuracy, mean over tasks", fontsize=9, color=INK)
+    measured = "top-1 accuracy" if "top5" in found else "accuracy, mean over tasks"
+    axes.set_ylabel(measured, fontsize=9, color=INK)
     gap = f"{100 * found['mean_gap']:.1f} points"
     title(axes, f"Random score maps: noise gating to removal, mean absolute gap {gap}")
     return figure

@@ -1,0 +1,87 @@
+"""Figure 5 on patches: all patches change nothing, noise carries nothing, removal removes."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from autoselect.cli.main import main
+from autoselect.evaluation.analyses.classifier import LabelledImages
+from autoselect.evaluation.analyses.patch_fidelity import (
+    TREATMENTS,
+    patch_fidelity,
+    patch_statistics,
+    rewritten,
+)
+from autoselect.evaluation.figures.lines import fidelity_figure
+from autoselect.ops.noise import NoiseKey
+from autoselect.ops.noise_gate import noise_gate
+from tests.evaluation.fakes import make_samples
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    config = hf.ViTConfig(
+        image_size=24,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=7,
+    )
+    model = hf.ViTForImageClassification(config).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(10)
+    return model
+
+
+def preprocess(batch):
+    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in batch])
+    return pixels.permute(0, 3, 1, 2) / 255
+
+
+def images(count):
+    return [sample.image for sample in make_samples(count)]
+
+
+def test_all_patches_are_the_untouched_classifier(classifier):
+    with torch.no_grad():
+        labels = classifier(preprocess(images(12))).logits.argmax(dim=-1).tolist()
+    data = LabelledImages(images(12), labels, "by hand")
+    found = patch_fidelity(classifier, preprocess, data, (2, 9), images_per_batch=5)
+    assert found["full"] == {"top1": 1.0, "top5": 1.0}
+    assert all(found["curves"][name][1] == found["top5"][name][1] == 1.0 for name in TREATMENTS)
+    assert all(found["curves"][n][0] <= found["top5"][n][0] for n in TREATMENTS)
+    assert found["gaps"][1] == {"budget": 9, "gap": 0.0, "ci95": [0.0, 0.0]}
+    noise, removal = (found["curves"][name][0] for name in ("noise gating", "hard removal"))
+    assert found["gaps"][0]["gap"] == pytest.approx(noise - removal)
+    assert found["mean_gap"] == pytest.approx(abs(noise - removal) / 2)
+    assert fidelity_figure(found).axes[0].get_ylabel() == "top-1 accuracy"
+    own = patch_fidelity(classifier, preprocess, LabelledImages(images(12), None, "own"), (2, 9))
+    assert own["curves"] == found["curves"], "here the labels are its own predictions"
+
+
+@torch.no_grad()
+def test_patches_behind_closed_gates_carry_nothing_of_the_image(classifier):
+    pixels = preprocess(images(4))
+    channel, _ = patch_statistics(classifier, [pixels])
+    gates = torch.zeros(2, 9)
+    gates[:, 4] = 1.0
+    key = NoiseKey(0, 0, torch.arange(2))
+    other = pixels[2:].clone()
+    other[:, :, 8:16, 8:16] = pixels[:2, :, 8:16, 8:16]  # the patch whose gate is open
+    with rewritten(classifier, lambda patches: noise_gate(patches, gates, channel, key)):
+        assert torch.equal(classifier(pixels[:2]).logits, classifier(other).logits)
+        assert not torch.equal(classifier(pixels[:2]).logits, classifier(pixels[2:]).logits)
+
+
+def test_the_site_belongs_to_fidelity_and_other_analyses_need_a_model(tmp_path, capsys, caplog):
+    words = ["--shards", "s", "--budgets", "25%", "--out", str(tmp_path), "--no-tracking"]
+    assert main(["analyse", "frequency", "--site", "patch_embedding", *words]) == 2
+    assert "belongs to `analyse fidelity`" in capsys.readouterr().err + caplog.text
+    assert main(["analyse", "fidelity", *words]) == 2
+    assert "model= is missing" in capsys.readouterr().err + caplog.text
