@@ -5,9 +5,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from autoselect.config import ConfigError
 from autoselect.data.arguments import add_limit_arguments, add_output_arguments, chosen_limits
 from autoselect.data.benchmarks.commands import add_public_converters
-from autoselect.data.convert import REJECTED, convert_llava
+from autoselect.data.captions import PROMPT, convert_caption_rows, convert_caption_shards
+from autoselect.data.convert import REJECTED, ConvertReport, convert_llava
 from autoselect.data.index import IndexJob, index_shard, sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.paths import expand
@@ -47,6 +49,24 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
         help="text before the row number in every key; must differ if folders are used together",
     )
     add_output_arguments(convert)
+
+    captions = _add(
+        commands,
+        "convert-captions",
+        run_captions,
+        "captions to shards of one round each",
+    )
+    captions.add_argument(
+        "source",
+        type=Path,
+        nargs="+",
+        help="one file of JSON rows with image and caption, or WebDataset shards (.jpg and .txt)",
+    )
+    captions.add_argument(
+        "--images", type=Path, nargs="+", default=[], metavar="FOLDER", help="folders of JSON rows"
+    )
+    captions.add_argument("--prompt", default=PROMPT, help="request that every caption answers")
+    add_output_arguments(captions)
     add_public_converters(commands, _add)
 
 
@@ -123,6 +143,29 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_captions(arguments: argparse.Namespace) -> int:
+    """Convert captions; return 1 if too many rows are rejected."""
+    workers, limits = arguments.workers, chosen_limits(arguments)
+    sources, output, prompt = arguments.source, arguments.output, arguments.prompt
+    if all(source.suffix == ".tar" for source in sources):
+        return _told(convert_caption_shards(sources, output, prompt, workers, limits), arguments)
+    if len(sources) > 1 or not arguments.images:
+        raise ConfigError(
+            f"source={' '.join(map(str, sources))} must be tar files, or one file of JSON rows "
+            "with --images FOLDER"
+        )
+    report = convert_caption_rows(
+        sources[0],
+        arguments.images,
+        output,
+        prompt,
+        samples_per_shard=arguments.samples_per_shard,
+        workers=workers,
+        limits=limits,
+    )
+    return _told(report, arguments)
+
+
 def run_convert(arguments: argparse.Namespace) -> int:
     """Convert a LLaVA-style file; return 1 if too many rows are rejected."""
     report = convert_llava(
@@ -134,6 +177,11 @@ def run_convert(arguments: argparse.Namespace) -> int:
         limits=chosen_limits(arguments),
         key_prefix=arguments.key_prefix,
     )
+    return _told(report, arguments)
+
+
+def _told(report: ConvertReport, arguments: argparse.Namespace) -> int:
+    """Print a report; return 1 if too many rows are rejected."""
     print(
         f"{report.rows} rows, {report.samples} samples in {report.shards} shards, "
         f"{len(report.rejected)} rejected"
