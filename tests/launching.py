@@ -42,8 +42,11 @@ def environment() -> dict[str, str]:
 
 
 @cache
-def _forks() -> Any:
-    """Start the process from which workers are forked; it ends with this one."""
+def forks() -> Any:
+    """Return the context whose processes are forked with the libraries already imported.
+
+    They come from one process without a GPU, which ends with this one.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     with mock.patch.dict(os.environ, environment(), clear=True):
@@ -86,7 +89,7 @@ class Worker:
         descriptor, name = tempfile.mkstemp(suffix=".log")
         os.close(descriptor)
         self.log = Path(name)
-        self.process = _forks().Process(
+        self.process = forks().Process(
             target=_become, args=(WORKERS / script, list(arguments), variables, folder, self.log)
         )
         self.process.start()

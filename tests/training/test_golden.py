@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.launching import Worker, environment
 
 SCRIPT = Path(__file__).parents[1] / "golden" / "reference_run.py"
 COMMAND = "python tests/golden/reference_run.py --write"
@@ -41,16 +40,9 @@ def differences(taken: dict[str, list[float]], golden: dict[str, list[float]]) -
 @pytest.mark.slow
 def test_the_reference_run_follows_its_golden_curve() -> None:
     golden = json.loads(SCRIPT.with_suffix(".json").read_text())
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    taken = json.loads(done.stdout.splitlines()[-1])
+    code, log = Worker(SCRIPT, (), environment()).wait(600)
+    assert code == 0, log
+    taken = json.loads(next(line for line in log.splitlines() if line.startswith("{")))
     found = differences(taken, golden)
     assert not found, f"if the numbers were meant to change, run `{COMMAND}`:\n" + "\n".join(found)
     wrong = {**taken, "train/loss": taken["train/loss"][1:] + taken["train/loss"][:1]}

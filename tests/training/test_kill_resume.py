@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "cluster" / "kill_resume.py"
+from tests.cluster.kill_resume import kill_and_resume
+from tests.cluster.workspace import Workspace
+from tests.launching import forks
 
 
 @pytest.mark.slow
-def test_three_kills_are_resumed_bit_equal() -> None:
+def test_three_kills_are_resumed_bit_equal(tmp_path: Path) -> None:
     """The kills come while the run starts, between updates, and inside a save."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--kills", "3", "--ranks", "1", "--steps", "8"],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.stdout.splitlines()[-1:] == ["3 of 3 resumed bit-equal"], done.stdout + done.stderr
-    assert done.returncode == 0
+    forks()
+    options = Namespace(kills=3, ranks=1, steps=8, seed=0)
+    assert kill_and_resume(Workspace(tmp_path).make(), options) == 3

@@ -1,11 +1,8 @@
 """Bad input to training or evaluation: one clear message, exit code 2, nothing half-done."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +22,7 @@ from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.training.run import train
 from autoselect.training.trainer import Trainer
+from tests.launching import Worker, environment
 
 ROOT = Path(__file__).parents[2]
 ALONE = RankInfo(rank=0, world_size=1, local_rank=0, source="single")
@@ -106,25 +104,13 @@ def test_a_port_in_use_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        environment = {
-            **os.environ,
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        command = [sys.executable, str(ROOT / "autoselect" / "train.py")]
-        ended = subprocess.run(
-            [*command, "--deepspeed", str(DEEPSPEED)],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-    assert ended.returncode == 2, ended.stderr
-    assert f"MASTER_PORT={port} is already in use" in ended.stderr
+        rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        script = ROOT / "autoselect" / "train.py"
+        flags = ("--deepspeed", str(DEEPSPEED))
+        code, log = Worker(script, flags, environment() | rank | meeting, tmp_path).wait(600)
+    assert code == 2, log
+    assert f"MASTER_PORT={port} is already in use" in log
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
