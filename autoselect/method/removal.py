@@ -121,6 +121,12 @@ def kept_mask(positions: Tensor, visual: VisualTokens) -> Tensor:
     return gates.scatter(1, places, 1.0)[:, :count]
 
 
+def kept_places(gates: Tensor, visual: VisualTokens) -> Tensor:
+    """Return the positions at which gates [I, N] of real tokens are 1, image after image, int64."""
+    real = gates > 0 if visual.mask is None else (gates > 0) & visual.mask
+    return real.nonzero()[:, 1]
+
+
 @dataclass(frozen=True)
 class RemovalGap:
     """Hard removal beside noise filling, under the learned scores.
@@ -199,7 +205,9 @@ def removal_gaps(
         visual = model.site.read(model.adapter, pixels, batch.input_ids, batch.tokens_per_image)
         scores = model.scorer(visual.tokens, visual.mask).float()
         key = NoiseKey(seed, step, batch.image_ids)
-        full += forced_outcome(model.vlm, batch, visual.outputs)
+        everything = kept_places(torch.ones_like(scores), visual)
+        outputs = model.site.pruned(model.adapter, visual.outputs, everything, visual.counts)
+        full += forced_outcome(model.vlm, batch, outputs)
         for budget in budgets:
             count = min(budget, scores.shape[1])
             if choose is None:
@@ -208,7 +216,10 @@ def removal_gaps(
                 positions = choose(scores, visual.tokens, count, visual.mask)
             gates = kept_mask(positions, visual)
             kept = visual.real(gates).bool()
-            removed[budget] += forced_outcome(model.vlm, batch, visual.outputs, kept)
+            counts = [int(own) for own in gates.sum(dim=1)]
+            places = kept_places(gates, visual)
+            outputs = model.site.pruned(model.adapter, visual.outputs, places, counts)
+            removed[budget] += forced_outcome(model.vlm, batch, outputs, kept)
             tokens = model.statistics.fitted(visual.gated)
             noisy = noise_gate(tokens, gates, model.statistics, key)
             replaced = model.repaired(visual, noisy)

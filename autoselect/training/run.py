@@ -113,6 +113,7 @@ def assemble(
         with sharded:
             vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_budget(config, vlm)
+    SITES[config.gate.site].check(vlm.adapter)
     warn_of_few_cores(config, info)
     deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
     with heartbeat.independently("opening the shards"):

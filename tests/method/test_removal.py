@@ -17,9 +17,11 @@ from autoselect.method.removal import (
     removal_gaps,
 )
 from autoselect.method.statistics import calibrate
+from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.pruning.attachment import keeping
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.patches import run_tower
 from autoselect.vlm.text.batch import Collator
 from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import features_of, visual_of
@@ -103,3 +105,27 @@ def test_random_removal_is_reproducible_and_harmless_if_all_tokens_stay(vlm, bat
     assert found[144] == found[None] and found[4] != found[None]
     assert random_removal(vlm, [batch], (4,))[4] == found[4]
     assert random_removal(vlm, [batch], (4,), seed=1)[4] != found[4]
+
+
+@pytest.mark.parametrize("site", ["before_projector", "before_encoder"])
+def test_at_an_earlier_site_removal_is_what_an_attached_selector_does(vlm, batch, site):
+    config = dataclasses.replace(CONFIG, gate=GateConfig(site=site, noise_rank=8))
+    visual = visual_of(vlm, batch, site)
+    torch.manual_seed(0)
+    model = AutoSelect(vlm, config, calibrate([visual.gated.flatten(0, 1)], 8)).eval()
+    whole, few = removal_gaps(model, [batch], [144, 4])
+    stock = forced_outcome(vlm, batch, visual_of(vlm, batch).outputs)
+    assert whole.full.loss_sum == pytest.approx(stock.loss_sum, rel=1e-6)
+    assert whole.removed.loss_sum == pytest.approx(stock.loss_sum, rel=1e-6)
+    positions = hard_top_k(model.scorer(visual.tokens).detach().float(), 4)
+    outputs = vlm.adapter.encode(vlm.to_device(batch.pixels))
+    if site == "before_encoder":
+        features = visual.outputs["image"]
+        kept = features.entries.gather(1, positions[..., None].expand(-1, -1, 128))
+        alone = run_tower(vlm.adapter, kept, features.extra)["image"].pooler_output
+        for entry, place, own in zip(outputs["image"].pooler_output, positions, alone, strict=True):
+            entry[place] = own
+    mask = kept_mask(positions, visual).bool()
+    expected = forced_outcome(vlm, batch, outputs, mask.flatten())
+    assert few.removed.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
+    assert few.removed.loss_sum != pytest.approx(stock.loss_sum, rel=1e-3)
