@@ -159,7 +159,7 @@ def _convert_shard(job: _Job) -> tuple[int, list[Rejected]]:
 
 def _samples(source: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield name and members by suffix of each sample; members of one sample stand together."""
-    name, parts = "", {}
+    name, parts = "", dict[str, bytes]()
     with tarfile.open(source) as tar:
         for member in tar:
             folder, _, last = member.name.rpartition("/")
