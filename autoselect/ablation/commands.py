@@ -120,7 +120,7 @@ def check_eval_settings(plan: AblationPlan) -> None:
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags change at the top level of the YAML."""
+    """Return what the flags change at the top level of the YAML."""
     changes = {n: getattr(arguments, n) for n in CHANGEABLE if getattr(arguments, n) is not None}
     if arguments.seeds is not None:
         try:

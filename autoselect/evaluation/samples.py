@@ -48,7 +48,7 @@ class EvaluationSample:
 
     @property
     def image(self) -> Image.Image:
-        """The image of a sample that has exactly one."""
+        """Return the image of a sample that has exactly one."""
         (image,) = self.images
         return image
 

@@ -1,8 +1,9 @@
 """`autoselect doctor`: checks everything but compute before a training run starts.
 
 Each check reports what it found and, if something is wrong, how to correct it. Nothing is trained
-and, without `--removal-images`, no weights are read whole. The only files written are a probe file,
-which is removed again, and the configuration of a hub model, in the hub's cache.
+and, without `--removal-images`, of weights only a run's own checkpoints are read whole. The only
+files written are a probe file, which is removed again, and the configuration of a hub model, in the
+hub's cache.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def refused_modes(vllm_config: Any) -> list[tuple[str, str]]:
         (
             multimodal is not None and multimodal.mm_encoder_only,
             "--mm-encoder-only",
-            "there is no language model to answer",
+            "without a language model nothing is answered",
         ),
     ]
     return [(flag, reason) for is_on, flag, reason in modes if is_on]

@@ -63,7 +63,7 @@ class Journal:
 
     @property
     def run_id(self) -> str | None:
-        """The id that the server gave to the run, or None."""
+        """Return the id that the server gave to the run, or None."""
         if not self.name.startswith(OFFLINE):
             return self.name
         return self._resolved.read_text() if self._resolved.exists() else None

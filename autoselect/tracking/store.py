@@ -68,7 +68,7 @@ class Store:
 
     @property
     def address(self) -> str:
-        """The URI without its user and password, to be shown and written down."""
+        """Return the URI without its user and password, to be shown and written down."""
         return re.sub(r"//[^/@]*@", "//", self.uri).rstrip("/")
 
     @property

@@ -57,7 +57,7 @@ class TunedBudget:
 
     @property
     def best(self) -> Measured:
-        """The likeliest weight among those that agree as often as any, up to a standard error."""
+        """Return the likeliest of the weights within a standard error of the best agreement."""
         highest = max(self.measured, key=lambda one: one.agreement)
         low, high = highest.ci95
         least = highest.agreement - (high - low) / (2 * NORMAL_95)

@@ -44,7 +44,7 @@ class TuneSettings:
 
     @property
     def tried(self) -> tuple[float, ...]:
-        """The weights as numbers, ascending.
+        """Return the weights as numbers, ascending.
 
         Raises:
             ConfigError: they are not numbers of 0..1.

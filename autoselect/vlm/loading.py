@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -129,9 +129,11 @@ def download(path: str | Path) -> None:
         snapshot = Path(snapshot_download(str(path), allow_patterns=kinds))
         if not any(snapshot.glob("*.safetensors")):
             snapshot_download(str(path), allow_patterns=[*kinds, "*.bin"])
+    except HFValidationError:
+        return  # neither a folder nor a hub name, as `read_config` says
     except (OSError, ValueError, HTTPError) as error:
         raise ConfigError(
-            f"model={path} is neither a folder nor a model that can be downloaded "
+            f"model={path} is not a folder here, and the hub does not give it "
             f"({one_line(error)}); correct the name, or run `hf download {path}` on a machine with "
             "a network and set HF_HUB_OFFLINE=1"
         ) from error
