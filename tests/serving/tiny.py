@@ -401,9 +401,9 @@ def build(name: str, folder: Path) -> tuple[Any, Any]:
             elif parameter.ndim > 1:
                 parameter.mul_(4.0)
     model.save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    if any(key.startswith(("vision_tower.embeddings", "vision_tower.encoder")) for key in weights):
+    if model.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model"):
         # vLLM knows these towers by the names of older releases.
+        weights = load_file(folder / "model.safetensors")
         named = {
             key.replace("vision_tower.", "vision_tower.vision_model."): own
             for key, own in weights.items()
