@@ -6,7 +6,6 @@ pixels. Every other one is refused when a model's configuration asks for a selec
 
 FAMILIES = {
     "Glm4vForConditionalGeneration": "glm4v",
-    "Cohere2VisionForConditionalGeneration": "cohere2_vision",
     "Gemma3ForConditionalGeneration": "gemma3",
     "Idefics3ForConditionalGeneration": "idefics3",
     "InternVLForConditionalGeneration": "internvl",

@@ -47,7 +47,7 @@ class ConfigurationGuard(VerifyAndUpdateConfig):
                 f"{model_config.architecture} cannot be pruned in vLLM, so {BLOCK} in its "
                 f"configuration is refused; choose a model of {', '.join(sorted(FAMILIES))}"
             )
-        settings.load()
+        check_selector(settings, model_config)
         if not uses_mrope(model_config.hf_config.get_text_config()):
             model_config.hf_config.mrope_section = [1, 1, 1]
 
@@ -60,6 +60,26 @@ class ConfigurationGuard(VerifyAndUpdateConfig):
         for flag, reason in refused_modes(vllm_config):
             raise ConfigError(f"{flag} does not work with {BLOCK}: {reason}")
         extend_rope_table(vllm_config.model_config)
+
+
+def check_selector(settings: ServingSettings, model_config: Any) -> None:
+    """Load the selector, and refuse one for other visual tokens than those of the model.
+
+    Raises:
+        ConfigError: it selects at another site than behind the projector, or for another width.
+    """
+    selector, width = settings.load(), model_config.hf_text_config.hidden_size
+    if selector.site != "after_projector":
+        raise ConfigError(
+            f"{BLOCK}.selector={settings.selector} selects at site={selector.site}; vLLM gives "
+            "projector outputs only: use a selector of site=after_projector"
+        )
+    if selector.width != width:
+        raise ConfigError(
+            f"{BLOCK}.selector={settings.selector} has the width {selector.width}, and the visual "
+            f"tokens of {model_config.model} have {width}; use the selector trained for it (this "
+            f"one: {selector.metadata.get('model', 'unknown')})"
+        )
 
 
 def refused_modes(vllm_config: Any) -> list[tuple[str, str]]:

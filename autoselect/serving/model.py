@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.config import ConfigError
 from autoselect.config.extras import extra
 from autoselect.pruning.selector import Selector
 from autoselect.serving.batches import some_images, sub_batches
@@ -69,20 +68,8 @@ class PrunedModel(FamilyModel):
             return
         self.coordinates = 3 if uses_mrope(hf_config.get_text_config()) else 1
         device = torch.device(vllm_config.device_config.device)
-        selector = self.settings.load(device)
-        width = vllm_config.model_config.hf_text_config.hidden_size
-        if selector.site != "after_projector":
-            raise ConfigError(
-                f"autoselect.selector={self.settings.selector} selects at site={selector.site}; "
-                "vLLM gives projector outputs only: use a selector of site=after_projector"
-            )
-        if selector.width != width:
-            raise ConfigError(
-                f"autoselect.selector={self.settings.selector} has the width {selector.width}, and "
-                f"the visual tokens of {vllm_config.model_config.model} have {width}; use the "
-                f"selector trained for it (this one: {selector.metadata.get('model', 'unknown')})"
-            )
-        object.__setattr__(self, "selector", selector)  # not a part whose weights are loaded
+        # Not registered as a module: vLLM would look for its weights among the model's.
+        object.__setattr__(self, "selector", self.settings.load(device))
         scheduler, compilation = vllm_config.scheduler_config, vllm_config.compilation_config
         self.most_unpruned = scheduler.max_num_encoder_input_tokens
         tokens = max(scheduler.max_num_batched_tokens, compilation.max_cudagraph_capture_size or 0)
@@ -196,13 +183,13 @@ class PrunedModel(FamilyModel):
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Any = None
     ) -> Tensor:
         """Return the embeddings of a step; keep the offsets of its slots for `forward`."""
-        if self.settings is None or multimodal_embeddings is None:
+        if self.settings is None:
             return super().embed_input_ids(
                 input_ids, multimodal_embeddings, is_multimodal=is_multimodal
             )
         self.slot_offsets.zero_()
         rows, offsets = [], []
-        for own in multimodal_embeddings:
+        for own in multimodal_embeddings or ():
             embeddings, differences = without_offsets(own, self.coordinates)
             rows.append(copy_mm_embedding_modality(own, embeddings))
             offsets.append(differences)

@@ -115,6 +115,8 @@ class PrunedProcessor(FamilyProcessor):
         self, mm_items: Any, hf_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> dict[str, list[list[Any]]]:
         """Return the family's prompt updates, shortened; note each block beside its pixels."""
+        if mm_items.get_all_counts().get("video") and not self.is_measuring:
+            raise ConfigError("clips are not pruned in vLLM; send images, or serve whole clips")
         others, budget = split_request(hf_kwargs)
         budget = self.settings.budget if budget is None else budget
         found = super()._get_mm_prompt_updates(mm_items, others, out_mm_kwargs)

@@ -1,5 +1,6 @@
 """Tiny models of every family in the list equal `attach()` on the same pictures."""
 
+import json
 import subprocess
 import sys
 
@@ -11,11 +12,8 @@ from autoselect.serving.families import FAMILIES  # noqa: E402
 from tests.serving import tiny  # noqa: E402
 from tests.serving.cases import ROOT, equal_answers, largest_difference, load  # noqa: E402
 from tests.serving.engine import engine, generate, stop  # noqa: E402
-from tests.serving.tiny_truth import BUDGET  # noqa: E402
 
 EXACT = 1e-4
-LOOSE = {}
-"""Largest differences of families that differ as much in vLLM with all tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +34,21 @@ def test_every_family_in_the_list_is_tested():
 def test_a_family_equals_attach(folder, name):
     error = folder / name / "error.txt"
     assert not error.exists(), error.read_text()
-    llm = engine(folder / name, {"selector": str(folder / "selector"), "budget": BUDGET})
+    llm = engine(folder / name, {"selector": str(folder / "selector"), "budget": 1.0})
     try:
+        budgets = json.loads((folder / name / "budgets.json").read_text())
         prompts = [
             {
                 "prompt": tiny.text(name, images),
                 "multi_modal_data": {"image": [tiny.image(number) for number in images]},
+                "mm_processor_kwargs": {"visual_token_budget": budget},
             }
-            for images in tiny.PROMPTS
+            for images, budget in zip(tiny.PROMPTS, budgets, strict=True)
         ]
         found = generate(llm, prompts)
     finally:
         stop(llm)
     truth = load(folder / name / "pruned")
-    assert largest_difference(found, truth) < LOOSE.get(name, EXACT)
+    assert largest_difference(found, truth) < EXACT
     assert equal_answers(found, truth) == len(truth)
     assert largest_difference(load(folder / name / "full"), truth) > 0.1, "pruning changes nothing"

@@ -319,35 +319,7 @@ def mistral3() -> tuple[Any, Any]:
     return hf.Mistral3ForConditionalGeneration(config), processor
 
 
-def cohere2_vision() -> tuple[Any, Any]:
-    names = {
-        "image_token": "<|IMG_PATCH|>",
-        "boi_token": "<|START_OF_IMG|>",
-        "eoi_token": "<|END_OF_IMG|>",
-        "img_line_break_token": "<|IMG_LINE_BREAK|>",
-    }
-    own = tokenizer(names)
-    config = hf.Cohere2VisionConfig(
-        text_config=hf.Cohere2Config(
-            **{**TEXT, "tie_word_embeddings": True},
-            sliding_window=512,
-            layer_types=["sliding_attention", "full_attention"],
-        ),
-        vision_config=hf.SiglipVisionConfig(**VISION, image_size=32),
-        alignment_intermediate_size=96,
-        **ids(own, image_token_id="<|IMG_PATCH|>"),
-    )
-    processor = hf.Cohere2VisionProcessor(
-        image_processor=hf.Cohere2VisionImageProcessor(
-            size={"height": 32, "width": 32}, patch_size=4, min_patches=1, max_patches=2
-        ),
-        tokenizer=own,
-    )
-    return hf.Cohere2VisionForConditionalGeneration(config), processor
-
-
 BUILDERS = {
-    "cohere2_vision": cohere2_vision,
     "gemma3": gemma3,
     "glm4v": glm4v,
     "idefics3": idefics3,
@@ -362,7 +334,6 @@ BUILDERS = {
 }
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 PLACEHOLDERS = {
-    "cohere2_vision": "<|IMG_PATCH|>",
     "gemma3": "<start_of_image>",
     "glm4v": "<|begin_of_image|><|image|><|end_of_image|>",
     "internvl": "<IMG_CONTEXT>",
@@ -401,9 +372,9 @@ def build(name: str, folder: Path) -> tuple[Any, Any]:
             elif parameter.ndim > 1:
                 parameter.mul_(4.0)
     model.save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    if any(key.startswith(("vision_tower.embeddings", "vision_tower.encoder")) for key in weights):
+    if model.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model"):
         # vLLM knows these towers by the names of older releases.
+        weights = load_file(folder / "model.safetensors")
         named = {
             key.replace("vision_tower.", "vision_tower.vision_model."): own
             for key, own in weights.items()
