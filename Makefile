@@ -71,13 +71,14 @@ int main() { return omp_get_max_threads() < 1; }
 endef
 export PROBE
 
-.PHONY: help setup demo tutorial report dashboard test lint format cluster-test sanitize test-bench test-vllm
-.PHONY: clean
+.PHONY: help setup demo tutorial docs report dashboard test lint format cluster-test sanitize test-bench
+.PHONY: test-vllm clean
 
 help:
 	@echo "make demo          train and evaluate a selector on the reference VLM, into runs/demo"
 	@echo "make report        compare the demo's selector with all baselines, into runs/report"
 	@echo "make tutorial      go from pictures to a selector in use, in small, into runs/tutorial"
+	@echo "make docs          build the pages of docs/ as a site, into build/site"
 	@echo "make dashboard     serve the MLflow pages on http://127.0.0.1:$(PORT)"
 	@echo "make test          run lint, type checks and all tests"
 	@echo "make cluster-test  run the tests on a real Slurm (installs one on this host)"
@@ -124,6 +125,9 @@ demo: setup
 
 tutorial: setup
 	@$(BIN)/python examples/tutorial.py
+
+docs: setup
+	@$(BIN)/python -m mkdocs build --quiet && echo "pages: build/site/index.html"
 
 report: setup
 	@$(BIN)/autoselect report

@@ -33,11 +33,13 @@ from autoselect.evaluation.report.files import (
     write_predictions,
     write_report,
 )
+from autoselect.evaluation.report.questions import question_tables
 from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
 from autoselect.evaluation.rows import with_converted_rows
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import EvalSettings
+from autoselect.tracking import Data
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.model_files import local_folder
 
@@ -86,7 +88,8 @@ def evaluate(
         write_predictions(out / "predictions.jsonl", asked, replies, plan)
         figures = write_figures(out / "figures", result)
         write_report(out, report, figures)
-        record.log(report, figures, selectors)
+        if settings.tracking:
+            record.log(report, figures, selectors, question_tables(result, out / "failed"))
     return result
 
 
@@ -122,7 +125,9 @@ class Prepared:
         }
         identity = {**dataclasses.asdict(settings), "fingerprint": self.store.fingerprint}
         training = self.selectors[SELECTOR].selector.metadata.get("tracking_run_id")
-        return TrackedEvaluation(settings, identity, tags, training)
+        facts = f"{len(self.samples)} images"
+        data = Data("evaluation shards", self.samples.digest, settings.shards, facts)
+        return TrackedEvaluation(settings, identity, tags, data, training)
 
 
 def prepare(settings: EvalSettings) -> Prepared:

@@ -14,11 +14,13 @@ from autoselect.tracking.leaderboard import (
     saved_view,
     standings,
 )
+from autoselect.tracking.models_and_data import apply_data, apply_model, apply_model_metrics
 from autoselect.tracking.processes import is_gone
 from autoselect.tracking.store import Store, run_link
 
 with extra("tracking"):
-    from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
+    import mlflow
+    from mlflow.entities import Metric, Param, Run, RunTag
 
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
@@ -47,8 +49,11 @@ def carry_out(store: Store, run_id: str, event: Event) -> None:
     Raises:
         TrackingError: it was not done.
     """
-    if "path" in event and not Path(event["path"]).exists():
-        raise RefusedError(f"the file {event['path']} is gone", "FILE_GONE")
+    files = [event["path"]] if "path" in event else []
+    files += [path for name in event.get("pictures", ()) for path in event["columns"][name]]
+    for path in files:
+        if not Path(path).exists():
+            raise RefusedError(f"the file {path} is gone", "FILE_GONE")
     with tracking_errors():
         APPLY[event["kind"]](store, run_id, event)
 
@@ -115,9 +120,16 @@ def _apply_artifact(store: Store, run_id: str, event: Event) -> None:
 
 
 def _apply_table(store: Store, run_id: str, event: Event) -> None:
-    """Log a table in place of an earlier one; MLflow itself would append the rows."""
-    columns, name = event["columns"], event["name"]
+    """Log a table in place of an earlier one; MLflow itself would append the rows.
+
+    A table with pictures stays as it was logged first.
+    """
+    columns, name = dict(event["columns"]), event["name"]
+    for picture in event.get("pictures", ()):
+        columns[picture] = [mlflow.Image(path) for path in columns[picture]]
     if any(file.path == name for file in store.client.list_artifacts(run_id)):
+        if event.get("pictures"):
+            return
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         store.client.log_dict(run_id, {"columns": list(columns), "data": rows}, name)
     else:
@@ -171,24 +183,6 @@ def _evaluations(store: Store, experiment: str) -> Iterator[Run]:
         token = page.token or ""
 
 
-def _apply_model(store: Store, run_id: str, event: Event) -> None:
-    """Log a model folder; one of this name that the run has already is kept."""
-    run = store.client.get_run(run_id)
-    if f"model.{event['name']}" in run.data.tags:
-        return
-    model = store.client.create_logged_model(
-        run.info.experiment_id,
-        name=event["name"],
-        source_run_id=run_id,
-        params=event["params"],
-        model_type="token-selector",
-    )
-    store.client.log_model_artifacts(model.model_id, event["path"])
-    store.client.finalize_logged_model(model.model_id, "READY")
-    store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    store.client.set_tag(run_id, f"model.{event['name']}", model.model_id)
-
-
 def _apply_status(store: Store, run_id: str, event: Event) -> None:
     store.client.set_terminated(run_id, event["status"], event["time_ms"])
 
@@ -216,6 +210,8 @@ APPLY: dict[str, Callable[[Store, str, Event], None]] = {
     "table": _apply_table,
     "mention": _apply_mention,
     "leaderboard": _apply_leaderboard,
-    "model": _apply_model,
+    "data": apply_data,
+    "model": apply_model,
+    "model_metrics": apply_model_metrics,
     "status": _apply_status,
 }

@@ -14,17 +14,22 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from autoselect.config import ConfigError
-from autoselect.tracking.delivery import Delivery, deliver_left_behind, tell_of_other_store
-from autoselect.tracking.errors import RefusedError, ServerUnreachableError, TrackingError
-from autoselect.tracking.journal import JOURNAL_FOLDER, OFFLINE, Event, Journal
+from autoselect.tracking.beginning import begin, resumable
+from autoselect.tracking.delivery import Delivery, deliver_left_behind
+from autoselect.tracking.errors import TrackingError
+from autoselect.tracking.journal import JOURNAL_FOLDER, Event
 from autoselect.tracking.leaderboard import NOTE_TAG
+from autoselect.tracking.machine import SECONDS, MachineMetrics, node_name
+from autoselect.tracking.models_and_data import Data
 from autoselect.tracking.processes import own_process
 from autoselect.tracking.store import Store
 
 PARENT_TAG, SOURCE_TAG = "mlflow.parentRunId", "mlflow.source.name"
+NODE_TAG = "node"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 logger = logging.getLogger(__name__)
@@ -35,6 +40,7 @@ class Tracker:
 
     def __init__(self, delivery: Delivery | None) -> None:
         self._delivery = delivery
+        self._machine: MachineMetrics | None = None
         self._finished = self._started = self._told = False
         self._finishing = threading.Lock()
 
@@ -73,13 +79,14 @@ class Tracker:
         """
         shown = {k: str(v) for k, v in {**own_process(), **(tags or {})}.items()}
         shown.setdefault(SOURCE_TAG, Path(sys.argv[0]).name)
+        shown.setdefault(NODE_TAG, node_name())
         if parent_run_id is not None:
             shown[PARENT_TAG] = parent_run_id
         store = Store.open()
-        journal = _resumable(store, run_id, experiment) if run_id is not None else None
+        journal = resumable(store, run_id, experiment) if run_id is not None else None
         try:
             if journal is None:
-                delivery = _begin(
+                delivery = begin(
                     store, {"experiment": experiment, "run_name": run_name, "time_ms": _now_ms()}
                 )
             else:
@@ -146,10 +153,23 @@ class Tracker:
         for path in paths:
             self.log_artifact(path, folder)
 
-    def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
-        """Log a table (column name -> values) that the dashboard shows, as `name`, a JSON file."""
+    def log_table(
+        self,
+        columns: Mapping[str, Sequence[object]],
+        name: str,
+        pictures: Sequence[str] = (),
+    ) -> None:
+        """Log a table (column name -> values) that the dashboard shows, as `name`, a JSON file.
+
+        The columns `pictures` hold paths of picture files, which the dashboard shows.
+        """
         values = {key: list(column) for key, column in columns.items()}
-        self._log({"kind": "table", "columns": values, "name": name})
+        event: Event = {"kind": "table", "columns": values, "name": name}
+        self._log(event | ({"pictures": list(pictures)} if pictures else {}))
+
+    def log_data(self, data: Data, context: str) -> None:
+        """Note the data that the run reads; `context` is `training` or `eval`."""
+        self._log({"kind": "data", "context": context, **asdict(data)})
 
     def log_model(self, folder: str | Path, name: str, params: Mapping[str, object]) -> None:
         """Log a model folder as a model of this run, once.
@@ -159,6 +179,20 @@ class Tracker:
         """
         settings = {key: str(value) for key, value in params.items()}
         self._log({"kind": "model", "path": str(folder), "name": name, "params": settings})
+
+    def log_model_metrics(self, name: str, metrics: Mapping[str, float], data: Data) -> None:
+        """Log numbers of the model that `log_model` logged as `name`, measured on `data`."""
+        values = {key: float(value) for key, value in metrics.items()}
+        known = {"data": data.name, "digest": data.digest, "time_ms": _now_ms()}
+        self._log({"kind": "model_metrics", "name": name, "values": values, **known})
+
+    def watch_machine(self) -> None:
+        """Log CPU, memory and GPUs of this machine every ten seconds until the run ends."""
+        if self._delivery is None or self._machine is not None:
+            return
+        first = int(time.time() / SECONDS)  # numbers go on after a resume
+        self._machine = MachineMetrics(self.log_metrics, first)
+        self._machine.start()
 
     def mention_on(self, run_id: str, tag: str, title: str, text: str) -> None:
         """Name this run on another one; nothing happens if this store does not know that one.
@@ -197,6 +231,8 @@ class Tracker:
                 return
             self._finished = True
         atexit.unregister(self._close_unfinished)
+        if self._machine is not None:
+            self._machine.end()
         self._log({"kind": "status", "status": status, "time_ms": _now_ms()})
         self._delivery.close()
         if self._delivery.journal:
@@ -234,49 +270,6 @@ class Tracker:
                     error,
                 )
             self._told = True
-
-
-def _resumable(store: Store, run_id: str, experiment: str) -> Journal | None:
-    """Return the journal of a run to resume, or None if a new one has to begin."""
-    journal = Journal(Path(JOURNAL_FOLDER), run_id, store.address)
-    if run_id.startswith(OFFLINE):
-        if journal and journal.address not in (None, store.address):
-            tell_of_other_store(journal)
-            return None
-        if journal.run_id is None:
-            if not journal:
-                logger.warning("nothing is left of run %s; a new run begins", run_id)
-            return journal or None
-        if not journal:
-            journal = Journal(journal.folder, journal.run_id, store.address)
-    assert journal.run_id is not None
-    try:
-        known = store.knows(journal.run_id) or store.lost_with(journal.run_id, experiment)
-    except TrackingError:
-        known = True  # nothing speaks against the run
-    if not known:
-        logger.warning("run %s is not in %s; a new run begins", journal.run_id, store.address)
-    return journal if known else None
-
-
-def _begin(store: Store, event: Event) -> Delivery:
-    """Create a run, or note its start in a journal if the server does not answer.
-
-    Raises:
-        ConfigError: the server refuses it.
-    """
-    folder = Path(JOURNAL_FOLDER)
-    try:
-        return Delivery(store, Journal(folder, store.create(event), store.address))
-    except ServerUnreachableError as error:
-        delivery = Delivery(store, Journal(folder, Journal.offline_name(), store.address))
-        delivery.journal.append({"kind": "start", **event})
-        delivery.postpone(error)
-        return delivery
-    except RefusedError as error:
-        raise ConfigError(
-            f"MLFLOW_TRACKING_URI={store.address} refuses a new run ({error}); {error.fix}"
-        ) from error
 
 
 def _now_ms() -> int:

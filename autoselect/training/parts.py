@@ -17,7 +17,7 @@ from autoselect.data.shards import ShardSet
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.processes import RankInfo
 from autoselect.ranks.signals import SignalFlag
-from autoselect.tracking import Tracker
+from autoselect.tracking import Data, Tracker
 from autoselect.tracking.note import TRAINING, RunNote
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.shared_quarantine import SharedQuarantine
@@ -116,6 +116,9 @@ def start_tracker(run: Run, run_id: str | None) -> Tracker:
         run_id=run_id or note.get(TRAINING),
     )
     note.keep(TRAINING, tracker.run_id)
+    where, found = run.config.data.train_shards, f"{len(run.shards)} samples"
+    tracker.log_data(Data("training shards", run.shards.digest, str(where), found), "training")
+    tracker.watch_machine()
     return tracker
 
 

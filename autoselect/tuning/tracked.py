@@ -6,8 +6,9 @@ from typing import Any
 
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.loading import selector_digest
-from autoselect.tracking import Tracker
+from autoselect.tracking import Data, Tracker
 from autoselect.tracking.ending import ended_truthfully
+from autoselect.tracking.leaderboard import metric_at
 from autoselect.tuning.run import FIGURE, REPORT, Tuning
 from autoselect.tuning.settings import TuneSettings
 
@@ -15,9 +16,12 @@ TRAINING_RUN = "tracking_run_id"
 
 
 def log_beside_training(tuning: Tuning, experiment: str, run_id: str) -> None:
-    """Add the numbers and the figure to the run of the training; budgets are the steps."""
-    tracker = Tracker.start(experiment, "train", run_id=run_id)
-    for row in tuning.report["best"]:
+    """Add selector, numbers and figure to the run of the training; budgets are the steps.
+
+    The selector's folder is beside that of the report.
+    """
+    tracker, best = Tracker.start(experiment, "train", run_id=run_id), tuning.report["best"]
+    for row in best:
         values = {f"tune/{name}": row[name] for name in ("weight", "agreement", "unended", "loss")}
         tracker.log_metrics(values, row["budget"])
     for weight, rows in tuning.report["weights"].items():
@@ -27,6 +31,11 @@ def log_beside_training(tuning: Tuning, experiment: str, run_id: str) -> None:
         named = {name: value for name, value in row.items() if name not in ("selection", "budget")}
         own = {f"tune/{row['selection']}/{name}": value for name, value in named.items()}
         tracker.log_metrics(own, row["budget"])
+    data = Data("tuning images", str(tuning.report["data_digest"]), "training shards", "")
+    tracker.log_data(data, "tuning")
+    tracker.log_model(tuning.out.parent / "selector", "selector", {"model": tuning.vlm.name})
+    agreement = {metric_at("agreement", row["budget"]): row["agreement"] for row in best}
+    tracker.log_model_metrics("selector", agreement, data)
     tracker.log_artifact(tuning.out / REPORT)
     tracker.log_artifact(tuning.out / FIGURE, "figures")
     tracker.finish()

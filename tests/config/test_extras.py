@@ -193,6 +193,11 @@ def test_an_import_error_of_another_kind_stays_as_it_is():
             raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow.entities")
 
 
+def test_users_get_types():
+    """`mypy` checks the public modules as with `--strict`, see pyproject.toml."""
+    assert (ROOT / "autoselect" / "py.typed").exists()
+
+
 def test_importing_the_package_imports_no_third_party():
     program = "import sys, autoselect; print(*sys.modules)"
     done = subprocess.run(

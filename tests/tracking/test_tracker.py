@@ -1,12 +1,14 @@
 """What a run logs, in a temporary SQLite store."""
 
+import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.pruning.hub import is_logged_model
-from autoselect.tracking import Tracker
+from autoselect.tracking import Data, Tracker
 from autoselect.tracking.models import download_model
 from tests.tracking.runs import client, history, run_child, start
 
@@ -169,3 +171,50 @@ def test_runs_name_each_other_once_and_keep_what_a_person_wrote(project):
     assert f"[another one](#/experiments/1/runs/{second.run_id})" in text
     assert second.link_to(training.run_id) == f"#/experiments/1/runs/{training.run_id}"
     assert second.link_to("0" * 32) is None
+
+
+def test_data_and_metrics_of_models_are_noted_once(project):
+    data = Data("test shards", "d" * 64, "shards/*.tar", "300 images")
+    (project / "selector").mkdir()
+    (project / "selector" / "config.json").write_text("{}")
+    tracker = start()
+    for _ in range(2):
+        tracker.log_data(data, "eval")
+        tracker.log_model(project / "selector", "selector", {})
+        tracker.log_model_metrics("selector", {"retention": 0.9}, data)
+    tracker.log_model_metrics("another", {"retention": 0.1}, data)
+    tracker.finish()
+    run = client().get_run(tracker.run_id)
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("test shards", "d" * 36)
+    assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "eval"}
+    model = client().get_logged_model(run.data.tags["model.selector"])
+    (metric,) = model.metrics
+    assert (metric.key, metric.value, metric.dataset_digest) == ("retention", 0.9, "d" * 36)
+
+
+def test_a_table_may_hold_pictures(project):
+    Image.new("RGB", (4, 4)).save(project / "seen.png")
+    tracker = start()
+    table = {"overlay": [str(project / "seen.png")], "question": ["what ?"]}
+    for _ in range(2):
+        tracker.log_table(table, "failed.json", ["overlay"])
+    tracker.finish()
+    experiment = client().get_run(tracker.run_id).info.experiment_id
+    read = client().load_table(experiment, "failed.json", run_ids=[tracker.run_id])
+    assert list(read["question"]) == ["what ?"]
+    seen = read["overlay"][0]
+    assert seen["type"] == "image"
+    assert Path(client().download_artifacts(tracker.run_id, seen["filepath"])).is_file()
+
+
+def test_the_machine_is_measured_until_the_run_ends():
+    tracker = start()
+    tracker.watch_machine()
+    tracker.watch_machine()
+    tracker.finish()
+    names = client().get_run(tracker.run_id).data.metrics
+    assert 0 < names["system/system_memory_usage_percentage"] <= 100
+    assert "system/cpu_utilization_percentage" in names
+    assert not [thread for thread in threading.enumerate() if thread.name == "machine"]
+    assert client().get_run(tracker.run_id).data.tags["node"]

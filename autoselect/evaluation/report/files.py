@@ -49,6 +49,13 @@ class Evaluation:
     def selector(self) -> Any:
         return self.selectors[SELECTOR]
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Return rows and columns of the tokens of every image; None if images differ."""
+        if self.vlm.num_tokens is None or not self.samples.one_image_each:
+            return None
+        return self.vlm.grid_of(self.samples[0].image)
+
 
 def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     """Draw the figures that the model and the data allow, as PNG files by name.
@@ -59,10 +66,7 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {"retention": retention_curves(result.report)}
     vlm, selector, samples = result.vlm, result.selector, result.samples
-    grid = None
-    if vlm.num_tokens is not None and samples.one_image_each:
-        grid = vlm.grid_of(samples[0].image)
-    if grid is not None:
+    if (grid := result.grid) is not None:
         asked, answers, plan = result.asked, result.answers, result.plan
         audit = lost_places(result.replies, plan, len(result.report.get("audit", [])))
         shown = {

@@ -14,6 +14,7 @@ from typing import Any, Self
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.evaluation.report.latency import costs, latency_table
 from autoselect.evaluation.report.markdown import markdown_table
+from autoselect.evaluation.report.questions import Table
 from autoselect.evaluation.report.tables import (
     LOWER,
     UPPER,
@@ -21,7 +22,7 @@ from autoselect.evaluation.report.tables import (
     retention_table,
     span,
 )
-from autoselect.tracking import Tracker
+from autoselect.tracking import Data, Tracker
 from autoselect.tracking.ending import ended_truthfully
 from autoselect.tracking.leaderboard import EVALUATION, metric_at
 from autoselect.tracking.note import RunNote
@@ -36,6 +37,7 @@ class TrackedEvaluation:
     Args:
         identity: JSON value; a later evaluation with an equal one continues these runs.
         tags: facts known before the first answer.
+        data: the evaluation shards; None without tracking.
         training_run: MLflow id of the run that trained the selector; None if unknown.
     """
 
@@ -44,9 +46,10 @@ class TrackedEvaluation:
         settings: Any,
         identity: Any,
         tags: Mapping[str, object],
+        data: Data | None = None,
         training_run: str | None = None,
     ) -> None:
-        self.settings, self.training_run = settings, training_run
+        self.settings, self.data, self.training_run = settings, data, training_run
         self._parent = Tracker.disabled()
         if not settings.tracking:
             return
@@ -62,6 +65,9 @@ class TrackedEvaluation:
             run_id=self._note.get(PARENT),
         )
         self._note.keep(PARENT, self._parent.run_id)
+        if data is not None:
+            self._parent.log_data(data, "eval")
+        self._parent.watch_machine()
 
     @classmethod
     def disabled(cls, settings: Any) -> Self:
@@ -87,12 +93,19 @@ class TrackedEvaluation:
         self._ending.__exit__(kind, error, trace)
 
     def log(
-        self, report: dict[str, Any], figures: Mapping[str, Path], selectors: Mapping[str, Any]
+        self,
+        report: dict[str, Any],
+        figures: Mapping[str, Path],
+        selectors: Mapping[str, Any],
+        tables: Mapping[str, Table],
     ) -> None:
         """Log a finished evaluation.
 
         Args:
+            report: content of `report.json`.
+            figures: paths of the figures by name.
             selectors: each `Selector` by the name of its row.
+            tables: further tables by the name of their file, see `question_tables`.
         """
         if not self.settings.tracking:
             return
@@ -109,6 +122,8 @@ class TrackedEvaluation:
         head, rows = latency_table(report)
         columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
         parent.log_table(columns, "latency.json")
+        for name, (content, pictures) in tables.items():
+            parent.log_table(content, name, pictures)
         for name in ("report.html", "report.md", "report.json", "predictions.jsonl"):
             parent.log_artifact(out / name)
         parent.log_artifacts(list(figures.values()), "figures")
@@ -147,6 +162,9 @@ class TrackedEvaluation:
                 selector.save_pretrained(Path(folder) / name)
                 params = {"evaluated_on": report["model"], "row": row}
                 self._parent.log_model(Path(folder) / name, _model_name(name), params)
+                if self.data is not None:
+                    found = _model_metrics(report, row)
+                    self._parent.log_model_metrics(_model_name(name), found, self.data)
 
     def _log_row(self, report: dict[str, Any], row: dict[str, Any]) -> None:
         method, budget = row["method"], row["budget"]
@@ -197,6 +215,18 @@ def shown_selector(address: str) -> str:
 def _model_name(name: str) -> str:
     """Replace the characters that MLflow refuses in the name of a model."""
     return "".join("_" if letter in "/:.%\"'" else letter for letter in name)
+
+
+def _model_metrics(report: dict[str, Any], row: str) -> dict[str, float]:
+    """Return retention by budget of one selector, and the speedup of the one that is timed."""
+    found = {
+        metric_at("retention", own["budget"]): own["retention"]
+        for own in report["rows"]
+        if own["method"] == row and own["retention"] is not None
+    }
+    if row == SELECTOR:
+        found |= {metric_at("speedup", k): cost["speedup"] for k, cost in costs(report).items()}
+    return found
 
 
 def _summary(report: dict[str, Any]) -> dict[str, float]:
