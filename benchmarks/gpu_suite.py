@@ -61,10 +61,15 @@ def stages(folder: Path) -> list[Stage]:
     exact = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     bench = [python, str(BENCHMARKS / "bench_ops.py"), "--device", "cuda", "--json", str(ops)]
     language = [python, str(BENCHMARKS / "bench_prefill.py"), "--json", str(prefill)]
+    flagship, scorer = folder / "flagship.json", folder / "scorer.json"
+    large = [python, str(BENCHMARKS / "flagship.py"), "--budget-s", "230", "--json", str(flagship)]
+    growth = [python, str(BENCHMARKS / "bench_scorer.py"), "--device", "cuda", "--seconds", "1"]
     return [
         Stage("build", [python, "setup.py", "build_ext", "--inplace"], 240),
         Stage("tests", tests, 150),
+        Stage("flagship", large, 240, flagship),
         Stage("ops", [*bench, "--no-compile"], 120, ops),
+        Stage("scorer", [*growth, "--json", str(scorer)], 60, scorer),
         Stage("prefill", language, 180, prefill),
         Stage("memcheck", [*sanitize, "memcheck", *small], 120, None, sanitizer, exact),
         Stage("racecheck", [*sanitize, "racecheck", *small], 120, None, sanitizer),

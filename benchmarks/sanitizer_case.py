@@ -37,6 +37,7 @@ def exercise(device: torch.device, dtype: torch.dtype, tokens: int, width: int, 
     work = torch.float64 if dtype == torch.float64 else torch.float32
     scores = torch.randn(BATCH, tokens, device=device, dtype=work, requires_grad=True)
     mask = torch.rand(BATCH, tokens, device=device) > 0.2
+    mask[:, 0] = True  # no row is empty, whatever is drawn
     mean, std = torch.randn(width, device=device), torch.rand(width, device=device)
     own = NoiseStatistics(mean, std)
     shared = NoiseStatistics(mean, std, torch.randn(RANK, width, device=device))

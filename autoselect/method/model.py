@@ -109,7 +109,8 @@ class AutoSelect(nn.Module):
         """
         rows = batch if batch.num_images else self.with_blank_image(batch)
         pixels = self.vlm.to_device(rows.pixels)
-        visual = self.site.read(self.adapter, pixels, rows.input_ids, rows.tokens_per_image)
+        ids = rows.on_host.input_ids.numpy()
+        visual = self.site.read(self.adapter, pixels, ids, rows.tokens_per_image)
         gated = self.gate(visual, setting, rows.image_ids)
         outputs = self.repaired(visual, gated.tokens)
         loss_sum = answer_loss(
@@ -173,7 +174,9 @@ class AutoSelect(nn.Module):
         ids = self.vlm.inputs([[image]], [self.vlm.image_mark])["input_ids"][0]
         count = int((ids == self.adapter.image_token_id).sum())
         pixels: dict[str, Any] = self.vlm.pixel_inputs([image])
-        return behind_blank_row(batch, pixels, count, self.adapter.image_token_id)
+        token = self.adapter.image_token_id
+        blank = behind_blank_row(batch.on_host, pixels, count, token)
+        return blank.to(batch.input_ids.device)
 
 
 def behind_blank_row(

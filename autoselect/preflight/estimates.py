@@ -130,6 +130,8 @@ def activation_bytes(
     vision = batch.rows * shape.patches * shape.vision_width * (4 * b + 8)
     if config.gate.site == "before_encoder":  # its layers keep what the language model's keep
         vision *= 2 * shape.vision_layers
+    # Pixels arrive in float32 and are cast for the tower.
+    vision += batch.rows * shape.patches * shape.patch_values * (4 + b)
     return float(language + visual * (denoiser + gate + scorer) + vision)
 
 

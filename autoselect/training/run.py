@@ -40,7 +40,8 @@ from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.batch import Collator
 
 logger = logging.getLogger(__name__)
-CALIBRATION_BATCH = 32
+CALIBRATION_BATCH = 8
+"""Images encoded at once; the states of a tower for 8 images of five tiles take about 1 GB."""
 FREE_SETTINGS = {
     "output",
     "save_every",
@@ -261,7 +262,7 @@ def calibrate_on(
             batch, _ = collate_usable(collator, chunk)
             if not batch.num_images:
                 continue
-            pixels, ids = vlm.to_device(batch.pixels), batch.input_ids.to(vlm.device)
+            pixels, ids = vlm.to_device(batch.pixels), batch.input_ids.numpy()
             visual = SITES[site].read(vlm.adapter, pixels, ids, batch.tokens_per_image)
             yield visual.real(visual.gated)
 

@@ -3,11 +3,9 @@
 import logging
 import sys
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from autoselect.config.files import to_dict
@@ -22,8 +20,10 @@ from autoselect.training.parts import Run, start_quarantine, start_tracker
 from autoselect.training.remarks import report_smaller_images, summary, warn_of_soft_gates
 from autoselect.training.sharded_loading import gathered
 from autoselect.training.state import Progress, TrainingState
+from autoselect.training.sums import sum_over_ranks, total
 from autoselect.training.update_guard import UpdateGuard
 from autoselect.training.validation import BEST_FOLDER, take_best, validation_of
+from autoselect.training.work import ModelSize, StepWork
 from autoselect.vlm.text.batch import TrainBatch
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Trainer:
         self.sizes = run.deepspeed.split(run.info.world_size)
         self.step = 0 if run.state is None else run.state.step
         self.empty_steps = 0
+        self.size = ModelSize.of(run.engine.module.vlm)
         self.guard = UpdateGuard(run.engine, patience=run.config.max_skipped_steps)
         self.quarantine = start_quarantine(run)
         self.loader = Loader(
@@ -160,9 +161,11 @@ class Trainer:
             unit="step",
             disable=None if self.info.is_main else True,
         )
+        asked = time.perf_counter()
         for micro_batches in self.loader:
+            waited = time.perf_counter() - asked
             self.heartbeat.progress(f"update {self.step}")
-            metrics = self.update([batch.to(self.device) for batch in micro_batches])
+            metrics = self.update(micro_batches, waited)
             self.step += 1
             self.remaining.done += 1
             self.polarisation = metrics["train/polarisation"]
@@ -181,6 +184,7 @@ class Trainer:
                 return False
             if last:
                 break
+            asked = time.perf_counter()
         bar.close()
         return True
 
@@ -194,10 +198,12 @@ class Trainer:
             schedules.removal_probability(gate, self.step, steps),
         )
 
-    def update(self, micro_batches: list[TrainBatch]) -> dict[str, float]:
+    def update(self, micro_batches: list[TrainBatch], waited: float = 0.0) -> dict[str, float]:
         """Make one optimiser step over the global batch and return its metrics.
 
-        The loss is the sum over answer tokens, divided by their number in the whole global batch.
+        Micro-batches are moved to the device one at a time. `waited` is how long the step waited
+        for them, in seconds. The loss is the sum over answer tokens, divided by their number in the
+        whole global batch.
         DeepSpeed averages over ranks and accumulation steps; `factor` undoes that.
         """
         started = time.perf_counter()
@@ -205,9 +211,10 @@ class Trainer:
         rate = schedules.learning_rate(self.config.optimizer, self.step, self.config.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        answers, unusable = self._sum_over_ranks(
-            [sum(b.num_answer_tokens for b in micro_batches), self.quarantine.new]
-        )
+        work = StepWork.of(micro_batches)
+        unusable, *sums = sum_over_ranks([self.quarantine.new, *astuple(work)], self.device)
+        work = StepWork(*sums)
+        answers = work.answers
         self.quarantine.check(unusable)
         if not answers:
             self.note_empty_step()
@@ -215,14 +222,16 @@ class Trainer:
         outputs: list[StepOutput] = []
         for number, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            output = self.engine(batch, setting)
+            output = self.engine(batch.to(self.device), setting)
             loss = output.loss_sum * factor
             self.guard.observe(loss)
             self.engine.backward(loss)
             outputs.append(output)
         self.guard.update_allowed(self.step)
         self.engine.step()
-        return self._metrics(outputs, answers, setting, rate, time.perf_counter() - started)
+        metrics = self._metrics(outputs, work, setting, rate)
+        seconds = time.perf_counter() - started
+        return metrics | work.rates(self.size, seconds, waited, self.info.world_size)
 
     def note_empty_step(self) -> None:
         """Count a step without answer tokens, and warn of the first one."""
@@ -237,25 +246,25 @@ class Trainer:
     def _metrics(
         self,
         outputs: list[StepOutput],
-        answers: float,
+        work: StepWork,
         setting: GateSetting,
         rate: float,
-        seconds: float,
     ) -> dict[str, float]:
-        loss, gates, top, best, images, smaller = self._sum_over_ranks(
+        loss, gates, top, best, images, smaller = sum_over_ranks(
             [
-                sum(float(o.loss_sum.detach()) for o in outputs),
-                sum(float(o.gate_sum) for o in outputs),
-                sum(float(o.top_gate_sum) for o in outputs),
+                total([o.loss_sum.detach() for o in outputs]),
+                total([o.gate_sum for o in outputs]),
+                total([o.top_gate_sum for o in outputs]),
                 sum(o.wanted_sum for o in outputs),
                 sum(o.images for o in outputs),
                 sum(o.smaller_images for o in outputs),
-            ]
+            ],
+            self.device,
         )
         self.images += int(images)
         self.smaller_images += int(smaller)
         return {
-            "train/loss": loss / max(answers, 1.0),
+            "train/loss": loss / max(work.answers, 1.0),
             "train/polarisation": top / max(best, 1.0),
             "train/budget_error_tokens": abs(gates - best) / max(images, 1.0),
             "train/token_budget": setting.token_budget,
@@ -264,20 +273,13 @@ class Trainer:
             "train/learning_rate": rate,
             "train/gradient_norm": self.guard.gradient_norm(),
             "train/skipped_steps": self.guard.skipped,
-            "train/answer_tokens": answers,
+            "train/answer_tokens": work.answers,
             "train/images": images,
             "train/smaller_images": self.smaller_images,
             "train/empty_steps": self.empty_steps,
             "train/quarantined_samples": self.quarantine.quarantine.count,
-            "train/tokens_per_s": answers / seconds,
-            "train/step_ms": seconds * 1000,
             "train/epoch": self.loader.epoch,
         }
-
-    def _sum_over_ranks(self, values: list[float]) -> list[float]:
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return [float(value) for value in total]
 
     def log(self, metrics: dict[str, float]) -> None:
         """Send the metrics of the last step to tracker and console, every `log_every` steps."""

@@ -103,10 +103,11 @@ class FrozenVLM:
         return self.to_device(dict(pixels))
 
     def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for name, value in inputs.items()
-        }
+        def moved(value: Tensor) -> Tensor:
+            dtype = self.dtype if value.is_floating_point() else value.dtype
+            return value.to(self.device, dtype, non_blocking=True)
+
+        return {name: moved(value) for name, value in inputs.items()}
 
     def inputs(
         self, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]

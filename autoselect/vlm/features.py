@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+STATES = ("last_hidden_state", "hidden_states", "attentions")
+
 
 def entry_sizes(entries: Any) -> tuple[int, ...]:
     """Return the number of visual tokens of each entry of the features."""
@@ -77,6 +79,16 @@ def keep_features(output: Any, kept: Tensor) -> Any:
             _like(layer, _rows(layer).index_select(0, kept)) for layer in layers
         ]
     return _changed(output, fields)
+
+
+def without_states(output: Any) -> Any:
+    """Return an encoder's output without the states of its layers, which take much memory."""
+    kind: Any = type(output)
+    lean = kind.__new__(kind)
+    for name, value in output.items():
+        if name not in STATES:
+            lean[name] = value
+    return lean
 
 
 def _changed(output: Any, fields: Mapping[str, Any]) -> Any:

@@ -7,12 +7,14 @@ layers with features of their own (deepstack), V vocabulary.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.features import feature_matrix, with_features
+from autoselect.vlm.host import send
 from autoselect.vlm.recompute import run_recomputed
 from autoselect.vlm.text.batch import TrainBatch, attention_mask
 from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT
@@ -41,9 +43,11 @@ def answer_loss(
             infinity would remove it, 0 leaves it as it is.
     """
     hidden = text_hidden(adapter, batch, outputs, recompute, log_weights)
-    answers = batch.labels != IGNORED_LABEL
-    logits = adapter.model.get_output_embeddings()(hidden[answers])
-    return F.cross_entropy(logits.float(), batch.labels[answers], reduction="sum")
+    known = batch.on_host.labels.numpy().reshape(-1)
+    answers = np.flatnonzero(known != IGNORED_LABEL)
+    places, wanted = send([answers, known[answers]], hidden.device)
+    logits = adapter.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, places))
+    return F.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
 def text_hidden(
@@ -78,20 +82,20 @@ def text_hidden(
 def _mask(adapter: VisualAdapter, batch: TrainBatch, log_weights: Tensor | None) -> Any:
     """Return which keys each token sees: [B, T] if causal order is enough, else [B, 1, T, T].
 
-    The stock model cannot narrow the latter to the window of a layer, so that is done here; if
-    layers differ, there is a mask per kind of layer.
+    Padding is on the right, so no token sees it in causal order, and nothing has to be hidden:
+    attention kernels without a mask serve. The stock model cannot narrow a mask to the window of a
+    layer, so that is done here; if layers differ, there is a mask per kind of layer.
     """
-    real = (batch.segments != PADDING_SEGMENT).long()
     places = batch.input_ids == adapter.image_token_id
     images = image_numbers(places) if adapter.family.images_see_themselves else None
-    if log_weights is None and images is None and not bool((batch.segments > 0).any()):
-        return real
+    if log_weights is None and images is None and not batch.has_rounds:
+        return torch.ones_like(batch.segments)
     mask = attention_mask(batch.segments, adapter.model.dtype, images)
     if log_weights is not None:
         bias = mask.new_zeros(places.shape).masked_scatter(places, log_weights.to(mask.dtype))
         mask = mask + bias[:, None, None, :]
     if adapter.family.convolutions:
-        return {"full_attention": mask, "conv": real}
+        return {"full_attention": mask, "conv": (batch.segments != PADDING_SEGMENT).long()}
     config = adapter.model.config.get_text_config()
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if window is None or (kinds and "sliding_attention" not in kinds):

@@ -19,6 +19,9 @@ from autoselect.vlm.families import family_of
 from autoselect.vlm.loading import check_model
 from autoselect.vlm.patches import check_kind
 
+USUAL_PATCH = 14
+"""Pixels of a patch's side if a tower does not name them."""
+
 
 @dataclass(frozen=True)
 class VLMShape:
@@ -40,6 +43,7 @@ class VLMShape:
         visual_tokens: N, visual tokens per image.
         patches: patches that the vision tower computes per image, in whole tiles; at least N.
         patches_per_tile: patches that see each other in the tower; all if it takes images whole.
+        patch_values: numbers of a patch's pixels.
         projector_width: P, channels that the projector takes; None if the family names none.
     """
 
@@ -58,6 +62,7 @@ class VLMShape:
     visual_tokens: int
     patches: int
     patches_per_tile: int
+    patch_values: int
     projector_width: int | None
 
     def width_at(self, site: GateSite) -> int:
@@ -105,7 +110,7 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
     tokens = _fixed_tokens(path, config) if visual_tokens is None else visual_tokens
     if tokens < 1:
         raise ConfigError(f"visual_tokens={tokens} is below 1; give the tokens of one image")
-    patches = tokens * _merged(config)
+    patches = tokens * patches_per_token(config)
     tile = _patches_per_tile(config) or patches
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -136,6 +141,7 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
         visual_tokens=tokens,
         patches=-(-patches // tile) * tile,
         patches_per_tile=tile,
+        patch_values=_patch_values(vision),
         projector_width=_projector_width(model.model),
     )
 
@@ -198,17 +204,25 @@ def _most_tokens(config: Any) -> int | None:
     return int(max(rows * (columns + 1) for rows, columns in grids) + overview)
 
 
-def _merged(config: Any) -> int:
+def patches_per_token(config: Any) -> int:
     """Return how many patches become one visual token, side by side or by pixel shuffle."""
     shuffle, ratio = getattr(config, "scale_factor", None), getattr(config, "downsample_ratio", 1)
     shuffled = shuffle**2 if isinstance(shuffle, int) else round(1 / ratio**2)
     return int(shuffled * (_merge_size(config) or 1) ** 2)
 
 
+def _patch_values(vision: Any) -> int:
+    """Return the numbers of a patch's pixels: its channels, frames, height and width."""
+    side = getattr(vision, "patch_size", None) or USUAL_PATCH
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    frames = getattr(vision, "temporal_patch_size", None) or 1
+    return 3 * frames * prod(sides)
+
+
 def _merge_size(config: Any) -> int | None:
     """Return the side of the merged square of patches, in families that take images whole."""
     own = getattr(config, "spatial_merge_size", None)
-    return getattr(config.vision_config, "spatial_merge_size", own)
+    return getattr(getattr(config, "vision_config", None), "spatial_merge_size", own)
 
 
 def _patches_per_tile(config: Any) -> int | None:

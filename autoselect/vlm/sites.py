@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -26,6 +27,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.blocks import Block
+from autoselect.vlm.features import without_states
+from autoselect.vlm.host import send
 from autoselect.vlm.patches import (
     SiteFeatures,
     check_patches,
@@ -45,7 +48,8 @@ class VisualTokens:
     """Images of a batch of prompts at a site.
 
     Attributes:
-        outputs: encoder outputs by modality, or `SiteFeatures` at an earlier site.
+        outputs: encoder outputs by modality without the states of the tower's layers, or
+            `SiteFeatures` at an earlier site.
         blocks: places of the I images in the prompts.
         tokens: features that the Scorer reads, [I, N, C without later layers].
         gated: features that the gate acts on, [I, N, C].
@@ -66,7 +70,12 @@ class VisualTokens:
 
     def real(self, values: Tensor) -> Tensor:
         """Return the entries of `values` [I, N, ...] at real tokens, in order, [M, ...]."""
-        return values.flatten(0, 1) if self.mask is None else values[self.mask]
+        rows = values.flatten(0, 1)
+        if self.mask is None:
+            return rows
+        size = values.shape[1]
+        own = [i * size + np.arange(count) for i, count in enumerate(self.counts)]
+        return rows.index_select(0, *send([np.concatenate(own)], rows.device))
 
 
 class AfterProjector:
@@ -107,7 +116,7 @@ class AfterProjector:
         self,
         adapter: VisualAdapter,
         pixels: Mapping[str, Tensor],
-        input_ids: Tensor,
+        input_ids: Tensor | np.ndarray,
         lengths: Sequence[int] | None = None,
     ) -> VisualTokens:
         """Encode the images of a batch and find them in its prompts.
@@ -115,7 +124,7 @@ class AfterProjector:
         Args:
             adapter: adapter of the model.
             pixels: arguments of the model's `get_image_features`.
-            input_ids: prompts with all placeholders, [B, T].
+            input_ids: prompts with all placeholders, [B, T]; a tensor of a device is read.
             lengths: visual tokens of each image; None to apply the family's rule.
 
         Raises:
@@ -126,7 +135,11 @@ class AfterProjector:
         blocks = adapter.blocks(input_ids, outputs, lengths)
         gated, mask = adapter.tokens(blocks, outputs, later=True)
         scored = self.scored(adapter, gated)
-        return VisualTokens(outputs, blocks, scored, gated, mask, self.repaired_width(adapter))
+        lean = {
+            modality: output if isinstance(output, SiteFeatures) else without_states(output)
+            for modality, output in outputs.items()
+        }
+        return VisualTokens(lean, blocks, scored, gated, mask, self.repaired_width(adapter))
 
     def scored(self, adapter: VisualAdapter, gated: Tensor) -> Tensor:
         """Return the channels of gated features that the Scorer reads."""

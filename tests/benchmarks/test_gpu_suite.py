@@ -159,10 +159,11 @@ def test_the_sanitizer_comes_last_and_memcheck_sees_every_allocation(tmp_path):
         assert len(script) == (stage.optional_tool is not None)
 
 
-def test_the_prefill_benchmark_loads_with_torch_and_transformers_alone():
+@pytest.mark.parametrize("script", ["bench_prefill", "bench_scorer", "flagship"])
+def test_benchmarks_of_models_load_with_torch_and_transformers_alone(script):
     hide = f"import sys; sys.modules.update(dict.fromkeys({BEYOND_TORCH_AND_TRANSFORMERS!r}))"
     run = subprocess.run(
-        [sys.executable, "-c", f"{hide}; import bench_prefill"],
+        [sys.executable, "-c", f"{hide}; import {script}"],
         cwd=BENCHMARKS,
         capture_output=True,
         text=True,

@@ -54,9 +54,23 @@ def test_other_weights_give_other_scores_in_every_dtype(selector):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
-def test_scorer_and_selection_are_one_graph(selector, dtype):
-    tokens = tokens_of(dtype)
-    kept, positions = selector.select(tokens, 8)
+def test_scorer_and_selection_are_one_graph(dtype, layers, masked):
+    scorer = Scorer(32, ScorerConfig(hidden_size=32, num_layers=layers, num_heads=2))
+    selector, tokens = Selector(scorer).eval(), tokens_of(dtype)
+    mask = torch.arange(96) < torch.tensor([[96], [40]]) if masked else None
+    kept, positions = selector.select(tokens, 8, mask)
     compiled = torch.compile(selector.select, fullgraph=True, dynamic=False, backend="eager")
-    assert all(map(torch.equal, compiled(tokens, 8), (kept, positions)))
+    assert all(map(torch.equal, compiled(tokens, 8, mask), (kept, positions)))
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_inference_gives_what_the_modules_give_in_training(layers, masked):
+    torch.manual_seed(0)
+    scorer = Scorer(32, ScorerConfig(hidden_size=32, num_layers=layers, num_heads=2))
+    mask = torch.arange(96) < torch.tensor([[96], [40]]) if masked else None
+    expected = scorer(tokens_of(), mask)
+    torch.testing.assert_close(scorer.infer(tokens_of(), mask), expected.detach())

@@ -46,6 +46,8 @@ class TrainBatch:
         pixels: arguments of the image encoder for I images, in order of appearance.
         tokens_per_image: visual tokens of each image, I numbers.
         image_ids: sample_id * MOST_IMAGES + place in its sample, int64, [I]; noise is keyed by it.
+        host: the same batch on the CPU; None if this one is there. Counts and places are read from
+            it, so that nothing waits for the device.
     """
 
     input_ids: Tensor
@@ -55,24 +57,41 @@ class TrainBatch:
     pixels: dict[str, Tensor]
     tokens_per_image: list[int]
     image_ids: Tensor
+    host: "TrainBatch | None" = None
+
+    @property
+    def on_host(self) -> "TrainBatch":
+        return self if self.host is None else self.host
 
     @property
     def num_answer_tokens(self) -> int:
-        return int((self.labels != IGNORED_LABEL).sum())
+        return int((self.on_host.labels.numpy() != IGNORED_LABEL).sum())
+
+    @property
+    def has_rounds(self) -> bool:
+        """Return True if rows have several rounds that must not see each other."""
+        return bool((self.on_host.segments.numpy() > 0).any())
 
     @property
     def num_images(self) -> int:
         return len(self.image_ids)
 
     def to(self, device: torch.device) -> "TrainBatch":
+        """Copy the batch to a device without waiting for it."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            pinned = device.type == "cuda" and tensor.device.type == "cpu"
+            return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+
         return TrainBatch(
-            self.input_ids.to(device),
-            self.labels.to(device),
-            self.position_ids.to(device),
-            self.segments.to(device),
-            {name: value.to(device) for name, value in self.pixels.items()},
+            moved(self.input_ids),
+            moved(self.labels),
+            moved(self.position_ids),
+            moved(self.segments),
+            {name: moved(value) for name, value in self.pixels.items()},
             self.tokens_per_image,
-            self.image_ids.to(device),
+            moved(self.image_ids),
+            self.on_host,
         )
 
 
