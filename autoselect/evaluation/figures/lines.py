@@ -45,7 +45,7 @@ def fidelity_figure(found: dict[str, Any], learned: dict[str, Any] | None = None
     measured = "top-1 accuracy" if "top5" in found else "accuracy, mean over tasks"
     axes.set_ylabel(measured, fontsize=9, color=INK)
     gap = f"{100 * found['mean_gap']:.1f} points"
-    title(axes, f"Random scores: mean absolute gap of noise and removal {gap}")
+    title(axes, f"Random scores, noise and removal: mean absolute gap {gap}")
     return figure
 
 
