@@ -21,7 +21,7 @@ from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.judge import Times
 from autoselect.ranks.processes import RankInfo, leave, setup_logging, shutdown_distributed
 
-TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=9.0, leave=1.0)
+TIMES = Times(beat=0.2, dead=2.0, stalled=3.0, apart=15.0, leave=1.0)
 
 
 def misbehave(what: str) -> None:
