@@ -38,6 +38,10 @@ FamilyProcessor: Any = object
 """The base that the mixin has for type checks; the class beside it is known only in vLLM."""
 
 
+class PromptTooLong(ConfigError):
+    """Tokens of a prompt, or those generated after it, lack a position."""
+
+
 class PrunedProcessor(FamilyProcessor):
     """Mixin before a family's `BaseMultiModalProcessor`."""
 
@@ -62,6 +66,19 @@ class PrunedProcessor(FamilyProcessor):
         finally:
             self.is_measuring = False
 
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Process a request; a refused one leaves no images in the cache of this process.
+
+        The engine's cache would not have them, as it never sees the request.
+        """
+        try:
+            return super().apply(inputs, timing_ctx)
+        except PromptTooLong:
+            if inputs.cache is not None:
+                for item in itertools.chain.from_iterable(self._get_mm_hashes(inputs).values()):
+                    inputs.cache.invalidate(item)
+            raise
+
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         """Write the slots into the prompt; refuse one that passes the positions of the model."""
         ids, places = super()._maybe_apply_prompt_updates(mm_items, mm_res)
@@ -83,14 +100,14 @@ class PrunedProcessor(FamilyProcessor):
         if known is None:
             return
         if full_length > known:
-            raise ConfigError(
+            raise PromptTooLong(
                 f"the prompt has {full_length} tokens before pruning, and kept tokens retain "
                 f"their positions, of which the model knows {known} (max_position_embeddings); "
                 "send fewer or smaller images"
             )
         last = full_length + config.max_model_len - length
         if last > config.hf_text_config.max_position_embeddings:
-            raise ConfigError(
+            raise PromptTooLong(
                 f"with {config.max_model_len} tokens (--max-model-len) the sequence would reach "
                 f"position {last}, and the model knows {known}; lower --max-model-len by the "
                 f"{full_length - length} tokens that are removed"

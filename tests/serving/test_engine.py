@@ -107,7 +107,7 @@ def test_three_images_behind_a_cached_prefix(served, truth, chunk):
     assert_equal(served(twice, **settings), truth(twice))
 
 
-def test_preempted_requests(served, truth):
+def test_requests_that_wait_for_room_in_the_cache(served, truth):
     found = served(THREE, kv_cache_memory_bytes=3 << 20, max_num_seqs=40)
     assert_equal(found, truth(THREE))
 
