@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, flags = parser().parse_known_args(arguments)
     processes.setup_logging()
     surroundings.settle_in()
-    # A USR1 that arrives before the first step ends the run after it.
-    signals = SignalFlag(met=False)
+    signals = SignalFlag(met=False)  # a USR1 before the first step ends the run after it
     try:
         info = processes.RankInfo.from_environment()
         processes.setup_logging(info)
@@ -60,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
             from autoselect.tuning.after_training import tune_after_training
 
             with processes.patient_collectives():
-                tune_after_training(config.output, info.rank, info.world_size)
+                leave = processes.shutdown_distributed
+                tune_after_training(config.output, info.rank, info.world_size, leave)
         processes.shutdown_distributed()
         return 0 if finished else processes.EXIT_PREEMPTED
     except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:

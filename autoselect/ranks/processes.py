@@ -144,7 +144,8 @@ def patient_collectives(
     try:
         yield
     finally:
-        _set_pg_timeout(timedelta(seconds=after_s))
+        if dist.is_initialized():
+            _set_pg_timeout(timedelta(seconds=after_s))
 
 
 def shutdown_distributed() -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -17,7 +18,9 @@ from autoselect.tuning.tracked import TRAINING_RUN, log_beside_training
 logger = logging.getLogger(__name__)
 
 
-def tune_after_training(output: str, rank: int, world_size: int) -> None:
+def tune_after_training(
+    output: str, rank: int, world_size: int, leave_group: Callable[[], None]
+) -> None:
     """Tune the selector of a finished training on all its ranks, and log what was found.
 
     The selector is complete without it, so a failure is reported and does not fail the training. A
@@ -27,6 +30,7 @@ def tune_after_training(output: str, rank: int, world_size: int) -> None:
         output: output folder of the training, which all ranks share.
         rank: rank of this process; rank 0 writes and reports.
         world_size: number of processes, which share the images.
+        leave_group: waits for all ranks and ends their group; what follows is for rank 0 alone.
     """
     resolved = yaml.safe_load((Path(output) / "config.yaml").read_text())["train"]
     config = from_dict(TrainConfig, resolved)
@@ -46,18 +50,9 @@ def tune_after_training(output: str, rank: int, world_size: int) -> None:
     )
     gc.collect()  # the engine holds itself in circles, and the model is loaded again
     dist.barrier()  # rank 0 has written the selector
-    waited = False
-
-    def barrier() -> None:
-        nonlocal waited
-        waited = True
-        dist.barrier()
-
     try:
-        tuning = tune(settings, rank, world_size, barrier)
+        tuning = tune(settings, rank, world_size, leave_group)
     except Exception:
-        if not waited:  # the others do
-            dist.barrier()
         logger.exception(
             "the weight of diversity was not tuned, and %s keeps hard top-K; when the fault is "
             "mended, run: autoselect tune --model %s --selector %s --shards '%s' --train-run %s",
