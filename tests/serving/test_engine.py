@@ -22,6 +22,7 @@ from tests.serving.engine import answers, engine, stop  # noqa: E402
 K = 16
 SCENES = 40
 EXACT = 1e-4
+END = 2
 
 
 BUDGETS = (8, K, 0.25, 1.0)
@@ -59,6 +60,11 @@ def served(native, selector):
             stop(llm)
 
     return serve
+
+
+def answer_of(ids):
+    """Return the tokens before the end of the answer; what follows it means nothing."""
+    return ids[: ids.index(END)] if END in ids else ids
 
 
 def assert_equal(found, truth):
@@ -113,8 +119,9 @@ def test_requests_that_wait_for_room_in_the_cache(served, truth):
 
 
 def test_bfloat16_loses_no_position(served, truth):
-    found = served(CASES, dtype="bfloat16")
-    assert equal_answers(found, truth(CASES)) >= 0.95 * len(CASES)
+    pairs = zip(served(CASES, dtype="bfloat16"), truth(CASES), strict=True)
+    equal = sum(answer_of(found.ids) == answer_of(true.ids) for found, true in pairs)
+    assert equal >= 0.95 * len(CASES)
 
 
 def test_an_image_smaller_than_its_budget_keeps_all(served, truth):
