@@ -88,7 +88,7 @@ class Judge:
         self.times = times
         self.counts = [-1] * world_size
         self.beaten_at = [0.0] * world_size
-        self.behind_since: list[tuple[int, float] | None] = [None] * world_size
+        self.behind_since: list[tuple[int, bool, float] | None] = [None] * world_size
         self.contact_lost_at: float | None = None
 
     def look(self, beats: list[Beat], now: float) -> Verdict | None:
@@ -105,8 +105,8 @@ class Judge:
                 return Verdict(f"{names[rank]} is dead: no sign of life for {silent:.0f} s")
         for rank, beat in enumerate(beats):
             ahead = [other for other in beats if other.progress > beat.progress]
-            behind = self._behind(rank, beat, bool(ahead), now)
             patient = all(other.waiting for other in ahead)
+            behind = self._behind(rank, beat, bool(ahead), patient, now)
             if behind > (self.times.apart if patient else self.times.stalled):
                 return Verdict(
                     f"{names[rank]} is stalled: {behind:.0f} s behind the others, "
@@ -114,16 +114,20 @@ class Judge:
                 )
         return self._all_alive_but_apart(beats, names, now)
 
-    def _behind(self, rank: int, beat: Beat, is_behind: bool, now: float) -> float:
-        """Return the seconds that a rank has been at its present place while another is ahead."""
+    def _behind(self, rank: int, beat: Beat, is_behind: bool, patient: bool, now: float) -> float:
+        """Return the seconds that a rank has been at its present place while another is ahead.
+
+        They count anew once the others stop waiting for it: the beat in which a late rank says
+        that it has come may arrive after theirs.
+        """
         if not is_behind or beat.done:
             self.behind_since[rank] = None
             return 0.0
         since = self.behind_since[rank]
-        if since is None or since[0] != beat.progress:
-            since = (beat.progress, now)
+        if since is None or since[:2] != (beat.progress, patient):
+            since = (beat.progress, patient, now)
             self.behind_since[rank] = since
-        return now - since[1]
+        return now - since[2]
 
     def _all_alive_but_apart(
         self, beats: list[Beat], names: list[str], now: float
