@@ -3,7 +3,7 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.methods.choice import context_of
-from autoselect.evaluation.methods.context import SelectionContext
+from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.coverage import (
     greedy_determinant,
     grid_positions,
@@ -19,8 +19,9 @@ MERGING = {name for name, method in METHODS.items() if method.merges}
 
 def context(seed: int = 0) -> SelectionContext:
     generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(3, N, 5, generator=generator)
     return SelectionContext(
-        tokens=torch.randn(3, N, 5, generator=generator),
+        tokens=tokens,
         keys=("a", "b", "c"),
         grid=(GRID, GRID),
         class_attention=torch.rand(3, N, generator=generator),
@@ -31,6 +32,8 @@ def context(seed: int = 0) -> SelectionContext:
             ((0.5, 0.5, 1.0, 0.8), (0.0, 0.0, 0.2, 0.2)),
             ((0.4, 0.0, 0.5, 0.9),),
         ),
+        at_site={PATCHES: tokens / 2},
+        encode_kept=lambda patches: patches * 2,  # a tower that mixes no patches
     )
 
 
@@ -63,7 +66,8 @@ def test_rows_do_not_depend_on_their_neighbours(name):
         for name, value in vars(context()).items()
     }
     tensors = {name: v[order] for name, v in rows.items() if isinstance(v, torch.Tensor)}
-    rows = SelectionContext(**{**rows, **tensors})
+    at_site = {site: features[order] for site, features in context().at_site.items()}
+    rows = SelectionContext(**{**rows, **tensors, "at_site": at_site})
     part = METHODS[name].keep(rows, 9)
     assert torch.equal(part.positions, whole.positions[order])
     torch.testing.assert_close(part.tokens, whole.tokens[order])

@@ -25,6 +25,7 @@ from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
+from autoselect.tracking.models_and_data import Data
 from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, FakeVLM, make_samples
 
 CHROMIUM = shutil.which("chromium")
@@ -100,8 +101,9 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = EvalSettings("m", "runs/mine/selector", "shards", "1,4", str(out))
     tags = {"model": report["model"], "data": "24 images"}
-    with TrackedEvaluation(settings, {}, tags, "0123456789abcdef") as record:
-        record.log(report, figures, {"autoselect": Selector(Scorer(5, ScorerConfig()))})
+    data = Data("test images", "0123456789abcdef", "shards", "24 images")
+    with TrackedEvaluation(settings, {}, tags, data) as record:
+        record.log(report, figures, {"autoselect": Selector(Scorer(5, ScorerConfig()))}, {})
     run_id = record.run_id
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

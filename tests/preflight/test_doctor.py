@@ -133,7 +133,7 @@ FAULTS = [
     (plant_missing_package, "model", "requires the Torchvision library", "install what it needs"),
     (plant_foreign_index, "shards", "belongs to another file", "autoselect shards index"),
     (plant_full_disk, "disk", "0.0 GiB free", "lower keep_checkpoints"),
-    (plant_old_package, "packages", "transformers 4.57.1 is not >=5.20", "make setup"),
+    (plant_old_package, "packages", "transformers 4.57.1 is not >=", "make setup"),
     (plant_broken_extension, "extension", "undefined symbol", "--no-build-isolation"),
     (plant_dead_server, "tracking", "does not answer", "correct MLFLOW_TRACKING_URI"),
     (plant_unwritable_output, "output", "Not a directory", "choose another `output`"),

@@ -93,9 +93,9 @@ def test_an_interrupted_search_repeats_no_finished_part(settings, monkeypatch):
     asked = []
     encode = tuning_run.AskedVLM.encode
 
-    def counted(self, samples, attention=False):
+    def counted(self, samples, *arguments):
         asked.append(len(samples))
-        return encode(self, samples, attention)
+        return encode(self, samples, *arguments)
 
     monkeypatch.setattr(tuning_run.AskedVLM, "encode", counted)
     again = tune(settings).report  # the selector has other weights of diversity now
