@@ -13,12 +13,12 @@ class MixedTraining:
 
     images: int = setting(32_000, "rendered training images, scenes and pages in equal parts")
     tower_steps: int = setting(
-        550, "updates of stage 1, the vision tower; with more, all later stages begin anew"
+        1500, "updates of stage 1, the vision tower; with more, all later stages begin anew"
     )
     language_steps: int = setting(
-        1250, "updates of stage 2, which both variants share; raise it to train on"
+        2000, "updates of stage 2, which both variants share; raise it to train on"
     )
-    variant_steps: int = setting(150, "updates of stage 3, at a falling learning rate, per variant")
+    variant_steps: int = setting(300, "updates of stage 3, at a falling learning rate, per variant")
     tower_batch: int = setting(64, "images of one update of stage 1")
     language_batch: int = setting(
         16, "images of one update of stages 2 and 3, each with up to eight questions"
