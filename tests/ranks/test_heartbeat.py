@@ -150,28 +150,18 @@ def test_judge_waits_longer_where_no_collective_does() -> None:
             break
 
 
-def test_judge_counts_the_wait_anew_where_a_collective_waits() -> None:
-    """A rank that came late to the meeting has the full waiting time afterwards."""
+@pytest.mark.parametrize("place", [3, 2], ids=["arrived", "its beat is underway"])
+def test_judge_counts_the_wait_anew_where_a_collective_waits(place: int) -> None:
+    """A rank that came late to the meeting has the full waiting time afterwards.
+
+    The others may go on before the beat arrives in which it says that it has come.
+    """
     judge = Judge(TIMES, 2)
     for now in range(0, 90):
         beats = [Beat("a", count=now, progress=3, waiting=True), Beat("b", count=now, progress=2)]
         assert judge.look(beats, float(now)) is None
     for now in range(90, 200):
-        beats = [Beat("a", count=now, progress=4), Beat("b", count=now, progress=3)]
-        verdict = judge.look(beats, float(now))
-        assert (verdict is not None) == (now > 90 + TIMES.stalled)
-        if verdict is not None:
-            break
-
-
-def test_judge_knows_that_beats_of_a_late_rank_may_arrive_last() -> None:
-    """The others go on, and the beat of the rank that they waited for is still underway."""
-    judge = Judge(TIMES, 2)
-    for now in range(0, 90):
-        beats = [Beat("a", count=now, progress=3, waiting=True), Beat("b", count=now, progress=2)]
-        assert judge.look(beats, float(now)) is None
-    for now in range(90, 200):
-        beats = [Beat("a", count=now, progress=4), Beat("b", count=now, progress=2)]
+        beats = [Beat("a", count=now, progress=4), Beat("b", count=now, progress=place)]
         verdict = judge.look(beats, float(now))
         assert (verdict is not None) == (now > 90 + TIMES.stalled)
         if verdict is not None:
