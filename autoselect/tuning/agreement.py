@@ -1,10 +1,8 @@
 """Agreement with the full model's own answers, their ends included, and the best weights by it.
 
 An answer agrees if its text is the full model's and both end, or neither does, before the token
-limit. Among the weights whose agreement is within one standard error of the highest (the rule of
-Breiman et al., Classification and Regression Trees, 1984), the one under which the full model's
-answers are the likeliest is best: a few hundred answers that agree or not cannot rank neighbours,
-their likelihood can. No label is read.
+limit. Among weights with equal agreement, the one under which the full model's answers are the
+likeliest is best. No label is read.
 """
 
 import itertools
@@ -19,8 +17,6 @@ from autoselect.evaluation.scores.scoring import ScoreTable
 from autoselect.pruning.diversity import Diversity, DiversityCurve, TunedWeight
 
 AGREEMENT = "agreement"
-NORMAL_95 = 1.96
-"""Half of a 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +53,7 @@ class TunedBudget:
 
     @property
     def best(self) -> Measured:
-        """Return the likeliest of the weights within a standard error of the best agreement."""
-        highest = max(self.measured, key=lambda one: one.agreement)
-        low, high = highest.ci95
-        least = highest.agreement - (high - low) / (2 * NORMAL_95)
-        alike = [one for one in self.measured if one.agreement >= least]
-        return min(alike, key=lambda one: one.loss)
+        return max(self.measured, key=lambda one: (one.agreement, -one.loss))
 
 
 def agreement_table(replies: Replies, full: Replies) -> ScoreTable:
