@@ -102,6 +102,10 @@ class Scorer(nn.Module):
         self._copies.clear()
         self._flat = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: not what was derived from these weights."""
+        return {**self.__dict__, "_copies": {}, "_flat": None}
+
     def _apply(self, *args: Any, **kwargs: Any) -> "Scorer":
         self._forget()
         return super()._apply(*args, **kwargs)

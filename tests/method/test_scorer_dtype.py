@@ -39,6 +39,22 @@ def test_weights_and_their_dtype_are_those_that_were_saved(selector, tmp_path):
     assert torch.equal(loaded.score(tokens_of()), selector.score(tokens_of()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_scores_with_its_own_weights(selector, dtype):
+    """A copy made after scores were given follows its weights, also if they change in place."""
+    tokens = tokens_of(dtype)
+    before = selector.score(tokens)
+    other = copy.deepcopy(selector)
+    with torch.no_grad():
+        for weight in other.scorer.parameters():
+            weight.mul_(0.5)
+    fresh = Selector(Scorer(32, ScorerConfig(hidden_size=32, num_heads=2))).eval()
+    fresh.load_state_dict(other.state_dict())
+    assert torch.equal(other.score(tokens), fresh.score(tokens))
+    assert not torch.equal(other.score(tokens), before)
+    assert torch.equal(selector.score(tokens), before)
+
+
 def test_other_weights_give_other_scores_in_every_dtype(selector):
     tokens = tokens_of(torch.bfloat16)
     first = selector.score(tokens)
