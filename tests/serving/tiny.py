@@ -11,7 +11,8 @@ import torch
 import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tests.word_tokenizer import word_tokenizer
 
 WIDTH, VOCABULARY = 64, 128
 PLAIN = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
@@ -55,18 +56,7 @@ MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000
 def tokenizer(special: dict[str, str]) -> Any:
     """Build a tokenizer of whole words; `special` names tokens by the family's attributes."""
     names = [*PLAIN, *[own for own in special.values() if own not in PLAIN]]
-    vocabulary = {word: number for number, word in enumerate([*names, *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=special,
-        padding_side="left",
-    )
+    return word_tokenizer([*names, *WORDS], special)
 
 
 def ids(own: Any, **names: str) -> dict[str, int]:

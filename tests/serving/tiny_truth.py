@@ -12,7 +12,8 @@ from autoselect import Selector, attach
 from autoselect.config import ScorerConfig
 from autoselect.method.scorer import Scorer
 from tests.serving import tiny
-from tests.serving.cases import NEW_TOKENS, Found, save
+from tests.serving.cases import Found, save
+from tests.serving.truth import answer
 
 
 def clear_budget(scores: list[torch.Tensor]) -> int:
@@ -68,19 +69,6 @@ def inputs_of(name: str, processor: Any, images: tuple[int, ...]) -> Any:
         # vLLM's CPU kernels know no attention in both directions within an image.
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     return inputs
-
-
-def answer(model: Any, inputs: Any, **more: Any) -> Found:
-    output = model.generate(
-        **inputs,
-        **more,
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    return Found(ids, output.logits[0][0].float().log_softmax(-1).numpy())
 
 
 def write_answers(folder: Path, found: list[Found]) -> None:

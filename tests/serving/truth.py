@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -23,17 +24,22 @@ def main(folder: Path) -> None:
         inputs = processor(images=case.images or None, text=case.text, return_tensors="pt")
         extra = {"visual_token_budget": case.budget} if case.images else {}
         with torch.no_grad():
-            output = model.generate(
-                **inputs,
-                **extra,
-                max_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        found.append(Found(ids, output.logits[0][0].log_softmax(-1).numpy()))
+            found.append(answer(model, inputs, **extra))
     save(folder, found)
+
+
+def answer(model: Any, inputs: Any, **more: Any) -> Found:
+    """Return the answer to one prompt, and the log-probabilities of its first token."""
+    output = model.generate(
+        **inputs,
+        **more,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    return Found(ids, output.logits[0][0].float().log_softmax(-1).numpy())
 
 
 if __name__ == "__main__":

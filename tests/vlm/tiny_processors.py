@@ -3,7 +3,6 @@
 from typing import Any
 
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -20,6 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.vlm.tiny_models import PINPOINTS
 from tests.vlm.tiny_prompts import BREAK, END, GLOBAL, IMAGE, START, TILE, VIDEO
+from tests.word_tokenizer import word_tokenizer
 
 ATOMS = 16
 
@@ -40,18 +40,8 @@ def tokenizer(names: dict[int, str]) -> Any:
     special = [*plain.split(), "<user>", "<assistant>"]
     for place, name in names.items():
         special[place] = name
-    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={f"special_{n}": name for n, name in enumerate(special[3:])},
-        padding_side="left",
-    )
+    named = {f"special_{n}": name for n, name in enumerate(special[3:])}
+    return word_tokenizer([*special, *WORDS], named)
 
 
 class ImagesOnly(hf.Qwen2_5_VLProcessor):
