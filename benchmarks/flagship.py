@@ -14,6 +14,8 @@ time is left, is named with the reason. Times are medians in milliseconds of int
     micro_batch, micro_batch_plain   forward and backward of a training row, with the selector and
                                    without it
     images_64@K                    prefill of one prompt with 64 images
+    calls, calls@K                 how often `generate` of one token from pixels calls each function
+                                   of CUDA's driver and runtime: launches, copies, waits
 
 `--toy` uses the same classes with few layers and channels, to rehearse the parts on a CPU.
 """
@@ -23,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,8 @@ from typing import Any
 
 import torch
 from flagship_models import CONFIGS, build, prompt, visual_tokens
+from torch import profiler
+from torch.profiler import ProfilerActivity, profile
 
 from autoselect.config import DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
 from autoselect.evaluation.latency.calls import Call, attached, bound
@@ -118,20 +123,31 @@ class Bench:
             found[name] = torch.cuda.max_memory_allocated()
         return found
 
+    def generate_one(self, rows: int) -> Callable[[], Any]:
+        """Return a call of `generate` for one token from pixels."""
+        inputs = prompt(self.name, self.model, self.sizes, rows)
+        return lambda: self.model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, pad_token_id=0, eos_token_id=2
+        )
+
     @torch.inference_mode()
     def first_token(self, rows: int) -> dict[str, Any]:
         """Time `generate` of one token from pixels, full and attached."""
-        inputs = prompt(self.name, self.model, self.sizes, rows)
-
-        def generate() -> Any:
-            return self.model.generate(
-                **inputs, max_new_tokens=1, do_sample=False, pad_token_id=0, eos_token_id=2
-            )
-
+        generate = self.generate_one(rows)
         calls = {"full_first_token": Call(generate)}
         for k in self.budgets:
             calls[f"first_token@{k}"] = Call(generate, attached(self.model, self.selector, k))
         return self.medians(calls, max(2, self.repeats // 2))
+
+    @torch.inference_mode()
+    def device_calls(self) -> dict[str, Any]:
+        """Count calls of CUDA's functions in `generate` of one token, full and attached."""
+        generate = self.generate_one(1)
+        found = {"calls": cuda_calls(generate)}
+        for k in self.budgets:
+            with attached(self.model, self.selector, k)():
+                found[f"calls@{k}"] = cuda_calls(generate)
+        return found
 
     @torch.inference_mode()
     def graphs(self, rows: int) -> dict[str, Any]:
@@ -226,9 +242,20 @@ class Bench:
         return self.medians({name: Call(lambda: self.model(**call), around)}, 3)
 
 
+def cuda_calls(call: Callable[[], Any]) -> dict[str, int]:
+    """Return how often each function of CUDA is called, by name; nothing without a GPU."""
+    call()
+    chosen = {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+    with profile(activities=chosen & profiler.supported_activities()) as recorded:
+        call()
+    names = (event.name() for event in recorded.profiler.kineto_results.events())
+    return dict(Counter(name for name in names if name.startswith(("cuda", "cuLaunch", "cuMem"))))
+
+
 def parts(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     yield "prefill, batch 1", bound(bench.prefill, 1)
     yield "first token, batch 1", bound(bench.first_token, 1)
+    yield "device calls", bench.device_calls
     yield "prefill, batch 8", bound(bench.prefill, 8)
     yield "micro-batch", bound(bench.micro_batch, 1 if bench.toy else 4)
     yield "graphs, batch 1", bound(bench.graphs, 1)
@@ -265,6 +292,8 @@ def shown(found: dict[str, Any]) -> str:
     if "failed" in found or "not_run" in found:
         return str(found)
     rows = {n: v for n, v in found.items() if isinstance(v, dict) and "median_ms" in v}
+    if not rows:
+        return str(found)
     return ", ".join(f"{name} {row['median_ms']:.2f}" for name, row in rows.items())
 
 

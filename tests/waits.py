@@ -1,7 +1,11 @@
 """Counters of what this package does to a device: waits for it, and kernels."""
 
 import sys
+import traceback
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -22,16 +26,17 @@ WITHOUT_KERNEL = {
 }
 
 
-def is_ours(frame: FrameType | None) -> bool:
+def is_ours(frame: FrameType | None, besides: tuple[str, ...] = CHECKS_ON_CPU) -> bool:
     """Return True if code of this package made a call, and not the model's own code.
 
-    Arguments of operators are checked for NaN and the like on a CPU only, where nothing has to be
-    waited for (`values_are_checkable` in `ops/checks.py`).
+    Calls of the files `besides` are not counted. Arguments of operators are checked for NaN and the
+    like on a CPU only, where nothing has to be waited for (`values_are_checkable` in
+    `ops/checks.py`).
     """
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(ROOT):
-            return not name.endswith(CHECKS_ON_CPU)
+            return not (besides and name.endswith(besides))
         if "transformers" in name:
             return False
         frame = frame.f_back
@@ -92,3 +97,24 @@ def cost(run) -> tuple[Counter, Counter]:
         run()
     # On a CPU `.cpu()` and what makes an index of a list are no operators; both counts are needed.
     return calls.waits + operators.waits, operators.kernels
+
+
+@contextmanager
+def waits_on_gpu() -> Iterator[list[str]]:
+    """Collect the calls of this package that wait for the GPU in the block, with their callers."""
+    found: list[str] = []
+
+    def note(message, *_arguments) -> None:
+        frame = sys._getframe(1)
+        if "synchronizing CUDA operation" in str(message) and is_ours(frame, besides=()):
+            found.append("".join(traceback.format_stack(frame, 6)))
+
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)

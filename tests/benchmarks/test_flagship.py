@@ -19,6 +19,8 @@ def test_the_rehearsal_runs_every_part(name, tmp_path, monkeypatch):
     assert PARTS <= set(parts)
     for part, found in parts.items():
         assert "failed" not in found and "not_run" not in found, (part, found)
+        if part == "device calls":  # there are none on a CPU
+            continue
         timings = [row for row in found.values() if "median_ms" in row]
         assert timings and all(row["median_ms"] > 0 for row in timings)
 

@@ -82,7 +82,7 @@ torch.cuda.is_available = lambda: True
 torch.cuda.get_device_name, torch.cuda.get_device_capability = str, lambda: (9, 0)
 code = "import os, time; print(os.getpid(), file=open({pid!r}, 'w'), flush=True); time.sleep(600)"
 hang = gpu_suite.Stage("hang", [sys.executable, "-c", code], 600)
-gpu_suite.stages = lambda folder: [hang]
+gpu_suite.stages = lambda *_: [hang]
 sys.argv = ["gpu_suite.py", "--json", {result!r}]
 sys.exit(gpu_suite.main())
 """
@@ -122,7 +122,9 @@ def test_the_result_is_written_after_every_stage(monkeypatch, tmp_path):
         kept.append(list(json.loads(path.read_text())["stages"]) if path.exists() else [])
         return {"status": "passed"}
 
-    monkeypatch.setattr(gpu_suite, "stages", lambda _folder: [_stage("a", ""), _stage("b", "")])
+    monkeypatch.setattr(
+        gpu_suite, "stages", lambda _folder, _budget_s: [_stage("a", ""), _stage("b", "")]
+    )
     monkeypatch.setattr(gpu_suite, "run_stage", run_stage)
     assert gpu_suite.run_suite(path, 100.0)
     assert kept == [[], ["a"]]
@@ -131,7 +133,7 @@ def test_the_result_is_written_after_every_stage(monkeypatch, tmp_path):
 
 def test_nothing_runs_after_a_failed_build(monkeypatch, tmp_path):
     steps = [_stage("build", "raise SystemExit(3)"), _stage("ops", "")]
-    monkeypatch.setattr(gpu_suite, "stages", lambda _folder: steps)
+    monkeypatch.setattr(gpu_suite, "stages", lambda _folder, _budget_s: steps)
     path = tmp_path / "gpu.json"
     assert not gpu_suite.run_suite(path, 100.0)
     outcomes = json.loads(path.read_text())["stages"]
