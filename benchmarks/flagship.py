@@ -10,7 +10,8 @@ time is left, is named with the reason. Times are medians in milliseconds of int
     vision                         encoder and projector
     selection@K                    scores, choice and gathering alone
     full_first_token, first_token@K  `generate` of one token from pixels
-    graph_full, graph@K            the forward on the full and the pruned prompt as a CUDA graph
+    graph_full, graph@K            the language model on the full and the pruned prompt, as a CUDA
+                                   graph; graph_selection@K is the selection as one
     micro_batch, micro_batch_plain   forward and backward of a training row, with the selector and
                                    without it
     images_64@K                    prefill of one prompt with 64 images
@@ -151,30 +152,40 @@ class Bench:
 
     @torch.inference_mode()
     def graphs(self, rows: int) -> dict[str, Any]:
-        """Time the language model's part as a CUDA graph, on the full and the pruned prompt."""
-        call = self.encoded(prompt(self.name, self.model, self.sizes, rows))
-        calls = {"graph_full": Call(self.captured({**call, "use_cache": False}))}
+        """Time the language model and the selection as CUDA graphs, where no host time counts."""
+        inputs = prompt(self.name, self.model, self.sizes, rows)
+        features = self.adapter.features(self.adapter.encode(inputs))
+        tokens = features.view(rows, self.tokens, -1)
+        length = inputs["input_ids"].shape[1]
+        calls = {"graph_full": Call(self.captured(self.language(rows, length)))}
         for k in self.budgets:
-            seen: list[dict[str, Any]] = []
-            with attached(self.model, self.selector, k)():
-                hook = self.model.register_forward_pre_hook(
-                    lambda _, args, named, seen=seen: seen.append(named), with_kwargs=True
-                )
-                self.model(**call)
-                hook.remove()
-            calls[f"graph@{k}"] = Call(self.captured({**seen[0], "use_cache": False}))
+            left = self.language(rows, length - self.tokens + k)
+            calls[f"graph@{k}"] = Call(self.captured(left))
+            selection = bound(self.selector.select, tokens, k)
+            calls[f"graph_selection@{k}"] = Call(self.captured(selection))
         return self.medians(calls)
 
-    def captured(self, call: dict[str, Any]) -> Callable[[], None]:
-        """Return the replay of a forward; on a CPU the forward itself."""
+    def language(self, rows: int, columns: int) -> Callable[[], Any]:
+        """Return a prefill of the language model alone; its time does not depend on positions.
+
+        There is no mask, which would be read on the host.
+        """
+        model, width = self.model.model.language_model, self.sizes.text["hidden_size"]
+        embedded = torch.randn(rows, columns, width, device=self.device).to(self.model.dtype)
 
         def run() -> Any:
-            return self.model(**call)
+            hidden = model(inputs_embeds=embedded, use_cache=True).last_hidden_state
+            return self.model.lm_head(hidden[:, -1:])
 
+        return run
+
+    def captured(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the replay of a call; on a CPU the call itself."""
         run()
         if self.device == "cpu":
             return run
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()
         torch.cuda.current_stream().wait_stream(stream)
@@ -259,6 +270,7 @@ def parts(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     yield "prefill, batch 8", bound(bench.prefill, 8)
     yield "micro-batch", bound(bench.micro_batch, 1 if bench.toy else 4)
     yield "graphs, batch 1", bound(bench.graphs, 1)
+    yield "graphs, batch 8", bound(bench.graphs, 8)
     yield "first token, batch 8", bound(bench.first_token, 8)
     if bench.name.startswith("qwen"):
         yield "many images", bench.many_images

@@ -115,7 +115,8 @@ class Scorer(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "Scorer":
-        self._forget()
+        if mode or self.training:  # `eval` of a Scorer that is in use changes no weight
+            self._forget()
         return super().train(mode)
 
 

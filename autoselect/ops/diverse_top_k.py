@@ -6,7 +6,9 @@ keeps redundant tokens, because it looks at scores alone.
 
 The kernels are ours. A gain never grows while tokens are added, so on a CPU a token is compared
 with kept tokens only as long as it is the best candidate (lazy greedy selection, Minoux 1978); the
-result is that of all N x K comparisons. On a GPU a matrix product gives all similarities at once.
+result is that of all N x K comparisons. On a GPU a matrix product gives all similarities at once;
+there directions of tokens of 16 bits are rounded to float16, so a near tie can fall otherwise than
+on a CPU.
 
 Dimension letters: B images, N visual tokens, K that stay, D width.
 """
@@ -46,6 +48,8 @@ def diverse_top_k_reference(
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     relevance = _scaled(scores.detach().float(), valid)
     unit = _centred_directions(tokens.detach().float(), valid)
+    if tokens.is_cuda and tokens.dtype.itemsize == 2:
+        unit = unit.half().float()  # as the kernels compare them
     gain = relevance.masked_fill(~valid, -torch.inf)
     nearest = torch.full_like(gain, -1.0)
     kept: list[Tensor] = []

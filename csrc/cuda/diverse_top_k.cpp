@@ -4,42 +4,59 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/glue.h"
 
 namespace autoselect {
 namespace {
 
-// All pairs of a row are compared at once up to so many tokens, else a row of them per step.
-constexpr int64_t kMostTokensOfPairs = 2048;
 // Rows go through in parts whose directions and pairs fill about 256 MiB at most.
 constexpr int64_t kMostFloats = int64_t(1) << 26;
 
-// Rows begin .. end - 1 of the batch.
+// Tokens of 16 bits are compared in half precision with float32 sums: rounding a unit vector to
+// 2^-11 of each component changes it less than the rounding of the tokens did.
 template <typename T>
-void keep_rows(const DiverseArgs& args, const at::Tensor& tokens, const at::Tensor& scratch) {
-  const cudaStream_t stream = stream_of(tokens);
+using Direction = std::conditional_t<sizeof(T) == 2, Half16, float>;
+template <typename T>
+constexpr at::ScalarType kDirection = sizeof(T) == 2 ? at::kHalf : at::kFloat;
+
+template <typename T>
+at::Tensor directions_of(const DiverseArgs& args, const at::Tensor& tokens) {
   const int64_t width = tokens.size(2);
-  const auto floats = scratch.options();
-  at::Tensor mean = at::empty({args.batch, width}, floats);
-  at::Tensor directions = at::empty({args.batch, args.num_tokens, width}, floats);
+  at::Tensor mean = at::empty({args.batch, width}, tokens.options().dtype(at::kFloat));
+  at::Tensor directions = at::empty(tokens.sizes(), tokens.options().dtype(kDirection<T>));
   C10_CUDA_CHECK(launch_mean_token(read<T>(tokens), args.mask, args.batch, args.num_tokens, width,
-                                   write<float>(mean), stream));
+                                   write<float>(mean), stream_of(tokens)));
   C10_CUDA_CHECK(launch_directions(read<T>(tokens), read<float>(mean), args.batch, args.num_tokens,
-                                   width, write<float>(directions), stream));
+                                   width, write<Direction<T>>(directions), stream_of(tokens)));
+  return directions;
+}
+
+// All pairs of each row, float32, [B, N, N].
+at::Tensor similarity_of_pairs(const at::Tensor& directions) {
+  const at::Tensor other = directions.transpose(1, 2);
+  if (directions.scalar_type() == at::kFloat) return at::bmm(directions, other);
+  return at::bmm(directions, other, at::kFloat);
+}
+
+template <typename T>
+void keep_rows(const DiverseArgs& args, const at::Tensor& tokens) {
+  const cudaStream_t stream = stream_of(tokens);
+  const at::Tensor directions = directions_of<T>(args, tokens);
   C10_CUDA_CHECK(launch_relevance(args, stream));
   if (args.num_tokens <= kMostTokensOfPairs) {
-    const at::Tensor pairs = at::bmm(directions, directions.transpose(1, 2));
-    C10_CUDA_CHECK(launch_diverse_steps(args, read<float>(pairs), true, 0, args.k, stream));
+    const at::Tensor pairs = similarity_of_pairs(directions);
+    C10_CUDA_CHECK(launch_diverse_pairs(args, read<float>(pairs), stream));
     return;
   }
-  at::Tensor row = at::empty({args.batch, args.num_tokens}, floats);
+  at::Tensor row = at::empty({args.batch, args.num_tokens}, tokens.options().dtype(at::kFloat));
   for (int64_t step = 0; step < args.k; ++step) {
     if (step > 0) {
-      C10_CUDA_CHECK(launch_similarity_row(args, read<float>(directions), width, step - 1,
-                                           write<float>(row), stream));
+      C10_CUDA_CHECK(launch_similarity_row(args, read<Direction<T>>(directions), tokens.size(2),
+                                           step - 1, write<float>(row), stream));
     }
-    C10_CUDA_CHECK(launch_diverse_steps(args, read<float>(row), false, step, step + 1, stream));
+    C10_CUDA_CHECK(launch_diverse_step(args, read<float>(row), step, stream));
   }
 }
 
@@ -83,7 +100,7 @@ at::Tensor diverse_top_k_cuda(const at::Tensor& scores, const at::Tensor& tokens
       rows.relevance += begin * num_tokens;
       rows.nearest += begin * num_tokens;
       rows.order += begin * k;
-      keep_rows<T>(rows, x.narrow(0, begin, rows.batch), score);
+      keep_rows<T>(rows, x.narrow(0, begin, rows.batch));
     }
   });
   C10_CUDA_CHECK(launch_sort_order(args, write<int64_t>(positions), stream_of(x)));

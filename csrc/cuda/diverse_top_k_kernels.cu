@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kStepThreads = 512;
+constexpr int kStepThreads = 256;
 constexpr int kStepWarps = kStepThreads / kWarp;
 
 // Block (x, row): a warp reads 32 channels, the warps of the block every kWarps-th token.
@@ -47,10 +47,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // A warp makes the direction of one token.
-template <typename T>
+template <typename T, typename D>
 __global__ void __launch_bounds__(kThreads, 2)
     directions_kernel(const T* __restrict__ tokens, const float* __restrict__ mean, int64_t total,
-                      int64_t num_tokens, int64_t width, float* __restrict__ directions) {
+                      int64_t num_tokens, int64_t width, D* __restrict__ directions) {
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (i >= total) return;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   const float length = direction_length(warp_sum(square));
   for (int64_t c = lane; c < width; c += kWarp) {
-    directions[i * width + c] = (float(to_work(token[c])) - centre[c]) / length;
+    from_work((float(to_work(token[c])) - centre[c]) / length, directions[i * width + c]);
   }
 }
 
@@ -89,11 +89,17 @@ __global__ void __launch_bounds__(kStepThreads, 2) relevance_kernel(DiverseArgs 
 
 // The largest key of the block; every thread gets it.
 __device__ __forceinline__ uint64_t block_largest(uint64_t key, uint64_t* shared) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const uint32_t high = __reduce_max_sync(0xffffffffu, uint32_t(key >> 32));
+  const uint32_t own = uint32_t(key >> 32) == high ? uint32_t(key) : 0u;
+  key = uint64_t(high) << 32 | __reduce_max_sync(0xffffffffu, own);
+#else
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     const uint64_t other = __shfl_xor_sync(0xffffffffu, key, offset);
     key = other > key ? other : key;
   }
+#endif
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = key;
   __syncthreads();
 #pragma unroll
@@ -106,43 +112,91 @@ __device__ __forceinline__ uint64_t candidate_key(float gain, int64_t position) 
   return uint64_t(rank_key(gain)) << 32 | uint32_t(~uint32_t(position));
 }
 
+// The position in a key; -1 if there was no candidate.
+__device__ __forceinline__ int64_t position_of(uint64_t key) {
+  return key == 0 ? -1 : int64_t(uint32_t(~uint32_t(key)));
+}
+
+// A token that can be kept, against the token that was kept last.
+__device__ __forceinline__ uint64_t compare(const DiverseArgs& args, int64_t i, float relevance,
+                                            float likeness, float& nearest) {
+  nearest = likeness > nearest ? likeness : nearest;
+  return candidate_key(diverse_gain(relevance, nearest, args.relevance_weight, args.diversity), i);
+}
+
+// All steps of a row of up to kOwn * kStepThreads tokens; what is known of a token is in registers.
+template <int kOwn>
 __global__ void __launch_bounds__(kStepThreads, 2)
-    diverse_steps_kernel(DiverseArgs args, const float* __restrict__ similarity, bool all_pairs,
-                         int64_t first, int64_t last) {
+    diverse_pairs_kernel(DiverseArgs args, const float* __restrict__ similarity) {
   __shared__ uint64_t best[2][kStepWarps];  // two, so that a step needs one barrier
   const int64_t row = blockIdx.x;
   const int64_t at = row * args.num_tokens;
   int64_t* order = args.order + row * args.k;
   const int64_t budget = args.k_rows != nullptr ? args.k_rows[row] : args.k;
-  int64_t chosen = first > 0 ? order[first - 1] : 0;
-  for (int64_t step = first; step < last; ++step) {
-    const bool goes_on = chosen >= 0 && (step == 0 || step < budget);
-    uint64_t key = 0;
-    const float* nearby =
-        all_pairs ? similarity + (at + chosen) * args.num_tokens : similarity + at;
-    for (int64_t i = threadIdx.x; goes_on && i < args.num_tokens; i += kStepThreads) {
-      const float relevance = args.relevance[at + i];
-      if (relevance < 0.0f) continue;
-      float gain = relevance;
-      if (step > 0) {
-        float nearest = args.nearest[at + i];
-        const float likeness = nearby[i];
-        if (likeness > nearest) args.nearest[at + i] = nearest = likeness;
-        gain = diverse_gain(relevance, nearest, args.relevance_weight, args.diversity);
+  float relevance[kOwn];
+  float nearest[kOwn];
+  uint64_t key = 0;
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) {
+    const int64_t i = own * kStepThreads + threadIdx.x;
+    relevance[own] = i < args.num_tokens ? args.relevance[at + i] : -1.0f;
+    nearest[own] = -1.0f;
+    const uint64_t first = relevance[own] < 0.0f ? 0 : candidate_key(relevance[own], i);
+    key = first > key ? first : key;
+  }
+  int64_t chosen = position_of(block_largest(key, best[0]));
+  if (threadIdx.x == 0) order[0] = chosen;
+  for (int64_t step = 1; step < args.k; ++step) {
+    key = 0;
+    if (chosen >= 0 && step < budget) {
+      const float* nearby = similarity + (at + chosen) * args.num_tokens;
+      float likeness[kOwn];
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const int64_t i = own * kStepThreads + threadIdx.x;
+        likeness[own] = i < args.num_tokens ? nearby[i] : 0.0f;
+        if (i == chosen) relevance[own] = -1.0f;
       }
-      const uint64_t own = candidate_key(gain, i);
-      key = own > key ? own : key;
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const int64_t i = own * kStepThreads + threadIdx.x;
+        if (relevance[own] < 0.0f) continue;
+        const uint64_t other = compare(args, i, relevance[own], likeness[own], nearest[own]);
+        key = other > key ? other : key;
+      }
     }
-    key = block_largest(key, best[step % 2]);
-    chosen = key == 0 ? -1 : int64_t(uint32_t(~uint32_t(key)));
-    if (chosen >= 0 && chosen % kStepThreads == threadIdx.x) args.relevance[at + chosen] = -1.0f;
+    chosen = position_of(block_largest(key, best[step % 2]));
     if (threadIdx.x == 0) order[step] = chosen;
   }
 }
 
+// One step; `similarity` [B, N] is that to the token of the step before.
+__global__ void __launch_bounds__(kStepThreads, 2)
+    diverse_step_kernel(DiverseArgs args, const float* __restrict__ similarity, int64_t step) {
+  __shared__ uint64_t best[kStepWarps];
+  const int64_t row = blockIdx.x;
+  const int64_t at = row * args.num_tokens;
+  int64_t* order = args.order + row * args.k;
+  const int64_t budget = args.k_rows != nullptr ? args.k_rows[row] : args.k;
+  const bool goes_on = step == 0 || (order[step - 1] >= 0 && step < budget);
+  uint64_t key = 0;
+  for (int64_t i = threadIdx.x; goes_on && i < args.num_tokens; i += kStepThreads) {
+    const float relevance = args.relevance[at + i];
+    if (relevance < 0.0f) continue;
+    const uint64_t own =
+        step == 0 ? candidate_key(relevance, i)
+                  : compare(args, i, relevance, similarity[at + i], args.nearest[at + i]);
+    key = own > key ? own : key;
+  }
+  const int64_t chosen = position_of(block_largest(key, best));
+  if (chosen >= 0 && chosen % kStepThreads == threadIdx.x) args.relevance[at + chosen] = -1.0f;
+  if (threadIdx.x == 0) order[step] = chosen;
+}
+
 // A warp compares one token with the one kept last.
+template <typename D>
 __global__ void __launch_bounds__(kThreads, 2)
-    similarity_row_kernel(DiverseArgs args, const float* __restrict__ directions, int64_t width,
+    similarity_row_kernel(DiverseArgs args, const D* __restrict__ directions, int64_t width,
                           int64_t step, float* __restrict__ similarity) {
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
@@ -150,10 +204,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t row = i / args.num_tokens;
   const int64_t kept = args.order[row * args.k + step];
   if (kept < 0) return;
-  const float* one = directions + i * width;
-  const float* other = directions + (row * args.num_tokens + kept) * width;
+  const D* one = directions + i * width;
+  const D* other = directions + (row * args.num_tokens + kept) * width;
   float dot = 0.0f;
-  for (int64_t c = lane; c < width; c += kWarp) dot += one[c] * other[c];
+  for (int64_t c = lane; c < width; c += kWarp) dot += to_work(one[c]) * to_work(other[c]);
   dot = warp_sum(dot);
   if (lane == 0) similarity[i] = dot;
 }
@@ -184,13 +238,13 @@ cudaError_t launch_mean_token(const T* tokens, const bool* mask, int64_t batch, 
   return cudaGetLastError();
 }
 
-template <typename T>
+template <typename T, typename D>
 cudaError_t launch_directions(const T* tokens, const float* mean, int64_t batch, int64_t num_tokens,
-                              int64_t width, float* directions, cudaStream_t stream) {
+                              int64_t width, D* directions, cudaStream_t stream) {
   const int64_t total = batch * num_tokens;
   const unsigned grid = unsigned((total + kWarps - 1) / kWarps);
   if (total == 0) return cudaSuccess;
-  directions_kernel<T>
+  directions_kernel<T, D>
       <<<grid, kThreads, 0, stream>>>(tokens, mean, total, num_tokens, width, directions);
   return cudaGetLastError();
 }
@@ -202,19 +256,33 @@ cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-cudaError_t launch_diverse_steps(const DiverseArgs& args, const float* similarity, bool all_pairs,
-                                 int64_t first, int64_t last, cudaStream_t stream) {
+cudaError_t launch_diverse_pairs(const DiverseArgs& args, const float* similarity,
+                                 cudaStream_t stream) {
   const unsigned grid = unsigned(args.batch);
   if (grid == 0) return cudaSuccess;
-  diverse_steps_kernel<<<grid, kStepThreads, 0, stream>>>(args, similarity, all_pairs, first, last);
+  constexpr int kFew = 3;
+  constexpr int kMany = int(kMostTokensOfPairs / kStepThreads);
+  const bool few = args.num_tokens <= kFew * kStepThreads;
+  const auto kernel = few ? diverse_pairs_kernel<kFew> : diverse_pairs_kernel<kMany>;
+  kernel<<<grid, kStepThreads, 0, stream>>>(args, similarity);
   return cudaGetLastError();
 }
 
-cudaError_t launch_similarity_row(const DiverseArgs& args, const float* directions, int64_t width,
+cudaError_t launch_diverse_step(const DiverseArgs& args, const float* similarity, int64_t step,
+                                cudaStream_t stream) {
+  const unsigned grid = unsigned(args.batch);
+  if (grid == 0) return cudaSuccess;
+  diverse_step_kernel<<<grid, kStepThreads, 0, stream>>>(args, similarity, step);
+  return cudaGetLastError();
+}
+
+template <typename D>
+cudaError_t launch_similarity_row(const DiverseArgs& args, const D* directions, int64_t width,
                                   int64_t step, float* similarity, cudaStream_t stream) {
   const unsigned grid = unsigned((args.batch * args.num_tokens + kWarps - 1) / kWarps);
   if (grid == 0) return cudaSuccess;
-  similarity_row_kernel<<<grid, kThreads, 0, stream>>>(args, directions, width, step, similarity);
+  similarity_row_kernel<D>
+      <<<grid, kThreads, 0, stream>>>(args, directions, width, step, similarity);
   return cudaGetLastError();
 }
 
@@ -235,5 +303,14 @@ AS_INSTANTIATE(float)
 AS_INSTANTIATE(double)
 AS_INSTANTIATE(BFloat16)
 AS_INSTANTIATE(Half16)
+
+template cudaError_t launch_directions(const BFloat16*, const float*, int64_t, int64_t, int64_t,
+                                       Half16*, cudaStream_t);
+template cudaError_t launch_directions(const Half16*, const float*, int64_t, int64_t, int64_t,
+                                       Half16*, cudaStream_t);
+template cudaError_t launch_similarity_row(const DiverseArgs&, const float*, int64_t, int64_t,
+                                           float*, cudaStream_t);
+template cudaError_t launch_similarity_row(const DiverseArgs&, const Half16*, int64_t, int64_t,
+                                           float*, cudaStream_t);
 
 }  // namespace autoselect

@@ -112,9 +112,10 @@ cudaError_t launch_mean_token(const T* tokens, const bool* mask, int64_t batch, 
                               int64_t width, float* mean, cudaStream_t stream);
 
 // Unit vectors of the tokens minus their row's mean, [B, N, D]; zeros if there is nothing left.
-template <typename T>
+// D is float, or Half16 for tokens of 16 bits.
+template <typename T, typename D>
 cudaError_t launch_directions(const T* tokens, const float* mean, int64_t batch, int64_t num_tokens,
-                              int64_t width, float* directions, cudaStream_t stream);
+                              int64_t width, D* directions, cudaStream_t stream);
 
 // Diverse top-K, step by step: which tokens are kept depends on the similarity to those kept
 // before. `order` [B, k] receives positions in the order in which they are kept, -1 after the last.
@@ -135,13 +136,20 @@ struct DiverseArgs {
 // Writes relevance, and -1 to nearest.
 cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream);
 
-// Steps first .. last - 1. Similarities to the token of the step before are read from the rows of
-// that token, [B, N, N], if `all_pairs`, else from [B, N].
-cudaError_t launch_diverse_steps(const DiverseArgs& args, const float* similarity, bool all_pairs,
-                                 int64_t first, int64_t last, cudaStream_t stream);
+// All pairs of a row are compared at once up to so many tokens, else a row of them per step.
+constexpr int64_t kMostTokensOfPairs = 2048;
+
+// All k steps; `similarity` [B, N, N] is that of all pairs. Does not use `nearest`.
+cudaError_t launch_diverse_pairs(const DiverseArgs& args, const float* similarity,
+                                 cudaStream_t stream);
+
+// One step; `similarity` [B, N] is that to the token of the step before.
+cudaError_t launch_diverse_step(const DiverseArgs& args, const float* similarity, int64_t step,
+                                cudaStream_t stream);
 
 // similarity[B, N] = cosine of every token and the token that was kept in a step.
-cudaError_t launch_similarity_row(const DiverseArgs& args, const float* directions, int64_t width,
+template <typename D>
+cudaError_t launch_similarity_row(const DiverseArgs& args, const D* directions, int64_t width,
                                   int64_t step, float* similarity, cudaStream_t stream);
 
 // positions [B, k] = order, ascending.

@@ -1,8 +1,10 @@
 // The noise gate on the GPU: 16 bytes per access, the tokens of a tile at a time.
 //
-// A team of threads owns a tile of tokens and walks over their channels, so that mean, std and the
-// rows of the factor are read once per tile. Many tokens: a warp is a team and takes several
-// tokens. Few tokens: the whole block is a team and takes one, which fills the GPU better.
+// A team of threads owns a tile of tokens and walks over their channels, so that mean and std are
+// read once per tile. Many tokens: a warp is a team and takes several tokens; the warps of a block
+// walk together and share the rows of the factor through shared memory, because reading the factor
+// once per tile from L2 took most of the time. Few tokens: the whole block is a team and takes one,
+// which fills the GPU better.
 #include <cuda_runtime.h>
 
 #include "cuda/block_sum.cuh"
@@ -16,6 +18,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMaxRank = 64;
+constexpr int kStagedRows = 16;  // of the factor, in shared memory at a time
 
 // Channels a thread handles at a time: one 16-byte access, but at least one Philox block of four.
 template <typename T>
@@ -72,6 +75,38 @@ template <typename W, int kTokens>
 struct TileShared {
   TokenOfTile<W> tokens[kTokens];
   alignas(16) W eta[kMaxRank * kTokens];
+};
+
+// Rows of the factor for the channels that the warps of a block are at. A thread of a warp reads
+// whole packs; their quarters lie apart, so that a warp reads every quarter from all banks.
+template <typename W, int kCount>
+struct Staged {
+  static constexpr int kQuarters = kCount / 4;
+  Pack<W, 4> values[kStagedRows][kQuarters][kWarp];
+
+  __device__ __forceinline__ void load(const W* factor, int rows, int64_t begin, int64_t width) {
+    constexpr int kPacks = kQuarters * kWarp;  // of a row
+    for (int i = int(threadIdx.x); i < rows * kPacks; i += kThreads) {
+      const int j = i / kPacks;
+      const int pack = i % kPacks;
+      const int64_t channel = begin + pack * 4;
+      if (channel < width) {
+        values[j][pack % kQuarters][pack / kQuarters] =
+            load_pack<true, 4>(factor + j * width, channel, width);
+      }
+    }
+  }
+
+  __device__ __forceinline__ Pack<W, kCount> row(int j, int lane) const {
+    Pack<W, kCount> pack;
+#pragma unroll
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      const Pack<W, 4> four = values[j][quarter][lane];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) pack.values[quarter * 4 + c] = four.values[c];
+    }
+    return pack;
+  }
 };
 
 template <int kTeam>
@@ -144,8 +179,8 @@ struct Tile {
     }
   }
 
-  // L eps of the channels of one pack, for every token of the tile.
-  __device__ __forceinline__ void noise_at(int64_t channel, W (&noise)[kTokens][kCount]) const {
+  // std * eps of the channels of one pack, for every token of the tile.
+  __device__ __forceinline__ void own_noise(int64_t channel, W (&noise)[kTokens][kCount]) const {
     const Pack<W, kCount> std = load_pack<whole, kCount>(args.std, channel, args.width);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
@@ -159,14 +194,35 @@ struct Tile {
         }
       }
     }
-    for (int64_t j = 0; j < args.rank; ++j) {
-      const Pack<W, kCount> direction =
-          load_pack<whole, kCount>(args.factor + j * args.width, channel, args.width);
-      const Pack<W, kTokens> eta = load_pack<true, kTokens>(shared.eta, j * kTokens, 0);
+  }
+
+  __device__ __forceinline__ void add_row(int64_t j, const Pack<W, kCount>& row,
+                                          W (&noise)[kTokens][kCount]) const {
+    const Pack<W, kTokens> eta = load_pack<true, kTokens>(shared.eta, j * kTokens, 0);
 #pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
+    for (int t = 0; t < kTokens; ++t) {
 #pragma unroll
-        for (int c = 0; c < kCount; ++c) noise[t][c] += eta.values[t] * direction.values[c];
+      for (int c = 0; c < kCount; ++c) noise[t][c] += eta.values[t] * row.values[c];
+    }
+  }
+
+  // Adds factor^T eta; all threads of the block call it, with the first channel of their team.
+  __device__ __forceinline__ void add_common_noise(int64_t begin, Staged<W, kCount>& staged,
+                                                   W (&noise)[kTokens][kCount]) const {
+    const int64_t channel = begin + member() * kCount;
+    if constexpr (kTeam == kThreads) {
+      for (int64_t j = 0; j < args.rank && channel < args.width; ++j) {
+        add_row(j, load_pack<whole, kCount>(args.factor + j * args.width, channel, args.width),
+                noise);
+      }
+    } else {
+      for (int64_t first_row = 0; first_row < args.rank; first_row += kStagedRows) {
+        const int64_t left = args.rank - first_row;
+        const int rows = int(left < kStagedRows ? left : kStagedRows);
+        __syncthreads();  // the rows before are used up
+        staged.load(args.factor + first_row * args.width, rows, begin, args.width);
+        __syncthreads();
+        for (int j = 0; j < rows; ++j) add_row(first_row + j, staged.row(j, member()), noise);
       }
     }
   }
@@ -179,13 +235,16 @@ __global__ void __launch_bounds__(kThreads, 4)
   using Tile = Tile<T, whole, kTokens, kTeam>;
   constexpr int kCount = Tile::kCount;
   __shared__ TileShared<W, kTokens> shared[kThreads / kTeam];
+  __shared__ Staged<W, kCount> staged;
   const Tile tile = {args, shared[threadIdx.x / kTeam], stream_key(*args.seed, *args.step),
                      Tile::index() * kTokens};
-  if (tile.first >= tile.total()) return;
   tile.prepare();
-  for (int64_t channel = Tile::member() * kCount; channel < args.width; channel += kTeam * kCount) {
+  for (int64_t begin = 0; begin < args.width; begin += kTeam * kCount) {
+    const int64_t channel = begin + Tile::member() * kCount;
     W noise[kTokens][kCount];
-    tile.noise_at(channel, noise);
+    if (channel < args.width) tile.own_noise(channel, noise);
+    tile.add_common_noise(begin, staged, noise);
+    if (channel >= args.width) continue;
     const Pack<W, kCount> mean = load_pack<whole, kCount>(args.mean, channel, args.width);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
@@ -213,15 +272,18 @@ __global__ void __launch_bounds__(kThreads, kTeam == kThreads ? 4 : 3)
   using Tile = Tile<T, whole, kTokens, kTeam>;
   constexpr int kCount = Tile::kCount;
   __shared__ TileShared<W, kTokens> shared[kThreads / kTeam];
+  __shared__ Staged<W, kCount> staged;
   __shared__ W sums[2 * kWarps];
   const Tile tile = {args, shared[threadIdx.x / kTeam], stream_key(*args.seed, *args.step),
                      Tile::index() * kTokens};
-  if (tile.first >= tile.total()) return;
   tile.prepare();
   W dots[kTokens][2] = {};
-  for (int64_t channel = Tile::member() * kCount; channel < args.width; channel += kTeam * kCount) {
+  for (int64_t begin = 0; begin < args.width; begin += kTeam * kCount) {
+    const int64_t channel = begin + Tile::member() * kCount;
     W noise[kTokens][kCount];
-    tile.noise_at(channel, noise);
+    if (channel < args.width) tile.own_noise(channel, noise);
+    tile.add_common_noise(begin, staged, noise);
+    if (channel >= args.width) continue;
     const Pack<W, kCount> mean = load_pack<whole, kCount>(args.mean, channel, args.width);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {

@@ -90,3 +90,13 @@ def test_inference_gives_what_the_modules_give_in_training(layers, masked):
     mask = torch.arange(96) < torch.tensor([[96], [40]]) if masked else None
     expected = scorer(tokens_of(), mask)
     torch.testing.assert_close(scorer.infer(tokens_of(), mask), expected.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eval_of_a_selector_in_use_derives_nothing_again(selector, dtype):
+    selector.score(tokens_of(dtype))
+    derived = selector.scorer.fitted(tokens_of(dtype))
+    assert selector.eval().scorer.fitted(tokens_of(dtype)) is derived
+    assert derived._flat is not None
+    selector.train()
+    assert selector.eval().scorer.fitted(tokens_of(dtype))._flat is None

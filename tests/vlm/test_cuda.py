@@ -118,7 +118,7 @@ def test_a_micro_batch_gives_the_same_loss_and_gradients_on_both_devices(rounds)
         torch.manual_seed(0)
         vlm = FrozenVLM(build_model(1), build_processor(), "tiny")
         collated = Collator(vlm, rounds)([sample(n, ROUNDS) for n in range(3)])
-        statistics = calibrate([features_of(vlm, collated)], 8)
+        statistics = calibrate([features_of(vlm, collated)], 8).to(device)
         model = AutoSelect(vlm, settings, statistics)
         vlm.model.to(device)
         model.to(device).train()
@@ -131,7 +131,7 @@ def test_a_micro_batch_gives_the_same_loss_and_gradients_on_both_devices(rounds)
         else:
             loss = model(there, setting).loss_sum
             loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         gradients.append([p.grad.cpu() for p in model.parameters() if p.grad is not None])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert len(gradients[0]) == len(gradients[1]) > 0

@@ -53,11 +53,11 @@ void diverse_steps_f32(const float *scores, const bool *mask,
       order};
   launch_relevance(args, nullptr);
   if (pairs != nullptr)
-    launch_diverse_steps(args, pairs, true, 0, k, nullptr);
+    launch_diverse_pairs(args, pairs, nullptr);
   for (int64_t step = 0; pairs == nullptr && step < k; ++step) {
     if (step > 0)
       launch_similarity_row(args, directions, width, step - 1, row, nullptr);
-    launch_diverse_steps(args, row, false, step, step + 1, nullptr);
+    launch_diverse_step(args, row, step, nullptr);
   }
   launch_sort_order(args, positions, nullptr);
 }
