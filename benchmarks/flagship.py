@@ -192,7 +192,12 @@ class Bench:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        return graph.replay
+
+        def replay() -> None:
+            assert run is not None  # a graph reads the tensors of its call, which must stay alive
+            graph.replay()
+
+        return replay
 
     def micro_batch(self, rows: int) -> dict[str, Any]:
         """Time forward and backward of training rows, with the selector and without it."""
