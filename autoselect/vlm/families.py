@@ -79,6 +79,8 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family(),
     "llava_next_video": Family(),
     "llava_onevision": Family(),
+    "minicpm_ocr": Family(images="runs", tiles="same_before_first", convolutions=True),
+    "minicpmv4_6": Family(images="runs", tiles="same_before_first", convolutions=True),
     "mistral3": Family(raster="picture"),
     "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "paligemma": Family(

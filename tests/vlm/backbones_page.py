@@ -51,8 +51,6 @@ COLUMNS: dict[str, Check] = {
     "generate": generation_checks,
 }
 UNTESTED = [
-    "deepseek_ocr2",
-    "dots3_note",
     "emu3",
     "gemma3n",
     "gemma4_unified",
@@ -61,24 +59,27 @@ UNTESTED = [
     "granite_docling",
     "inkling2",
     "inkling_mm_model",
-    "minicpm_ocr",
-    "minicpmv4_6",
     "minicpmv4_7",
-    "mistral_large4",
     "molmo2",
     "nemotron_h_omni",
-    "step3p7",
     "unlimited_ocr",
 ]
 """Types of transformers without a tiny model; `attach` tries the contract on the real one."""
 
 MIXED = "linear attention or convolutions mix neighbours, so removing is not masking"
+SLICES = f"the slices of an image share its budget; {MIXED}"
+CROPS = "the whole view and the crops of an image share its budget"
 REMARKS = {
     "chameleon": "visual tokens are embeddings of discrete codes",
+    "deepseek_ocr2": CROPS,
     "fuyu": "visual tokens are projected patches, without a tower",
     "hunyuan_vl": "its positions number the images of the whole batch, so an answer depends "
     "on the other rows without a selector too",
     "lfm3_vl": MIXED,
+    "minicpm_ocr": SLICES,
+    "minicpmv4_6": SLICES,
+    "mistral_large4": "row breaks stay and do not count",
+    "step3p7": CROPS,
     "qwen3_5": f"M-RoPE positions; {MIXED}",
     "qwen3_5_moe": f"M-RoPE positions; {MIXED}",
     "qwen4_exp": f"M-RoPE positions; {MIXED}",

@@ -1,12 +1,12 @@
 """The tested families: a tiny model, its prompts and pixels, and batches made of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from tests.vlm import tiny_models, tiny_newer, tiny_newest
+from tests.vlm import tiny_models, tiny_newer, tiny_newest, tiny_recent
 from tests.vlm import tiny_prompts as prompts
 from tests.vlm.tiny_prompts import (
     BOS,
@@ -51,6 +51,7 @@ class Tiny:
         token_types: what the processor adds per token.
         equals_masking: whether removing tokens is the same function as masking them.
         line_per_row: pixels are padded to one line of tiles per row.
+        joined: dimension along which pixels of several rows are joined, by name; 0 by default.
     """
 
     pixels: Pixels
@@ -59,6 +60,7 @@ class Tiny:
     token_types: Callable[[torch.Tensor], dict[str, Any]] = lambda ids: {}
     equals_masking: bool = True
     line_per_row: bool = False
+    joined: dict[str, int] = field(default_factory=dict)
 
     def tokens(self, size: str) -> int:
         """Visual tokens of one image of a size."""
@@ -177,6 +179,31 @@ NEWER.update(
         "video_llama_3": Tiny(prompts.merged_grid, on_grid),
     }
 )
+QUERIES = {"s": 145, "l": 289}
+
+
+def minicpm(merged: int) -> Tiny:
+    """Return slices of one line of patches, `merged` x `merged` of which become one token."""
+    return Tiny(
+        prompts.patch_line(merged),
+        prompts.minicpm_slices,
+        equals_masking=False,
+        joined={"pixel_values": -1},
+    )
+
+
+NEWER.update(
+    {
+        "deepseek_ocr2": Tiny(prompts.views_and_crops(64, 64), prompts.bare(QUERIES)),
+        "dots3_note": Tiny(
+            prompts.frame_grid, on_grid, Clip(prompts.frame_grid_clip, [*[VIDEO] * 16], 4)
+        ),
+        "minicpm_ocr": minicpm(2),
+        "minicpmv4_6": minicpm(4),
+        "mistral_large4": Tiny(prompts.pixtral, prompts.pixtral_rows),
+        "step3p7": Tiny(prompts.views_and_crops(64, 48), prompts.step_crops),
+    }
+)
 SEEDS = {"kimi_k25": 3}
 """Other seeds of weights, where those of seed 0 happen to look past an image."""
 
@@ -190,7 +217,7 @@ def build(name: str, seed: int = 0) -> Any:
     its tokens equal.
     """
     torch.manual_seed(seed + SEEDS.get(name, 0))
-    modules = (tiny_models, tiny_newer, tiny_newest)
+    modules = (tiny_models, tiny_newer, tiny_newest, tiny_recent)
     builder = next(getattr(module, name) for module in modules if hasattr(module, name))
     model = builder().eval().requires_grad_(False)
     with torch.no_grad():
@@ -238,7 +265,8 @@ def batch(
     if tiny.line_per_row:
         return {**inputs, "pixel_values": one_line_per_row(pixels)}
     names = next(row for row in pixels if row)
-    return {**inputs, **{n: torch.cat([row[n] for row in pixels if row]) for n in names}}
+    joined = {n: torch.cat([row[n] for row in pixels if row], tiny.joined.get(n, 0)) for n in names}
+    return {**inputs, **{n: values for n, values in joined.items() if values.numel()}}
 
 
 def one_line_per_row(rows: list[dict[str, Any]]) -> torch.Tensor:

@@ -162,6 +162,32 @@ def patch_rows(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     }
 
 
+def patch_line(merged: int) -> Pixels:
+    """MiniCPM-V: patches of all slices side by side, every slice 2 x 4 tokens."""
+
+    def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+        count = sum({"s": 1, "l": 3}[size] for size in sizes)
+        shapes = torch.tensor([[2 * merged, 4 * merged]] * count)
+        line = torch.randn(1, 3, 4, 4 * int(shapes.prod(-1).sum()), generator=rng)
+        return {"pixel_values": line, "target_sizes": shapes}
+
+    return pixels
+
+
+def views_and_crops(side: int, crop: int) -> Pixels:
+    """DeepSeek-OCR 2 and Step: one view of each image, and crops of the large ones apart."""
+
+    def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+        crops = torch.tensor([{"s": 0, "l": 1}[size] for size in sizes])
+        return {
+            **stack(side)(sizes, rng),
+            "pixel_values_local": torch.randn(int(crops.sum()), 3, crop, crop, generator=rng),
+            "num_local_patches": crops,
+        }
+
+    return pixels
+
+
 def perception_tiles(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     """PerceptionLM: tiles one by one."""
     count = sum({"s": 1, "l": 2}[size] for size in sizes)
@@ -192,6 +218,16 @@ def lfm2_tiles(size: str) -> list[int]:
     if size == "s":
         return [START, *[IMAGE] * 8, END]
     return [START, TILE, *[IMAGE] * 16, TILE + 11, *[IMAGE] * 16, GLOBAL, *[IMAGE] * 8, END]
+
+
+def minicpm_slices(size: str) -> list[int]:
+    whole = [START, *[IMAGE] * 8, END]
+    return whole if size == "s" else [*whole, *([TILE, *[IMAGE] * 8, GLOBAL] * 2)]
+
+
+def step_crops(size: str) -> list[int]:
+    whole = [START, *[IMAGE] * 16, END]
+    return whole if size == "s" else [TILE, *[IMAGE] * 9, GLOBAL, *whole]
 
 
 def ovis_tiles(size: str) -> list[int]:
