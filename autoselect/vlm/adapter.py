@@ -34,6 +34,7 @@ from autoselect.vlm.features import (
     entry_sizes,
     feature_matrix,
     keep_features,
+    prompt_features,
     with_features,
 )
 from autoselect.vlm.held import Held
@@ -153,8 +154,8 @@ class VisualAdapter:
             outputs[modality] = encoder(**arguments, return_dict=True)
         found = {modality: output for modality, output in outputs.items() if output is not None}
         for output in found.values():
-            if output.pooler_output is None:
-                output.pooler_output = output.last_hidden_state
+            if output.pooler_output is not (first := prompt_features(output)):
+                output["pooler_output"] = first
         return found
 
     def blocks(

@@ -68,6 +68,8 @@ FAMILIES: dict[str, Family] = {
     "got_ocr2": Family(
         images="runs", untrained="its processor takes neither several rows of images nor text alone"
     ),
+    "granite4_vision": Family(beyond_features=True),
+    "granite_docling": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "idefics2": Family(
         images="runs", untrained="its processor does not tell what it writes for an image"
     ),

@@ -51,12 +51,7 @@ COLUMNS: dict[str, Check] = {
     "generate": generation_checks,
 }
 UNTESTED = [
-    "emu3",
-    "gemma3n",
-    "gemma4_unified",
     "glm5_next",
-    "granite4_vision",
-    "granite_docling",
     "inkling2",
     "inkling_mm_model",
     "minicpmv4_7",
@@ -72,6 +67,8 @@ CROPS = "the whole view and the crops of an image share its budget"
 REMARKS = {
     "chameleon": "visual tokens are embeddings of discrete codes",
     "deepseek_ocr2": CROPS,
+    "emu3": "visual tokens are embeddings of discrete codes; newline tokens count and compete like "
+    "others",
     "fuyu": "visual tokens are projected patches, without a tower",
     "hunyuan_vl": "its positions number the images of the whole batch, so an answer depends "
     "on the other rows without a selector too",
@@ -87,6 +84,14 @@ REMARKS = {
     "aya_vision": "tiles of an image share its budget",
     "fast_vlm": "tested with a ResNet in the place of its timm tower",
     "gemma3": "image tokens see each other; a crop counts as an image",
+    "gemma3n": "inputs of every layer are pruned alongside; tested with a ResNet in the place of "
+    "its timm tower",
+    "gemma4": "inputs of every layer are pruned alongside",
+    "gemma4_unified": "image tokens see each other; they are projected patches, without a tower",
+    "granite4_vision": "features of later layers are pruned alongside; newline tokens count and "
+    "compete like others",
+    "granite_docling": "tiles of an image share its budget; features of later layers are pruned "
+    "alongside",
     "glm4v": "M-RoPE positions; clips use the image token",
     "idefics2": "with image splitting on, every tile counts as an image",
     "idefics3": "tiles of an image share its budget",

@@ -71,6 +71,9 @@ def known_places_are_kept_at_their_original_positions(name):
     assert calls[0].get("visual_pos_masks") is None or torch.equal(
         calls[0]["visual_pos_masks"], full["visual_pos_masks"][:, kept]
     )
+    assert calls[0].get("per_layer_inputs") is None or torch.equal(
+        calls[0]["per_layer_inputs"], full["per_layer_inputs"][:, kept]
+    )
     assert int(calls[1]["position_ids"].max()) == int(full["position_ids"].max()) + 1
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,6 +181,8 @@ NEWER.update(
     }
 )
 QUERIES = {"s": 145, "l": 289}
+CODES = {"s": 4 * 5, "l": 4 * 9}
+PATCHES = {"s": 32, "l": 64}
 
 
 def minicpm(merged: int) -> Tiny:
@@ -198,6 +201,17 @@ NEWER.update(
         "dots3_note": Tiny(
             prompts.frame_grid, on_grid, Clip(prompts.frame_grid_clip, [*[VIDEO] * 16], 4)
         ),
+        "emu3": Tiny(prompts.sized_pictures, prompts.framed(CODES)),
+        "gemma3n": Tiny(
+            prompts.stack(32), prompts.framed(prompts.same(16)), token_types=prompts.image_types
+        ),
+        "gemma4_unified": Tiny(
+            prompts.placed_patches, prompts.framed(PATCHES), token_types=prompts.mm_types
+        ),
+        "granite4_vision": Tiny(
+            partial(prompts.any_resolution, side=32), prompts.bare(ANY_RESOLUTION)
+        ),
+        "granite_docling": Tiny(prompts.masked_tiles, prompts.docling_tiles, line_per_row=True),
         "minicpm_ocr": minicpm(2),
         "minicpmv4_6": minicpm(4),
         "mistral_large4": Tiny(prompts.pixtral, prompts.pixtral_rows),
@@ -263,18 +277,23 @@ def batch(
     if not any(rows):
         return inputs
     if tiny.line_per_row:
-        return {**inputs, "pixel_values": one_line_per_row(pixels)}
+        return {**inputs, **one_line_per_row(pixels)}
     names = next(row for row in pixels if row)
     joined = {n: torch.cat([row[n] for row in pixels if row], tiny.joined.get(n, 0)) for n in names}
     return {**inputs, **{n: values for n, values in joined.items() if values.numel()}}
 
 
-def one_line_per_row(rows: list[dict[str, Any]]) -> torch.Tensor:
-    """Return tiles of each row, [B, tiles, 3, side, side], black where a row has fewer."""
-    values = [row["pixel_values"][0] if row else None for row in rows]
-    shape = next(value.shape[1:] for value in values if value is not None)
-    filled = [torch.zeros(0, *shape) if value is None else value for value in values]
-    return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)
+def one_line_per_row(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Return tiles of each row, [B, tiles, 3, side, side], black where a row has fewer.
+
+    The same for other values per tile: zero where a row has fewer.
+    """
+    found = {}
+    for name, first in next(row for row in rows if row).items():
+        none = torch.zeros(0, *first.shape[2:], dtype=first.dtype)
+        lines = [row[name][0] if row else none for row in rows]
+        found[name] = torch.nn.utils.rnn.pad_sequence(lines, batch_first=True)
+    return found
 
 
 def clip_batch(name: str, seed: int = 0) -> dict[str, Any]:

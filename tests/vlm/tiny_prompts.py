@@ -54,11 +54,12 @@ def tiles_per_row(side: int, per_size: dict[str, int]) -> Pixels:
     return pixels
 
 
-def any_resolution(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+def any_resolution(sizes: list[str], rng: torch.Generator, side: int = 16) -> dict[str, Any]:
     """LLaVA-NeXT: a base view and tiles; images of one or two tiles, padded to three views."""
+    shapes = [[side, side] if size == "s" else [side, 2 * side] for size in sizes]
     return {
-        "pixel_values": torch.randn(len(sizes), 3, 3, 16, 16, generator=rng),
-        "image_sizes": torch.tensor([[16, 16] if size == "s" else [16, 32] for size in sizes]),
+        "pixel_values": torch.randn(len(sizes), 3, 3, side, side, generator=rng),
+        "image_sizes": torch.tensor(shapes),
     }
 
 
@@ -188,6 +189,20 @@ def views_and_crops(side: int, crop: int) -> Pixels:
     return pixels
 
 
+def sized_pictures(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Emu 3: pictures padded to one size, with their own sizes."""
+    shapes = [[8, 8] if size == "s" else [8, 16] for size in sizes]
+    values = torch.randn(len(sizes), 3, 8, 16, generator=rng)
+    return {"pixel_values": values, "image_sizes": torch.tensor(shapes)}
+
+
+def masked_tiles(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Granite Docling: tiles of all images of one row, and which are real."""
+    inputs = tiles_per_row(32, {"s": 1, "l": 3})(sizes, rng)
+    shape = inputs["pixel_values"].shape[:2]
+    return {**inputs, "pixel_attention_mask": torch.ones(shape, dtype=torch.bool)}
+
+
 def perception_tiles(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     """PerceptionLM: tiles one by one."""
     count = sum({"s": 1, "l": 2}[size] for size in sizes)
@@ -203,6 +218,15 @@ def idefics_tiles(size: str) -> list[int]:
     """Return tiles with their names, the global view last."""
     names = [GLOBAL] if size == "s" else [TILE, TILE + 11, GLOBAL]
     return [token for name in names for token in [FAKE, name, *[IMAGE] * 16]] + [FAKE]
+
+
+def docling_tiles(size: str) -> list[int]:
+    """Return tiles with their names; the first has the same name in every image."""
+    first = [FAKE, TILE, *[IMAGE] * 16]
+    if size == "s":
+        return [*first, BREAK]
+    others = [token for name in (TILE + 11, GLOBAL) for token in [FAKE, name, *[IMAGE] * 16]]
+    return [*first, *others, FAKE]
 
 
 def aya_tiles(size: str) -> list[int]:
