@@ -36,6 +36,8 @@ class Family:
         images_see_themselves: tokens of one image see each other, not only earlier ones.
         beyond_features: the prompt receives more than visual tokens at placeholders: deepstack
             features or indicator tokens, which only the model's own `forward` can insert.
+        projects: `forward` takes what the vision tower returns and projects it itself, so tokens
+            have the channels of the tower's output.
         convolutions: some layers mix neighbouring columns whatever the attention mask says, so
             rounds that must not see each other cannot share a row.
         untrained: why `autoselect train` refuses the family; empty if it does not.
@@ -50,6 +52,7 @@ class Family:
     fixed_tokens: bool = False
     images_see_themselves: bool = False
     beyond_features: bool = False
+    projects: bool = False
     convolutions: bool = False
     untrained: str = ""
 
@@ -77,6 +80,7 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(images="runs"),
     "janus": Family(raster="square"),
     "lfm2_vl": Family(images="runs", tiles="same_after_last", convolutions=True),
+    "llama4": Family(images="runs", tiles="same_before_last", projects=True),
     "llava": Family(raster="square", fixed_tokens=True),
     "llava_next": Family(),
     "llava_next_video": Family(),
@@ -84,6 +88,11 @@ FAMILIES: dict[str, Family] = {
     "minicpm_ocr": Family(images="runs", tiles="same_before_first", convolutions=True),
     "minicpmv4_6": Family(images="runs", tiles="same_before_first", convolutions=True),
     "mistral3": Family(raster="picture"),
+    "molmo2": Family(
+        clip_token="image",
+        images_see_themselves=True,
+        untrained="all images of a prompt see each other, also those of rounds that must not",
+    ),
     "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "paligemma": Family(
         raster="square",
@@ -118,7 +127,6 @@ LATENT_QUERIES = (
 )
 
 REFUSED = {
-    "llama4": "its forward projects the tower's features, so it takes no projector outputs",
     "blip": CROSS_ATTENTION,
     "blip-2": QUERY_TOKENS,
     "diffusion_gemma": "it decodes by diffusion: a canvas attends to the encoder's cache",
@@ -139,6 +147,14 @@ REFUSED = {
     "udop": ENCODER_DECODER,
     "vision-encoder-decoder": ENCODER_DECODER,
 }
+
+
+def token_width(config: Any) -> int:
+    """Return the channels of a visual token as the model's `forward` takes it."""
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.projects:
+        return int(config.vision_config.vision_output_dim)
+    return int(config.get_text_config().hidden_size)
 
 
 def register_family(model_type: str, family: Family) -> None:

@@ -69,7 +69,7 @@ def text_hidden(
 
     def run(features: Tensor) -> Tensor:
         replaced = with_features(output, features.to(adapter.model.dtype))
-        return adapter.base(**call, mm_encoder_outputs={"image": replaced}).last_hidden_state
+        return _last_hidden(adapter, {**call, "mm_encoder_outputs": {"image": replaced}})
 
     if log_weights is not None and log_weights.requires_grad and not features.requires_grad:
         # If the mask has a gradient, attention kernels on a GPU expect one of the queries too.
@@ -77,6 +77,25 @@ def text_hidden(
     if recompute:
         return run_recomputed(run, features, adapter.model.get_decoder())
     return run(features)
+
+
+def _last_hidden(adapter: VisualAdapter, call: Mapping[str, Any]) -> Tensor:
+    """Return the last hidden states of a call, [B, T, D].
+
+    A model without a base of its own (Llama 4) returns logits, so its language model is watched.
+    """
+    if adapter.base is not adapter.model:
+        return adapter.base(**call).last_hidden_state
+    seen: list[Tensor] = []
+    decoder = adapter.model.get_decoder()
+    hook = getattr(decoder, "model", decoder).register_forward_hook(
+        lambda _module, _given, output: seen.append(output.last_hidden_state)
+    )
+    try:
+        adapter.model(**call, logits_to_keep=1)
+    finally:
+        hook.remove()
+    return seen[-1]
 
 
 def _mask(adapter: VisualAdapter, batch: TrainBatch, log_weights: Tensor | None) -> Any:

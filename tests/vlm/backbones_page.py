@@ -55,7 +55,6 @@ UNTESTED = [
     "inkling2",
     "inkling_mm_model",
     "minicpmv4_7",
-    "molmo2",
     "nemotron_h_omni",
     "unlimited_ocr",
 ]
@@ -97,10 +96,13 @@ REMARKS = {
     "idefics3": "tiles of an image share its budget",
     "internvl": "tiles of an image share its budget; the frames of a clip are images",
     "lfm2_vl": "tiles share a budget; its convolutions mix neighbours, so removing is not masking",
+    "llama4": "tiles of an image share its budget; tokens are scored as its tower returns them, "
+    "before its linear projector",
     "llava_next": "newline tokens count and compete like others",
     "llava_next_video": "newline tokens count and compete like others",
     "llava_onevision": "newline tokens count and compete like others",
     "mistral3": "Pixtral images; row breaks stay and do not count",
+    "molmo2": "all images of a prompt see each other; both views of an image share its budget",
     "ovis2": "tiles of an image share its budget; indicator tokens stay",
     "paligemma": "the whole prompt is a bidirectional prefix; no second turn on a cache",
     "perception_lm": "tested with a SigLIP in the place of its timm tower; `autoselect eval` takes "

@@ -1,13 +1,13 @@
 """The tested families: a tiny model, its prompts and pixels, and batches made of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from tests.vlm import tiny_models, tiny_newer, tiny_newest, tiny_recent
+from tests.vlm import tiny_large, tiny_models, tiny_newer, tiny_newest, tiny_recent
 from tests.vlm import tiny_prompts as prompts
 from tests.vlm.tiny_prompts import (
     BOS,
@@ -51,8 +51,7 @@ class Tiny:
         clip: the same for a clip; None where the family has no video of its own.
         token_types: what the processor adds per token.
         equals_masking: whether removing tokens is the same function as masking them.
-        line_per_row: pixels are padded to one line of tiles per row.
-        joined: dimension along which pixels of several rows are joined, by name; 0 by default.
+        joined: pixel arguments of a batch from those of its rows, {} for a row of text.
     """
 
     pixels: Pixels
@@ -60,8 +59,7 @@ class Tiny:
     clip: Clip | None = None
     token_types: Callable[[torch.Tensor], dict[str, Any]] = lambda ids: {}
     equals_masking: bool = True
-    line_per_row: bool = False
-    joined: dict[str, int] = field(default_factory=dict)
+    joined: Callable[[list[dict[str, Any]]], dict[str, Any]] = prompts.in_one_stack
 
     def tokens(self, size: str) -> int:
         """Visual tokens of one image of a size."""
@@ -78,7 +76,9 @@ TIMED_CLIP = Clip(prompts.grid_clip, [50, START, *[VIDEO] * 4, END, 51, START, *
 IMAGE_CLIP = Clip(prompts.grid_clip, [TILE, *([START, *[IMAGE] * 4, END, 50] * 2), GLOBAL])
 on_grid = prompts.framed(GRID_TOKENS)
 one_view = Tiny(prompts.stack(16), prompts.plain(16))
-idefics = Tiny(prompts.tiles_per_row(32, NAMED_TILES), prompts.idefics_tiles, line_per_row=True)
+idefics = Tiny(
+    prompts.tiles_per_row(32, NAMED_TILES), prompts.idefics_tiles, joined=prompts.one_line_per_row
+)
 
 TINY: dict[str, Tiny] = {
     "aya_vision": Tiny(prompts.tiles(32, TILES), prompts.aya_tiles),
@@ -93,7 +93,7 @@ TINY: dict[str, Tiny] = {
     "idefics2": Tiny(
         prompts.tiles_per_row(32, prompts.same(1)),
         lambda size: [FAKE, *[IMAGE] * 8, FAKE],
-        line_per_row=True,
+        joined=prompts.one_line_per_row,
     ),
     "idefics3": idefics,
     "internvl": Tiny(prompts.tiles(32, TILES), prompts.framed(TILE_TOKENS)),
@@ -191,7 +191,7 @@ def minicpm(merged: int) -> Tiny:
         prompts.patch_line(merged),
         prompts.minicpm_slices,
         equals_masking=False,
-        joined={"pixel_values": -1},
+        joined=prompts.side_by_side,
     )
 
 
@@ -211,10 +211,20 @@ NEWER.update(
         "granite4_vision": Tiny(
             partial(prompts.any_resolution, side=32), prompts.bare(ANY_RESOLUTION)
         ),
-        "granite_docling": Tiny(prompts.masked_tiles, prompts.docling_tiles, line_per_row=True),
+        "granite_docling": Tiny(
+            prompts.masked_tiles, prompts.docling_tiles, joined=prompts.one_line_per_row
+        ),
         "minicpm_ocr": minicpm(2),
         "minicpmv4_6": minicpm(4),
         "mistral_large4": Tiny(prompts.pixtral, prompts.pixtral_rows),
+        "llama4": Tiny(prompts.tiles(32, NAMED_TILES), prompts.llama_tiles),
+        "molmo2": Tiny(
+            prompts.pooled_crops,
+            prompts.molmo_views,
+            Clip(prompts.pooled_frames, [*([50, TILE, *[IMAGE] * 4, END] * 2)]),
+            prompts.molmo_types,
+            joined=prompts.pooled_in_one_stack,
+        ),
         "step3p7": Tiny(prompts.views_and_crops(64, 48), prompts.step_crops),
     }
 )
@@ -231,7 +241,7 @@ def build(name: str, seed: int = 0) -> Any:
     its tokens equal.
     """
     torch.manual_seed(seed + SEEDS.get(name, 0))
-    modules = (tiny_models, tiny_newer, tiny_newest, tiny_recent)
+    modules = (tiny_models, tiny_newer, tiny_newest, tiny_recent, tiny_large)
     builder = next(getattr(module, name) for module in modules if hasattr(module, name))
     model = builder().eval().requires_grad_(False)
     with torch.no_grad():
@@ -276,24 +286,7 @@ def batch(
     inputs.update(tiny.token_types(inputs["input_ids"]))
     if not any(rows):
         return inputs
-    if tiny.line_per_row:
-        return {**inputs, **one_line_per_row(pixels)}
-    names = next(row for row in pixels if row)
-    joined = {n: torch.cat([row[n] for row in pixels if row], tiny.joined.get(n, 0)) for n in names}
-    return {**inputs, **{n: values for n, values in joined.items() if values.numel()}}
-
-
-def one_line_per_row(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return tiles of each row, [B, tiles, 3, side, side], black where a row has fewer.
-
-    The same for other values per tile: zero where a row has fewer.
-    """
-    found = {}
-    for name, first in next(row for row in rows if row).items():
-        none = torch.zeros(0, *first.shape[2:], dtype=first.dtype)
-        lines = [row[name][0] if row else none for row in rows]
-        found[name] = torch.nn.utils.rnn.pad_sequence(lines, batch_first=True)
-    return found
+    return {**inputs, **tiny.joined(pixels)}
 
 
 def clip_batch(name: str, seed: int = 0) -> dict[str, Any]:

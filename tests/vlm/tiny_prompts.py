@@ -63,6 +63,68 @@ def any_resolution(sizes: list[str], rng: torch.Generator, side: int = 16) -> di
     }
 
 
+def in_one_stack(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the pixels of all rows one after the other; without those that no row has."""
+    real = [row for row in rows if row]
+    found = {name: torch.cat([row[name] for row in real]) for name in real[0]}
+    return {name: values for name, values in found.items() if values.numel()}
+
+
+def side_by_side(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """MiniCPM-V: one picture of all patches, as wide as they are."""
+    real = [row for row in rows if row]
+    line = torch.cat([row["pixel_values"] for row in real], dim=-1)
+    return {"pixel_values": line, "target_sizes": torch.cat([row["target_sizes"] for row in real])}
+
+
+def one_line_per_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return tiles of each row, [B, tiles, 3, side, side], black where a row has fewer.
+
+    The same for other values per tile: zero where a row has fewer.
+    """
+    found = {}
+    for name, first in next(row for row in rows if row).items():
+        none = torch.zeros(0, *first.shape[2:], dtype=first.dtype)
+        lines = [row[name][0] if row else none for row in rows]
+        found[name] = torch.nn.utils.rnn.pad_sequence(lines, batch_first=True)
+    return found
+
+
+def pooled_in_one_stack(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Molmo 2: the patches that become a token are numbered through the batch."""
+    real, before, pools = [row for row in rows if row], 0, []
+    for row in real:
+        pools.append(row["image_token_pooling"] + before)
+        before += row["pixel_values"].shape[:2].numel()
+    return {**in_one_stack(rows), "image_token_pooling": torch.cat(pools)}
+
+
+def pools_of(crops: int) -> torch.Tensor:
+    """Return the patches of each token, [4 crops, 4], if a crop has 4 x 4 patches."""
+    windows = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
+    return (windows + 16 * torch.arange(crops)[:, None, None]).flatten(0, 1)
+
+
+def pooled_crops(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Molmo 2: patches of the small view and of one or two crops of each image."""
+    grids = torch.tensor([[2, 2, 2, 2] if size == "s" else [2, 2, 2, 4] for size in sizes])
+    crops = 1 + grids[:, 3] // 2
+    return {
+        "pixel_values": torch.randn(int(crops.sum()), 16, 3 * 16, generator=rng),
+        "image_token_pooling": pools_of(int(crops.sum())),
+        "image_grids": grids,
+        "image_num_crops": crops,
+    }
+
+
+def pooled_frames(rng: torch.Generator) -> dict[str, Any]:
+    return {
+        "pixel_values_videos": torch.randn(2, 16, 3 * 16, generator=rng),
+        "video_token_pooling": pools_of(2),
+        "video_grids": torch.tensor([[2, 2, 2]]),
+    }
+
+
 def frames(side: int, count: int) -> Callable[[torch.Generator], dict[str, Any]]:
     return lambda rng: {"pixel_values_videos": torch.randn(1, count, 3, side, side, generator=rng)}
 
@@ -227,6 +289,25 @@ def docling_tiles(size: str) -> list[int]:
         return [*first, BREAK]
     others = [token for name in (TILE + 11, GLOBAL) for token in [FAKE, name, *[IMAGE] * 16]]
     return [*first, *others, FAKE]
+
+
+def llama_tiles(size: str) -> list[int]:
+    """Return tiles with tokens between them, the global view last behind its own token."""
+    others = [] if size == "s" else [*[IMAGE] * 16, BREAK, *[IMAGE] * 16, TILE]
+    return [START, *others, GLOBAL, *[IMAGE] * 16, END]
+
+
+def molmo_views(size: str) -> list[int]:
+    """Return the small view, and rows of the large one with a token behind each."""
+    columns = 2 if size == "s" else 4
+    rows = [*[IMAGE] * columns, BREAK] * 2
+    return [GLOBAL, *[IMAGE] * 4, END, START, *rows, END]
+
+
+def molmo_types(ids: torch.Tensor) -> dict[str, Any]:
+    """Molmo 2: all tokens of images, those between them too."""
+    own = torch.tensor([IMAGE, START, END, BREAK, GLOBAL, TILE])
+    return {"mm_token_type_ids": torch.isin(ids, own).int()}
 
 
 def aya_tiles(size: str) -> list[int]:
