@@ -87,6 +87,7 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": Family(),
     "minicpm_ocr": Family(images="runs", tiles="same_before_first", convolutions=True),
     "minicpmv4_6": Family(images="runs", tiles="same_before_first", convolutions=True),
+    "minicpmv4_7": Family(images="runs", tiles="same_before_first", convolutions=True),
     "mistral3": Family(raster="picture"),
     "molmo2": Family(
         clip_token="image",
@@ -111,6 +112,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family(raster="picture"),
     "qwen2_vl": Family(raster="picture"),
     "qwen3_vl": Family(raster="picture", beyond_features=True),
+    "shieldgemma2": Family(raster="square", images_see_themselves=True),
     "smolvlm": Family(images="runs", tiles="same_before_last"),
     "video_llava": Family(videos="runs", raster="square"),
     "vipllava": Family(raster="square", fixed_tokens=True),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.features import feature_matrix, with_features
+from autoselect.vlm.head import head_logits
 from autoselect.vlm.host import send
 from autoselect.vlm.recompute import run_recomputed
 from autoselect.vlm.text.batch import TrainBatch, attention_mask
@@ -46,7 +47,7 @@ def answer_loss(
     known = batch.on_host.labels.numpy().reshape(-1)
     answers = np.flatnonzero(known != IGNORED_LABEL)
     places, wanted = send([answers, known[answers]], hidden.device)
-    logits = adapter.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, places))
+    logits = head_logits(adapter.model, hidden.flatten(0, 1).index_select(0, places))
     return F.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
@@ -145,17 +146,16 @@ def position_ids(adapter: VisualAdapter, batch: TrainBatch) -> Tensor:
     With M-RoPE an image takes fewer positions than tokens. Every round starts at the end of the
     prefix, as in `batch.position_ids`.
     """
-    grid = batch.pixels.get("image_grid_thw")
-    if grid is None or not adapter.positions.on_grid:
+    if not any(name in adapter.positions.grid_arguments for name in batch.pixels):
         return batch.position_ids + adapter.family.first_position
     types = (batch.input_ids == adapter.image_token_id).int()
     real = batch.segments != PADDING_SEGMENT
     on_grid = adapter.positions.grid_positions(
         {
+            **batch.pixels,
             "input_ids": batch.input_ids,
             "attention_mask": real.long(),
             "mm_token_type_ids": types,
-            "image_grid_thw": grid,
         }
     )
     prefix = batch.segments == PREFIX_SEGMENT

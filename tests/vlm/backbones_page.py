@@ -54,7 +54,6 @@ UNTESTED = [
     "glm5_next",
     "inkling2",
     "inkling_mm_model",
-    "minicpmv4_7",
     "nemotron_h_omni",
     "unlimited_ocr",
 ]
@@ -74,6 +73,7 @@ REMARKS = {
     "lfm3_vl": MIXED,
     "minicpm_ocr": SLICES,
     "minicpmv4_6": SLICES,
+    "minicpmv4_7": f"M-RoPE positions; {SLICES}",
     "mistral_large4": "row breaks stay and do not count",
     "step3p7": CROPS,
     "qwen3_5": f"M-RoPE positions; {MIXED}",

@@ -7,14 +7,12 @@ from autoselect import ConfigError, Selector, attach
 from autoselect.config import ScorerConfig
 from autoselect.method.scorer import Scorer
 from autoselect.vlm import VisualAdapter
-from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.shape import read_shape
 from autoselect.vlm.sites import SITES
-from autoselect.vlm.text.batch import TrainBatch
 from tests.vlm import tiny_large
-from tests.vlm.stock import close, masked_logits, model_of
+from tests.vlm.stock import close, masked_logits
 from tests.vlm.tiny import batch
-from tests.vlm.tiny_prompts import FIRST_TEXT, WIDTH
+from tests.vlm.tiny_prompts import WIDTH
 
 OF_TOWER = 48
 
@@ -60,25 +58,3 @@ def test_sizes_are_read_from_the_configuration(wide, tmp_path):
     language = wide.language_model.model
     inside = sum(parameter.numel() for parameter in language.layers.parameters())
     assert inside < shape.language_parameters < inside + 2 * WIDTH
-
-
-@pytest.mark.parametrize("name", ["llama4", "granite4_vision"])
-@torch.no_grad()
-def test_the_loss_of_training_is_that_of_the_stock_model(name):
-    inputs, model = batch(name, [["l"], []], "right"), model_of(name)
-    ids = inputs["input_ids"]
-    labels = ids.where(ids >= FIRST_TEXT, torch.tensor(-100))
-    adapter = VisualAdapter(model)
-    outputs = adapter.encode(inputs)
-    rows = TrainBatch(
-        input_ids=ids,
-        labels=torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100),
-        position_ids=torch.arange(ids.shape[1]).expand_as(ids),
-        segments=torch.zeros_like(ids),
-        pixels={},
-        tokens_per_image=[],
-        image_ids=torch.zeros(1, dtype=torch.long),
-    )
-    count = int((labels[:, 1:] != -100).sum())
-    stock = model(**inputs, labels=labels).loss
-    torch.testing.assert_close(answer_loss(adapter, rows, outputs) / count, stock)

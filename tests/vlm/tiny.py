@@ -185,11 +185,12 @@ CODES = {"s": 4 * 5, "l": 4 * 9}
 PATCHES = {"s": 32, "l": 64}
 
 
-def minicpm(merged: int) -> Tiny:
+def minicpm(merged: int, types: Callable[[torch.Tensor], dict[str, Any]] = lambda ids: {}) -> Tiny:
     """Return slices of one line of patches, `merged` x `merged` of which become one token."""
     return Tiny(
         prompts.patch_line(merged),
         prompts.minicpm_slices,
+        token_types=types,
         equals_masking=False,
         joined=prompts.side_by_side,
     )
@@ -216,6 +217,7 @@ NEWER.update(
         ),
         "minicpm_ocr": minicpm(2),
         "minicpmv4_6": minicpm(4),
+        "minicpmv4_7": minicpm(4, prompts.mm_types),
         "mistral_large4": Tiny(prompts.pixtral, prompts.pixtral_rows),
         "llama4": Tiny(prompts.tiles(32, NAMED_TILES), prompts.llama_tiles),
         "molmo2": Tiny(

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tests.vlm.tiny_models import MROPE, TEXT, VISION
 from tests.vlm.tiny_newer import EXPERTS, LINEAR
 from tests.vlm.tiny_newest import BOTH_IDS, TWO_KINDS
-from tests.vlm.tiny_prompts import IMAGE, WIDTH
+from tests.vlm.tiny_prompts import BREAK, END, GLOBAL, IMAGE, START, TILE, WIDTH
 
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
@@ -159,6 +159,17 @@ def minicpm_ocr() -> Any:
     return hf.MiniCPMOcrForConditionalGeneration(hf.MiniCPMOcrConfig(**minicpm()))
 
 
+def minicpmv4_7() -> Any:
+    marks = {
+        "image_start_id": START,
+        "image_end_id": END,
+        "slice_start_id": TILE,
+        "slice_end_id": GLOBAL,
+        "newline_id": BREAK,
+    }
+    return hf.MiniCPMV4_7ForConditionalGeneration(hf.MiniCPMV4_7Config(**minicpm(**marks)))
+
+
 VIEWS = [[32, 32], [32, 64], [64, 32]]
 
 
@@ -167,7 +178,7 @@ def granite4_vision() -> Any:
         **{**VISION, "hidden_size": 64, "num_attention_heads": 2}, image_size=32, patch_size=4
     )
     config = hf.Granite4VisionConfig(
-        text_config={**TEXT, "num_hidden_layers": 5},
+        text_config={**TEXT, "num_hidden_layers": 5, "logits_scaling": 4.0},
         vision_config=vision,
         qformer_config={
             "model_type": "blip_2_qformer",
@@ -190,7 +201,7 @@ def granite_docling() -> Any:
         "embedding_multiplier": 1.0,
         "residual_multiplier": 1.0,
         "attention_multiplier": 8**-0.5,
-        "logits_scaling": 1.0,
+        "logits_scaling": 4.0,
     }
     config = hf.GraniteDoclingConfig(
         text_config={**TEXT, **scales},
@@ -212,6 +223,7 @@ def gemma4_unified() -> Any:
     text = {
         **TEXT,
         "head_dim": 8,
+        "final_logit_softcapping": 30.0,
         "global_head_dim": 8,
         "sliding_window": 256,
         "layer_types": TWO_KINDS,
