@@ -14,6 +14,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from autoselect import attach
 from autoselect.vlm.families import FAMILIES, REFUSED, family_of
 from tests.vlm import checks, tiny_models
+from tests.vlm.backbones_names import NAMES
 from tests.vlm.stock import model_of, selector
 from tests.vlm.tiny import ALL, padded
 from tests.vlm.tiny_prompts import BOS, IMAGE
@@ -127,12 +128,15 @@ def cell(name: str, column: str) -> str:
 
 
 def family_table() -> str:
-    """Return one row per family."""
+    """Return one row per family, by the name of its models."""
     assert set(FAMILIES) <= set(ALL), "every family of the table is tested"
-    lines = [f"| family | {' | '.join(COLUMNS)} | remarks |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name in sorted(ALL):
+    head = ["model", "family", *COLUMNS, "remarks"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in sorted(ALL, key=lambda name: NAMES[name][0].lower()):
+        title, hub = NAMES[name]
+        known = title if hub is None else f"{title}<br>`{hub}`"
         cells = " | ".join(cell(name, column) for column in COLUMNS)
-        lines.append(f"| `{name}` | {cells} | {remark(name)} |")
+        lines.append(f"| {known} | `{name}` | {cells} | {remark(name)} |")
     return "\n".join(lines)
 
 
