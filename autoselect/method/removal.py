@@ -22,6 +22,7 @@ from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import text_hidden
+from autoselect.vlm.head import head_logits
 from autoselect.vlm.sites import SITES, VisualTokens
 from autoselect.vlm.text.batch import TrainBatch
 from autoselect.vlm.text.tokens import IGNORED_LABEL, end_ids
@@ -86,7 +87,7 @@ def forced_outcome(
         log_weights = torch.zeros(len(kept), device=kept.device).masked_fill(~kept, lowest)
     hidden = text_hidden(adapter, batch, outputs, log_weights=log_weights)
     is_answer = batch.labels != IGNORED_LABEL
-    logits = adapter.model.get_output_embeddings()(hidden[is_answer]).float()
+    logits = head_logits(adapter.model, hidden[is_answer]).float()
     labels = batch.labels[is_answer]
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     likeliest = logits.argmax(dim=-1) == labels

@@ -1,15 +1,13 @@
 """`attach` a selector to an unmodified transformers model, and `detach` it again.
 
     model = attach(vlm, selector, budget=64)
-    model.generate(**inputs)                              as always
     model.generate(**inputs, visual_token_budget=32)      another budget for one call
     model.autoselect.last.images[0].kept                  positions that were kept
     detach(model)
 
 The prompt keeps its full length for the user: `generate` returns the original ids followed by the
 new ones. Only the language model sees fewer tokens, each kept token at its original position.
-Methods are replaced on this one object and restored later; class and weights are untouched. Threads
-may call one model at the same time, as they may without a selector.
+Methods are replaced on this one object and restored later; class and weights are untouched.
 
 Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
@@ -22,7 +20,8 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.pruning.calls import Budget, CallOfThread, CallSettings
+from autoselect.pruning.budget import Budget, OnSmallImage, check_settings
+from autoselect.pruning.calls import CallOfThread, CallSettings
 from autoselect.pruning.overlay import selection_overlay, token_grid
 from autoselect.pruning.plans import plan_call, plan_columns
 from autoselect.pruning.selection import (
@@ -57,33 +56,34 @@ def attach(
     selector: Selector,
     budget: Budget,
     video_budget_per: Literal["clip", "frame"] = "clip",
+    on_small_image: OnSmallImage = "keep",
 ) -> Any:
     """Let a selector remove visual tokens in every call of `model`.
 
     Args:
         model: an unmodified transformers model of a family in docs/backbones.md.
         selector: selector trained for the width of the model's visual tokens.
-        budget: tokens per image (an integer), or the share that stays (a float); a list gives one
-            per image of the call.
+        budget: tokens per image (an integer), the share that stays (a float), text ("25%"), or a
+            function of an image's visual tokens; a list gives one per image of the call.
         video_budget_per: whether the budget of a video holds for a clip or for each of its frames.
+        on_small_image: whether an image with fewer tokens than its budget keeps all or is an error.
 
     Returns:
         The same object, with its `Attachment` as `model.autoselect`.
 
     Raises:
-        ConfigError: unsupported family, selector of another width, or a selector is attached
-            already.
+        ConfigError: unsupported family, selector that does not fit, or budget without a meaning.
     """
     if getattr(model, "autoselect", None) is not None:
         raise ConfigError(
             "model has a selector already; call detach(model) first, or change "
             "model.autoselect.budget"
         )
-    if video_budget_per not in ("clip", "frame"):
-        raise ConfigError(f"video_budget_per={video_budget_per!r} must be 'clip' or 'frame'")
+    check_settings(budget, video_budget_per, on_small_image)
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)
     model.autoselect = Attachment(adapter, selector.eval(), budget, video_budget_per)
+    model.autoselect.on_small_image = on_small_image
     return model
 
 
@@ -123,6 +123,7 @@ class Attachment:
     Attributes:
         selector: ranks visual tokens.
         budget: default budget of every call; may be changed at any time.
+        on_small_image: what an image with fewer tokens than its budget means, see `attach`.
         last: what was chosen in the last call that had images, in any thread.
 
     Args:
@@ -143,6 +144,7 @@ class Attachment:
         self.selector = selector
         self.site = SITES["after_projector" if selector is None else selector.site]
         self.budget = budget
+        self.on_small_image: OnSmallImage = "keep"
         self.video_budget_per = video_budget_per
         self.last: Selection | None = None
         self._call = CallOfThread()
@@ -278,7 +280,7 @@ class Attachment:
         copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
         plan = plan_call(adapter, prompt, features, copies, per_frame)
         budget = self.budget if settings.budget is None else settings.budget
-        budgets = block_budgets(plan.blocks, budget, copies)
+        budgets = block_budgets(plan.blocks, budget, copies, self.on_small_image)
         if self.kept is not None:
             chosen = given_selection(plan.blocks, self.kept, copies)
         else:

@@ -1,21 +1,33 @@
-"""Budgets: how many visual tokens stay, as a number, a share or text."""
+"""Budgets: how many visual tokens stay, as a number, a share, text or a rule."""
+
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
 
 from autoselect.config import ConfigError
 
+OneBudget = int | float | str | Callable[[int], int | float | str]
+"""Tokens that stay of an image, their share, one of both as text, or a rule: tokens to budget."""
+Budget = OneBudget | Sequence[OneBudget]
+"""A sequence has one budget for each image."""
+OnSmallImage = Literal["keep", "error"]
 
-def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
+
+def budget_to_tokens(budget: OneBudget, num_tokens: int) -> int:
     """Return the number of tokens that a budget means; the only conversion in the project.
 
     Args:
-        budget: K (an integer), or the share that stays, above 0 and at most 1 (a float); as text,
-            tokens (`64`), a share with a decimal point (`0.111`) or a percentage (`11.1%`).
+        budget: K (an integer), or the share that stays, above 0 and at most 1 (a float); or as
+            `read_budget` takes it.
         num_tokens: N.
 
     Raises:
         ConfigError: not a number, outside 1..N, or a share outside 0..1.
     """
-    if isinstance(budget, str):
-        budget = written_budget(budget)
+    budget = read_budget(budget, num_tokens)
     if isinstance(budget, float):
         if not 0 < budget <= 1:
             raise ConfigError(
@@ -31,6 +43,68 @@ def budget_to_tokens(budget: int | float | str, num_tokens: int) -> int:
             f"choose 1..{num_tokens}"
         )
     return budget
+
+
+def read_budget(budget: Any, num_tokens: int) -> int | float:
+    """Return the budget of one image as a plain number.
+
+    Args:
+        budget: a number of Python, NumPy or torch, text as for `written_budget`, or a function that
+            takes the visual tokens of the image and returns one of these.
+        num_tokens: N.
+
+    Raises:
+        ConfigError: it is none of these, or text that is not a number.
+    """
+    if isinstance(budget, float) or type(budget) is int:
+        return budget
+    if isinstance(budget, str):
+        return written_budget(budget)
+    if isinstance(budget, Tensor) and budget.ndim == 0:
+        return read_budget(budget.item(), num_tokens)
+    if isinstance(budget, Integral) and not isinstance(budget, bool):
+        return int(budget)
+    if isinstance(budget, Real) and not isinstance(budget, bool):
+        return float(budget)
+    if callable(budget):
+        found = budget(num_tokens)
+        if callable(found):
+            raise _unknown(found)
+        return read_budget(found, num_tokens)
+    raise _unknown(budget)
+
+
+def listed_budgets(budget: Any) -> list[Any] | None:
+    """Return the budgets of a list (or array) that has one for each image, else None."""
+    if isinstance(budget, Tensor | np.ndarray):
+        return budget.tolist() if budget.ndim else None
+    return list(budget) if isinstance(budget, list | tuple) else None
+
+
+def check_settings(budget: Any, video_budget_per: str, on_small_image: str) -> None:
+    """Check the settings of an attachment.
+
+    Raises:
+        ConfigError: a budget means no number of tokens whatever the image, or a choice is unknown.
+    """
+    for name, choice, known in (
+        ("video_budget_per", video_budget_per, ("clip", "frame")),
+        ("on_small_image", on_small_image, ("keep", "error")),
+    ):
+        if choice not in known:
+            raise ConfigError(f"{name}={choice!r} must be {' or '.join(map(repr, known))}")
+    listed = listed_budgets(budget)
+    for one in [budget] if listed is None else listed:
+        if not callable(one):
+            value = read_budget(one, 1)
+            budget_to_tokens(value, value if isinstance(value, int) else 1)
+
+
+def _unknown(budget: Any) -> ConfigError:
+    return ConfigError(
+        f"budget={budget!r} is not a number; give tokens (64), a share (0.11), a percentage "
+        "('11%'), or a function of the visual tokens of an image that returns one of these"
+    )
 
 
 def is_smaller(budget: int | float | None, num_tokens: int) -> bool:

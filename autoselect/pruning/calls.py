@@ -1,13 +1,11 @@
 """Settings of one call of an attached model, kept apart for every thread."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-Budget = int | float | Sequence[int | float]
-"""Tokens that stay of an image, or their share; a sequence has one for each image."""
+from autoselect.pruning.budget import Budget
 
 
 @dataclass(frozen=True)

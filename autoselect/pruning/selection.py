@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.pruning.budget import is_smaller, kept_tokens
-from autoselect.pruning.calls import Budget
+from autoselect.pruning.budget import (
+    Budget,
+    OnSmallImage,
+    is_smaller,
+    kept_tokens,
+    listed_budgets,
+    read_budget,
+)
 from autoselect.pruning.plans import CallPlan, clip_numbers
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
@@ -144,21 +150,34 @@ class Selection:
         )
 
 
-def block_budgets(blocks: Sequence[Block], budget: Budget, copies: int) -> list[int | float]:
+def block_budgets(
+    blocks: Sequence[Block], budget: Budget, copies: int, on_small_image: OnSmallImage
+) -> list[int | float]:
     """Return the budget of every block; the batch holds every prompt `copies` times.
 
     Raises:
-        ConfigError: a list does not have one budget per image or clip of the call.
+        ConfigError: a budget is not a number, a list does not have one per image or clip of the
+            call, or `on_small_image` is `error` and an image has fewer tokens than its budget.
     """
-    if isinstance(budget, int | float):
-        return [budget] * len(blocks)
-    numbers = clip_numbers(blocks, copies)
-    if len(budget) != max(numbers) + 1:
-        raise ConfigError(
-            f"budget lists {len(budget)} values for {max(numbers) + 1} images; give one for each, "
-            "images before videos, or one for all"
-        )
-    return [budget[number] for number in numbers]
+    listed = listed_budgets(budget)
+    if listed is None:
+        found = [read_budget(budget, len(block)) for block in blocks]
+    else:
+        numbers = clip_numbers(blocks, copies)
+        if len(listed) != max(numbers) + 1:
+            raise ConfigError(
+                f"budget lists {len(listed)} values for {max(numbers) + 1} images; give one for "
+                "each, images before videos, or one for all"
+            )
+        found = [read_budget(listed[n], len(b)) for n, b in zip(numbers, blocks, strict=True)]
+    if on_small_image == "error":
+        for number, (own, block) in enumerate(zip(found, blocks, strict=True)):
+            if is_smaller(own, len(block)):
+                raise ConfigError(
+                    f"budget={own} exceeds the {len(block)} visual tokens of image {number} of the "
+                    "call; give a smaller budget or a share, or attach with on_small_image='keep'"
+                )
+    return found
 
 
 def given_selection(blocks: Sequence[Block], kept: Sequence[Tensor], copies: int) -> Chosen:

@@ -29,11 +29,12 @@ from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_all_blocks
 from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
 from autoselect.vlm.contract import check_contract
-from autoselect.vlm.families import FAMILIES, OLDEST_TRANSFORMERS, family_of
+from autoselect.vlm.families import FAMILIES, OLDEST_TRANSFORMERS, family_of, token_width
 from autoselect.vlm.features import (
     entry_sizes,
     feature_matrix,
     keep_features,
+    prompt_features,
     with_features,
 )
 from autoselect.vlm.held import Held
@@ -121,8 +122,8 @@ class VisualAdapter:
 
     @property
     def width(self) -> int:
-        """Return D, the channels of a projector output."""
-        return int(self.text_config.hidden_size)
+        """Return D, the channels of a visual token: of a projector output, except in Llama 4."""
+        return token_width(self.model.config)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {**dict(zip(self._arguments, args, strict=False)), **kwargs}
@@ -153,8 +154,8 @@ class VisualAdapter:
             outputs[modality] = encoder(**arguments, return_dict=True)
         found = {modality: output for modality, output in outputs.items() if output is not None}
         for output in found.values():
-            if output.pooler_output is None:
-                output.pooler_output = output.last_hidden_state
+            if output.pooler_output is not (first := prompt_features(output)):
+                output["pooler_output"] = first
         return found
 
     def blocks(
@@ -200,6 +201,8 @@ class VisualAdapter:
 
     def clip_frames(self, inputs: Mapping[str, Any]) -> Tensor | list[int] | None:
         """Return the frames of every clip as the language model sees them, or None if unknown."""
+        if (grid := inputs.get("video_grids")) is not None:
+            return grid[:, 0]
         if (grid := inputs.get("video_grid_thw")) is not None:
             vision = getattr(self.model.config, "vision_config", None)
             return grid[:, 0] // getattr(vision, "temporal_merge_size", 1)

@@ -36,6 +36,8 @@ class Family:
         images_see_themselves: tokens of one image see each other, not only earlier ones.
         beyond_features: the prompt receives more than visual tokens at placeholders: deepstack
             features or indicator tokens, which only the model's own `forward` can insert.
+        projects: `forward` takes what the vision tower returns and projects it itself, so tokens
+            have the channels of the tower's output.
         convolutions: some layers mix neighbouring columns whatever the attention mask says, so
             rounds that must not see each other cannot share a row.
         untrained: why `autoselect train` refuses the family; empty if it does not.
@@ -50,6 +52,7 @@ class Family:
     fixed_tokens: bool = False
     images_see_themselves: bool = False
     beyond_features: bool = False
+    projects: bool = False
     convolutions: bool = False
     untrained: str = ""
 
@@ -68,6 +71,8 @@ FAMILIES: dict[str, Family] = {
     "got_ocr2": Family(
         images="runs", untrained="its processor takes neither several rows of images nor text alone"
     ),
+    "granite4_vision": Family(beyond_features=True),
+    "granite_docling": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "idefics2": Family(
         images="runs", untrained="its processor does not tell what it writes for an image"
     ),
@@ -75,11 +80,20 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(images="runs"),
     "janus": Family(raster="square"),
     "lfm2_vl": Family(images="runs", tiles="same_after_last", convolutions=True),
+    "llama4": Family(images="runs", tiles="same_before_last", projects=True),
     "llava": Family(raster="square", fixed_tokens=True),
     "llava_next": Family(),
     "llava_next_video": Family(),
     "llava_onevision": Family(),
+    "minicpm_ocr": Family(images="runs", tiles="same_before_first", convolutions=True),
+    "minicpmv4_6": Family(images="runs", tiles="same_before_first", convolutions=True),
+    "minicpmv4_7": Family(images="runs", tiles="same_before_first", convolutions=True),
     "mistral3": Family(raster="picture"),
+    "molmo2": Family(
+        clip_token="image",
+        images_see_themselves=True,
+        untrained="all images of a prompt see each other, also those of rounds that must not",
+    ),
     "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "paligemma": Family(
         raster="square",
@@ -98,6 +112,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family(raster="picture"),
     "qwen2_vl": Family(raster="picture"),
     "qwen3_vl": Family(raster="picture", beyond_features=True),
+    "shieldgemma2": Family(raster="square", images_see_themselves=True),
     "smolvlm": Family(images="runs", tiles="same_before_last"),
     "video_llava": Family(videos="runs", raster="square"),
     "vipllava": Family(raster="square", fixed_tokens=True),
@@ -114,7 +129,6 @@ LATENT_QUERIES = (
 )
 
 REFUSED = {
-    "llama4": "its forward projects the tower's features, so it takes no projector outputs",
     "blip": CROSS_ATTENTION,
     "blip-2": QUERY_TOKENS,
     "diffusion_gemma": "it decodes by diffusion: a canvas attends to the encoder's cache",
@@ -135,6 +149,14 @@ REFUSED = {
     "udop": ENCODER_DECODER,
     "vision-encoder-decoder": ENCODER_DECODER,
 }
+
+
+def token_width(config: Any) -> int:
+    """Return the channels of a visual token as the model's `forward` takes it."""
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.projects:
+        return int(config.vision_config.vision_output_dim)
+    return int(config.get_text_config().hidden_size)
 
 
 def register_family(model_type: str, family: Family) -> None:

@@ -2,7 +2,8 @@
 
 Some families add image features in L later layers too (Qwen3-VL's deepstack), as further vectors of
 each token. They carry the image as well as the first vector does, so removing or gating a token has
-to include them.
+to include them. Granite 4 Vision has them alone, each with the number of its layer: its image
+tokens are zeros until the first of these layers.
 
 Dimension letters: M visual tokens of the whole batch, D width, L later layers.
 """
@@ -24,6 +25,13 @@ def entry_sizes(entries: Any) -> tuple[int, ...]:
     return tuple(entry.shape[:-1].numel() for entry in entries)
 
 
+def prompt_features(output: Any) -> Any:
+    """Return the features that stand first for a token: those of the prompt, if there are any."""
+    if _is_numbered(output):
+        return output.deepstack_features[0][1]
+    return output.last_hidden_state if output.pooler_output is None else output.pooler_output
+
+
 def feature_matrix(output: Any, later: bool) -> Tensor:
     """Return the features of all images in the order of their placeholders, [M, D].
 
@@ -32,7 +40,7 @@ def feature_matrix(output: Any, later: bool) -> Tensor:
         later: append the features for later layers to each token, [M, (1 + L) D].
     """
     rows = _rows(output.pooler_output)
-    layers = getattr(output, "deepstack_features", None) or [] if later else []
+    layers = _later_layers(output) if later else []
     return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1) if layers else rows
 
 
@@ -42,14 +50,13 @@ def with_features(output: Any, matrix: Tensor) -> Any:
     `matrix` is [M, (1 + L) D], or [M, D] to leave later layers unchanged; M may differ.
     """
     width = output.pooler_output[0].shape[-1]
+    first, *others = matrix.split(width, dim=1)
+    layers = _later_layers(output)
+    if others:
+        layers = [_like(layer, part) for layer, part in zip(layers, others, strict=True)]
     changed = copy.copy(output)
-    changed.pooler_output = _like(output.pooler_output, matrix[:, :width])
-    if output.last_hidden_state is output.pooler_output:
-        changed.last_hidden_state = changed.pooler_output
-    if matrix.shape[1] > width:
-        parts = matrix[:, width:].split(width, dim=1)
-        pairs = zip(output.deepstack_features, parts, strict=True)
-        changed.deepstack_features = [_like(layer, part) for layer, part in pairs]
+    for name, value in _fields(output, _like(output.pooler_output, first), layers).items():
+        setattr(changed, name, value)
     return changed
 
 
@@ -70,15 +77,12 @@ def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
 
 def keep_features(output: Any, kept: Tensor) -> Any:
     """Return an encoder's output with the tokens at `kept` only, int64, [K], in all layers."""
-    entries = output.pooler_output
-    fields = {"pooler_output": _like(entries, _rows(entries).index_select(0, kept))}
-    if output.last_hidden_state is entries:
-        fields["last_hidden_state"] = fields["pooler_output"]
-    if (layers := getattr(output, "deepstack_features", None)) is not None:
-        fields["deepstack_features"] = [
-            _like(layer, _rows(layer).index_select(0, kept)) for layer in layers
-        ]
-    return _changed(output, fields)
+
+    def taken(entries: Any) -> Any:
+        return _like(entries, _rows(entries).index_select(0, kept))
+
+    layers = [taken(layer) for layer in _later_layers(output)]
+    return _changed(output, _fields(output, taken(output.pooler_output), layers))
 
 
 def without_states(output: Any) -> Any:
@@ -89,6 +93,31 @@ def without_states(output: Any) -> Any:
         if name not in STATES:
             lean[name] = value
     return lean
+
+
+def _is_numbered(output: Any) -> bool:
+    layers = getattr(output, "deepstack_features", None) or []
+    return any(isinstance(layer, tuple) and isinstance(layer[0], int) for layer in layers)
+
+
+def _later_layers(output: Any) -> list[Any]:
+    """Return the features of each later layer, without those that stand first for a token."""
+    if _is_numbered(output):
+        return [entries for _, entries in output.deepstack_features[1:]]
+    return list(getattr(output, "deepstack_features", None) or [])
+
+
+def _fields(output: Any, first: Any, layers: Sequence[Any]) -> dict[str, Any]:
+    """Return the fields of an encoder's output that hold features."""
+    fields = {"pooler_output": first}
+    if output.last_hidden_state is output.pooler_output:
+        fields["last_hidden_state"] = first
+    if _is_numbered(output):
+        numbers = [number for number, _ in output.deepstack_features]
+        fields["deepstack_features"] = list(zip(numbers, [first, *layers], strict=True))
+    elif getattr(output, "deepstack_features", None) is not None:
+        fields["deepstack_features"] = list(layers)
+    return fields
 
 
 def _changed(output: Any, fields: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.features import feature_matrix, with_features
+from autoselect.vlm.head import head_logits
 from autoselect.vlm.host import send
 from autoselect.vlm.recompute import run_recomputed
 from autoselect.vlm.text.batch import TrainBatch, attention_mask
@@ -46,7 +47,7 @@ def answer_loss(
     known = batch.on_host.labels.numpy().reshape(-1)
     answers = np.flatnonzero(known != IGNORED_LABEL)
     places, wanted = send([answers, known[answers]], hidden.device)
-    logits = adapter.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, places))
+    logits = head_logits(adapter.model, hidden.flatten(0, 1).index_select(0, places))
     return F.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
@@ -69,7 +70,7 @@ def text_hidden(
 
     def run(features: Tensor) -> Tensor:
         replaced = with_features(output, features.to(adapter.model.dtype))
-        return adapter.base(**call, mm_encoder_outputs={"image": replaced}).last_hidden_state
+        return _last_hidden(adapter, {**call, "mm_encoder_outputs": {"image": replaced}})
 
     if log_weights is not None and log_weights.requires_grad and not features.requires_grad:
         # If the mask has a gradient, attention kernels on a GPU expect one of the queries too.
@@ -77,6 +78,25 @@ def text_hidden(
     if recompute:
         return run_recomputed(run, features, adapter.model.get_decoder())
     return run(features)
+
+
+def _last_hidden(adapter: VisualAdapter, call: Mapping[str, Any]) -> Tensor:
+    """Return the last hidden states of a call, [B, T, D].
+
+    A model without a base of its own (Llama 4) returns logits, so its language model is watched.
+    """
+    if adapter.base is not adapter.model:
+        return adapter.base(**call).last_hidden_state
+    seen: list[Tensor] = []
+    decoder = adapter.model.get_decoder()
+    hook = getattr(decoder, "model", decoder).register_forward_hook(
+        lambda _module, _given, output: seen.append(output.last_hidden_state)
+    )
+    try:
+        adapter.model(**call, logits_to_keep=1)
+    finally:
+        hook.remove()
+    return seen[-1]
 
 
 def _mask(adapter: VisualAdapter, batch: TrainBatch, log_weights: Tensor | None) -> Any:
@@ -126,17 +146,16 @@ def position_ids(adapter: VisualAdapter, batch: TrainBatch) -> Tensor:
     With M-RoPE an image takes fewer positions than tokens. Every round starts at the end of the
     prefix, as in `batch.position_ids`.
     """
-    grid = batch.pixels.get("image_grid_thw")
-    if grid is None or not adapter.positions.on_grid:
+    if not any(name in adapter.positions.grid_arguments for name in batch.pixels):
         return batch.position_ids + adapter.family.first_position
     types = (batch.input_ids == adapter.image_token_id).int()
     real = batch.segments != PADDING_SEGMENT
     on_grid = adapter.positions.grid_positions(
         {
+            **batch.pixels,
             "input_ids": batch.input_ids,
             "attention_mask": real.long(),
             "mm_token_type_ids": types,
-            "image_grid_thw": grid,
         }
     )
     prefix = batch.segments == PREFIX_SEGMENT

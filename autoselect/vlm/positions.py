@@ -21,6 +21,11 @@ from autoselect.vlm.host import HostPrompt, send
 class Positions:
     """Numbers the tokens of a call whose caller gives no position ids.
 
+    Attributes:
+        on_grid: whether positions have three rows (M-RoPE).
+        grid_arguments: names of the arguments of the model's `get_rope_index`.
+        told_by: argument of a call without which the model does not place images on a grid.
+
     Args:
         base: the model without its head; it is not kept alive.
         first: position of the first token.
@@ -30,11 +35,11 @@ class Positions:
         self._base = Held(base)
         self.first = first
         self.on_grid = hasattr(base, "get_rope_index")
-        self._grid_arguments: tuple[str, ...] = ()
+        self.grid_arguments: tuple[str, ...] = ()
         if self.on_grid:
-            self._grid_arguments = tuple(inspect.signature(base.get_rope_index).parameters)
+            self.grid_arguments = tuple(inspect.signature(base.get_rope_index).parameters)
         types = "mm_token_type_ids"
-        self.told_by = types if types in self._grid_arguments else "attention_mask"
+        self.told_by = types if types in self.grid_arguments else "attention_mask"
 
     def of_call(
         self, inputs: Mapping[str, Any], past: CacheLayout, past_mask: Tensor | None
@@ -65,8 +70,8 @@ class Positions:
 
     def grid_positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return positions by the model's own `get_rope_index`, counted from 0, [rows, B, T]."""
-        arguments = {n: inputs[n] for n in self._grid_arguments if inputs.get(n) is not None}
-        arguments.update(_of_sound_and_time(inputs, self._grid_arguments))
+        arguments = {n: inputs[n] for n in self.grid_arguments if inputs.get(n) is not None}
+        arguments.update(_of_sound_and_time(inputs, self.grid_arguments))
         return self._base.module.get_rope_index(**arguments)[0]
 
     def rope_deltas(

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.adapter import PROJECTORS
-from autoselect.vlm.families import family_of
+from autoselect.vlm.families import family_of, token_width
 from autoselect.vlm.loading import check_model
 from autoselect.vlm.patches import check_kind
 
@@ -41,6 +41,8 @@ class VLMShape:
         vision_layers: number of layers of the vision tower.
         vision_width: channels of the vision tower.
         visual_tokens: N, visual tokens per image.
+        token_width: channels of a visual token as the model's `forward` takes it; D except in
+            Llama 4.
         patches: patches that the vision tower computes per image, in whole tiles; at least N.
         patches_per_tile: patches that see each other in the tower; all if it takes images whole.
         patch_values: numbers of a patch's pixels.
@@ -60,19 +62,20 @@ class VLMShape:
     vision_layers: int
     vision_width: int
     visual_tokens: int
+    token_width: int
     patches: int
     patches_per_tile: int
     patch_values: int
     projector_width: int | None
 
     def width_at(self, site: GateSite) -> int:
-        """Return the channels of a token at a gate site: D, P before the projector, or C.
+        """Return the channels of a token at a gate site.
 
         Raises:
             ConfigError: the family names no projector, or its patches cannot be removed.
         """
         if site == "after_projector":
-            return self.width
+            return self.token_width
         if site == "before_encoder":
             check_kind(self.name)
             return self.vision_width
@@ -84,8 +87,8 @@ class VLMShape:
         return self.projector_width
 
     def repaired_width_at(self, site: GateSite) -> int:
-        """Return the channels that the Denoiser repairs, for a gate at a site; D or P."""
-        return self.width if site == "before_encoder" else self.width_at(site)
+        """Return the channels that the Denoiser repairs, for a gate at a site."""
+        return self.token_width if site == "before_encoder" else self.width_at(site)
 
     @property
     def parameters(self) -> int:
@@ -139,16 +142,18 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
         vision_layers=_first(vision, "num_hidden_layers", "depth"),
         vision_width=vision_width,
         visual_tokens=tokens,
+        token_width=token_width(config),
         patches=-(-patches // tile) * tile,
         patches_per_tile=tile,
         patch_values=_patch_values(vision),
-        projector_width=_projector_width(model.model),
+        projector_width=_projector_width(model.base_model),
     )
 
 
 def _language_model(model: Any) -> Any:
-    inside = model.model
-    return getattr(inside, "language_model", getattr(inside, "text_model", inside))
+    inside = model.base_model
+    found = getattr(inside, "language_model", getattr(inside, "text_model", inside))
+    return getattr(found, "model", found)  # without a head
 
 
 def _projector_width(inside: Any) -> int | None:

@@ -178,7 +178,8 @@ class BeforeProjector(_Earlier):
 
     def width(self, adapter: VisualAdapter) -> int:
         """Return P, the input channels of the projector's first linear layer."""
-        modules = [] if adapter.projector is None else adapter.projector.modules()
+        projector = None if adapter.family.projects else adapter.projector
+        modules = [] if projector is None else projector.modules()
         linear = (module for module in modules if isinstance(module, torch.nn.Linear))
         first = next(linear, None)
         if first is None:

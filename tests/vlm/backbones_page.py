@@ -14,6 +14,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from autoselect import attach
 from autoselect.vlm.families import FAMILIES, REFUSED, family_of
 from tests.vlm import checks, tiny_models
+from tests.vlm.backbones_names import NAMES
 from tests.vlm.stock import model_of, selector
 from tests.vlm.tiny import ALL, padded
 from tests.vlm.tiny_prompts import BOS, IMAGE
@@ -51,34 +52,31 @@ COLUMNS: dict[str, Check] = {
     "generate": generation_checks,
 }
 UNTESTED = [
-    "deepseek_ocr2",
-    "dots3_note",
-    "emu3",
-    "gemma3n",
-    "gemma4_unified",
     "glm5_next",
-    "granite4_vision",
-    "granite_docling",
     "inkling2",
     "inkling_mm_model",
-    "minicpm_ocr",
-    "minicpmv4_6",
-    "minicpmv4_7",
-    "mistral_large4",
-    "molmo2",
     "nemotron_h_omni",
-    "step3p7",
     "unlimited_ocr",
 ]
 """Types of transformers without a tiny model; `attach` tries the contract on the real one."""
 
 MIXED = "linear attention or convolutions mix neighbours, so removing is not masking"
+SLICES = f"the slices of an image share its budget; {MIXED}"
+CROPS = "the whole view and the crops of an image share its budget"
 REMARKS = {
     "chameleon": "visual tokens are embeddings of discrete codes",
+    "deepseek_ocr2": CROPS,
+    "emu3": "visual tokens are embeddings of discrete codes; newline tokens count and compete like "
+    "others",
     "fuyu": "visual tokens are projected patches, without a tower",
     "hunyuan_vl": "its positions number the images of the whole batch, so an answer depends "
     "on the other rows without a selector too",
     "lfm3_vl": MIXED,
+    "minicpm_ocr": SLICES,
+    "minicpmv4_6": SLICES,
+    "minicpmv4_7": f"M-RoPE positions; {SLICES}",
+    "mistral_large4": "row breaks stay and do not count",
+    "step3p7": CROPS,
     "qwen3_5": f"M-RoPE positions; {MIXED}",
     "qwen3_5_moe": f"M-RoPE positions; {MIXED}",
     "qwen4_exp": f"M-RoPE positions; {MIXED}",
@@ -86,15 +84,26 @@ REMARKS = {
     "aya_vision": "tiles of an image share its budget",
     "fast_vlm": "tested with a ResNet in the place of its timm tower",
     "gemma3": "image tokens see each other; a crop counts as an image",
+    "gemma3n": "inputs of every layer are pruned alongside; tested with a ResNet in the place of "
+    "its timm tower",
+    "gemma4": "inputs of every layer are pruned alongside",
+    "gemma4_unified": "image tokens see each other; they are projected patches, without a tower",
+    "granite4_vision": "features of later layers are pruned alongside; newline tokens count and "
+    "compete like others",
+    "granite_docling": "tiles of an image share its budget; features of later layers are pruned "
+    "alongside",
     "glm4v": "M-RoPE positions; clips use the image token",
     "idefics2": "with image splitting on, every tile counts as an image",
     "idefics3": "tiles of an image share its budget",
     "internvl": "tiles of an image share its budget; the frames of a clip are images",
     "lfm2_vl": "tiles share a budget; its convolutions mix neighbours, so removing is not masking",
+    "llama4": "tiles of an image share its budget; tokens are scored as its tower returns them, "
+    "before its linear projector",
     "llava_next": "newline tokens count and compete like others",
     "llava_next_video": "newline tokens count and compete like others",
     "llava_onevision": "newline tokens count and compete like others",
     "mistral3": "Pixtral images; row breaks stay and do not count",
+    "molmo2": "all images of a prompt see each other; both views of an image share its budget",
     "ovis2": "tiles of an image share its budget; indicator tokens stay",
     "paligemma": "the whole prompt is a bidirectional prefix; no second turn on a cache",
     "perception_lm": "tested with a SigLIP in the place of its timm tower; `autoselect eval` takes "
@@ -119,12 +128,15 @@ def cell(name: str, column: str) -> str:
 
 
 def family_table() -> str:
-    """Return one row per family."""
+    """Return one row per family, by the name of its models."""
     assert set(FAMILIES) <= set(ALL), "every family of the table is tested"
-    lines = [f"| family | {' | '.join(COLUMNS)} | remarks |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name in sorted(ALL):
+    head = ["model", "family", *COLUMNS, "remarks"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in sorted(ALL, key=lambda name: NAMES[name][0].lower()):
+        title, hub = NAMES[name]
+        known = title if hub is None else f"{title}<br>`{hub}`"
         cells = " | ".join(cell(name, column) for column in COLUMNS)
-        lines.append(f"| `{name}` | {cells} | {remark(name)} |")
+        lines.append(f"| {known} | `{name}` | {cells} | {remark(name)} |")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from autoselect.method.scorer import Scorer, standardise
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import soft_top_k_noise_gate
 from autoselect.vlm import VisualAdapter
+from autoselect.vlm.families import family_of
 from tests.vlm.stock import (
     PER_TOKEN,
     attached,
@@ -66,10 +67,17 @@ def known_places_are_kept_at_their_original_positions(name):
     is_image = inputs["input_ids"][0] == IMAGE
     kept = ~is_image
     kept[is_image.nonzero().flatten()[places]] = True
-    assert torch.equal(calls[0]["inputs_embeds"], full["inputs_embeds"][:, kept])
+    embeddings = full["inputs_embeds"][:, kept]
+    if family_of(model.config).projects:
+        close(calls[0]["inputs_embeds"], embeddings, 1e-6)  # fewer rows are rounded otherwise
+    else:
+        assert torch.equal(calls[0]["inputs_embeds"], embeddings)
     assert torch.equal(calls[0]["position_ids"], full["position_ids"][..., kept])
     assert calls[0].get("visual_pos_masks") is None or torch.equal(
         calls[0]["visual_pos_masks"], full["visual_pos_masks"][:, kept]
+    )
+    assert calls[0].get("per_layer_inputs") is None or torch.equal(
+        calls[0]["per_layer_inputs"], full["per_layer_inputs"][:, kept]
     )
     assert int(calls[1]["position_ids"].max()) == int(full["position_ids"].max()) + 1
 

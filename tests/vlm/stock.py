@@ -69,7 +69,7 @@ def original_positions(model: Any, inputs: dict[str, Any], generating: bool = Fa
         known = inspect.signature(base.get_rope_index).parameters
         types = ("mm_token_type_ids",) if "mm_token_type_ids" in known else ()
         if all(name in inputs for name in types):
-            names = ("image_grid_thw", "video_grid_thw", *types)
+            names = ("image_grid_thw", "video_grid_thw", "target_sizes", *types)
             grids = {name: inputs.get(name) for name in names if name in known}
             if "video_second_per_grid" in inputs:
                 grids["second_per_grids"] = inputs["video_second_per_grid"]

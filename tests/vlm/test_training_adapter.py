@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from autoselect.vlm import VisualAdapter
+from autoselect.vlm.families import family_of
+from autoselect.vlm.forward import answer_loss
+from autoselect.vlm.text.batch import TrainBatch
+from autoselect.vlm.text.rows import PADDING_SEGMENT
 from tests.vlm import checks
 from tests.vlm.checks import gated_loss, parts
-from tests.vlm.stock import model_of
-from tests.vlm.tiny import TINY, batch
+from tests.vlm.stock import PER_TOKEN, model_of
+from tests.vlm.tiny import ALL, TINY, batch
 from tests.vlm.tiny_prompts import FIRST_TEXT, WIDTH
 
 ROWS = [["s", "l"], [], ["s"]]
@@ -46,3 +50,30 @@ def test_closed_gates_let_nothing_of_the_image_through_any_layer():
         replaced = adapter.replace(outputs, blocks, torch.zeros_like(tokens))
         logits.append(model(**adapter.with_outputs(inputs, replaced)).logits)
     assert torch.equal(*logits)
+
+
+TRAINED = [name for name in sorted(ALL) if not family_of(model_of(name).config).untrained]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@torch.no_grad()
+def test_the_loss_of_training_is_that_of_the_stock_model(name):
+    """All that the stock model is given has to be rebuilt: masks, positions, types of tokens."""
+    inputs, model = batch(name, [["l"], []], "right"), model_of(name)
+    ids = inputs["input_ids"]
+    labels = ids.where(ids >= FIRST_TEXT, torch.tensor(-100))
+    adapter = VisualAdapter(model)
+    segments = torch.zeros_like(ids).masked_fill(inputs["attention_mask"] == 0, PADDING_SEGMENT)
+    rows = TrainBatch(
+        input_ids=ids,
+        labels=torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100),
+        position_ids=torch.arange(ids.shape[1]).expand_as(ids),
+        segments=segments,
+        pixels={name: values for name, values in inputs.items() if name not in PER_TOKEN},
+        tokens_per_image=[],
+        image_ids=torch.zeros(1, dtype=torch.long),
+    )
+    count = int((labels[:, 1:] != -100).sum())
+    stock = model(**inputs, labels=labels).loss
+    ours = answer_loss(adapter, rows, adapter.encode(inputs)) / count
+    torch.testing.assert_close(ours, stock)

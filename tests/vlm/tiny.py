@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from tests.vlm import tiny_models, tiny_newer, tiny_newest
+from tests.vlm import tiny_large, tiny_models, tiny_newer, tiny_newest, tiny_recent
 from tests.vlm import tiny_prompts as prompts
 from tests.vlm.tiny_prompts import (
     BOS,
@@ -50,7 +51,7 @@ class Tiny:
         clip: the same for a clip; None where the family has no video of its own.
         token_types: what the processor adds per token.
         equals_masking: whether removing tokens is the same function as masking them.
-        line_per_row: pixels are padded to one line of tiles per row.
+        joined: pixel arguments of a batch from those of its rows, {} for a row of text.
     """
 
     pixels: Pixels
@@ -58,7 +59,7 @@ class Tiny:
     clip: Clip | None = None
     token_types: Callable[[torch.Tensor], dict[str, Any]] = lambda ids: {}
     equals_masking: bool = True
-    line_per_row: bool = False
+    joined: Callable[[list[dict[str, Any]]], dict[str, Any]] = prompts.in_one_stack
 
     def tokens(self, size: str) -> int:
         """Visual tokens of one image of a size."""
@@ -75,7 +76,9 @@ TIMED_CLIP = Clip(prompts.grid_clip, [50, START, *[VIDEO] * 4, END, 51, START, *
 IMAGE_CLIP = Clip(prompts.grid_clip, [TILE, *([START, *[IMAGE] * 4, END, 50] * 2), GLOBAL])
 on_grid = prompts.framed(GRID_TOKENS)
 one_view = Tiny(prompts.stack(16), prompts.plain(16))
-idefics = Tiny(prompts.tiles_per_row(32, NAMED_TILES), prompts.idefics_tiles, line_per_row=True)
+idefics = Tiny(
+    prompts.tiles_per_row(32, NAMED_TILES), prompts.idefics_tiles, joined=prompts.one_line_per_row
+)
 
 TINY: dict[str, Tiny] = {
     "aya_vision": Tiny(prompts.tiles(32, TILES), prompts.aya_tiles),
@@ -90,7 +93,7 @@ TINY: dict[str, Tiny] = {
     "idefics2": Tiny(
         prompts.tiles_per_row(32, prompts.same(1)),
         lambda size: [FAKE, *[IMAGE] * 8, FAKE],
-        line_per_row=True,
+        joined=prompts.one_line_per_row,
     ),
     "idefics3": idefics,
     "internvl": Tiny(prompts.tiles(32, TILES), prompts.framed(TILE_TOKENS)),
@@ -177,6 +180,56 @@ NEWER.update(
         "video_llama_3": Tiny(prompts.merged_grid, on_grid),
     }
 )
+QUERIES = {"s": 145, "l": 289}
+CODES = {"s": 4 * 5, "l": 4 * 9}
+PATCHES = {"s": 32, "l": 64}
+
+
+def minicpm(merged: int, types: Callable[[torch.Tensor], dict[str, Any]] = lambda ids: {}) -> Tiny:
+    """Return slices of one line of patches, `merged` x `merged` of which become one token."""
+    return Tiny(
+        prompts.patch_line(merged),
+        prompts.minicpm_slices,
+        token_types=types,
+        equals_masking=False,
+        joined=prompts.side_by_side,
+    )
+
+
+NEWER.update(
+    {
+        "deepseek_ocr2": Tiny(prompts.views_and_crops(64, 64), prompts.bare(QUERIES)),
+        "dots3_note": Tiny(
+            prompts.frame_grid, on_grid, Clip(prompts.frame_grid_clip, [*[VIDEO] * 16], 4)
+        ),
+        "emu3": Tiny(prompts.sized_pictures, prompts.framed(CODES)),
+        "gemma3n": Tiny(
+            prompts.stack(32), prompts.framed(prompts.same(16)), token_types=prompts.image_types
+        ),
+        "gemma4_unified": Tiny(
+            prompts.placed_patches, prompts.framed(PATCHES), token_types=prompts.mm_types
+        ),
+        "granite4_vision": Tiny(
+            partial(prompts.any_resolution, side=32), prompts.bare(ANY_RESOLUTION)
+        ),
+        "granite_docling": Tiny(
+            prompts.masked_tiles, prompts.docling_tiles, joined=prompts.one_line_per_row
+        ),
+        "minicpm_ocr": minicpm(2),
+        "minicpmv4_6": minicpm(4),
+        "minicpmv4_7": minicpm(4, prompts.mm_types),
+        "mistral_large4": Tiny(prompts.pixtral, prompts.pixtral_rows),
+        "llama4": Tiny(prompts.tiles(32, NAMED_TILES), prompts.llama_tiles),
+        "molmo2": Tiny(
+            prompts.pooled_crops,
+            prompts.molmo_views,
+            Clip(prompts.pooled_frames, [*([50, TILE, *[IMAGE] * 4, END] * 2)]),
+            prompts.molmo_types,
+            joined=prompts.pooled_in_one_stack,
+        ),
+        "step3p7": Tiny(prompts.views_and_crops(64, 48), prompts.step_crops),
+    }
+)
 SEEDS = {"kimi_k25": 3}
 """Other seeds of weights, where those of seed 0 happen to look past an image."""
 
@@ -190,7 +243,7 @@ def build(name: str, seed: int = 0) -> Any:
     its tokens equal.
     """
     torch.manual_seed(seed + SEEDS.get(name, 0))
-    modules = (tiny_models, tiny_newer, tiny_newest)
+    modules = (tiny_models, tiny_newer, tiny_newest, tiny_recent, tiny_large)
     builder = next(getattr(module, name) for module in modules if hasattr(module, name))
     model = builder().eval().requires_grad_(False)
     with torch.no_grad():
@@ -235,18 +288,7 @@ def batch(
     inputs.update(tiny.token_types(inputs["input_ids"]))
     if not any(rows):
         return inputs
-    if tiny.line_per_row:
-        return {**inputs, "pixel_values": one_line_per_row(pixels)}
-    names = next(row for row in pixels if row)
-    return {**inputs, **{n: torch.cat([row[n] for row in pixels if row]) for n in names}}
-
-
-def one_line_per_row(rows: list[dict[str, Any]]) -> torch.Tensor:
-    """Return tiles of each row, [B, tiles, 3, side, side], black where a row has fewer."""
-    values = [row["pixel_values"][0] if row else None for row in rows]
-    shape = next(value.shape[1:] for value in values if value is not None)
-    filled = [torch.zeros(0, *shape) if value is None else value for value in values]
-    return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)
+    return {**inputs, **tiny.joined(pixels)}
 
 
 def clip_batch(name: str, seed: int = 0) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def cosmos3_omni() -> Any:
 
 def cohere_compass() -> Any:
     text = {**TEXT, "head_dim": 8, "sliding_window": 256, "layer_types": TWO_KINDS}
+    text["logit_scale"] = 0.5
     text["rope_parameters"] = dict.fromkeys(TWO_KINDS, MROPE)
     config = hf.CohereCompassConfig(text_config=text, vision_config=DEEPSTACK, **QWEN_IDS)
     return hf.CohereCompassForConditionalGeneration(config)
@@ -47,7 +48,7 @@ def cohere_compass() -> Any:
 
 def hyperclovax_vision_v2() -> Any:
     config = hf.HyperCLOVAXVisionV2Config(
-        text_config={**TEXT, "head_dim": 8, "model_type": "hyperclovax"},
+        text_config={**TEXT, "head_dim": 8, "logits_scaling": 0.5, "model_type": "hyperclovax"},
         vision_config={**QWEN2_5_VISION, "model_type": "qwen2_5_vl_vision"},
         **BOTH_IDS,
     )
@@ -237,6 +238,7 @@ def gemma4() -> Any:
         "head_dim": 8,
         "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": 96,
+        "final_logit_softcapping": 30.0,
         "sliding_window": 256,
         "layer_types": TWO_KINDS,
     }

@@ -54,11 +54,74 @@ def tiles_per_row(side: int, per_size: dict[str, int]) -> Pixels:
     return pixels
 
 
-def any_resolution(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+def any_resolution(sizes: list[str], rng: torch.Generator, side: int = 16) -> dict[str, Any]:
     """LLaVA-NeXT: a base view and tiles; images of one or two tiles, padded to three views."""
+    shapes = [[side, side] if size == "s" else [side, 2 * side] for size in sizes]
     return {
-        "pixel_values": torch.randn(len(sizes), 3, 3, 16, 16, generator=rng),
-        "image_sizes": torch.tensor([[16, 16] if size == "s" else [16, 32] for size in sizes]),
+        "pixel_values": torch.randn(len(sizes), 3, 3, side, side, generator=rng),
+        "image_sizes": torch.tensor(shapes),
+    }
+
+
+def in_one_stack(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the pixels of all rows one after the other; without those that no row has."""
+    real = [row for row in rows if row]
+    found = {name: torch.cat([row[name] for row in real]) for name in real[0]}
+    return {name: values for name, values in found.items() if values.numel()}
+
+
+def side_by_side(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """MiniCPM-V: one picture of all patches, as wide as they are."""
+    real = [row for row in rows if row]
+    line = torch.cat([row["pixel_values"] for row in real], dim=-1)
+    return {"pixel_values": line, "target_sizes": torch.cat([row["target_sizes"] for row in real])}
+
+
+def one_line_per_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return tiles of each row, [B, tiles, 3, side, side], black where a row has fewer.
+
+    The same for other values per tile: zero where a row has fewer.
+    """
+    found = {}
+    for name, first in next(row for row in rows if row).items():
+        none = torch.zeros(0, *first.shape[2:], dtype=first.dtype)
+        lines = [row[name][0] if row else none for row in rows]
+        found[name] = torch.nn.utils.rnn.pad_sequence(lines, batch_first=True)
+    return found
+
+
+def pooled_in_one_stack(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Molmo 2: the patches that become a token are numbered through the batch."""
+    real, before, pools = [row for row in rows if row], 0, []
+    for row in real:
+        pools.append(row["image_token_pooling"] + before)
+        before += row["pixel_values"].shape[:2].numel()
+    return {**in_one_stack(rows), "image_token_pooling": torch.cat(pools)}
+
+
+def pools_of(crops: int) -> torch.Tensor:
+    """Return the patches of each token, [4 crops, 4], if a crop has 4 x 4 patches."""
+    windows = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
+    return (windows + 16 * torch.arange(crops)[:, None, None]).flatten(0, 1)
+
+
+def pooled_crops(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Molmo 2: patches of the small view and of one or two crops of each image."""
+    grids = torch.tensor([[2, 2, 2, 2] if size == "s" else [2, 2, 2, 4] for size in sizes])
+    crops = 1 + grids[:, 3] // 2
+    return {
+        "pixel_values": torch.randn(int(crops.sum()), 16, 3 * 16, generator=rng),
+        "image_token_pooling": pools_of(int(crops.sum())),
+        "image_grids": grids,
+        "image_num_crops": crops,
+    }
+
+
+def pooled_frames(rng: torch.Generator) -> dict[str, Any]:
+    return {
+        "pixel_values_videos": torch.randn(2, 16, 3 * 16, generator=rng),
+        "video_token_pooling": pools_of(2),
+        "video_grids": torch.tensor([[2, 2, 2]]),
     }
 
 
@@ -162,6 +225,46 @@ def patch_rows(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     }
 
 
+def patch_line(merged: int) -> Pixels:
+    """MiniCPM-V: patches of all slices side by side, every slice 2 x 4 tokens."""
+
+    def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+        count = sum({"s": 1, "l": 3}[size] for size in sizes)
+        shapes = torch.tensor([[2 * merged, 4 * merged]] * count)
+        line = torch.randn(1, 3, 4, 4 * int(shapes.prod(-1).sum()), generator=rng)
+        return {"pixel_values": line, "target_sizes": shapes}
+
+    return pixels
+
+
+def views_and_crops(side: int, crop: int) -> Pixels:
+    """DeepSeek-OCR 2 and Step: one view of each image, and crops of the large ones apart."""
+
+    def pixels(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+        crops = torch.tensor([{"s": 0, "l": 1}[size] for size in sizes])
+        return {
+            **stack(side)(sizes, rng),
+            "pixel_values_local": torch.randn(int(crops.sum()), 3, crop, crop, generator=rng),
+            "num_local_patches": crops,
+        }
+
+    return pixels
+
+
+def sized_pictures(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Emu 3: pictures padded to one size, with their own sizes."""
+    shapes = [[8, 8] if size == "s" else [8, 16] for size in sizes]
+    values = torch.randn(len(sizes), 3, 8, 16, generator=rng)
+    return {"pixel_values": values, "image_sizes": torch.tensor(shapes)}
+
+
+def masked_tiles(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Granite Docling: tiles of all images of one row, and which are real."""
+    inputs = tiles_per_row(32, {"s": 1, "l": 3})(sizes, rng)
+    shape = inputs["pixel_values"].shape[:2]
+    return {**inputs, "pixel_attention_mask": torch.ones(shape, dtype=torch.bool)}
+
+
 def perception_tiles(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     """PerceptionLM: tiles one by one."""
     count = sum({"s": 1, "l": 2}[size] for size in sizes)
@@ -179,6 +282,34 @@ def idefics_tiles(size: str) -> list[int]:
     return [token for name in names for token in [FAKE, name, *[IMAGE] * 16]] + [FAKE]
 
 
+def docling_tiles(size: str) -> list[int]:
+    """Return tiles with their names; the first has the same name in every image."""
+    first = [FAKE, TILE, *[IMAGE] * 16]
+    if size == "s":
+        return [*first, BREAK]
+    others = [token for name in (TILE + 11, GLOBAL) for token in [FAKE, name, *[IMAGE] * 16]]
+    return [*first, *others, FAKE]
+
+
+def llama_tiles(size: str) -> list[int]:
+    """Return tiles with tokens between them, the global view last behind its own token."""
+    others = [] if size == "s" else [*[IMAGE] * 16, BREAK, *[IMAGE] * 16, TILE]
+    return [START, *others, GLOBAL, *[IMAGE] * 16, END]
+
+
+def molmo_views(size: str) -> list[int]:
+    """Return the small view, and rows of the large one with a token behind each."""
+    columns = 2 if size == "s" else 4
+    rows = [*[IMAGE] * columns, BREAK] * 2
+    return [GLOBAL, *[IMAGE] * 4, END, START, *rows, END]
+
+
+def molmo_types(ids: torch.Tensor) -> dict[str, Any]:
+    """Molmo 2: all tokens of images, those between them too."""
+    own = torch.tensor([IMAGE, START, END, BREAK, GLOBAL, TILE])
+    return {"mm_token_type_ids": torch.isin(ids, own).int()}
+
+
 def aya_tiles(size: str) -> list[int]:
     names = [GLOBAL] if size == "s" else [TILE, GLOBAL]
     return [START, *[token for name in names for token in [name, *[IMAGE] * 16]], END]
@@ -192,6 +323,16 @@ def lfm2_tiles(size: str) -> list[int]:
     if size == "s":
         return [START, *[IMAGE] * 8, END]
     return [START, TILE, *[IMAGE] * 16, TILE + 11, *[IMAGE] * 16, GLOBAL, *[IMAGE] * 8, END]
+
+
+def minicpm_slices(size: str) -> list[int]:
+    whole = [START, *[IMAGE] * 8, END]
+    return whole if size == "s" else [*whole, *([TILE, *[IMAGE] * 8, GLOBAL] * 2)]
+
+
+def step_crops(size: str) -> list[int]:
+    whole = [START, *[IMAGE] * 16, END]
+    return whole if size == "s" else [TILE, *[IMAGE] * 9, GLOBAL, *whole]
 
 
 def ovis_tiles(size: str) -> list[int]:
