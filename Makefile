@@ -191,9 +191,9 @@ $(VLLM_VENV)/.torch:
 # Some packages that vLLM brings do not fit a CPU build of torch: three are not needed, and of
 # torchvision only the part in Python is.
 $(VLLM_VENV)/.package: $(VLLM_VENV)/.torch setup.py pyproject.toml $(NATIVE)
-	@$(call install,$(VLLM_VENV),--no-build-isolation "$(TORCH)" "$(VLLM)" --editable . \
-	  pytest hypothesis num2words matplotlib scikit-image scikit-learn)
-	@$(call holds,$(VLLM_VENV),"$(VLLM)" pytest)
+	@$(call install,$(VLLM_VENV),--no-build-isolation "$(TORCH)" "$(VLLM)" \
+	  --editable '.[evaluation]' pytest hypothesis num2words)
+	@$(call holds,$(VLLM_VENV),"$(VLLM)" mlflow webdataset pytest)
 	@$(VLLM_VENV)/bin/python -c 'import torchvision' 2>/dev/null || { \
 	  $(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton; \
 	  site=$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \

@@ -3,42 +3,41 @@
     .venv-vllm/bin/python benchmarks/bench_serving.py --json benchmarks/results/serving_cpu.json
 
 Without --model it makes a LLaVA of some 150 million random weights with 576 visual tokens per
-image. Engines take turns, so a busy machine slows all of them; compare ratios, not times.
+image. Engines take turns, so a busy machine slows all of them; compare ratios, not times. Levels
+are numbers of requests at a time (--concurrency) and of requests that arrive per second (--rates).
 """
 
 import argparse
 import asyncio
+import gc
 import json
 import os
-import platform
 import statistics
 import tempfile
-import time
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from serving_load import (
+    PATCH,
+    SIDE,
+    Engine,
+    Level,
+    Turn,
+    ask,
+    picture,
+    start,
+    take_turns,
+)
 
 from autoselect.config import ScorerConfig
+from autoselect.evaluation.latency.environment import environment
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.serving.plugin import installed_version
 
-SIDE, PATCH = 336, 14
-WORDS = 19
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Seconds until the first token, and between later ones; tokens of the prompt."""
-
-    first: float
-    between: list[float]
-    prompt: int
+STOCK = "stock"
 
 
 def random_llava(folder: Path) -> None:
@@ -83,106 +82,82 @@ def random_llava(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def start(model: str, overrides: dict[str, Any], arguments: argparse.Namespace) -> Any:
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    given: dict[str, Any] = {
-        "model": model,
-        "dtype": "bfloat16",
-        "hf_overrides": overrides,
-        "max_model_len": 2048,
-        "max_num_seqs": 64,
-        "enforce_eager": arguments.eager,
-        "limit_mm_per_prompt": {"image": 1},
-    }
-    if arguments.kv_cache_gib:
-        given["kv_cache_memory_bytes"] = int(arguments.kv_cache_gib * 2**30)
-    if arguments.random_weights:
-        given["load_format"] = "dummy"
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**given))
-
-
-def picture(number: int) -> Image.Image:
-    pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-async def ask(engine: Any, number: int, name: str, new: int) -> Answer:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    prompt = {
-        "prompt": "<s><user><image>" + " ".join(["what"] * WORDS),
-        "multi_modal_data": {"image": picture(number)},
-    }
-    sampling = SamplingParams(
-        max_tokens=new, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-    )
-    begin, times, length = time.perf_counter(), [], 0
-    async for output in engine.generate(prompt, sampling, request_id=name):
-        times.append(time.perf_counter())
-        length = len(output.prompt_token_ids)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-    return Answer(times[0] - begin, gaps, length)
-
-
-async def load(
-    engine: Any, numbers: list[int], concurrency: int, name: str, new: int
-) -> tuple[float, list[Answer]]:
-    """Return the seconds for all images with so many requests at a time, and the answers."""
-    gate = asyncio.Semaphore(concurrency)
-
-    async def one(place: int, number: int) -> Answer:
-        async with gate:
-            return await ask(engine, number, f"{name}-{place}", new)
-
-    begin = time.perf_counter()
-    answers = await asyncio.gather(*(one(place, own) for place, own in enumerate(numbers)))
-    return time.perf_counter() - begin, answers
-
-
 def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
 
 
-async def measure(engines: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each engine, concurrency and kind of images, fresh or seen before."""
-    found: list[dict[str, Any]] = []
-    fresh = 0
-    for concurrency in arguments.concurrency:
-        count = arguments.requests or max(6, concurrency)
-        seconds: dict[tuple[str, str], list[float]] = {}
-        answers: dict[tuple[str, str], list[Answer]] = {}
-        for turn in range(arguments.rounds):
-            numbers = list(range(fresh, fresh + count))
-            fresh += count
-            for name, engine in engines.items():
-                for kind in ("fresh", "repeated"):
-                    label = f"{name}-{concurrency}-{turn}-{kind}"
-                    took, own = await load(engine, numbers, concurrency, label, arguments.new)
-                    seconds.setdefault((name, kind), []).append(took)
-                    answers.setdefault((name, kind), []).extend(own)
-        for (name, kind), times in seconds.items():
-            own = answers[name, kind]
-            row = {
-                "engine": name,
-                "images": kind,
-                "concurrency": concurrency,
-                "requests": len(own),
-                "requests_per_second": count / statistics.median(times),
-                "ttft_seconds": percentiles([answer.first for answer in own]),
-                "inter_token_seconds": percentiles([gap for a in own for gap in a.between]),
-                "prompt_tokens": own[0].prompt,
+def summary(level: Level, turns: list[Turn]) -> dict[str, Any]:
+    """Return the row of one engine and one kind of images, with its samples."""
+    answers = [answer for turn in turns for answer in turn.answers]
+    seconds = sum(turn.seconds for turn in turns)
+    return {
+        level.kind: level.value,
+        "engine": turns[0].engine,
+        "images": turns[0].images,
+        "requests": len(answers),
+        "requests_per_second": len(answers) / seconds,
+        "ttft_seconds": percentiles([answer.first for answer in answers]),
+        "inter_token_seconds": percentiles([gap for own in answers for gap in own.between]),
+        "encoder_share": sum(turn.encoder_seconds for turn in turns) / seconds,
+        "kv_cache_peak": max(turn.cache_peak for turn in turns),
+        "prompt_tokens": answers[0].prompt,
+        "samples": [
+            {
+                "seconds": round(turn.seconds, 4),
+                "ttft_seconds": [round(own.first, 4) for own in turn.answers],
+                "inter_token_seconds": [
+                    [round(gap, 4) for gap in own.between] for own in turn.answers
+                ],
             }
-            found.append(row)
-            print(
-                f"{name:>8} {kind:>8} concurrency {concurrency:>3}: "
-                f"{row['requests_per_second']:6.2f} requests/s, "
-                f"TTFT p50 {row['ttft_seconds']['p50']:6.2f} s, {own[0].prompt} tokens",
-                flush=True,
-            )
+            for turn in turns
+        ],
+    }
+
+
+def compared(level: Level, turns: list[Turn], kind: str) -> dict[str, Any]:
+    """Return how much each engine is better than the stock one: medians of the turns' ratios."""
+    found: dict[str, Any] = {level.kind: level.value, "images": kind}
+    by_engine: dict[str, list[Turn]] = {}
+    for turn in turns:
+        if turn.images == kind:
+            by_engine.setdefault(turn.engine, []).append(turn)
+    for name in by_engine.keys() - {STOCK}:
+        pairs = list(zip(by_engine[STOCK], by_engine[name], strict=True))
+        found[name] = {
+            "ttft_p50": statistics.median(stock.first / own.first for stock, own in pairs),
+            "requests_per_second": statistics.median(
+                stock.seconds / own.seconds for stock, own in pairs
+            ),
+        }
     return found
+
+
+async def measure(engines: dict[str, Engine], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return rows by level, engine and kind of images, and ratios to the stock engine."""
+    rows: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
+    fresh = len(engines)
+    levels = [Level("concurrency", value) for value in arguments.concurrency]
+    levels += [Level("rate", value) for value in arguments.rates]
+    for level in levels:
+        turns = await take_turns(engines, level, fresh, arguments)
+        fresh += level.count(arguments) * level.turns(arguments)
+        for kind in sorted({turn.images for turn in turns}):
+            for name in engines:
+                own = [turn for turn in turns if (turn.engine, turn.images) == (name, kind)]
+                rows.append(summary(level, own))
+                print(line(level, rows[-1]), flush=True)
+            ratios.append(compared(level, turns, kind))
+    return {"ratios_to_stock": ratios, "rows": rows}
+
+
+def line(level: Level, row: dict[str, Any]) -> str:
+    return (
+        f"{level.kind} {level.value:g} {row['images']:>8} {row['engine']:>6}: "
+        f"{row['requests_per_second']:6.2f} requests/s, TTFT p50 {row['ttft_seconds']['p50']:6.2f} "
+        f"s, between tokens p50 {1000 * row['inter_token_seconds']['p50']:6.0f} ms, "
+        f"encoder {row['encoder_share']:4.0%}, KV cache {row['kv_cache_peak']:4.0%}"
+    )
 
 
 async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -198,32 +173,26 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         width = AutoConfig.from_pretrained(model).get_text_config().hidden_size
         Selector(Scorer(width, ScorerConfig()), {"model": model}).save_pretrained(selector)
-    kept: dict[str, Any] = {"stock": None, f"K={arguments.budget}": arguments.budget, "all": 1.0}
+    kept: dict[str, Any] = {STOCK: None, f"K={arguments.budget}": arguments.budget, "all": 1.0}
     engines = {}
-    for name, budget in kept.items():
+    for number, (name, budget) in enumerate(kept.items()):
         block = {} if budget is None else {"autoselect": {"selector": selector, "budget": budget}}
         engines[name] = start(model, block, arguments)
-    for number, (name, engine) in enumerate(engines.items()):
-        await ask(engine, -number - 1 & 0xFFFF, f"warm-{name}", arguments.new)
-    rows = await measure(engines, arguments)
+        await ask(engines[name], picture(number), f"warm-{name}", arguments.new)
+    begin = os.getloadavg()[0]
+    found = await measure(engines, arguments)
     for engine in engines.values():
-        engine.shutdown()
+        engine.running.shutdown()
+    engines.clear()
+    gc.collect()  # an engine that Python's own end collects fails in its __del__
     return {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "load_average": os.getloadavg()[0],
-        },
-        "versions": {
-            "vllm": installed_version(),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        },
+        "environment": environment() | {"vllm": installed_version()},
+        "load_average_before_and_after": [begin, os.getloadavg()[0]],
         "model": arguments.model or "random LLaVA",
         "budget": arguments.budget,
         "new_tokens": arguments.new,
-        "rows": rows,
+        "compiled": not arguments.eager,
+        **found,
     }
 
 
@@ -232,9 +201,11 @@ def main() -> None:
     parser.add_argument("--model", help="folder or org/name; by default random weights")
     parser.add_argument("--selector", help="by default one with random weights")
     parser.add_argument("--budget", type=int, default=64)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--requests", type=int, help="of a round; by default the concurrency")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4, 16, 64])
+    parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 2.0])
+    parser.add_argument("--requests", type=int, default=4, help="at least so many in a turn")
+    parser.add_argument("--arrivals", type=int, default=10, help="requests of a rate's turn")
+    parser.add_argument("--turns", type=int, default=2, help="of each engine, at most")
     parser.add_argument("--new", type=int, default=8, help="generated tokens")
     parser.add_argument("--kv-cache-gib", type=float, default=2.0)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
@@ -244,7 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(run(arguments, Path(folder)))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ ALLOWED = {
     },
     "evaluation": {
         *("config", "files", "ops", "data", "tracking", "vlm", "method"),
-        *("pruning", "training", "reference"),
+        *("pruning", "training", "reference", "serving"),
     },
     "tuning": {
         *("config", "files", "ops", "data", "tracking", "vlm", "method", "pruning"),

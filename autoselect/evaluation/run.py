@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import check_scoring
 from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, folder_digest
 from autoselect.evaluation.answers.replies import Replies, answered_by
+from autoselect.evaluation.answers.served import check_served, served
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.environment import git_commit
 from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
@@ -38,7 +40,8 @@ from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
 from autoselect.evaluation.rows import with_converted_rows
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
-from autoselect.evaluation.settings import EvalSettings
+from autoselect.evaluation.settings import VLLM, EvalSettings
+from autoselect.serving.plugin import installed_version
 from autoselect.tracking import Data
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.model_files import local_folder
@@ -66,13 +69,11 @@ def evaluate(
         ConfigError: a setting does not fit; raised before anything is computed.
     """
     settings = with_converted_rows(settings, rank, barrier)
-    ready = prepare(settings)
+    ready = prepare(settings, world_size)
     plan = ready.plan
     record = ready.record(settings) if rank == 0 else TrackedEvaluation.disabled(settings)
-    with record:
-        replies = answer_all(
-            AskedVLM(ready.vlm), ready.samples, plan, ready.store, rank, world_size, barrier
-        )
+    with record, ready.asked(settings) as asked_vlm:
+        replies = answer_all(asked_vlm, ready.samples, plan, ready.store, rank, world_size, barrier)
         if rank != 0:
             return None
         asked: Sequence[Answered] = ready.samples.answered()  # read once, scored once per column
@@ -115,6 +116,12 @@ class Prepared:
     digests: dict[str, Any]
     store: PartStore
 
+    def asked(self, settings: EvalSettings) -> AbstractContextManager[AskedVLM]:
+        """Return a context with the model that answers; an engine stops behind it."""
+        if settings.engine == VLLM:
+            return served(self.vlm, settings.model, self.selectors[SELECTOR].selector)
+        return nullcontext(AskedVLM(self.vlm))
+
     def record(self, settings: EvalSettings) -> TrackedEvaluation:
         named = {name: value for name, value in self.digests.items() if name != "selectors"}
         tags = {f"{name}_digest": value for name, value in named.items()}
@@ -130,7 +137,7 @@ class Prepared:
         return TrackedEvaluation(settings, identity, tags, data, training)
 
 
-def prepare(settings: EvalSettings) -> Prepared:
+def prepare(settings: EvalSettings, world_size: int = 1) -> Prepared:
     """Load and check everything an evaluation needs; raise ConfigError for a wrong setting."""
     check_scoring(settings.scoring)
     check_folder("out", settings.out)
@@ -144,6 +151,9 @@ def prepare(settings: EvalSettings) -> Prepared:
         *choose_methods(settings.methods, settings.random_seeds),
     )
     asked = AskedVLM(vlm)
+    if settings.engine == VLLM:
+        found = {name: own.selector for name, own in selectors.items()}
+        check_served(found, asked, samples[0], world_size)
     strict = settings.methods.strip() != "all"
     methods, left_out = usable_methods(asked, samples, methods, strict)
     num_tokens = len(asked.encode([samples[0]]).images[0][0])
@@ -171,6 +181,7 @@ def prepare(settings: EvalSettings) -> Prepared:
         **_plan_identity(plan),
         "dtype": str(vlm.dtype),
         "code": code_version(),
+        **_engine_version(settings),
     }
     store = PartStore(Path(settings.out) / "parts", identity)
     return Prepared(vlm, selectors, samples, plan, left_out, digests, store)
@@ -198,7 +209,7 @@ def measure(
     )
     warnings = (other_weights(vlm, own.selector) for own in ready.selectors.values())
     more = {
-        "environment": latency["environment"],
+        "environment": latency["environment"] | _engine_version(settings),
         "digests": ready.digests,
         "training": selector.metadata,
         "warnings": [text for text in warnings if text],
@@ -208,6 +219,10 @@ def measure(
     }
     name = shown_name(settings.model, vlm)
     return build_report(asked, replies, plan, name, plan.num_tokens, latency, more)
+
+
+def _engine_version(settings: EvalSettings) -> dict[str, Any]:
+    return {VLLM: installed_version()} if settings.engine == VLLM else {}
 
 
 def _files_digest(model: str) -> str | None:

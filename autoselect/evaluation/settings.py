@@ -7,12 +7,13 @@ from autoselect.config.flags import check_counts
 from autoselect.config.setting import required, setting
 from autoselect.evaluation.answers.answering import ANSWERS, REFERENCES
 from autoselect.evaluation.answers.likelihood import GENERATION
-from autoselect.evaluation.methods.registry import METHODS
+from autoselect.evaluation.methods.registry import METHODS, choose_methods
 
 ONE_SELECTOR = (
     "folder or hub name of the trained selector, or models:/ID or runs:/RUN/selector of the "
     "tracking store"
 )
+TRANSFORMERS, VLLM = ENGINES = ("transformers", "vllm")
 COUNTS = (
     "max_images",
     "random_seeds",
@@ -72,6 +73,11 @@ class EvalSettings:
     latency_compiled: bool = setting(
         False, "also time the language model and the selector compiled (CUDA graphs on a GPU)"
     )
+    engine: str = setting(
+        TRANSFORMERS,
+        "what answers for the full model and the selector: transformers, or vllm, which needs "
+        "methods=none",
+    )
     device: str | None = setting(None, "cpu or cuda; by default a GPU if there is one")
     experiment: str = setting("autoselect", "MLflow experiment")
     tracking: bool = setting(True, "log to MLflow")
@@ -87,4 +93,29 @@ class EvalSettings:
             self.reference == ANSWERS or self.scoring == GENERATION,
             f"scoring={self.scoring} needs the data's answers; use scoring={GENERATION} with "
             f"reference={self.reference}",
+        )
+        require(
+            self.engine in ENGINES,
+            f"engine={self.engine!r} is unknown; choose one of {', '.join(ENGINES)}",
+        )
+        if self.engine == VLLM:
+            self._check_served()
+
+    def _check_served(self) -> None:
+        """Refuse what a vLLM engine cannot do."""
+        baselines = ", ".join(method.name for method in choose_methods(self.methods))
+        require(
+            not baselines,
+            f"methods={self.methods} cannot run in engine={VLLM}, which has selectors only "
+            f"({baselines}); use methods=none, or engine={TRANSFORMERS}",
+        )
+        require(
+            self.scoring == GENERATION,
+            f"scoring={self.scoring} needs likelihoods, which engine={VLLM} does not give; use "
+            f"scoring={GENERATION}, or engine={TRANSFORMERS}",
+        )
+        require(
+            self.audit == 0,
+            f"audit={self.audit} needs likelihoods, which engine={VLLM} does not give; use "
+            f"audit=0, or engine={TRANSFORMERS}",
         )

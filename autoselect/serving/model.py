@@ -12,7 +12,8 @@ Dimension letters: M tokens of a block, N visual tokens, K that stay, M' slots, 
 position, T tokens of a step, D channels.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,8 @@ with extra("serving"):
 logger = init_logger("vllm.autoselect")
 ROWS_OF_POSITIONS = 3
 """Rows of vLLM's buffer of M-RoPE positions."""
+
+TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 
 
 FamilyModel: Any = object
@@ -83,6 +86,14 @@ class PrunedModel(FamilyModel):
             self.settings.selector,
             self.settings.digest(),
         )
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load the weights by the names that vLLM has for those of CLIP and SigLIP towers."""
+        if self.settings is not None and hasattr(
+            getattr(self, "vision_tower", None), "vision_model"
+        ):
+            weights = with_older_names(weights)
+        return super().load_weights(weights)
 
     @torch.no_grad()
     def embed_multimodal(self, **kwargs: Any) -> Any:
@@ -216,6 +227,15 @@ class PrunedModel(FamilyModel):
         return super().forward(
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs
         )
+
+
+def with_older_names(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a tower's weights with `vision_model` in their names.
+
+    Checkpoints that transformers 5.2 and later wrote leave it out.
+    """
+    for name, own in weights:
+        yield TOWER.sub(r"\1vision_model.", name), own
 
 
 def first_slot(feature: MultiModalFeatureSpec) -> int:

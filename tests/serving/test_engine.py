@@ -36,13 +36,15 @@ MIXED = [
 """Budgets 8, 16, a share, all tokens, and text alone, next to each other."""
 
 THREE = several_images(20, 3, K)
+GROWING = several_images(20, 3, 17)
+"""Prompts of 60 and 61 tokens: those generated need a block of the cache more."""
 SMALL = [replace(case, budget=1000) for case in CASES[:10]]
 
 
 @pytest.fixture(scope="module")
 def truth(selector, tmp_path_factory):
     """Return what `attach()` gives for a list of cases."""
-    every = [*CASES, *MIXED, *THREE, *SMALL]
+    every = [*CASES, *MIXED, *THREE, *GROWING, *SMALL]
     found = truths(tmp_path_factory.mktemp("truth"), selector, every)
     known = dict(zip(every, found, strict=True))
     return lambda cases: [known[case] for case in cases]
@@ -113,9 +115,25 @@ def test_three_images_behind_a_cached_prefix(served, truth, chunk):
     assert_equal(served(twice, **settings), truth(twice))
 
 
-def test_requests_that_wait_for_room_in_the_cache(served, truth):
-    found = served(THREE, kv_cache_memory_bytes=3 << 20, max_num_seqs=40)
-    assert_equal(found, truth(THREE))
+def test_preempted_requests(native, selector, truth):
+    """Eight prompts of two blocks fill the cache, and all want a third for what they generate."""
+    llm = engine(
+        native,
+        {"selector": str(selector), "budget": GROWING[0].budget},
+        num_gpu_blocks_override=16,
+        max_model_len=128,
+        max_num_seqs=40,
+        disable_log_stats=False,
+    )
+    try:
+        found = answers(llm, GROWING)
+        (preemptions,) = (
+            metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"
+        )
+    finally:
+        stop(llm)
+    assert preemptions > 0
+    assert_equal(found, truth(GROWING))
 
 
 def test_bfloat16_loses_no_position(served, truth):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import transformers as hf
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from tests.word_tokenizer import word_tokenizer
 
@@ -362,13 +361,5 @@ def build(name: str, folder: Path) -> tuple[Any, Any]:
             elif parameter.ndim > 1:
                 parameter.mul_(4.0)
     model.save_pretrained(folder)
-    if model.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model"):
-        # vLLM knows these towers by the names of older releases.
-        weights = load_file(folder / "model.safetensors")
-        named = {
-            key.replace("vision_tower.", "vision_tower.vision_model."): own
-            for key, own in weights.items()
-        }
-        save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
     processor.save_pretrained(folder)
     return model, processor

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from autoselect.config.remaining import Remaining
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.replies import Replies, Reply
+from autoselect.evaluation.answers.served import ServedVLM, served_part
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text
 
@@ -113,10 +114,11 @@ def answer_all(
     mine = [p for p in range(rank, parts, world_size) if not store.path(p).exists()]
     logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
     remaining = Remaining(len(mine))
+    answer: Any = served_part if isinstance(asked, ServedVLM) else answer_part
     for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
         numbers = range(part * size, min(len(samples), (part + 1) * size))
         others = [samples[other_image(i, len(samples))] for i in numbers] if plan.others else []
-        store.write(part, answer_part(asked, [samples[i] for i in numbers], plan, others))
+        store.write(part, answer(asked, [samples[i] for i in numbers], plan, others))
         remaining.done += 1
         if rank == 0 and not sys.stderr.isatty():
             logger.info("part %d of %d, %s", remaining.done, len(mine), remaining)
