@@ -12,6 +12,7 @@ TEXT = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO = json.loads((RESULTS / "demo.json").read_text())
 PREFILL = json.loads((RESULTS / "prefill_diversity_cpu.json").read_text())
+FLAGSHIP = json.loads((RESULTS / "gpu_h200.json").read_text())["stages"]["flagship"]["result"]
 METHODS = {
     "**AutoSelect**, tuned diversity": "autoselect:diversity-own",
     "**AutoSelect**, the paper's top-K": "autoselect",
@@ -78,6 +79,12 @@ def test_speedups_are_those_of_the_benchmark(batch):
     assert table()[f"prefill speedup, batch {batch}, tuned diversity"] == speedups(batch)
 
 
+def gpu_speedup(budget: int) -> str:
+    """Return the speedup of the prefill of eight prompts on a GPU."""
+    found = FLAGSHIP["models"]["llava-1.5-7b"]["prefill, batch 8"]
+    return f"{found['full']['median_ms'] / found[f'prefill@{budget}']['median_ms']:.2f}"
+
+
 def test_every_other_number_is_known():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = {
@@ -87,6 +94,7 @@ def test_every_other_number_is_known():
         project["requires-python"].removeprefix(">="),
         *map(str, budgets()),
         "2603.07135",
+        *("64", "576", gpu_speedup(64)),
     }
     text = "\n".join(line for line in prose().splitlines() if not line.startswith("|"))
     assert set(NUMBER.findall(text)) <= known
