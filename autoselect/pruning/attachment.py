@@ -5,9 +5,9 @@
     model.autoselect.last.images[0].kept                  positions that were kept
     detach(model)
 
-The prompt keeps its full length for the user: `generate` returns the original ids followed by the
-new ones. Only the language model sees fewer tokens, each kept token at its original position.
-Methods are replaced on this one object and restored later; class and weights are untouched.
+The prompt keeps its full length for the user: `generate` returns the original ids and the new ones.
+Only the language model sees fewer tokens, each kept one at its original position. Methods are
+replaced on this one object and restored later; class and weights are untouched.
 
 Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
@@ -93,10 +93,9 @@ def detach(model: Any) -> Any:
     Raises:
         ConfigError: no selector is attached.
     """
-    attachment = getattr(model, "autoselect", None)
-    if not isinstance(attachment, Attachment):
+    if not isinstance(getattr(model, "autoselect", None), Attachment):
         raise ConfigError("model has no selector; attach(model, selector, budget) first")
-    attachment.remove()
+    model.autoselect.remove()
     del model.autoselect
     return model
 
@@ -123,7 +122,7 @@ class Attachment:
     Attributes:
         selector: ranks visual tokens.
         budget: default budget of every call; may be changed at any time.
-        on_small_image: what an image with fewer tokens than its budget means, see `attach`.
+        on_small_image: see `attach`.
         last: what was chosen in the last call that had images, in any thread.
 
     Args:
@@ -231,9 +230,10 @@ class Attachment:
         return prepared
 
     def _before_forward(
-        self, _model: Any, args: Sequence[Any], kwargs: dict[str, Any]
+        self, model: Any, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Prune a call that brings images; fit one that continues from a pruned cache."""
+        self.adapter.check_own(model)
         if self._is_prepared(kwargs):
             return None
         call = self.adapter.bind(args, kwargs)
@@ -269,6 +269,7 @@ class Attachment:
             if hasattr(value, "get_seq_length"):
                 write_layout(value, layout) if layout is not None else note_contents(value)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _prune(
         self, call: dict[str, Any], length: int, settings: CallSettings
     ) -> tuple[dict[str, Any], CacheLayout | None]:

@@ -29,7 +29,13 @@ from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_all_blocks
 from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
 from autoselect.vlm.contract import check_contract
-from autoselect.vlm.families import FAMILIES, OLDEST_TRANSFORMERS, family_of, token_width
+from autoselect.vlm.families import (
+    FAMILIES,
+    OLDEST_TRANSFORMERS,
+    family_of,
+    placeholder_id,
+    token_width,
+)
 from autoselect.vlm.features import (
     entry_sizes,
     feature_matrix,
@@ -39,6 +45,7 @@ from autoselect.vlm.features import (
 )
 from autoselect.vlm.held import Held
 from autoselect.vlm.host import read
+from autoselect.vlm.offloaded import weights_at_hand
 from autoselect.vlm.positions import Positions
 from autoselect.vlm.token_rows import TokenRows
 
@@ -73,8 +80,9 @@ class VisualAdapter:
     def __init__(self, model: Any, keep_alive: bool = True) -> None:
         if not isinstance(model, PreTrainedModel):
             raise ConfigError(
-                f"model={type(model).__name__} is not a transformers model; give the model itself, "
-                "without a wrapper around it"
+                f"model={type(model).__name__} is not a transformers model; give the model itself: "
+                "model.get_base_model() of PEFT, model.module of DataParallel, model._orig_mod of "
+                "torch.compile; the wrapper may be used afterwards"
             )
         self.family = family_of(model.config)
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
@@ -115,6 +123,10 @@ class VisualAdapter:
     def model(self) -> Any:
         return self._held.module
 
+    def check_own(self, model: Any) -> None:
+        """Raise ConfigError if `model` is a replica of the adapter's model."""
+        self._held.check(model)
+
     @property
     def base(self) -> Any:
         """Return the model without its head."""
@@ -151,7 +163,8 @@ class VisualAdapter:
                 continue
             encoder = getattr(self.base, f"get_{modality}_features")
             arguments = {n: inputs[n] for n in known if inputs.get(n) is not None}
-            outputs[modality] = encoder(**arguments, return_dict=True)
+            with weights_at_hand(self.base):
+                outputs[modality] = encoder(**arguments, return_dict=True)
         found = {modality: output for modality, output in outputs.items() if output is not None}
         for output in found.values():
             if output.pooler_output is not (first := prompt_features(output)):
@@ -284,11 +297,3 @@ class VisualAdapter:
     def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in inputs.items() if name not in PIXEL_NAMES}
         return {**rest, "mm_encoder_outputs": outputs}
-
-
-def placeholder_id(config: Any, kind: str) -> int | None:
-    """Return the token id that stands for one visual token of a kind, or None."""
-    for name in (f"{kind}_token_id", f"{kind}_token_index"):
-        if (token := getattr(config, name, None)) is not None:
-            return int(token)
-    return None

@@ -151,6 +151,14 @@ REFUSED = {
 }
 
 
+def placeholder_id(config: Any, kind: str) -> int | None:
+    """Return the token id that stands for one visual token of a kind, or None."""
+    for name in (f"{kind}_token_id", f"{kind}_token_index"):
+        if (token := getattr(config, name, None)) is not None:
+            return int(token)
+    return None
+
+
 def token_width(config: Any) -> int:
     """Return the channels of a visual token as the model's `forward` takes it."""
     family = FAMILIES.get(config.model_type)

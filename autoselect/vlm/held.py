@@ -32,3 +32,15 @@ class Held:
                 "model = attach(...), then model.generate(...)"
             )
         return module
+
+    def check(self, module: Any) -> None:
+        """Check that a module is the one referred to.
+
+        Raises:
+            ConfigError: it is a replica on another device.
+        """
+        if module is not self._reference():
+            raise ConfigError(
+                "torch.nn.DataParallel copies an attached model to other devices, but its selector "
+                "is on one; start one process for each device"
+            )

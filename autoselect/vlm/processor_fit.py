@@ -6,8 +6,7 @@ from typing import Any
 from PIL import Image
 
 from autoselect.config import ConfigError
-from autoselect.vlm.adapter import placeholder_id
-from autoselect.vlm.families import family_of
+from autoselect.vlm.families import family_of, placeholder_id
 from autoselect.vlm.model_files import ModelFilesError
 from autoselect.vlm.text.placeholders import image_mark
 

@@ -29,6 +29,7 @@ from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.blocks import Block
 from autoselect.vlm.features import without_states
 from autoselect.vlm.host import send
+from autoselect.vlm.offloaded import is_offloaded
 from autoselect.vlm.patches import (
     SiteFeatures,
     check_patches,
@@ -95,9 +96,11 @@ class AfterProjector:
         """Return the features of a call's images and clips at the site, by modality."""
         return adapter.encode(inputs)
 
-    def given(self, _adapter: VisualAdapter, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return a call of `generate`, whose own encoding must not pass the site."""
-        return inputs
+    def given(self, adapter: VisualAdapter, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a call of `generate`, encoded already if its own encoding would not do."""
+        if not (is_offloaded(adapter.base) and adapter.has_images(inputs)):
+            return inputs
+        return adapter.with_outputs(inputs, self.encode(adapter, inputs))
 
     def pruned(
         self, _adapter: VisualAdapter, features: Outputs, _kept: Tensor, _counts: Sequence[int]

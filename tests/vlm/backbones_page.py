@@ -15,6 +15,7 @@ from autoselect import attach
 from autoselect.vlm.families import FAMILIES, REFUSED, family_of
 from tests.vlm import checks, tiny_models
 from tests.vlm.backbones_names import NAMES
+from tests.vlm.loaded_models import NOT, WAYS, works
 from tests.vlm.stock import model_of, selector
 from tests.vlm.tiny import ALL, padded
 from tests.vlm.tiny_prompts import BOS, IMAGE
@@ -162,6 +163,13 @@ def untested_list() -> str:
     return ", ".join(f"`{name}`" for name in UNTESTED)
 
 
+def loaded_table() -> str:
+    """Return one row per way to load or call a model."""
+    rows = [f"| {way} | {works(way)} |" for way in WAYS]
+    rows += [f"| {way} | {reason} |" for way, reason in NOT.items()]
+    return "\n".join(["| way | works |", "|---|---|", *rows])
+
+
 def raster_list() -> str:
     """Return families whose images are one raster of tokens."""
     return ", ".join(f"`{name}`" for name, own in sorted(FAMILIES.items()) if own.raster)
@@ -219,6 +227,7 @@ def page() -> str:
         ("{families}", family_table),
         ("{refused}", refused_table),
         ("{untested}", untested_list),
+        ("{loaded}", loaded_table),
         ("{rasters}", raster_list),
         ("{cache}", cache_table),
     ):

@@ -30,9 +30,9 @@ def model_of(name: str) -> Any:
 
 
 @cache
-def selector() -> Selector:
+def selector(width: int = WIDTH) -> Selector:
     torch.manual_seed(7)
-    return Selector(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2))).eval()
+    return Selector(Scorer(width, ScorerConfig(hidden_size=16, num_heads=2))).eval()
 
 
 @contextmanager
