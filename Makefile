@@ -194,8 +194,9 @@ $(VLLM_VENV)/.package: $(VLLM_VENV)/.torch setup.py pyproject.toml $(NATIVE)
 	@$(call install,$(VLLM_VENV),--no-build-isolation "$(TORCH)" "$(VLLM)" \
 	  --editable '.[evaluation]' pytest hypothesis num2words)
 	@$(call holds,$(VLLM_VENV),"$(VLLM)" mlflow webdataset pytest)
+	@$(VLLM_VENV)/bin/python -c 'import torchaudio' 2>/dev/null || \
+	  $(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
 	@$(VLLM_VENV)/bin/python -c 'import torchvision' 2>/dev/null || { \
-	  $(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton; \
 	  site=$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	  cp tests/serving/torchvision_schemas.py "$$site" && \
 	  echo 'import torchvision_schemas' > "$$site/torchvision_schemas.pth"; }

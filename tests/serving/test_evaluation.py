@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it")
 
 from autoselect.data.shards import ShardWriter  # noqa: E402
+from autoselect.evaluation.answers import served  # noqa: E402
 from autoselect.evaluation.latency.protocol import LatencyPlan  # noqa: E402
 from autoselect.evaluation.report.check import check_report  # noqa: E402
 from autoselect.evaluation.run import evaluate  # noqa: E402
@@ -23,6 +24,7 @@ BUDGETS = (8, 16)
 @pytest.fixture
 def settings(selector, tmp_path, monkeypatch):
     monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (1, 0))
+    monkeypatch.setattr(served, "MOST_CACHE", 64 << 20)
     with ShardWriter(str(tmp_path / "shards")) as writer:
         for number in range(IMAGES):
             turns = [
@@ -48,8 +50,8 @@ def settings(selector, tmp_path, monkeypatch):
 
 def test_both_engines_give_the_same_answers_and_the_same_retention(settings, tmp_path):
     truth = evaluate(settings)
-    served = dataclasses.replace(settings, engine="vllm", out=str(tmp_path / "vllm"))
-    found = evaluate(served)
+    by_engine = dataclasses.replace(settings, engine="vllm", out=str(tmp_path / "vllm"))
+    found = evaluate(by_engine)
     check_report(found.report)
     assert found.replies.keys() == truth.replies.keys()
     for column, images in truth.replies.items():
@@ -64,5 +66,5 @@ def test_both_engines_give_the_same_answers_and_the_same_retention(settings, tmp
     full, pruned = (truth.replies[f"{name}#0"] for name in ("full@0", f"autoselect@{BUDGETS[0]}"))
     assert full != pruned, "pruning changes nothing, so nothing is compared"
     assert found.report["environment"]["vllm"].startswith("0.3")
-    lines = (Path(served.out) / "predictions.jsonl").read_text().splitlines()
+    lines = (Path(by_engine.out) / "predictions.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["predictions"].keys() == found.replies.keys()

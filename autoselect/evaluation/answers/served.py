@@ -1,5 +1,6 @@
 """Answers of a vLLM engine, for the full model and the selector; bounds are transformers' own."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,10 @@ from autoselect.vlm.text.tokens import adds_special_tokens, end_ids
 SITE = "after_projector"
 MEMORY_FOR_ENGINE = 0.85
 """Of the memory that a GPU has free beside transformers' model."""
+
+MOST_CACHE, CACHE_SHARE = 4 * 2**30, 4
+"""Bytes of the KV cache in main memory at most, of which vLLM would take nearly all; and one in so
+many of the free bytes."""
 
 
 class ServedVLM(AskedVLM):
@@ -128,6 +133,9 @@ def served(vlm: FrozenVLM, model: str, selector: Any) -> Iterator[ServedVLM]:
         "distributed_executor_backend": "uni",
         "enforce_eager": vlm.device.type == "cpu",  # compiling takes longer there than it saves
     }
+    if vlm.device.type == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        settings["kv_cache_memory_bytes"] = min(MOST_CACHE, free // CACHE_SHARE)
     if vlm.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(vlm.device)
         settings["gpu_memory_utilization"] = MEMORY_FOR_ENGINE * free / total
