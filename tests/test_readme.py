@@ -12,6 +12,7 @@ TEXT = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO = json.loads((RESULTS / "demo.json").read_text())
 PREFILL = json.loads((RESULTS / "prefill_diversity_cpu.json").read_text())
+PAPER = json.loads((RESULTS / "paper_preset.json").read_text())
 FLAGSHIP = json.loads((RESULTS / "gpu_h200.json").read_text())["stages"]["flagship"]["result"]
 METHODS = {
     "**AutoSelect**, tuned diversity": "autoselect:diversity-own",
@@ -63,6 +64,19 @@ def test_retentions_are_those_of_the_demo(name):
     shown = [cell.strip("*") for cell in table()[f"{name}: retention in %"]]
     found = {row["budget"]: row for row in DEMO["rows"] if row["method"] == METHODS[name]}
     assert shown == [f"{100 * found[budget]['retention']:.1f}" for budget in budgets()]
+
+
+def test_the_row_of_the_papers_settings_is_the_mean_of_its_seeds():
+    assert PAPER["images"] == DEMO["images"]
+    shown = table()["the paper's settings, mean of three seeds: retention in %"]
+    for cell, budget in zip(shown, budgets(), strict=True):
+        seeds = [
+            row["retention"]
+            for row in PAPER["rows"]
+            if row["budget"] == budget and row["method"] != "autoselect:ours"
+        ]
+        assert len(seeds) == 3
+        assert cell == f"{100 * sum(seeds) / 3:.1f}"
 
 
 def test_the_best_of_each_budget_is_bold_if_it_is_ours():
