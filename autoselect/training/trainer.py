@@ -22,7 +22,7 @@ from autoselect.training.sharded_loading import gathered
 from autoselect.training.state import Progress, TrainingState
 from autoselect.training.sums import sum_over_ranks, total
 from autoselect.training.update_guard import UpdateGuard
-from autoselect.training.validation import BEST_FOLDER, take_best, validation_of
+from autoselect.training.validation import BEST_FOLDER, judged, take_best, validation_of
 from autoselect.training.work import ModelSize, StepWork
 from autoselect.vlm.text.batch import TrainBatch
 
@@ -139,7 +139,7 @@ class Trainer:
         """Measure the held-out loss and keep the best selector; return True to end training."""
         self.heartbeat.progress(f"validation of step {self.step}")
         loss = self.validation.loss()
-        self.progress = self.validation.judged(self.progress, self.step, loss)
+        self.progress = judged(self.progress, self.step, loss)
         if self.config.validation.patience and self.progress.since_best == 0:
             self._export_gathered(self.parts.output / BEST_FOLDER)
         self.tracker.log_metrics({"validation/loss": loss}, self.step)

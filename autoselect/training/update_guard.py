@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class NumbersError(RuntimeError):
-    """Too many updates in a row had a loss or gradient that was not finite."""
+    """Too many updates in a row, or all held-out losses, were not finite."""
 
 
 class UpdateGuard:

@@ -8,6 +8,7 @@ close, and the training would end although the Scorer still learns.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from autoselect.data.order import epoch_slice
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.method.gating import GateSetting
 from autoselect.training.state import Progress
+from autoselect.training.update_guard import NumbersError
 
 if TYPE_CHECKING:
     from autoselect.training.parts import Run
@@ -111,18 +113,36 @@ class Validation:
         dist.all_reduce(totals)
         return float(totals[0] / totals[1].clamp(min=1))
 
-    def judged(self, progress: Progress, step: int, loss: float) -> Progress:
-        """Return the progress after a measurement."""
-        if progress.best_loss is None or loss < progress.best_loss:
-            return replace(progress, best_loss=loss, best_step=step, since_best=0)
-        return replace(progress, since_best=progress.since_best + 1)
-
     def is_over(self, progress: Progress) -> bool:
         return 0 < self.config.patience <= progress.since_best
 
 
+def judged(progress: Progress, step: int, loss: float) -> Progress:
+    """Return the progress after a measurement; a loss that is not finite is never the best."""
+    if not math.isfinite(loss):
+        logger.warning(
+            "held-out loss %s of step %d is not finite and counts as no improvement; look for rows "
+            "whose numbers overflow in the VLM's dtype",
+            loss,
+            step,
+        )
+    elif progress.best_loss is None or loss < progress.best_loss:
+        return replace(progress, best_loss=loss, best_step=step, since_best=0)
+    return replace(progress, since_best=progress.since_best + 1)
+
+
 def take_best(output: Path, selector: Path, progress: Progress) -> None:
-    """Copy the selector of the lowest held-out loss to where users look for it."""
+    """Copy the selector of the lowest held-out loss to where users look for it.
+
+    Raises:
+        NumbersError: no held-out loss was finite.
+    """
+    if progress.best_step is None:
+        raise NumbersError(
+            f"no held-out loss was finite, so no selector is the best one; the last weights are in "
+            f"the checkpoints of {output}. Look for rows of validation.shards whose numbers "
+            "overflow in the VLM's dtype, or set validation.patience to 0"
+        )
     shutil.copytree(output / BEST_FOLDER, selector, dirs_exist_ok=True)
     logger.info(
         "selector of step %s, with the lowest held-out loss %.4f, written to %s",

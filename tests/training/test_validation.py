@@ -1,5 +1,6 @@
 """The held-out loss: which rows it is measured on, and how it ends a training."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.training.run import assemble
-from autoselect.training.validation import held_out_rows
+from autoselect.training.state import Progress
+from autoselect.training.update_guard import NumbersError
+from autoselect.training.validation import held_out_rows, judged, take_best
 
 FIVE = ("--steps=5", "--validation.images=2")
 ROOT = Path(__file__).parents[2]
@@ -87,6 +90,18 @@ def test_training_ends_early_with_the_selector_of_the_lowest_loss(alone, folder,
     exported = Selector.from_pretrained(tmp_path / "run" / "selector").scorer.state_dict()
     assert all(torch.equal(exported[name], tensor) for name, tensor in seen[1].items())
     assert not torch.equal(seen[1]["projection.weight"], seen[3]["projection.weight"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_never_the_best(bad, tmp_path):
+    progress = Progress()
+    for step, loss in enumerate([bad, 3.0, bad, 2.0, bad], start=1):
+        progress = judged(progress, step, loss)
+    assert (progress.best_loss, progress.best_step, progress.since_best) == (2.0, 4, 1)
+    only_bad = judged(Progress(), 1, bad)
+    assert only_bad.since_best == 1
+    with pytest.raises(NumbersError, match="no held-out loss was finite"):
+        take_best(tmp_path, tmp_path / "selector", only_bad)
 
 
 def test_the_loss_is_that_of_the_last_gates_and_changes_nothing(alone, folder, tmp_path):
