@@ -66,6 +66,12 @@ FAMILIES: dict[str, Family] = {
     "glm46v": Family(raster="picture", clip_token="image"),
     "glm4v": Family(raster="picture", clip_token="image"),
     "glm4v_moe": Family(raster="picture", clip_token="image"),
+    "glm5_next": Family(
+        raster="picture",
+        clip_token="image",
+        convolutions=True,
+        untrained="its sparse attention takes no mask with weights of tokens",
+    ),
     "glm_ocr": Family(raster="picture", clip_token="image"),
     "glmga": Family(raster="picture", clip_token="image"),
     "got_ocr2": Family(

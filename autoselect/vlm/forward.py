@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoselect.vlm.adapter import VisualAdapter
+from autoselect.vlm.families import MIXING
 from autoselect.vlm.features import feature_matrix, with_features
 from autoselect.vlm.head import head_logits
 from autoselect.vlm.host import send
@@ -114,14 +115,17 @@ def _mask(adapter: VisualAdapter, batch: TrainBatch, log_weights: Tensor | None)
     if log_weights is not None:
         bias = mask.new_zeros(places.shape).masked_scatter(places, log_weights.to(mask.dtype))
         mask = mask + bias[:, None, None, :]
-    if adapter.family.convolutions:
-        return {"full_attention": mask, "conv": (batch.segments != PADDING_SEGMENT).long()}
     config = adapter.model.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    kinds = getattr(config, "layer_types", None) or ()
+    per_kind = {"full_attention": mask, **dict.fromkeys(kinds, mask)}
+    if adapter.family.convolutions:
+        real = (batch.segments != PADDING_SEGMENT).long()
+        return {kind: real if kind in MIXING else own for kind, own in per_kind.items()}
+    window = getattr(config, "sliding_window", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return mask
     near = within_window(mask, batch.position_ids, window)
-    return {"full_attention": mask, "sliding_attention": near} if kinds else near
+    return {**per_kind, "sliding_attention": near} if kinds else near
 
 
 def within_window(mask: Tensor, positions: Tensor, window: int) -> Tensor:

@@ -28,6 +28,7 @@ NAMES: dict[str, tuple[str, str | None]] = {
     "glm46v": ("GLM-4.6V", None),
     "glm4v": ("GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking"),
     "glm4v_moe": ("GLM-4.5V", "zai-org/GLM-4.5V"),
+    "glm5_next": ("GLM-5.3 Flash", "zai-org/GLM-5.3-Flash"),
     "glm_ocr": ("GLM-OCR", "zai-org/GLM-OCR"),
     "glmga": ("Glmga", None),
     "got_ocr2": ("GOT-OCR 2.0", "stepfun-ai/GOT-OCR-2.0-hf"),

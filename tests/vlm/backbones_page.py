@@ -53,7 +53,6 @@ COLUMNS: dict[str, Check] = {
     "generate": generation_checks,
 }
 UNTESTED = [
-    "glm5_next",
     "inkling2",
     "inkling_mm_model",
     "nemotron_h_omni",
@@ -89,6 +88,7 @@ REMARKS = {
     "its timm tower",
     "gemma4": "inputs of every layer are pruned alongside",
     "gemma4_unified": "image tokens see each other; they are projected patches, without a tower",
+    "glm5_next": f"clips use the image token; {MIXED}",
     "granite4_vision": "features of later layers are pruned alongside; newline tokens count and "
     "compete like others",
     "granite_docling": "tiles of an image share its budget; features of later layers are pruned "

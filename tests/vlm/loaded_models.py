@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import pickle
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -123,7 +124,8 @@ def with_a_compiled_language_model() -> None:
 
 def quantised() -> None:
     """Every linear layer in int8: all tokens kept is the quantised model, fewer are fewer."""
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao gives way to torchao
         model = torch.ao.quantization.quantize_dynamic(
             build("llava"), {torch.nn.Linear}, dtype=torch.qint8
         )

@@ -209,6 +209,7 @@ NEWER.update(
         "gemma4_unified": Tiny(
             prompts.placed_patches, prompts.framed(PATCHES), token_types=prompts.mm_types
         ),
+        "glm5_next": Tiny(prompts.grid, on_grid, IMAGE_CLIP, equals_masking=False),
         "granite4_vision": Tiny(
             partial(prompts.any_resolution, side=32), prompts.bare(ANY_RESOLUTION)
         ),
@@ -297,7 +298,7 @@ def clip_batch(name: str, seed: int = 0) -> dict[str, Any]:
     assert tiny.clip is not None
     inputs = padded([[BOS, 21, *tiny.clip.prompt, 33, 44, 55]], "left")
     types = tiny.token_types(inputs["input_ids"])
-    if tiny.clip is IMAGE_CLIP:
+    if tiny.clip is IMAGE_CLIP and types:
         types = {"mm_token_type_ids": 2 * types["mm_token_type_ids"]}
     return {**inputs, **types, **tiny.clip.pixels(torch.Generator().manual_seed(seed))}
 

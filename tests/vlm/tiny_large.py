@@ -5,7 +5,32 @@ from typing import Any
 import transformers as hf
 
 from tests.vlm.tiny_models import TEXT
+from tests.vlm.tiny_newer import GLM_IDS, GLM_VISION
 from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, WIDTH
+from tests.vlm.tiny_recent import LATENT
+
+
+def glm5_next() -> Any:
+    text = {
+        **TEXT,
+        **LATENT,
+        "qk_rope_head_dim": 0,
+        "layer_types": ["linear_attention", "indexed_attention"],
+        "indexer_types": ["full", "full"],
+        "mlp_layer_types": ["dense", "sparse"],
+        "index_topk": 256,
+        "index_kpool": 4,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "linear_conv_kernel_dim": 3,
+        "hc_mult": 2,
+    }
+    config = hf.Glm5NextConfig(
+        text_config=text,
+        vision_config={**GLM_VISION, "projection_intermediate_size": 64},
+        **GLM_IDS,
+    )
+    return hf.Glm5NextForConditionalGeneration(config)
 
 
 def molmo2() -> Any:
