@@ -78,6 +78,29 @@ def test_all_patches_kept_is_the_untouched_model(name, site):
     assert not embedding_layer(VisualAdapter(model))._forward_hooks
 
 
+@pytest.mark.parametrize("site", SITES)
+@torch.no_grad()
+def test_pruned_calls_change_no_weight_and_leave_no_trace_at_any_site(site):
+    inputs, model = batch("llava", ROWS), model_of("llava")
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logits = model(**inputs).logits
+    with attached("llava", 5, site):
+        assert not torch.equal(
+            model.generate(
+                **inputs, **GREEDY, output_logits=True, return_dict_in_generate=True
+            ).logits[0],
+            logits[:, -1],
+        )
+    assert all(map(torch.equal, model.state_dict().values(), weights.values()))
+    assert torch.equal(model(**inputs).logits, logits)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_no_tokens_at_all_is_refused_at_every_site(site):
+    with pytest.raises(ConfigError, match="budget"), attached("llava", 0, site):
+        pass
+
+
 @pytest.mark.parametrize("budget", [5, [3, 16, 7]])
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
