@@ -21,17 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_all_blocks
 from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
-from autoselect.vlm.contract import check_contract
+from autoselect.vlm.contract import check_contract, check_release
 from autoselect.vlm.families import (
     FAMILIES,
-    OLDEST_TRANSFORMERS,
     family_of,
     placeholder_id,
     token_width,
@@ -74,7 +72,7 @@ class VisualAdapter:
         keep_alive: whether the adapter alone keeps the model from being freed.
 
     Raises:
-        ConfigError: not a transformers model, transformers too old, or an unsupported family.
+        ConfigError: not a transformers model, an untested transformers, or an unsupported family.
     """
 
     def __init__(self, model: Any, keep_alive: bool = True) -> None:
@@ -85,12 +83,7 @@ class VisualAdapter:
                 "torch.compile; the wrapper may be used afterwards"
             )
         self.family = family_of(model.config)
-        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-            raise ConfigError(
-                f"transformers=={transformers.__version__} gives {type(model).__name__} no "
-                f"argument mm_encoder_outputs; {OLDEST_TRANSFORMERS} or newer is needed: "
-                f'pip install "transformers>={OLDEST_TRANSFORMERS}"'
-            )
+        check_release(model)
         self._held = Held(model)
         self.text_config = model.config.get_text_config()
         self._kept_alive = model if keep_alive else None

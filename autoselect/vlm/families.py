@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from autoselect.config import ConfigError
 
-OLDEST_TRANSFORMERS = "5.20"
-
 Blocks = Literal["entries", "runs"]
 Raster = Literal["square", "picture"]
 Marker = Literal["same_before_last", "same_after_last", "same_before_first"]

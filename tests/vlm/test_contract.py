@@ -1,6 +1,8 @@
 """Every model type that transformers knows is tested, refused or named; others are tried."""
 
 import inspect
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +11,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from autoselect import ConfigError, attach
 from autoselect.vlm import VisualAdapter
+from autoselect.vlm.contract import FIRST_TOO_NEW
 from autoselect.vlm.families import FAMILIES, REFUSED
 from tests.vlm import checks
 from tests.vlm.backbones_page import UNTESTED
 from tests.vlm.stock import attached, close, masked_logits, model_of, selector
 from tests.vlm.tiny import ALL, NEWER, TINY, batch, build
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_type_of_transformers_is_tested_or_refused_or_named_as_untested():
@@ -54,6 +59,22 @@ def test_a_type_without_an_entry_works_by_contract(name, monkeypatch):
         selection = model.autoselect.last
     if name not in ("paligemma", "lfm2_vl"):
         close(ours, masked_logits(model, inputs, selection))
+
+
+def test_a_release_with_another_name_of_the_cache_is_refused(monkeypatch):
+    """Otherwise `generate` would give wrong answers from the second new token on."""
+
+    def renamed(self, input_ids, cache=None, **kwargs): ...
+
+    monkeypatch.setattr(hf.GenerationMixin, "prepare_inputs_for_generation", renamed)
+    with pytest.raises(ConfigError, match=r"past_key_values.*<5\.24"):
+        attach(model_of("llava"), selector(), 4)
+
+
+def test_the_packages_bounds_are_those_that_attach_checks():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (bounds,) = [text for text in project["dependencies"] if text.startswith("transformers")]
+    assert bounds.endswith(f",<{FIRST_TOO_NEW}")
 
 
 class NoEncoder(type(model_of("llava").model)):
