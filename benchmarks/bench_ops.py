@@ -34,6 +34,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -305,7 +306,10 @@ class Stopwatch:
 
 
 def graph_of(call: Callable[[], object]) -> Callable[[], None]:
-    """Capture the call as a CUDA graph, to time it without launch overhead."""
+    """Capture the call as a CUDA graph, to time it without launch overhead.
+
+    The graph reads the tensors of the call, so what is returned keeps the call alive.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -315,7 +319,11 @@ def graph_of(call: Callable[[], object]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+    return partial(_replay, graph, call)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _kept_alive: object) -> None:
+    graph.replay()
 
 
 def measure(case: Case, watch: Stopwatch, rounds: int, seconds: float) -> dict[str, object]:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_ops import graph_of
 from flagship_models import CONFIGS, build, prompt, visual_tokens
 from torch import profiler
 from torch.profiler import ProfilerActivity, profile
@@ -168,7 +169,7 @@ class Bench:
     def language(self, rows: int, columns: int) -> Callable[[], Any]:
         """Return a prefill of the language model alone; its time does not depend on positions.
 
-        There is no mask, which would be read on the host.
+        No mask is given, because transformers reads a mask on the host.
         """
         model, width = self.model.model.language_model, self.sizes.text["hidden_size"]
         embedded = torch.randn(rows, columns, width, device=self.device).to(self.model.dtype)
@@ -181,23 +182,7 @@ class Bench:
 
     def captured(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """Return the replay of a call; on a CPU the call itself."""
-        run()
-        if self.device == "cpu":
-            return run
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-
-        def replay() -> None:
-            assert run is not None  # a graph reads the tensors of its call, which must stay alive
-            graph.replay()
-
-        return replay
+        return run if self.device == "cpu" else graph_of(run)
 
     def micro_batch(self, rows: int) -> dict[str, Any]:
         """Time forward and backward of training rows, with the selector and without it."""
