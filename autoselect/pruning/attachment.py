@@ -82,8 +82,9 @@ def attach(
     check_settings(budget, video_budget_per, on_small_image)
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)
-    model.autoselect = Attachment(adapter, selector.eval(), budget, video_budget_per)
-    model.autoselect.on_small_image = on_small_image
+    model.autoselect = Attachment(
+        adapter, selector.eval(), budget, video_budget_per, on_small_image=on_small_image
+    )
     return model
 
 
@@ -121,8 +122,7 @@ class Attachment:
 
     Attributes:
         selector: ranks visual tokens.
-        budget: default budget of every call; may be changed at any time.
-        on_small_image: see `attach`.
+        budget, on_small_image: as in `attach`; may be changed at any time.
         last: what was chosen in the last call that had images, in any thread.
 
     Args:
@@ -137,13 +137,14 @@ class Attachment:
         budget: Budget,
         video_budget_per: str,
         kept: Sequence[Tensor] | None = None,
+        on_small_image: OnSmallImage = "keep",
     ) -> None:
         self.adapter = adapter
         self.kept = kept
         self.selector = selector
         self.site = SITES["after_projector" if selector is None else selector.site]
         self.budget = budget
-        self.on_small_image: OnSmallImage = "keep"
+        self.on_small_image = on_small_image
         self.video_budget_per = video_budget_per
         self.last: Selection | None = None
         self._call = CallOfThread()
