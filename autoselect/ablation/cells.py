@@ -14,6 +14,7 @@ continued from a copy of those files.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,7 @@ def run_cell(
     if not (train / "selector" / "config.json").is_file():
         call(_training(plan, trained_as.variant, seed, train), AGAIN, log=log)
     evaluate(plan, cell.folder / "eval", train / "selector", variant, "none", log)
-    leak = _leak_command(plan, train, cell.folder / "leak")
-    _once(leak, cell.folder / "leak", note["leak"] | {"run": str(train)}, log)
+    _measure_leak(plan, trained_as, cell, note["leak"] | {"run": str(train)}, log)
     _write(cell.note, {**note, "outcome": outcome_of(cell.folder, train, COLUMNS)})
     return cell
 
@@ -207,6 +207,16 @@ def _training(plan: AblationPlan, variant: Variant, seed: int, output: Path) -> 
     script = checkout() / "autoselect" / "train.py"
     settings = plan.settings(variant, seed)
     return train_command(output, plan.ranks, plan.port, script, deepspeed, settings)
+
+
+def _measure_leak(
+    plan: AblationPlan, trained: Cell, cell: Cell, identity: Mapping[str, Any], log: Path | None
+) -> None:
+    """Measure the leak of the selector that `trained` trained; cells that share it share this."""
+    measured, out = trained.folder / "leak", cell.folder / "leak"
+    if not out.exists() and measured.exists():
+        shutil.copytree(measured, out)
+    _once(_leak_command(plan, trained.folder / "train", out), out, identity, log)
 
 
 def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:
