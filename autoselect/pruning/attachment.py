@@ -44,6 +44,7 @@ from autoselect.vlm.conversation import (
 )
 from autoselect.vlm.host import HostPrompt
 from autoselect.vlm.pruned_cache import count_columns, layout_of, note_contents, write_layout
+from autoselect.vlm.release import CACHE, named_as_now
 from autoselect.vlm.sites import SITES
 
 BUDGET_ARGUMENT = "visual_token_budget"
@@ -187,8 +188,8 @@ class Attachment:
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
         settings = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
-        kwargs = self.site.given(self.adapter, kwargs)
-        layout = layout_of(kwargs.get("past_key_values"), counted=True)
+        kwargs = self.site.given(self.adapter, named_as_now(kwargs))
+        layout = layout_of(kwargs.get(CACHE), counted=True)
         if layout is not None:
             kwargs.update(continued_prompt(self.adapter, ids, kwargs, layout))
         outer, self._call.settings = self._call.settings, settings
@@ -200,9 +201,10 @@ class Attachment:
     def _prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Run the model's own `prepare_inputs_for_generation` on the pruned prompt."""
         model = self.adapter.model
+        kwargs = named_as_now(kwargs)
         pruned: CacheLayout | None = None
         first = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
-        layout = layout_of(kwargs.get("past_key_values"))
+        layout = layout_of(kwargs.get(CACHE))
         if layout is not None and first and kwargs.get("next_sequence_length") is not None:
             kwargs["next_sequence_length"] = input_ids.shape[1] - layout.full_length
         if first and self.adapter.has_images(kwargs):
@@ -216,7 +218,7 @@ class Attachment:
             new = kwargs.get("next_sequence_length") or input_ids.shape[1]
             layout.check_rows(len(input_ids))
             layout.check_mask(kwargs.get("attention_mask"), new)
-            count_columns(kwargs["past_key_values"], new)
+            count_columns(kwargs[CACHE], new)
             kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
             if (types := kwargs.get("token_type_ids")) is not None:
                 kwargs["token_type_ids"] = layout.token_types(types, new)
@@ -245,7 +247,7 @@ class Attachment:
             call, pruned = self._prune(call, length, settings)
             if pruned is not None:
                 setattr(call["input_ids"], PRUNED, pruned)
-        elif (layout := layout_of(call.get("past_key_values"))) is not None:
+        elif (layout := layout_of(call.get(CACHE))) is not None:
             call = continue_call(self.adapter, call, layout)
         return (), call
 
@@ -266,7 +268,7 @@ class Attachment:
             return
         layout = getattr(kwargs.get("input_ids"), PRUNED, None)
         values = output if isinstance(output, tuple) else output.values()
-        for value in (kwargs.get("past_key_values"), *values):
+        for value in (kwargs.get(CACHE), *values):
             if hasattr(value, "get_seq_length"):
                 write_layout(value, layout) if layout is not None else note_contents(value)
 
@@ -288,7 +290,7 @@ class Attachment:
         else:
             assert self.selector is not None
             chosen = select(adapter, self.selector, plan, features, budgets)
-        layout = layout_before(adapter, call.get("past_key_values"), call["input_ids"])
+        layout = layout_before(adapter, call.get(CACHE), call["input_ids"])
         outputs = self.site.pruned(adapter, features, chosen.kept, chosen.counts)
         if chosen.removes_nothing and not layout.is_pruned:
             self.last = Selection(chosen, copies, layout.full_length, budgets)

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_all_blocks
 from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
-from autoselect.vlm.contract import check_contract, check_release
+from autoselect.vlm.contract import check_contract
 from autoselect.vlm.families import (
     FAMILIES,
     family_of,
@@ -45,6 +45,7 @@ from autoselect.vlm.held import Held
 from autoselect.vlm.host import read
 from autoselect.vlm.offloaded import weights_at_hand
 from autoselect.vlm.positions import Positions
+from autoselect.vlm.release import check_release, named_as_now
 from autoselect.vlm.token_rows import TokenRows
 
 MODALITIES = ("image", "video")
@@ -131,7 +132,8 @@ class VisualAdapter:
         return token_width(self.model.config)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        """Return a call's arguments by name."""
+        return named_as_now({**dict(zip(self._arguments, args, strict=False)), **kwargs})
 
     def has_images(self, inputs: Mapping[str, Any]) -> bool:
         """Return True if a call brings pixels or encoded features."""

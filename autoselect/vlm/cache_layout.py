@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.columns import PADDING, PrunePlan, take_columns
+from autoselect.vlm.release import CACHE
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class CacheLayout:
         others = (kept >= full_length).any() | ((gone != PADDING) & (gone < full_length)).any()
         if full_length < self.images_end or bool(others):
             raise ConfigError(
-                f"past_key_values cropped from {self.cached} to {length} columns lack "
+                f"{CACHE} cropped from {self.cached} to {length} columns lack "
                 "more than the last text of the conversation; crop no further than to the end of "
                 "its last image (with padding on the right: of its prompt), or start a new cache"
             )
@@ -97,9 +98,9 @@ class CacheLayout:
         """
         if rows != len(self.columns):
             raise ConfigError(
-                f"past_key_values hold {len(self.columns)} pruned rows and the call has {rows}; go "
+                f"{CACHE} hold {len(self.columns)} pruned rows and the call has {rows}; go "
                 "on with the same rows, or repeat those of the cache first with "
-                "past_key_values.batch_repeat_interleave"
+                f"{CACHE}.batch_repeat_interleave"
             )
 
     def check_mask(self, attention_mask: Any, new: int) -> None:
@@ -113,7 +114,7 @@ class CacheLayout:
             return
         if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
             raise ConfigError(
-                "attention_mask is not of shape [rows, columns], but past_key_values hold a pruned "
+                f"attention_mask is not of shape [rows, columns], but {CACHE} hold a pruned "
                 f"prompt; give one of {wanted} columns, or none"
             )
         if attention_mask.shape[1] != wanted:

@@ -12,14 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import GenerationMixin
 
 from autoselect.config import ConfigError
 
-OLDEST_TRANSFORMERS, FIRST_TOO_NEW = "5.20", "5.24"
-CACHE_ARGUMENT = "past_key_values"
 TOKENS = 4
 BEFORE, BEHIND = 2, 3
 FARTHEST = 40
@@ -27,27 +23,6 @@ FARTHEST = 40
 
 class _LanguageModelReached(Exception):
     """Raised to end the call; holds what the language model is given."""
-
-
-def check_release(model: Any) -> None:
-    """Check that a model's `forward` and `generate` have the arguments that are rewritten here.
-
-    Raises:
-        ConfigError: transformers is too old, or so new that it calls the cache by another name.
-    """
-    have = f"transformers=={transformers.__version__}"
-    fix = f'pip install "transformers>={OLDEST_TRANSFORMERS},<{FIRST_TOO_NEW}"'
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise ConfigError(
-            f"{have} gives {type(model).__name__} no argument mm_encoder_outputs; "
-            f"{OLDEST_TRANSFORMERS} or newer is needed: {fix}"
-        )
-    prepare = GenerationMixin.prepare_inputs_for_generation
-    if CACHE_ARGUMENT not in inspect.signature(prepare).parameters:
-        raise ConfigError(
-            f"{have} does not call the cache {CACHE_ARGUMENT}, so the cache of a pruned prompt "
-            f"would be continued wrongly; an older release is needed: {fix}"
-        )
 
 
 def check_contract(model: Any, image_token: int, width: int, on_grid: bool) -> None:

@@ -20,6 +20,7 @@ from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.columns import PrunePlan
 from autoselect.vlm.host import send
 from autoselect.vlm.pruned_cache import cached_length, check_kind, count_columns, layout_of
+from autoselect.vlm.release import CACHE
 
 IN_CHUNKS = (
     "prefill_chunk_size cannot be used with a selector, which has to see whole images; leave it "
@@ -154,7 +155,7 @@ def continue_call(
     layout.check_rows(len(given))
     mask = call.get("attention_mask")
     layout.check_mask(mask, length)
-    count_columns(call["past_key_values"], length)
+    count_columns(call[CACHE], length)
     fitted = {**call, "attention_mask": layout.mask(mask, length)}
     if (types := call.get("token_type_ids")) is not None:
         fitted["token_type_ids"] = layout.token_types(types, length)
@@ -178,7 +179,7 @@ def continued_prompt(
     """
     if input_ids is None:
         raise ConfigError(
-            "inputs_embeds cannot go on from the past_key_values of a pruned prompt in generate; "
+            f"inputs_embeds cannot go on from the {CACHE} of a pruned prompt in generate; "
             "give input_ids"
         )
     config = call.get("generation_config") or adapter.model.generation_config

@@ -26,6 +26,7 @@ from transformers.cache_utils import (
 
 from autoselect.config import ConfigError
 from autoselect.vlm.cache_layout import CacheLayout
+from autoselect.vlm.release import CACHE
 
 LAYOUT, CONTENTS = "autoselect_layout", "autoselect_contents"
 HOLDING_MORE = (
@@ -75,7 +76,7 @@ class PrunedCache:
     def __iter__(self) -> Any:
         if self.autoselect_layout is not None:
             raise ConfigError(
-                "past_key_values of a pruned prompt cannot be taken apart and put together again, "
+                f"{CACHE} of a pruned prompt cannot be taken apart and put together again, "
                 "because keys and values do not tell which columns were removed; hand on the cache "
                 "itself or copy.deepcopy(cache), or read its tensors from cache.layers"
             )
@@ -175,7 +176,7 @@ def check_kind(cache: Any) -> None:
     own = isinstance(cache, Cache) and hasattr(cache, "layers")
     if not own or type(cache).get_query_offset is not Cache.get_query_offset:
         raise ConfigError(
-            f"past_key_values={type(cache).__name__} cannot hold a pruned prompt, because it is "
+            f"{CACHE}={type(cache).__name__} cannot hold a pruned prompt, because it is "
             "not the list of a model's own cache layers; give a DynamicCache, StaticCache or "
             "QuantizedCache of transformers, or none"
         )
@@ -213,7 +214,7 @@ def check_contents(cache: Any) -> None:
         for (known, version), tensor in zip(noted, now, strict=True)
     ):
         raise ConfigError(
-            "past_key_values of a pruned prompt were changed layer by layer, by a method that "
+            f"{CACHE} of a pruned prompt were changed layer by layer, by a method that "
             "failed, or by a call of another model, so it is not known which columns they hold; "
             "use the methods of the cache itself, or start a new cache"
         )
@@ -233,12 +234,12 @@ def check_layers(cache: Any, method: str) -> None:
         holds_more = isinstance(layer, HOLDING_MORE)
         if own is None or (holds_more and own is getattr(DynamicLayer, method)):
             raise ConfigError(
-                f"past_key_values.{method} cannot change layer {number} of a pruned prompt's cache "
+                f"{CACHE}.{method} cannot change layer {number} of a pruned prompt's cache "
                 f"({type(layer).__name__} of transformers changes it in part or not at all); "
                 + (
                     "start a new cache"
                     if method == "crop"
-                    else "call past_key_values.reorder_cache with the numbers of the wanted rows"
+                    else f"call {CACHE}.reorder_cache with the numbers of the wanted rows"
                 )
             )
 

@@ -98,7 +98,7 @@ def plant_old_package(monkeypatch):
 
 
 def plant_new_package(monkeypatch):
-    plant_package(monkeypatch, "5.24.0")
+    plant_package(monkeypatch, "6.0.0")
 
 
 def plant_broken_extension(monkeypatch):
@@ -140,8 +140,8 @@ FAULTS = [
     (plant_missing_package, "model", "requires the Torchvision library", "install what it needs"),
     (plant_foreign_index, "shards", "belongs to another file", "autoselect shards index"),
     (plant_full_disk, "disk", "0.0 GiB free", "lower keep_checkpoints"),
-    (plant_old_package, "packages", "transformers 4.57.1 is not <5.24,>=", "make setup"),
-    (plant_new_package, "packages", "transformers 5.24.0 is not <5.24,>=", "make setup"),
+    (plant_old_package, "packages", "transformers 4.57.1 is not <6,>=", "make setup"),
+    (plant_new_package, "packages", "transformers 6.0.0 is not <6,>=", "make setup"),
     (plant_broken_extension, "extension", "undefined symbol", "--no-build-isolation"),
     (plant_dead_server, "tracking", "does not answer", "correct MLFLOW_TRACKING_URI"),
     (plant_unwritable_output, "output", "Not a directory", "choose another `output`"),

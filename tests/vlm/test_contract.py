@@ -11,8 +11,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from autoselect import ConfigError, attach
 from autoselect.vlm import VisualAdapter
-from autoselect.vlm.contract import FIRST_TOO_NEW
 from autoselect.vlm.families import FAMILIES, REFUSED
+from autoselect.vlm.release import FIRST_TOO_NEW
 from tests.vlm import checks
 from tests.vlm.backbones_page import UNTESTED
 from tests.vlm.stock import attached, close, masked_logits, model_of, selector
@@ -64,10 +64,10 @@ def test_a_type_without_an_entry_works_by_contract(name, monkeypatch):
 def test_a_release_with_another_name_of_the_cache_is_refused(monkeypatch):
     """Otherwise `generate` would give wrong answers from the second new token on."""
 
-    def renamed(self, input_ids, cache=None, **kwargs): ...
+    def renamed(self, input_ids, past=None, **kwargs): ...
 
     monkeypatch.setattr(hf.GenerationMixin, "prepare_inputs_for_generation", renamed)
-    with pytest.raises(ConfigError, match=r"past_key_values.*<5\.24"):
+    with pytest.raises(ConfigError, match=r"neither past_key_values nor cache.*<6"):
         attach(model_of("llava"), selector(), 4)
 
 

@@ -31,6 +31,7 @@ from autoselect.evaluation.methods.tower_attention import tower_of
 from autoselect.pruning.attachment import attach, detach
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.patches import read_patches, run_tower
+from autoselect.vlm.release import CACHE
 from autoselect.vlm.sites import SITES
 
 
@@ -132,11 +133,11 @@ def decode_call(
     """Return one decoding step after the prompt; which token is fed does not change the work."""
     call = prompt.encoded if around is nullcontext else prompt.attached
     with around():
-        cache = vlm.model(**call).past_key_values
+        cache = vlm.model(**call)[CACHE]
     token = torch.zeros(len(prompt.inputs["input_ids"]), 1, dtype=torch.long, device=vlm.device)
 
     def decode() -> Tensor:
-        logits = vlm.model(input_ids=token, past_key_values=cache, use_cache=True).logits
+        logits = vlm.model(**{"input_ids": token, CACHE: cache, "use_cache": True}).logits
         cache.crop(-1)
         return logits
 
