@@ -33,6 +33,8 @@ HOLDING_MORE = (
     getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer),
     LinearAttentionCacheLayerMixin,
 )
+PROMPT_LENGTH = "prefill_length"
+"""Attribute of layers that hold their prompt apart from later columns (Unlimited-OCR)."""
 
 
 class PrunedCache:
@@ -193,6 +195,16 @@ def count_columns(cache: Any, new: int) -> None:
         cache.autoselect_contents = [(tensor, None) for tensor, _ in cache.autoselect_contents]
 
 
+def forget_prompt_length(cache: Any) -> None:
+    """Let the layers of an empty cache measure the prompt when it comes, because it is pruned then.
+
+    `generate` of Unlimited-OCR tells them the length of the full prompt before the call.
+    """
+    for layer in getattr(cache, "layers", ()):
+        if hasattr(layer, PROMPT_LENGTH):
+            layer.prefill_length = None
+
+
 def note_contents(cache: Any) -> None:
     """Note the tensors that a cache holds after a call, so that other changes are noticed."""
     if getattr(cache, LAYOUT, None) is not None:
@@ -231,7 +243,7 @@ def check_layers(cache: Any, method: str) -> None:
     """
     for number, layer in enumerate(cache.layers):
         own = getattr(type(layer), method, None)
-        holds_more = isinstance(layer, HOLDING_MORE)
+        holds_more = isinstance(layer, HOLDING_MORE) or hasattr(layer, PROMPT_LENGTH)
         if own is None or (holds_more and own is getattr(DynamicLayer, method)):
             raise ConfigError(
                 f"{CACHE}.{method} cannot change layer {number} of a pruned prompt's cache "
