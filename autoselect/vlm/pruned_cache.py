@@ -22,6 +22,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
     QuantizedLayer,
+    StaticLayer,
 )
 
 from autoselect.config import ConfigError
@@ -190,7 +191,7 @@ def count_columns(cache: Any, new: int) -> None:
     A compiled call cannot note afterwards what it changed in place.
     """
     layout = getattr(cache, LAYOUT, None)
-    if layout is not None and isinstance(cache.get_seq_length(), Tensor):
+    if layout is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers):
         cache.autoselect_layout = layout.grown_to(layout.cached + new)
         cache.autoselect_contents = [(tensor, None) for tensor, _ in cache.autoselect_contents]
 
