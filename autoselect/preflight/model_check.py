@@ -20,6 +20,7 @@ from autoselect.vlm.model_files import (
     weight_files,
 )
 from autoselect.vlm.processor_fit import check_processor
+from autoselect.vlm.quantised import check_trainable
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -46,6 +47,7 @@ def check_model(subject: Subject) -> Finding:
             fix = f"download the whole model again: {download_again(folder)}"
             return Finding("model", "fail", f"{folder} lacks {'; '.join(missing)}", fix)
         config = check_files(folder)
+        check_trainable(folder, config)
         check_processor(folder, config, load_processor(folder))
     except ModelFilesError as error:
         return Finding("model", "fail", f"{folder} {error.found}", error.fix)

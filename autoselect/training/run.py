@@ -36,6 +36,7 @@ from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.loading import check_model, default_dtype, download
+from autoselect.vlm.quantised import check_trainable
 from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.batch import Collator
 
@@ -113,6 +114,7 @@ def assemble(
             check_model(config.model)  # inside `sharded`, transformers reports less
         with sharded:
             vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
+    check_trainable(config.model, vlm.model.config, device)
     check_budget(config, vlm)
     SITES[config.gate.site].check(vlm.adapter)
     warn_of_few_cores(config, info)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.head import output_embeddings
 from autoselect.vlm.shape import patches_per_token
 from autoselect.vlm.text.batch import TrainBatch
 from autoselect.vlm.text.rows import PADDING_SEGMENT
@@ -47,7 +48,7 @@ class ModelSize:
     def of(cls, vlm: FrozenVLM) -> "ModelSize":
         model = vlm.model
         text, embeddings = model.config.get_text_config(), model.get_input_embeddings()
-        output, inside = model.get_output_embeddings(), {id(p) for p in embeddings.parameters()}
+        output, inside = output_embeddings(model), {id(p) for p in embeddings.parameters()}
         language = _count(p for p in model.get_decoder().parameters() if id(p) not in inside)
         words = _count({id(p): p for m in (embeddings, output) for p in m.parameters()}.values())
         return cls(

@@ -19,7 +19,13 @@ from autoselect.vlm.adapter import FILL_PER_TOKEN, VisualAdapter
 from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.columns import PrunePlan
 from autoselect.vlm.host import send
-from autoselect.vlm.pruned_cache import cached_length, check_kind, count_columns, layout_of
+from autoselect.vlm.pruned_cache import (
+    cached_length,
+    check_kind,
+    count_columns,
+    forget_prompt_length,
+    layout_of,
+)
 from autoselect.vlm.release import CACHE
 
 IN_CHUNKS = (
@@ -41,6 +47,8 @@ def layout_before(adapter: VisualAdapter, cache: Any, input_ids: Tensor) -> Cach
         known.check_rows(len(input_ids))
         return known
     layout = CacheLayout.unpruned(len(input_ids), cached_length(cache), input_ids.device)
+    if not layout.full_length:
+        forget_prompt_length(cache)
     if layout.full_length and adapter.positions.on_grid:
         return replace(layout, rope_deltas=adapter.base.rope_deltas)
     return layout

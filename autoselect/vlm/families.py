@@ -81,6 +81,7 @@ FAMILIES: dict[str, Family] = {
         images="runs", untrained="its processor does not tell what it writes for an image"
     ),
     "idefics3": Family(images="runs", tiles="same_before_last"),
+    "inkling_mm_model": Family(images="runs", convolutions=True),
     "internvl": Family(images="runs"),
     "janus": Family(raster="square"),
     "lfm2_vl": Family(images="runs", tiles="same_after_last", convolutions=True),
@@ -98,6 +99,7 @@ FAMILIES: dict[str, Family] = {
         images_see_themselves=True,
         untrained="all images of a prompt see each other, also those of rounds that must not",
     ),
+    "nemotron_h_omni": Family(clip_token="image", convolutions=True),
     "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),
     "paligemma": Family(
         raster="square",
@@ -177,6 +179,7 @@ def register_family(model_type: str, family: Family) -> None:
 
 
 MIXING = ("conv", "linear_attention", "hybrid", "hybrid_sliding", "mamba", "mamba2")
+SLIDING = ("sliding_attention", "hybrid_sliding")
 
 
 def family_of(config: Any) -> Family:

@@ -27,7 +27,7 @@ def entry_sizes(entries: Any) -> tuple[int, ...]:
 
 def prompt_features(output: Any) -> Any:
     """Return the features that stand first for a token: those of the prompt, if there are any."""
-    if _is_numbered(output):
+    if _later_layers(output)[1]:
         return output.deepstack_features[0][1]
     return output.last_hidden_state if output.pooler_output is None else output.pooler_output
 
@@ -40,7 +40,7 @@ def feature_matrix(output: Any, later: bool) -> Tensor:
         later: append the features for later layers to each token, [M, (1 + L) D].
     """
     rows = _rows(output.pooler_output)
-    layers = _later_layers(output) if later else []
+    layers = _later_layers(output)[0] if later else []
     return torch.cat([rows, *(_rows(layer) for layer in layers)], dim=1) if layers else rows
 
 
@@ -51,7 +51,7 @@ def with_features(output: Any, matrix: Tensor) -> Any:
     """
     width = output.pooler_output[0].shape[-1]
     first, *others = matrix.split(width, dim=1)
-    layers = _later_layers(output)
+    layers, _ = _later_layers(output)
     if others:
         layers = [_like(layer, part) for layer, part in zip(layers, others, strict=True)]
     changed = copy.copy(output)
@@ -81,7 +81,7 @@ def keep_features(output: Any, kept: Tensor) -> Any:
     def taken(entries: Any) -> Any:
         return _like(entries, _rows(entries).index_select(0, kept))
 
-    layers = [taken(layer) for layer in _later_layers(output)]
+    layers = [taken(layer) for layer in _later_layers(output)[0]]
     return _changed(output, _fields(output, taken(output.pooler_output), layers))
 
 
@@ -95,16 +95,16 @@ def without_states(output: Any) -> Any:
     return lean
 
 
-def _is_numbered(output: Any) -> bool:
+def _later_layers(output: Any) -> tuple[list[Any], tuple[int, ...]]:
+    """Return the features of each later layer, and the numbers of layers if they are given.
+
+    If they are, the first layer is not among the later ones: it stands first for a token.
+    """
     layers = getattr(output, "deepstack_features", None) or []
-    return any(isinstance(layer, tuple) and isinstance(layer[0], int) for layer in layers)
-
-
-def _later_layers(output: Any) -> list[Any]:
-    """Return the features of each later layer, without those that stand first for a token."""
-    if _is_numbered(output):
-        return [entries for _, entries in output.deepstack_features[1:]]
-    return list(getattr(output, "deepstack_features", None) or [])
+    if not layers or not isinstance(layers[0], tuple) or not isinstance(layers[0][0], int):
+        return list(layers), ()
+    numbers, entries = zip(*layers, strict=True)
+    return list(entries[1:]), numbers
 
 
 def _fields(output: Any, first: Any, layers: Sequence[Any]) -> dict[str, Any]:
@@ -112,8 +112,7 @@ def _fields(output: Any, first: Any, layers: Sequence[Any]) -> dict[str, Any]:
     fields = {"pooler_output": first}
     if output.last_hidden_state is output.pooler_output:
         fields["last_hidden_state"] = first
-    if _is_numbered(output):
-        numbers = [number for number, _ in output.deepstack_features]
+    if numbers := _later_layers(output)[1]:
         fields["deepstack_features"] = list(zip(numbers, [first, *layers], strict=True))
     elif getattr(output, "deepstack_features", None) is not None:
         fields["deepstack_features"] = list(layers)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoselect.vlm.adapter import VisualAdapter
-from autoselect.vlm.families import MIXING
+from autoselect.vlm.families import MIXING, SLIDING
 from autoselect.vlm.features import feature_matrix, with_features
 from autoselect.vlm.head import head_logits
 from autoselect.vlm.host import send
@@ -117,15 +117,22 @@ def _mask(adapter: VisualAdapter, batch: TrainBatch, log_weights: Tensor | None)
         mask = mask + bias[:, None, None, :]
     config = adapter.model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
-    per_kind = {"full_attention": mask, **dict.fromkeys(kinds, mask)}
+    window = getattr(config, "sliding_window", None)
+    slides = not kinds or any(kind in SLIDING for kind in kinds)
+    near = mask
+    if slides and window is not None:
+        near = within_window(mask, batch.position_ids, window)
+    if not kinds:
+        return near
+    per_kind = {
+        "full_attention": mask,
+        **dict.fromkeys(kinds, mask),
+        **dict.fromkeys(SLIDING, near),
+    }
     if adapter.family.convolutions:
         real = (batch.segments != PADDING_SEGMENT).long()
-        return {kind: real if kind in MIXING else own for kind, own in per_kind.items()}
-    window = getattr(config, "sliding_window", None)
-    if window is None or (kinds and "sliding_attention" not in kinds):
-        return mask
-    near = within_window(mask, batch.position_ids, window)
-    return {**per_kind, "sliding_attention": near} if kinds else near
+        return {**per_kind, **dict.fromkeys(MIXING, real)}
+    return mask if near is mask else per_kind
 
 
 def within_window(mask: Tensor, positions: Tensor, window: int) -> Tensor:

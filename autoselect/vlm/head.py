@@ -39,12 +39,12 @@ class _Base:
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Return the logits of last hidden states [n, D] as the model's own `forward` does, [n, V].
 
-    Not for several threads at once. A model without a base of its own (Llama 4) has logits that
-    its output embeddings give.
+    Not for several threads at once. A model without a base of its own (Llama 4, Nemotron Omni) has
+    logits that its output embeddings give.
     """
     base = model.base_model
     if base is model:
-        return model.get_output_embeddings()(hidden)
+        return output_embeddings(model)(hidden)
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
     # An attribute of the object is found before the module of the same name.
     vars(model)[model.base_model_prefix] = _Base(base, hidden[None])
@@ -52,3 +52,9 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
         return type(model).forward(model, input_ids=ids, return_dict=True).logits[0]
     finally:
         del vars(model)[model.base_model_prefix]
+
+
+def output_embeddings(model: Any) -> Any:
+    """Return the head's linear layer: the model's own, or that of the language model inside it."""
+    own = model.get_output_embeddings()
+    return model.get_decoder().get_output_embeddings() if own is None else own

@@ -158,6 +158,9 @@ def check_finite(path: str | Path, model: torch.nn.Module) -> None:
 @torch.no_grad()
 def _is_finite(weight: Any) -> bool:
     values = getattr(weight, "ds_tensor", weight)  # the rank's part at ZeRO-3
+    if hasattr(values, "__tensor_flatten__"):  # quantised by torchao: numbers and their scales
+        parts, _ = values.__tensor_flatten__()
+        return all(_is_finite(getattr(values, name)) for name in parts)
     if not values.numel() or values.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return True
     lowest, highest = values.aminmax()  # one pass without a temporary tensor; NaN goes through

@@ -22,6 +22,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
     QuantizedLayer,
+    StaticLayer,
 )
 
 from autoselect.config import ConfigError
@@ -33,6 +34,8 @@ HOLDING_MORE = (
     getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer),
     LinearAttentionCacheLayerMixin,
 )
+PROMPT_LENGTH = "prefill_length"
+"""Attribute of layers that hold their prompt apart from later columns (Unlimited-OCR)."""
 
 
 class PrunedCache:
@@ -188,9 +191,19 @@ def count_columns(cache: Any, new: int) -> None:
     A compiled call cannot note afterwards what it changed in place.
     """
     layout = getattr(cache, LAYOUT, None)
-    if layout is not None and isinstance(cache.get_seq_length(), Tensor):
+    if layout is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers):
         cache.autoselect_layout = layout.grown_to(layout.cached + new)
         cache.autoselect_contents = [(tensor, None) for tensor, _ in cache.autoselect_contents]
+
+
+def forget_prompt_length(cache: Any) -> None:
+    """Let the layers of an empty cache measure the prompt when it comes, because it is pruned then.
+
+    `generate` of Unlimited-OCR tells them the length of the full prompt before the call.
+    """
+    for layer in getattr(cache, "layers", ()):
+        if hasattr(layer, PROMPT_LENGTH):
+            layer.prefill_length = None
 
 
 def note_contents(cache: Any) -> None:
@@ -231,7 +244,7 @@ def check_layers(cache: Any, method: str) -> None:
     """
     for number, layer in enumerate(cache.layers):
         own = getattr(type(layer), method, None)
-        holds_more = isinstance(layer, HOLDING_MORE)
+        holds_more = isinstance(layer, HOLDING_MORE) or hasattr(layer, PROMPT_LENGTH)
         if own is None or (holds_more and own is getattr(DynamicLayer, method)):
             raise ConfigError(
                 f"{CACHE}.{method} cannot change layer {number} of a pruned prompt's cache "

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.adapter import PROJECTORS
 from autoselect.vlm.families import family_of, token_width
+from autoselect.vlm.head import output_embeddings
 from autoselect.vlm.loading import check_model
 from autoselect.vlm.patches import check_kind
 
@@ -119,7 +120,7 @@ def read_shape(path: str, visual_tokens: int | None = None) -> VLMShape:
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     embeddings = {
         id(p): p.numel()
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        for module in (model.get_input_embeddings(), output_embeddings(model))
         if module is not None
         for p in module.parameters()
     }

@@ -52,16 +52,9 @@ COLUMNS: dict[str, Check] = {
     "video": clip_checks,
     "generate": generation_checks,
 }
-UNTESTED = [
-    "inkling2",
-    "inkling_mm_model",
-    "nemotron_h_omni",
-    "unlimited_ocr",
-]
-"""Types of transformers without a tiny model; `attach` tries the contract on the real one."""
-
 MIXED = "linear attention or convolutions mix neighbours, so removing is not masking"
 SLICES = f"the slices of an image share its budget; {MIXED}"
+DISTANCES = f"its attention counts tokens, not positions, so those that stay move closer; {MIXED}"
 CROPS = "the whole view and the crops of an image share its budget"
 REMARKS = {
     "chameleon": "visual tokens are embeddings of discrete codes",
@@ -71,12 +64,17 @@ REMARKS = {
     "fuyu": "visual tokens are projected patches, without a tower",
     "hunyuan_vl": "its positions number the images of the whole batch, so an answer depends "
     "on the other rows without a selector too",
+    "inkling2": DISTANCES,
+    "inkling_mm_model": DISTANCES,
     "lfm3_vl": MIXED,
     "minicpm_ocr": SLICES,
     "minicpmv4_6": SLICES,
     "minicpmv4_7": f"M-RoPE positions; {SLICES}",
     "mistral_large4": "row breaks stay and do not count",
     "step3p7": CROPS,
+    "nemotron_h_omni": f"its clips fail in transformers 5.23 without a selector too; {MIXED}",
+    "unlimited_ocr": "newline tokens count and compete like others; padded rows whose answer is "
+    "longer than its window go wrong without a selector too",
     "qwen3_5": f"M-RoPE positions; {MIXED}",
     "qwen3_5_moe": f"M-RoPE positions; {MIXED}",
     "qwen4_exp": f"M-RoPE positions; {MIXED}",
@@ -158,11 +156,6 @@ def refused_table() -> str:
     return "\n".join(["| family | reason |", "|---|---|", *rows])
 
 
-def untested_list() -> str:
-    """Return types of transformers that are tried by contract only."""
-    return ", ".join(f"`{name}`" for name in UNTESTED)
-
-
 def loaded_table() -> str:
     """Return one row per way to load or call a model."""
     rows = [f"| {way} | {works(way)} |" for way in WAYS]
@@ -226,7 +219,6 @@ def page() -> str:
     for mark, table in (
         ("{families}", family_table),
         ("{refused}", refused_table),
-        ("{untested}", untested_list),
         ("{loaded}", loaded_table),
         ("{rasters}", raster_list),
         ("{cache}", cache_table),

@@ -18,7 +18,19 @@ import transformers as hf
 from autoselect import ConfigError, attach, detach
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
-from tests.vlm.stock import attached, masked_generate, model_of, selector
+from autoselect.vlm import Collator, FrozenVLM
+from autoselect.vlm.loading import check_finite
+from tests.vlm.conversations import sample
+from tests.vlm.stock import (
+    attached,
+    close,
+    features_of,
+    loss_of,
+    masked_generate,
+    masked_logits,
+    model_of,
+    selector,
+)
 from tests.vlm.tiny import batch, build
 
 NAMES = ("llava", "qwen2_5_vl")
@@ -137,6 +149,84 @@ def quantised() -> None:
     assert [len(image.kept) for image in model.autoselect.last.images] == [4, 4, 4]
 
 
+def loaded_quantised(settings: Any) -> tuple[Any, Any]:
+    """Return the reference model with quantised weights, and its processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_model(3).save_pretrained(folder)
+        model = hf.AutoModelForImageTextToText.from_pretrained(
+            folder, quantization_config=settings, device_map="cpu", dtype=torch.float32
+        )
+    kinds = {type(weight) for weight in model.get_decoder().layers.parameters()}
+    assert kinds > {torch.nn.Parameter}, "quantised weights beside plain ones"
+    check_finite("folder", model)
+    return model, build_processor()
+
+
+@torch.no_grad()
+def prunes_like_the_masked_model(model: Any, processor: Any) -> None:
+    """Compare a loaded model with itself: all tokens kept, and fewer."""
+    inputs = dict(processor(images=picture(), text=question(processor), return_tensors="pt"))
+    stock = model(**inputs).logits
+    attach(model, selector(model.config.text_config.hidden_size), 1.0)
+    assert torch.equal(model(**inputs).logits, stock)
+    model.autoselect.budget = 4
+    logits, tokens = model(**inputs).logits, model.generate(**inputs, **GREEDY)
+    selection = model.autoselect.last
+    detach(model)
+    close(logits, masked_logits(model, inputs, selection))
+    assert torch.equal(tokens, masked_generate(model, inputs, selection, **GREEDY))
+
+
+def has_a_true_gradient(model: Any, processor: Any) -> None:
+    """Compare the gradient of the visual tokens with a difference of two losses."""
+    vlm = FrozenVLM(model, processor, "quantised")
+    batch = Collator(vlm)([sample(0, (picture(),))])
+    features = features_of(vlm, batch).detach().requires_grad_()
+    loss_of(vlm, batch, features).backward()
+    length, step = float(features.grad.norm()), 0.1
+    along = step * features.grad / length
+    with torch.no_grad():
+        rise = loss_of(vlm, batch, features + along) - loss_of(vlm, batch, features - along)
+    assert float(rise) / (2 * step) == pytest.approx(length, rel=0.03)
+
+
+def in_8_bits_by_bitsandbytes() -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    loaded = loaded_quantised(hf.BitsAndBytesConfig(load_in_8bit=True))
+    prunes_like_the_masked_model(*loaded)
+    has_a_true_gradient(*loaded)
+
+
+def in_4_bits_by_bitsandbytes() -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    settings = hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    prunes_like_the_masked_model(*loaded_quantised(settings))
+
+
+def in_8_bits_by_torchao() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    pytest.importorskip("accelerate")
+    settings = hf.TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    prunes_like_the_masked_model(*loaded_quantised(settings))
+
+
+def compiled_decoding() -> None:
+    """Static caches of full attention, on a grid, and with windows; without a compiler."""
+    settings = hf.CompileConfig(backend="eager", fullgraph=True)
+    settings._compile_all_devices = True
+    for name in (*NAMES, "gemma3"):
+        torch._dynamo.reset()
+        inputs = batch(name, ROWS)
+        more = {**GREEDY, "cache_implementation": "static"}
+        with attached(name, 4) as model:
+            ours = model.generate(**inputs, **more, compile_config=settings)
+            selection = model.autoselect.last
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        assert torch.equal(ours, masked_generate(model, inputs, selection, **GREEDY))
+
+
 def with_a_logits_processor() -> None:
     seen: list[int] = []
 
@@ -229,6 +319,18 @@ WAYS: dict[str, tuple[Check, str | None]] = {
     ),
     "a compiled language model": (with_a_compiled_language_model, None),
     "linear layers in int8 (`torch.ao.quantization.quantize_dynamic`)": (quantised, None),
+    "bitsandbytes in 8 bits (`BitsAndBytesConfig`); `autoselect train` takes it": (
+        in_8_bits_by_bitsandbytes,
+        "bitsandbytes",
+    ),
+    "bitsandbytes in 4 bits; `autoselect train` refuses it on a CPU, where its gradients are "
+    "wrong": (in_4_bits_by_bitsandbytes, "bitsandbytes"),
+    "torchao, weights in int8 (`TorchAoConfig`); `autoselect train` refuses it, because DeepSpeed "
+    "cannot move its weights": (in_8_bits_by_torchao, "torchao"),
+    'compiled decoding with a static cache (`cache_implementation="static"`)': (
+        compiled_decoding,
+        None,
+    ),
     "a logits processor (sees the original prompt)": (with_a_logits_processor, None),
     "one image, many questions (`cache.batch_repeat_interleave`)": (
         several_questions_about_one_image,
@@ -241,8 +343,9 @@ NOT: dict[str, str] = {
     "`torch.nn.DataParallel` over several GPUs": "no: it copies the model to devices where its "
     "selector is not; start one process for each device",
     '`device_map="auto"` over several GPUs': "not tested: it needs two GPUs",
-    "bitsandbytes, torchao": "not tested: packages that set-up does not install",
-    "contrastive search": "not tested: transformers 5 has it as code of the hub only",
+    "int4 weights of torchao": "not tested: its kernels need a GPU",
+    "contrastive search": "no: it compares new tokens with the hidden states of the whole prompt, "
+    "and removed tokens have none; transformers 5 has it as code of the hub only",
 }
 
 

@@ -18,6 +18,7 @@ from tests.vlm.stock import (
     masked_generate,
     model_of,
     original_positions,
+    reduced,
 )
 from tests.vlm.tiny import TINY, batch, build
 from tests.vlm.tiny_prompts import FIRST_TEXT
@@ -269,3 +270,37 @@ def test_the_cache_shrinks_with_the_budget(name):
                 ).past_key_values.get_seq_length()
             )
     assert [lengths[0] - length for length in lengths] == [0, tokens - 4, tokens - 1]
+
+
+@pytest.mark.parametrize("more", [{}, WAYS["static cache"]], ids=["dynamic", "static"])
+@torch.no_grad()
+def test_a_window_that_spares_the_prompt_begins_behind_the_pruned_one(more, monkeypatch):
+    """Unlimited-OCR's `generate` tells its cache the length of the full prompt."""
+    name, window, steps = "unlimited_ocr", 2, 12
+    inputs, model = batch(name, [["l"]]), model_of(name)
+    monkeypatch.setattr(model.config.get_text_config(), "sliding_window", window)
+    arguments = {**more, "max_new_tokens": steps, "do_sample": False}
+    with attached(name, 4):
+        tokens = model.generate(**inputs, **arguments)[:, -steps:]
+        call = reduced(model, inputs, model.autoselect.last)
+    prompt = call["input_ids"].shape[1]
+    for _ in range(steps):
+        query = torch.arange(call["input_ids"].shape[1])[:, None]
+        key = query.T
+        seen = (key <= query) & ((key < prompt) | (query - key < window))
+        hidden = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        call["attention_mask"] = {"reference_sliding_attention": hidden, "full_attention": hidden}
+        logits = model(**call, use_cache=False).logits[:, -1]
+        best = logits[:, FIRST_TEXT:].argmax(-1, keepdim=True) + FIRST_TEXT
+        call["input_ids"] = torch.cat([call["input_ids"], best], dim=1)
+        call["position_ids"] = torch.cat(
+            [call["position_ids"], call["position_ids"][:, -1:] + 1], dim=1
+        )
+    assert torch.equal(tokens, call["input_ids"][:, prompt:])
+
+
+def test_a_method_that_forgets_the_spared_prompt_is_refused():
+    with attached("unlimited_ocr", 4) as model:
+        cache = model(**batch("unlimited_ocr", [["s"]])).past_key_values
+        with pytest.raises(ConfigError, match="changes it in part or not at all"):
+            cache.batch_repeat_interleave(2)

@@ -1,12 +1,15 @@
 """A processor that cannot be built is named before the weights are read; digests of weights."""
 
 import shutil
+from enum import Enum
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForImageTextToText
 
 from autoselect.config import ConfigError
@@ -14,6 +17,7 @@ from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.vlm import loading, model_files
 from autoselect.vlm.loading import load, load_processor, weights_digest
 from autoselect.vlm.model_files import local_folder
+from autoselect.vlm.quantised import check_trainable
 from tests.vlm import tiny_processors
 from tests.vlm.stock import model_of
 
@@ -92,3 +96,49 @@ def test_a_hub_model_is_downloaded_unless_it_is_in_the_cache(tmp_path, monkeypat
     cached.unlink()
     with pytest.raises(ConfigError, match="model=org/gone .*hf download org/gone"):
         loading.download("org/gone")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_parts_of_a_quantised_weight_are_finite(place):
+    """A quantised weight is numbers with their scales."""
+    parts = [torch.ones(2, 2), torch.ones(2, 2)]
+    model = torch.nn.Linear(2, 2)
+    model.weight = torch.nn.Parameter(TwoTensor(*parts))
+    loading.check_finite("folder", model)
+    parts[place][0, 0] = torch.inf
+    with pytest.raises(ConfigError, match="1 weights with numbers that are not finite"):
+        loading.check_finite("folder", model)
+
+
+class Settings:
+    def to_dict(self):
+        return {"quant_method": Method.TORCHAO}
+
+
+class Method(Enum):
+    TORCHAO = "torchao"
+
+
+FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "reason"),
+    [
+        ({"quant_method": "torchao"}, None, "which DeepSpeed cannot move"),
+        (Settings(), "cuda", "which DeepSpeed cannot move"),
+        (FOUR_BITS, "cpu", "give wrong gradients"),
+        (FOUR_BITS, "cuda", None),
+        (FOUR_BITS, None, None),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "cpu", None),
+        (None, "cpu", None),
+    ],
+)
+def test_a_quantised_model_that_cannot_be_trained_on_is_named(settings, device, reason):
+    config = SimpleNamespace(quantization_config=settings)
+    device = None if device is None else torch.device(device)
+    if reason is None:
+        check_trainable("org/vlm", config, device)
+    else:
+        with pytest.raises(ConfigError, match=f"model=org/vlm cannot be trained on.*{reason}"):
+            check_trainable("org/vlm", config, device)

@@ -26,7 +26,8 @@ def calls_of(name: str, kind: str) -> list[dict]:
     """
     make = clip_batch if kind == "clip" else lambda name, seed: batch(name, [[kind]], seed=seed)
     calls = [make(name, seed=seed) for seed in SEEDS]
-    pixels = [n for n, value in calls[0].items() if value.is_floating_point()]
+    given = {n: value for n, value in calls[0].items() if isinstance(value, torch.Tensor)}
+    pixels = [n for n, value in given.items() if value.is_floating_point()]
     assert pixels
     return [{**calls[0], **{n: call[n] for n in pixels}} for call in calls]
 

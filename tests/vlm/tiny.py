@@ -181,6 +181,7 @@ NEWER.update(
     }
 )
 QUERIES = {"s": 145, "l": 289}
+LINES = {"s": 4 * 5 + 1, "l": 2 * 4 * 5 + 1}
 CODES = {"s": 4 * 5, "l": 4 * 9}
 PATCHES = {"s": 32, "l": 64}
 
@@ -220,6 +221,12 @@ NEWER.update(
         "minicpmv4_6": minicpm(4),
         "minicpmv4_7": minicpm(4, prompts.mm_types),
         "mistral_large4": Tiny(prompts.pixtral, prompts.pixtral_rows),
+        "inkling2": Tiny(prompts.square_patches, on_grid, equals_masking=False),
+        "inkling_mm_model": Tiny(prompts.whole_patches, on_grid, equals_masking=False),
+        "nemotron_h_omni": Tiny(prompts.sided_grid, on_grid, equals_masking=False),
+        "unlimited_ocr": Tiny(
+            prompts.views_and_lined_crops, prompts.bare(LINES), joined=prompts.stacks_and_lists
+        ),
         "llama4": Tiny(prompts.tiles(32, NAMED_TILES), prompts.llama_tiles),
         "molmo2": Tiny(
             prompts.pooled_crops,
@@ -254,8 +261,9 @@ def build(name: str, seed: int = 0) -> Any:
             elif parameter.ndim > 1:
                 parameter.mul_(4.0)
     head = torch.randn(VOCABULARY, WIDTH)
-    model.set_output_embeddings(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))
-    model.get_output_embeddings().weight = torch.nn.Parameter(head, requires_grad=False)
+    own = model if model.get_output_embeddings() is not None else model.get_decoder()
+    own.set_output_embeddings(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))
+    own.get_output_embeddings().weight = torch.nn.Parameter(head, requires_grad=False)
     config = model.generation_config
     config.eos_token_id, config.pad_token_id = None, PAD
     config.suppress_tokens = list(range(FIRST_TEXT))

@@ -4,10 +4,25 @@ from typing import Any
 
 import transformers as hf
 
-from tests.vlm.tiny_models import TEXT
-from tests.vlm.tiny_newer import GLM_IDS, GLM_VISION
-from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, WIDTH
+from tests.vlm.tiny_models import TEXT, VISION
+from tests.vlm.tiny_newer import EXPERTS, GLM_IDS, GLM_VISION
+from tests.vlm.tiny_newest import BOTH_IDS
+from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, VOCABULARY, WIDTH
 from tests.vlm.tiny_recent import LATENT
+
+SHORT_CONVOLUTIONS: dict[str, Any] = {
+    "layer_types": ["hybrid_sliding", "hybrid"],
+    "head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 256,
+    "d_rel": 4,
+    "rel_extent": 256,
+    "conv_kernel_size": 3,
+    "n_routed_experts": 4,
+    **EXPERTS,
+}
 
 
 def glm5_next() -> Any:
@@ -94,3 +109,116 @@ def llama4(vision_width: int = WIDTH) -> Any:
         eoi_token_index=END,
     )
     return hf.Llama4ForConditionalGeneration(config)
+
+
+def inkling_mm_model() -> Any:
+    text = {**TEXT, **SHORT_CONVOLUTIONS, "mlp_layer_types": ["dense", "sparse"]}
+    vision = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+    }
+    config = hf.InklingConfig(
+        text_config={
+            **text,
+            "n_shared_experts": 1,
+            "logits_mup_width_multiplier": 2.0,
+            "initializer_range": 0.1,
+        },
+        vision_config=vision,
+        audio_config={"n_mel_bins": 8, "mel_vocab_size": 4},
+        image_token_id=IMAGE,
+        audio_token_id=14,
+    )
+    return hf.InklingForConditionalGeneration(config)
+
+
+def inkling2() -> Any:
+    text = {name: value for name, value in TEXT.items() if name != "intermediate_size"}
+    vision = {
+        **VISION,
+        "patch_size": 2,
+        "posemb_grid_size": 4,
+        "projection_hidden_dim": 64,
+        "text_hidden_size": WIDTH,
+    }
+    config = hf.Inkling2Config(
+        text_config={**text, **SHORT_CONVOLUTIONS, "unpadded_vocab_size": VOCABULARY},
+        vision_config=vision,
+        image_token_id=IMAGE,
+    )
+    return hf.Inkling2ForConditionalGeneration(config)
+
+
+def nemotron_h_omni() -> Any:
+    text = {
+        **{name: value for name, value in TEXT.items() if name != "num_hidden_layers"},
+        **EXPERTS,
+        "model_type": "nemotron_h",
+        "layer_types": ["linear_attention", "moe", "full_attention", "mlp"],
+        "head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "conv_kernel": 3,
+        "chunk_size": 16,
+        "n_routed_experts": 4,
+        "moe_shared_expert_intermediate_size": 32,
+        "initializer_range": 0.1,
+    }
+    vision = {
+        "model_type": "radio",
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "patch_size": 4,
+        "max_img_size": 32,
+        "num_cls_tokens": 2,
+        "num_registers": 1,
+        "video_temporal_patch_size": 2,
+    }
+    config = hf.NemotronH_Omni_Reasoning_V3_Config(
+        text_config=text,
+        vision_config=vision,
+        projector_hidden_size=64,
+        vision_hidden_size=WIDTH,
+        **BOTH_IDS,
+    )
+    return hf.NemotronH_Omni_Reasoning_V3(config)
+
+
+def unlimited_ocr() -> Any:
+    sam = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "output_channels": 16,
+        "downsample_channels": [16, WIDTH],
+        "mlp_dim": 64,
+        "image_size": 64,
+        "patch_size": 4,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "initializer_range": 0.02,
+    }
+    text = {
+        **TEXT,
+        **EXPERTS,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "mlp_layer_types": ["dense", "sparse"],
+        "sliding_window": 256,
+    }
+    config = hf.UnlimitedOcrConfig(
+        text_config=text,
+        vision_config={
+            "sam_config": sam,
+            "encoder_config": {**VISION, "image_size": 16, "patch_size": 4},
+        },
+        image_token_id=IMAGE,
+    )
+    return hf.UnlimitedOcrForConditionalGeneration(config)

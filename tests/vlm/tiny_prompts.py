@@ -189,6 +189,29 @@ def merged_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     return {**inputs, "pixel_values": values, "image_merge_sizes": torch.tensor([2] * len(sizes))}
 
 
+def sided_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Nemotron Omni: patches of one frame, and rows and columns of patches."""
+    inputs = frame_grid(sizes, rng)
+    return {
+        "pixel_values": inputs["pixel_values"],
+        "image_grid_hw": inputs["image_grid_thw"][:, 1:],
+    }
+
+
+def whole_patches(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Inkling: one patch of two frames per token, without a grid."""
+    count = sum(8 if size == "s" else 16 for size in sizes)
+    return {"pixel_values": torch.randn(count, 2, 4, 4, 3, generator=rng)}
+
+
+def square_patches(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Inkling 2: one patch per token, and rows and columns of tokens."""
+    shapes = [[1, 2, 4] if size == "s" else [1, 4, 4] for size in sizes]
+    count = sum(height * width for _, height, width in shapes)
+    values = torch.randn(count, 4, 4, 3, generator=rng)
+    return {"pixel_values": values, "image_grid_thw": torch.tensor(shapes)}
+
+
 def two_resolutions(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     """DeepSeek-VL 7B: every picture small and large."""
     large = torch.randn(len(sizes), 3, 64, 64, generator=rng)
@@ -249,6 +272,23 @@ def views_and_crops(side: int, crop: int) -> Pixels:
         }
 
     return pixels
+
+
+def views_and_lined_crops(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
+    """Unlimited-OCR: views and crops; their numbers and the columns and rows of crops are lists."""
+    inputs = views_and_crops(64, 64)(sizes, rng)
+    crops = inputs["num_local_patches"].tolist()
+    return {**inputs, "num_local_patches": crops, "patches_grid": [[own, own] for own in crops]}
+
+
+def stacks_and_lists(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the pixels and lists of all rows one after the other."""
+    lists = {
+        name: [value for row in rows if row for value in row[name]]
+        for name in ("num_local_patches", "patches_grid")
+    }
+    stacks = [{n: v for n, v in row.items() if n not in lists} for row in rows]
+    return {**in_one_stack(stacks), **lists}
 
 
 def sized_pictures(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
