@@ -17,6 +17,7 @@ from autoselect.config.flags import settings_help
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)#:]+)(#[^)]*)?\)")
 GENERATED = {
+    "../README.md": "index.md",
     "../autoselect/config/settings.py": "settings.md",
     "../autoselect/cli/main.py": "commands.md",
 }
@@ -85,11 +86,11 @@ def _from_readme(found: re.Match[str]) -> str:
 
 
 def _named(found: re.Match[str]) -> str:
-    text, path, _ = found.groups()
+    text, path, anchor = found.groups()
     if not path.startswith("../"):
         return found[0]
     if path in GENERATED:
-        return f"{text}({GENERATED[path]})"
+        return f"{text}({GENERATED[path]}{anchor or ''})"
     full = ROOT / os.path.normpath(path.removeprefix("../"))
     if not full.exists():
         raise FileNotFoundError(f"{full} does not exist")
