@@ -94,4 +94,5 @@ def _named(found: re.Match[str]) -> str:
     full = ROOT / os.path.normpath(path.removeprefix("../"))
     if not full.exists():
         raise FileNotFoundError(f"{full} does not exist")
-    return f"{text.strip('[]')} (`{full.relative_to(ROOT)}`)"
+    said, place = text.strip("[]`"), str(full.relative_to(ROOT))
+    return f"`{place}`" if place.endswith(said) else f"{said} (`{place}`)"
