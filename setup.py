@@ -134,7 +134,17 @@ def why_no_cuda() -> str:
             f"CUDA_HOME={home} is CUDA {toolkit[1]}.{toolkit[2]}, but torch {torch.__version__} is "
             f"built with CUDA {wanted} (set CUDA_HOME to a toolkit of the same major version)"
         )
+    if not finds_header("cuda_runtime.h"):
+        return f"CUDA_HOME={home} has no include/cuda_runtime.h (set CUDA_HOME to a whole toolkit)"
     return ""
+
+
+def finds_header(name: str) -> bool:
+    """Return True if the C++ compiler finds a header of CUDA; a wrapper of nvcc may be alone."""
+    command = [*shlex.split(os.environ.get("CXX") or "c++"), "-fsyntax-only", "-x", "c++"]
+    command += [f"-I{folder}" for folder in cpp_extension.include_paths("cuda")] + ["-"]
+    program = f"#include <{name}>\n"
+    return subprocess.run(command, input=program, capture_output=True, text=True).returncode == 0
 
 
 def wants_cuda() -> bool:

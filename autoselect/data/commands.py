@@ -24,7 +24,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     something is wrong with the data.
     """
     shards = subparsers.add_parser("shards", help="make, index and verify WebDataset shards")
-    commands = shards.add_subparsers(dest="shards_command", required=True)
+    commands = shards.add_subparsers(dest="shards_command", required=True, metavar="COMMAND")
 
     index = _add(commands, "index", run_index, "write the index of existing shards")
     _add_paths(index)

@@ -136,6 +136,7 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     tracker = Tracker.disabled()
     if arguments.tracking:
         tracker = start_analysis(kind, settings, tags, training)
+        tracker.watch_machine()
     with ended_truthfully(tracker):
         numbers = work()
         if arguments.tracking:

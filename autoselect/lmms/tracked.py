@@ -45,6 +45,7 @@ class PublicRecord:
             run_id=self._note.get(PARENT),
         )
         self._note.keep(PARENT, self._parent.run_id)
+        self._parent.watch_machine()
 
     def ended_truthfully(self) -> AbstractContextManager[Tracker]:
         """Return a context manager that ends the parent run with the status of the work in it."""

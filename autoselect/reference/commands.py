@@ -42,7 +42,7 @@ def add_reference_commands(subparsers: Any) -> None:
     from autoselect.reference.recipe import ReferenceData
 
     root = subparsers.add_parser("reference", help="make the small reference VLMs and their data")
-    kinds = root.add_subparsers(dest="kind", required=True)
+    kinds = root.add_subparsers(dest="kind", required=True, metavar="COMMAND")
     shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
     where = f"folder for the shards of all splits (default {RUNS}/shards; pages: {RUNS}/pages)"
     shards.add_argument("--out", type=Path, help=where)

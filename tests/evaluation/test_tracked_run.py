@@ -67,6 +67,7 @@ def test_an_evaluation_is_one_run_however_often_it_is_repeated(tracked, model_fo
     assert len(runs("evaluation row")) == 2
     vlm, _ = load_pair(model_folder, tracked.selector, "cpu")
     assert parent.data.tags["model_digest"] == vlm.digest
+    assert "system/cpu_utilization_percentage" in parent.data.metrics
     assert parent.data.tags["selector"].endswith("mine")
     assert parent.data.tags["mlflow.note.content"].startswith("**K=4 keeps")
     assert (
@@ -169,6 +170,7 @@ def test_an_analysis_is_a_run_with_its_numbers_and_its_figure(tracked):
     assert run.info.status == "FINISHED" and run.info.run_name == "analyse fidelity out-analyses"
     assert run.data.metrics["analysis/fidelity/mean_gap"] >= 0
     assert run.data.metrics["analysis/fidelity/learned/mean_gap"] >= 0
+    assert "system/cpu_utilization_percentage" in run.data.metrics
     assert run.data.tags["analysis"] == "fidelity" and run.data.tags["model_digest"]
     client = MlflowClient(default_uri())
     curve = client.get_metric_history(run.info.run_id, "analysis/fidelity/curves/noise gating")

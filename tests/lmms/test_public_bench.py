@@ -144,6 +144,7 @@ def test_a_run_is_tracked_with_a_child_for_every_row(settings, lmms, monkeypatch
     runs = {run.info.run_name: run for run in tracked_runs()}
     assert set(runs) == {"public out", "autoselect, 64 tokens", "random, 64 tokens"}
     assert runs["public out"].data.metrics["full/gqa"] == 80.0
+    assert "system/cpu_utilization_percentage" in runs["public out"].data.metrics
     row = runs["autoselect, 64 tokens"]
     assert row.data.metrics["retention"] == pytest.approx(0.75)
     assert row.data.tags["mlflow.parentRunId"] == runs["public out"].info.run_id

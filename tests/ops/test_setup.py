@@ -107,12 +107,20 @@ def build(monkeypatch, tmp_path):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.chdir(ROOT)
 
-    def run(version="13.0", known="compute_80 compute_86 compute_90 compute_100", **variables):
+    def run(
+        version="13.0",
+        known="compute_80 compute_86 compute_90 compute_100",
+        headers=True,
+        **variables,
+    ):
         if version is not None:
             (tmp_path / "bin").mkdir(exist_ok=True)
             nvcc = tmp_path / "bin" / "nvcc"
             nvcc.write_text(NVCC.format(version=version, known=known))
             nvcc.chmod(0o755)
+        if headers:
+            (tmp_path / "include").mkdir(exist_ok=True)
+            (tmp_path / "include" / "cuda_runtime.h").touch()
         # setup.py leaves TORCH_CUDA_ARCH_LIST behind, for torch to read.
         with monkeypatch.context() as patched:
             patched.setenv("TORCH_CUDA_ARCH_LIST", variables.pop("TORCH_CUDA_ARCH_LIST", ""))
@@ -166,6 +174,14 @@ def test_a_toolkit_that_does_not_fit_is_named_and_the_cpu_is_built_for(
     monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
     with pytest.raises(SystemExit, match=f"FORCE_CUDA=1, but CUDA_HOME=.* {said}"):
         runpy.run_path("setup.py", run_name="__main__")
+
+
+def test_an_nvcc_without_the_headers_of_its_toolkit_is_named_and_the_cpu_is_built_for(
+    build, capfd, tmp_path
+):
+    assert architectures(build(headers=False)) is None
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "autoselect:" in line]
+    assert f"CUDA_HOME={tmp_path} has no include/cuda_runtime.h (set CUDA_HOME" in line
 
 
 def test_no_two_sources_share_an_object(gpu_build):
