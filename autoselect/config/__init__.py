@@ -4,6 +4,7 @@ from autoselect.config.errors import ConfigError, require
 from autoselect.config.gate import GateConfig, GateKind, GateSite, Removal
 from autoselect.config.settings import (
     DataConfig,
+    DenoiserAttention,
     DenoiserConfig,
     OptimizerConfig,
     ScorerConfig,
@@ -14,6 +15,7 @@ from autoselect.config.settings import (
 __all__ = [
     "ConfigError",
     "DataConfig",
+    "DenoiserAttention",
     "DenoiserConfig",
     "GateConfig",
     "GateKind",

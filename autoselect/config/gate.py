@@ -8,7 +8,7 @@ from autoselect.config.bounds import at_least, positive, share
 from autoselect.config.errors import require
 from autoselect.config.setting import setting
 
-GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "none"]
+GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "gumbel", "none"]
 GateSite = Literal["after_projector", "before_projector", "before_encoder"]
 Noise = Literal["covariance", "channel", "isotropic"]
 Removal = Literal["none", "per_token", "per_image"]
@@ -115,7 +115,7 @@ class GateConfig:
             "it out",
         )
         require(
-            self.noise != "isotropic" or self.kind in ("noise", "straight_through"),
+            self.noise != "isotropic" or self.kind in ("noise", "straight_through", "gumbel"),
             f"gate.noise=isotropic normalises tokens for a gate that adds noise, and "
             f"gate.kind={self.kind} adds none; set gate.kind=noise, or leave gate.noise out",
         )

@@ -32,13 +32,19 @@ class ScorerConfig:
         )
 
 
+DenoiserAttention = Literal["diagonal", "global"]
+
+
 @dataclass(frozen=True)
 class DenoiserConfig:
-    num_layers: int = setting(
-        2, "blocks of diagonal attention and MLP; 0 trains without a Denoiser"
-    )
+    num_layers: int = setting(2, "blocks of attention and MLP; 0 trains without a Denoiser")
     hidden_size: int = setting(
         256, "channels of the two bottlenecks of each block (values and MLP)"
+    )
+    attention: DenoiserAttention = setting(
+        "diagonal",
+        "what a token of the Denoiser attends to: itself (diagonal), as in the paper, or all "
+        "tokens (global), which leaks closed tokens and is there to be compared",
     )
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ Each formula takes the gates `s` of soft top-K, [I, N], which sum to K, and toke
     zero_fill         sqrt(s) x                                     the same amplitude, no noise
     multiplicative    s x
     straight_through  h x + (1 - h) (mu + L eps), h = hard top-K    gradient of s in place of h's
+    gumbel            the same, s and h of scores + tau g, g standard Gumbel noise
     none              x                                             for soft removal alone
 
 Source of the first: AutoSelect (arXiv 2603.07135), with N(0, I) on normalised tokens
@@ -22,10 +23,16 @@ from torch import Tensor
 
 from autoselect.config import GateKind
 from autoselect.method.statistics import TokenStatistics
+from autoselect.method.stochastic_removal import uniforms
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
+
+GUMBEL_TAG = 0x41535433
+"""Separates Gumbel noise from the draws of random removal."""
+HARD: tuple[GateKind, ...] = ("straight_through", "gumbel")
+"""Kinds whose gates are 0 or 1 in the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +91,26 @@ def gate_tokens(
             tokens, scores, token_budget, temperature, statistics, key, mask
         )
         return Gated(gated, gates)
+    if kind == "gumbel":
+        scores = scores + temperature * gumbel_noise(scores, key)
     gates = soft_top_k(scores, token_budget, temperature, mask)
     share = gates[..., None].to(tokens.dtype)
     if kind == "multiplicative":
         return Gated(share * tokens, gates)
     if kind == "zero_fill":
         return Gated(amplitude(gates)[..., None].to(tokens.dtype) * tokens, gates)
-    if kind == "straight_through":
+    if kind in HARD:
         filler = noise_gate(tokens, torch.zeros_like(gates), statistics, key)
         kept = straight_through(scores, gates, token_budget, mask)[..., None].to(tokens.dtype)
         return Gated(kept * tokens + (1 - kept) * filler, gates)
     assert kind == "none"
     return Gated(tokens, gates)
+
+
+def gumbel_noise(scores: Tensor, key: NoiseKey) -> Tensor:
+    """Return standard Gumbel noise [I, N] that depends on seed, step, image and token alone."""
+    uniform, _ = uniforms(scores, key, GUMBEL_TAG)
+    return -(-uniform.log()).log().to(scores.dtype)
 
 
 def amplitude(gates: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Dimension letters: I images, N visual tokens, D width, L later layers with featu
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,7 +156,8 @@ class AutoSelect(nn.Module):
 
     def repaired(self, visual: VisualTokens, gated: Tensor) -> dict[str, Any]:
         """Return encoder outputs with gated tokens [I, N, C], repaired by the Denoiser."""
-        return self.site.finish(self.adapter, visual, gated, self.denoiser)
+        repair = partial(self.denoiser, mask=visual.mask)
+        return self.site.finish(self.adapter, visual, gated, repair)
 
     def attention_logits(
         self, visual: VisualTokens, gates: Tensor, setting: GateSetting, image_ids: Tensor

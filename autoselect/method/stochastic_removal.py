@@ -85,7 +85,7 @@ def image_share(uniform: Tensor) -> Tensor:
     return (2 * uniform - 0.5).clamp(0, 1)
 
 
-def uniforms(gates: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor]:
+def uniforms(gates: Tensor, key: NoiseKey, tag: int = STREAM_TAG) -> tuple[Tensor, Tensor]:
     """Draw uniform numbers in (0, 1): one per token [I, N] and one per image [I], float64.
 
     Counters are those of the noise with another tag: channel 0 of each token, channel 4 of the
@@ -93,8 +93,8 @@ def uniforms(gates: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor]:
     """
     seed, step, sample_ids = key.tensors(gates)
     zero = torch.zeros((), dtype=torch.int64, device=gates.device)
-    tag = torch.full_like(zero, STREAM_TAG)
-    stream = philox4x32((*split_words(step), zero, tag), split_words(seed))[:2]
+    words = (*split_words(step), zero, torch.full_like(zero, tag))
+    stream = philox4x32(words, split_words(seed))[:2]
     places = torch.arange(gates.shape[1], device=gates.device)[None]
     tokens = philox4x32((zero, places, *split_words(sample_ids[:, None])), stream)[0]
     images = philox4x32((zero + 1, zero, *split_words(sample_ids)), stream)[0]

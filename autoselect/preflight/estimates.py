@@ -124,7 +124,8 @@ def activation_bytes(
     visual = batch.rows * shape.visual_tokens
     inner, gated = config.denoiser.hidden_size, shape.width_at(config.gate.site)
     repaired = shape.repaired_width_at(config.gate.site)
-    denoiser = config.denoiser.num_layers * 4 * (5 * repaired + 4 * inner)
+    inside = 6 if config.denoiser.attention == "global" else 4
+    denoiser = config.denoiser.num_layers * 4 * (5 * repaired + inside * inner)
     gate = 4 * 3 * gated
     scorer = 4 * (gated + 16 * config.scorer.hidden_size * max(1, config.scorer.num_layers))
     vision = batch.rows * shape.patches * shape.vision_width * (4 * b + 8)

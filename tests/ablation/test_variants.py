@@ -1,11 +1,14 @@
 """The YAML of an ablation: how settings are resolved, and which mistakes are refused."""
 
+import dataclasses
+
 import pytest
 import yaml
 
 from autoselect.ablation.commands import check_eval_settings
 from autoselect.ablation.variants import changed_settings, load_plan
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.files import flatten, load_config, to_dict
 from autoselect.config.programs import checkout
 
 
@@ -39,6 +42,25 @@ def test_the_second_vlms_ablation_has_every_option_alone_and_tuned():
         tuned = "tuned" if name == "reference" else f"{name}_tuned"
         assert plan.variant(tuned).trained_as == name and not plan.variant(tuned).eval
         assert plan.train_config(plan.variant(name), 0).tune_images > 0
+
+
+def test_the_papers_ablation_changes_the_papers_preset_in_the_named_part_alone():
+    plan = load_plan(checkout() / "configs" / "ablation" / "paper.yaml")
+    check_eval_settings(plan)
+    preset = load_config(TrainConfig, checkout() / "configs" / "train" / "paper.yaml", [])
+    differ = {}
+    for variant in plan.variants:
+        config = plan.train_config(variant, preset.seed)
+        same = dataclasses.replace(config, output=preset.output, experiment=preset.experiment)
+        differ[variant.name] = set(
+            changed_settings(flatten(to_dict(preset)), flatten(to_dict(same)))
+        )
+    assert differ == {
+        "paper": set(),
+        "gumbel": {"gate.kind"},
+        "scale_gate": {"gate.kind", "gate.noise"},
+        "global_denoiser": {"denoiser.attention"},
+    }
 
 
 @pytest.mark.parametrize(

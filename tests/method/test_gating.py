@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError, GateConfig, GateKind
-from autoselect.method.gating import GateSetting, gate_tokens
+from autoselect.method.gating import GateSetting, gate_tokens, gumbel_noise
 from autoselect.method.statistics import calibrate
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
@@ -34,6 +34,8 @@ def gated(kind, inputs, temperature=TEMPERATURE, mask=None):
 def test_every_gate_keeps_the_budget_and_its_formula(kind, inputs):
     tokens, scores, statistics, key = inputs
     result = gated(kind, inputs)
+    if kind == "gumbel":
+        scores = scores + TEMPERATURE * gumbel_noise(scores, key)
     gates = soft_top_k(scores, BUDGET, TEMPERATURE)[..., None]
     filler = noise_gate(tokens, torch.zeros(4, 12), statistics, key)
     centred = tokens - statistics.mean
@@ -45,6 +47,7 @@ def test_every_gate_keeps_the_budget_and_its_formula(kind, inputs):
         "zero_fill": gates.sqrt() * tokens,
         "multiplicative": gates * tokens,
         "straight_through": best * tokens + (1 - best) * filler,
+        "gumbel": best * tokens + (1 - best) * filler,
         "none": tokens,
     }[kind]
     torch.testing.assert_close(result.tokens, expected, atol=1e-5, rtol=1e-5)
@@ -70,6 +73,14 @@ def test_padding_is_never_kept(kind, inputs):
     tokens = inputs[0]
     assert torch.equal(result.gates[1], mask[1].float())
     torch.testing.assert_close(result.tokens[1, 10:], tokens[1, 10:])
+
+
+def test_gumbel_noise_keeps_a_token_as_often_as_its_share_of_the_softmax():
+    scores = torch.tensor([[1.0, 0.0, -1.0, 2.0]]).log_softmax(dim=-1)
+    key = NoiseKey(0, 3, torch.arange(20000))
+    best = (scores + gumbel_noise(scores.expand(20000, -1), key)).argmax(dim=-1)
+    shares = best.bincount(minlength=4) / len(best)
+    torch.testing.assert_close(shares, scores[0].exp(), atol=0.015, rtol=0)
 
 
 def test_hard_gates_make_the_fillers_meet(inputs):

@@ -84,6 +84,21 @@ def test_a_denoiser_token_sees_only_itself():
     assert reached.tolist() == [False, False, True, False, False, False]
 
 
+def test_a_token_of_the_global_denoiser_sees_the_real_tokens_of_its_image_alone():
+    torch.manual_seed(0)
+    config = DenoiserConfig(num_layers=1, hidden_size=128, attention="global")
+    denoiser = Denoiser(WIDTH, config)
+    assert torch.equal(denoiser(random(2, 5, WIDTH)), random(2, 5, WIDTH)), "starts as identity"
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.normal_(std=0.3)
+    tokens = random(2, 6, WIDTH).requires_grad_()
+    mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    denoiser(tokens, mask)[0, 2].sum().backward()
+    reached = tokens.grad.abs().sum(-1) > 0
+    assert reached.tolist() == [[True] * 4 + [False] * 2, [False] * 6]
+
+
 def test_diagonal_attention_is_full_attention_with_a_diagonal_mask():
     torch.manual_seed(0)
     attention = DiagonalAttention(WIDTH, 16)

@@ -27,7 +27,7 @@ from autoselect.evaluation.answers.replies import texts_of
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.scoring import score_answers
 from autoselect.method.denoiser import Denoiser
-from autoselect.method.gating import GateSetting, gate_tokens
+from autoselect.method.gating import HARD, GateSetting, gate_tokens
 from autoselect.method.statistics import TokenStatistics
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.vlm.sites import SITES
@@ -163,7 +163,7 @@ def uniformly_gated(
         tokens: visual tokens at the site of the gate, [B, N, (1 + L) D].
         first_image: number of the first image, which seeds the noise.
     """
-    if gate.kind == "straight_through":
+    if gate.kind in HARD:
         return None
     ids = torch.arange(first_image, first_image + len(tokens), device=tokens.device)
     scores = torch.zeros(tokens.shape[:2], device=tokens.device)
