@@ -69,7 +69,8 @@ class AutoSelect(nn.Module):
         statistics: mean and spread of the visual tokens over the data set.
 
     Raises:
-        ConfigError: tokens are to be removed from attention, but the model has convolutions too.
+        ConfigError: tokens are to be removed from attention, but the model has convolutions too,
+            or its attention takes no weights of tokens.
     """
 
     def __init__(self, vlm: FrozenVLM, config: TrainConfig, statistics: TokenStatistics) -> None:
@@ -82,6 +83,12 @@ class AutoSelect(nn.Module):
         self.soft_removal = config.gate.soft_removal
         self.removal = RemovalRule.of(config.gate)
         self.coverage = config.gate.coverage
+        if self.soft_removal and vlm.family.padding_mask_only:
+            raise ConfigError(
+                f"gate.soft_removal=true: the attention of model={vlm.name} "
+                f"({vlm.model.config.model_type}) takes no weights of tokens; set "
+                "gate.soft_removal=false"
+            )
         if self.removal.kind != "none" and vlm.family.convolutions:
             raise ConfigError(
                 f"gate.removal={self.removal.kind}: convolutions of model={vlm.name} see tokens "

@@ -102,7 +102,7 @@ def tune(
     found = measure(columns, full, num_tokens)
     selector = selector.like(best_diversity(found))
     report = _report(settings, shards, chosen, full, found)
-    if settings.train_run is not None:
+    if settings.train_run is not None and not vlm.family.padding_mask_only:
         gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, settings.train_run)
         report["gaps"] = gap_rows(gaps)
         if warning := gap_warning(gaps):

@@ -98,12 +98,16 @@ class FrozenVLM:
         inside = {id(p) for p in self.model.get_decoder().parameters()}
         return [p for p in self.model.parameters() if id(p) not in inside]
 
-    def pixel_inputs(self, images: list[Image.Image]) -> dict[str, Tensor]:
+    def pixel_inputs(self, images: list[Image.Image]) -> dict[str, Any]:
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
         return self.to_device(dict(pixels))
 
-    def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        def moved(value: Tensor) -> Tensor:
+    def to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a call's arguments, tensors on the model's device and in its dtype."""
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
             dtype = self.dtype if value.is_floating_point() else value.dtype
             return value.to(self.device, dtype, non_blocking=True)
 

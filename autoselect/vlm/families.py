@@ -38,6 +38,8 @@ class Family:
             have the channels of the tower's output.
         convolutions: some layers mix neighbouring columns whatever the attention mask says, so
             rounds that must not see each other cannot share a row.
+        padding_mask_only: attention takes no other mask than which columns are padding, so tokens
+            cannot be weighed or removed as keys.
         untrained: why `autoselect train` refuses the family; empty if it does not.
     """
 
@@ -52,6 +54,7 @@ class Family:
     beyond_features: bool = False
     projects: bool = False
     convolutions: bool = False
+    padding_mask_only: bool = False
     untrained: str = ""
 
 
@@ -65,15 +68,14 @@ FAMILIES: dict[str, Family] = {
     "glm4v": Family(raster="picture", clip_token="image"),
     "glm4v_moe": Family(raster="picture", clip_token="image"),
     "glm5_next": Family(
-        raster="picture",
-        clip_token="image",
-        convolutions=True,
-        untrained="its sparse attention takes no mask with weights of tokens",
+        raster="picture", clip_token="image", convolutions=True, padding_mask_only=True
     ),
     "glm_ocr": Family(raster="picture", clip_token="image"),
     "glmga": Family(raster="picture", clip_token="image"),
     "got_ocr2": Family(
-        images="runs", untrained="its processor takes neither several rows of images nor text alone"
+        images="runs",
+        untrained="its processor takes exactly one image per text, and neither rows of images nor "
+        "text alone",
     ),
     "granite4_vision": Family(beyond_features=True),
     "granite_docling": Family(images="runs", tiles="same_before_first", beyond_features=True),
@@ -112,7 +114,9 @@ FAMILIES: dict[str, Family] = {
         untrained="its processor makes no batch of images with different numbers of tiles",
     ),
     "pp_chart2table": Family(
-        images="runs", untrained="its processor takes neither several rows of images nor text alone"
+        images="runs",
+        untrained="its processor writes no image tokens and takes no text alone; its chat template "
+        "writes them",
     ),
     "qianfan_ocr": Family(images="runs"),
     "qwen2_5_vl": Family(raster="picture"),

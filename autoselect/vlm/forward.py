@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoselect.config import ConfigError
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.families import MIXING, SLIDING
 from autoselect.vlm.features import feature_matrix, with_features
@@ -111,6 +112,12 @@ def _mask(adapter: VisualAdapter, batch: TrainBatch, log_weights: Tensor | None)
     images = image_numbers(places) if adapter.family.images_see_themselves else None
     if log_weights is None and images is None and not batch.has_rounds:
         return torch.ones_like(batch.segments)
+    if adapter.family.padding_mask_only:
+        raise ConfigError(
+            f"model_type={adapter.model.config.model_type}: its attention takes no mask that "
+            "removes tokens, so what the model answers without them cannot be measured in one "
+            "pass; leave --removal-images of `autoselect doctor` out"
+        )
     mask = attention_mask(batch.segments, adapter.model.dtype, images)
     if log_weights is not None:
         bias = mask.new_zeros(places.shape).masked_scatter(places, log_weights.to(mask.dtype))

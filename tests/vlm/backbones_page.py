@@ -140,14 +140,21 @@ def family_table() -> str:
 
 
 def remark(name: str) -> str:
-    """Return what there is to know about a family, and if `autoselect train` takes it."""
+    """Return what there is to know about a family, and which settings of training it needs."""
     known = [REMARKS[name]] if name in REMARKS else []
     family = family_of(model_of(name).config)
     if family.convolutions:
         known.append("`autoselect train` needs `data.rounds=conversation`")
-    if family.untrained:
-        known.append(f"`autoselect train` refuses it: {family.untrained}")
+    if family.padding_mask_only:
+        known.append("it takes neither `gate.soft_removal` nor `gate.removal`")
     return "; ".join(known)
+
+
+def untrained_table() -> str:
+    """Return families that are pruned but not trained on, and why."""
+    reasons = {name: family_of(model_of(name).config).untrained for name in sorted(ALL)}
+    rows = [f"| `{name}` | {reason} |" for name, reason in reasons.items() if reason]
+    return "\n".join(["| family | reason |", "|---|---|", *rows])
 
 
 def refused_table() -> str:
@@ -218,6 +225,7 @@ def page() -> str:
     text = TEMPLATE.read_text()
     for mark, table in (
         ("{families}", family_table),
+        ("{untrained}", untrained_table),
         ("{refused}", refused_table),
         ("{loaded}", loaded_table),
         ("{rasters}", raster_list),

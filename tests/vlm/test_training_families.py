@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import BatchFeature
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import from_dict
@@ -231,3 +232,26 @@ def test_a_family_that_cannot_be_trained_says_why(name, reason):
     vlm = FrozenVLM(model_of(name), build_processor(), name)
     with pytest.raises(ConfigError, match=rf"{name}\) cannot be trained on: .*{reason}"):
         Collator(vlm)
+
+
+def test_lists_of_a_processor_reach_the_encoder(monkeypatch):
+    """Unlimited-OCR's writes the numbers of crops, and their columns and rows, as lists."""
+    vlm = FrozenVLM(model_of("llava_next"), tiny_processors.llava_next(), "llava_next")
+    stock = type(vlm.processor).__call__
+
+    def with_lists(processor, *arguments, **more):
+        return BatchFeature({**stock(processor, *arguments, **more), "patches_grid": [[2, 1]]})
+
+    monkeypatch.setattr(type(vlm.processor), "__call__", with_lists)
+    batch = Collator(vlm)([sample(0, (WIDE,))]).to(torch.device("cpu"))
+    assert vlm.to_device(batch.pixels)["patches_grid"] == [[2, 1]]
+    assert batch.pixels["pixel_values"].dtype == torch.float32
+
+
+def test_attention_without_weights_is_named_where_they_are_asked_for():
+    """GLM-5.3 Flash, which trains without them."""
+    vlm = FrozenVLM(model_of("glm5_next"), build_processor(), "glm5")
+    config = from_dict(TrainConfig, {"gate": {"soft_removal": True}})
+    statistics = TokenStatistics(torch.zeros(WIDTH), torch.ones(WIDTH), participation_ratio=1.0)
+    with pytest.raises(ConfigError, match="gate.soft_removal=true: the attention of model=glm5"):
+        AutoSelect(vlm, config, statistics)

@@ -43,7 +43,8 @@ class TrainBatch:
         labels: the next token if it is part of an answer, else -100, [B, T].
         position_ids: [B, T].
         segments: round that a token belongs to, or PREFIX_SEGMENT or PADDING_SEGMENT, [B, T].
-        pixels: arguments of the image encoder for I images, in order of appearance.
+        pixels: arguments of the image encoder for I images, in order of appearance: tensors, and
+            lists of some families.
         tokens_per_image: visual tokens of each image, I numbers.
         image_ids: sample_id * MOST_IMAGES + place in its sample, int64, [I]; noise is keyed by it.
         host: the same batch on the CPU; None if this one is there. Counts and places are read from
@@ -54,7 +55,7 @@ class TrainBatch:
     labels: Tensor
     position_ids: Tensor
     segments: Tensor
-    pixels: dict[str, Tensor]
+    pixels: dict[str, Any]
     tokens_per_image: list[int]
     image_ids: Tensor
     host: "TrainBatch | None" = None
@@ -79,9 +80,11 @@ class TrainBatch:
     def to(self, device: torch.device) -> "TrainBatch":
         """Copy the batch to a device without waiting for it."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            pinned = device.type == "cuda" and tensor.device.type == "cpu"
-            return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            pinned = device.type == "cuda" and value.device.type == "cpu"
+            return (value.pin_memory() if pinned else value).to(device, non_blocking=True)
 
         return TrainBatch(
             moved(self.input_ids),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.data.record import IMAGE_PLACEHOLDER
@@ -28,7 +27,7 @@ class ProcessedImages:
         counts: visual tokens of each image, in order, I numbers.
     """
 
-    pixels: dict[str, Tensor]
+    pixels: dict[str, Any]
     texts: list[list[str]]
     counts: list[int]
 
@@ -81,7 +80,7 @@ def process_images(
         )
     written = [[o["replacement"] for o in row] for row in output.pop(OFFSETS)]
     of_text = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-    pixels = {n: v for n, v in output.items() if isinstance(v, Tensor) and n not in of_text}
+    pixels = {n: v for n, v in output.items() if n not in of_text}
     counts = [text.count(placeholder) for row in written for text in row]
     texts = iter(written)
     return ProcessedImages(pixels, [next(texts) if row else [] for row in rows], counts)
