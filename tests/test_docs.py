@@ -1,5 +1,6 @@
 """The pages build as a site without the network, and no link in them is broken."""
 
+import dataclasses
 import html
 import json
 import re
@@ -17,6 +18,7 @@ from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.ranks.judge import EXIT_RANK_FAILED, EXIT_RANK_LOST
 from autoselect.ranks.processes import EXIT_PREEMPTED
 from autoselect.tracking.ending import TERMINATED
+from autoselect.vlm.families import Family
 from tests.vlm.stock import model_of
 from tests.vlm.tiny import batch
 
@@ -117,6 +119,12 @@ def example(page: str, number: int = 0) -> str:
 def test_the_trial_of_a_family_runs(family, capsys):
     exec(example("add-family.md"), {"vlm": model_of(family), "inputs": batch(family, [["s"]])})
     assert capsys.readouterr().out.count("kept=") == 1
+
+
+def test_every_field_of_a_family_is_explained():
+    page = (ROOT / "docs" / "add-family.md").read_text()
+    for field in dataclasses.fields(Family):
+        assert f"`{field.name}" in page, field.name
 
 
 def test_the_example_of_a_baseline_keeps_the_smallest_norms():
