@@ -68,6 +68,11 @@ class DataConfig:
     workers: int = setting(
         0, "decoding worker processes per rank; 0 decodes in the training process"
     )
+    group_by_length: bool = setting(
+        False,
+        "put samples of similar length into one micro-batch, within each global batch, so that "
+        "rows need less padding; the samples of a step stay the same",
+    )
     quarantine_budget: float = setting(
         0.001, "largest tolerated share of unusable samples; the run ends above it"
     )

@@ -30,7 +30,7 @@ from autoselect.data.index import (
 )
 from autoselect.data.order import WINDOW_CHUNKS
 from autoselect.data.paths import expand
-from autoselect.data.record import RecordError, image_order, parse_record
+from autoselect.data.record import RecordError, image_order, is_image, parse_record
 from autoselect.data.writer import ShardWriter
 
 __all__ = ["Sample", "ShardSet", "ShardWriter", "blank_sample"]
@@ -184,6 +184,12 @@ class ShardSet:
         table = self._table(number)
         row = sample_id - self._ends[number] + self.headers[number].samples
         return number, table.keys[row], table.members(row)
+
+    def extent(self, sample_id: int) -> tuple[int, int]:
+        """Return the number of images and the bytes of the record: the longer the row, the more."""
+        _, _, entries = self.locate(sample_id)
+        images = sum(is_image(entry.suffix) for entry in entries)
+        return images, sum(entry.size for entry in entries if entry.suffix == "json")
 
     def find(self, shard: str, key: str) -> int | None:
         """Return the number of the sample with this shard and key; None if it is not usable."""

@@ -52,6 +52,7 @@ class Trainer:
                 run.info.world_size,
                 self.step,
                 run.config.steps,
+                run.config.data.group_by_length,
             ),
             run.config.data.workers,
             self.quarantine.quarantine,

@@ -13,9 +13,9 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.data.order import global_batch
-from autoselect.data.shards import Sample, ShardSet
+from autoselect.data.shards import Sample, ShardSet, ShardWriter
 from tests.data.loaders import make_loader
-from tests.data.shard_samples import make_record, write_shards
+from tests.data.shard_samples import make_image, make_record, write_shards
 
 
 def ids(samples: list[Sample]) -> list[int]:
@@ -62,6 +62,38 @@ def test_ranks_share_the_same_global_batches(open_set, split) -> None:
             for one in ranks[rank][step][turn]
         ]
         assert flat == global_batch(50, 5, step, 12).tolist()
+
+
+def mixed_shards(folder: Path) -> ShardSet:
+    """Write samples with 0 to 2 images and questions of many lengths."""
+    with ShardWriter(folder, samples_per_shard=20) as writer:
+        for number in range(50):
+            images = [make_image(number)] * (number % 3)
+            record = make_record(number, len(images))
+            record["conversations"][1]["value"] = "word " * (number * 37 % 50)
+            writer.write(f"{number:06d}", record, images)
+    return ShardSet.open(str(folder))
+
+
+@pytest.mark.parametrize("split", [(12, 1, 1), (3, 2, 2), (3, 1, 4), (2, 3, 2)])
+def test_groups_by_length_hold_the_same_samples_whatever_the_split(tmp_path, split) -> None:
+    micro_batch, accumulation, world_size = split
+    shards = mixed_shards(tmp_path)
+
+    def rank_steps(rank: int, **options) -> list:
+        plan = {"accumulation": accumulation, "rank": rank, "world_size": world_size, **options}
+        return run(shards, 6, micro_batch=micro_batch, group_by_length=True, **plan)
+
+    ranks = [rank_steps(rank) for rank in range(world_size)]
+    for step in range(6):
+        turns = zip(*(own[step] for own in ranks), strict=True)
+        flat = [one for turn in turns for micro in turn for one in micro]
+        assert sorted(flat) == sorted(global_batch(50, 5, step, 12).tolist())
+        read = [shards[one] for one in flat]
+        lengths = [(len(one.images), len(one.record["conversations"][1]["value"])) for one in read]
+        assert lengths == sorted(lengths), "the first micro-batches hold the shortest samples"
+    assert rank_steps(0, start_step=4) == ranks[0][4:], "a resumed run goes on alike"
+    assert rank_steps(0, workers=1) == ranks[0]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
