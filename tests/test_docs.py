@@ -144,3 +144,18 @@ def test_exit_codes_are_those_of_the_programs():
     again = map(int, re.findall(r"^(?:PREEMPTED|TERMINATED|LOST|KILLED)=(\d+)", script, re.M))
     requeued = re.findall(r"^\| ([\d, ]+)[^|]* \| goes back to the queue", page, re.MULTILINE)
     assert sorted(again) == sorted(int(code) for cell in requeued for code in cell.split(","))
+
+
+def test_symptoms_of_failures_are_messages_of_the_programs():
+    files = [*(ROOT / "autoselect").rglob("*.py"), *(ROOT / "slurm").glob("*.sh")]
+    sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in files))
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    table = page[page.index("| symptom | cause | fix |") : page.index("### Broken samples")]
+    shown = [
+        said for line in table.splitlines() for said in re.findall("`(.*?)`", line.split(" | ")[0])
+    ]
+    messages = [said for said in shown if " " in said]
+    assert len(messages) >= 12
+    for message in messages:
+        for part in message.split("..."):
+            assert part.strip(" =") in sources, message

@@ -60,5 +60,6 @@ def polarisation_course(run_id: str | None) -> list[tuple[int, float]]:
     """Return (step, polarisation) of a training run; empty, with a warning, if unknown."""
     course = metric_history(run_id, POLARISATION) if run_id else []
     if not course:
-        logger.warning("no logged course of the polarisation for training run %s", run_id)
+        why = f"this store has none for run {run_id}" if run_id else "it was not tracked"
+        logger.warning("the course of the polarisation in training is not drawn: %s", why)
     return course
