@@ -85,6 +85,18 @@ def keep_features(output: Any, kept: Tensor) -> Any:
     return _changed(output, _fields(output, taken(output.pooler_output), layers))
 
 
+def compressed(output: Any, kept: Tensor) -> Any:
+    """Return an encoder's output without the tokens that the family itself removes.
+
+    Args:
+        output: output of `get_video_features`, a list with one entry per clip.
+        kept: true at tokens that stay, bool, [M].
+    """
+    parts = kept.split([len(entry) for entry in output.pooler_output])
+    left = [entry[own] for entry, own in zip(output.pooler_output, parts, strict=True)]
+    return _changed(output, {"pooler_output": left})
+
+
 def without_states(output: Any) -> Any:
     """Return an encoder's output without the states of its layers, which take much memory."""
     kind: Any = type(output)

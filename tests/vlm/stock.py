@@ -70,6 +70,7 @@ def original_positions(model: Any, inputs: dict[str, Any], generating: bool = Fa
         types = ("mm_token_type_ids",) if "mm_token_type_ids" in known else ()
         if all(name in inputs for name in types):
             names = ("image_grid_thw", "video_grid_thw", "target_sizes", *types)
+            names += ("target_sizes_videos",)
             grids = {name: inputs.get(name) for name in names if name in known}
             if "video_second_per_grid" in inputs:
                 grids["second_per_grids"] = inputs["video_second_per_grid"]
