@@ -98,11 +98,14 @@ def compressed(output: Any, kept: Tensor) -> Any:
 
 
 def without_states(output: Any) -> Any:
-    """Return an encoder's output without the states of its layers, which take much memory."""
+    """Return an encoder's output without the states of its layers, which take much memory.
+
+    A state that is the features themselves (Llama 4) stays.
+    """
     kind: Any = type(output)
     lean = kind.__new__(kind)
     for name, value in output.items():
-        if name not in STATES:
+        if name not in STATES or value is output.pooler_output:
             lean[name] = value
     return lean
 
