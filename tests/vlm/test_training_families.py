@@ -281,3 +281,15 @@ def test_a_processor_that_never_tells_what_it_writes_is_named():
 
     with pytest.raises(ConfigError, match="Silent does not report what it writes for an image"):
         written_texts(Silent(), {}, [[SQUARE]])
+
+
+@torch.no_grad()
+def test_types_of_tokens_that_a_processor_leaves_out_are_asked_for(monkeypatch):
+    """Cosmos 3 Edge's processor leaves out what its model needs to place images on a grid."""
+    vlm = frozen("qwen2_5_vl")
+    text = f"{vlm.image_mark} how many ?"
+    stock = vlm.inputs([[SQUARE]], [text])
+    monkeypatch.setattr(type(vlm.processor), "return_mm_token_type_ids", False)
+    given = vlm.inputs([[SQUARE]], [text])
+    assert torch.equal(given["mm_token_type_ids"], stock["mm_token_type_ids"])
+    assert torch.equal(vlm.model(**given).logits, vlm.model(**stock).logits)
