@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from autoselect.config import ConfigError
 from autoselect.vlm.blocks import Block, find_all_blocks
+from autoselect.vlm.clips import COMPRESSION, clip_frames
 from autoselect.vlm.columns import Columns, PrunePlan, take_logit_positions
 from autoselect.vlm.contract import check_contract
 from autoselect.vlm.families import (
@@ -35,6 +36,7 @@ from autoselect.vlm.families import (
     token_width,
 )
 from autoselect.vlm.features import (
+    compressed,
     entry_sizes,
     feature_matrix,
     keep_features,
@@ -164,6 +166,8 @@ class VisualAdapter:
         for output in found.values():
             if output.pooler_output is not (first := prompt_features(output)):
                 output["pooler_output"] = first
+        if (kept := inputs.get(COMPRESSION)) is not None and "video" in found:
+            found["video"] = compressed(found["video"], kept)
         return found
 
     def blocks(
@@ -209,13 +213,7 @@ class VisualAdapter:
 
     def clip_frames(self, inputs: Mapping[str, Any]) -> Tensor | list[int] | None:
         """Return the frames of every clip as the language model sees them, or None if unknown."""
-        if (grid := inputs.get("video_grids")) is not None:
-            return grid[:, 0]
-        if (grid := inputs.get("video_grid_thw")) is not None:
-            vision = getattr(self.model.config, "vision_config", None)
-            return grid[:, 0] // getattr(vision, "temporal_merge_size", 1)
-        pixels = inputs.get("pixel_values_videos")
-        return None if pixels is None or pixels.ndim != 5 else [pixels.shape[1]] * len(pixels)
+        return clip_frames(inputs, self.model.config)
 
     def tokens(
         self, blocks: Sequence[Block], outputs: Mapping[str, Any], later: bool = False
@@ -290,5 +288,7 @@ class VisualAdapter:
         return self.with_outputs(pruned, left), columns
 
     def with_outputs(self, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
-        rest = {name: value for name, value in inputs.items() if name not in PIXEL_NAMES}
+        """Return a call of the stock `forward` with encoder outputs in the place of its pixels."""
+        dropped = {*PIXEL_NAMES, COMPRESSION}
+        rest = {name: value for name, value in inputs.items() if name not in dropped}
         return {**rest, "mm_encoder_outputs": outputs}

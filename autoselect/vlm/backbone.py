@@ -122,10 +122,12 @@ class FrozenVLM:
             images: images of each row; either every row has images or none has.
             texts: prompt of each row in the model's chat template.
         """
-        pictures = {"images": [list(row) for row in images]} if images[0] else {}
+        given: dict[str, Any] = {"images": [list(row) for row in images]} if images[0] else {}
+        if "mm_token_type_ids" in self.adapter.positions.grid_arguments:
+            given["return_mm_token_type_ids"] = True  # not by default in Cosmos 3 Edge
         encoded = self.processor(
             text=list(texts),
-            **pictures,
+            **given,
             padding=True,
             padding_side="left",
             return_tensors="pt",

@@ -99,7 +99,8 @@ FAMILIES: dict[str, Family] = {
     "molmo2": Family(
         clip_token="image",
         images_see_themselves=True,
-        untrained="all images of a prompt see each other, also those of rounds that must not",
+        untrained="all images of a prompt see each other and the tokens between them, a mask that "
+        "training does not build",
     ),
     "nemotron_h_omni": Family(clip_token="image", convolutions=True),
     "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),

@@ -85,12 +85,27 @@ def keep_features(output: Any, kept: Tensor) -> Any:
     return _changed(output, _fields(output, taken(output.pooler_output), layers))
 
 
+def compressed(output: Any, kept: Tensor) -> Any:
+    """Return an encoder's output without the tokens that the family itself removes.
+
+    Args:
+        output: output of `get_video_features`, a list with one entry per clip.
+        kept: true at tokens that stay, bool, [M].
+    """
+    parts = kept.split([len(entry) for entry in output.pooler_output])
+    left = [entry[own] for entry, own in zip(output.pooler_output, parts, strict=True)]
+    return _changed(output, {"pooler_output": left})
+
+
 def without_states(output: Any) -> Any:
-    """Return an encoder's output without the states of its layers, which take much memory."""
+    """Return an encoder's output without the states of its layers, which take much memory.
+
+    A state that is the features themselves (Llama 4) stays.
+    """
     kind: Any = type(output)
     lean = kind.__new__(kind)
     for name, value in output.items():
-        if name not in STATES:
+        if name not in STATES or value is output.pooler_output:
             lean[name] = value
     return lean
 

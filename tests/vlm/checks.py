@@ -209,6 +209,17 @@ def all_tokens_of_a_clip_kept_is_the_untouched_model(name):
 
 
 @torch.no_grad()
+def pruning_a_clip_equals_the_reduced_sequence(name):
+    inputs, model = clip_batch(name), model_of(name)
+    with attached(name, 3):
+        ours = model(**inputs).logits
+        selection = model.autoselect.last
+    assert {block.modality for block in selection.images} == {"video"}
+    assert all(len(block.kept) == 3 for block in selection.images)
+    close(ours, model(**reduced(model, inputs, selection)).logits)
+
+
+@torch.no_grad()
 def pruning_a_clip_equals_masking(name, per):
     inputs, model = clip_batch(name), model_of(name)
     with attached(name, 3, video_budget_per=per):

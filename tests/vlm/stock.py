@@ -70,9 +70,12 @@ def original_positions(model: Any, inputs: dict[str, Any], generating: bool = Fa
         types = ("mm_token_type_ids",) if "mm_token_type_ids" in known else ()
         if all(name in inputs for name in types):
             names = ("image_grid_thw", "video_grid_thw", "target_sizes", *types)
+            names += ("target_sizes_videos",)
             grids = {name: inputs.get(name) for name in names if name in known}
             if "video_second_per_grid" in inputs:
                 grids["second_per_grids"] = inputs["video_second_per_grid"]
+            if "feature_attention_mask" in inputs:
+                grids["audio_seqlens"] = inputs["feature_attention_mask"].sum(1)
             return base.get_rope_index(ids, attention_mask=mask, **grids)[0]
     if generating:
         return (mask.cumsum(1) - 1).clamp(min=0)

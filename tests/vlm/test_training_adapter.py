@@ -7,6 +7,7 @@ from autoselect.config import ConfigError
 from autoselect.vlm import VisualAdapter
 from autoselect.vlm.families import family_of
 from autoselect.vlm.forward import answer_loss
+from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.batch import TrainBatch
 from autoselect.vlm.text.rows import PADDING_SEGMENT
 from tests.vlm import checks
@@ -79,7 +80,7 @@ def test_the_loss_of_training_is_that_of_the_stock_model(name):
     )
     count = int((labels[:, 1:] != -100).sum())
     stock = model(**inputs, labels=labels).loss
-    outputs = adapter.encode(inputs)
+    outputs = SITES["after_projector"].read(adapter, rows.pixels, ids).outputs
     torch.testing.assert_close(answer_loss(adapter, rows, outputs) / count, stock)
     weights = torch.zeros(int((ids == adapter.image_token_id).sum()))
     if adapter.family.padding_mask_only:

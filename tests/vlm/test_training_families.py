@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BatchFeature
+from transformers import BatchFeature, ProcessorMixin
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import from_dict
@@ -15,6 +15,7 @@ from autoselect.reference.vlm import build_processor
 from autoselect.vlm import Collator, FrozenVLM, TrainBatch
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.text.batch import IGNORED_LABEL
+from autoselect.vlm.text.placeholders import OFFSETS, written_texts
 from tests.vlm import tiny_processors
 from tests.vlm.conversations import (
     NAMES,
@@ -255,3 +256,40 @@ def test_attention_without_weights_is_named_where_they_are_asked_for():
     statistics = TokenStatistics(torch.zeros(WIDTH), torch.ones(WIDTH), participation_ratio=1.0)
     with pytest.raises(ConfigError, match="gate.soft_removal=true: the attention of model=glm5"):
         AutoSelect(vlm, config, statistics)
+
+
+@torch.no_grad()
+def test_a_processor_that_reports_nothing_is_asked_what_it_writes(monkeypatch):
+    """Nemotron Omni's forgets it; a batch is the same either way."""
+    vlm, samples = frozen("qwen2_5_vl"), [sample(0, (SQUARE, WIDE)), sample(1, ())]
+    told = Collator(vlm)(samples)
+    stock = type(vlm.processor).__call__
+
+    def silent(processor, *arguments, **more):
+        return stock(processor, *arguments, **{**more, f"return_{OFFSETS}": False})
+
+    monkeypatch.setattr(type(vlm.processor), "__call__", silent)
+    asked = Collator(vlm)(samples)
+    assert torch.equal(asked.input_ids, told.input_ids)
+    assert asked.tokens_per_image == told.tokens_per_image
+
+
+def test_a_processor_that_never_tells_what_it_writes_is_named():
+    class Silent(ProcessorMixin):
+        def __init__(self):
+            pass
+
+    with pytest.raises(ConfigError, match="Silent does not report what it writes for an image"):
+        written_texts(Silent(), {}, [[SQUARE]])
+
+
+@torch.no_grad()
+def test_types_of_tokens_that_a_processor_leaves_out_are_asked_for(monkeypatch):
+    """Cosmos 3 Edge's processor leaves out what its model needs to place images on a grid."""
+    vlm = frozen("qwen2_5_vl")
+    text = f"{vlm.image_mark} how many ?"
+    stock = vlm.inputs([[SQUARE]], [text])
+    monkeypatch.setattr(type(vlm.processor), "return_mm_token_type_ids", False)
+    given = vlm.inputs([[SQUARE]], [text])
+    assert torch.equal(given["mm_token_type_ids"], stock["mm_token_type_ids"])
+    assert torch.equal(vlm.model(**given).logits, vlm.model(**stock).logits)

@@ -33,7 +33,7 @@ class Clip:
     Attributes:
         pixels: pixel arguments.
         prompt: token ids.
-        frames: as the language model sees them.
+        frames: as the language model sees them; 0 if they have different numbers of tokens.
     """
 
     pixels: Callable[[torch.Generator], dict[str, Any]]
@@ -72,7 +72,14 @@ TILE_TOKENS = {"s": 16, "l": 32}
 NAMED_TILES = {"s": 1, "l": 3}
 GRID_TOKENS = {"s": 8, "l": 16}
 GRID_CLIP = Clip(prompts.grid_clip, [START, *[VIDEO] * 8, END])
-TIMED_CLIP = Clip(prompts.grid_clip, [50, START, *[VIDEO] * 4, END, 51, START, *[VIDEO] * 4, END])
+
+
+def timed_frames(tokens: int) -> list[int]:
+    """Return the prompt of two frames, each behind its time."""
+    return [token for time in (50, 51) for token in (time, START, *[VIDEO] * tokens, END)]
+
+
+TIMED_CLIP = Clip(prompts.grid_clip, timed_frames(4))
 IMAGE_CLIP = Clip(prompts.grid_clip, [TILE, *([START, *[IMAGE] * 4, END, 50] * 2), GLOBAL])
 on_grid = prompts.framed(GRID_TOKENS)
 one_view = Tiny(prompts.stack(16), prompts.plain(16))
@@ -145,16 +152,25 @@ NEWER.update(
         "aria": Tiny(prompts.stack(16), prompts.plain(8)),
         "chameleon": Tiny(prompts.stack(8), prompts.plain(16)),
         "cohere_compass": Tiny(prompts.grid, on_grid, TIMED_CLIP, prompts.mm_types),
-        "cosmos3_edge": Tiny(prompts.frame_grid, on_grid, token_types=prompts.mm_types),
+        "cosmos3_edge": Tiny(
+            prompts.frame_grid,
+            on_grid,
+            Clip(prompts.two_frame_clip, TIMED_CLIP.prompt),
+            prompts.mm_types,
+        ),
         "cosmos3_omni": Tiny(prompts.grid, on_grid, TIMED_CLIP, prompts.mm_types),
         "fuyu": Tiny(prompts.fuyu_patches, prompts.plain(16)),
-        "gemma4": Tiny(prompts.placed_patches, prompts.framed(GRID_TOKENS)),
+        "gemma4": Tiny(
+            prompts.placed_patches,
+            prompts.framed(GRID_TOKENS),
+            Clip(prompts.placed_clip, timed_frames(8)),
+        ),
         "hyperclovax_vision_v2": Tiny(prompts.grid, on_grid, GRID_CLIP),
         "kimi_k25": Tiny(prompts.paddle_grid, on_grid),
         "minimax_m3_vl": Tiny(prompts.grid, on_grid, GRID_CLIP),
-        "muse_glimmer": Tiny(prompts.grid, on_grid),
-        "muse_spark": Tiny(prompts.grid, on_grid),
-        "lfm3_vl": Tiny(prompts.grid, on_grid, equals_masking=False),
+        "muse_glimmer": Tiny(prompts.grid, on_grid, TIMED_CLIP),
+        "muse_spark": Tiny(prompts.grid, on_grid, TIMED_CLIP),
+        "lfm3_vl": Tiny(prompts.grid, on_grid, TIMED_CLIP, equals_masking=False),
         "qianfan_ocr": Tiny(prompts.tiles(32, TILES), prompts.framed(TILE_TOKENS)),
         "shieldgemma2": Tiny(
             prompts.stack(32), prompts.framed(prompts.same(16)), token_types=prompts.image_types
@@ -177,7 +193,11 @@ NEWER.update(
         "qwen2_5_omni_thinker": Tiny(prompts.grid, on_grid, SECONDS_CLIP),
         "qwen3_omni_moe_thinker": Tiny(prompts.grid, on_grid, SECONDS_CLIP),
         "qwen3_vl_moe": Tiny(prompts.grid, on_grid, TIMED_CLIP, prompts.mm_types),
-        "video_llama_3": Tiny(prompts.merged_grid, on_grid),
+        "video_llama_3": Tiny(
+            prompts.merged_grid,
+            on_grid,
+            Clip(prompts.compressed_clip, [50, *[VIDEO] * 3, 51, *[VIDEO] * 2], 0),
+        ),
     }
 )
 QUERIES = {"s": 145, "l": 289}
@@ -191,6 +211,7 @@ def minicpm(merged: int, types: Callable[[torch.Tensor], dict[str, Any]] = lambd
     return Tiny(
         prompts.patch_line(merged),
         prompts.minicpm_slices,
+        Clip(prompts.patch_line_clip(merged), timed_frames(8)),
         token_types=types,
         equals_masking=False,
         joined=prompts.side_by_side,
@@ -208,7 +229,10 @@ NEWER.update(
             prompts.stack(32), prompts.framed(prompts.same(16)), token_types=prompts.image_types
         ),
         "gemma4_unified": Tiny(
-            prompts.placed_patches, prompts.framed(PATCHES), token_types=prompts.mm_types
+            prompts.placed_patches,
+            prompts.framed(PATCHES),
+            Clip(prompts.placed_clip, timed_frames(32)),
+            prompts.mm_types,
         ),
         "glm5_next": Tiny(prompts.grid, on_grid, IMAGE_CLIP, equals_masking=False),
         "granite4_vision": Tiny(

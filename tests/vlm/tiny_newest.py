@@ -164,7 +164,7 @@ def lfm3_vl() -> Any:
         text_config={**text, "model_type": "lfm3"},
         vision_config={**VISION, "num_key_value_heads": 4, "patch_size": 4},
         projector_hidden_size=64,
-        image_token_id=IMAGE,
+        **BOTH_IDS,
     )
     return hf.Lfm3VlForConditionalGeneration(config)
 

@@ -165,6 +165,42 @@ def paddle_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     return {**inputs, "pixel_values": inputs["pixel_values"].reshape(-1, 3, 4, 4)}
 
 
+def two_frame_clip(rng: torch.Generator) -> dict[str, Any]:
+    """Cosmos 3 Edge: two frames, patches of one frame each."""
+    values = torch.randn(2 * 4 * 4, 3 * 16, generator=rng)
+    return {"pixel_values_videos": values, "video_grid_thw": torch.tensor([[2, 4, 4]])}
+
+
+def compressed_clip(rng: torch.Generator) -> dict[str, Any]:
+    """VideoLLaMA 3: three of its eight tokens are too much like those of the frame before."""
+    kept = torch.tensor([1, 0, 1, 1, 1, 0, 0, 1]).bool()
+    sides = torch.tensor([2])
+    return {**two_frame_clip(rng), "video_merge_sizes": sides, "video_compression_mask": kept}
+
+
+def placed_clip(rng: torch.Generator) -> dict[str, Any]:
+    """Gemma 4: every frame a padded row of patches, with their columns and rows."""
+    inputs = placed_patches(["s", "s"], rng)
+    return {
+        "pixel_values_videos": inputs["pixel_values"],
+        "video_position_ids": inputs["image_position_ids"],
+        "num_frames_per_video": torch.tensor([2]),
+    }
+
+
+def patch_line_clip(merged: int) -> Callable[[torch.Generator], dict[str, Any]]:
+    """MiniCPM-V: patches of two frames side by side, every frame 2 x 4 tokens."""
+
+    def pixels(rng: torch.Generator) -> dict[str, Any]:
+        inputs = patch_line(merged)(["s", "s"], rng)
+        return {
+            "pixel_values_videos": inputs["pixel_values"],
+            "target_sizes_videos": inputs["target_sizes"],
+        }
+
+    return pixels
+
+
 def frame_grid_clip(rng: torch.Generator) -> dict[str, Any]:
     """ERNIE: two frames become one."""
     values = torch.randn(4 * 4 * 4, 3 * 16, generator=rng)

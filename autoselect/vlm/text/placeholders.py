@@ -60,7 +60,7 @@ def process_images(
     """Return the pixels of a batch, and the text that the processor writes for each image.
 
     Raises:
-        ConfigError: the processor does not report what it writes for an image.
+        ConfigError: the processor does not tell what it writes for an image.
     """
     with_images = [list(row) for row in rows if row]
     if not with_images:
@@ -73,17 +73,38 @@ def process_images(
         padding=True,
         return_text_replacement_offsets=True,
     )
-    if OFFSETS not in output:
-        raise ConfigError(
-            f"{type(processor).__name__} does not report what it writes for an image, so its "
-            "placeholders cannot be counted; train with another family of docs/backbones.md"
-        )
-    written = [[o["replacement"] for o in row] for row in output.pop(OFFSETS)]
+    written = written_texts(processor, output, with_images)
     of_text = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
     pixels = {n: v for n, v in output.items() if n not in of_text}
     counts = [text.count(placeholder) for row in written for text in row]
     texts = iter(written)
     return ProcessedImages(pixels, [next(texts) if row else [] for row in rows], counts)
+
+
+def written_texts(
+    processor: Any, output: Any, rows: Sequence[Sequence[Image.Image]]
+) -> list[list[str]]:
+    """Return the text that a processor wrote for each image of each row.
+
+    Args:
+        processor: processor of the model.
+        output: what it returned for the rows; what it reports of its texts is removed.
+        rows: images of each row.
+
+    Raises:
+        ConfigError: the processor neither reports it nor tells it when asked.
+    """
+    if (offsets := output.pop(OFFSETS, None)) is not None:
+        return [[offset["replacement"] for offset in row] for row in offsets]
+    total = sum(map(len, rows))
+    try:
+        texts = iter([processor.replace_image_token(output, number) for number in range(total)])
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"{type(processor).__name__} does not report what it writes for an image, so its "
+            "placeholders cannot be counted; train with another family of docs/backbones.md"
+        ) from error
+    return [[next(texts) for _ in row] for row in rows]
 
 
 def fixed_count(processor: Any, placeholder: str) -> int | None:
