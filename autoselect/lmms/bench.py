@@ -1,16 +1,18 @@
 """`autoselect bench public`: run all tasks for the full model and for every method and budget.
 
 A cell is one task with one method and budget, and runs as one call of lmms-eval. Its result is
-stored in `cells/`, so a run that was killed resumes with the next cell.
+stored in `cells/`, so a run that was killed resumes with the next cell. A task of the user's own
+runs again if its folder has changed.
 """
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -181,23 +183,41 @@ def _write(path: Path, value: Any) -> None:
 def finished_cells(settings: PublicSettings) -> Iterator[dict[str, Any]]:
     """Yield the results of all cells, and run those that are missing."""
     wanted = task_runs(settings)
+    digests = {task: _own_task(settings.include, task) for task in {cell.task for cell in wanted}}
     with tqdm(total=len(wanted), desc="public tasks", unit="cell", disable=None) as bar:
         for cell in wanted:
             path = Path(settings.out) / "cells" / cell.file
-            if not path.exists():
+            found = json.loads(path.read_text()) if path.exists() else None
+            own = digests[cell.task]
+            if found is None or found.get("include") != own:
                 logger.info("%s: %s, %s tokens", cell.task, cell.method, cell.budget)
-                _write(path, run_cell(settings, cell))
-            yield json.loads(path.read_text())
+                found = run_cell(settings, cell) | ({"include": own} if own else {})
+                _write(path, found)
+            yield found
             bar.update()
 
 
-def _latency(settings: PublicSettings, known: dict[str, Any]) -> dict[str, Any]:
+def _own_task(include: str | None, task: str) -> str | None:
+    """Return the digest of the folder `include` if it defines a task, else None."""
+    if include is None:
+        return None
+    defines = re.compile(rf"^task:\s*['\"]?{re.escape(task)}['\"]?\s*$", re.MULTILINE)
+    texts = (path.read_text() for path in Path(include).rglob("*.yaml"))
+    return folder_digest(include) if any(map(defines.search, texts)) else None
+
+
+def _latency(
+    settings: PublicSettings, known: dict[str, Any], around: Mapping[str, Any]
+) -> dict[str, Any]:
     """Measure prefill at batch 1 for all budgets, or return the reason why that failed.
 
-    An earlier measurement with the same settings is used again.
+    An earlier measurement with the same settings on such a machine is used again; `around` is the
+    present one, from `environment`.
     """
     path = Path(settings.out) / LATENCY_FILE
+    machine = {name: around.get(name) for name in ("processor", "threads", "gpu", "torch")}
     asked = {"budgets": settings.budgets, "device": settings.device, "identity": known}
+    asked |= {"machine": machine}
     if path.exists() and (before := json.loads(path.read_text())).get("asked") == asked:
         return dict(before)
     try:
@@ -225,7 +245,9 @@ def bench_public(settings: PublicSettings) -> dict[str, Any]:
     record = PublicRecord(settings, known, around)
     with record.ended_truthfully():
         results = list(finished_cells(settings))
-        latency = _latency(settings, known) if settings.latency else {"missing": "not asked for"}
+        latency = (
+            _latency(settings, known, around) if settings.latency else {"missing": "not asked for"}
+        )
         more = {"identity": known, "environment": around, "settings": asdict(settings)}
         report = build_public_report(settings.model, results, latency, more)
         (out / "report.md").write_text(public_markdown(report))

@@ -6,6 +6,7 @@ autoselect serve MODEL --selector org/name --budget 64 -- --port 8000 --max-mode
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -64,11 +65,17 @@ def server_command(model: str, block: dict[str, Any], flags: Sequence[str]) -> l
     assert settings is not None
     block = {**block, "budget": settings.budget}
     flags = list(flags[1:] if flags[:1] == ["--"] else flags)
+    given = {_plain(word) for word in flags if word.startswith("--")}
     for name in ("--hf-overrides", "--model"):
-        if any(word == name or word.startswith(f"{name}=") for word in flags):
+        if name in given:
             raise ConfigError(f"{name} is written by `autoselect serve`; take it out of its flags")
     overrides = json.dumps({BLOCK: block})
     return [sys.executable, "-m", SERVER, "--model", model, "--hf-overrides", overrides, *flags]
+
+
+def _plain(flag: str) -> str:
+    """Return a flag without its value or key; vLLM takes `--a_b`, `--a-b=1` and `--a-b.key 1`."""
+    return re.split(r"[=.]", flag, maxsplit=1)[0].replace("_", "-")
 
 
 def check_installation() -> None:

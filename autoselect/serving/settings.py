@@ -101,7 +101,7 @@ def checked_budget(name: str, value: Any) -> int | float:
             "(0.11)"
         )
     try:
-        budget_to_tokens(value, max(1, int(value)))
+        budget_to_tokens(value, max(1, value) if isinstance(value, int) else 1)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     return value

@@ -19,6 +19,8 @@ ANSWER = "**Best selector**"
 OWN_TEXT = "*Text below this line is kept.*"
 RETENTION = re.compile(r"retention_at_(\d+)_tokens(?:/(.+))?")
 ROWS_PER_BUDGET, BUDGETS = 8, 6
+DIVERSITY, OWN = "diversity-", "own"
+"""How `autoselect eval` names rows by their diversity, and the diversity of a selector's folder."""
 LONGEST_NOTE = 19000
 COLUMN_WIDTH = 185
 
@@ -75,7 +77,7 @@ def _of_run(run: Any) -> Iterator[Standing]:
         shown = [f"{100 * end:.1f}" for end in ends if end is not None and other is None]
         yield Standing(
             data=(tags.get("model", "unknown model"), tags.get("data", "unknown data")),
-            selector=other or tags.get("selector", run.info.run_name),
+            selector=_shown(run, other),
             budget=budget,
             retention=value,
             interval=" to ".join(shown) if len(shown) == 2 else "",
@@ -84,6 +86,24 @@ def _of_run(run: Any) -> Iterator[Standing]:
             run_name=run.info.run_name,
             time_ms=run.info.start_time,
         )
+
+
+def _shown(run: Any, other: str | None) -> str:
+    """Return the selector of a row, with its diversity unless that is the selector's own.
+
+    Rows of other diversities are named after them alone, in every evaluation alike.
+
+    Args:
+        run: MLflow's run of the evaluation.
+        other: name of the row behind `autoselect:`; None for the first selector.
+    """
+    first = run.data.tags.get("selector", run.info.run_name)
+    if other is None:
+        given = run.data.params.get("diversity", "None").split(",")[0].strip()
+        other = f"{DIVERSITY}{OWN if given == 'None' else given}"
+    if other.startswith(DIVERSITY):
+        other = f"{first} {other}"
+    return other.removesuffix(f"{DIVERSITY}{OWN}").rstrip(" -")
 
 
 def note(found: Sequence[Standing], experiment_id: str, before: str = "") -> str:
@@ -126,27 +146,27 @@ def _table(rows: Sequence[Standing], runs: str) -> Iterator[str]:
     """Yield the lines of the table of one model and data set."""
     yield "| K | selector | retention | speedup | evaluation |"
     yield "|---:|---|---|---:|---|"
-    for row in _ranked(rows):
-        speedup = "–" if row.speedup is None else f"{row.speedup:.2f}"
-        kept = f"{100 * row.retention:.1f} %" + (row.interval and f" ({row.interval})")
-        link = f"[{row.run_name}]({runs}/{row.run_id})"
-        yield f"| {row.budget} | {row.selector} | {kept} | {speedup} | {link} |"
+    for budget in sorted({row.budget for row in rows}):
+        for row in _ranked(rows, budget):
+            speedup = "–" if row.speedup is None else f"{row.speedup:.2f}"
+            kept = f"{100 * row.retention:.1f} %" + (row.interval and f" ({row.interval})")
+            link = f"[{row.run_name}]({runs}/{row.run_id})"
+            yield f"| {budget} | {row.selector} | {kept} | {speedup} | {link} |"
 
 
 def _best(rows: Sequence[Standing]) -> list[Standing]:
     """Return the best standing of each budget, by ascending budget."""
     budgets = sorted({row.budget for row in rows})[:BUDGETS]
-    return [max((r for r in rows if r.budget == b), key=lambda r: r.retention) for b in budgets]
+    return [_ranked(rows, budget)[0] for budget in budgets]
 
 
-def _ranked(rows: Sequence[Standing]) -> Iterator[Standing]:
-    """Yield the best few of each budget, best first; only a selector's latest evaluation counts."""
-    for budget in sorted({row.budget for row in rows}):
-        latest: dict[str, Standing] = {}
-        for row in rows:
-            if row.budget == budget:
-                latest.setdefault(row.selector, row)
-        yield from sorted(latest.values(), key=lambda r: -r.retention)[:ROWS_PER_BUDGET]
+def _ranked(rows: Sequence[Standing], budget: int) -> list[Standing]:
+    """Return the best few of a budget, best first; only a selector's latest evaluation counts."""
+    latest: dict[str, Standing] = {}
+    for row in rows:
+        if row.budget == budget:
+            latest.setdefault(row.selector, row)
+    return sorted(latest.values(), key=lambda r: -r.retention)[:ROWS_PER_BUDGET]
 
 
 def saved_view(found: Sequence[Standing], time_ms: int) -> str:

@@ -19,6 +19,7 @@ from transformers import cache_utils
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
+    DynamicCache,
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
     QuantizedLayer,
@@ -120,6 +121,11 @@ def pruned_class(base: Any) -> type:
 
 def _restored(base: type) -> Any:
     return object.__new__(pruned_class(base))
+
+
+def empty_cache(model: Any) -> Cache:
+    """Return the cache that `generate` gives to a model which makes none of its own."""
+    return DynamicCache(config=model.config.get_text_config())
 
 
 def cached_length(cache: Any) -> int:

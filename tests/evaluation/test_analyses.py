@@ -4,6 +4,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoselect.config import ConfigError
+from autoselect.evaluation.analyses import classifier as analyses_classifier
 from autoselect.evaluation.analyses import run as analyses
 from autoselect.evaluation.analyses.classifier import (
     LabelledImages,
@@ -166,6 +167,52 @@ def test_classifier_accuracy_with_all_tokens_is_the_full_one(classifier):
         FakeVLM(), FakeSelector(), classifier, preprocess, unlabelled, (4, N)
     )
     assert again["selected"] == found["selected"], "here the labels are its own predictions"
+
+
+class SizedVLM(FakeVLM):
+    """Images differ in size: a token for every cell of 4 x 4 pixels, on a grid of their own."""
+
+    num_tokens = None
+
+    def grid_of(self, image):
+        return image.height // 4, image.width // 4
+
+    def tokens_of(self, images):
+        (image,) = images
+        rows, columns = self.grid_of(image)
+        pixels = torch.from_numpy(np.array(image)).float() / 255
+        cells = pixels.reshape(1, rows, 4, columns, 4, 3).mean(dim=(2, 4))
+        return torch.nn.functional.pad(cells.reshape(1, -1, 3), (0, 2), value=0.1)
+
+
+def test_the_classifier_sees_what_the_selector_chooses_of_every_size(classifier, monkeypatch):
+    chosen, seen = [], []
+
+    class LastTokens(FakeSelector):
+        """Chooses other tokens than the best scores, as with diversity."""
+
+        def select(self, tokens, budget, mask=None):
+            assert mask is None and tokens.shape[1] in (9, 36), "no padding"
+            chosen.append((tokens.shape[1], budget))
+            positions = torch.arange(tokens.shape[1])[None, -budget:]
+            return tokens[:, -budget:], positions
+
+    def resized(positions, source, target):
+        seen.append((source, positions.tolist()))
+        return resize_selection(positions, source, target)
+
+    monkeypatch.setattr(analyses_classifier, "resize_selection", resized)
+    large = make_samples(1)[0].image
+    images = [large, large.resize((12, 12))]
+
+    def preprocess(batch):
+        pixels = torch.stack([torch.from_numpy(np.array(i.resize((24, 24)))) for i in batch])
+        return pixels.permute(0, 3, 1, 2) / 255
+
+    data = LabelledImages(images, None, "its own prediction")
+    classifier_accuracy(SizedVLM(), LastTokens(), classifier, preprocess, data, (8,))
+    assert chosen == [(36, 8), (9, 2)], "the same share"
+    assert seen[0] == ((6, 6), [list(range(28, 36))]) and seen[2] == ((3, 3), [[7, 8]])
 
 
 class Stored:

@@ -45,7 +45,7 @@ def test_the_machine_is_asked_right_after_the_timed_rounds(monkeypatch):
 
     monkeypatch.setattr(latency, "measure", lambda *arguments: order.append("rounds"))
     monkeypatch.setattr(latency, "environment", asked)
-    for name in ("vision_calls", "decode_calls", "selector_calls"):
+    for name in ("vision_calls", "decode_calls", "selector_calls", "held_bytes"):
         monkeypatch.setattr(latency, name, lambda *arguments: {})
     monkeypatch.setattr(latency.Prompt, "of", lambda *arguments: None)
     monkeypatch.setattr(latency, "user_calls", lambda *arguments: defaultdict(lambda: Call(int)))

@@ -135,3 +135,10 @@ def test_option_accuracy_compares_options_not_strings():
     assert metrics.option_accuracy("a dog", QUESTION, "B") == 1.0
     assert metrics.option_accuracy("A", QUESTION, "B") == 0.0
     assert metrics.option_accuracy("none of them", QUESTION, "B") == 0.0
+
+
+def test_an_answer_that_names_no_option_agrees_with_itself_alone():
+    """The full model's own answer, which may name none, can be the reference."""
+    assert metrics.option_accuracy("I cannot tell.", QUESTION, "I cannot tell") == 1.0
+    assert metrics.option_accuracy("A", QUESTION, "I cannot tell") == 0.0
+    assert metrics.option_accuracy("no idea", QUESTION, "I cannot tell") == 0.0

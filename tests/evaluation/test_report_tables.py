@@ -114,7 +114,21 @@ def test_both_bounds_stand_on_top_and_the_best_of_each_band_is_marked(report):
     assert texts(table)[0][-2:] == ["100.0", "–"]
     assert texts(table)[1][-2:] == ["22.5", "20.0 to 30.0"]
     marked = [line.cells[0].text for line in table.rows if line.cells[-2:][0].mark == BEST]
-    assert marked == ["grid", "autoselect"], "the oracle does not compete"
+    assert marked == ["grid", "autoselect"], "oracles do not compete"
+
+
+def test_an_oracle_of_patches_does_not_compete_either(report):
+    report["rows"] += [row("oracle_before_encoder", budget, 0.8, 0.5) for budget in (8, 16)]
+    tables = (accuracy_table(report), task_table(report))
+    marked = {
+        line.cells[0].text
+        for table in tables
+        for line in table.rows
+        for cell in line.cells
+        if cell.mark == BEST
+    }
+    assert marked == {"grid", "autoselect"}
+    assert "oracle" not in answer_line(report)
 
 
 def test_retention_per_task_has_its_interval(report):

@@ -393,6 +393,18 @@ def test_a_baseline_that_the_data_does_not_allow_is_refused_by_name(settings, tm
         evaluate(dataclasses.replace(settings, shards=str(folder)))
 
 
+def test_boxes_of_several_images_are_refused_before_anything_is_answered(settings, tmp_path):
+    folder = tmp_path / "several"
+    record = {"id": "one", "image": "one.jpg", "conversations": TURNS, "boxes": [[[0, 0, 9, 9]]]}
+    with ShardWriter(str(folder)) as writer:
+        writer.write("one", record, [JPEG])
+        several = [{"from": "human", "value": "<image>\n<image>\nq ?"}, TURNS[1]]
+        two = {"id": "two", "image": ["a.jpg", "b.jpg"], "conversations": several}
+        writer.write("two", {**record, **two}, [JPEG, JPEG])
+    with pytest.raises(ConfigError, match="methods=oracle: some samples have several images"):
+        evaluate(dataclasses.replace(settings, shards=str(folder), methods="oracle"))
+
+
 def test_prefill_bench_has_every_batch_and_the_cache_sizes(model_folder, selector_folder):
     found = bench.bench_prefill(
         model_folder, selector_folder, "8,16", [1, 2], bench.Rounds(2, 1), "cpu"

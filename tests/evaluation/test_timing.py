@@ -1,21 +1,25 @@
 import time
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from autoselect.evaluation.latency import protocol as latency
 from autoselect.evaluation.latency.bench import bench_lines, fixed_image
+from autoselect.evaluation.latency.caches import cache_bytes, decode_calls, filled_cache
 from autoselect.evaluation.latency.calls import (
     Call,
     Prompt,
     attached,
-    decode_calls,
     vision_calls,
 )
-from autoselect.evaluation.latency.protocol import LatencyPlan, kv_cache_bytes, latency_report
+from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
 from autoselect.evaluation.latency.timing import measure
 from autoselect.evaluation.loading import load_pair
+from autoselect.vlm import VisualAdapter
+from tests.vlm import tiny
+from tests.vlm.stock import model_of, selector
 
 
 class DriftingMachine:
@@ -100,8 +104,27 @@ def test_stages_are_apart_and_the_speedup_is_that_of_the_attached_call(pair):
 def test_replayed_tower_and_projector_give_the_visual_tokens(pair):
     vlm, selector = pair
     prompt = Prompt.of(vlm, fixed_image(), "a ?", 2)
-    projected = vision_calls(vlm, prompt)["projector"].run()
+    (projected,) = vision_calls(vlm, prompt)["projector"].run()
     torch.testing.assert_close(projected.reshape(prompt.tokens.shape), prompt.tokens)
+
+
+@torch.inference_mode()
+def test_a_projector_that_runs_once_for_each_tile_is_timed_with_all_tiles():
+    vlm, prompt = tiny_pair("lfm2_vl")
+    features = vlm.adapter.features(vlm.adapter.encode(prompt.inputs))
+    projected = vision_calls(vlm, prompt)["projector"].run()
+    assert len(projected) == 6, "two images of two tiles and a thumbnail"
+    torch.testing.assert_close(torch.cat([p.flatten(0, -2) for p in projected]), features)
+
+
+def tiny_pair(name):
+    """Return a tiny model and a batch of two prompts with an image each, as they are timed."""
+    model = model_of(name)
+    adapter = VisualAdapter(model)
+    inputs = tiny.batch(name, [["l"], ["l"]])
+    encoded = {**adapter.with_outputs(inputs, adapter.encode(inputs)), "use_cache": True}
+    vlm = SimpleNamespace(model=model, adapter=adapter, family=adapter.family, device="cpu")
+    return vlm, SimpleNamespace(inputs=inputs, encoded=encoded, attached=encoded)
 
 
 @torch.inference_mode()
@@ -129,9 +152,26 @@ def test_a_decoding_step_continues_the_prompt_and_can_be_repeated(pair):
 def test_cache_bytes_are_those_of_the_cache(pair):
     vlm, _ = pair
     prompt = Prompt.of(vlm, fixed_image(), "a ?", 2)
-    cache = vlm.model(**prompt.encoded).past_key_values
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert kv_cache_bytes(vlm, prompt.inputs["input_ids"].shape[1], 2) == held
+    length = prompt.inputs["input_ids"].shape[1]
+    each = 2 * length * 2 * 4 * 192 * 4
+    assert cache_bytes(filled_cache(vlm, prompt)) == each, "2 rows, 4 layers, 192 channels"
+
+
+@pytest.mark.parametrize("name", ["lfm2_vl", "gemma4", "qwen3_5", "granite4_vision"])
+@torch.inference_mode()
+def test_only_layers_that_keep_keys_and_values_grow_the_cache(name):
+    """Convolutions keep a state, layers differ in width, and some models make no cache."""
+    vlm, prompt = tiny_pair(name)
+    full = filled_cache(vlm, prompt)
+    pruned = filled_cache(vlm, prompt, attached(vlm.model, selector(), 4))
+    parts = [
+        (kind, layer, other)
+        for layer, other in zip(full.layers, pruned.layers, strict=True)
+        for kind in ("keys", "values")
+        if isinstance(getattr(layer, kind, None), torch.Tensor)
+    ]
+    fewer = sum(getattr(one, k).nbytes - getattr(other, k).nbytes for k, one, other in parts)
+    assert cache_bytes(full) - cache_bytes(pruned) == fewer > 0
 
 
 def test_the_peak_of_a_prefill_is_taken_before_other_calls_hold_caches(pair, monkeypatch):

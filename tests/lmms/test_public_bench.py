@@ -111,6 +111,31 @@ def test_another_processor_in_the_folder_of_the_model_is_another_run(settings, l
         bench_public(settings)
 
 
+def test_a_task_of_ones_own_runs_again_if_its_folder_has_changed(settings, lmms, tmp_path):
+    own = tmp_path / "own"
+    (own / "__pycache__").mkdir(parents=True)
+    (own / "gqa.yaml").write_text("task: gqa\ntest_split: test\n")
+    (own / "gqa.jsonl").write_text("{}\n")
+    settings = replace(settings, include=str(own))
+    bench_public(settings)
+    (own / "__pycache__" / "utils.pyc").write_bytes(b"compiled by lmms-eval")
+    bench_public(settings)
+    assert len(lmms.calls) == 10
+    (own / "gqa.jsonl").write_text("{}\n{}\n")
+    bench_public(settings)
+    assert len(lmms.calls) == 15, "the other task is not of this folder"
+
+
+def test_prefill_of_another_machine_is_measured_again(settings, lmms, monkeypatch):
+    measured = []
+    monkeypatch.setattr(bench, "bench_prefill", lambda *_, **__: {"missing": measured.append(1)})
+    settings = replace(settings, latency=True)
+    for gpu, times in (("H100", 1), ("H100", 1), ("H200", 2)):
+        monkeypatch.setattr(bench, "environment", lambda gpu=gpu: {"gpu": gpu})
+        bench_public(settings)
+        assert len(measured) == times
+
+
 def test_prefill_is_measured_again_for_other_budgets_and_after_a_refusal(
     settings, lmms, monkeypatch
 ):

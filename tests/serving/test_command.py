@@ -41,6 +41,8 @@ def test_the_command_has_the_block_and_the_flags_of_vllm(started, budget, meanin
         ([*SERVE, "many"], "is not a number"),
         ([*SERVE, "64", "--diversity", "3"], "diversity"),
         ([*SERVE, "64", "--", "--hf-overrides", "{}"], "--hf-overrides is written by"),
+        ([*SERVE, "64", "--", "--hf_overrides={}"], "--hf-overrides is written by"),
+        ([*SERVE, "64", "--", "--hf-overrides.rope_theta", "1"], "--hf-overrides is written by"),
     ],
 )
 def test_a_wrong_command_starts_nothing(started, capsys, words, reason):

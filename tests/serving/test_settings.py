@@ -36,6 +36,8 @@ def test_a_budget_is_a_count_a_share_or_a_percentage(budget, meaning):
         ({"selector": "org/name", "budget": 1.5}, "budget=1.5 as a share"),
         ({"selector": "org/name", "budget": True}, "budget=True must be"),
         ({"selector": "org/name", "budget": "many"}, "is not a number"),
+        ({"selector": "org/name", "budget": "nan"}, "budget=nan as a share"),
+        ({"selector": "org/name", "budget": "inf"}, "budget=inf as a share"),
         ({"selector": "org/name", "budget": 64, "diversity": 2}, "diversity"),
     ],
 )

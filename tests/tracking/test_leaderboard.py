@@ -7,10 +7,15 @@ from autoselect.tracking.leaderboard import OWN_TEXT, Standing, metric_at, note
 from tests.tracking.runs import client, start
 
 
-def evaluation_of(selector, retentions, data="24 images", **more):
-    """Return a finished evaluation with one selector, as `autoselect eval` logs it."""
+def evaluation_of(selector, retentions, data="24 images", diversity=None, others=()):
+    """Return the run of a finished evaluation, as `autoselect eval` logs it.
+
+    `others` has the retention at 64 tokens of further rows by name.
+    """
     tags = {"kind": "evaluation", "model": "tiny", "data": data, "selector": selector}
-    run = Tracker.start("project", f"eval {selector}", tags={**tags, **more})
+    run = Tracker.start("project", f"eval {selector}", {"diversity": diversity}, tags)
+    for name, value in dict(others).items():
+        run.log_metrics({f"{metric_at('retention', 64)}/{name}": value})
     for budget, value in retentions.items():
         run.log_metrics({metric_at("retention", budget): value})
         run.log_metrics({metric_at("retention_low", budget): value - 0.01})
@@ -42,6 +47,33 @@ def test_the_experiment_says_which_selector_is_best_at_which_budget():
     state = json.loads(view["state"])
     assert "metrics.`retention_at_64_tokens`" in state["selectedColumns"]
     assert state["orderByKey"] == "metrics.`retention_at_64_tokens`" and not state["orderByAsc"]
+
+
+def page():
+    return client().get_experiment_by_name("project").tags["mlflow.note.content"]
+
+
+def test_the_answer_counts_the_latest_evaluation_of_a_selector_as_the_table_does():
+    evaluation_of("mine", {64: 0.95})
+    evaluation_of("mine", {64: 0.90})
+    assert page().startswith("**Best selector** K=64 mine 90.0 %")
+    assert "95.0 %" not in page()
+
+
+def test_rows_of_a_diversity_belong_to_the_selector_of_their_evaluation():
+    evaluation_of("one", {64: 0.90}, diversity="0,own,0.4", others={"diversity-own": 0.95})
+    evaluation_of("two", {64: 0.80}, diversity="0,own", others={"diversity-own": 0.93})
+    evaluation_of("two", {64: 0.94}, others={"small-diversity-own": 0.5, "large-diversity-0": 0.6})
+    names = [line.split(" | ")[1] for line in page().splitlines() if line.startswith("| 64 |")]
+    assert names == [
+        "one",
+        "two",
+        "one diversity-0",
+        "two diversity-0",
+        "large-diversity-0",
+        "small",
+    ]
+    assert "two | 94.0 %" in page(), "a run without diversities has the selector's own"
 
 
 def test_an_evaluation_that_failed_is_not_ranked():

@@ -17,6 +17,7 @@ from autoselect.data.shards import Sample
 from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.ops.hard_top_k import hard_top_k
+from autoselect.pruning.budget import budget_to_tokens
 from autoselect.vlm.image_classifier import Preprocess, grid, only_patches
 
 OWN_PREDICTION = "the classifier's own prediction with all patches"
@@ -110,22 +111,28 @@ def classifier_accuracy(
 ) -> dict[str, Any]:
     """Return a classifier's top-1 accuracy with all, selected and random patches.
 
+    The selector chooses as it does in use, its diversity included. If images differ in size, each
+    has a grid of its own and is treated alone.
+
     Args:
         vlm: a `FrozenVLM` whose tokens form a grid.
         classifier: a ViT-like transformers image classifier.
         preprocess: turns images into pixel values.
-        budgets: tokens kept of the VLM's grid.
+        budgets: tokens kept of the first image's grid; the same share stays of any other grid.
 
     Returns:
         `full`, and by budget `selected` and `random`: accuracies, or for images without labels the
-        share of unchanged predictions; also both `grids` and the source of the `labels`.
+        share of unchanged predictions; also both `grids` (that of the first image) and the source
+        of the `labels`.
 
     Raises:
         ConfigError: the VLM's tokens form no grid.
     """
     images, labels = data.images, data.labels
     right: dict[str, list[bool]] = {}
-    shape = (0, 0)
+    first: tuple[int, int] | None = None
+    if vlm.num_tokens is None:
+        images_per_batch = 1
     for start in range(0, len(images), images_per_batch):
         batch = list(images[start : start + images_per_batch])
         pixels = preprocess(batch).to(classifier.device)
@@ -133,13 +140,13 @@ def classifier_accuracy(
         stop = start + images_per_batch
         truth = whole if labels is None else torch.tensor(labels[start:stop])
         visual = vlm.encode_images(batch, selector.site)
-        found_grid = vlm.grid_of(batch[0])
-        if found_grid is None:
+        shape = vlm.grid_of(batch[0])
+        if shape is None:
             raise ConfigError(
                 f"model={vlm.name} gives tokens that form no grid, so the mask cannot be resized; "
                 "choose a model with a grid"
             )
-        shape = found_grid
+        first = first or shape
         keys = tuple(str(start + i) for i in range(len(batch)))
         context = SelectionContext(visual.tokens, keys, grid=shape)
 
@@ -149,9 +156,12 @@ def classifier_accuracy(
 
         note("full")
         for budget in budgets:
-            scores = {"selected": selector.score(visual.tokens), "random": random_scores(context)}
-            for name, values in scores.items():
-                kept = hard_top_k(values.float(), budget)
+            count = _same_share(budget, first, shape)
+            chosen = {
+                "selected": selector.select(visual.tokens, count)[1],
+                "random": hard_top_k(random_scores(context), count),
+            }
+            for name, kept in chosen.items():
                 target = resize_selection(kept, shape, grid(classifier))
                 with only_patches(classifier, target):
                     note(f"{name}@{budget}")
@@ -159,9 +169,15 @@ def classifier_accuracy(
     return {
         "labels": data.source,
         "images": len(images),
-        "grids": {"selection": list(shape), "classifier": list(grid(classifier))},
+        "grids": {"selection": list(first or ()), "classifier": list(grid(classifier))},
         "full": mean["full"],
         "budgets": list(budgets),
         "selected": [mean[f"selected@{budget}"] for budget in budgets],
         "random": [mean[f"random@{budget}"] for budget in budgets],
     }
+
+
+def _same_share(budget: int, first: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Return the tokens of a grid that are the share which `budget` is of the first grid."""
+    whole, cells = first[0] * first[1], grid[0] * grid[1]
+    return budget if cells == whole else budget_to_tokens(budget / whole, cells)

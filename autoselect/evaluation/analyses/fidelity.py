@@ -38,7 +38,6 @@ REMOVAL, NOISE, ZEROS = "hard removal", "noise gating", "zero filling"
 COVARIANCE = "covariance noise"
 TREATMENTS = (REMOVAL, NOISE, COVARIANCE, ZEROS)
 NOISE_RANK = 64
-"""Gap under the learned scores above which a warning is logged."""
 
 Keep = Callable[[SelectionContext, int], Tensor]
 """Returns the positions of the K tokens that are not dropped, [B, K]."""

@@ -36,11 +36,13 @@ def digest(value: Any) -> str:
 def folder_digest(folder: Path | str, pattern: str = "*") -> str:
     """Return 16 hexadecimal digits that identify the files of a folder whose names match.
 
-    Files up to 256 MiB are hashed whole; of larger ones, the size and the first 256 MiB.
+    Files up to 256 MiB are hashed whole; of larger ones, the size and the first 256 MiB. Compiled
+    Python is left out.
     """
     whole = hashlib.sha256()
     root = Path(folder)
-    for path in sorted(p for p in root.rglob(pattern) if p.is_file()):
+    found = (path for path in root.rglob(pattern) if path.is_file())
+    for path in sorted(path for path in found if path.suffix != ".pyc"):
         whole.update(f"{path.relative_to(root)}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
             whole.update(file.read(WHOLE_FILE_BYTES))

@@ -13,7 +13,7 @@ from autoselect.evaluation.figures.style import (
     tidy,
     title,
 )
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.registry import ORACLES, SELECTOR
 
 with extra("evaluation"):
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def _legend(report: dict[str, Any]) -> list[Line2D]:
 
 
 def _style(method: str) -> Any:
-    return (0, (3, 2)) if method == "oracle" else "-"
+    return (0, (3, 2)) if method in ORACLES else "-"
 
 
 def by_method(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

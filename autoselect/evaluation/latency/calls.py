@@ -31,7 +31,6 @@ from autoselect.evaluation.methods.tower_attention import tower_of
 from autoselect.pruning.attachment import attach, detach
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.patches import read_patches, run_tower
-from autoselect.vlm.release import CACHE
 from autoselect.vlm.sites import SITES
 
 
@@ -111,39 +110,6 @@ def user_calls(
     return calls
 
 
-def decode_calls(
-    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
-) -> dict[str, Call]:
-    """Return one decoding step by name; the cache is cropped to its prompt after each.
-
-    Empty if layers mix neighbouring columns (convolutions): their state cannot be cropped.
-    """
-    if vlm.family.convolutions:
-        return {}
-    calls = {"full_decode": decode_call(vlm, prompt, nullcontext)}
-    for budget in budgets:
-        around = attached(vlm.model, selector, budget)
-        calls[f"decode@{budget}"] = decode_call(vlm, prompt, around)
-    return calls
-
-
-def decode_call(
-    vlm: FrozenVLM, prompt: Prompt, around: Callable[[], AbstractContextManager]
-) -> Call:
-    """Return one decoding step after the prompt; which token is fed does not change the work."""
-    call = prompt.encoded if around is nullcontext else prompt.attached
-    with around():
-        cache = vlm.model(**call)[CACHE]
-    token = torch.zeros(len(prompt.inputs["input_ids"]), 1, dtype=torch.long, device=vlm.device)
-
-    def decode() -> Tensor:
-        logits = vlm.model(**{"input_ids": token, CACHE: cache, "use_cache": True}).logits
-        cache.crop(-1)
-        return logits
-
-    return Call(decode, around)
-
-
 def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:
     """Return `scorer`, and `selector@K`: scores, choice and the gathering of the kept tokens."""
     calls = {"scorer": Call(lambda: selector.score(prompt.scored))}
@@ -178,7 +144,10 @@ def vision_calls(vlm: FrozenVLM, prompt: Prompt) -> dict[str, Call]:
 
 
 def _replayed(vlm: FrozenVLM, prompt: Prompt, module: torch.nn.Module) -> Callable[[], Any]:
-    """Return a submodule's own call inside `encode`, with the same arguments."""
+    """Return all calls of a submodule inside `encode`, with the same arguments.
+
+    Some families call it once for each image, tile or view.
+    """
     seen: list[tuple[Any, Any]] = []
     hook = module.register_forward_pre_hook(
         lambda _, arguments, named: seen.append((arguments, named)), with_kwargs=True
@@ -187,8 +156,7 @@ def _replayed(vlm: FrozenVLM, prompt: Prompt, module: torch.nn.Module) -> Callab
         vlm.adapter.encode(prompt.inputs)
     finally:
         hook.remove()
-    arguments, named = seen[0]
-    return lambda: module(*arguments, **named)
+    return lambda: [module(*arguments, **named) for arguments, named in seen]
 
 
 def compiled_calls(

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from autoselect.evaluation.latency.caches import decode_calls, held_bytes
 from autoselect.evaluation.latency.calls import (
     Call,
     Prompt,
     compiled_calls,
-    decode_calls,
     kept_vision_calls,
     selector_calls,
     user_calls,
@@ -71,6 +71,7 @@ def latency_report(
     calls = user_calls(vlm, selector, prompt, plan.budgets)
     memory = _Memory(device)  # measured before each decode call holds a cache
     peaks = {budget: memory.peak(calls[_named("prefill", budget)]) for budget in (0, *plan.budgets)}
+    held = held_bytes(vlm, selector, prompt, plan.budgets)
     calls |= vision_calls(vlm, prompt) | selector_calls(selector, prompt, plan.budgets)
     calls |= decode_calls(vlm, selector, prompt, plan.budgets)
     calls |= kept_vision_calls(vlm, selector, prompt, plan.budgets)
@@ -80,7 +81,6 @@ def latency_report(
     with _many_shapes():
         timings = measure(calls, repeats, warmup, device)
     machine = environment(device)
-    length, visual = prompt.inputs["input_ids"].shape[1], prompt.tokens.shape[1]
 
     def row(budget: int) -> dict[str, Any]:
         """Return the times of a budget; 0 is the full model."""
@@ -89,8 +89,7 @@ def latency_report(
             for stage in ("prefill", "first_token", "decode")
             if (name := _named(stage, budget)) in timings
         }
-        kept = length - visual + budget if budget else length
-        found["kv_cache_bytes"] = kv_cache_bytes(vlm, kept, plan.batch_size)
+        found["kv_cache_bytes"] = held[budget]
         found["peak_memory_bytes"] = peaks[budget]
         if "patches" in timings:  # the encoder sees the kept patches only
             own = f"vision@{budget}"
@@ -208,12 +207,3 @@ def attention_backend(vlm: Any) -> str:
     config = vlm.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return str(getattr(text, "_attn_implementation", "unknown"))
-
-
-def kv_cache_bytes(vlm: Any, length: int, batch_size: int = 1) -> int:
-    """Return the bytes of keys and values of `length` positions in every layer of the LLM."""
-    config = vlm.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = torch.empty((), dtype=vlm.dtype).element_size()
-    return 2 * config.num_hidden_layers * heads * width * length * batch_size * size

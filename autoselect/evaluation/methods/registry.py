@@ -172,6 +172,9 @@ METHODS: dict[str, Method] = {
     )
 }
 
+ORACLES = tuple(name for name, method in METHODS.items() if "boxes" in method.needs)
+"""Methods that read the ground truth, and so do not compete with the others."""
+
 
 def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:
     """Return methods by comma-separated name.

@@ -71,6 +71,8 @@ def _lack(asked: AskedVLM, samples: EvaluationSet, need: str) -> str:
     elif need == "boxes":
         if not samples.has_boxes:
             return "the samples have no boxes"
+        if not samples.one_image_each:
+            return "some samples have several images, and boxes do not say of which they are"
         if not asked.encode([samples[0]]).images[0][0].boxes:
             return "the tokens of this model's images are not one raster that boxes could be put on"
     return ""

@@ -1,6 +1,6 @@
 """The tables of a report, as marked cells for Markdown, HTML and the terminal.
 
-A retention is marked if it is the best of its budget; the oracle does not compete. A difference is
+A retention is marked if it is the best of its budget; oracles do not compete. A difference is
 marked if its 95 % interval excludes 0.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.registry import ORACLES, SELECTOR
 from autoselect.evaluation.report.latency import speedups
 
 ORACLE = "oracle"
@@ -19,7 +19,7 @@ BOUND, BAND, OWN, OTHER = "bound", "band", "own", ""
 TERMINAL_WIDTH = 118
 RETENTION_NOTE = (
     "Retention is the mean over the tasks of score / full score, with its 95 % interval from a "
-    "paired bootstrap over images. The best of each budget is bold; the oracle does not compete."
+    "paired bootstrap over images. The best of each budget is bold; oracles do not compete."
 )
 DIFFERENCE_TITLE = f"Retention of {SELECTOR} minus each other method, in points"
 DIFFERENCE_NOTE = "Paired by image, with 95 % intervals; those that exclude 0 are bold."
@@ -77,11 +77,11 @@ def band(report: dict[str, Any], budget: int) -> list[dict[str, Any]]:
 
 
 def best_of(report: dict[str, Any], budget: int) -> set[str]:
-    """Return the methods with the best retention as shown, without the oracle."""
+    """Return the methods with the best retention as shown, without the oracles."""
     shown = {
         row["method"]: percent(row["retention"])
         for row in band(report, budget)
-        if row["method"] != ORACLE and row["retention"] is not None
+        if row["method"] not in ORACLES and row["retention"] is not None
     }
     best = max(shown.values(), key=float, default=None)
     return {method for method, text in shown.items() if text == best}
@@ -176,7 +176,9 @@ def band_row(budget: int, count: int) -> TableRow:
 
 
 def kind_of(method: str) -> str:
-    return {SELECTOR: OWN, ORACLE: ORACLE}.get(method, OTHER)
+    if method in ORACLES:
+        return ORACLE
+    return OWN if method == SELECTOR else OTHER
 
 
 def task_table(report: dict[str, Any]) -> Table:
@@ -204,7 +206,7 @@ def _best_in(rows: Sequence[dict[str, Any]], task: str) -> set[str]:
     shown = {
         row["method"]: percent(row["retention_tasks"][task])
         for row in rows
-        if row["method"] != ORACLE and task in row.get("retention_tasks", {})
+        if row["method"] not in ORACLES and task in row.get("retention_tasks", {})
     }
     best = max(shown.values(), key=float, default=None)
     return {method for method, text in shown.items() if text == best}
@@ -278,7 +280,7 @@ def terminal_table(report: dict[str, Any]) -> str:
     note = (
         f"full model {percent(report['full']['mean'])} %, blind {percent(report['blind']['mean'])} "
         f"%; {report['images']} images, {report['questions']} questions; * best of its budget; "
-        "the oracle does not compete"
+        "oracles do not compete"
     )
     warnings = [f"warning: {text}" for text in report.get("warnings", [])]
     return "\n".join([*(line.rstrip() for line in shown), note, *warnings])

@@ -108,10 +108,15 @@ def parse_options(question: str) -> tuple[str, ...]:
 
 
 def option_accuracy(prediction: str, question: str, answer: str) -> float:
-    """Return 1 if prediction and answer name the same option, else 0."""
+    """Return 1 if prediction and answer name the same option, else 0.
+
+    An answer that names none, such as the full model's own as the reference, is compared as text.
+    """
     options = parse_options(question)
-    chosen = choose_option(prediction, options)
-    return float(chosen is not None and chosen == choose_option(answer, options))
+    wanted = choose_option(answer, options)
+    if wanted is None:
+        return exact_match(prediction, answer)
+    return float(choose_option(prediction, options) == wanted)
 
 
 def choose_option(prediction: str, options: Sequence[str]) -> int | None:
