@@ -131,6 +131,14 @@ def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) 
     assert meeting["MASTER_ADDR"] == "127.0.0.1"
 
 
+def test_a_single_process_meets_itself_whatever_the_shell_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node-of-another-run")
+    meeting = processes._rendezvous(RankInfo(0, 1, 0, "single"), torch.device("cpu"))
+    assert meeting["MASTER_ADDR"] == "127.0.0.1"
+
+
 def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """srun --gpus-per-task=1 shows every task one GPU, as number 0."""
     monkeypatch.setenv("MASTER_ADDR", "node")
