@@ -131,6 +131,26 @@ def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) 
     assert meeting["MASTER_ADDR"] == "127.0.0.1"
 
 
+LAST = """
+import os, signal, sys, time
+from autoselect.ranks.signals import SignalFlag
+flag, number = SignalFlag(), getattr(signal, sys.argv[1])
+if sys.argv[2] == "before":
+    os.kill(os.getpid(), number)
+flag.end_at_once()
+os.kill(os.getpid(), number)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_signal_ends_what_follows_the_last_step(tmp_path: Path, number: str, when: str) -> None:
+    (tmp_path / "worker.py").write_text(LAST)
+    code, log = Worker(tmp_path / "worker.py", (number, when), environment()).wait(50)
+    assert code == processes.EXIT_PREEMPTED and f"stopped by {number} after the last step" in log
+
+
 def test_a_single_process_meets_itself_whatever_the_shell_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
