@@ -56,11 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
         with Heartbeat(info) as heartbeat:
             finished = _train(config, deepspeed, info, signals, heartbeat)
         if finished:
-            from autoselect.tuning.after_training import tune_after_training
+            signals.end_at_once()
+            from autoselect.tuning.after_training import tune_after_training as tune
 
             with processes.patient_collectives():
-                leave = processes.shutdown_distributed
-                tune_after_training(config.output, info.rank, info.world_size, leave)
+                tune(config.output, info.rank, info.world_size, processes.shutdown_distributed)
         processes.shutdown_distributed()
         return 0 if finished else processes.EXIT_PREEMPTED
     except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:

@@ -84,12 +84,15 @@ def run_cell(
         "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget}
         | _answers(plan),
     }
-    check_training(cell, note["training"])
+    for one in (cell, trained_as):
+        check_training(one, note["training"])
     if cell.is_finished and _says(cell.read(), note):
         return cell
     cell.folder.mkdir(parents=True, exist_ok=True)
     _write(cell.folder / BEGUN, note)
     if not (train / "selector" / "config.json").is_file():
+        if not (trained_as.folder / BEGUN).is_file():
+            _write(trained_as.folder / BEGUN, {"training": note["training"]})
         call(_training(plan, trained_as.variant, seed, train), AGAIN, log=log)
     evaluate(plan, cell.folder / "eval", train / "selector", variant, "none", log)
     _measure_leak(plan, trained_as, cell, note["leak"] | {"run": str(train)}, log)

@@ -65,7 +65,8 @@ def baseline_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
             rows.append([name, NOT_MEASURED])
             continue
         for method, gaps in row["against"].items():
-            rows.append([name, method, *(_estimate(gaps[str(b)]) for b in found["budgets"])])
+            known = [gaps.get(str(b)) for b in found["budgets"]]
+            rows.append([name, method, *("–" if gap is None else _estimate(gap) for gap in known)])
     return _table(head, rows)
 
 

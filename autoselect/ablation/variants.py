@@ -94,6 +94,7 @@ class AblationPlan:
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
+        trained = [variant.name for variant in self.variants if variant.trained_as is None]
         twice = {name for name in names if names.count(name) > 1}
         rules = {
             f"variants={names} must name at least one": bool(names),
@@ -107,10 +108,10 @@ class AblationPlan:
                 getattr(self, name) >= 1
             )
         for variant in self.variants:
-            known = variant.trained_as is None or variant.trained_as in names
+            known = variant.trained_as is None or variant.trained_as in trained
             rules[
-                f"variants.{variant.name}: trained_as={variant.trained_as} is not a variant; "
-                f"choose one of {names}"
+                f"variants.{variant.name}: trained_as={variant.trained_as} is not a variant that "
+                f"is trained itself; choose one of {trained}"
             ] = known
         rules[f"reference={self.reference} is not a variant; choose one of {names}"] = (
             self.reference in names

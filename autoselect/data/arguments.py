@@ -6,12 +6,18 @@ from pathlib import Path
 from autoselect.data.decode import Limits
 from autoselect.data.quarantine import DEFAULT_BUDGET
 
+SAMPLES_PER_SHARD = 1000
+
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every converter takes: output folder, sizes, and how much may be unusable."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
-        "--samples-per-shard", type=int, default=1000, metavar="N", help="samples of a full shard"
+        "--samples-per-shard",
+        type=int,
+        default=SAMPLES_PER_SHARD,
+        metavar="N",
+        help="samples of a full shard",
     )
     parser.add_argument(
         "--max-rejected",

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.data.convert import REJECTED, ConvertReport, Rejected, convert_llava
+from autoselect.data.convert import (
+    NOTES,
+    PREFIX,
+    REJECTED,
+    ConvertReport,
+    Rejected,
+    claim,
+    convert_llava,
+)
 from autoselect.data.decode import ImageError, ImageTooLarge, Limits, read_image
 from autoselect.data.faults import RecordError
 from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
+from autoselect.data.tar_scan import Member, TarScan, split_name
 from autoselect.data.text_files import read_json_rows
 from autoselect.data.writer import ShardWriter
 from autoselect.files.atomic import write_text
@@ -74,7 +83,7 @@ def convert_caption_rows(
         ConfigError: under the conditions of `convert_llava`.
     """
     rows, _ = read_json_rows(source)
-    rewritten = output / ".convert" / "captions.jsonl"
+    rewritten = output / NOTES / "captions.jsonl"
     lines = (json.dumps(caption_row(row, prompt), sort_keys=True) for row in rows)
     write_text(rewritten, "\n".join(lines) + "\n")
     return convert_llava(rewritten, images, output, **more)
@@ -98,50 +107,54 @@ def convert_caption_shards(
 ) -> ConvertReport:
     """Convert WebDataset shards of `KEY.jpg` and `KEY.txt`; each becomes one shard.
 
-    A finished shard is skipped by a restart.
+    A finished shard is skipped by a restart. Damaged headers are listed among the rejected rows.
 
     Args:
         sources: tar files.
-        output: folder for the shards.
+        output: folder for the shards; an interrupted conversion in it is completed.
         prompt: request that the caption answers.
         workers: number of processes.
         limits: caps on image bytes and pixels, stored in the indexes.
 
     Raises:
-        ConfigError: a file is missing or not a tar file.
+        ConfigError: a file is missing, cut short or not a tar file, or the output folder belongs to
+            another conversion.
     """
     for source in sources:
         if not source.is_file() or not tarfile.is_tarfile(source):
             raise ConfigError(f"source={source} is not a tar file; give WebDataset shards")
+    limits = limits or Limits()
+    known = [[str(source.resolve()), source.stat().st_size] for source in sources]
+    claim(output, {"sources": known, "prompt": prompt, "limits": asdict(limits)})
     jobs = [
-        _Job(number, str(source), str(output), prompt, limits or Limits())
+        _Job(number, str(source), str(output), prompt, limits)
         for number, source in enumerate(sources)
     ]
     parts = list(map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard"))
     rejected = [one for _, own in parts for one in own]
     lines = [json.dumps(asdict(one)) for one in rejected]
     write_text(output / REJECTED, "".join(f"{line}\n" for line in lines))
-    samples = sum(count for count, _ in parts)
-    return ConvertReport(samples + len(rejected), samples, len(sources), rejected, samples)
+    samples, shards = sum(count for count, _ in parts), len(list(output.glob(f"{PREFIX}-*.tar")))
+    return ConvertReport(samples + len(rejected), samples, shards, rejected, samples)
 
 
 def _convert_shard(job: _Job) -> tuple[int, list[Rejected]]:
     """Write one shard; return its samples and the rows that are left out."""
-    prefix = "shard"
-    note = Path(job.output) / ".convert" / f"{job.number:06d}.json"
-    shard = Path(job.output) / f"{prefix}-{job.number:06d}.tar"
+    note = Path(job.output) / NOTES / f"{job.number:06d}.json"
+    shard = Path(job.output) / f"{PREFIX}-{job.number:06d}.tar"
     if note.exists() and shard.exists() and Path(sidecar(str(shard))).exists():
         known = json.loads(note.read_text())
         return known["samples"], [Rejected(**one) for one in known["rejected"]]
     rejected: list[Rejected] = []
-    samples = 0
-    with ShardWriter(job.output, prefix, 1 << 30, job.number, job.limits) as writer:
-        for row, (name, parts) in enumerate(_samples(job.source)):
+    samples = row = 0
+    with (
+        ShardWriter(job.output, PREFIX, 1 << 30, job.number, job.limits) as writer,
+        open(job.source, "rb") as stream,
+    ):
+        scan = TarScan(stream, job.source, ("txt", *PICTURES), job.limits.member_bytes)
+        for row, (name, members) in enumerate(_samples(scan)):
             try:
-                picture = next((parts[suffix] for suffix in PICTURES if suffix in parts), None)
-                if picture is None:
-                    raise RecordError("unreadable", f"{name} has none of {', '.join(PICTURES)}")
-                text = parts.get("txt", b"").decode(errors="replace")
+                picture, text = _picture_and_text(name, members, job.limits)
                 record = {"conversations": caption_turns(text, job.prompt), "source_id": name}
                 read_image(picture, job.limits)
                 writer.write(f"{job.number:06d}-{row:09d}", record, [picture])
@@ -152,28 +165,54 @@ def _convert_shard(job: _Job) -> tuple[int, list[Rejected]]:
                 rejected.append(Rejected(row, name, "too_large", str(error)))
             except ImageError as error:
                 rejected.append(Rejected(row, name, "undecodable", str(error)))
+        if scan.truncated:
+            raise ConfigError(
+                f"source={job.source} is cut short ({scan.faults[-1].detail}), so an unknown "
+                "number of samples is missing; copy or download it again, or leave it out"
+            )
+    for number, fault in enumerate(scan.faults, row + 1):
+        where = f"{job.source} at byte {fault.offset}"
+        rejected.append(Rejected(number, fault.key, fault.kind, f"{where}: {fault.detail}"))
     known = {"samples": samples, "rejected": [asdict(one) for one in rejected]}
     write_text(note, json.dumps(known))
     return samples, rejected
 
 
-def _samples(source: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield name and members by suffix of each sample; members of one sample stand together."""
-    name = ""
-    parts: dict[str, bytes] = {}
-    with tarfile.open(source) as tar:
-        for member in tar:
-            folder, _, last = member.name.rpartition("/")
-            stem, _, suffix = last.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            if not member.isfile():
-                continue
-            if key != name and parts:
-                yield name, parts
-                parts = {}
-            name = key
-            file = tar.extractfile(member)
-            assert file is not None
-            parts[suffix.lower()] = file.read()
-    if parts:
-        yield name, parts
+def _samples(scan: TarScan) -> Iterator[tuple[str, list[tuple[str, Member]]]]:
+    """Yield name and members, with their suffixes, of each sample; its members stand together."""
+    name, members = "", list[tuple[str, Member]]()
+    for member in scan:
+        split = split_name(member.name)
+        if split is None:
+            continue
+        if split[0] != name and members:
+            yield name, members
+            members = []
+        name = split[0]
+        members.append((split[1], member))
+    if members and not scan.truncated:
+        yield name, members
+
+
+def _picture_and_text(
+    name: str, members: list[tuple[str, Member]], limits: Limits
+) -> tuple[bytes, str]:
+    """Return the encoded picture and the caption of a sample.
+
+    Raises:
+        RecordError: there is no picture, a member comes twice, or exceeds the cap.
+    """
+    parts = dict(members)
+    if len(parts) < len(members):
+        raise RecordError("duplicate_key", f"a member of {name} comes twice")
+    suffix = next((one for one in PICTURES if one in parts), None)
+    if suffix is None:
+        raise RecordError("unreadable", f"{name} has none of {', '.join(PICTURES)}")
+    for used in (suffix, "txt"):
+        if used in parts and parts[used].size > limits.member_bytes:
+            raise RecordError(
+                "too_large",
+                f"{name}.{used} has {parts[used].size} bytes, the cap is {limits.member_bytes}",
+            )
+    text = parts["txt"].payload if "txt" in parts else b""
+    return parts[suffix].payload, text.decode(errors="replace")

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoselect.config import ConfigError
-from autoselect.data.arguments import add_limit_arguments, add_output_arguments, chosen_limits
+from autoselect.data.arguments import (
+    SAMPLES_PER_SHARD,
+    add_limit_arguments,
+    add_output_arguments,
+    chosen_limits,
+)
 from autoselect.data.benchmarks.commands import add_public_converters
 from autoselect.data.captions import PROMPT, convert_caption_rows, convert_caption_shards
 from autoselect.data.convert import REJECTED, ConvertReport, convert_llava
@@ -67,6 +72,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     )
     captions.add_argument("--prompt", default=PROMPT, help="request that every caption answers")
     add_output_arguments(captions)
+    captions.set_defaults(samples_per_shard=None)
     add_public_converters(commands, _add)
 
 
@@ -148,6 +154,11 @@ def run_captions(arguments: argparse.Namespace) -> int:
     workers, limits = arguments.workers, chosen_limits(arguments)
     sources, output, prompt = arguments.source, arguments.output, arguments.prompt
     if all(source.suffix == ".tar" for source in sources):
+        if arguments.images or arguments.samples_per_shard is not None:
+            raise ConfigError(
+                "--images and --samples-per-shard are for JSON rows; leave them out, because tar "
+                "files hold their pictures and each becomes one shard"
+            )
         return _told(convert_caption_shards(sources, output, prompt, workers, limits), arguments)
     if len(sources) > 1 or not arguments.images:
         raise ConfigError(
@@ -159,7 +170,7 @@ def run_captions(arguments: argparse.Namespace) -> int:
         arguments.images,
         output,
         prompt,
-        samples_per_shard=arguments.samples_per_shard,
+        samples_per_shard=arguments.samples_per_shard or SAMPLES_PER_SHARD,
         workers=workers,
         limits=limits,
     )

@@ -31,8 +31,10 @@ from autoselect.data.writer import ShardWriter, check_key
 from autoselect.files.atomic import write_bytes, write_text
 
 REJECTED = "rejected.jsonl"
-_NOTES = ".convert"
-_PREFIX = "shard"
+NOTES = ".convert"
+EARLIER = {"key_prefix": ""}
+"""What notes of earlier versions lack: a prefix, which was always empty."""
+PREFIX = "shard"
 
 
 @dataclass(frozen=True)
@@ -120,24 +122,23 @@ def convert_llava(
         "limits": asdict(limits),
         "key_prefix": key_prefix,
     }
-    _claim(target, plan)
+    claim(target, plan)
     jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
     done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
     parts = list(done)
     rejected = [one for part, _ in parts for one in part]
     lines = b"".join(_dump(asdict(one)) + b"\n" for one in rejected)
     write_bytes(target / REJECTED, lines)
-    shards = len(list(target.glob(f"{_PREFIX}-*.tar")))
+    shards = len(list(target.glob(f"{PREFIX}-*.tar")))
     pictured = sum(count for _, count in parts)
     return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected, pictured)
 
 
-def _claim(target: Path, plan: dict[str, Any]) -> None:
+def claim(target: Path, plan: dict[str, Any]) -> None:
     """Reserve the output folder for this conversion, and remove files that a crash cut short."""
-    note = target / _NOTES / "plan.json"
+    note = target / NOTES / "plan.json"
     if note.exists():
-        # Notes of earlier versions lack the prefix, which was always empty.
-        if {"key_prefix": ""} | json.loads(note.read_text()) != plan:
+        if EARLIER | json.loads(note.read_text()) != EARLIER | plan:
             raise ConfigError(
                 f"output={target} holds a conversion with other settings ({note}); choose an empty "
                 "folder, or delete this one"
@@ -167,8 +168,8 @@ def _jobs(
 def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
     """Write one shard unless it exists; return the rows left out and how many have pictures."""
     target = Path(job.output)
-    note = target / _NOTES / f"{job.number:06d}.json"
-    shard = target / f"{_PREFIX}-{job.number:06d}.tar"
+    note = target / NOTES / f"{job.number:06d}.json"
+    shard = target / f"{PREFIX}-{job.number:06d}.tar"
     if note.exists():
         rejected = [Rejected(**fields) for fields in json.loads(note.read_text())]
         empty = len(rejected) == len(job.rows)
@@ -177,7 +178,7 @@ def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
             with contextlib.suppress(RecordError):
                 return rejected, _count_pictured(job, rejected)
     rejected = []
-    with ShardWriter(target, _PREFIX, len(job.rows), job.number, job.limits) as writer:
+    with ShardWriter(target, PREFIX, len(job.rows), job.number, job.limits) as writer:
         for row, fields in enumerate(job.rows, job.first_row):
             try:
                 record, images = _read_row(fields, job.image_folders, job.limits)

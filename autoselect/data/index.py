@@ -144,7 +144,7 @@ def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
     limits = limits or Limits()
     samples = _Samples(shard, limits)
     with storage.open_stream(shard) as stream:
-        scan = TarScan(stream, shard, "json", limits.member_bytes)
+        scan = TarScan(stream, shard, ("json",), limits.member_bytes)
         for member in scan:
             samples.add(member)
     samples.finish(broken=scan.faults[-1].key if scan.truncated else None)

@@ -7,7 +7,7 @@ continues at the next valid header, and reports a missing end marker too.
 import hashlib
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -55,17 +55,20 @@ def split_name(name: str) -> tuple[str, str] | None:
 class TarScan:
     """Iterator over the members of a tar stream; `faults`, `bytes` and `sha256` grow meanwhile.
 
-    Members whose last suffix is `keep_suffix` keep their payload, up to `member_bytes` bytes.
-    `shard` names the archive in messages. Iterating raises ConfigError for gzip streams.
+    Members whose last suffix is one of `kept`, in lower case, keep their payload, up to
+    `member_bytes` bytes. `shard` names the archive in messages. Iterating raises ConfigError for
+    gzip streams.
     """
 
-    def __init__(self, stream: BinaryIO, shard: str, keep_suffix: str, member_bytes: int) -> None:
+    def __init__(
+        self, stream: BinaryIO, shard: str, kept: Sequence[str], member_bytes: int
+    ) -> None:
         self.faults: list[Fault] = []
         self.truncated = False
         self.bytes = 0
         self._stream = stream
         self._shard = shard
-        self._keep_suffix = keep_suffix
+        self._kept = tuple(f".{suffix}" for suffix in kept)
         self._member_bytes = member_bytes
         self._hash = hashlib.sha256()
 
@@ -84,7 +87,7 @@ class TarScan:
             size = int(overrides.get("size", header.size))
             data = self.bytes
             extended = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-            keep = extended or name.endswith("." + self._keep_suffix)
+            keep = extended or name.lower().endswith(self._kept)
             read = self._payload(size, keep and size <= self._member_bytes, extended, crc)
             if read is None:
                 key = (split_name(name) or (name, ""))[0]

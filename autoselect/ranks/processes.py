@@ -175,6 +175,7 @@ def leave(code: int) -> NoReturn:
 def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:
     """Return the five variables that torch.distributed reads.
 
+    A single process meets itself, wherever MASTER_ADDR of its shell points to.
     DeepSpeed takes LOCAL_RANK as the number of the GPU, which may be another one under Slurm.
     """
     nodes = os.environ.get("SLURM_STEP_NUM_NODES")
@@ -185,12 +186,13 @@ def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:
             "before srun, as slurm/train.sh does"
         )
     alone = info.source == "single"
+    own = "127.0.0.1"
     port = str(_free_port()) if alone else str(DEFAULT_PORT)
     return {
         "RANK": str(info.rank),
         "WORLD_SIZE": str(info.world_size),
         "LOCAL_RANK": str(info.local_rank if device.index is None else device.index),
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_ADDR": own if alone else os.environ.get("MASTER_ADDR", own),
         "MASTER_PORT": port if alone else os.environ.get("MASTER_PORT") or port,
     }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from types import FrameType
 
 import torch
 
-from autoselect.ranks.processes import any_true
+from autoselect.ranks.processes import EXIT_PREEMPTED, any_true, leave
+
+logger = logging.getLogger(__name__)
 
 
 class SignalFlag:
@@ -30,6 +33,20 @@ class SignalFlag:
     def ranks_met(self) -> None:
         """Remember SIGTERM from now on."""
         signal.signal(signal.SIGTERM, self._remember)
+
+    def end_at_once(self) -> None:
+        """Let a signal end the process with `EXIT_PREEMPTED`, also one that was remembered.
+
+        For work after the last step: all of it is on the disk, and the same command goes on.
+        """
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._leave)
+        if self.received is not None:
+            self._leave(self.received, None)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        logger.warning("stopped by %s after the last step", signal.Signals(number).name)
+        leave(EXIT_PREEMPTED)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

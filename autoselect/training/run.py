@@ -29,6 +29,7 @@ from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.signals import SignalFlag
+from autoselect.training.budgets import check_budgets
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.parts import Run
 from autoselect.training.sharded_loading import gathered, sharded_loading
@@ -115,7 +116,7 @@ def assemble(
         with sharded:
             vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_trainable(config.model, vlm.model.config, device)
-    check_budget(config, vlm)
+    check_budgets(config, vlm.num_tokens)
     SITES[config.gate.site].check(vlm.adapter)
     warn_of_few_cores(config, info)
     deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
@@ -198,15 +199,6 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
         raise ConfigError(
             f"output={config.output} holds a run with other settings ({listed}); "
             "choose another output folder, or repeat the old settings to go on"
-        )
-
-
-def check_budget(config: TrainConfig, vlm: FrozenVLM) -> None:
-    """Refuse a budget above the model's visual tokens, if all images have the same number."""
-    if vlm.num_tokens is not None and config.gate.token_budget > vlm.num_tokens:
-        raise ConfigError(
-            f"gate.token_budget={config.gate.token_budget} exceeds the {vlm.num_tokens} visual "
-            f"tokens of this model; choose 1..{vlm.num_tokens}"
         )
 
 

@@ -55,6 +55,7 @@ class Progress:
         best_loss: lowest held-out loss so far; None before the first measurement.
         best_step: updates made when it was measured.
         since_best: measurements since then.
+        empty_steps: updates so far whose batch had no answer to learn from.
     """
 
     tracking_run_id: str | None = None
@@ -65,6 +66,7 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     since_best: int = 0
+    empty_steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,6 +83,7 @@ class Progress:
             values.get("best_loss"),
             values.get("best_step"),
             values.get("since_best", 0),
+            values.get("empty_steps", 0),
         )
 
 

@@ -37,7 +37,6 @@ class Trainer:
         self.info, self.device, self.heartbeat = run.info, run.device, run.heartbeat
         self.sizes = run.deepspeed.split(run.info.world_size)
         self.step = 0 if run.state is None else run.state.step
-        self.empty_steps = 0
         self.size = ModelSize.of(run.engine.module.vlm)
         self.guard = UpdateGuard(run.engine, patience=run.config.max_skipped_steps)
         self.quarantine = start_quarantine(run)
@@ -65,6 +64,7 @@ class Trainer:
             logger.info("resuming at step %d of %d", self.step, run.config.steps)
         self.guard.skipped = progress.skipped_steps
         self.images, self.smaller_images = progress.images, progress.smaller_images
+        self.empty_steps = progress.empty_steps
         self.polarisation = progress.polarisation
         self.progress = progress
         self.validation = validation_of(run, self.sizes.micro, self.loader.batch_size)
@@ -94,6 +94,7 @@ class Trainer:
             skipped_steps=self.guard.skipped,
             images=self.images,
             smaller_images=self.smaller_images,
+            empty_steps=self.empty_steps,
         )
 
     def run(self) -> bool:

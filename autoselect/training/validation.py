@@ -24,6 +24,7 @@ from autoselect.data.loader import collate_usable
 from autoselect.data.order import epoch_slice
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.method.gating import GateSetting
+from autoselect.ranks.processes import any_true
 from autoselect.training.state import Progress
 from autoselect.training.update_guard import NumbersError
 
@@ -79,6 +80,9 @@ class Validation:
         run: the training run.
         micro_batch: rows per forward pass of one rank.
         batch_size: rows of one update.
+
+    Raises:
+        ConfigError: no row has an image and an answer; raised on every rank.
     """
 
     def __init__(self, run: Run, micro_batch: int, batch_size: int) -> None:
@@ -91,7 +95,16 @@ class Validation:
         # At ZeRO-3 all ranks make equally many passes; those beyond a rank's own count nothing.
         self._passes = -(-len(chunks) // world)
         self._counted = len(own)
-        self._batches = [collate_usable(run.collator, c)[0] for c in own or chunks[:1]]
+        collated = [collate_usable(run.collator, chunk) for chunk in own or chunks[:1]]
+        self._batches = [batch for batch, _ in collated]
+        for fault in (fault for _, faults in collated[: len(own)] for fault in faults):
+            logger.warning("left out of the validation: %s", fault)
+        answers = sum(batch.num_answer_tokens for batch in self._batches[: len(own)])
+        if not any_true(answers > 0, run.device):
+            raise ConfigError(
+                f"validation: none of {len(rows)} rows has a usable answer, so there is no loss to "
+                "measure; give other validation.shards"
+            )
 
     def due(self, step: int) -> bool:
         return step % self.config.every == 0 or step == self.run.config.steps
@@ -111,7 +124,7 @@ class Validation:
                 totals[1] += output.answer_tokens
         engine.train()
         dist.all_reduce(totals)
-        return float(totals[0] / totals[1].clamp(min=1))
+        return float(totals[0] / totals[1])
 
     def is_over(self, progress: Progress) -> bool:
         return 0 < self.config.patience <= progress.since_best

@@ -2,8 +2,11 @@
 
 import gc
 import logging
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import yaml
@@ -23,17 +26,19 @@ def tune_after_training(
 ) -> None:
     """Tune the selector of a finished training on all its ranks, and log what was found.
 
-    The selector is complete without it, so a failure is reported and does not fail the training. A
-    collective.
+    Ranks exchange their answers as files. If some of them do not see the folder of rank 0, rank 0
+    tunes alone. The selector is complete without it, so a failure is reported and does not fail the
+    training. A collective.
 
     Args:
-        output: output folder of the training, which all ranks share.
+        output: output folder of the training.
         rank: rank of this process; rank 0 writes and reports.
         world_size: number of processes, which share the images.
         leave_group: waits for all ranks and ends their group; what follows is for rank 0 alone.
     """
-    resolved = yaml.safe_load((Path(output) / "config.yaml").read_text())["train"]
-    config = from_dict(TrainConfig, resolved)
+    resolved = Path(output) / "config.yaml"
+    text = _from_rank_0(resolved.read_text() if rank == 0 else None)
+    config = from_dict(TrainConfig, yaml.safe_load(text)["train"])
     if config.tune_images == 0:
         return
     selector = str(Path(output) / "selector")
@@ -49,7 +54,12 @@ def tune_after_training(
         tracking=config.tracking,
     )
     gc.collect()  # the engine holds itself in circles, and the model is loaded again
-    dist.barrier()  # rank 0 has written the selector
+    if not _is_shared(Path(output), rank, world_size):  # rank 0 has written the selector
+        leave_group()
+        if rank != 0:
+            return
+        logger.info("the ranks do not share %s, so rank 0 tunes the selector alone", output)
+        world_size = 1
     try:
         tuning = tune(settings, rank, world_size, leave_group)
     except Exception:
@@ -69,3 +79,24 @@ def tune_after_training(
     run_id = tuning.selector.metadata.get(TRAINING_RUN)
     if config.tracking and run_id is not None:
         log_beside_training(tuning, config.experiment, run_id)
+
+
+def _from_rank_0(value: Any) -> Any:
+    """Return the `value` of rank 0 on every rank (a collective)."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _is_shared(folder: Path, rank: int, world_size: int) -> bool:
+    """Return True if every rank sees what rank 0 writes into the folder (a collective)."""
+    mark = folder / _from_rank_0(f"shared-{uuid.uuid4().hex}")
+    if rank == 0:
+        with suppress(OSError):  # what cannot be written is reported by the search
+            mark.touch()
+    dist.barrier()
+    seen = [False] * world_size
+    dist.all_gather_object(seen, mark.exists())
+    if rank == 0:
+        mark.unlink(missing_ok=True)
+    return all(seen)

@@ -15,6 +15,7 @@ from autoselect.method.removal import RemovalGap, removal_gaps
 from autoselect.method.statistics import TokenStatistics
 from autoselect.pruning.selector import Selector
 from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.state import TrainingState
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.text.batch import Collator, TrainBatch
 
@@ -22,35 +23,58 @@ SCORES, SELECTED = "scores", "selected"
 IMAGES_PER_BATCH = 16
 
 
+def last_state(run: str, selector: Selector) -> TrainingState:
+    """Return the last checkpoint of the training that made a selector.
+
+    Args:
+        run: output folder of the training, with `checkpoints`.
+        selector: the selector.
+
+    Raises:
+        ConfigError: the folder has no checkpoints, or those of a selector of another size or site.
+    """
+    state, _ = CheckpointStore(Path(run) / "checkpoints").best()
+    if state is None:
+        raise ConfigError(
+            f"train_run={run} has no usable checkpoints; give the output folder of a training run"
+        )
+    config = from_dict(TrainConfig, state.config)
+    if (config.scorer, config.gate.site) != (selector.scorer.config, selector.site):
+        raise ConfigError(
+            f"train_run={run} trained a selector of another size or site; give the output folder "
+            "of the training that made this selector"
+        )
+    return state
+
+
 def measure_gaps(
-    vlm: FrozenVLM, selector: Selector, samples: Sequence[Sample], budgets: Sequence[int], run: str
+    vlm: FrozenVLM,
+    selector: Selector,
+    samples: Sequence[Sample],
+    budgets: Sequence[int],
+    state: TrainingState,
 ) -> dict[str, list[RemovalGap]]:
     """Return the gaps at each budget, by the scores alone and as the selector is used.
+
+    The scores are those of the selector, which may be older than the checkpoint if the training
+    kept the best one; the Denoiser is that of the checkpoint.
 
     Args:
         vlm: the frozen model of the training.
         selector: the selector as it is used, with its diversity.
         samples: rows that were not trained on.
         budgets: numbers K.
-        run: output folder of the training, with `checkpoints`.
-
-    Raises:
-        ConfigError: the folder has no checkpoints.
+        state: `last_state` of the training.
     """
-    state = CheckpointStore(Path(run) / "checkpoints").load()
-    if state is None:
-        raise ConfigError(
-            f"train_run={run} has no checkpoints; give the output folder of a training run"
-        )
     config = from_dict(TrainConfig, state.config)
     device = torch.device(vlm.device)
     statistics = TokenStatistics.from_tensors(state.statistics).to(device)
     model = AutoSelect(vlm, config, statistics)
-    for name in ("scorer", "denoiser"):
-        part = getattr(model, name)
-        prefix = f"{name}."
-        own = {n: t for n, t in state.trained.weights.items() if n.startswith(prefix)}
-        part.load_state_dict({n.removeprefix(prefix): t for n, t in own.items()})
+    prefix = "denoiser."
+    own = {n: t for n, t in state.trained.weights.items() if n.startswith(prefix)}
+    model.denoiser.load_state_dict({n.removeprefix(prefix): t for n, t in own.items()})
+    model.scorer.load_state_dict(selector.scorer.state_dict())
+    for part in (model.denoiser, model.scorer):
         part.to(device)
     model.eval()
     collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)

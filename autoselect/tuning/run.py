@@ -21,7 +21,7 @@ from autoselect.files.atomic import write_text
 from autoselect.pruning.selector import Selector
 from autoselect.tuning.agreement import TunedBudget, best_diversity, measure
 from autoselect.tuning.figure import tuning_figure
-from autoselect.tuning.gap import gap_rows, gap_warning, measure_gaps
+from autoselect.tuning.gap import gap_rows, gap_warning, last_state, measure_gaps
 from autoselect.tuning.samples import TuningSamples, tuning_samples
 from autoselect.tuning.settings import TuneSettings
 from autoselect.vlm import FrozenVLM
@@ -76,6 +76,9 @@ def tune(
     check_folder("out", str(out))
     shards = ShardSet.open(settings.shards)
     vlm, selector = load_pair(settings.model, settings.selector, settings.device)
+    state = None
+    if rank == 0 and settings.train_run is not None and not vlm.family.padding_mask_only:
+        state = last_state(settings.train_run, selector)
     asked = AskedVLM(vlm)
     chosen = tuning_samples(shards, selector.metadata, settings.images, settings.questions)
     num_tokens = len(asked.encode(chosen.samples[:1]).images[0][0])
@@ -102,8 +105,8 @@ def tune(
     found = measure(columns, full, num_tokens)
     selector = selector.like(best_diversity(found))
     report = _report(settings, shards, chosen, full, found)
-    if settings.train_run is not None and not vlm.family.padding_mask_only:
-        gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, settings.train_run)
+    if state is not None:
+        gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, state)
         report["gaps"] = gap_rows(gaps)
         if warning := gap_warning(gaps):
             logger.warning("%s", warning)

@@ -9,7 +9,7 @@ import pytest
 from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
 from autoselect.ablation.collect import collect
 from autoselect.ablation.commands import write
-from autoselect.ablation.tables import NOT_MEASURED, TABLES
+from autoselect.ablation.tables import NOT_MEASURED, TABLES, baseline_table
 from autoselect.ablation.variants import load_plan
 from autoselect.config import ConfigError
 
@@ -83,6 +83,22 @@ def test_a_cell_that_was_trained_otherwise_is_refused(plan, programs, tmp_path):
         ConfigError, match=r"trained with other settings \(steps: 4 -> 5\); choose another"
     ):
         run_cell(dataclasses.replace(plan, steps=5), tmp_path, plan.variant("channel"), 0)
+
+
+@pytest.mark.parametrize(("first", "then"), [("reference", "again"), ("again", "reference")])
+def test_a_selector_that_was_trained_otherwise_is_not_shared(plan, programs, tmp_path, first, then):
+    run_cell(plan, tmp_path, plan.variant(first), 0)
+    with pytest.raises(ConfigError, match="reference/seed-0 holds a cell trained with other"):
+        run_cell(dataclasses.replace(plan, steps=5), tmp_path, plan.variant(then), 0)
+    assert [call[0] for call in programs.calls].count("train") == 1
+    run_cell(plan, tmp_path, plan.variant(then), 0)
+
+
+def test_a_baseline_without_one_of_the_budgets_has_a_dash_there(plan, programs, run_all, tmp_path):
+    found = run_all(plan, tmp_path)
+    del found["variants"][0]["against"]["divprune"]["8"]
+    (row,) = (line for line in baseline_table(found, ["reference"]) if "divprune" in line)
+    assert row.endswith(" | – |")
 
 
 def test_a_note_alone_is_never_lost_to_another_training(plan, programs, tmp_path):

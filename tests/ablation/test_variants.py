@@ -80,6 +80,16 @@ def test_the_papers_ablation_changes_the_papers_preset_in_the_named_part_alone()
             {"variants": [{"name": "reference", "asks": "?", "trained_as": "x"}]},
             "trained_as=x is not a variant",
         ),
+        (
+            {
+                "variants": [
+                    {"name": "reference", "asks": "?"},
+                    {"name": "one", "asks": "?", "trained_as": "reference"},
+                    {"name": "two", "asks": "?", "trained_as": "one"},
+                ]
+            },
+            "variants.two: trained_as=one is not a variant that is trained itself",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(config, change, message):

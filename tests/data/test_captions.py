@@ -10,6 +10,7 @@ from PIL import Image
 from autoselect.cli.main import main
 from autoselect.config import ConfigError
 from autoselect.data.captions import caption_row, convert_caption_rows, convert_caption_shards
+from autoselect.data.decode import Limits
 from autoselect.data.shards import ShardSet
 from autoselect.reference.corpus import to_jpeg
 
@@ -81,7 +82,7 @@ def test_webdataset_with_texts_becomes_shards(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["shards", "convert-captions", *sources, "--output", str(out), "--workers", "1"]
     assert main([*command, "--max-rejected", "0.9"]) == 0
-    assert "6 rows, 2 samples in 3 shards, 4 rejected" in capsys.readouterr().out
+    assert "6 rows, 2 samples in 2 shards, 4 rejected" in capsys.readouterr().out
     assert answers(out) == [
         ["<image>\nDescribe the image.", "a red square"],
         ["<image>\nDescribe the image.", "a blue square"],
@@ -95,3 +96,68 @@ def test_webdataset_with_texts_becomes_shards(tmp_path, capsys):
     ]
     with pytest.raises(ConfigError, match="is not a tar file"):
         convert_caption_shards([tmp_path / "none.tar"], out)
+
+
+def of_many(path, count=20):
+    red = jpeg("red")
+    pairs = [((f"{n}.jpg", red), (f"{n}.txt", f"red {n}".encode())) for n in range(count)]
+    tar(path, [member for pair in pairs for member in pair])
+    with tarfile.open(path) as written:
+        return bytearray(path.read_bytes()), [member.offset for member in written]
+
+
+def test_a_damaged_header_loses_its_sample_alone_and_is_listed(tmp_path, capsys):
+    data, headers = of_many(tmp_path / "in.tar")
+    data[headers[10] + 3] ^= 0x55
+    (tmp_path / "in.tar").write_bytes(data)
+    out = tmp_path / "out"
+    words = ["shards", "convert-captions", str(tmp_path / "in.tar"), "--output", str(out)]
+    assert main([*words, "--workers", "1"]) == 1
+    assert "19 samples in 1 shards, 2 rejected" in capsys.readouterr().out
+    assert [one[1] for one in answers(out)] == [f"red {n}" for n in range(20) if n != 5]
+    kinds = [json.loads(line)["kind"] for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert kinds == ["unreadable", "header"]
+
+
+@pytest.mark.parametrize(("header", "more"), [(20, 0), (20, 700), (21, 100)])
+def test_a_tar_file_that_is_cut_short_is_refused(tmp_path, header, more):
+    data, headers = of_many(tmp_path / "in.tar")
+    (tmp_path / "in.tar").write_bytes(data[: headers[header] + more])
+    with pytest.raises(ConfigError, match="is cut short .* copy or download it again"):
+        convert_caption_shards([tmp_path / "in.tar"], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("shard*"))
+
+
+def test_a_member_that_comes_twice_is_not_paired_with_a_guess(tmp_path):
+    red, blue = jpeg("red"), jpeg("blue")
+    tar(tmp_path / "in.tar", [("1.jpg", red), ("1.txt", b"red"), ("1.jpg", blue)])
+    report = convert_caption_shards([tmp_path / "in.tar"], tmp_path / "out")
+    assert [one.kind for one in report.rejected] == ["duplicate_key"]
+    assert (report.samples, report.shards) == (0, 0)
+
+
+def test_a_folder_keeps_one_conversion(tmp_path):
+    of_many(tmp_path / "in.tar", count=2)
+    of_many(tmp_path / "other.tar", count=3)
+    out = tmp_path / "out"
+    sources = [tmp_path / "in.tar"]
+    first = convert_caption_shards(sources, out)
+    assert convert_caption_shards(sources, out) == first
+    for changed in ({"prompt": "?"}, {"limits": Limits(pixels=9)}):
+        with pytest.raises(ConfigError, match="other settings"):
+            convert_caption_shards(sources, out, **changed)
+    with pytest.raises(ConfigError, match="other settings"):
+        convert_caption_shards([tmp_path / "other.tar"], out)
+
+
+@pytest.mark.parametrize("flag", ["--images=.", "--samples-per-shard=5"])
+def test_flags_of_json_rows_are_refused_beside_tar_files(tmp_path, flag):
+    of_many(tmp_path / "in.tar", count=1)
+    words = [
+        "shards",
+        "convert-captions",
+        str(tmp_path / "in.tar"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main([*words, flag]) == 2

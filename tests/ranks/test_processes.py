@@ -131,6 +131,34 @@ def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) 
     assert meeting["MASTER_ADDR"] == "127.0.0.1"
 
 
+LAST = """
+import os, signal, sys, time
+from autoselect.ranks.signals import SignalFlag
+flag, number = SignalFlag(), getattr(signal, sys.argv[1])
+if sys.argv[2] == "before":
+    os.kill(os.getpid(), number)
+flag.end_at_once()
+os.kill(os.getpid(), number)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_signal_ends_what_follows_the_last_step(tmp_path: Path, number: str, when: str) -> None:
+    (tmp_path / "worker.py").write_text(LAST)
+    code, log = Worker(tmp_path / "worker.py", (number, when), environment()).wait(50)
+    assert code == processes.EXIT_PREEMPTED and f"stopped by {number} after the last step" in log
+
+
+def test_a_single_process_meets_itself_whatever_the_shell_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node-of-another-run")
+    meeting = processes._rendezvous(RankInfo(0, 1, 0, "single"), torch.device("cpu"))
+    assert meeting["MASTER_ADDR"] == "127.0.0.1"
+
+
 def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """srun --gpus-per-task=1 shows every task one GPU, as number 0."""
     monkeypatch.setenv("MASTER_ADDR", "node")

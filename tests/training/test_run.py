@@ -78,6 +78,8 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
         assert "4 of the first 5 steps will train nothing" in caplog.text
         trainer.tracker.log_metrics = lambda metrics, step: logged.update({step: metrics})
         assert trainer.run()
+        again = assemble(config, deepspeed.with_batch(1, 1), alone, SignalFlag(), heartbeat)
+        assert again.step == 5 and again.empty_steps == 4, "a resumed run counts on"
     images = [logged[step]["train/images"] for step in range(1, 6)]
     assert sorted(images) == [0, 0, 0, 0, 1]
     assert [logged[step]["train/answer_tokens"] > 0 for step in range(1, 6)] == [

@@ -54,6 +54,9 @@ def run(folder: Path, *flags: str, batch: int = 16) -> None:
         ("--data.train_shards=/nowhere/*.tar", "/nowhere"),
         ("--model=/nowhere/vlm", "model=/nowhere/vlm cannot be loaded"),
         ("--gate.token_budget=145", "gate.token_budget=145 exceeds the 144 visual tokens"),
+        ("--tune_budgets=3%,much", "tune_budgets='3%,much': "),
+        ("--tune_budgets=','", "tune_budgets=',' names no budget"),
+        ("--tune_budgets=8,145", "tune_budgets='8,145': budget=145 exceeds the 144 visual tokens"),
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_is_written(folder, flag, message):

@@ -11,7 +11,7 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.data.order import epoch_slice, stream_slice
-from autoselect.data.shards import ShardSet
+from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.pruning.selector import Selector
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.signals import SignalFlag
@@ -66,6 +66,21 @@ def test_rows_of_other_shards_may_be_given(folder, tmp_path):
     config = config_of(folder, tmp_path, f"--validation.shards={other}", "--steps=99")
     rows = held_out_rows(config, ShardSet.open(config.data.train_shards), 2)
     assert [row.key for row in rows] == ["val-0000000", "val-0000001"]
+
+
+def test_rows_without_an_answer_are_refused_before_their_loss_of_0_is_the_lowest(
+    alone, folder, tmp_path
+):
+    with ShardWriter(tmp_path / "questions") as writer:
+        for row in ShardSet.open(str(folder / "shards" / "val-*.tar")):
+            record = {"conversations": [{"from": "human", "value": "What is it?"}]}
+            writer.write(row.key, record, list(row.images))
+    config = config_of(folder, tmp_path / "run", f"--validation.shards={tmp_path}/questions/*.tar")
+    with (
+        pytest.raises(ConfigError, match="validation: none of 2 rows has a usable answer"),
+        Heartbeat(alone) as heartbeat,
+    ):
+        trainer_of(config, alone, heartbeat)
 
 
 def test_training_ends_early_with_the_selector_of_the_lowest_loss(alone, folder, tmp_path):

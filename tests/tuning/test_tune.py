@@ -168,3 +168,9 @@ def test_ranks_share_the_images_and_the_first_one_reports(settings):
 
     assert tune(settings, 0, 2, barrier).report == alone
     assert other == [None]
+
+
+def test_a_folder_without_checkpoints_is_refused_before_a_question_is_asked(settings, tmp_path):
+    with pytest.raises(ConfigError, match="has no usable checkpoints"):
+        tune(dataclasses.replace(settings, train_run=str(tmp_path / "none")))
+    assert not (Path(settings.selector).parent / "tune").exists()

@@ -1,0 +1,53 @@
+"""The gap of removal: which Scorer and Denoiser it is measured with, and of which training."""
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError, ScorerConfig, TrainConfig
+from autoselect.config.files import to_dict
+from autoselect.method.model import AutoSelect
+from autoselect.method.scorer import Scorer
+from autoselect.method.statistics import TokenStatistics
+from autoselect.pruning.selector import Selector
+from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.engine_state import TrainedState
+from autoselect.training.state import TrainingState
+from autoselect.tuning import gap
+from autoselect.vlm import FrozenVLM
+
+
+@pytest.fixture
+def training(model_folder, tmp_path):
+    """Return a model and a run folder whose last checkpoint holds other weights than 0."""
+    vlm, config = FrozenVLM.from_pretrained(model_folder), TrainConfig()
+    statistics = TokenStatistics(torch.zeros(192), torch.ones(192), participation_ratio=9.0)
+    torch.manual_seed(1)
+    model = AutoSelect(vlm, config, statistics)
+    weights = {n: torch.randn_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    state = TrainingState(3, TrainedState(weights), to_dict(config), statistics.tensors())
+    CheckpointStore(tmp_path / "checkpoints").save(state)
+    return vlm, weights
+
+
+def test_the_gap_is_that_of_the_selector_and_not_of_the_last_scorer(
+    training, tmp_path, selector_folder, monkeypatch
+):
+    """Early stopping exports the best selector, and the checkpoint goes on from a later one."""
+    vlm, weights = training
+    measured = []
+    monkeypatch.setattr(gap, "removal_gaps", lambda model, *_: measured.append(model) or [])
+    selector = Selector.from_pretrained(selector_folder)
+    gap.measure_gaps(vlm, selector, (), (4,), gap.last_state(str(tmp_path), selector))
+    model = measured[0]
+    own = selector.scorer.state_dict()
+    assert all(torch.equal(own[name], t) for name, t in model.scorer.state_dict().items())
+    for name, tensor in model.denoiser.state_dict().items():
+        assert torch.equal(tensor, weights[f"denoiser.{name}"])
+
+
+def test_the_run_of_another_selector_is_refused(training, tmp_path):
+    other = Selector(Scorer(192, ScorerConfig(hidden_size=8)), {})
+    with pytest.raises(ConfigError, match="trained a selector of another size or site"):
+        gap.last_state(str(tmp_path), other)
+    with pytest.raises(ConfigError, match="nowhere has no usable checkpoints"):
+        gap.last_state("/nowhere", other)
