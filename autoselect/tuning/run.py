@@ -12,13 +12,14 @@ from autoselect.config.destinations import check_folder
 from autoselect.data.shards import ShardSet
 from autoselect.evaluation.answers.answering import FULL, MODEL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version
+from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, digest
 from autoselect.evaluation.answers.replies import Replies
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import Method, selector_method
 from autoselect.files.atomic import write_text
 from autoselect.pruning.selector import Selector
+from autoselect.training.state import TrainingState
 from autoselect.tuning.agreement import TunedBudget, best_diversity, measure
 from autoselect.tuning.figure import tuning_figure
 from autoselect.tuning.gap import gap_rows, gap_warning, last_state, measure_gaps
@@ -27,7 +28,7 @@ from autoselect.tuning.settings import TuneSettings
 from autoselect.vlm import FrozenVLM
 
 logger = logging.getLogger(__name__)
-REPORT, FIGURE = "tune.json", "tune.png"
+REPORT, FIGURE, GAPS = "tune.json", "tune.png", "gaps.json"
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,10 @@ def tune(
     selector = selector.like(best_diversity(found))
     report = _report(settings, shards, chosen, full, found)
     if state is not None:
-        gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, state)
-        report["gaps"] = gap_rows(gaps)
-        if warning := gap_warning(gaps):
-            logger.warning("%s", warning)
+        measured = _gaps(store.folder / GAPS, report["best"], state, selector, vlm, chosen, plan)
+        report["gaps"] = measured["rows"]
+        if measured["warning"]:
+            logger.warning("%s", measured["warning"])
     selector.metadata["tuning"] = {
         name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
     }
@@ -117,6 +118,34 @@ def tune(
     write_text(out / REPORT, json.dumps(report, indent=1))
     tuning_figure(found).savefig(out / FIGURE)
     return Tuning(vlm, selector, out, report)
+
+
+def _gaps(
+    path: Path,
+    best: list[dict[str, Any]],
+    state: TrainingState,
+    selector: Selector,
+    vlm: FrozenVLM,
+    chosen: TuningSamples,
+    plan: Plan,
+) -> dict[str, Any]:
+    """Measure the gaps, or return those of an earlier search with the same answers and outcome.
+
+    Args:
+        path: file of the gaps, in the folder of these answers.
+        best: the weights that were found, as in the report.
+        state: last checkpoint of the training.
+        selector: the selector with these weights.
+        vlm, chosen, plan: those of the search.
+    """
+    of = digest({"best": best, "step": state.step})
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("of") == of:
+        return known
+    gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, state)
+    known = {"of": of, "rows": gap_rows(gaps), "warning": gap_warning(gaps)}
+    write_text(path, json.dumps(known))
+    return known
 
 
 def _weighted(selector: Selector, weight: float) -> Method:

@@ -1,5 +1,7 @@
 """The gap of removal: which Scorer and Denoiser it is measured with, and of which training."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -12,7 +14,8 @@ from autoselect.pruning.selector import Selector
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import TrainingState
-from autoselect.tuning import gap
+from autoselect.tuning import gap, run
+from autoselect.tuning.settings import TuneSettings
 from autoselect.vlm import FrozenVLM
 
 
@@ -43,6 +46,28 @@ def test_the_gap_is_that_of_the_selector_and_not_of_the_last_scorer(
     assert all(torch.equal(own[name], t) for name, t in model.scorer.state_dict().items())
     for name, tensor in model.denoiser.state_dict().items():
         assert torch.equal(tensor, weights[f"denoiser.{name}"])
+
+
+def test_a_search_that_is_repeated_measures_the_gap_once(
+    training, model_folder, selector_folder, shards, tmp_path, monkeypatch
+):
+    shutil.copytree(selector_folder, tmp_path / "selector")
+    settings = TuneSettings(
+        model=model_folder,
+        selector=str(tmp_path / "selector"),
+        shards=shards,
+        train_run=str(tmp_path),
+        budgets="4",
+        weights="0,0.5",
+        images=2,
+        questions=1,
+        max_new_tokens=2,
+        tracking=False,
+    )
+    first = run.tune(settings)
+    assert {row["selection"] for row in first.report["gaps"]} == {gap.SCORES, gap.SELECTED}
+    monkeypatch.setattr(run, "measure_gaps", None)
+    assert run.tune(settings).report == first.report
 
 
 def test_the_run_of_another_selector_is_refused(training, tmp_path):
