@@ -1,6 +1,7 @@
 """The evidence page: tables are replaced, prose is kept, unmeasured rows are marked."""
 
 import json
+import re
 
 import pytest
 
@@ -76,3 +77,39 @@ def test_shipped_tables_are_those_of_the_stored_results():
 def test_the_evidence_page_stays_short():
     lines = (checkout() / "docs" / "evidence.md").read_text().splitlines()
     assert len(lines) <= 250, "findings first, each table once; the rest is in ablation.md"
+
+
+SECOND_VLM = {
+    "default training, tuned diversity": ["tuned"],
+    "the same, one weight (0.4)": ["one_weight"],
+    "the same, hard top-K of the score": ["reference"],
+    "`gate.removal: per_token`": ["removal_per_token_tuned", "removal_per_token"],
+    "`gate.removal: per_image`": ["removal_per_image_tuned", "removal_per_image"],
+    "`per_image` with `removal_presence`": ["removal_presence_tuned", "removal_presence"],
+    "DivPrune": ["divprune"],
+    "CDPruner": ["cdpruner"],
+    "grid": ["grid"],
+    "random": ["random"],
+    "feature norm": ["norm"],
+    "oracle by boxes": ["oracle"],
+}
+
+
+@pytest.mark.parametrize("row", SECOND_VLM)
+def test_the_table_of_the_second_vlm_is_that_of_its_cells(row):
+    folder = checkout() / "benchmarks" / "results" / "ablation-siglip-qwen2"
+    found = json.loads((folder / "ablation.json").read_text())
+    means = {
+        (one["name"], int(budget)): value["mean"]
+        for one in found["variants"]
+        for budget, value in one["retention"].items()
+    }
+    means |= {
+        (one["method"], one["budget"]): one["retention"]["mean"] for one in found["baselines"]
+    }
+    page = (checkout() / "docs" / "evidence.md").read_text().split("## The second VLM")[1]
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {row}"))
+    shown = [re.findall(r"\d+\.\d", cell) for cell in line.split("|")[2:-1]]
+    for budget, numbers in zip(found["budgets"], shown, strict=True):
+        values = [means[name, budget] for name in SECOND_VLM[row]]
+        assert numbers == [f"{100 * value:.1f}" for value in values]
