@@ -86,6 +86,7 @@ SECOND_VLM = {
     "`gate.removal: per_token`": ["removal_per_token_tuned", "removal_per_token"],
     "`gate.removal: per_image`": ["removal_per_image_tuned", "removal_per_image"],
     "`per_image` with `removal_presence`": ["removal_presence_tuned", "removal_presence"],
+    "`gate.coverage: 0.5`": ["coverage_tuned", "coverage"],
     "DivPrune": ["divprune"],
     "CDPruner": ["cdpruner"],
     "grid": ["grid"],
