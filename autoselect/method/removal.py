@@ -173,7 +173,7 @@ class RemovalGap:
             f"answers and {100 * self.ending_gap:.1f} points more unended ones than noise filling "
             f"(limit {100 * limit:.1f}): the selector drops tokens that the model needs; keep "
             "tokens that differ more (autoselect tune), or more of them, or train with "
-            "--gate.removal per_image"
+            "--gate.coverage 0.5"
         )
 
 
