@@ -343,7 +343,7 @@ NOT: dict[str, str] = {
     "`torch.nn.DataParallel` over several GPUs": "no: it copies the model to devices where its "
     "selector is not; start one process for each device",
     '`device_map="auto"` over several GPUs': "not tested: it needs two GPUs",
-    "int4 weights of torchao": "not tested: its kernels need a GPU",
+    "int4 weights of torchao": "not tested: it needs the package `mslk`",
     "contrastive search": "no: it compares new tokens with the hidden states of the whole prompt, "
     "and removed tokens have none; transformers 5 has it as code of the hub only",
 }
