@@ -3,7 +3,7 @@
     OUT/cells/VARIANT/seed-S/
       train/     run folder: configuration, checkpoints, selector
       eval/      output of `autoselect eval`: report and predictions of the selector
-      leak/      output of `autoselect analyse leak`
+      leak/      output of `autoselect analyse leak`, if the cell trained its selector
       log.txt    output of the programs, if several cells ran at the same time
       cell.json  settings and outcome; written last, so it marks a finished cell
 
@@ -14,7 +14,6 @@ continued from a copy of those files.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,8 @@ def run_cell(
             _write(trained_as.folder / BEGUN, {"training": note["training"]})
         call(_training(plan, trained_as.variant, seed, train), AGAIN, log=log)
     evaluate(plan, cell.folder / "eval", train / "selector", variant, "none", log)
-    _measure_leak(plan, trained_as, cell, note["leak"] | {"run": str(train)}, log)
+    leak = trained_as.folder / "leak"  # of the scores alone, so cells that share them share it
+    _once(_leak_command(plan, train, leak), leak, note["leak"] | {"run": str(train)}, log)
     _write(cell.note, {**note, "outcome": outcome_of(cell.folder, train, COLUMNS)})
     return cell
 
@@ -210,16 +210,6 @@ def _training(plan: AblationPlan, variant: Variant, seed: int, output: Path) -> 
     script = checkout() / "autoselect" / "train.py"
     settings = plan.settings(variant, seed)
     return train_command(output, plan.ranks, plan.port, script, deepspeed, settings)
-
-
-def _measure_leak(
-    plan: AblationPlan, trained: Cell, cell: Cell, identity: Mapping[str, Any], log: Path | None
-) -> None:
-    """Measure the leak of the selector that `trained` trained; cells that share it share this."""
-    measured, out = trained.folder / "leak", cell.folder / "leak"
-    if not out.exists() and measured.exists():
-        shutil.copytree(measured, out)
-    _once(_leak_command(plan, trained.folder / "train", out), out, identity, log)
 
 
 def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:

@@ -24,7 +24,7 @@ def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, A
     training = _json(train / "selector" / "config.json")["training"]
     return {
         **evaluated(folder / "eval", methods),
-        "leak": _json(folder / "leak" / "leak.json"),
+        "leak": _json(train.parent / "leak" / "leak.json"),
         "polarisation": training.get("polarisation"),
         "final_loss": _final_loss(training.get("tracking_run_id")),
         "model_digest": training.get("model_digest"),

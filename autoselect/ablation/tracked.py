@@ -39,7 +39,7 @@ class AblationRecord:
             return
         note = cell.read()
         report = json.loads(evaluated.read_text())
-        leak = json.loads((cell.folder / "leak" / "leak.json").read_text())
+        leak = note["outcome"]["leak"]
         training = report["training"]
         child = Tracker.start(
             self.plan.experiment,
