@@ -8,7 +8,7 @@ from tests.vlm.tiny_models import TEXT, VISION
 from tests.vlm.tiny_newer import EXPERTS, GLM_IDS, GLM_VISION
 from tests.vlm.tiny_newest import BOTH_IDS
 from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, VOCABULARY, WIDTH
-from tests.vlm.tiny_recent import LATENT
+from tests.vlm.tiny_recent import LATENT, SAM
 
 SHORT_CONVOLUTIONS: dict[str, Any] = {
     "layer_types": ["hybrid_sliding", "hybrid"],
@@ -191,19 +191,6 @@ def nemotron_h_omni() -> Any:
 
 
 def unlimited_ocr() -> Any:
-    sam = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "output_channels": 16,
-        "downsample_channels": [16, WIDTH],
-        "mlp_dim": 64,
-        "image_size": 64,
-        "patch_size": 4,
-        "window_size": 4,
-        "global_attn_indexes": [1],
-        "initializer_range": 0.02,
-    }
     text = {
         **TEXT,
         **EXPERTS,
@@ -216,7 +203,7 @@ def unlimited_ocr() -> Any:
     config = hf.UnlimitedOcrConfig(
         text_config=text,
         vision_config={
-            "sam_config": sam,
+            "sam_config": {**SAM, "initializer_range": 0.02},
             "encoder_config": {**VISION, "image_size": 16, "patch_size": 4},
         },
         image_token_id=IMAGE,

@@ -44,19 +44,21 @@ def step3p7() -> Any:
     return hf.Step3p7ForConditionalGeneration(config)
 
 
+SAM: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "output_channels": 16,
+    "downsample_channels": [16, WIDTH],
+    "mlp_dim": 64,
+    "image_size": 64,
+    "patch_size": 4,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+}
+
+
 def deepseek_ocr2() -> Any:
-    sam = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "output_channels": 16,
-        "downsample_channels": [16, WIDTH],
-        "mlp_dim": 64,
-        "image_size": 64,
-        "patch_size": 4,
-        "window_size": 4,
-        "global_attn_indexes": [1],
-    }
     encoder = {**TEXT, "max_position_embeddings": 64}
     text = {
         **TEXT,
@@ -67,7 +69,7 @@ def deepseek_ocr2() -> Any:
     }
     config = hf.DeepseekOcr2Config(
         text_config=text,
-        vision_config={"sam_config": sam, "encoder_config": encoder},
+        vision_config={"sam_config": SAM, "encoder_config": encoder},
         image_token_id=IMAGE,
     )
     return hf.DeepseekOcr2ForConditionalGeneration(config)
