@@ -200,7 +200,7 @@ def _picture_and_text(
     """Return the encoded picture and the caption of a sample.
 
     Raises:
-        RecordError: there is no picture, a member comes twice, or exceeds the cap.
+        RecordError: a sample has no picture, has a member twice, or has one above the cap.
     """
     parts = dict(members)
     if len(parts) < len(members):

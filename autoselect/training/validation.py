@@ -102,8 +102,8 @@ class Validation:
         answers = sum(batch.num_answer_tokens for batch in self._batches[: len(own)])
         if not any_true(answers > 0, run.device):
             raise ConfigError(
-                f"validation: none of {len(rows)} rows has a usable answer, so there is no loss to "
-                "measure; give other validation.shards"
+                f"validation: none of {len(rows)} rows has a usable answer, so the held-out loss "
+                "is unknown; give other validation.shards"
             )
 
     def due(self, step: int) -> bool:
