@@ -70,7 +70,7 @@ HOMES = {
     "huggingface_hub": {"pruning.hub", "preflight.model_check", "vlm"},
     "lmms_eval": {"lmms"},
     "accelerate": {"lmms"},
-    "deepspeed": {"ranks", "training"},
+    "deepspeed": {"ranks", "training", "vlm.sharded"},
     "vllm": {"serving"},
 }
 """The only packages or modules that may import each third party."""

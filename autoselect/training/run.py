@@ -32,12 +32,13 @@ from autoselect.ranks.signals import SignalFlag
 from autoselect.training.budgets import check_budgets
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.parts import Run
-from autoselect.training.sharded_loading import gathered, sharded_loading
+from autoselect.training.sharded_loading import sharded_loading
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.loading import check_model, default_dtype, download
 from autoselect.vlm.quantised import check_trainable
+from autoselect.vlm.sharded import gathered
 from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.batch import Collator
 

@@ -3,19 +3,18 @@
 Stages 0 to 2 keep the frozen weights on every rank. At stage 3 no rank ever holds the whole model:
 inside `sharded_loading` transformers creates every module under `deepspeed.zero.Init` and
 distributes each weight in slices. Modules gather their weights by themselves only after
-`deepspeed.initialize`; enclose earlier computations in `gathered`.
+`deepspeed.initialize`; enclose earlier computations in `gathered` (`autoselect/vlm/sharded.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from autoselect.config import ConfigError
 from autoselect.config.deepspeed import DeepSpeedConfig
-from autoselect.config.extras import extra
 
 
 @contextmanager
@@ -57,17 +56,3 @@ class _LoadingRequest:
 
     def is_zero3(self) -> bool:
         return True
-
-
-@contextmanager
-def gathered(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Make the sharded ones among `parameters` whole on every rank, for reading (a collective)."""
-    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not sharded:
-        yield
-        return
-    with extra("training"):
-        import deepspeed
-
-    with deepspeed.zero.GatheredParameters(sharded):
-        yield

@@ -18,12 +18,12 @@ from autoselect.training.engine_state import capture, restore
 from autoselect.training.export import export
 from autoselect.training.parts import Run, start_quarantine, start_tracker
 from autoselect.training.remarks import report_smaller_images, summary, warn_of_soft_gates
-from autoselect.training.sharded_loading import gathered
 from autoselect.training.state import Progress, TrainingState
 from autoselect.training.sums import sum_over_ranks, total
 from autoselect.training.update_guard import UpdateGuard
 from autoselect.training.validation import BEST_FOLDER, judged, take_best, validation_of
 from autoselect.training.work import ModelSize, StepWork
+from autoselect.vlm.sharded import gathered
 from autoselect.vlm.text.batch import TrainBatch
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.vlm.sharded import gathered
 
 TOKENS = 4
 BEFORE, BEHIND = 2, 3
@@ -84,7 +85,7 @@ def _call_to_language_model(
             hidden_states=None,
             attentions=None,
         )
-        with _ending_at_language_model(model):
+        with _ending_at_language_model(model), gathered(_before_layers(model)):
             try:
                 model(**named, mm_encoder_outputs={"image": features})
             except _LanguageModelReached as reached:
@@ -120,6 +121,13 @@ def _ending_at_language_model(model: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _before_layers(model: Any) -> list[torch.nn.Parameter]:
+    """Return the parameters outside the layers of the language model, which the call may read."""
+    layers = getattr(model.get_decoder(), "layers", torch.nn.ModuleList())
+    inside = {id(parameter) for parameter in layers.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in inside]
 
 
 def _features(width: int, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from autoselect.data.shards import ShardWriter
@@ -14,6 +15,7 @@ from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_sample, render_shards
 from tests.launching import launch
 from tests.training.small import write_small_vlm
+from tests.vlm.stock import model_of
 
 STEPS = 8
 
@@ -32,6 +34,21 @@ def test_zero_3_never_holds_the_frozen_model_whole(folder: Path) -> None:
         for result in json.loads((folder / f"loading-{rank}.json").read_text()).values():
             assert result["held"] < 0.51 * result["all"]
             assert result["different"] == [] and result["tokens_equal"]
+
+
+def test_experts_are_loaded_and_trained_sharded(tmp_path: Path) -> None:
+    """A tensor per expert in the file, one for all in the model, which no family lists."""
+    model = model_of("qwen3_5_moe")
+    model.save_pretrained(tmp_path / "experts")
+    with safe_open(tmp_path / "experts" / "model.safetensors", "pt") as file:
+        assert any("experts.0.down_proj" in name for name in file.keys())
+    assert any(name.endswith("experts.down_proj") for name, _ in model.named_parameters())
+    launch(2, "experts_worker.py", str(tmp_path))
+    for rank in range(2):
+        found = json.loads((tmp_path / f"experts-{rank}.json").read_text())
+        assert found["zero3"]["held"] < 0.51 and found["zero0"]["held"] == 1
+        assert found["zero3"]["losses"] == pytest.approx(found["zero0"]["losses"], rel=1e-5)
+        assert len(set(found["zero0"]["losses"])) == 3
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.ranks.processes import leave, shutdown_distributed
-from autoselect.training.sharded_loading import gathered, sharded_loading
+from autoselect.training.sharded_loading import sharded_loading
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.sharded import gathered
 from tests.workers.toy import CONFIGS, start
 
 
