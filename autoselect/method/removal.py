@@ -182,23 +182,24 @@ def removal_gaps(
     model: AutoSelect,
     batches: Iterable[TrainBatch],
     budgets: Sequence[int],
-    choose: Choose | None = None,
+    choices: Mapping[str, Choose],
     seed: int = 0,
-) -> list[RemovalGap]:
-    """Measure the gap at each budget on batches that were not trained on.
+) -> dict[str, list[RemovalGap]]:
+    """Measure the gap of each choice at each budget on batches that were not trained on.
 
-    Images are encoded and scored once for all budgets.
+    Images are encoded and scored once, and the full model answers once, for all of them.
 
     Args:
         model: Scorer, Denoiser and frozen model.
         batches: rows with images, on the model's device; those without are skipped.
         budgets: numbers K; images with fewer tokens keep all.
-        choose: chooses as at inference, such as `Selector.choose`; None for the best scores.
+        choices: by name, what chooses as at inference, such as `Selector.choose`.
         seed: keys the noise.
     """
     full = Outcome()
-    removed = dict.fromkeys(budgets, Outcome())
-    filled = dict.fromkeys(budgets, Outcome())
+    cells = [(name, budget) for name in choices for budget in budgets]
+    removed = dict.fromkeys(cells, Outcome())
+    filled = dict.fromkeys(cells, Outcome())
     for step, batch in enumerate(batches):
         if not batch.num_images:
             continue
@@ -209,23 +210,23 @@ def removal_gaps(
         everything = kept_places(torch.ones_like(scores), visual)
         outputs = model.site.pruned(model.adapter, visual.outputs, everything, visual.counts)
         full += forced_outcome(model.vlm, batch, outputs)
-        for budget in budgets:
+        for name, budget in cells:
             count = min(budget, scores.shape[1])
-            if choose is None:
-                positions = hard_top_k(scores, count, visual.mask)
-            else:
-                positions = choose(scores, visual.tokens, count, visual.mask)
+            positions = choices[name](scores, visual.tokens, count, visual.mask)
             gates = kept_mask(positions, visual)
             kept = visual.real(gates).bool()
             counts = [int(own) for own in gates.sum(dim=1)]
             places = kept_places(gates, visual)
             outputs = model.site.pruned(model.adapter, visual.outputs, places, counts)
-            removed[budget] += forced_outcome(model.vlm, batch, outputs, kept)
+            removed[name, budget] += forced_outcome(model.vlm, batch, outputs, kept)
             tokens = model.statistics.fitted(visual.gated)
             noisy = noise_gate(tokens, gates, model.statistics, key)
             replaced = model.repaired(visual, noisy)
-            filled[budget] += forced_outcome(model.vlm, batch, replaced)
-    return [RemovalGap(budget, full, removed[budget], filled[budget]) for budget in budgets]
+            filled[name, budget] += forced_outcome(model.vlm, batch, replaced)
+    return {
+        name: [RemovalGap(k, full, removed[name, k], filled[name, k]) for k in budgets]
+        for name in choices
+    }
 
 
 @torch.no_grad()

@@ -84,11 +84,8 @@ def measure_gaps(
             batch, _ = collate_usable(collator, samples[start : start + IMAGES_PER_BATCH])
             yield batch.to(device)
 
-    hard = selector.like()
-    return {
-        name: removal_gaps(model, batches(), budgets, own.choose)
-        for name, own in ((SCORES, hard), (SELECTED, selector))
-    }
+    choices = {SCORES: selector.like().choose, SELECTED: selector.choose}
+    return removal_gaps(model, batches(), budgets, choices)
 
 
 def gap_rows(gaps: dict[str, list[RemovalGap]]) -> list[dict[str, Any]]:

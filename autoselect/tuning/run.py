@@ -2,10 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from autoselect.config import ConfigError
 from autoselect.config.destinations import check_folder
@@ -62,7 +66,7 @@ def tune(
         settings: what to search, and where.
         rank: rank of this process; only rank 0 writes and returns something.
         world_size: number of processes, which share the images.
-        barrier: waits for all ranks; called once.
+        barrier: waits for all ranks, the last thing that the others do; called once.
 
     Raises:
         ConfigError: a setting does not fit; raised before anything is computed.
@@ -107,7 +111,9 @@ def tune(
     selector = selector.like(best_diversity(found))
     report = _report(settings, shards, chosen, full, found)
     if state is not None:
-        measured = _gaps(store.folder / GAPS, report["best"], state, selector, vlm, chosen, plan)
+        with _cores_of_ranks(world_size):  # the others have ended
+            path = store.folder / GAPS
+            measured = _gaps(path, report["best"], state, selector, vlm, chosen, plan)
         report["gaps"] = measured["rows"]
         if measured["warning"]:
             logger.warning("%s", measured["warning"])
@@ -118,6 +124,18 @@ def tune(
     write_text(out / REPORT, json.dumps(report, indent=1))
     tuning_figure(found).savefig(out / FIGURE)
     return Tuning(vlm, selector, out, report)
+
+
+@contextmanager
+def _cores_of_ranks(count: int) -> Iterator[None]:
+    """Compute with the threads of `count` ranks, as far as this process may use their cores."""
+    own = torch.get_num_threads()
+    usable = max(own, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(min(own * count, usable))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def _gaps(

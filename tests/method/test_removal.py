@@ -33,6 +33,9 @@ CONFIG = TrainConfig(
 )
 
 
+BEST = {"best": lambda scores, _, count, mask: hard_top_k(scores, count, mask)}
+
+
 @pytest.fixture(scope="module")
 def vlm():
     return FrozenVLM(build_model(1), build_processor(), "tiny")
@@ -82,12 +85,19 @@ def test_hidden_tokens_give_the_loss_of_removed_ones(vlm, batch):
 
 
 def test_keeping_every_token_leaves_no_gap(model, batch):
-    (found,) = removal_gaps(model, [batch, batch], [144])
+    (found,) = removal_gaps(model, [batch, batch], [144], BEST)["best"]
     assert found.full == found.removed and found.full.answers == 4
     assert found.gap == found.ending_gap == 0 and found.warning() is None
-    _, few = removal_gaps(model, [batch], [144, 4])
+    _, few = removal_gaps(model, [batch], [144, 4], BEST)["best"]
     assert few.removed.loss_sum != few.full.loss_sum != few.filled.loss_sum
     assert model.training, "the mode is left alone"
+
+
+def test_every_choice_is_measured_as_if_alone(model, batch):
+    worst = {"worst": lambda scores, _, count, mask: hard_top_k(-scores, count, mask)}
+    both = removal_gaps(model, [batch], [4], BEST | worst)
+    alone = removal_gaps(model, [batch], [4], BEST) | removal_gaps(model, [batch], [4], worst)
+    assert both == alone and both["best"] != both["worst"]
 
 
 def test_the_gap_by_hand():
@@ -113,7 +123,7 @@ def test_at_an_earlier_site_removal_is_what_an_attached_selector_does(vlm, batch
     visual = visual_of(vlm, batch, site)
     torch.manual_seed(0)
     model = AutoSelect(vlm, config, calibrate([visual.gated.flatten(0, 1)], 8)).eval()
-    whole, few = removal_gaps(model, [batch], [144, 4])
+    whole, few = removal_gaps(model, [batch], [144, 4], BEST)["best"]
     stock = forced_outcome(vlm, batch, visual_of(vlm, batch).outputs)
     assert whole.full.loss_sum == pytest.approx(stock.loss_sum, rel=1e-6)
     assert whole.removed.loss_sum == pytest.approx(stock.loss_sum, rel=1e-6)
