@@ -1,6 +1,6 @@
-"""Distributed evaluation, under the `deepspeed` launcher, `torchrun` or `srun`.
+"""Distributed evaluation, under `torchrun`, the `deepspeed` launcher or `srun`.
 
-    deepspeed --num_gpus 8 autoselect/eval.py --model DIR --selector DIR --shards GLOB ...
+    torchrun --standalone --nproc-per-node=8 autoselect/eval.py --model DIR --selector DIR ...
 
 The ranks share the images, and the report is that of a single process. The flags are those of
 `autoselect eval`. Start it with `srun --kill-on-bad-exit=1`: ranks wait up to a day for a slow one,
@@ -55,7 +55,7 @@ def _evaluate(settings: Any, info: processes.RankInfo) -> int:
     from autoselect.evaluation.run import evaluate
 
     device = processes.choose_device(info)
-    processes.init_distributed(info, device, WAIT_SECONDS)
+    processes.init_distributed(info, device, WAIT_SECONDS, for_deepspeed=False)
     settings = dataclasses.replace(settings, device=settings.device or str(device))
     evaluate(settings, rank=info.rank, world_size=info.world_size, barrier=dist.barrier)
     processes.shutdown_distributed()

@@ -1,8 +1,8 @@
 """`autoselect demo`, `report` and `dashboard`: the main job on the reference VLM.
 
-The demo starts the same programs as a user: shards, then training and evaluation under the
-`deepspeed` launcher. Every step keeps its results, so an interrupted demo resumes. It evaluates the
-selector beside a few baselines; the report has all of them.
+The demo starts the same programs as a user: shards, training under the `deepspeed` launcher, then
+evaluation under `torchrun`. Every step keeps its results, so an interrupted demo resumes. It
+evaluates the selector beside a few baselines; the report has all of them.
 """
 
 import argparse
@@ -11,9 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoselect.config import ConfigError
+import yaml
+
+from autoselect.config import ConfigError, DataConfig, TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.files import to_dict
 from autoselect.config.flags import check_counts, check_port
 from autoselect.config.programs import (
+    DEFAULT_DEEPSPEED,
     DEFAULT_PORT,
     call,
     checkout,
@@ -21,7 +26,14 @@ from autoselect.config.programs import (
     train_command,
     visible_gpus,
 )
-from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
+from autoselect.data.shards import ShardSet
+from autoselect.reference.resources import (
+    REFERENCE,
+    REFERENCE_ANSWER_TOKENS,
+    REFERENCE_ROWS,
+    SHARDS_FOLDER,
+    resolve_model,
+)
 
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
@@ -43,20 +55,21 @@ what next
 def add_demo_command(subparsers: Any) -> None:
     demo = subparsers.add_parser("demo", help="train and evaluate a selector in runs/demo")
     demo.add_argument("--images", type=int, default=300, help="test images that are evaluated")
-    add_rank_flags(demo)
+    add_rank_flag(demo)
+    port = "TCP port where the ranks of the training meet"
+    demo.add_argument("--port", type=int, default=DEFAULT_PORT, help=port)
     demo.set_defaults(run=run_demo)
 
 
-def add_rank_flags(command: argparse.ArgumentParser) -> None:
+def add_rank_flag(command: argparse.ArgumentParser) -> None:
     most = "processes; by default one per GPU, at most two, and two without a GPU"
     command.add_argument("--ranks", type=int, help=most)
-    command.add_argument("--port", type=int, default=DEFAULT_PORT, help="port where the ranks meet")
 
 
 def add_report_command(subparsers: Any) -> None:
     report = subparsers.add_parser("report", help="evaluate the demo's selector with all methods")
     report.add_argument("--images", type=int, default=1000, help="number of test images")
-    add_rank_flags(report)
+    add_rank_flag(report)
     report.set_defaults(run=run_report)
 
 
@@ -82,14 +95,38 @@ def run_demo(arguments: argparse.Namespace) -> int:
     announce(1, 3, "reference data as WebDataset shards")
     step(["autoselect", "reference", "shards"])
     announce(2, 3, f"training Scorer and Denoiser, {ranks} ranks, DeepSpeed ZeRO-2")
-    step(train_command(RUN / "train", ranks, arguments.port))
+    if is_trained(checkout()):
+        print(f"finished before; remove {RUN}/train to train anew")
+    else:
+        step(train_command(RUN / "train", ranks, arguments.port))
     announce(3, 3, "evaluation: tokens are removed; baselines get the same budgets")
     settings = demo_evaluation(RUN, DEMO_METHODS, arguments.images, DEMO_SEEDS)
-    step(eval_command(settings, ranks, arguments.port))
+    step(eval_command(settings, ranks))
     minutes = (time.monotonic() - started) / 60
     print(f"\nfinished in {minutes:.1f} minutes\n\n{own_table(RUN)}\n")
     print(f"picture     {RUN}/figures/overlays.png\n{NEXT.format(run=RUN)}", end="")
     return 0
+
+
+def is_trained(root: Path) -> bool:
+    """Return True if the demo's training below `root` is finished, its search included.
+
+    Its settings and shards must be the present ones. Anything else is for the training itself,
+    which resumes or says what has changed.
+    """
+    settings, made = root / RUN / "train" / "config.yaml", root / RUN / "train" / "selector"
+    if not (settings.is_file() and (made / "config.json").is_file()):
+        return False
+    training = json.loads((made / "config.json").read_text())["training"]
+    data = DataConfig(train_shards=f"{SHARDS_FOLDER}/train-*.tar")
+    output = str(RUN / "train")
+    config = TrainConfig(model=resolve_model(REFERENCE), output=output, data=data)
+    deepspeed = DeepSpeedConfig.load(root / DEFAULT_DEEPSPEED)
+    wanted = {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
+    if yaml.safe_load(settings.read_text()) != wanted:
+        return False
+    shards = ShardSet.open(str(root / data.train_shards))
+    return bool(training.get("tuning", {}).get("data_digest") == shards.digest)
 
 
 def own_table(run: Path) -> str:
@@ -119,11 +156,10 @@ def demo_evaluation(out: Path, methods: str, images: int, seeds: int) -> dict[st
 def run_report(arguments: argparse.Namespace) -> int:
     ranks = min(2, visible_gpus() or 2) if arguments.ranks is None else arguments.ranks
     check_counts(ranks=ranks, images=arguments.images)
-    check_port(arguments.port)
     if not (checkout() / RUN / "train" / "selector").is_dir():
         raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
     settings = demo_evaluation(REPORT, "all", arguments.images, REPORT_SEEDS)
-    step(eval_command(settings, ranks, arguments.port), "the report again")
+    step(eval_command(settings, ranks), "the report again")
     print(f"\n{own_table(REPORT)}\n\nreport      {REPORT}/report.html, {REPORT}/report.md")
     return 0
 

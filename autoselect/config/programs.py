@@ -112,17 +112,16 @@ def _as_yaml(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
-def eval_command(
-    settings: Mapping[str, object], ranks: int = 1, port: int = DEFAULT_PORT
-) -> list[str]:
+def eval_command(settings: Mapping[str, object], ranks: int = 1) -> list[str]:
     """Return the command that evaluates with some fields of `EvalSettings`.
 
-    It is `autoselect eval`, or `autoselect/eval.py` under the launcher if there are several ranks,
-    which share the images and meet at TCP port `port`.
+    It is `autoselect eval`, or `autoselect/eval.py` under `torchrun` if there are several ranks,
+    which share the images. `torchrun` starts seconds sooner than the launcher of DeepSpeed, which
+    evaluation does not need, and finds a free port itself.
     """
     command = ["autoselect", "eval"]
     if ranks > 1:
-        command = [*launcher(ranks, port), "autoselect/eval.py"]
+        command = ["torchrun", "--standalone", f"--nproc-per-node={ranks}", "autoselect/eval.py"]
     for name, value in settings.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):

@@ -81,6 +81,7 @@ def init_distributed(
     device: torch.device,
     timeout_s: float = COLLECTIVE_TIMEOUT_S,
     meeting_s: float = MEETING_TIMEOUT_S,
+    for_deepspeed: bool = True,
 ) -> None:
     """Join the ranks, by gloo between CPUs and NCCL between GPUs.
 
@@ -89,6 +90,7 @@ def init_distributed(
         device: device of this rank; decides the backend.
         timeout_s: longest wait in a collective, in seconds.
         meeting_s: longest wait until all ranks have started, in seconds.
+        for_deepspeed: prepare DeepSpeed as well, whose import takes seconds.
 
     Raises:
         ConfigError: the port where ranks meet is in use.
@@ -96,14 +98,12 @@ def init_distributed(
     """
     set_accelerator_default()
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    with extra("training"):
-        import deepspeed  # before a free port is chosen: it takes seconds
+    if for_deepspeed:
+        with extra("training"):
+            import deepspeed  # before a free port is chosen: it takes seconds
 
     environment = _rendezvous(info, device)
     os.environ.update(environment)
-    # Only DeepSpeed's inference uses this op. Compiling it takes a minute at the first start, and a
-    # run that is killed meanwhile leaves a lock behind that makes every later start wait for ever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout_s)
     try:
         dist.init_process_group(
@@ -115,9 +115,13 @@ def init_distributed(
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise _not_met(error, environment, info, meeting_s) from error
-    deepspeed.init_distributed(
-        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=patience
-    )
+    if for_deepspeed:
+        # Only DeepSpeed's inference uses this op. Compiling it takes a minute at the first start,
+        # and a run that is killed meanwhile leaves a lock that makes later starts wait for ever.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=patience
+        )
     rank_zero.prepare()
 
 

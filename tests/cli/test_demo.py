@@ -1,0 +1,73 @@
+"""A finished demo is not trained again; anything that differs is left to the training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoselect.cli import demo
+from autoselect.config import DataConfig, TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.files import to_dict
+from autoselect.config.programs import DEFAULT_DEEPSPEED, checkout
+from autoselect.data.shards import ShardSet
+from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.resources import REFERENCE, resolve_model
+from autoselect.reference.shards import render_shards
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Return a root whose runs/demo/train looks as it does after the training."""
+    render_shards(tmp_path / "runs/reference/shards", ReferenceData(train=4, val=1, test=1))
+    pattern = "runs/reference/shards/train-*.tar"
+    config = TrainConfig(
+        model=resolve_model(REFERENCE),
+        output="runs/demo/train",
+        data=DataConfig(train_shards=pattern),
+    )
+    deepspeed = (checkout() / DEFAULT_DEEPSPEED).read_text()
+    (tmp_path / DEFAULT_DEEPSPEED).parent.mkdir(parents=True)
+    (tmp_path / DEFAULT_DEEPSPEED).write_text(deepspeed)
+    settings = {
+        "train": to_dict(config),
+        "deepspeed": DeepSpeedConfig.load(tmp_path / DEFAULT_DEEPSPEED).to_dict(),
+    }
+    tuning = {"data_digest": ShardSet.open(str(tmp_path / pattern)).digest}
+    selector = tmp_path / "runs/demo/train/selector"
+    selector.mkdir(parents=True)
+    (selector / "config.json").write_text(json.dumps({"training": {"tuning": tuning}}))
+    (selector.parent / "config.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path
+
+
+def edit(path: Path, change) -> None:
+    values = yaml.safe_load(path.read_text())  # JSON is YAML too
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_a_finished_training_is_recognised(finished):
+    assert demo.is_trained(finished)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.yaml", lambda s: s["train"].update(steps=241)),
+        ("config.yaml", lambda s: s["train"].update(model="elsewhere")),
+        ("config.yaml", lambda s: s["deepspeed"].update(train_batch_size=64)),
+        ("selector/config.json", lambda s: s["training"].pop("tuning")),
+        ("selector/config.json", lambda s: s["training"]["tuning"].update(data_digest="x")),
+    ],
+)
+def test_other_settings_data_or_an_unfinished_search_are_not(finished, file, change):
+    edit(finished / "runs/demo/train" / file, change)
+    assert not demo.is_trained(finished)
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "selector/config.json"])
+def test_an_interrupted_training_is_not(finished, file):
+    (finished / "runs/demo/train" / file).unlink()
+    assert not demo.is_trained(finished)
