@@ -57,6 +57,15 @@ def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> t
             f"model={path} is incomplete: {str(error).splitlines()[0]} "
             "Copy or download the weights again"
         ) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        # Sizes that do not fit are raised at ZeRO-3 alone; elsewhere they are in `info`.
+        reason = next(line.strip() for line in str(error).splitlines()[1:])
+        raise ConfigError(
+            f"model={path} cannot be split over the ranks as it is loaded: {reason} "
+            "Use a DeepSpeed file of stage 2 or less, or the layout of weights that is on the hub"
+        ) from error
     model, info = loaded
     check_loading(path, info)
     model = model.to(device)

@@ -142,3 +142,16 @@ def test_a_quantised_model_that_cannot_be_trained_on_is_named(settings, device, 
     else:
         with pytest.raises(ConfigError, match=f"model=org/vlm cannot be trained on.*{reason}"):
             check_trainable("org/vlm", config, device)
+
+
+def test_weights_that_cannot_be_split_over_ranks_are_named(monkeypatch):
+    """At ZeRO-3 transformers raises what it reports elsewhere, as for Qwen3-VL-MoE."""
+
+    def mistaken(*_arguments, **_named):
+        raise RuntimeError(
+            "Error(s) in loading state_dict for Some:\n\tsize mismatch for experts.down_proj: no"
+        )
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", mistaken)
+    with pytest.raises(ConfigError, match="size mismatch for experts.down_proj.* stage 2 or less"):
+        load(MODEL_FOLDER, torch.float32, torch.device("cpu"))
