@@ -1,7 +1,7 @@
 """Configuration: settings and their checks, YAML and flags, and the DeepSpeed JSON."""
 
 from autoselect.config.errors import ConfigError, require
-from autoselect.config.gate import GateConfig, GateKind, GateSite, Removal
+from autoselect.config.gate import GateConfig, GateKind, GateSite
 from autoselect.config.settings import (
     DataConfig,
     DenoiserAttention,
@@ -21,7 +21,6 @@ __all__ = [
     "GateKind",
     "GateSite",
     "OptimizerConfig",
-    "Removal",
     "ScorerConfig",
     "TrainConfig",
     "ValidationConfig",

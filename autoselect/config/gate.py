@@ -11,7 +11,6 @@ from autoselect.config.setting import setting
 GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "gumbel", "none"]
 GateSite = Literal["after_projector", "before_projector", "before_encoder"]
 Noise = Literal["covariance", "channel", "isotropic"]
-Removal = Literal["none", "per_token", "per_image"]
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,6 @@ class GateConfig:
         "also add the logarithm of each gate to the attention logits of its token, so that a "
         "closed gate removes the token as inference does; not in the paper",
     )
-    removal: Removal = setting(
-        "none",
-        "also take tokens out of attention at random, as inference removes them: each with "
-        "probability p (1 - gate), or for each image a share of that, from none to all; not in the "
-        "paper",
-    )
-    removal_probability: float = setting(
-        1.0, "p of gate.removal, 0..1, reached over the middle of the steps"
-    )
-    removal_presence: bool = setting(
-        False,
-        "with gate.removal, pass a gradient to the gates of the tokens that stay, for what their "
-        "presence in attention is worth",
-    )
     coverage: float = setting(
         0.0,
         "lower the score of each token by this much times its likeness (cosine) to tokens that go "
@@ -99,20 +84,9 @@ class GateConfig:
             f"gate.noise_rank={self.noise_rank} must lie in 1..64; choose a rank in between",
         )
         at_least(2, "gate.calibration_images", self.calibration_images)
-        share("gate.removal_probability", self.removal_probability)
         require(
             self.coverage >= 0 and math.isfinite(self.coverage),
             f"gate.coverage={self.coverage} must be 0 or more and finite; choose 0 for none",
-        )
-        require(
-            self.removal == "none" or not self.soft_removal,
-            f"gate.removal={self.removal} and gate.soft_removal=true both change attention; "
-            "choose one of them",
-        )
-        require(
-            self.removal != "none" or not self.removal_presence,
-            "gate.removal_presence=true needs tokens that are removed; set gate.removal, or leave "
-            "it out",
         )
         require(
             self.noise != "isotropic" or self.kind in ("noise", "straight_through", "gumbel"),

@@ -11,7 +11,7 @@ Each formula takes the gates `s` of soft top-K, [I, N], which sum to K, and toke
 
 Source of the first: AutoSelect (arXiv 2603.07135), with N(0, I) on normalised tokens
 (`gate.noise=isotropic`); mu and L of the data set are ours. The others are common alternatives. Any
-of them can be combined with random removal (`stochastic_removal.py`) and coverage (`coverage.py`).
+of them can be combined with coverage (`coverage.py`).
 
 Dimension letters: I images, N visual tokens, D width.
 """
@@ -23,14 +23,14 @@ from torch import Tensor
 
 from autoselect.config import GateKind
 from autoselect.method.statistics import TokenStatistics
-from autoselect.method.stochastic_removal import uniforms
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
+from autoselect.ops.philox import philox4x32, split_words
 from autoselect.ops.soft_top_k import soft_top_k
 
 GUMBEL_TAG = 0x41535433
-"""Separates Gumbel noise from the draws of random removal."""
+"""Separates these draws from those of the gate's noise, see `autoselect.ops.philox`."""
 HARD: tuple[GateKind, ...] = ("straight_through", "gumbel")
 """Kinds whose gates are 0 or 1 in the forward pass."""
 
@@ -44,14 +44,12 @@ class GateSetting:
         temperature: tau of soft top-K, in units of the scores.
         seed: run seed; it and the step key the noise.
         step: number of the optimiser step.
-        removal: p of random removal in this step, 0..1.
     """
 
     token_budget: int
     temperature: float
     seed: int
     step: int
-    removal: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,21 @@ def gate_tokens(
 
 def gumbel_noise(scores: Tensor, key: NoiseKey) -> Tensor:
     """Return standard Gumbel noise [I, N] that depends on seed, step, image and token alone."""
-    uniform, _ = uniforms(scores, key, GUMBEL_TAG)
-    return -(-uniform.log()).log().to(scores.dtype)
+    return -(-uniforms(scores, key).log()).log().to(scores.dtype)
+
+
+def uniforms(scores: Tensor, key: NoiseKey) -> Tensor:
+    """Draw a uniform number in (0, 1) for each token, [I, N], float64.
+
+    Counters are those of the noise with another tag, at channel 0 of each token.
+    """
+    seed, step, sample_ids = key.tensors(scores)
+    zero = torch.zeros((), dtype=torch.int64, device=scores.device)
+    words = (*split_words(step), zero, torch.full_like(zero, GUMBEL_TAG))
+    stream = philox4x32(words, split_words(seed))[:2]
+    places = torch.arange(scores.shape[1], device=scores.device)[None]
+    drawn = philox4x32((zero, places, *split_words(sample_ids[:, None])), stream)[0]
+    return (drawn.double() + 0.5) * 2.0**-32
 
 
 def amplitude(gates: Tensor) -> Tensor:

@@ -25,8 +25,6 @@ from autoselect.method.denoiser import Denoiser
 from autoselect.method.gating import Gated, GateSetting, gate_tokens
 from autoselect.method.scorer import Scorer, standardise
 from autoselect.method.statistics import TokenStatistics
-from autoselect.method.stochastic_removal import RemovalRule, removal_logits
-from autoselect.ops.noise import NoiseKey
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.sites import SITES, VisualTokens
@@ -69,8 +67,8 @@ class AutoSelect(nn.Module):
         statistics: mean and spread of the visual tokens over the data set.
 
     Raises:
-        ConfigError: tokens are to be removed from attention, but the model has convolutions too,
-            or its attention takes no weights of tokens.
+        ConfigError: closed gates are to remove tokens, but the model's attention takes no weights
+            of tokens.
     """
 
     def __init__(self, vlm: FrozenVLM, config: TrainConfig, statistics: TokenStatistics) -> None:
@@ -81,18 +79,12 @@ class AutoSelect(nn.Module):
         self.standardise = config.gate.standardise
         self.gate_kind = config.gate.kind
         self.soft_removal = config.gate.soft_removal
-        self.removal = RemovalRule.of(config.gate)
         self.coverage = config.gate.coverage
         if self.soft_removal and vlm.family.padding_mask_only:
             raise ConfigError(
                 f"gate.soft_removal=true: the attention of model={vlm.name} "
                 f"({vlm.model.config.model_type}) takes no weights of tokens; set "
                 "gate.soft_removal=false"
-            )
-        if self.removal.kind != "none" and vlm.family.convolutions:
-            raise ConfigError(
-                f"gate.removal={self.removal.kind}: convolutions of model={vlm.name} see tokens "
-                "that attention does not; set gate.removal=none"
             )
         self.activation_checkpointing = config.activation_checkpointing
         self.site = SITES[config.gate.site]
@@ -126,7 +118,7 @@ class AutoSelect(nn.Module):
             rows,
             outputs,
             self.activation_checkpointing,
-            self.attention_logits(visual, gated.gates, setting, rows.image_ids),
+            self.attention_logits(visual, gated.gates),
         )
         if not batch.num_images:
             zero = torch.zeros((), device=loss_sum.device)
@@ -166,16 +158,11 @@ class AutoSelect(nn.Module):
         repair = partial(self.denoiser, mask=visual.mask)
         return self.site.finish(self.adapter, visual, gated, repair)
 
-    def attention_logits(
-        self, visual: VisualTokens, gates: Tensor, setting: GateSetting, image_ids: Tensor
-    ) -> Tensor | None:
+    def attention_logits(self, visual: VisualTokens, gates: Tensor) -> Tensor | None:
         """Return what is added to the attention logits of real tokens as keys, [M], or None."""
-        if self.soft_removal:
-            return visual.real(gates).clamp(min=SMALLEST_GATE).log()
-        if self.removal.kind == "none":
+        if not self.soft_removal:
             return None
-        key = NoiseKey(setting.seed, setting.step, image_ids)
-        return visual.real(removal_logits(self.removal, gates, setting.removal, key))
+        return visual.real(gates).clamp(min=SMALLEST_GATE).log()
 
     def with_blank_image(self, batch: TrainBatch) -> TrainBatch:
         """Return text-only rows behind a row with a blank image and no answer."""

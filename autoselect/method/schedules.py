@@ -6,9 +6,6 @@ import numpy as np
 
 from autoselect.config import GateConfig, OptimizerConfig
 
-REMOVAL_RISE = (0.3, 0.7)
-"""Shares of all steps between which the probability of removal rises."""
-
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Return the rate of update `step`, from 0: linear warm-up, then a cosine to a floor."""
@@ -32,19 +29,6 @@ def temperature(config: GateConfig, step: int, steps: int) -> float:
     if config.temperature_decay == "cosine":
         return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
     return float(start * (end / start) ** progress)
-
-
-def removal_probability(config: GateConfig, step: int, steps: int) -> float:
-    """Return p of random removal: 0, then a linear rise over the middle of the steps, then p.
-
-    Before the rise, soft gates rank the tokens with all of them in sight; after it, the Scorer
-    learns on sequences as short as those of inference.
-    """
-    if config.removal == "none":
-        return 0.0
-    begin, end = REMOVAL_RISE
-    progress = (step / steps - begin) / (end - begin)
-    return config.removal_probability * min(1.0, max(0.0, progress))
 
 
 def token_budget(config: GateConfig, seed: int, step: int) -> int:

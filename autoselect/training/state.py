@@ -9,7 +9,12 @@ from torch import Tensor
 
 from autoselect.training.engine_state import TrainedState
 
-REMOVED_SETTINGS = {("denoiser", "told_gate"): False}
+REMOVED_SETTINGS = {
+    ("denoiser", "told_gate"): False,
+    ("gate", "removal"): "none",
+    ("gate", "removal_probability"): 1.0,
+    ("gate", "removal_presence"): False,
+}
 """Settings of earlier versions, each with the value that still means the same run."""
 
 

@@ -197,7 +197,6 @@ class Trainer:
             schedules.temperature(gate, self.step, steps),
             self.config.seed,
             self.step,
-            schedules.removal_probability(gate, self.step, steps),
         )
 
     def update(self, micro_batches: list[TrainBatch], waited: float = 0.0) -> dict[str, float]:
@@ -271,7 +270,6 @@ class Trainer:
             "train/budget_error_tokens": abs(gates - best) / max(images, 1.0),
             "train/token_budget": setting.token_budget,
             "train/temperature": setting.temperature,
-            "train/removal_probability": setting.removal,
             "train/learning_rate": rate,
             "train/gradient_norm": self.guard.gradient_norm(),
             "train/skipped_steps": self.guard.skipped,

@@ -37,7 +37,7 @@ def test_the_shipped_ablation_is_valid_and_a_variant_takes_three_lines():
 def test_the_second_vlms_ablation_has_every_option_alone_and_tuned():
     plan = load_plan(checkout() / "configs" / "ablation" / "siglip-qwen2.yaml")
     check_eval_settings(plan)
-    for name in ("reference", "removal_per_token", "removal_per_image", "coverage"):
+    for name in ("reference", "coverage"):
         assert plan.variant(name).eval == {"diversity": 0}
         tuned = "tuned" if name == "reference" else f"{name}_tuned"
         assert plan.variant(tuned).trained_as == name and not plan.variant(tuned).eval

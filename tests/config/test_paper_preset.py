@@ -46,7 +46,7 @@ def test_scores_are_raw_and_the_noise_is_isotropic_on_normalised_tokens(config):
 def test_the_gate_sits_before_the_projector_and_nothing_of_ours_is_added(config):
     gate = config.gate
     assert gate.site == "before_projector"
-    assert not gate.soft_removal and gate.removal == "none" and gate.coverage == 0
+    assert not gate.soft_removal and gate.coverage == 0
     assert config.tune_images == 0
 
 

@@ -75,6 +75,19 @@ def test_padding_is_never_kept(kind, inputs):
     torch.testing.assert_close(result.tokens[1, 10:], tokens[1, 10:])
 
 
+def test_gumbel_noise_is_a_pure_function_of_seed_step_image_and_token():
+    """So it is the same on any rank, in any batch, and after a resume."""
+    drawn = gumbel_noise(torch.zeros(6, 33), NoiseKey(3, 4, torch.arange(6)))
+    for images in ([4, 1], [5]):
+        part = gumbel_noise(torch.zeros(len(images), 20), NoiseKey(3, 4, torch.tensor(images)))
+        assert torch.equal(part, drawn[images, :20])
+    for seed, step, first in ((9, 4, 0), (3, 5, 0), (3, 4, 1)):
+        other = gumbel_noise(
+            torch.zeros(6, 33), NoiseKey(seed, step, torch.arange(first, first + 6))
+        )
+        assert not torch.equal(other, drawn)
+
+
 def test_gumbel_noise_keeps_a_token_as_often_as_its_share_of_the_softmax():
     scores = torch.tensor([[1.0, 0.0, -1.0, 2.0]]).log_softmax(dim=-1)
     key = NoiseKey(0, 3, torch.arange(20000))

@@ -5,7 +5,6 @@ import pytest
 from autoselect.config import GateConfig, OptimizerConfig
 from autoselect.method.schedules import (
     learning_rate,
-    removal_probability,
     temperature,
     token_budget,
 )
@@ -43,16 +42,6 @@ def test_drawn_budgets_cover_the_range_and_depend_on_seed_and_step_only():
 def test_a_fixed_budget_stays():
     config = GateConfig(token_budget=16, min_token_budget=None)
     assert {token_budget(config, 0, step) for step in range(50)} == {16}
-
-
-def test_removal_rises_over_the_middle_of_the_steps_and_only_if_it_is_wanted():
-    config = GateConfig(removal="per_token", removal_probability=0.9)
-    values = [removal_probability(config, step, 100) for step in range(100)]
-    assert values[:31] == [0.0] * 31
-    assert values[50] == pytest.approx(0.45)
-    assert values[70:] == pytest.approx([0.9] * 30)
-    assert all(a <= b for a, b in zip(values, values[1:], strict=False))
-    assert removal_probability(GateConfig(), 99, 100) == 0.0
 
 
 def test_a_cosine_decay_is_half_way_down_in_the_middle():

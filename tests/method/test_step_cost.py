@@ -21,7 +21,7 @@ CONFIG = TrainConfig(
     denoiser=DenoiserConfig(num_layers=1, hidden_size=16),
     gate=GateConfig(token_budget=16, noise_rank=8),
 )
-SETTING = GateSetting(token_budget=16, temperature=0.1, seed=5, step=3, removal=0.1)
+SETTING = GateSetting(token_budget=16, temperature=0.1, seed=5, step=3)
 MOST_WAITS = 2
 
 

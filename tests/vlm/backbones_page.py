@@ -150,7 +150,7 @@ def remark(name: str) -> str:
     if family.convolutions:
         known.append("`autoselect train` needs `data.rounds=conversation`")
     if family.padding_mask_only:
-        known.append("it takes neither `gate.soft_removal` nor `gate.removal`")
+        known.append("it does not take `gate.soft_removal`")
     return "; ".join(known)
 
 
