@@ -18,8 +18,10 @@ class GateConfig:
     token_budget: int = setting(
         16, "tokens kept per image, K; the upper end of the range if K is drawn for each step"
     )
-    min_token_budget: int | None = setting(
-        6, "lower end of the range from which K is drawn for each step; null fixes K"
+    min_token_budget: float | None = setting(
+        0.375,
+        "lower end of the range from which K is drawn for each step: a share of token_budget below "
+        "1, or a number of tokens; null fixes K",
     )
     temperature_start: float = setting(
         0.5, "temperature of soft top-K at the first step, in units of standardised scores"
@@ -67,9 +69,9 @@ class GateConfig:
         at_least(1, "gate.token_budget", self.token_budget)
         low = self.min_token_budget
         require(
-            low is None or 1 <= low <= self.token_budget,
-            f"gate.min_token_budget={low} must lie in 1..gate.token_budget={self.token_budget}; "
-            "choose a number in between, or null to fix the budget",
+            low is None or 0 < low < 1 or (low % 1 == 0 and 1 <= low <= self.token_budget),
+            f"gate.min_token_budget={low} must be a share above 0 and below 1, or a whole number "
+            f"in 1..gate.token_budget={self.token_budget}; choose one, or null to fix the budget",
         )
         positive("gate.temperature_start", self.temperature_start)
         positive("gate.temperature_end", self.temperature_end)
@@ -98,3 +100,11 @@ class GateConfig:
             "gate.kind=none lets every token pass, so the budget would mean nothing; "
             "set gate.soft_removal=true or choose another gate.kind",
         )
+
+    @property
+    def lowest_budget(self) -> int | None:
+        """Return the smallest K that is drawn, in tokens; None if K is fixed."""
+        low = self.min_token_budget
+        if low is None or low >= 1:
+            return None if low is None else int(low)
+        return max(1, round(low * self.token_budget))

@@ -33,8 +33,9 @@ def temperature(config: GateConfig, step: int, steps: int) -> float:
 
 def token_budget(config: GateConfig, seed: int, step: int) -> int:
     """Return K: fixed, or drawn log-uniformly from the range, the same on every rank."""
-    if config.min_token_budget is None:
+    lowest = config.lowest_budget
+    if lowest is None:
         return config.token_budget
     draw = np.random.default_rng([seed, 0x6B, step]).random()
-    low, high = math.log(config.min_token_budget), math.log(config.token_budget + 1)
+    low, high = math.log(lowest), math.log(config.token_budget + 1)
     return min(config.token_budget, int(math.exp(low + draw * (high - low))))

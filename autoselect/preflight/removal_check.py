@@ -41,7 +41,7 @@ def check_removal(subject: Subject, images: int) -> Finding:
             yield collate_usable(collator, chunk)[0].to(vlm.device)
 
     largest = config.gate.token_budget
-    budgets = sorted({config.gate.min_token_budget or largest, largest})
+    budgets = sorted({config.gate.lowest_budget or largest, largest})
     found = random_removal(vlm, batches(), budgets)
     whole = found[None].numbers()
     texts, changed = [_shown("all", whole)], []

@@ -30,7 +30,7 @@ def export(run: Run, step: int, batch_size: int, progress: Progress, folder: Pat
         "seed": config.seed,
         "samples": step * batch_size,
         "token_budget": config.gate.token_budget,
-        "min_token_budget": config.gate.min_token_budget,
+        "min_token_budget": config.gate.lowest_budget,
         "polarisation": progress.polarisation,
         "tracking_run_id": progress.tracking_run_id,
     }

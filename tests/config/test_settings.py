@@ -32,7 +32,8 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
     [
         (["--gate.token_budgett", "3"], "unknown configuration key gate.token_budgett=3; did you "),
         (["--gate.token_budget", "0"], "gate.token_budget=0 is below 1"),
-        (["--gate.min_token_budget", "40"], "must lie in 1..gate.token_budget=16"),
+        (["--gate.min_token_budget", "40"], "a whole number in 1..gate.token_budget=16"),
+        (["--gate.min_token_budget", "2.5"], "a share above 0 and below 1, or a whole number"),
         (["--gate.temperature_end", "0"], "gate.temperature_end=0.0 must be above 0"),
         (["--gate.noise", "white"], "gate.noise='white' must be one of covariance, channel"),
         (["--steps", "many"], "steps='many' must be of type int"),

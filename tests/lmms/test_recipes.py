@@ -77,7 +77,7 @@ def test_a_recipe_fits_its_model_and_its_gpus(name, shape):
     model = shape(name)
     published = PUBLISHED[name][1]
     assert model.parameters / 1e9 == pytest.approx(published, abs=0.006)
-    assert config.gate.min_token_budget < config.gate.token_budget < model.visual_tokens
+    assert config.gate.lowest_budget < config.gate.token_budget < model.visual_tokens
     assert config.data.max_text_tokens > model.visual_tokens
     for count in GPU_COUNTS:
         micro = deepspeed.split(count).micro
@@ -171,7 +171,7 @@ def test_the_table_of_the_guide_is_what_the_plan_says(name, shape):
     seconds = step_flops(model, sizes.total, config, have) / (
         8 * GPUS["h100"].tflops * 1e12 * have.utilisation
     )
-    budgets = (config.gate.min_token_budget, config.gate.token_budget)
+    budgets = (config.gate.lowest_budget, config.gate.token_budget)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0].endswith("(recomputation)") == config.activation_checkpointing
     assert cells[1].split(" at ")[0] == f"{model.visual_tokens:,}"

@@ -39,6 +39,15 @@ def test_drawn_budgets_cover_the_range_and_depend_on_seed_and_step_only():
     assert drawn != [token_budget(config, 2, step) for step in range(2000)]
 
 
+@pytest.mark.parametrize(("low", "tokens"), [(0.375, 6), (6, 6), (0.01, 1), (None, None)])
+def test_the_lowest_budget_is_a_share_or_a_count(low, tokens):
+    assert GateConfig(token_budget=16, min_token_budget=low).lowest_budget == tokens
+
+
+def test_by_default_the_lowest_budget_follows_the_budget():
+    assert [GateConfig(token_budget=k).lowest_budget for k in (1, 3, 16, 192)] == [1, 1, 6, 72]
+
+
 def test_a_fixed_budget_stays():
     config = GateConfig(token_budget=16, min_token_budget=None)
     assert {token_budget(config, 0, step) for step in range(50)} == {16}
