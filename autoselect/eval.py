@@ -19,11 +19,13 @@ from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
 from autoselect.ranks import processes
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
+from autoselect.ranks.signals import interruptible
 
 logger = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
 
 
+@interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate, and return the exit code; user errors are one line and exit code 2."""
     processes.setup_logging()

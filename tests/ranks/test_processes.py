@@ -19,7 +19,7 @@ from autoselect.config import ConfigError
 from autoselect.ranks import processes
 from autoselect.ranks.processes import setup_logging
 from autoselect.ranks.rank_info import RankInfo
-from autoselect.ranks.signals import SignalFlag
+from autoselect.ranks.signals import ENDING, EXIT_INTERRUPTED, SignalFlag
 from tests.launching import ROOT, Worker, environment, free_port, start_ranks
 
 
@@ -133,7 +133,7 @@ def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) 
 
 LAST = """
 import os, signal, sys, time
-from autoselect.ranks.signals import SignalFlag
+from autoselect.ranks.signals import ENDING, EXIT_INTERRUPTED, SignalFlag
 flag, number = SignalFlag(), getattr(signal, sys.argv[1])
 if sys.argv[2] == "before":
     os.kill(os.getpid(), number)
@@ -143,7 +143,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1", "SIGINT"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_signal_ends_what_follows_the_last_step(tmp_path: Path, number: str, when: str) -> None:
     (tmp_path / "worker.py").write_text(LAST)
@@ -274,15 +274,19 @@ def test_only_rank_0_logs_at_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert "WARNING [rank 1" in lines[1] and lines[1].endswith("trouble")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", ENDING)
 def test_signals_are_remembered_and_kill_nothing(number: signal.Signals) -> None:
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {n: signal.getsignal(n) for n in ENDING}
     try:
         flag = SignalFlag()
         assert not flag.raised_anywhere(torch.device("cpu"))
         os.kill(os.getpid(), number)
         assert flag.received == number
         assert flag.raised_anywhere(torch.device("cpu"))
+        assert signal.getsignal(signal.SIGTERM) == flag._remember
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
@@ -312,6 +316,22 @@ def test_a_rank_that_waits_for_one_that_failed_ends_at_sigterm() -> None:
             assert process.stdout is not None and process.stdout.readline() == b"meeting\n"
             process.terminate()
             assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_before_the_ranks_have_met_is_one_line() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    with subprocess.Popen(
+        [sys.executable, "-c", MEETING], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "meeting\n"
+            process.send_signal(signal.SIGINT)
+            log = process.communicate(timeout=60)[1]
+            assert process.returncode == EXIT_INTERRUPTED
+            assert log.count("\n") == 1 and "interrupted; the same command resumes" in log
         finally:
             process.kill()
 
