@@ -17,15 +17,14 @@ import torch.distributed as dist
 from autoselect.cli.import_faults import explained_imports
 from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
+from autoselect.config.programs import EXIT_INTERRUPTED
 from autoselect.ranks import processes
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
-from autoselect.ranks.signals import interruptible
 
 logger = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
 
 
-@interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate, and return the exit code; user errors are one line and exit code 2."""
     processes.setup_logging()
@@ -39,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RankLostError as error:
         logger.error("%s", error)
         return EXIT_RANK_LOST
+    except KeyboardInterrupt:
+        logger.warning("interrupted; the same command resumes")
+        return EXIT_INTERRUPTED
 
 
 def _run(arguments: list[str] | None) -> int:

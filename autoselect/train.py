@@ -18,7 +18,7 @@ from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankFailedError, RankLostError
-from autoselect.ranks.signals import SignalFlag, interruptible
+from autoselect.ranks.signals import SignalFlag
 from autoselect.training.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
     return parsed
 
 
-@interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Train, and return the exit code; user errors are one line and exit code 2."""
     options, flags = parser().parse_known_args(arguments)
@@ -84,6 +83,7 @@ def _train(
     signals: SignalFlag,
     heartbeat: Heartbeat,
 ) -> bool:
+    # Takes seconds, or minutes if the disk is cold.
     with heartbeat.independently("importing the program"), import_faults.explained_imports():
         from autoselect.reference.resources import resolve_model, resolve_shards
         from autoselect.training.run import train

@@ -27,6 +27,7 @@ from autoselect.config.programs import (
     visible_gpus,
 )
 from autoselect.data.shards import ShardSet
+from autoselect.files.digest import same_weights
 from autoselect.reference.resources import (
     REFERENCE,
     REFERENCE_ANSWER_TOKENS,
@@ -34,6 +35,7 @@ from autoselect.reference.resources import (
     SHARDS_FOLDER,
     resolve_model,
 )
+from autoselect.vlm.loading import weights_digest
 
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
@@ -111,22 +113,24 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def is_trained(root: Path) -> bool:
     """Return True if the demo's training below `root` is finished, its search included.
 
-    Its settings and shards must be the present ones. Anything else is for the training itself,
-    which resumes or says what has changed.
+    Its settings, shards and model must be the present ones. Anything else is for the training
+    itself, which resumes or says what has changed.
     """
     settings, made = root / RUN / "train" / "config.yaml", root / RUN / "train" / "selector"
-    if not (settings.is_file() and (made / "config.json").is_file()):
+    try:
+        before = yaml.safe_load(settings.read_text())
+        training = json.loads((made / "config.json").read_text())["training"]
+        tuned_on = training["tuning"]["data_digest"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return False
-    training = json.loads((made / "config.json").read_text())["training"]
     data = DataConfig(train_shards=f"{SHARDS_FOLDER}/train-*.tar")
     output = str(RUN / "train")
     config = TrainConfig(model=resolve_model(REFERENCE), output=output, data=data)
     deepspeed = DeepSpeedConfig.load(root / DEFAULT_DEEPSPEED)
     wanted = {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
-    if yaml.safe_load(settings.read_text()) != wanted:
+    if before != wanted or tuned_on != ShardSet.open(str(root / data.train_shards)).digest:
         return False
-    shards = ShardSet.open(str(root / data.train_shards))
-    return bool(training.get("tuning", {}).get("data_digest") == shards.digest)
+    return same_weights(training.get("model_digest"), weights_digest(config.model))
 
 
 def own_table(run: Path) -> str:

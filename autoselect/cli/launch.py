@@ -18,6 +18,7 @@ from autoselect.config.programs import (
     DEFAULT_PORT,
     launch_environment,
     launcher,
+    patient,
     visible_gpus,
 )
 
@@ -60,4 +61,5 @@ def run_train(arguments: argparse.Namespace) -> int:
     command += ["--config", arguments.config] if arguments.config else []
     command += arguments.settings
     print(f"$ {shlex.join(command)}", flush=True)
+    command = patient(command)
     os.execvpe(command[0], command, launch_environment())

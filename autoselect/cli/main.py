@@ -12,6 +12,7 @@ from autoselect.cli.import_faults import explained_imports
 from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
 from autoselect.config.destinations import check_file, check_folder
+from autoselect.config.programs import EXIT_INTERRUPTED
 
 GROUPS = {
     "first steps": {
@@ -136,4 +137,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"autoselect {words[0]}: interrupted; run it again to resume", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED

@@ -20,8 +20,8 @@ class GateConfig:
     )
     min_token_budget: float | None = setting(
         0.375,
-        "lower end of the range from which K is drawn for each step: a share of token_budget below "
-        "1, or a number of tokens; null fixes K",
+        "lower end of the range from which K is drawn for each step: from 1 on a number of tokens, "
+        "below 1 a share of token_budget, which is turned into tokens; null fixes K",
     )
     temperature_start: float = setting(
         0.5, "temperature of soft top-K at the first step, in units of standardised scores"
@@ -73,6 +73,9 @@ class GateConfig:
             f"gate.min_token_budget={low} must be a share above 0 and below 1, or a whole number "
             f"in 1..gate.token_budget={self.token_budget}; choose one, or null to fix the budget",
         )
+        if low is not None:
+            tokens = int(low) if low >= 1 else max(1, round(low * self.token_budget))
+            object.__setattr__(self, "min_token_budget", tokens)
         positive("gate.temperature_start", self.temperature_start)
         positive("gate.temperature_end", self.temperature_end)
         require(
@@ -104,7 +107,4 @@ class GateConfig:
     @property
     def lowest_budget(self) -> int | None:
         """Return the smallest K that is drawn, in tokens; None if K is fixed."""
-        low = self.min_token_budget
-        if low is None or low >= 1:
-            return None if low is None else int(low)
-        return max(1, round(low * self.token_budget))
+        return None if self.min_token_budget is None else int(self.min_token_budget)

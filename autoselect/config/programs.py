@@ -15,6 +15,8 @@ from autoselect.config import ConfigError
 
 DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
 """DeepSpeed file of the reference run, in a checkout."""
+EXIT_INTERRUPTED = 130
+"""Exit code of our programs after Ctrl-C."""
 DEFAULT_PORT = 29500
 """TCP port at which ranks meet by default; DeepSpeed and torch use the same."""
 
@@ -36,7 +38,7 @@ def checkout() -> Path:
 def call(
     command: Sequence[str], again: str, folder: Path | None = None, log: Path | None = None
 ) -> None:
-    """Run one program and wait until it ends.
+    """Run one program and wait until it ends, after Ctrl-C too, which reaches it as well.
 
     Args:
         command: program and arguments.
@@ -51,9 +53,12 @@ def call(
     with log.open("a") if log else nullcontext(sys.stdout) as output:
         print(f"$ {shlex.join(command)}", file=output, flush=True)
         streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT} if log else {}
-        code = subprocess.run(
-            command, cwd=folder, env=environment, check=False, **streams
-        ).returncode
+        with subprocess.Popen(patient(command), cwd=folder, env=environment, **streams) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.wait()
+                raise
     if code != 0:
         place = f"in {log}" if log else "above"
         raise ConfigError(
@@ -103,6 +108,17 @@ def launcher(ranks: int, port: int) -> list[str]:
     return ["deepspeed", "--quiet", f"--num_gpus={ranks}", f"--master_port={port}"]
 
 
+def patient(command: Sequence[str]) -> list[str]:
+    """Return a command of the `deepspeed` launcher that waits for its ranks after Ctrl-C.
+
+    The launcher has two processes. The inner one passes Ctrl-C on to the ranks and waits for them;
+    the outer one would end at once, with a traceback, unless Ctrl-C is ignored when it starts.
+    """
+    if command[0] != "deepspeed":
+        return list(command)
+    return ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+
+
 def setting_flags(settings: Mapping[str, object]) -> list[str]:
     """Return `{"gate.noise": "channel"}` as `["--gate.noise=channel"]`, values in YAML."""
     return [f"--{name}={_as_yaml(value)}" for name, value in settings.items()]
@@ -121,7 +137,8 @@ def eval_command(settings: Mapping[str, object], ranks: int = 1) -> list[str]:
     """
     command = ["autoselect", "eval"]
     if ranks > 1:
-        command = ["torchrun", "--standalone", f"--nproc-per-node={ranks}", "autoselect/eval.py"]
+        command = ["torchrun", "--standalone", "--local-addr=127.0.0.1"]
+        command += [f"--nproc-per-node={ranks}", "autoselect/eval.py"]
     for name, value in settings.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):

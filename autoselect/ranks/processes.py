@@ -69,7 +69,8 @@ def choose_device(info: RankInfo) -> torch.device:
     if index >= count:
         raise ConfigError(
             f"local rank {info.local_rank} has no GPU: {count} visible on {socket.gethostname()}; "
-            "start one rank per GPU (deepspeed --num_gpus, srun --ntasks-per-node)"
+            "start one rank per GPU (deepspeed --num_gpus, torchrun --nproc-per-node, "
+            "srun --ntasks-per-node)"
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)

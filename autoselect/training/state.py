@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from autoselect.config import TrainConfig
+from autoselect.config.errors import require
+from autoselect.config.files import from_dict
 from autoselect.training.engine_state import TrainedState
 
 REMOVED_SETTINGS = {
@@ -122,12 +125,30 @@ class TrainingState:
             "run": self.progress.to_dict(),
         }
 
+    def train_config(self) -> TrainConfig:
+        """Return the settings of the run.
+
+        Raises:
+            ConfigError: it used a setting that this version no longer has.
+        """
+        for group, name in REMOVED_SETTINGS:
+            value = self.config.get(group, {}).get(name)
+            require(
+                value is None,
+                f"the checkpoint of step {self.step} was trained with {group}.{name}={value}, "
+                "which this version does not have; use the version that trained it",
+            )
+        return from_dict(TrainConfig, self.config)
+
     @classmethod
     def from_dict(
         cls, values: dict[str, Any], trained: TrainedState, statistics: dict[str, Tensor]
     ) -> TrainingState:
         """Join the values of `to_dict` with the tensors."""
         config = {**values["config"]}
+        if config.get("gate", {}).get("removal") == "none":  # the others then meant nothing
+            unused = ("removal_probability", "removal_presence")
+            config["gate"] = {k: v for k, v in config["gate"].items() if k not in unused}
         for (group, name), value in REMOVED_SETTINGS.items():
             if config.get(group, {}).get(name) == value:
                 config[group] = {k: v for k, v in config[group].items() if k != name}

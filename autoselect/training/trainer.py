@@ -155,6 +155,7 @@ class Trainer:
         if self.validation is not None and self.validation.is_over(self.progress):
             return True
         self.engine.train()
+        self.parts.signals.steps_begin()
         self.remaining = Remaining(self.config.steps - self.step)
         bar = tqdm(
             total=self.config.steps,

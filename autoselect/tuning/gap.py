@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.files import from_dict
+from autoselect.config import ConfigError
 from autoselect.data.loader import collate_usable
 from autoselect.data.shards import Sample
 from autoselect.method.model import AutoSelect
@@ -38,7 +37,7 @@ def last_state(run: str, selector: Selector) -> TrainingState:
         raise ConfigError(
             f"train_run={run} has no usable checkpoints; give the output folder of a training run"
         )
-    config = from_dict(TrainConfig, state.config)
+    config = state.train_config()
     if (config.scorer, config.gate.site) != (selector.scorer.config, selector.site):
         raise ConfigError(
             f"train_run={run} trained a selector of another size or site; give the output folder "
@@ -66,7 +65,7 @@ def measure_gaps(
         budgets: numbers K.
         state: `last_state` of the training.
     """
-    config = from_dict(TrainConfig, state.config)
+    config = state.train_config()
     device = torch.device(vlm.device)
     statistics = TokenStatistics.from_tensors(state.statistics).to(device)
     model = AutoSelect(vlm, config, statistics)

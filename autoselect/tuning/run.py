@@ -120,9 +120,9 @@ def tune(
     selector.metadata["tuning"] = {
         name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
     }
-    selector.save_config(folder)
     write_text(out / REPORT, json.dumps(report, indent=1))
     tuning_figure(found).savefig(out / FIGURE)
+    selector.save_config(folder)  # last, because it marks a finished search
     return Tuning(vlm, selector, out, report)
 
 

@@ -61,7 +61,7 @@ def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> t
         if "loading state_dict" not in str(error):
             raise
         # Sizes that do not fit are raised at ZeRO-3 alone; elsewhere they are in `info`.
-        reason = next(line.strip() for line in str(error).splitlines()[1:])
+        reason = " ".join(str(error).splitlines()[1:2]).strip()
         raise ConfigError(
             f"model={path} cannot be split over the ranks as it is loaded: {reason} "
             "Use a DeepSpeed file of stage 2 or less, or the layout of weights that is on the hub"

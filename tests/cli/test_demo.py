@@ -15,6 +15,7 @@ from autoselect.data.shards import ShardSet
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.resources import REFERENCE, resolve_model
 from autoselect.reference.shards import render_shards
+from autoselect.vlm.loading import weights_digest
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def finished(tmp_path):
     tuning = {"data_digest": ShardSet.open(str(tmp_path / pattern)).digest}
     selector = tmp_path / "runs/demo/train/selector"
     selector.mkdir(parents=True)
-    (selector / "config.json").write_text(json.dumps({"training": {"tuning": tuning}}))
+    training = {"tuning": tuning, "model_digest": weights_digest(config.model)}
+    (selector / "config.json").write_text(json.dumps({"training": training}))
     (selector.parent / "config.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path
 
@@ -59,6 +61,7 @@ def test_a_finished_training_is_recognised(finished):
         ("config.yaml", lambda s: s["train"].update(model="elsewhere")),
         ("config.yaml", lambda s: s["deepspeed"].update(train_batch_size=64)),
         ("selector/config.json", lambda s: s["training"].pop("tuning")),
+        ("selector/config.json", lambda s: s["training"].update(model_digest="other")),
         ("selector/config.json", lambda s: s["training"]["tuning"].update(data_digest="x")),
     ],
 )
@@ -69,5 +72,8 @@ def test_other_settings_data_or_an_unfinished_search_are_not(finished, file, cha
 
 @pytest.mark.parametrize("file", ["config.yaml", "selector/config.json"])
 def test_an_interrupted_training_is_not(finished, file):
-    (finished / "runs/demo/train" / file).unlink()
+    path = finished / "runs/demo/train" / file
+    path.write_text("{")
+    assert not demo.is_trained(finished)
+    path.unlink()
     assert not demo.is_trained(finished)

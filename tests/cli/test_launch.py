@@ -1,5 +1,8 @@
 """`autoselect train` becomes the documented launcher command."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 import autoselect
 from autoselect.cli import launch
 from autoselect.cli.main import main
+from autoselect.config.programs import patient
 
 PROGRAM = str(Path(autoselect.__file__).parent / "train.py")
 JSON = str(Path(autoselect.__file__).parents[1] / "configs" / "deepspeed" / "zero2.json")
@@ -32,8 +36,9 @@ def test_train_starts_the_launcher_with_all_settings(started):
     with pytest.raises(SystemExit):
         main(["train", *words, "--steps", "3", "--gate.noise=channel"])
     (command,) = started
-    assert command[:4] == ["deepspeed", "--quiet", "--num_gpus=2", "--master_port=29700"]
-    assert command[4:] == [PROGRAM, "--deepspeed", JSON, "--steps", "3", "--gate.noise=channel"]
+    launcher = ["deepspeed", "--quiet", "--num_gpus=2", "--master_port=29700"]
+    program = [PROGRAM, "--deepspeed", JSON, "--steps", "3", "--gate.noise=channel"]
+    assert command == patient([*launcher, *program])
 
 
 @pytest.mark.parametrize(
@@ -65,3 +70,45 @@ def test_help_lists_every_command_under_its_step(capsys):
     steps = [printed.index(f"{step}:\n") for step in ("first steps", "data", "train", "evaluate")]
     assert steps == sorted(steps)
     assert printed.index("\n  shards") < steps[2] < printed.index("\n  train ") < steps[3]
+
+
+WAITING = """
+import signal, sys, time
+def end(*_):
+    time.sleep(0.8)
+    print("saved", flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGINT, end)
+print("started", flush=True)
+time.sleep(60)
+"""
+CALLING = f"""
+import os
+import signal
+import subprocess
+import sys
+from autoselect.config.programs import call
+try:
+    call([sys.executable, "-c", {WAITING!r}], "it again")
+except KeyboardInterrupt:
+    print("returned", flush=True)
+"""
+
+
+def test_ctrl_c_waits_for_the_program_that_was_called():
+    """Before its checkpoint is written, "run it again" would meet the program at its port."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CALLING], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any(line == "started\n" for line in lines)
+        os.killpg(process.pid, signal.SIGINT)
+        assert list(lines) == ["saved\n", "returned\n"]
+
+
+def test_the_outer_launcher_ignores_ctrl_c_and_nothing_else_does():
+    asks = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    for name, ignored in (("deepspeed", True), ("torchrun", False)):
+        command = [sys.executable if word == name else word for word in patient([name])]
+        told = subprocess.run([*command, "-c", asks], capture_output=True, text=True, check=True)
+        assert told.stdout == f"{ignored}\n"

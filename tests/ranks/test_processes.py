@@ -19,7 +19,7 @@ from autoselect.config import ConfigError
 from autoselect.ranks import processes
 from autoselect.ranks.processes import setup_logging
 from autoselect.ranks.rank_info import RankInfo
-from autoselect.ranks.signals import ENDING, EXIT_INTERRUPTED, SignalFlag
+from autoselect.ranks.signals import ENDING, SignalFlag
 from tests.launching import ROOT, Worker, environment, free_port, start_ranks
 
 
@@ -133,8 +133,9 @@ def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) 
 
 LAST = """
 import os, signal, sys, time
-from autoselect.ranks.signals import ENDING, EXIT_INTERRUPTED, SignalFlag
+from autoselect.ranks.signals import SignalFlag
 flag, number = SignalFlag(), getattr(signal, sys.argv[1])
+flag.steps_begin()
 if sys.argv[2] == "before":
     os.kill(os.getpid(), number)
 flag.end_at_once()
@@ -279,14 +280,11 @@ def test_signals_are_remembered_and_kill_nothing(number: signal.Signals) -> None
     before = {n: signal.getsignal(n) for n in ENDING}
     try:
         flag = SignalFlag()
+        flag.steps_begin()
         assert not flag.raised_anywhere(torch.device("cpu"))
         os.kill(os.getpid(), number)
         assert flag.received == number
         assert flag.raised_anywhere(torch.device("cpu"))
-        assert signal.getsignal(signal.SIGTERM) == flag._remember
-        if number == signal.SIGINT:
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
@@ -320,20 +318,32 @@ def test_a_rank_that_waits_for_one_that_failed_ends_at_sigterm() -> None:
             process.kill()
 
 
-def test_ctrl_c_before_the_ranks_have_met_is_one_line() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    with subprocess.Popen(
-        [sys.executable, "-c", MEETING], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "meeting\n"
-            process.send_signal(signal.SIGINT)
-            log = process.communicate(timeout=60)[1]
-            assert process.returncode == EXIT_INTERRUPTED
-            assert log.count("\n") == 1 and "interrupted; the same command resumes" in log
-        finally:
-            process.kill()
+INTERRUPTED = """
+import os, signal, sys, time
+from autoselect.ranks.processes import setup_logging
+from autoselect.ranks.signals import SignalFlag
+setup_logging()
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == "ignored" else signal.SIG_DFL)
+flag = SignalFlag()
+flag.steps_begin()
+os.kill(os.getpid(), signal.SIGINT)
+print("first", flag.received, flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+print("second", flag.received, flush=True)
+"""
+
+
+def test_a_first_ctrl_c_is_remembered_and_a_second_one_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(INTERRUPTED)
+    code, log = Worker(tmp_path / "worker.py", ("heard",), environment()).wait(50)
+    assert code == -signal.SIGINT and "second" not in log
+    assert "a checkpoint follows this step" in log and f"first {signal.SIGINT!s}" in log
+
+
+def test_a_job_that_ignores_ctrl_c_goes_on_to_ignore_it(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(INTERRUPTED)
+    code, log = Worker(tmp_path / "worker.py", ("ignored",), environment()).wait(50)
+    assert code == 0 and "first None" in log and "second None" in log
 
 
 def test_seeding_repeats_all_three_generators() -> None:

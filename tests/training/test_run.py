@@ -158,10 +158,28 @@ def test_a_setting_that_is_new_since_the_checkpoint_had_its_default():
 def test_a_setting_that_was_removed_must_have_had_its_default(told):
     values = begun(to_dict(TrainConfig()), {}).to_dict()
     values["config"]["denoiser"]["told_gate"] = told
+    values["config"]["gate"] |= {"removal": "none", "removal_probability": 0.97}
     state = TrainingState.from_dict(values, TrainedState(), {})
     refused = r"\(denoiser.told_gate: True -> unset\)"
     with pytest.raises(ConfigError, match=refused) if told else nullcontext():
         check_resumable(state, TrainConfig(), origin({}))
+
+
+def test_a_checkpoint_of_a_removed_option_is_named():
+    values = begun(to_dict(TrainConfig()), {}).to_dict()
+    assert TrainingState.from_dict(values, TrainedState(), {}).train_config() == TrainConfig()
+    values["config"]["gate"] |= {"removal": "per_image", "removal_probability": 1.0}
+    state = TrainingState.from_dict(values, TrainedState(), {})
+    with pytest.raises(ConfigError, match="trained with gate.removal=per_image, which this"):
+        state.train_config()
+
+
+def test_a_lowest_budget_in_tokens_is_the_share_that_means_the_same():
+    recorded = to_dict(TrainConfig())
+    assert recorded["gate"]["min_token_budget"] == 6
+    named = from_dict(TrainConfig, {"gate": {"min_token_budget": 6.0}})
+    assert named == TrainConfig() and isinstance(named.gate.min_token_budget, int)
+    check_resumable(begun(recorded, {}), named, origin({}))
 
 
 def origin(changes: dict) -> Origin:

@@ -86,14 +86,14 @@ def test_ranks_without_an_image_do_not_hang_at_any_stage(folder: Path) -> None:
 def test_stages_world_sizes_and_splits_agree_after_8_steps(folder: Path) -> None:
     launch(
         2, "stage_worker.py", str(folder), str(STEPS), "zero0", "zero1", "zero2", "zero3",
-        "zero2+micro", "zero3+recompute", "zero3+coverage",
+        "zero2+micro", "zero3+recompute", "zero3+options",
     )  # fmt: skip
-    launch(1, "stage_worker.py", str(folder), str(STEPS), "zero2", "zero2+micro", "zero2+coverage")
+    launch(1, "stage_worker.py", str(folder), str(STEPS), "zero2", "zero2+micro", "zero2+options")
     launch(4, "stage_worker.py", str(folder), str(STEPS), "zero2")
     start = weights(folder, "zero0-2")
     names = ("zero1-2", "zero2-2", "zero3-2", "zero2+micro-2", "zero2-1", "zero2+micro-1")
     for name in (*names, "zero2-4", "zero3+recompute-2"):
         assert largest_difference(weights(folder, name), start) < 1e-6, name
-    covered = weights(folder, "zero3+coverage-2")
-    assert largest_difference(covered, weights(folder, "zero2+coverage-1")) < 1e-6
+    covered = weights(folder, "zero3+options-2")
+    assert largest_difference(covered, weights(folder, "zero2+options-1")) < 1e-6
     assert largest_difference(covered, start) > 1e-4

@@ -4,7 +4,7 @@ Usage: torchrun --nproc_per_node N stage_worker.py FOLDER STEPS NAME [NAME ...]
 
 FOLDER holds `vlm`, `shards`, and is where `NAME-ranks` output folders go. NAME is a file of
 configs/deepspeed, with `+micro` for micro-batches of one sample, `+recompute` for activation
-checkpointing, `+coverage` for soft removal and coverage, and `+mixed` to read the folder `mixed`,
+checkpointing, `+options` for soft removal and coverage, and `+mixed` to read the folder `mixed`,
 in which some samples have no image.
 """
 
@@ -49,7 +49,7 @@ def main(folder: Path, steps: int, names: list[str]) -> None:
             },
             # A sharp gate multiplies rounding by 1 / temperature in every step.
             "gate": {"calibration_images": 8, "temperature_end": 0.5}
-            | ({"soft_removal": True, "coverage": 0.5} if "coverage" in options else {}),
+            | ({"soft_removal": True, "coverage": 0.5} if "options" in options else {}),
         }
         assert train(from_dict(TrainConfig, values), deepspeed, info)
     if info.is_main:

@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoselect.config import ConfigError, GateKind, GateSite, TrainConfig
-from autoselect.config.files import from_dict
+from autoselect.config import ConfigError, GateKind, GateSite
 from autoselect.evaluation.answers.answering import (
     BLIND,
     FULL,
@@ -63,7 +62,7 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
     state = CheckpointStore(Path(run) / "checkpoints").load()
     if state is None:
         raise ConfigError(f"run={run} has no checkpoints; give the output folder of a training run")
-    config = from_dict(TrainConfig, state.config)
+    config = state.train_config()
     statistics = TokenStatistics.from_tensors(state.statistics)
     blank = vlm.encode_images([Image.new("RGB", (64, 64))], config.gate.site)
     channels = blank.gated.shape[-1]
