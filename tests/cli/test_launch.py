@@ -83,10 +83,8 @@ print("started", flush=True)
 time.sleep(60)
 """
 CALLING = f"""
-import os
-import signal
-import subprocess
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from autoselect.config.programs import call
 try:
     call([sys.executable, "-c", {WAITING!r}], "it again")
@@ -110,5 +108,9 @@ def test_the_outer_launcher_ignores_ctrl_c_and_nothing_else_does():
     asks = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
     for name, ignored in (("deepspeed", True), ("torchrun", False)):
         command = [sys.executable if word == name else word for word in patient([name])]
-        told = subprocess.run([*command, "-c", asks], capture_output=True, text=True, check=True)
-        assert told.stdout == f"{ignored}\n"
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            told = subprocess.run([*command, "-c", asks], capture_output=True, check=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert told.stdout.decode() == f"{ignored}\n"

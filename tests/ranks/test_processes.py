@@ -134,6 +134,7 @@ def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) 
 LAST = """
 import os, signal, sys, time
 from autoselect.ranks.signals import SignalFlag
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 flag, number = SignalFlag(), getattr(signal, sys.argv[1])
 flag.steps_begin()
 if sys.argv[2] == "before":
@@ -278,6 +279,7 @@ def test_only_rank_0_logs_at_info(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("number", ENDING)
 def test_signals_are_remembered_and_kill_nothing(number: signal.Signals) -> None:
     before = {n: signal.getsignal(n) for n in ENDING}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     try:
         flag = SignalFlag()
         flag.steps_begin()
