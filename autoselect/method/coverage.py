@@ -44,11 +44,16 @@ def likeness_before(
     weights = free[..., None].float()
     mean = (tokens.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(1)
     unit = normalize(tokens.float() - mean, dim=-1)
+    images, count, width = unit.shape
     likeness = torch.full_like(scores, -1.0)
-    row = torch.arange(len(scores), device=scores.device)
+    row = torch.arange(images, device=scores.device)
+    all_pairs = unit @ unit.mT if count <= width else None  # where it is no larger than the tokens
     for _ in range(k):
         taken = (scores - weight * likeness).masked_fill(~free, -torch.inf).argmax(dim=-1)
         free = free.scatter(1, taken[:, None], False)
-        cosine = (unit @ unit[row, taken][:, :, None]).squeeze(-1)
+        if all_pairs is None:
+            cosine = (unit @ unit[row, taken][:, :, None]).squeeze(-1)
+        else:
+            cosine = all_pairs[row, taken]
         likeness = torch.where(free, torch.maximum(likeness, cosine), likeness)
     return likeness

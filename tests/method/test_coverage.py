@@ -11,12 +11,18 @@ from autoselect.ops.soft_top_k import soft_top_k
 K = 5
 
 
-@pytest.fixture
-def inputs():
+@pytest.fixture(params=[4, 32])
+def inputs(request):
+    """Return scores and tokens, whose pairs are compared at once if they have 24 channels or more.
+
+    Channels above 4 are empty, so both cases have the same cosines.
+    """
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(6, 24, generator=generator)
     scores[:, 3], scores[:, 17] = 0.0, 1.0  # selection scales scores to 0..1
-    return scores, torch.randn(6, 24, 4, generator=generator)
+    tokens = torch.zeros(6, 24, request.param)
+    tokens[..., :4] = torch.randn(6, 24, 4, generator=generator)
+    return scores, tokens
 
 
 def opened(scores, tokens, weight, mask=None):
@@ -65,3 +71,9 @@ def test_likeness_is_to_tokens_taken_before():
 def test_a_negative_weight_is_refused():
     with pytest.raises(ConfigError, match="gate.coverage=-1.0 must be 0 or more"):
         GateConfig(coverage=-1.0)
+
+
+def test_comparing_all_pairs_at_once_changes_nothing(inputs):
+    scores, tokens = inputs
+    narrow = likeness_before(scores, tokens[..., :4], K, 0.7)
+    torch.testing.assert_close(likeness_before(scores, tokens, K, 0.7), narrow)
