@@ -112,3 +112,25 @@ def test_the_table_of_the_second_vlm_is_that_of_its_cells(row):
     for budget, numbers in zip(found["budgets"], shown, strict=True):
         values = [means[name, budget] for name in SECOND_VLM[row]]
         assert numbers == [f"{100 * value:.1f}" for value in values]
+
+
+PAPERS_ABLATION = {
+    "the paper's settings": "paper",
+    "straight-through Gumbel gate": "gumbel",
+    "gate that scales tokens": "scale_gate",
+    "Denoiser with attention over all tokens": "global_denoiser",
+}
+
+
+@pytest.mark.parametrize("row", PAPERS_ABLATION)
+def test_the_table_of_the_papers_ablation_is_that_of_its_cells(row):
+    results = checkout() / "benchmarks" / "results" / "ablation-paper"
+    found = json.loads((results / "ablation.json").read_text())
+    (variant,) = (one for one in found["variants"] if one["name"] == PAPERS_ABLATION[row])
+    page = (checkout() / "docs" / "method.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {row} |"))
+    shown = [cell.strip() for cell in line.split("|")[2:6]]
+    means = [variant["retention"][str(budget)]["mean"] for budget in found["budgets"]]
+    leak = variant["leak"]["excess"]["with_denoiser"]
+    leak = "–" if leak is None else f"{100 * leak['mean']:.1f}"
+    assert shown == [*(f"{100 * mean:.1f}" for mean in means), leak]
