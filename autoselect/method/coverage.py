@@ -47,7 +47,8 @@ def likeness_before(
     images, count, width = unit.shape
     likeness = torch.full_like(scores, -1.0)
     row = torch.arange(images, device=scores.device)
-    all_pairs = unit @ unit.mT if count <= width else None  # where it is no larger than the tokens
+    # All cosines at once, [I, N, N], unless they would take more memory than the tokens, [I, N, D].
+    all_pairs = unit @ unit.mT if count <= width else None
     for _ in range(k):
         taken = (scores - weight * likeness).masked_fill(~free, -torch.inf).argmax(dim=-1)
         free = free.scatter(1, taken[:, None], False)
