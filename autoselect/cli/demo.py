@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from autoselect.config import ConfigError, DataConfig, TrainConfig
-from autoselect.config.deepspeed import DeepSpeedConfig
-from autoselect.config.files import to_dict
+from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
 from autoselect.config.flags import check_counts, check_port
 from autoselect.config.programs import (
     DEFAULT_DEEPSPEED,
@@ -127,8 +126,9 @@ def is_trained(root: Path) -> bool:
     output = str(RUN / "train")
     config = TrainConfig(model=resolve_model(REFERENCE), output=output, data=data)
     deepspeed = DeepSpeedConfig.load(root / DEFAULT_DEEPSPEED)
-    wanted = {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
-    if before != wanted or tuned_on != ShardSet.open(str(root / data.train_shards)).digest:
+    if before != resolved_settings(config, deepspeed):
+        return False
+    if tuned_on != ShardSet.open(str(root / data.train_shards)).digest:
         return False
     return same_weights(training.get("model_digest"), weights_digest(config.model))
 

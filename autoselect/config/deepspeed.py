@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.files import to_dict
 
 REQUIRED_KEYS = frozenset({"train_batch_size", "train_micro_batch_size_per_gpu"})
 KNOWN_KEYS = REQUIRED_KEYS | {
@@ -159,6 +160,11 @@ class DeepSpeedConfig:
                 f"train_micro_batch_size_per_gpu={micro} x {world_size} ranks; {fix}"
             )
         return BatchSizes(total, micro, accumulation)
+
+
+def resolved_settings(config: TrainConfig, deepspeed: DeepSpeedConfig) -> dict[str, Any]:
+    """Return what `config.yaml` of a run folder holds: every setting, and the DeepSpeed file."""
+    return {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.deepspeed import DeepSpeedConfig
+from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
 from autoselect.config.destinations import check_folder
 from autoselect.config.extras import extra
 from autoselect.config.files import flatten, to_dict
@@ -222,7 +222,7 @@ def write_resolved(config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
     """Write the resolved configuration to `OUTPUT/config.yaml`."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = {"train": to_dict(config), "deepspeed": deepspeed.to_dict()}
+    resolved = resolved_settings(config, deepspeed)
     (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
 
 

@@ -14,6 +14,7 @@ from autoselect.vlm.families import Family
 from autoselect.vlm.loading import load, weights_digest
 from autoselect.vlm.processor_fit import check_patch_size
 from autoselect.vlm.rasters import raster_of
+from autoselect.vlm.sharded import parameters_outside
 from autoselect.vlm.sites import SITES, VisualTokens
 from autoselect.vlm.text.placeholders import fixed_count, image_mark
 from autoselect.vlm.text.tokens import adds_special_tokens, with_whole_template
@@ -95,8 +96,7 @@ class FrozenVLM:
         return image_mark(self.processor, self.placeholder)
 
     def vision_parameters(self) -> list[torch.nn.Parameter]:
-        inside = {id(p) for p in self.model.get_decoder().parameters()}
-        return [p for p in self.model.parameters() if id(p) not in inside]
+        return parameters_outside(self.model, self.model.get_decoder())
 
     def pixel_inputs(self, images: list[Image.Image]) -> dict[str, Any]:
         pixels = self.processor.image_processor(images=images, return_tensors="pt")

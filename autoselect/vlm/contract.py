@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.vlm.sharded import gathered
+from autoselect.vlm.sharded import gathered, parameters_outside
 
 TOKENS = 4
 BEFORE, BEHIND = 2, 3
@@ -126,8 +126,7 @@ def _ending_at_language_model(model: Any) -> Iterator[None]:
 def _before_layers(model: Any) -> list[torch.nn.Parameter]:
     """Return the parameters outside the layers of the language model, which the call may read."""
     layers = getattr(model.get_decoder(), "layers", torch.nn.ModuleList())
-    inside = {id(parameter) for parameter in layers.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    return parameters_outside(model, layers)
 
 
 def _features(width: int, like: Tensor) -> Tensor:
