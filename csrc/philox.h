@@ -85,12 +85,19 @@ AS_INLINE void cos_sin_turn(uint32_t word, float& cosine, float& sine) {
   sine = bits_float(float_bits(swap ? c : s) ^ ((quarter & 2u) << 30));
 }
 
-// Two standard normals from two random words.
+// Two standard normals from two random words. `fine` is read on a GPU alone: without it a normal is
+// off by 2^-21 or, if it is near zero, by up to 5e-4.
+template <bool fine = true>
 AS_INLINE void box_muller(uint32_t first, uint32_t second, float& normal0, float& normal1) {
   const float uniform = float(first) * 0x1p-32f + 0x1p-33f;
 #if defined(__CUDA_ARCH__)
   // The special-function unit is accurate to 2^-21 here, and free beside the integer work.
-  const float radius = __fsqrt_rn(fmaxf(minus_two_log(uniform), 0.0f));
+  float radius;
+  if constexpr (fine) {
+    radius = __fsqrt_rn(fmaxf(minus_two_log(uniform), 0.0f));
+  } else {
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(radius) : "f"(fmaxf(-2.0f * __logf(uniform), 0.0f)));
+  }
   float sine, cosine;
   __sincosf(float(int32_t(second)) * 1.4629180792671596e-9f, &sine, &cosine);
 #else

@@ -65,12 +65,18 @@ AS_INLINE double to_work(double value) { return value; }
 AS_INLINE float to_work(BFloat16 value) { return bits_float(uint32_t(value.bits) << 16); }
 
 AS_INLINE float to_work(Half16 value) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#else
   const uint32_t magnitude = uint32_t(value.bits & 0x7fffu) << 13;
   const float scaled = bits_float(magnitude) * 0x1p112f;
   const uint32_t finite = float_bits(scaled);
   const uint32_t special = magnitude | 0x7f800000u;
   const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
   return bits_float((magnitude >= 0x0f800000u ? special : finite) | sign);
+#endif
 }
 
 AS_INLINE void from_work(float value, float& out) { out = value; }
@@ -78,14 +84,21 @@ AS_INLINE void from_work(double value, double& out) { out = value; }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 AS_INLINE void from_work(float value, BFloat16& out) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
+#else
   const uint32_t bits = float_bits(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t quiet = (bits >> 16) | 0x40u;
   out.bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+#endif
 }
 
 // Rounds to nearest, ties to even, subnormals included; overflow gives infinity.
 AS_INLINE void from_work(float value, Half16& out) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
+#else
   const uint32_t bits = float_bits(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t sign = (bits >> 16) & 0x8000u;
@@ -96,6 +109,7 @@ AS_INLINE void from_work(float value, Half16& out) {
   result = magnitude >= 0x477ff000u ? 0x7c00u : result;
   result = magnitude > 0x7f800000u ? 0x7e00u : result;
   out.bits = uint16_t(result | sign);
+#endif
 }
 
 }  // namespace autoselect

@@ -9,7 +9,8 @@ with G = dL/dz, the gradient
 
     dL/du_i = (a_i b_i / 2) (b_i <G_i, x_i - mu> - a_i <G_i, L eps_i>)
 
-is bounded for every gate. L eps is `std * eps`, or `std * eps + factor^T eta` with covariance.
+is bounded for every gate. L eps is `std * eps`, or `std * eps + factor^T eta` with covariance. On a
+GPU `factor^T eta` is a matrix product in the dtype of the tokens.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ at::Tensor directions_of(const DiverseArgs& args, const at::Tensor& tokens) {
 
 // All pairs of each row, float32, [B, N, N].
 at::Tensor similarity_of_pairs(const at::Tensor& directions) {
+  const WithoutAutocast guard;
   const at::Tensor other = directions.transpose(1, 2);
   if (directions.scalar_type() == at::kFloat) return at::bmm(directions, other);
   return at::bmm(directions, other, at::kFloat);

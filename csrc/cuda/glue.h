@@ -1,6 +1,8 @@
 // Tensors to the arguments of kernels.h; included by the .cpp files of this folder.
 #pragma once
 
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -28,5 +30,10 @@ inline DeviceScalar device_scalar(const at::Tensor& number) {
   if (number.is_cpu()) return {*number.const_data_ptr<double>(), nullptr};
   return {0.0, number.const_data_ptr<double>()};
 }
+
+// While it lives, products of PyTorch keep the dtype of their operands, under torch.autocast too.
+class WithoutAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
+};
 
 }  // namespace autoselect

@@ -57,15 +57,18 @@ struct GateArgs {
   bool from_logits;
   const Work<T>* mean;        // [D]
   const Work<T>* std;         // [D]
-  const Work<T>* factor;      // [r, D], or null
+  const T* common;            // factor^T eta of every token, [B, N, D], or null
   const int64_t* seed;        // one number
   const int64_t* step;        // one number
   const int64_t* sample_ids;  // [B]
-  int64_t rank;
   int64_t batch;
   int64_t num_tokens;
   int64_t width;
 };
+
+// Writes eta [B, N, r], the normals behind the D of every token; reads the noise key alone.
+template <typename T>
+cudaError_t launch_eta(const GateArgs<T>& args, int64_t rank, T* eta, cudaStream_t stream);
 
 template <typename T>
 cudaError_t launch_gate_forward(const GateArgs<T>& args, T* gated, cudaStream_t stream);

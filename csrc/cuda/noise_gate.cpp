@@ -1,5 +1,6 @@
 #include "noise_gate.h"
 
+#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include "cuda/glue.h"
@@ -9,6 +10,9 @@ namespace autoselect {
 namespace {
 
 // The tensors of a call as the kernels read them; keeps converted copies alive.
+//
+// The part of the noise that channels share is a matrix product in the tokens' dtype, the same in
+// forward and backward.
 class PreparedGate {
  public:
   PreparedGate(const at::Tensor& tokens, const at::Tensor& gate, const NoiseTensors& noise)
@@ -16,34 +20,37 @@ class PreparedGate {
         gate_(in_type(gate, work_type(tokens))),
         mean_(in_type(noise.mean, work_type(tokens))),
         std_(in_type(noise.std, work_type(tokens))),
-        factor_(in_type(noise.factor, work_type(tokens))),
         seed_(noise.seed),
         step_(noise.step),
-        sample_ids_(noise.sample_ids.contiguous()) {}
+        sample_ids_(noise.sample_ids.contiguous()) {
+    if (!noise.factor.has_value()) return;
+    AS_DISPATCH_TOKENS(tokens_.scalar_type(), [&] { common_ = common_noise<T>(*noise.factor); });
+  }
 
   template <typename T>
   GateArgs<T> args(bool from_logits) const {
     using W = Work<T>;
-    return {read<T>(tokens_),
-            read<W>(gate_),
-            from_logits,
-            read<W>(mean_),
-            read<W>(std_),
-            read<W>(factor_),
-            read<int64_t>(seed_),
-            read<int64_t>(step_),
-            read<int64_t>(sample_ids_),
-            factor_.defined() ? factor_.size(0) : 0,
-            tokens_.size(0),
-            tokens_.size(1),
-            tokens_.size(2)};
+    return {read<T>(tokens_),     read<W>(gate_),       from_logits,
+            read<W>(mean_),       read<W>(std_),        read<T>(common_),
+            read<int64_t>(seed_), read<int64_t>(step_), read<int64_t>(sample_ids_),
+            tokens_.size(0),      tokens_.size(1),      tokens_.size(2)};
   }
 
   const at::Tensor& tokens() const { return tokens_; }
   const at::Tensor& gate() const { return gate_; }
 
  private:
-  at::Tensor tokens_, gate_, mean_, std_, factor_, seed_, step_, sample_ids_;
+  // factor^T eta of every token, [B N, D]
+  template <typename T>
+  at::Tensor common_noise(const at::Tensor& factor) const {
+    const int64_t rank = factor.size(0);
+    at::Tensor eta = at::empty({tokens_.size(0) * tokens_.size(1), rank}, tokens_.options());
+    C10_CUDA_CHECK(launch_eta(args<T>(false), rank, write<T>(eta), stream_of(eta)));
+    const WithoutAutocast guard;
+    return at::mm(eta, in_type(factor, tokens_.scalar_type()));
+  }
+
+  at::Tensor tokens_, gate_, mean_, std_, common_, seed_, step_, sample_ids_;
 };
 
 at::Tensor run_forward(const PreparedGate& prepared, bool from_logits) {

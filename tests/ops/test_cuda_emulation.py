@@ -22,6 +22,7 @@ from autoselect.ops.noise_gate import (
     noise_gate_reference,
     soft_top_k_noise_gate_reference,
 )
+from autoselect.ops.philox import standard_normals
 from autoselect.ops.soft_top_k import soft_top_k_reference
 
 HERE = Path(__file__).parent
@@ -226,23 +227,31 @@ def test_noise_gate(kernels, dtype, width, rank, from_logits):
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("width, rank", [(8, 0), (136, 5)])
 def test_noise_gate_of_many_tokens(kernels, dtype, width, rank):
-    """A warp takes several tokens, the last fewer than the others."""
-    _check_noise_gate(kernels, dtype, 4097, width, rank, True)
+    """A block takes several tokens, and the last one fewer than the others."""
+    _check_noise_gate(kernels, dtype, 4096, width, rank, True, batch=3)
+    _check_noise_gate(kernels, dtype, 8193, width, rank, True, batch=1)
 
 
-def _check_noise_gate(kernels, dtype, n, width, rank, from_logits):
+def _check_noise_gate(kernels, dtype, n, width, rank, from_logits, batch=2):
     torch.manual_seed(width)
     name, tolerance = NAMES[dtype]
     work = torch.float64 if dtype == torch.float64 else torch.float32
-    tokens, upstream = (torch.randn(2, n, width).to(dtype) for _ in range(2))
+    tokens, upstream = (torch.randn(batch, n, width).to(dtype) for _ in range(2))
     mean, std = torch.randn(width, dtype=work), torch.rand(width, dtype=work)
-    factor = torch.randn(rank, width, dtype=work) if rank else None
-    logits = torch.randn(2, n, dtype=work) * 2
+    factor = torch.randn(rank, width, dtype=work)
+    logits = torch.randn(batch, n, dtype=work) * 2
     gate = logits if from_logits else torch.sigmoid(logits)
-    key, ids = torch.tensor([11, 2**35]), torch.tensor([3, 2**40])
-    arguments = (tokens, gate, from_logits, mean, std, factor, key, ids, rank, 2, n, width)
-    gated, grad_tokens = _poison(2, n, width, dtype=dtype), _poison(2, n, width, dtype=dtype)
-    grad_gate, alone = _poison(2, n, dtype=work), _poison(2, n, dtype=work)
+    key, ids = torch.tensor([11, 2**35]), torch.tensor([3, 2**40, 5])[:batch]
+    noise_key, common = NoiseKey(11, 2**35, ids), None
+    if rank:  # as the glue makes it
+        eta = _poison(batch, n, rank, dtype=dtype)
+        _call(getattr(kernels, f"eta_{name}"), key, ids, rank, batch, n, width, eta)
+        normals = standard_normals(*noise_key.tensors(tokens), n, width + rank)
+        assert (eta.double() - normals[..., width:]).abs().max() <= tolerance * 4
+        common = eta @ factor.to(dtype)
+    arguments = (tokens, gate, from_logits, mean, std, common, key, ids, batch, n, width)
+    gated, grad_tokens = _poison(batch, n, width, dtype=dtype), _poison(batch, n, width, dtype=dtype)
+    grad_gate, alone = _poison(batch, n, dtype=work), _poison(batch, n, dtype=work)
     _call(getattr(kernels, f"gate_forward_{name}"), *arguments, gated)
     backward = getattr(kernels, f"gate_backward_{name}")
     _call(backward, *arguments, upstream, grad_tokens, grad_gate)
@@ -251,9 +260,10 @@ def _check_noise_gate(kernels, dtype, n, width, rank, from_logits):
 
     x, leaf = tokens.double().requires_grad_(), gate.double().requires_grad_()
     gates = torch.sigmoid(leaf) if from_logits else leaf
-    noise_key = NoiseKey(11, 2**35, ids)
-    channels = [None if value is None else value.double() for value in (mean, std, factor)]
-    expected = noise_gate_reference(x, gates, NoiseStatistics(*channels), noise_key)
+    statistics = NoiseStatistics(mean.double(), std.double())
+    expected = noise_gate_reference(x, gates, statistics, noise_key)
+    if rank:
+        expected = expected + (1 - gates).sqrt()[..., None] * common.double()
     expected.backward(upstream.double())
     for actual, value in ((gated, expected), (grad_tokens, x.grad), (grad_gate, leaf.grad)):
         scale = value.detach().abs().max().clamp(min=1e-3)
@@ -269,7 +279,7 @@ def test_fused_backward_chain(kernels):
     gates, logits, grad_logits, grad_scores = (_poison(2, 40) for _ in range(4))
     grad_tokens = torch.empty_like(tokens)
     _call(kernels.soft_top_k_f32, scores, None, None, 6, temperature, 2, 40, gates, logits)
-    arguments = (tokens, logits, True, mean, std, None, key, ids, 0, 2, 40, 32)
+    arguments = (tokens, logits, True, mean, std, None, key, ids, 2, 40, 32)
     _call(kernels.gate_backward_f32, *arguments, upstream, grad_tokens, grad_logits)
     _call(kernels.score_gradient_f32, logits, None, grad_logits, temperature, 2, 40, grad_scores)
     x, r = tokens.double().requires_grad_(), scores.double().requires_grad_()

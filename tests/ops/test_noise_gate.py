@@ -22,6 +22,8 @@ TOLERANCE = {
     torch.bfloat16: 8e-3,
     torch.float16: 1e-3,
 }
+SHARED_ON_GPU = 3
+"""How much larger it is on a GPU, where the noise that channels share is rounded as tokens are."""
 
 
 def _statistics(width, rank=0):
@@ -79,9 +81,11 @@ def _check_fused(
         upstream.double(),
         arguments("cpu", torch.float64),
     )
+    rounded = rank and dtype.itemsize == 2 and torch.device(device).type == "cuda"
+    tolerance = TOLERANCE[dtype] * (SHARED_ON_GPU if rounded else 1)
     for actual, expected in zip(native, reference, strict=True):
         assert actual.isfinite().all()
-        _close(actual, expected, TOLERANCE[dtype])
+        _close(actual, expected, tolerance)
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 1024])
@@ -99,6 +103,16 @@ def test_fused_agrees_with_the_float64_reference(n, width, dtype, device, make_k
 def test_fused_agrees_at_the_sizes_of_a_vlm(dtype, device, make_key):
     torch.manual_seed(0)
     _check_fused((1, 576, 512), 64, dtype, device, make_key, rank=64)
+
+
+def test_autocast_does_not_reach_into_the_operator(device, make_key):
+    torch.manual_seed(0)
+    tokens, scores = torch.randn(2, 30, 24, device=device), torch.randn(2, 30, device=device)
+    arguments = (5, 0.3, _moved(_statistics(24, 4), device), make_key(2, device))
+    gated, _ = soft_top_k_noise_gate(tokens, scores, *arguments)
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        again, _ = soft_top_k_noise_gate(tokens, scores, *arguments)
+    assert torch.equal(gated, again)
 
 
 @pytest.mark.slow

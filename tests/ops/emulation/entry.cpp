@@ -83,23 +83,28 @@ void select_backward(const void *grad, const int64_t *positions,
 }
 
 #define GATE(NAME, T)                                                          \
+  void eta_##NAME(const int64_t *key, const int64_t *ids, int64_t rank,        \
+                  int64_t batch, int64_t n, int64_t width, T *eta) {           \
+    launch_eta<T>({nullptr, nullptr, false, nullptr, nullptr, nullptr, key,    \
+                   key + 1, ids, batch, n, width},                             \
+                  rank, eta, nullptr);                                         \
+  }                                                                            \
   void gate_forward_##NAME(                                                    \
       const T *tokens, const Work<T> *gate, bool from_logits,                  \
-      const Work<T> *mean, const Work<T> *std, const Work<T> *factor,          \
-      const int64_t *key, const int64_t *ids, int64_t rank, int64_t batch,     \
-      int64_t n, int64_t width, T *out) {                                      \
-    launch_gate_forward<T>({tokens, gate, from_logits, mean, std, factor, key, \
-                            key + 1, ids, rank, batch, n, width},              \
+      const Work<T> *mean, const Work<T> *std, const T *common,                \
+      const int64_t *key, const int64_t *ids, int64_t batch, int64_t n,        \
+      int64_t width, T *out) {                                                 \
+    launch_gate_forward<T>({tokens, gate, from_logits, mean, std, common, key, \
+                            key + 1, ids, batch, n, width},                    \
                            out, nullptr);                                      \
   }                                                                            \
   void gate_backward_##NAME(                                                   \
       const T *tokens, const Work<T> *gate, bool from_logits,                  \
-      const Work<T> *mean, const Work<T> *std, const Work<T> *factor,          \
-      const int64_t *key, const int64_t *ids, int64_t rank, int64_t batch,     \
-      int64_t n, int64_t width, const T *grad, T *grad_tokens,                 \
-      Work<T> *grad_gate) {                                                    \
-    launch_gate_backward<T>({tokens, gate, from_logits, mean, std, factor,     \
-                             key, key + 1, ids, rank, batch, n, width},        \
+      const Work<T> *mean, const Work<T> *std, const T *common,                \
+      const int64_t *key, const int64_t *ids, int64_t batch, int64_t n,        \
+      int64_t width, const T *grad, T *grad_tokens, Work<T> *grad_gate) {      \
+    launch_gate_backward<T>({tokens, gate, from_logits, mean, std, common,     \
+                             key, key + 1, ids, batch, n, width},              \
                             grad, grad_tokens, grad_gate, nullptr);            \
   }
 
