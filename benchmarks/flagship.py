@@ -13,7 +13,7 @@ time is left, is named with the reason. Times are medians in milliseconds of int
     graph_full, graph@K            the language model on the full and the pruned prompt, as a CUDA
                                    graph; graph_selection@K is the selection as one
     micro_batch, micro_batch_plain   forward and backward of a training row, with the selector and
-                                   without it
+                                   without it; micro_batch_coverage has coverage as in the recipes
     images_64@K                    prefill of one prompt with 64 images
     calls, calls@K                 how often `generate` of one token from pixels calls each function
                                    of CUDA's driver and runtime: launches, copies, waits
@@ -188,22 +188,26 @@ class Bench:
         """Time forward and backward of training rows, with the selector and without it."""
         inputs = prompt(self.name, self.model, self.sizes, rows)
         vlm, batch = BareVLM(self.model), self.train_batch(inputs, rows)
-        settings = TrainConfig(
-            scorer=self.scorer,
-            denoiser=DenoiserConfig(hidden_size=16 if self.toy else 512),
-            gate=GateConfig(token_budget=self.budgets[0]),
-        )
         with torch.no_grad():
             outputs = self.adapter.encode(batch.pixels)
             features = self.adapter.features(outputs)
             statistics = calibrate([features.float()], min(64, self.adapter.width))
-        model = AutoSelect(vlm, settings, statistics.to(torch.device(self.device)))
-        model = model.to(self.device).train()
         setting = GateSetting(self.budgets[0], temperature=0.1, seed=0, step=0)
 
-        def step() -> None:
-            model(batch, setting).loss_sum.backward()
-            model.zero_grad()
+        def with_selector(coverage: float) -> Call:
+            settings = TrainConfig(
+                scorer=self.scorer,
+                denoiser=DenoiserConfig(hidden_size=16 if self.toy else 512),
+                gate=GateConfig(token_budget=self.budgets[0], coverage=coverage),
+            )
+            model = AutoSelect(vlm, settings, statistics.to(torch.device(self.device)))
+            model = model.to(self.device).train()
+
+            def step() -> None:
+                model(batch, setting).loss_sum.backward()
+                model.zero_grad()
+
+            return Call(step)
 
         def plain() -> None:
             with torch.no_grad():
@@ -213,7 +217,8 @@ class Bench:
             leaf = tokens.detach().requires_grad_()
             answer_loss(self.adapter, batch, self.adapter.replace(found, blocks, leaf)).backward()
 
-        return self.medians({"micro_batch": Call(step), "micro_batch_plain": Call(plain)})
+        calls = {"micro_batch": with_selector(0.0), "micro_batch_coverage": with_selector(0.5)}
+        return self.medians({**calls, "micro_batch_plain": Call(plain)})
 
     def train_batch(self, inputs: dict[str, Any], rows: int) -> TrainBatch:
         """Return rows whose last half of the text is the answer."""

@@ -1,6 +1,6 @@
 """Run everything on a bare CUDA machine: build, GPU tests, benchmarks and the sanitizer.
 
-    python benchmarks/gpu_suite.py --json FILE [--budget-s 570]
+    python benchmarks/gpu_suite.py --json FILE [--budget-s 570] [--only build,tests,ops]
 
 It needs a GPU, nvcc, ninja, a CUDA build of PyTorch, transformers and pytest, but not hypothesis
 or a network. Every stage is a separate session with a time limit, so a stage that fails or hangs
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def run_stage(stage: Stage, limit_s: float) -> dict[str, object]:
     return outcome
 
 
-def run_all(budget_s: float) -> Iterator[tuple[str, dict[str, object]]]:
+def run_all(budget_s: float, only: Collection[str]) -> Iterator[tuple[str, dict[str, object]]]:
     """Run the stages within the time budget, and yield each name and outcome.
 
     Nothing runs after a failed build.
@@ -157,6 +157,8 @@ def run_all(budget_s: float) -> Iterator[tuple[str, dict[str, object]]]:
     with tempfile.TemporaryDirectory() as folder:
         for stage in stages(Path(folder), budget_s):
             left = budget_s - (time.monotonic() - begin)
+            if only and stage.name not in only:
+                continue
             if not built:
                 outcome: dict[str, object] = {"status": "not run", "reason": "the build failed"}
             elif left < LEAST_S:
@@ -180,8 +182,11 @@ def write_json(path: Path, value: object) -> None:
     os.replace(partial, path)
 
 
-def run_suite(path: Path, budget_s: float) -> bool:
-    """Run all stages and write the result to a file; return True if none failed."""
+def run_suite(path: Path, budget_s: float, only: Collection[str] = ()) -> bool:
+    """Run the stages of `only`, or all if it is empty; return True if none failed.
+
+    The result is in the file `path` after every stage.
+    """
     outcomes: dict[str, dict[str, object]] = {}
     result = {
         "gpu": torch.cuda.get_device_name(),
@@ -190,7 +195,7 @@ def run_suite(path: Path, budget_s: float) -> bool:
         "stages": outcomes,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    for name, outcome in run_all(budget_s):
+    for name, outcome in run_all(budget_s, only):
         outcomes[name] = outcome
         write_json(path, result)
         report(name, outcome)
@@ -201,12 +206,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="JSON file for the result")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="seconds for all stages")
+    parser.add_argument("--only", default="", help="names of stages, with commas; all by default")
     options = parser.parse_args()
+    only = set(filter(None, options.only.split(",")))
+    known = {stage.name for stage in stages(Path())}
+    if not only <= known:
+        parser.error(f"--only={options.only} names no stage; choose among {', '.join(known)}")
     if not torch.cuda.is_available():
         parser.error("no GPU on this machine; the GPU figures stay not measured")
     # A signal ends the suite through the same clean-up as Ctrl-C, so that no stage keeps running.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    return int(not run_suite(options.json, options.budget_s))
+    return int(not run_suite(options.json, options.budget_s, only))
 
 
 if __name__ == "__main__":

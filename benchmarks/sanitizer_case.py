@@ -2,9 +2,9 @@
 
     compute-sanitizer --tool memcheck python benchmarks/sanitizer_case.py [--device cuda]
 
-The sizes exceed the 2048 tokens that soft top-K keeps in registers, the 2048 that diverse top-K
+The sizes exceed the 2048 tokens that soft top-K keeps in registers, the 4096 that diverse top-K
 compares all at once, the 4096 positions that selection keeps in shared memory, and the 8192 tokens
-of a batch from which on a warp of the noise gate takes several. Widths are with and without whole
+of a batch from which on a block of the noise gate takes several. Widths are with and without whole
 16-byte accesses. Set PYTORCH_NO_CUDA_MEMORY_CACHING=1 for memcheck: PyTorch's allocator hands out
 pieces of large blocks, and an access beyond a piece stays inside its block.
 """
@@ -17,6 +17,7 @@ import torch
 
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens
+from autoselect.ops.marginal_order import MOST_TOKENS, marginal_order
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
@@ -52,6 +53,10 @@ def exercise(device: torch.device, dtype: torch.dtype, tokens: int, width: int, 
         few = budgets.clamp(max=MOST_DIVERSE)
         diverse = diverse_top_k(scores, x, few, DIVERSITY, valid, width=min(k, MOST_DIVERSE))
         assert int(diverse[0, 0]) >= 0 and bool((diverse[0, 1:] == -1).all())
+        if tokens <= MOST_TOKENS:
+            likeness = torch.rand(BATCH, tokens, tokens, device=device)
+            order = marginal_order(scores, likeness, min(k, MOST_DIVERSE), DIVERSITY, valid)
+            assert order.unique(dim=1).shape == order.shape
         (gated.float().mean() + kept.float().mean() + own_gates.mean()).backward()
     assert x.grad.isfinite().all() and scores.grad.isfinite().all()
 

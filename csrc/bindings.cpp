@@ -47,6 +47,9 @@ TORCH_LIBRARY(autoselect, m) {
       "diverse_top_k(Tensor scores, Tensor tokens, SymInt k, float diversity, Tensor? mask,"
       " Tensor? k_rows=None) -> Tensor");
   m.def(
+      "marginal_order(Tensor scores, Tensor likeness, SymInt k, float weight, Tensor? mask)"
+      " -> Tensor");
+  m.def(
       "select_tokens(Tensor tokens, Tensor scores, SymInt k, Tensor? mask, Tensor? k_rows=None)"
       " -> (Tensor kept, Tensor indices)");
   m.def("select_tokens_backward(Tensor grad, Tensor indices, SymInt num_tokens) -> Tensor");
@@ -61,6 +64,7 @@ TORCH_LIBRARY_IMPL(autoselect, CPU, m) {
   m.impl("soft_top_k_noise_gate_backward", &soft_top_k_noise_gate_backward_cpu);
   m.impl("hard_top_k", &hard_top_k_cpu);
   m.impl("diverse_top_k", &diverse_top_k_cpu);
+  m.impl("marginal_order", &marginal_order_cpu);
   m.impl("select_tokens", &select_tokens_cpu);
   m.impl("select_tokens_backward", &select_tokens_backward_cpu);
 }

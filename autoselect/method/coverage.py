@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from autoselect.ops.marginal_order import MOST_TOKENS, marginal_order
+
 
 def covered_scores(
     scores: Tensor, tokens: Tensor, k: int, weight: float, mask: Tensor | None = None
@@ -44,17 +46,34 @@ def likeness_before(
     weights = free[..., None].float()
     mean = (tokens.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(1)
     unit = normalize(tokens.float() - mean, dim=-1)
-    images, count, width = unit.shape
+    if scores.shape[1] > MOST_TOKENS:
+        return _one_after_another(scores, unit, k, weight, free)
+    likeness = unit @ unit.mT
+    return _of_order(marginal_order(scores, likeness, k, weight, mask), likeness, free)
+
+
+def _of_order(order: Tensor, likeness: Tensor, free: Tensor) -> Tensor:
+    """Return m from the order in which tokens are taken, [I, K], and all likenesses, [I, N, N]."""
+    images, count = free.shape
+    k, there, place = order.shape[1], order >= 0, order.clamp(min=0)
+    rows = likeness.gather(1, place[:, :, None].expand(-1, -1, count))
+    rows = rows.masked_fill(~there[:, :, None], -1.0)
+    at_end = rows.amax(1).clamp(min=-1.0).masked_fill(~free, -1.0)
+    # Row t, column u: likeness of the t-th token taken to the u-th, where t comes before u.
+    among = rows.gather(2, place[:, None].expand(-1, k, -1))
+    earlier = torch.ones(k, k, dtype=torch.bool, device=order.device).triu(1)
+    before = among.masked_fill(~earlier, -1.0).amax(1).clamp(min=-1.0)
+    places = order.where(there, count)
+    return torch.cat([at_end, at_end.new_zeros(images, 1)], 1).scatter(1, places, before)[:, :count]
+
+
+def _one_after_another(scores: Tensor, unit: Tensor, k: int, weight: float, free: Tensor) -> Tensor:
+    """Return m without all likenesses, which would take more memory than the tokens."""
     likeness = torch.full_like(scores, -1.0)
-    row = torch.arange(images, device=scores.device)
-    # All cosines at once, [I, N, N], unless they would take more memory than the tokens, [I, N, D].
-    all_pairs = unit @ unit.mT if count <= width else None
+    row = torch.arange(len(scores), device=scores.device)
     for _ in range(k):
         taken = (scores - weight * likeness).masked_fill(~free, -torch.inf).argmax(dim=-1)
         free = free.scatter(1, taken[:, None], False)
-        if all_pairs is None:
-            cosine = (unit @ unit[row, taken][:, :, None]).squeeze(-1)
-        else:
-            cosine = all_pairs[row, taken]
+        cosine = (unit @ unit[row, taken][:, :, None]).squeeze(-1)
         likeness = torch.where(free, torch.maximum(likeness, cosine), likeness)
     return likeness

@@ -31,6 +31,7 @@ OPERATORS = (
     "soft_top_k_noise_gate_backward",
     "hard_top_k",
     "diverse_top_k",
+    "marginal_order",
     "select_tokens",
     "select_tokens_backward",
 )

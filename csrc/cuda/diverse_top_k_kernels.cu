@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+template <bool scaled>
 __global__ void __launch_bounds__(kStepThreads, 2) relevance_kernel(DiverseArgs args) {
   __shared__ float extremes[2 * kStepWarps];
   const int64_t at = int64_t(blockIdx.x) * args.num_tokens;
@@ -81,9 +82,10 @@ __global__ void __launch_bounds__(kStepThreads, 2) relevance_kernel(DiverseArgs 
   block_extremes<kStepThreads>(low, high, extremes);
   for (int64_t i = threadIdx.x; i < args.num_tokens; i += kStepThreads) {
     const bool valid = args.mask == nullptr || args.mask[at + i];
-    args.relevance[at + i] =
-        valid ? relevance(relevance_score(args.scores[at + i]), low, high) : -1.0f;
-    args.nearest[at + i] = -1.0f;
+    const float score = relevance_score(args.scores[at + i]);
+    const float above = scaled ? relevance(score, low, high) : score - low;
+    args.relevance[at + i] = valid ? above : -1.0f;
+    if (args.nearest != nullptr) args.nearest[at + i] = -1.0f;
   }
 }
 
@@ -252,7 +254,14 @@ cudaError_t launch_directions(const T* tokens, const float* mean, int64_t batch,
 cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream) {
   const unsigned grid = unsigned(args.batch);
   if (grid == 0) return cudaSuccess;
-  relevance_kernel<<<grid, kStepThreads, 0, stream>>>(args);
+  relevance_kernel<true><<<grid, kStepThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_from_zero(const DiverseArgs& args, cudaStream_t stream) {
+  const unsigned grid = unsigned(args.batch);
+  if (grid == 0) return cudaSuccess;
+  relevance_kernel<false><<<grid, kStepThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
@@ -261,9 +270,11 @@ cudaError_t launch_diverse_pairs(const DiverseArgs& args, const float* similarit
   const unsigned grid = unsigned(args.batch);
   if (grid == 0) return cudaSuccess;
   constexpr int kFew = 3;
-  constexpr int kMany = int(kMostTokensOfPairs / kStepThreads);
-  const bool few = args.num_tokens <= kFew * kStepThreads;
-  const auto kernel = few ? diverse_pairs_kernel<kFew> : diverse_pairs_kernel<kMany>;
+  constexpr int kMost = int(kMostTokensOfPairs / kStepThreads);
+  const auto holds = [&](int own) { return args.num_tokens <= own * kStepThreads; };
+  const auto kernel = holds(kFew)        ? diverse_pairs_kernel<kFew>
+                      : holds(kMost / 2) ? diverse_pairs_kernel<kMost / 2>
+                                         : diverse_pairs_kernel<kMost>;
   kernel<<<grid, kStepThreads, 0, stream>>>(args, similarity);
   return cudaGetLastError();
 }

@@ -139,8 +139,11 @@ struct DiverseArgs {
 // Writes relevance, and -1 to nearest.
 cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream);
 
+// Writes to relevance the scores less the row's smallest, which leaves their differences.
+cudaError_t launch_from_zero(const DiverseArgs& args, cudaStream_t stream);
+
 // All pairs of a row are compared at once up to so many tokens, else a row of them per step.
-constexpr int64_t kMostTokensOfPairs = 2048;
+constexpr int64_t kMostTokensOfPairs = 4096;
 
 // All k steps; `similarity` [B, N, N] is that of all pairs. Does not use `nearest`.
 cudaError_t launch_diverse_pairs(const DiverseArgs& args, const float* similarity,

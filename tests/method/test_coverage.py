@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError, GateConfig
+from autoselect.method import coverage
 from autoselect.method.coverage import covered_scores, likeness_before
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.soft_top_k import soft_top_k
@@ -11,18 +12,14 @@ from autoselect.ops.soft_top_k import soft_top_k
 K = 5
 
 
-@pytest.fixture(params=[4, 32])
-def inputs(request):
-    """Return scores and tokens, whose pairs are compared at once if they have 24 channels or more.
-
-    Channels above 4 are empty, so both cases have the same cosines.
-    """
+@pytest.fixture(params=["all pairs", "a row per step"])
+def inputs(request, monkeypatch):
+    if request.param != "all pairs":
+        monkeypatch.setattr(coverage, "MOST_TOKENS", 0)
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(6, 24, generator=generator)
     scores[:, 3], scores[:, 17] = 0.0, 1.0  # selection scales scores to 0..1
-    tokens = torch.zeros(6, 24, request.param)
-    tokens[..., :4] = torch.randn(6, 24, 4, generator=generator)
-    return scores, tokens
+    return scores, torch.randn(6, 24, 4, generator=generator)
 
 
 def opened(scores, tokens, weight, mask=None):
@@ -73,7 +70,11 @@ def test_a_negative_weight_is_refused():
         GateConfig(coverage=-1.0)
 
 
-def test_comparing_all_pairs_at_once_changes_nothing(inputs):
-    scores, tokens = inputs
-    narrow = likeness_before(scores, tokens[..., :4], K, 0.7)
-    torch.testing.assert_close(likeness_before(scores, tokens, K, 0.7), narrow)
+def test_comparing_all_pairs_at_once_changes_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    scores, tokens = torch.randn(3, 90, generator=generator), torch.randn(3, 90, 9)
+    mask = torch.rand(3, 90, generator=generator) > 0.3
+    mask[2, 11:] = False  # fewer real tokens than the budget
+    at_once = likeness_before(scores, tokens, 40, 0.7, mask)
+    monkeypatch.setattr(coverage, "MOST_TOKENS", 0)
+    torch.testing.assert_close(at_once, likeness_before(scores, tokens, 40, 0.7, mask))

@@ -17,6 +17,7 @@ import torch
 from autoselect.ops import checks
 from autoselect.ops.diverse_top_k import diverse_top_k_reference
 from autoselect.ops.hard_top_k import hard_top_k_reference, select_tokens_reference
+from autoselect.ops.marginal_order import marginal_order_reference
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import (
     noise_gate_reference,
@@ -208,6 +209,18 @@ def test_diverse_top_k(kernels, n, k, by_row):
             assert torch.equal(positions, expected)
 
 
+@pytest.mark.parametrize("n, k", [(1, 1), (63, 40), (800, 5), (2100, 3)])
+def test_marginal_order(kernels, n, k):
+    torch.manual_seed(n)
+    scores, likeness = torch.randn(2, n), torch.rand(2, n, n)
+    mask = torch.rand(2, n) > 0.6
+    for valid in (None, mask):
+        order = torch.full((2, k), -7)
+        arguments = (scores, valid, k, 0.7, 2, n, likeness, _poison(2, n), order)
+        _call(kernels.marginal_order_f32, *arguments)
+        assert torch.equal(order, marginal_order_reference(scores, likeness, k, 0.7, valid))
+
+
 NAMES = {
     torch.float32: ("f32", 2e-5),
     torch.float64: ("f64", 2e-5),
@@ -250,7 +263,10 @@ def _check_noise_gate(kernels, dtype, n, width, rank, from_logits, batch=2):
         assert (eta.double() - normals[..., width:]).abs().max() <= tolerance * 4
         common = eta @ factor.to(dtype)
     arguments = (tokens, gate, from_logits, mean, std, common, key, ids, batch, n, width)
-    gated, grad_tokens = _poison(batch, n, width, dtype=dtype), _poison(batch, n, width, dtype=dtype)
+    gated, grad_tokens = (
+        _poison(batch, n, width, dtype=dtype),
+        _poison(batch, n, width, dtype=dtype),
+    )
     grad_gate, alone = _poison(batch, n, dtype=work), _poison(batch, n, dtype=work)
     _call(getattr(kernels, f"gate_forward_{name}"), *arguments, gated)
     backward = getattr(kernels, f"gate_backward_{name}")

@@ -61,6 +61,8 @@ def _samples(device):
         yield "hard_top_k", (r, K, mask, *budgets)
         yield "select_tokens", (x.clone().requires_grad_(), r, K, None, *budgets)
         yield "diverse_top_k", (r, half, K, 0.4, mask, *budgets)
+    for valid in (None, mask):
+        yield "marginal_order", (r, torch.rand(B, N, N, device=device), K, 0.5, valid)
     yield "select_tokens_backward", (x[:, :K].clone(), torch.tensor([[0, 4, -1]] * B).to(device), N)
 
 

@@ -62,6 +62,15 @@ void diverse_steps_f32(const float *scores, const bool *mask,
   launch_sort_order(args, positions, nullptr);
 }
 
+void marginal_order_f32(const float *scores, const bool *mask, int64_t k,
+                        double weight, int64_t batch, int64_t n,
+                        const float *pairs, float *scratch, int64_t *order) {
+  const DiverseArgs args = {scores, mask,  nullptr, float(weight), 1.0f, k,
+                            batch,  n,     scratch, nullptr,       order};
+  launch_from_zero(args, nullptr);
+  launch_diverse_pairs(args, pairs, nullptr);
+}
+
 #define DIRECTIONS(NAME, T)                                                    \
   void directions_##NAME(const T *tokens, const bool *mask, int64_t batch,     \
                          int64_t n, int64_t width, float *mean,                \

@@ -1,0 +1,60 @@
+"""The order of maximal marginal relevance: its rule, ties, padding, devices, errors."""
+
+import pytest
+import torch
+
+from autoselect.config import ConfigError
+from autoselect.ops.marginal_order import marginal_order, marginal_order_reference
+
+BOTH = pytest.mark.parametrize("op", [marginal_order, marginal_order_reference])
+
+
+def inputs(count, device):
+    generator = torch.Generator().manual_seed(count)
+    scores = torch.randn(3, count, generator=generator)
+    likeness = torch.rand(3, count, count, generator=generator) * 2 - 1
+    mask = torch.rand(3, count, generator=generator) > 0.4
+    mask[2, 1:] = False
+    return scores.to(device), likeness.to(device), mask.to(device)
+
+
+@pytest.mark.parametrize("count, k", [(1, 1), (63, 63), (300, 40), (2100, 12), (4097, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_agrees_with_the_reference(count, k, dtype, device):
+    scores, likeness, mask = inputs(count, device)
+    scores = scores.to(dtype)
+    for valid in (None, mask):
+        expected = marginal_order_reference(scores, likeness, k, 0.7, valid)
+        assert torch.equal(marginal_order(scores, likeness, k, 0.7, valid), expected)
+
+
+@BOTH
+def test_without_weight_it_is_the_order_of_the_scores(op, device):
+    scores, likeness, _ = inputs(40, device)
+    assert torch.equal(op(scores, likeness, 9, 0.0), scores.topk(9).indices)
+
+
+@BOTH
+def test_the_likest_are_taken_last(op, device):
+    """Tokens 0 and 1 are alike, 2 is like neither."""
+    likeness = torch.tensor([[[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]]], device=device)
+    scores = torch.tensor([[3.0, 2.0, 1.5]], device=device)
+    assert op(scores, likeness, 3, 1.0).tolist() == [[0, 2, 1]]
+    assert op(scores, likeness, 3, 0.1).tolist() == [[0, 1, 2]]
+
+
+@BOTH
+def test_ties_go_to_the_lowest_position_and_padding_is_never_taken(op, device):
+    scores, likeness = torch.zeros(2, 6, device=device), torch.zeros(2, 6, 6, device=device)
+    mask = torch.tensor([[1, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool, device=device)
+    assert op(scores, likeness, 3, 1.0, mask).tolist() == [[0, 2, 3], [-1, -1, -1]]
+    assert op(scores, likeness, 5, 1.0, mask)[0].tolist() == [0, 2, 3, 4, -1]
+
+
+@BOTH
+def test_bad_arguments_are_refused(op):
+    scores, likeness = torch.zeros(2, 6), torch.zeros(2, 6, 6)
+    with pytest.raises(ConfigError, match="likeness"):
+        op(scores, likeness[:, :5], 3, 1.0)
+    with pytest.raises(ConfigError, match="7"):
+        op(scores, likeness, 7, 1.0)
