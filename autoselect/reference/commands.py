@@ -44,10 +44,11 @@ def add_reference_commands(subparsers: Any) -> None:
     root = subparsers.add_parser("reference", help="make the small reference VLMs and their data")
     kinds = root.add_subparsers(dest="kind", required=True, metavar="COMMAND")
     shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
-    where = f"folder for the shards of all splits (default {RUNS}/shards; pages: {RUNS}/pages)"
+    where = f"folder for the shards of all splits (default {RUNS}/shards; others: {RUNS}/DOMAIN)"
     shards.add_argument("--out", type=Path, help=where)
-    domain = "what the images show (default scenes)"
-    shards.add_argument("--domain", choices=("scenes", "pages"), default="scenes", help=domain)
+    domain = "what a sample holds: a scene or a page with questions, or a scene with its caption"
+    choices = ("scenes", "pages", "captions")
+    shards.add_argument("--domain", choices=choices, default="scenes", help=domain)
     add_setting_flags(shards, ReferenceData)
     shards.set_defaults(run=run_shards)
     first, second = RECIPES

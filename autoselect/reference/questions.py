@@ -152,3 +152,15 @@ def ask(rng: np.random.Generator, scene: Scene, families: tuple[str, ...]) -> li
                 asked[question.question] = question
                 break
     return list(asked.values())
+
+
+def caption(scene: Scene) -> Question:
+    """Ask for everything in the scene: its objects from left to right, then the sign.
+
+    The reference VLM was never trained to answer this; it knows each word.
+    """
+    ordered = sorted(scene.objects, key=lambda item: item.box)
+    words = " , ".join(f"a {item.colour} {item.shape}" for item in ordered)
+    boxes = (*(item.box for item in ordered), *scene.plate.character_boxes)
+    answer = f"{words} and the sign {scene.plate.text}"
+    return Question("caption", "what objects are there ?", answer, boxes)

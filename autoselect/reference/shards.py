@@ -2,7 +2,7 @@
 
 The same seed gives the same data. A training sample holds up to eight rounds about one image. A
 sample of the validation or test split holds one round per family, or four rounds about one page;
-these are asked independently.
+these are asked independently. A caption is one round about a scene.
 """
 
 import json
@@ -23,7 +23,7 @@ from autoselect.files.atomic import write_text
 from autoselect.reference.clutter import Split
 from autoselect.reference.corpus import FAMILY_MIX, QUESTIONS_PER_IMAGE, to_jpeg
 from autoselect.reference.documents.pages import ask_page, make_page
-from autoselect.reference.questions import FAMILIES, Question, ask
+from autoselect.reference.questions import FAMILIES, Question, ask, caption
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
 
@@ -73,8 +73,19 @@ def render_page(seed: int, split: Split, index: int) -> tuple[str, dict[str, Any
     return key, record, to_jpeg(page.image)
 
 
+def render_caption(seed: int, split: Split, index: int) -> tuple[str, dict[str, Any], bytes]:
+    """Return key, record and JPEG of a scene with its caption instead of questions."""
+    scene = make_scene(seed, split, index)
+    key = f"{split}-{index:07d}"
+    return key, record_of(key, [caption(scene)]), to_jpeg(scene.image)
+
+
 Renderer = Callable[[int, Split, int], tuple[str, dict[str, Any], bytes]]
-DOMAINS: dict[str, Renderer] = {"scenes": render_sample, "pages": render_page}
+DOMAINS: dict[str, Renderer] = {
+    "scenes": render_sample,
+    "pages": render_page,
+    "captions": render_caption,
+}
 
 
 def _write_shard(task: tuple[str, str, int, Split, int, int]) -> int:

@@ -1,11 +1,13 @@
 """Reference shards: standard layout, deterministic, restartable."""
 
 import pytest
+from transformers import AutoTokenizer
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import ShardSet
 from autoselect.reference import shards as module
 from autoselect.reference.recipe import ReferenceData
+from autoselect.reference.resources import REFERENCE, resolve_model
 from autoselect.reference.shards import render_shards
 
 SIZES = ReferenceData(train=9, val=3, test=4, seed=2)
@@ -53,3 +55,19 @@ def test_other_sizes_in_the_same_folder_are_refused(tmp_path, small_shards):
 def test_sizes_below_one_are_refused():
     with pytest.raises(ConfigError, match="test=0 images is below 1"):
         ReferenceData(test=0)
+
+
+def test_captions_name_every_object_in_words_of_the_reference_vlm(tmp_path, small_shards):
+    render_shards(tmp_path, SIZES, workers=1, domain="captions")
+    scenes = tmp_path / "scenes"
+    render_shards(scenes, SIZES, workers=1)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(REFERENCE))
+    captions, questions = (ShardSet.open(f"{at}/train-*.tar") for at in (tmp_path, scenes))
+    for index in range(len(captions)):
+        sample, same = captions[index], questions[index]
+        assert sample.pictures[0].tobytes() == same.pictures[0].tobytes()
+        request, caption = (turn["value"] for turn in sample.record["conversations"])
+        for item in same.record["objects"]:
+            assert f"a {item['colour']} {item['shape']}" in caption
+        ids = tokenizer(request.removeprefix("<image>\n") + " " + caption)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
