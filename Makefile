@@ -165,11 +165,12 @@ $(BENCH)/.torch:
 	@$(call holds,$(BENCH),setuptools wheel ninja pybind11 "$(TORCH)")
 	@touch $@
 
-# lmms-eval needs an older protobuf. A torchvision that does not fit this torch is taken out again.
-$(BENCH)/.package: $(BENCH)/.torch requirements.lock setup.py pyproject.toml $(NATIVE)
+# lmms-eval needs an older protobuf. Without the second list pip looks for versions that fit for more
+# than half an hour. A torchvision that does not fit this torch is taken out again.
+$(BENCH)/.package: $(BENCH)/.torch requirements.lock requirements-bench.lock setup.py pyproject.toml $(NATIVE)
 	@grep -vi '^protobuf==' requirements.lock > $(BENCH)/constraints.txt
 	@export DS_BUILD_OPS=0; $(call install,$(BENCH),--no-build-isolation \
-	  -c $(BENCH)/constraints.txt "$(TORCH)" --editable '.[bench$(COMMA)dev]')
+	  -c $(BENCH)/constraints.txt -c requirements-bench.lock "$(TORCH)" --editable '.[bench$(COMMA)dev]')
 	@$(call holds,$(BENCH),lmms-eval pytest)
 	@$(BENCH)/bin/python -c 'import torchvision' 2>/dev/null || \
 	  $(BENCH)/bin/python -m pip uninstall --quiet --yes torchvision timm
