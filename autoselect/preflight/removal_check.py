@@ -26,12 +26,14 @@ def check_removal(subject: Subject, images: int) -> Finding:
 
     from autoselect.method.removal import random_removal
     from autoselect.vlm.backbone import FrozenVLM
+    from autoselect.vlm.loading import named_dtype
     from autoselect.vlm.text.batch import Collator
 
     config = subject.config
     shards = ShardSet.open(resolve_shards(config.data.train_shards))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    vlm = FrozenVLM.from_pretrained(resolve_model(config.model), device=device)
+    model, dtype = resolve_model(config.model), named_dtype(config.dtype)
+    vlm = FrozenVLM.from_pretrained(model, dtype=dtype, device=device)
     collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
 
     def batches() -> Iterator[Any]:

@@ -36,7 +36,7 @@ from autoselect.training.sharded_loading import sharded_loading
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.loading import check_model, default_dtype, download
+from autoselect.vlm.loading import check_model, default_dtype, download, named_dtype
 from autoselect.vlm.quantised import check_trainable
 from autoselect.vlm.sharded import gathered
 from autoselect.vlm.sites import SITES
@@ -107,7 +107,7 @@ def assemble(
     # cuDNN attention with a mask gives NaN gradients for some lengths:
     # github.com/pytorch/pytorch/issues/196678
     torch.backends.cuda.enable_cudnn_sdp(False)
-    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    dtype = named_dtype(config.dtype)
     sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
     patient = processes.patient_collectives()
     with heartbeat.independently("loading the model"), patient:
@@ -194,12 +194,14 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
         for k in present | before
         if k not in FREE_SETTINGS
     }
-    changed = [f"{k}: {old} -> {new}" for k, (old, new) in pairs.items() if old != new]
+    changed = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
     if changed:
-        listed = ", ".join(changed)
+        listed = ", ".join(f"{k}: {old} -> {new}" for k, (old, new) in changed.items())
+        gone = ", ".join(k for k, (_, new) in changed.items() if new == UNSET)
+        how = f"with the version that has {gone}" if gone else "with the old settings"
         raise ConfigError(
             f"output={config.output} holds a run with other settings ({listed}); "
-            "choose another output folder, or repeat the old settings to go on"
+            f"choose another output folder, or go on {how}"
         )
 
 

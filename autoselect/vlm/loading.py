@@ -35,6 +35,11 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
+def named_dtype(setting: str) -> torch.dtype | None:
+    """Return the dtype of the setting `dtype`; None for `auto`, see `default_dtype`."""
+    return None if setting == "auto" else getattr(torch, setting)
+
+
 def load(path: str | Path, dtype: torch.dtype | None, device: torch.device) -> tuple[Any, Any]:
     """Load model and processor of a folder or hub name.
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from autoselect import ops
@@ -25,6 +26,7 @@ from autoselect.preflight.finding import Machine, Subject
 from autoselect.preflight.model_check import check_model
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import Origin
+from autoselect.vlm.backbone import FrozenVLM
 from tests.preflight.planting import free_port
 from tests.training.states import make_state
 from tests.vlm import model_variants as variants
@@ -371,3 +373,16 @@ def test_random_removal_is_measured_on_request(run, monkeypatch, tokens, status)
     assert found["status"] == status and f"; {tokens}: loss" in found["found"]
     assert ("does not end its answers with 1 random" in found["fix"]) == (status == "warn")
     assert "removal" not in run()[1]
+
+
+def test_random_removal_runs_in_the_dtype_of_training(run, monkeypatch):
+    loaded, load = [], FrozenVLM.from_pretrained
+
+    def remembered(*arguments, **keywords):
+        vlm = load(*arguments, **keywords)
+        loaded.append(next(vlm.model.parameters()).dtype)
+        return vlm
+
+    monkeypatch.setattr(FrozenVLM, "from_pretrained", remembered)
+    _, findings = run("--removal-images", "2", dtype="bfloat16")
+    assert "loss" in findings["removal"]["found"] and loaded == [torch.bfloat16]
