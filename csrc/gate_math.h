@@ -76,9 +76,16 @@ AS_INLINE Amplitudes<T> amplitudes_of_gate(T gate) {
   return {T(sqrt(gate)), T(sqrt(T(1) - gate))};
 }
 
-// dL/du of a token from <G, x - mu> and <G, L eps>.
+// A value that does not count if its amplitude is 0, even where it is infinite or NaN.
+template <typename T>
+AS_INLINE T weighted(T amplitude, T value) {
+  return amplitude == T(0) ? T(0) : amplitude * value;
+}
+
+// dL/du of a token from <G, x - mu> and <G, L eps>; 0 where one of the amplitudes is.
 template <typename T>
 AS_INLINE T logit_gradient(Amplitudes<T> amp, T dot_signal, T dot_noise) {
+  if (amp.a * amp.b == T(0)) return T(0);
   return T(0.5) * amp.a * amp.b * (amp.b * dot_signal - amp.a * dot_noise);
 }
 

@@ -85,8 +85,8 @@ AS_INLINE void cos_sin_turn(uint32_t word, float& cosine, float& sine) {
   sine = bits_float(float_bits(swap ? c : s) ^ ((quarter & 2u) << 30));
 }
 
-// Two standard normals from two random words. `fine` is read on a GPU alone: without it a normal is
-// off by 2^-21 or, if it is near zero, by up to 5e-4.
+// Two standard normals from two random words. `fine` is read on a GPU alone: without it a normal
+// near zero is off by up to 5e-4.
 template <bool fine = true>
 AS_INLINE void box_muller(uint32_t first, uint32_t second, float& normal0, float& normal1) {
   const float uniform = float(first) * 0x1p-32f + 0x1p-33f;

@@ -3,7 +3,7 @@
 With scores r, [I, N], and c_ij the cosine of tokens i and j after subtraction of their image's mean
 token, K tokens are taken one after another, each the one with the largest
 
-    a_i = r_i - weight * m_i,   m_i = max of c_ij over the tokens j taken before i, at first -1
+    a_i = r_i - weight * m_i,   m_i = max of c_ij over the tokens j taken before i, or -1
 
 (maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998, as `autoselect.ops.diverse_top_k`
 takes them at selection). A taken token keeps the m_i that it had then; the others have that of the
@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from autoselect.ops.marginal_order import MOST_TOKENS, marginal_order
+
+MOST_PAIRS = 2**26
+"""Likenesses that are in memory at once, 256 MiB; those of one image may be more."""
 
 
 def covered_scores(
@@ -42,11 +45,20 @@ def likeness_before(
 ) -> Tensor:
     """Return m, [I, N], see the head of this module; arguments as `covered_scores`."""
     scores = scores.float()
+    images, count = scores.shape
+    part = max(1, MOST_PAIRS // count**2)
+    if images > part:
+        parts = zip(scores.split(part), tokens.split(part), strict=True)
+        masks = [None] * images if mask is None else mask.split(part)
+        found = (
+            likeness_before(r, x, k, weight, m) for (r, x), m in zip(parts, masks, strict=False)
+        )
+        return torch.cat(list(found))
     free = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     weights = free[..., None].float()
     mean = (tokens.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(1)
     unit = normalize(tokens.float() - mean, dim=-1)
-    if scores.shape[1] > MOST_TOKENS:
+    if count > MOST_TOKENS:
         return _one_after_another(scores, unit, k, weight, free)
     likeness = unit @ unit.mT
     return _of_order(marginal_order(scores, likeness, k, weight, mask), likeness, free)
@@ -68,7 +80,7 @@ def _of_order(order: Tensor, likeness: Tensor, free: Tensor) -> Tensor:
 
 
 def _one_after_another(scores: Tensor, unit: Tensor, k: int, weight: float, free: Tensor) -> Tensor:
-    """Return m without all likenesses, which would take more memory than the tokens."""
+    """Return m without the likenesses of all pairs, which would take too much memory."""
     likeness = torch.full_like(scores, -1.0)
     row = torch.arange(len(scores), device=scores.device)
     for _ in range(k):

@@ -3,11 +3,11 @@
 With scores r, [B, N], and likenesses c, [B, N, N], K tokens are taken one after another, each the
 one with the largest
 
-    r_i - weight * m_i,   m_i = max of c_ij over the tokens j taken before i, at first -1
+    r_i - weight * m_i,   m_i = max of c_ij over the tokens j taken before i
 
-(Carbonell and Goldstein, SIGIR 1998). Training with coverage uses it, see
-`autoselect.method.coverage`; selection with diversity has its own operator, which does without most
-likenesses, see `autoselect.ops.diverse_top_k`.
+and the one with the best score first (Carbonell and Goldstein, SIGIR 1998). Training with coverage
+uses it, see `autoselect.method.coverage`. Selection with diversity has its own operator, which does
+without most likenesses, see `autoselect.ops.diverse_top_k`.
 
 Dimension letters: B images, N visual tokens, K tokens taken.
 """
@@ -17,8 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autoselect.config import ConfigError
 from autoselect.ops._native import EXTENSION, is_native
-from autoselect.ops.checks import check_count, check_scores, check_shape
+from autoselect.ops.checks import check_count, check_float, check_scores, check_shape
+from autoselect.ops.diverse_top_k import LARGEST_SCORE
 
 MOST_TOKENS = 4096
 """Largest N that the GPU's kernel takes."""
@@ -28,22 +30,27 @@ def marginal_order_reference(
     scores: Tensor, likeness: Tensor, k: int, weight: float, mask: Tensor | None = None
 ) -> Tensor:
     """Compute `marginal_order` in plain PyTorch."""
-    _check(scores, likeness, k, mask)
+    _check(scores, likeness, k, weight, mask)
     free = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    scores, nearest = scores.float(), torch.full_like(scores, -1.0, dtype=torch.float32)
+    scores = scores.float().clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    gain, nearest = scores, torch.full_like(scores, -1.0)
     row = torch.arange(len(scores), device=scores.device)
     order: list[Tensor] = []
     for _ in range(k):
-        taken = (scores - weight * nearest).masked_fill(~free, -torch.inf).argmax(dim=-1)
+        taken = gain.masked_fill(~free, -torch.inf).argmax(dim=-1)
         order.append(torch.where(free[row, taken], taken, -1))
         free = free.scatter(1, taken[:, None], False)
         nearest = torch.maximum(nearest, likeness[row, taken].float())
+        gain = scores - weight * nearest
     return torch.stack(order, dim=1)
 
 
-def _check(scores: Tensor, likeness: Tensor, k: int, mask: Tensor | None) -> None:
+def _check(scores: Tensor, likeness: Tensor, k: int, weight: float, mask: Tensor | None) -> None:
     check_scores(scores, mask)
     check_count(k, scores.shape[1])
+    if not weight >= 0:
+        raise ConfigError(f"weight={weight} must be 0 or more; 0 is the order of the scores")
+    check_float("likeness", likeness, "[batch, tokens, tokens]", 3)
     check_shape("likeness", likeness, (*scores.shape, scores.shape[1]), scores.device)
 
 
@@ -70,10 +77,11 @@ def marginal_order(
         mask: true at real tokens, [B, N].
 
     Raises:
-        ConfigError: shapes, dtypes or devices do not fit, or K is outside 1..N.
+        ConfigError: shapes, dtypes or devices do not fit, K is outside 1..N, or the weight is
+            negative.
     """
     scores, likeness = scores.detach(), likeness.detach()
     if not is_native(scores.device) or (scores.is_cuda and scores.shape[1] > MOST_TOKENS):
         return marginal_order_reference(scores, likeness, k, weight, mask)
-    _check(scores, likeness, k, mask)
+    _check(scores, likeness, k, weight, mask)
     return torch.ops.autoselect.marginal_order(scores, likeness, k, weight, mask)

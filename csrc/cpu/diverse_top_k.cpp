@@ -158,7 +158,8 @@ void take_in_turn(const float* scores, const float* likeness, const bool* mask, 
     float largest = 0.0f;
     for (int64_t i = 0; i < num_tokens; ++i) {
       if (!free[i]) continue;
-      const float gain = scores[i] - weight * nearest[i];
+      const float score = relevance_score(scores[i]);
+      const float gain = step == 0 ? score : score - weight * nearest[i];
       if (best < 0 || gain > largest) {
         best = i;
         largest = gain;

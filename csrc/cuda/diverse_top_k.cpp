@@ -13,6 +13,7 @@ namespace {
 
 // Rows go through in parts whose directions and pairs fill about 256 MiB at most.
 constexpr int64_t kMostFloats = int64_t(1) << 26;
+constexpr int64_t kMostRows = 65535;  // of a grid in its second direction
 
 // Tokens of 16 bits are compared in half precision with float32 sums: rounding a unit vector to
 // 2^-11 of each component changes it less than the rounding of the tokens did.
@@ -35,7 +36,7 @@ at::Tensor directions_of(const DiverseArgs& args, const at::Tensor& tokens) {
 
 // All pairs of each row, float32, [B, N, N].
 at::Tensor similarity_of_pairs(const at::Tensor& directions) {
-  const WithoutAutocast guard;
+  const ExactProducts guard;
   const at::Tensor other = directions.transpose(1, 2);
   if (directions.scalar_type() == at::kFloat) return at::bmm(directions, other);
   return at::bmm(directions, other, at::kFloat);
@@ -90,7 +91,8 @@ at::Tensor diverse_top_k_cuda(const at::Tensor& scores, const at::Tensor& tokens
                       write<float>(nearest),
                       write<int64_t>(order)};
   const int64_t floats = num_tokens * (tokens.size(2) + std::min(num_tokens, kMostTokensOfPairs));
-  const int64_t part = std::max<int64_t>(1, kMostFloats / std::max<int64_t>(1, floats));
+  const int64_t part =
+      std::clamp<int64_t>(kMostFloats / std::max<int64_t>(1, floats), 1, kMostRows);
   AS_DISPATCH_TOKENS(x.scalar_type(), [&] {
     for (int64_t begin = 0; begin < batch; begin += part) {
       DiverseArgs rows = args;
@@ -118,7 +120,7 @@ at::Tensor marginal_order_cuda(const at::Tensor& scores, const at::Tensor& liken
   const at::Tensor score = in_type(scores, at::kFloat);
   const at::Tensor pairs = in_type(likeness, at::kFloat);
   const at::Tensor valid = in_type(mask, at::kBool);
-  at::Tensor from_zero = at::empty_like(score);
+  at::Tensor relevance = at::empty_like(score);
   at::Tensor order = at::empty({scores.size(0), k}, scores.options().dtype(at::kLong));
   const DiverseArgs args = {read<float>(score),
                             read<bool>(valid),
@@ -128,10 +130,10 @@ at::Tensor marginal_order_cuda(const at::Tensor& scores, const at::Tensor& liken
                             k,
                             scores.size(0),
                             num_tokens,
-                            write<float>(from_zero),
+                            write<float>(relevance),
                             nullptr,
                             write<int64_t>(order)};
-  C10_CUDA_CHECK(launch_from_zero(args, stream_of(score)));
+  C10_CUDA_CHECK(launch_scores(args, stream_of(score)));
   C10_CUDA_CHECK(launch_diverse_pairs(args, read<float>(pairs), stream_of(score)));
   return order;
 }

@@ -67,7 +67,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <bool scaled>
+// The relevance of a token that cannot be kept (any more).
+__device__ constexpr float kTaken = -INFINITY;
+
 __global__ void __launch_bounds__(kStepThreads, 2) relevance_kernel(DiverseArgs args) {
   __shared__ float extremes[2 * kStepWarps];
   const int64_t at = int64_t(blockIdx.x) * args.num_tokens;
@@ -82,11 +84,17 @@ __global__ void __launch_bounds__(kStepThreads, 2) relevance_kernel(DiverseArgs 
   block_extremes<kStepThreads>(low, high, extremes);
   for (int64_t i = threadIdx.x; i < args.num_tokens; i += kStepThreads) {
     const bool valid = args.mask == nullptr || args.mask[at + i];
-    const float score = relevance_score(args.scores[at + i]);
-    const float above = scaled ? relevance(score, low, high) : score - low;
-    args.relevance[at + i] = valid ? above : -1.0f;
-    if (args.nearest != nullptr) args.nearest[at + i] = -1.0f;
+    args.relevance[at + i] =
+        valid ? relevance(relevance_score(args.scores[at + i]), low, high) : kTaken;
+    args.nearest[at + i] = -1.0f;
   }
+}
+
+__global__ void __launch_bounds__(kStepThreads, 2) scores_kernel(DiverseArgs args, int64_t total) {
+  const int64_t i = int64_t(blockIdx.x) * kStepThreads + threadIdx.x;
+  if (i >= total) return;
+  const bool valid = args.mask == nullptr || args.mask[i];
+  args.relevance[i] = valid ? relevance_score(args.scores[i]) : kTaken;
 }
 
 // The largest key of the block; every thread gets it.
@@ -141,9 +149,9 @@ __global__ void __launch_bounds__(kStepThreads, 2)
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
     const int64_t i = own * kStepThreads + threadIdx.x;
-    relevance[own] = i < args.num_tokens ? args.relevance[at + i] : -1.0f;
+    relevance[own] = i < args.num_tokens ? args.relevance[at + i] : kTaken;
     nearest[own] = -1.0f;
-    const uint64_t first = relevance[own] < 0.0f ? 0 : candidate_key(relevance[own], i);
+    const uint64_t first = relevance[own] == kTaken ? 0 : candidate_key(relevance[own], i);
     key = first > key ? first : key;
   }
   int64_t chosen = position_of(block_largest(key, best[0]));
@@ -157,12 +165,12 @@ __global__ void __launch_bounds__(kStepThreads, 2)
       for (int own = 0; own < kOwn; ++own) {
         const int64_t i = own * kStepThreads + threadIdx.x;
         likeness[own] = i < args.num_tokens ? nearby[i] : 0.0f;
-        if (i == chosen) relevance[own] = -1.0f;
+        if (i == chosen) relevance[own] = kTaken;
       }
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         const int64_t i = own * kStepThreads + threadIdx.x;
-        if (relevance[own] < 0.0f) continue;
+        if (relevance[own] == kTaken) continue;
         const uint64_t other = compare(args, i, relevance[own], likeness[own], nearest[own]);
         key = other > key ? other : key;
       }
@@ -184,14 +192,14 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   uint64_t key = 0;
   for (int64_t i = threadIdx.x; goes_on && i < args.num_tokens; i += kStepThreads) {
     const float relevance = args.relevance[at + i];
-    if (relevance < 0.0f) continue;
+    if (relevance == kTaken) continue;
     const uint64_t own =
         step == 0 ? candidate_key(relevance, i)
                   : compare(args, i, relevance, similarity[at + i], args.nearest[at + i]);
     key = own > key ? own : key;
   }
   const int64_t chosen = position_of(block_largest(key, best));
-  if (chosen >= 0 && chosen % kStepThreads == threadIdx.x) args.relevance[at + chosen] = -1.0f;
+  if (chosen >= 0 && chosen % kStepThreads == threadIdx.x) args.relevance[at + chosen] = kTaken;
   if (threadIdx.x == 0) order[step] = chosen;
 }
 
@@ -254,14 +262,15 @@ cudaError_t launch_directions(const T* tokens, const float* mean, int64_t batch,
 cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream) {
   const unsigned grid = unsigned(args.batch);
   if (grid == 0) return cudaSuccess;
-  relevance_kernel<true><<<grid, kStepThreads, 0, stream>>>(args);
+  relevance_kernel<<<grid, kStepThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
-cudaError_t launch_from_zero(const DiverseArgs& args, cudaStream_t stream) {
-  const unsigned grid = unsigned(args.batch);
+cudaError_t launch_scores(const DiverseArgs& args, cudaStream_t stream) {
+  const int64_t total = args.batch * args.num_tokens;
+  const unsigned grid = unsigned((total + kStepThreads - 1) / kStepThreads);
   if (grid == 0) return cudaSuccess;
-  relevance_kernel<false><<<grid, kStepThreads, 0, stream>>>(args);
+  scores_kernel<<<grid, kStepThreads, 0, stream>>>(args, total);
   return cudaGetLastError();
 }
 

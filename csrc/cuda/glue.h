@@ -1,6 +1,7 @@
 // Tensors to the arguments of kernels.h; included by the .cpp files of this folder.
 #pragma once
 
+#include <ATen/Context.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAException.h>
@@ -31,9 +32,11 @@ inline DeviceScalar device_scalar(const at::Tensor& number) {
   return {0.0, number.const_data_ptr<double>()};
 }
 
-// While it lives, products of PyTorch keep the dtype of their operands, under torch.autocast too.
-class WithoutAutocast {
-  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
+// While it lives, products of PyTorch have the dtype and the precision of their operands, whatever
+// torch.autocast and the switch for TF32 say.
+class ExactProducts {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast_{c10::autocast_dispatch_keyset};
+  at::NoTF32Guard no_tf32_;
 };
 
 }  // namespace autoselect

@@ -131,7 +131,7 @@ struct DiverseArgs {
   int64_t k;
   int64_t batch;
   int64_t num_tokens;
-  float* relevance;  // [B, N], -1 at tokens that cannot be kept (any more)
+  float* relevance;  // [B, N], -infinity at tokens that cannot be kept (any more)
   float* nearest;    // [B, N], largest similarity to a kept token
   int64_t* order;    // [B, k]
 };
@@ -139,8 +139,8 @@ struct DiverseArgs {
 // Writes relevance, and -1 to nearest.
 cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream);
 
-// Writes to relevance the scores less the row's smallest, which leaves their differences.
-cudaError_t launch_from_zero(const DiverseArgs& args, cudaStream_t stream);
+// Writes the scores themselves to relevance.
+cudaError_t launch_scores(const DiverseArgs& args, cudaStream_t stream);
 
 // All pairs of a row are compared at once up to so many tokens, else a row of them per step.
 constexpr int64_t kMostTokensOfPairs = 4096;

@@ -46,7 +46,7 @@ class PreparedGate {
     const int64_t rank = factor.size(0);
     at::Tensor eta = at::empty({tokens_.size(0) * tokens_.size(1), rank}, tokens_.options());
     C10_CUDA_CHECK(launch_eta(args<T>(false), rank, write<T>(eta), stream_of(eta)));
-    const WithoutAutocast guard;
+    const ExactProducts guard;
     return at::mm(eta, in_type(factor, tokens_.scalar_type()));
   }
 

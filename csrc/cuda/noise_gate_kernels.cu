@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) > 4 ? 4 : 8)
       Pack<T, kCount> result;
 #pragma unroll
       for (int c = 0; c < kCount; ++c) {
-        from_work(amp.a * to_work(x.values[c]) + rest * mean.values[c] + amp.b * noise[c],
-                  result.values[c]);
+        const W signal = weighted(amp.a, to_work(x.values[c])) + rest * mean.values[c];
+        from_work(signal + weighted(amp.b, noise[c]), result.values[c]);
       }
       store_pack<whole, kCount>(gated + row, channel, args.width, result);
     }

@@ -72,9 +72,13 @@ def test_a_negative_weight_is_refused():
 
 def test_comparing_all_pairs_at_once_changes_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(1)
-    scores, tokens = torch.randn(3, 90, generator=generator), torch.randn(3, 90, 9)
+    scores = torch.randn(3, 90, generator=generator)
+    tokens = torch.randn(3, 90, 9, generator=generator)
     mask = torch.rand(3, 90, generator=generator) > 0.3
     mask[2, 11:] = False  # fewer real tokens than the budget
     at_once = likeness_before(scores, tokens, 40, 0.7, mask)
+    monkeypatch.setattr(coverage, "MOST_PAIRS", 2 * 90**2)
+    assert torch.equal(at_once, likeness_before(scores, tokens, 40, 0.7, mask))
+    assert likeness_before(scores, tokens, 40, 0.7).shape == (3, 90)
     monkeypatch.setattr(coverage, "MOST_TOKENS", 0)
     torch.testing.assert_close(at_once, likeness_before(scores, tokens, 40, 0.7, mask))

@@ -52,8 +52,21 @@ def test_ties_go_to_the_lowest_position_and_padding_is_never_taken(op, device):
 
 
 @BOTH
+@pytest.mark.parametrize("least", [-8.0, -1e8, -torch.inf])
+def test_a_token_far_below_does_not_blur_the_others(op, least, device):
+    scores = torch.tensor([[1.0, 1.0000001, 0.5, least]], device=device)
+    likeness = torch.zeros(1, 4, 4, device=device)
+    assert op(scores, likeness, 4, 0.0).tolist() == [[1, 0, 2, 3]]
+    assert op(scores, likeness, 3, 0.5).tolist() == [[1, 0, 2]]
+
+
+@BOTH
 def test_bad_arguments_are_refused(op):
     scores, likeness = torch.zeros(2, 6), torch.zeros(2, 6, 6)
+    with pytest.raises(ConfigError, match="weight=-1"):
+        op(scores, likeness, 3, -1)
+    with pytest.raises(ConfigError, match="likeness"):
+        op(scores, likeness.long(), 3, 1.0)
     with pytest.raises(ConfigError, match="likeness"):
         op(scores, likeness[:, :5], 3, 1.0)
     with pytest.raises(ConfigError, match="7"):

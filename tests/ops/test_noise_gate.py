@@ -211,7 +211,7 @@ def test_strided_inputs(device, make_key):
 
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 5, 0)])
 def test_empty_tensors(shape, device, make_key):
-    statistics = _moved(_statistics(shape[2]), device)
+    statistics = _moved(_statistics(shape[2], rank=2), device)
     tokens = torch.randn(shape, device=device, requires_grad=True)
     scores = torch.randn(shape[:2], device=device, requires_grad=True)
     key = make_key(shape[0], device)

@@ -67,7 +67,7 @@ void marginal_order_f32(const float *scores, const bool *mask, int64_t k,
                         const float *pairs, float *scratch, int64_t *order) {
   const DiverseArgs args = {scores, mask,  nullptr, float(weight), 1.0f, k,
                             batch,  n,     scratch, nullptr,       order};
-  launch_from_zero(args, nullptr);
+  launch_scores(args, nullptr);
   launch_diverse_pairs(args, pairs, nullptr);
 }
 
