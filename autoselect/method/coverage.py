@@ -16,8 +16,8 @@ Dimension letters: I images, N visual tokens, K tokens taken, D width.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from autoselect.ops.diverse_top_k import centred_directions
 from autoselect.ops.marginal_order import MOST_TOKENS, marginal_order
 
 MOST_PAIRS = 2**26
@@ -46,18 +46,12 @@ def likeness_before(
     """Return m, [I, N], see the head of this module; arguments as `covered_scores`."""
     scores = scores.float()
     images, count = scores.shape
+    free = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     part = max(1, MOST_PAIRS // count**2)
     if images > part:
-        parts = zip(scores.split(part), tokens.split(part), strict=True)
-        masks = [None] * images if mask is None else mask.split(part)
-        found = (
-            likeness_before(r, x, k, weight, m) for (r, x), m in zip(parts, masks, strict=False)
-        )
-        return torch.cat(list(found))
-    free = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    weights = free[..., None].float()
-    mean = (tokens.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(1)
-    unit = normalize(tokens.float() - mean, dim=-1)
+        parts = zip(scores.split(part), tokens.split(part), free.split(part), strict=True)
+        return torch.cat([likeness_before(r, x, k, weight, valid) for r, x, valid in parts])
+    unit = centred_directions(tokens.float(), free)
     if count > MOST_TOKENS:
         return _one_after_another(scores, unit, k, weight, free)
     likeness = unit @ unit.mT

@@ -47,7 +47,7 @@ def diverse_top_k_reference(
     batch, count = scores.shape
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     relevance = _scaled(scores.detach().float(), valid)
-    unit = _centred_directions(tokens.detach().float(), valid)
+    unit = centred_directions(tokens.detach().float(), valid)
     if tokens.is_cuda and tokens.dtype.itemsize == 2:
         unit = unit.half().float()  # as the kernels compare them
     gain = relevance.masked_fill(~valid, -torch.inf)
@@ -93,7 +93,7 @@ def _scaled(scores: Tensor, valid: Tensor) -> Tensor:
     return (scores - low) / (high - low).clamp(min=1e-12)
 
 
-def _centred_directions(tokens: Tensor, valid: Tensor) -> Tensor:
+def centred_directions(tokens: Tensor, valid: Tensor) -> Tensor:
     """Return unit vectors of the tokens minus their image's mean, [B, N, D]."""
     weights = valid[..., None].to(tokens.dtype)
     mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)

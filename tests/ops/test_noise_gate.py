@@ -210,8 +210,9 @@ def test_strided_inputs(device, make_key):
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 5, 0)])
-def test_empty_tensors(shape, device, make_key):
-    statistics = _moved(_statistics(shape[2], rank=2), device)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_empty_tensors(shape, rank, device, make_key):
+    statistics = _moved(_statistics(shape[2], rank), device)
     tokens = torch.randn(shape, device=device, requires_grad=True)
     scores = torch.randn(shape[:2], device=device, requires_grad=True)
     key = make_key(shape[0], device)
