@@ -102,6 +102,14 @@ class AfterProjector:
             return inputs
         return adapter.with_outputs(inputs, self.encode(adapter, inputs))
 
+    def onward(self, _adapter: VisualAdapter, _features: Outputs) -> Callable[[Tensor], Tensor]:
+        """Return what follows the site: from features [I, K, C] to projector outputs [I, K, D].
+
+        Args:
+            features: what `encode` returned.
+        """
+        return lambda tokens: tokens
+
     def pruned(
         self, _adapter: VisualAdapter, features: Outputs, _kept: Tensor, _counts: Sequence[int]
     ) -> Outputs:
@@ -211,20 +219,23 @@ class BeforeProjector(_Earlier):
         in_list = not isinstance(outputs["image"].pooler_output, Tensor)
         return {"image": SiteFeatures(pooler_output=seen[0][0], in_list=in_list)}
 
+    def onward(self, adapter: VisualAdapter, _features: Outputs) -> Callable[[Tensor], Tensor]:
+        projector = adapter.projector
+        assert projector is not None
+        return lambda tokens: projector(tokens.to(adapter.model.dtype))
+
     def pruned(
         self, adapter: VisualAdapter, features: Outputs, _kept: Tensor, _counts: Sequence[int]
     ) -> Outputs:
         """Run the projector."""
-        assert adapter.projector is not None
-        projected = adapter.projector(features["image"].entries)
+        projected = self.onward(adapter, features)(features["image"].entries)
         return _as_encoded(features["image"], projected)
 
     def finish(
         self, adapter: VisualAdapter, visual: VisualTokens, gated: Tensor, repair: Repair
     ) -> Outputs:
         """Run the projector on repaired tokens [I, N, P], with gradient."""
-        assert adapter.projector is not None
-        projected = adapter.projector(repair(gated).to(adapter.model.dtype))
+        projected = self.onward(adapter, visual.outputs)(repair(gated))
         own = _as_encoded(visual.outputs["image"], projected)
         return adapter.replace(own, visual.blocks, projected)
 
@@ -243,6 +254,10 @@ class BeforeEncoder(_Earlier):
     def encode(self, adapter: VisualAdapter, inputs: Mapping[str, Any]) -> Outputs:
         """Return the patches of a call's images; the tower does not run."""
         return {"image": read_patches(adapter, inputs)}
+
+    def onward(self, adapter: VisualAdapter, features: Outputs) -> Callable[[Tensor], Tensor]:
+        extra = features["image"].extra
+        return lambda patches: entries_of(run_tower(adapter, patches, extra))
 
     def pruned(
         self, adapter: VisualAdapter, features: Outputs, kept: Tensor, counts: Sequence[int]

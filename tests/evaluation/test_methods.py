@@ -33,7 +33,7 @@ def context(seed: int = 0) -> SelectionContext:
             ((0.4, 0.0, 0.5, 0.9),),
         ),
         at_site={PATCHES: tokens / 2},
-        encode_kept=lambda patches: patches * 2,  # a tower that mixes no patches
+        onward={"before_encoder": lambda patches: patches * 2},  # a tower that mixes no patches
     )
 
 

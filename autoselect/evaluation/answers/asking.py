@@ -10,7 +10,6 @@ stay, D width, L later layers with features of their own (deepstack).
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,17 +19,15 @@ from autoselect.config import GateSite
 from autoselect.evaluation.answers.endings import answer_ids, up_to_end
 from autoselect.evaluation.answers.likelihood import continuation_log_likelihood, mean_losses
 from autoselect.evaluation.answers.replies import Generated
-from autoselect.evaluation.methods.context import PATCHES
 from autoselect.evaluation.methods.llm_attention import visual_attention
 from autoselect.evaluation.methods.tower_attention import tower_attention
 from autoselect.evaluation.samples import Box, EvaluationSample
 from autoselect.pruning.attachment import keeping
-from autoselect.vlm import FrozenVLM, VisualAdapter
+from autoselect.vlm import FrozenVLM
 from autoselect.vlm.backbone import chat
 from autoselect.vlm.blocks import Block
 from autoselect.vlm.columns import PADDING, remaining_columns, take_columns
 from autoselect.vlm.features import with_entries
-from autoselect.vlm.patches import entries_of, run_tower
 from autoselect.vlm.rasters import raster_of
 from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.placeholders import question_content
@@ -54,7 +51,7 @@ class ImageTokens:
             the mean over all tokens in a tower without a class token, [N].
         boxes: known regions as fractions of the image (left, top, right, bottom).
         at_site: features at earlier sites, [N, C] each.
-        encode_kept: runs the vision encoder on some patches, see `SelectionContext`.
+        onward: runs what follows each of these sites, see `SelectionContext`.
     """
 
     key: str
@@ -64,7 +61,7 @@ class ImageTokens:
     class_attention: Tensor | None = None
     boxes: tuple[Box, ...] = ()
     at_site: Mapping[str, Tensor] = field(default_factory=dict)
-    encode_kept: Callable[[Tensor], Tensor] | None = None
+    onward: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -151,9 +148,9 @@ class AskedVLM:
         features, _ = adapter.tokens(blocks, outputs, later=True)
         earlier = {site: SITES[site].encode(adapter, inputs) for site in sites}
         at_site = {site: adapter.tokens(blocks, own)[0] for site, own in earlier.items()}
-        encode_kept = None
-        if PATCHES in earlier:
-            encode_kept = partial(_encode_kept, adapter, earlier[PATCHES]["image"].extra)
+        onward: dict[str, Callable[[Tensor], Tensor]] = {
+            site: SITES[site].onward(adapter, own) for site, own in earlier.items()
+        }
         total = sum(map(len, blocks))  # `features` is padded if images differ in size
         seen = tower_attention(adapter, inputs, total) if attention else None
         images: list[list[ImageTokens]] = [[] for _ in samples]
@@ -174,7 +171,7 @@ class AskedVLM:
                     None if seen is None else seen.values[block.start : block.start + len(block)],
                     sample_boxes(sample) if whole and grid and len(sample.images) == 1 else (),
                     {site: found[number, : len(block)] for site, found in at_site.items()},
-                    encode_kept,
+                    onward,
                 )
             )
         return Encoded(images, outputs["image"], None if seen is None else seen.of_class_token)
@@ -282,10 +279,6 @@ class AskedVLM:
         scored = continuation_log_likelihood(self.vlm.model, call, kept, references)
         pairs = zip(scored.sums.tolist(), references, strict=True)
         return [-total / len(ids) for total, ids in pairs]
-
-
-def _encode_kept(adapter: VisualAdapter, extra: Tensor, patches: Tensor) -> Tensor:
-    return entries_of(run_tower(adapter, patches, extra))
 
 
 def sample_boxes(sample: EvaluationSample) -> tuple[Box, ...]:

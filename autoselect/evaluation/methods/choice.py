@@ -80,5 +80,5 @@ def context_of(images: Sequence[ImageTokens]) -> SelectionContext:
             site: torch.stack([image.at_site[site] for image in images])
             for site in images[0].at_site
         },
-        encode_kept=images[0].encode_kept,
+        onward=images[0].onward,
     )

@@ -38,8 +38,8 @@ class SelectionContext:
         llm_attention: attention of the prompt's last token to each visual token, [B, N].
         boxes: known regions of each row as fractions of the image (left, top, right, bottom).
         at_site: features at earlier sites of selectors, [B, N, C] each, see `autoselect.vlm.sites`.
-        encode_kept: runs the vision encoder on some patches of each row, [B, K, C], and returns
-            projector outputs, [B, K, D].
+        onward: runs what follows each of these sites on features of some tokens, [B, K, C], and
+            returns projector outputs, [B, K, D].
     """
 
     tokens: Tensor
@@ -52,7 +52,7 @@ class SelectionContext:
     llm_attention: Tensor | None = None
     boxes: tuple[tuple[Box, ...], ...] | None = None
     at_site: Mapping[str, Tensor] = field(default_factory=dict)
-    encode_kept: Callable[[Tensor], Tensor] | None = None
+    onward: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def scored(self, site: str) -> Tensor:
         """Return the features that a selector of a site reads, [B, N, C]."""
@@ -60,8 +60,8 @@ class SelectionContext:
 
     def encoded(self, positions: Tensor) -> Kept:
         """Return what the vision encoder makes of the patches at `positions` [B, K] alone."""
-        assert self.encode_kept is not None
-        return Kept(self.encode_kept(tokens_at(self.at_site[PATCHES], positions)), positions)
+        patches = tokens_at(self.at_site[PATCHES], positions)
+        return Kept(self.onward[PATCHES](patches), positions)
 
     def take(self, scores: Tensor, budget: int) -> Kept:
         """Return the `budget` tokens with the largest scores [B, N], in image order."""
