@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, GateSite
 from autoselect.config.flags import add_setting_flags, check_counts, flag_help
 from autoselect.config.setting import help_of
 from autoselect.data.shards import Sample, ShardSet
@@ -30,9 +30,11 @@ from autoselect.evaluation.settings import ONE_SELECTOR, EvalSettings
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully
+from autoselect.vlm import FrozenVLM
+from autoselect.vlm.sites import SITES
 
-CLASSIFIER = "classifier"
-TOKENS, PATCHES = "tokens", "patch_embedding"
+CLASSIFIER, NONE = "classifier", "none"
+FIDELITY, PATCHES = "fidelity", "patch_embedding"
 MOST_ANALYSED = 256
 BENCH_BUDGETS, BATCHES = "5.5%,11%,22%,33%", "1,8,32"
 ANALYSED = [
@@ -93,10 +95,10 @@ def add_analyse_command(subparsers: Any) -> None:
         parser.add_argument(f"--{name}", required=name not in ("model", "selector"), help=text)
     parser.add_argument(
         "--site",
-        choices=(TOKENS, PATCHES),
-        default=TOKENS,
-        help="where tokens are removed or made noise: the tokens of the language model, or the "
-        "patch embeddings of an image classifier, without --model and --selector (fidelity)",
+        choices=(*SITES, PATCHES),
+        help="where tokens are removed or made noise (fidelity): a site of the gate, by default "
+        "that of --selector, which may be left out; or the patch embeddings of an image "
+        "classifier, without --model and --selector",
     )
     parser.add_argument("--run", help="output folder of the training run (leak)", dest="train_run")
     parser.add_argument(
@@ -119,20 +121,23 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     kind, out = arguments.kind, Path(arguments.out)
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
     training = None
+    if arguments.site and kind != FIDELITY:
+        raise ConfigError(
+            f"site={arguments.site} belongs to `analyse fidelity`, not to {kind}; leave it out"
+        )
     if arguments.site == PATCHES:
         tags, work = _patches(arguments)
-        settings["selector"] = settings["model"] = "none"
+        settings["selector"] = settings["model"] = NONE
     else:
-        for name in ("model", "selector"):
+        for name in ("model",) if kind == FIDELITY else ("model", "selector"):
             if getattr(arguments, name) is None:
                 raise ConfigError(f"{name}= is missing; give --{name}, as {kind} needs it")
         vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
-        tags = {
-            "model": vlm.name,
-            "model_digest": vlm.digest,
-            "selector_digest": selector_digest(selector),
-        }
-        training = selector.metadata.get("tracking_run_id")
+        tags = {"model": vlm.name, "model_digest": vlm.digest}
+        settings["selector"] = arguments.selector or NONE
+        if selector is not None:
+            tags["selector_digest"] = selector_digest(selector)
+            training = selector.metadata.get("tracking_run_id")
     tracker = Tracker.disabled()
     if arguments.tracking:
         tracker = start_analysis(kind, settings, tags, training)
@@ -166,21 +171,37 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
             f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
             f"tokens; only {CLASSIFIER} goes with others"
         )
-    longest = arguments.max_new_tokens
-    subject = Subject(vlm, selector, samples, budgets, arguments.train_run, longest)
+    subject = Subject(
+        vlm,
+        selector,
+        samples,
+        budgets,
+        arguments.train_run,
+        arguments.max_new_tokens,
+        _treated_site(vlm, selector, arguments.site),
+    )
     return vlm, selector, partial(analyse, kind, subject, Path(arguments.out))
 
 
-def _patches(arguments: argparse.Namespace) -> tuple[dict[str, str], Work]:
-    """Return tags, and the function that compares treatments of a classifier's patches.
+def _treated_site(vlm: FrozenVLM, selector: Any, site: GateSite | None) -> GateSite:
+    """Return the site of an analysis: the given one, or that of its selector.
 
     Raises:
-        ConfigError: the analysis is another one.
+        ConfigError: they differ, or the model does not have the site.
     """
-    if arguments.kind != "fidelity":
+    own: GateSite | None = None if selector is None else selector.site
+    if None not in (site, own) and site != own:
         raise ConfigError(
-            f"site={PATCHES} belongs to `analyse fidelity`, not to {arguments.kind}; leave it out"
+            f"site={site} differs from the site of the selector, {own}; leave --site out, or give "
+            f"a selector of site={site}, or none for random scores alone"
         )
+    found = site or own or "after_projector"
+    SITES[found].check(vlm.adapter)
+    return found
+
+
+def _patches(arguments: argparse.Namespace) -> tuple[dict[str, str], Work]:
+    """Return tags, and the function that compares treatments of a classifier's patches."""
     device, out = checked_device(arguments.device), Path(arguments.out)
     classifier, samples = arguments.classifier, _shown_samples(arguments)
     work = partial(analyse_patches, classifier, samples, arguments.budgets, out, device)
@@ -214,8 +235,12 @@ def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
 
 
 def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple[int, ...]]:
-    """Return VLM, selector and the budgets in tokens of such an image."""
-    vlm, selector = load_pair(resolve_model(arguments.model), arguments.selector, arguments.device)
+    """Return VLM, selector (None if none is given) and the budgets in tokens of such an image."""
+    model, selector = resolve_model(arguments.model), None
+    if arguments.selector is None:
+        vlm = FrozenVLM.from_pretrained(model, device=checked_device(arguments.device))
+    else:
+        vlm, selector = load_pair(model, arguments.selector, arguments.device)
     num_tokens = vlm.encode_images([image]).tokens.shape[1]
     return vlm, selector, parse_budgets(arguments.budgets, num_tokens)
 

@@ -1,15 +1,27 @@
 """Evaluation of selectors at earlier sites: what is answered, and what is timed."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
-from autoselect import ConfigError, Selector, attach, detach
+from autoselect import Selector, attach, detach
+from autoselect.cli.main import main
 from autoselect.config import ScorerConfig
-from autoselect.evaluation.analyses.fidelity import learned_positions
+from autoselect.evaluation.analyses.fidelity import (
+    COVARIANCE,
+    NOISE,
+    REMOVAL,
+    ZEROS,
+    token_noises,
+    treated,
+)
 from autoselect.evaluation.answers.answering import FULL, Column, Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.latency.bench import fixed_image
 from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
+from autoselect.evaluation.methods.choice import context_of
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.latency import latency_notes, latency_table
 from autoselect.evaluation.samples import EvaluationSet
@@ -76,6 +88,66 @@ def test_encoder_selection_and_prefill_are_timed_apart(vlm):
     )
 
 
-def test_an_analysis_of_projector_outputs_refuses_a_selector_of_another_site(vlm):
-    with pytest.raises(ConfigError, match="selector.site=before_encoder"):
-        learned_positions(selector_at(vlm, "before_encoder"))
+@pytest.mark.parametrize("site", SITES)
+def test_an_analysis_treats_tokens_at_the_site_of_the_gate(vlm, shards, site):
+    """Noise at closed gates says nothing of the image there; open gates change nothing."""
+    samples = list(EvaluationSet.open(shards))[:3]
+    noises, asked = token_noises(vlm, samples, site), AskedVLM(vlm)
+    encoded = asked.encode(samples, sites=(site,))
+    context = context_of([image for own in encoded.images for image in own])
+    assert len(noises.per_channel.mean) == context.at_site[site].shape[-1]
+    everything = torch.arange(144).expand(len(samples), -1)
+    for name, choices in treated(context, everything, noises, 0).items():
+        for (choice,), tokens in zip(choices, context.tokens, strict=True):
+            assert choice.positions.tolist() == list(range(144))
+            torch.testing.assert_close(choice.features, tokens, rtol=1e-4, atol=1e-4, msg=name)
+    nothing = everything[:, :0]
+    other = replace(context, at_site={site: context.at_site[site].flip(0)})
+    for name in (NOISE, COVARIANCE, ZEROS):
+        one, two = (treated(own, nothing, noises, 0)[name] for own in (context, other))
+        for (own,), (strange,) in zip(one, two, strict=True):
+            assert torch.equal(own.features, strange.features)
+
+
+def test_removal_before_the_encoder_is_the_tower_on_the_kept_patches_alone(vlm, shards):
+    samples = list(EvaluationSet.open(shards))[:2]
+    noises, asked = token_noises(vlm, samples, "before_encoder"), AskedVLM(vlm)
+    encoded = asked.encode(samples, sites=("before_encoder",))
+    context = context_of([image for own in encoded.images for image in own])
+    positions = torch.tensor([[3, 40, 100], [7, 8, 143]])
+    left = context.encoded(positions).tokens
+    for (choice,), kept, tokens in zip(
+        treated(context, positions, noises, 0)[REMOVAL], positions, left, strict=True
+    ):
+        assert torch.equal(choice.positions, kept)
+        assert torch.equal(choice.features[kept], tokens)
+    assert not torch.allclose(left, context.at(positions).tokens, atol=1e-3)
+
+
+@pytest.fixture
+def words(model_folder, shards, tmp_path):
+    return [
+        *("analyse", "fidelity", "--model", str(model_folder), "--shards", str(shards)),
+        *("--budgets", "8", "--max-images", "4", "--max-new-tokens", "4", "--no-tracking"),
+        *("--device", "cpu", "--out", str(tmp_path / "out")),
+    ]
+
+
+def test_an_analysis_without_a_selector_compares_random_scores_alone(words, tmp_path):
+    assert main([*words, "--site", "before_projector"]) == 0
+    found = json.loads((tmp_path / "out" / "fidelity.json").read_text())
+    assert found["site"] == "before_projector" and "learned" not in found
+    assert (tmp_path / "out" / "fidelity.png").is_file()
+
+
+def test_an_analysis_takes_the_site_of_its_selector_and_refuses_another(
+    vlm, words, tmp_path, capsys, caplog
+):
+    selector_at(vlm, "before_encoder").save_pretrained(tmp_path / "selector")
+    words += ["--selector", str(tmp_path / "selector")]
+    assert main([*words, "--site", "after_projector"]) == 2
+    said = capsys.readouterr().err + caplog.text
+    assert "differs from the site of the selector, before_encoder" in said
+    assert main(words) == 0
+    found = json.loads((tmp_path / "out" / "fidelity.json").read_text())
+    assert found["site"] == "before_encoder" and found["learned"]["budgets"] == [8]

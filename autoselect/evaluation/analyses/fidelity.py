@@ -4,6 +4,9 @@ Training fills dropped tokens with noise and inference removes them. Under rando
 agree and under learned ones not, because a trained selector drops what noise still replaces: tokens
 that the model needs besides the objects. So both are measured, on samples that were not trained on.
 
+Tokens are treated at one of the sites of a gate; what follows the site then sees noise, or fewer
+tokens. Before the projector, removal is that behind it, because a projector maps each token alone.
+
 Noise is drawn per channel, near to the paper's isotropic noise on normalised tokens, and also with
 the full covariance of the tokens. The latter looks like tokens of other images, so a VLM may see
 objects that are not there.
@@ -17,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.config import ConfigError
+from autoselect.config import GateSite
 from autoselect.evaluation.answers.answering import answer_sequences
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, whole_choices
 from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
-from autoselect.evaluation.methods.context import SelectionContext
+from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.intervals import Resampling, interval
@@ -47,18 +50,23 @@ CALIBRATION_IMAGES = 256
 
 @dataclass(frozen=True)
 class Noises:
+    """Statistics of both kinds of noise that replace dropped tokens at a site."""
+
+    site: GateSite
     per_channel: TokenStatistics
     covariance: TokenStatistics
 
 
-def token_noises(vlm: Any, samples: Sequence[EvaluationSample]) -> Noises:
-    """Calibrate both kinds of noise on the visual tokens of at most the first 256 images."""
+def token_noises(
+    vlm: Any, samples: Sequence[EvaluationSample], site: GateSite = "after_projector"
+) -> Noises:
+    """Calibrate both kinds of noise on the features at a site of at most the first 256 images."""
     batches = [
-        vlm.encode_images([sample.image for sample in samples[start : start + 32]])
+        vlm.encode_images([sample.image for sample in samples[start : start + 32]], site)
         for start in range(0, min(CALIBRATION_IMAGES, len(samples)), 32)
     ]
     tokens = [visual.tokens.flatten(0, 1).float() for visual in batches]
-    return Noises(calibrate(tokens, None), calibrate(tokens, NOISE_RANK))
+    return Noises(site, calibrate(tokens, None), calibrate(tokens, NOISE_RANK))
 
 
 def random_positions(context: SelectionContext, budget: int) -> Tensor:
@@ -67,17 +75,8 @@ def random_positions(context: SelectionContext, budget: int) -> Tensor:
 
 
 def learned_positions(selector: Any) -> Keep:
-    """Return the choice of a trained selector, its diversity included.
-
-    Raises:
-        ConfigError: it scores tokens of an earlier site than those that are treated here.
-    """
-    if selector.site != "after_projector":
-        raise ConfigError(
-            f"selector.site={selector.site}: this analysis treats projector outputs; give a "
-            "selector of site=after_projector"
-        )
-    return lambda context, budget: selector.select(context.tokens, budget)[1]
+    """Return the choice of a trained selector at its site, its diversity included."""
+    return lambda context, budget: selector.select(context.scored(selector.site), budget)[1]
 
 
 def warn_of_gap(found: dict[str, Any]) -> None:
@@ -108,9 +107,12 @@ def gating_fidelity(
 
     Args:
         asked: an `AskedVLM`.
-        noises: statistics of the noise that replaces dropped tokens.
+        noises: site at which tokens are treated, and the statistics of its noise.
         max_new_tokens: longest answer in tokens.
         keep: chooses the tokens that are not dropped.
+
+    Raises:
+        ConfigError: the model does not have the site.
 
     Returns:
         `budgets`, `curves` (accuracy by treatment), `unended` (share of answers that reach the
@@ -120,12 +122,12 @@ def gating_fidelity(
     answers: dict[str, Replies] = {}
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
-        encoded = asked.encode(chosen)
+        encoded = asked.encode(chosen, sites={noises.site} - {"after_projector"})
         context = context_of([image for own in encoded.images for image in own])
         sequences: dict[str, ImageChoices | None] = {
             f"{treatment}@{budget}": sequence
             for budget in budgets
-            for treatment, sequence in _treated(
+            for treatment, sequence in treated(
                 context, keep(context, budget), noises, start
             ).items()
         }
@@ -135,22 +137,27 @@ def gating_fidelity(
     return _compare(samples, budgets, answers)
 
 
-def _treated(
+def treated(
     context: SelectionContext, positions: Tensor, noises: Noises, first: int
 ) -> dict[str, ImageChoices]:
     """Return what the LLM sees of every image if all but `positions` [B, K] are dropped."""
-    tokens = context.tokens
-    gates = torch.zeros(tokens.shape[:2], device=tokens.device).scatter(1, positions, 1.0)
-    ids = torch.arange(first, first + len(tokens), device=tokens.device)
+    site = noises.site
+    features, onward = context.scored(site), context.onward.get(site, lambda tokens: tokens)
+    gates = torch.zeros(features.shape[:2], device=features.device).scatter(1, positions, 1.0)
+    ids = torch.arange(first, first + len(features), device=features.device)
 
-    def noisy(statistics: TokenStatistics) -> Tensor:
-        return noise_gate(tokens, gates, statistics.to(tokens.device), NoiseKey(0, 0, ids))
+    def noisy(statistics: TokenStatistics) -> ImageChoices:
+        statistics = statistics.to(features.device)
+        return whole_choices(onward(noise_gate(features, gates, statistics, NoiseKey(0, 0, ids))))
 
+    left = context.encoded(positions) if site == PATCHES else context.at(positions)
+    rows = torch.arange(len(features), device=features.device)[:, None]
+    tokens = context.tokens.index_put((rows, left.positions), left.tokens)
     return {
-        REMOVAL: [[Choice(kept, own)] for kept, own in zip(positions, tokens, strict=True)],
-        NOISE: whole_choices(noisy(noises.per_channel)),
-        COVARIANCE: whole_choices(noisy(noises.covariance)),
-        ZEROS: whole_choices(tokens * gates[..., None].to(tokens.dtype)),
+        REMOVAL: [[Choice(kept, own)] for kept, own in zip(left.positions, tokens, strict=True)],
+        NOISE: noisy(noises.per_channel),
+        COVARIANCE: noisy(noises.covariance),
+        ZEROS: whole_choices(onward(features * gates[..., None].to(features.dtype))),
     }
 
 

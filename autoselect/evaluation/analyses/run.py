@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, GateSite
 from autoselect.config.extras import extra
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.analyses.classifier import (
@@ -47,8 +48,10 @@ class Subject:
     """What is analysed.
 
     Attributes:
+        selector: may be None for `fidelity`.
         samples: images and questions; a list, because analyses read it several times.
         run: output folder of the training run, for analyses of the gates.
+        site: where `fidelity` treats tokens; the selector's, if there is one.
     """
 
     vlm: Any
@@ -57,6 +60,7 @@ class Subject:
     budgets: tuple[int, ...]
     run: str | None = None
     max_new_tokens: int = 16
+    site: GateSite = "after_projector"
 
     def grid(self) -> tuple[int, int]:
         """Return rows and columns of the visual tokens.
@@ -82,13 +86,14 @@ def similarity(subject: Subject) -> Found:
 
 
 def fidelity(subject: Subject) -> Found:
-    """Draw figure 5 of the paper, and the same comparison under the learned scores."""
-    noises = token_noises(subject.vlm, subject.samples)
+    """Draw figure 5 of the paper, and the same under the learned scores if there is a selector."""
+    noises = token_noises(subject.vlm, subject.samples, subject.site)
     asked, longest = AskedVLM(subject.vlm), subject.max_new_tokens
-    found, learned = (
-        gating_fidelity(asked, subject.samples, subject.budgets, noises, longest, keep)
-        for keep in (random_positions, learned_positions(subject.selector))
-    )
+    measured = partial(gating_fidelity, asked, subject.samples, subject.budgets, noises, longest)
+    found = {"site": subject.site, **measured(random_positions)}
+    if subject.selector is None:
+        return found, fidelity_figure(found)
+    learned = measured(learned_positions(subject.selector))
     warn_of_gap(learned)
     return {**found, "learned": learned}, fidelity_figure(found, learned)
 
