@@ -78,11 +78,14 @@ def several_images(count: int, images: int, budget: int | float) -> list[Case]:
     ]
 
 
-def truths(folder: Path, selector: Path, cases: Sequence[Case]) -> list[Found]:
+def truths(
+    folder: Path, selector: Path, cases: Sequence[Case], dtype: str = "float32"
+) -> list[Found]:
     """Return what `attach()` gives for each case, computed by another process."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(case) for case in cases]
-    (folder / "cases.json").write_text(json.dumps({"selector": str(selector), "cases": rows}))
+    job = {"selector": str(selector), "cases": rows, "dtype": dtype}
+    (folder / "cases.json").write_text(json.dumps(job))
     subprocess.run([sys.executable, "-m", "tests.serving.truth", str(folder)], cwd=ROOT, check=True)
     return load(folder)
 

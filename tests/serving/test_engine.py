@@ -136,10 +136,16 @@ def test_preempted_requests(native, selector, truth):
     assert_equal(found, truth(GROWING))
 
 
-def test_bfloat16_loses_no_position(served, truth):
-    pairs = zip(served(CASES, dtype="bfloat16"), truth(CASES), strict=True)
-    equal = sum(answer_of(found.ids) == answer_of(true.ids) for found, true in pairs)
-    assert equal >= 0.95 * len(CASES)
+def test_bfloat16_loses_no_position(served, truth, selector, tmp_path):
+    """Rounding changes some answers, how many depends on the CPU: about as many as in `attach()`."""
+
+    def changed(found):
+        pairs = zip(found, truth(CASES), strict=True)
+        return sum(answer_of(own.ids) != answer_of(exact.ids) for own, exact in pairs)
+
+    rounded = changed(truths(tmp_path, selector, CASES, "bfloat16"))
+    assert rounded < 0.1 * len(CASES)
+    assert changed(served(CASES, dtype="bfloat16")) <= rounded + 0.05 * len(CASES)
 
 
 def test_an_image_smaller_than_its_budget_keeps_all(served, truth):

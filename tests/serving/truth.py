@@ -15,7 +15,8 @@ from tests.serving.cases import NEW_TOKENS, REFERENCE, Case, Found, save
 def main(folder: Path) -> None:
     job = json.loads((folder / "cases.json").read_text())
     processor = AutoProcessor.from_pretrained(REFERENCE, backend="pil")
-    model = LlavaForConditionalGeneration.from_pretrained(REFERENCE, dtype=torch.float32).eval()
+    dtype = getattr(torch, job["dtype"])
+    model = LlavaForConditionalGeneration.from_pretrained(REFERENCE, dtype=dtype).eval()
     model.generation_config.eos_token_id = None
     attach(model, Selector.from_pretrained(job["selector"]), 1.0)
     found = []
