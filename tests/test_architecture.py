@@ -24,7 +24,7 @@ ALLOWED = {
     "tracking": {"config", "files"},
     "vlm": {"config", "files", "data"},
     "method": {"config", "ops", "vlm"},
-    "pruning": {"config", "ops", "data", "method", "vlm", "tracking"},
+    "pruning": {"config", "files", "ops", "data", "method", "vlm", "tracking"},
     "training": {"config", "files", "ranks", "data", "tracking", "vlm", "method", "pruning"},
     "reference": {"config", "files", "data", "vlm"},
     "preflight": {

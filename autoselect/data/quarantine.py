@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from autoselect.data.faults import Fault
+from autoselect.files.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Quarantine:
             complete, cut = _complete_lines(self._path)
             if cut:
                 # A crash cut the last line short; its fault will be found again.
-                self._path.write_text("".join(f"{line}\n" for line in complete))
+                write_text(self._path, "".join(f"{line}\n" for line in complete))
         for listing in self._listings:
             if listing.exists():
                 self.merge(Fault(**json.loads(line)) for line in _complete_lines(listing)[0])

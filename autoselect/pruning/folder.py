@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.files.tensors import read_tensors
 from autoselect.vlm.model_files import is_pointer
 
 WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "config.json"
@@ -35,7 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the JSON value of a selector's `config.json`, its keys and their types checked.
 
     Raises:
-        ConfigError: a file is missing or a git-lfs pointer; it is not JSON or of another format; a
+        ConfigError: a file is missing, unreadable or a git-lfs pointer; it is not JSON or of another format; a
             key is missing, unknown or of another type.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -53,7 +53,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     again = "export the selector again, or copy the file from where it is whole"
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(
+            f"{where} cannot be read: {error}; mend that, such as its permissions"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not JSON: {error}; {again}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{where} must hold a JSON object, not {type(config).__name__}; {again}")
@@ -86,13 +90,17 @@ def read_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str,
         shapes: shape of every tensor by its name, as `config.json` says.
 
     Raises:
-        ConfigError: the file is damaged; a tensor is missing, unexpected, of another shape, not of
+        ConfigError: the file cannot be read or is damaged; a tensor is missing, unexpected, of another shape, not of
             floating point, or holds numbers that are not finite.
     """
     where = f"selector={folder}/{WEIGHTS_FILE}"
     try:
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError, ValueError) as error:
+        weights = read_tensors(folder / WEIGHTS_FILE)
+    except OSError as error:
+        raise ConfigError(
+            f"{where} cannot be read: {error}; mend that, such as its permissions"
+        ) from error
+    except (SafetensorError, ValueError) as error:
         raise ConfigError(
             f"{where} is damaged: {error}; copy it from where it is whole, or export it again"
         ) from error

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoselect import __version__
 from autoselect.config import ConfigError, GateSite, ScorerConfig, require
 from autoselect.config.files import from_dict
+from autoselect.files.atomic import write_text
+from autoselect.files.tensors import write_tensors
 from autoselect.method.scorer import Scorer
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
@@ -224,17 +225,15 @@ class Selector(nn.Module):
 
         The card calls the selector `name`, by default the folder's name.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {n: t.detach().float().cpu().contiguous() for n, t in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
+        write_tensors(Path(folder) / WEIGHTS_FILE, weights)
         self.save_config(folder, name)
 
     def save_config(self, folder: str | Path, name: str | None = None) -> None:
         """Write `config.json` and the card beside weights that are there already."""
         folder = Path(folder)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
-        (folder / CARD_FILE).write_text(card_text(self.config, name or folder.absolute().name))
+        write_text(folder / CONFIG_FILE, json.dumps(self.config, indent=2) + "\n")
+        write_text(folder / CARD_FILE, card_text(self.config, name or folder.absolute().name))
 
     def push_to_hub(
         self, repository: str, private: bool = False, message: str = "Upload selector"

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from autoselect.config import ConfigError
 from autoselect.files.atomic import sync_folder
+from autoselect.files.tensors import read_tensors, write_tensors
 from autoselect.ranks.rank_zero import on_main
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import TrainingState
@@ -118,7 +118,8 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Remove half-written checkpoints and, beyond `keep`, those that `load` would try last.
 
-        Unusable ones are removed before usable ones, and the current one never.
+        Unusable ones are removed before usable ones, and the current one never. One that cannot be
+        removed, such as a folder with an open file on NFS, waits for the next save.
         """
         others = self._candidates()[1:]
         if len(others) >= self.keep:
@@ -127,9 +128,12 @@ class CheckpointStore:
         for path in others[self.keep - 1 :] + unfinished:
             # Renamed first, so that a half-removed folder is never taken for a checkpoint.
             doomed = path if path.name.endswith(PARTIAL) else path.with_name(path.name + PARTIAL)
-            if doomed != path:
-                path.rename(doomed)
-            shutil.rmtree(doomed)
+            try:
+                if doomed != path:
+                    path.rename(doomed)
+                shutil.rmtree(doomed)
+            except OSError as error:
+                logger.warning("old checkpoint %s cannot be removed: %s", path, error)
 
     def _newest_first(self) -> list[Path]:
         found = [p for p in self.folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
@@ -190,7 +194,7 @@ def read_checkpoint(path: Path) -> TrainingState:
     """
     _verify(path)
     try:
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
+        tensors = {name: read_tensors(path / f"{name}.safetensors") for name in TENSOR_FILES}
         values = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -257,9 +261,7 @@ def _write_payloads(state: TrainingState, folder: Path) -> None:
     extra = {f"statistics.{name}": tensor for name, tensor in state.statistics.items()}
     payloads = (trained.weights, trained.first_moments, trained.second_moments, extra)
     for name, tensors in zip(TENSOR_FILES, payloads, strict=True):
-        path = folder / f"{name}.safetensors"
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path)
-        _flush(path)
+        write_tensors(folder / f"{name}.safetensors", tensors)
     _write_text(folder / "state.json", json.dumps(state.to_dict(), indent=1))
 
 

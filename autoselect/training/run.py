@@ -23,6 +23,7 @@ from autoselect.config.files import flatten, to_dict
 from autoselect.data.loader import collate_usable
 from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
+from autoselect.files.atomic import write_text
 from autoselect.files.digest import same_weights
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
@@ -222,10 +223,8 @@ def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
 
 def write_resolved(config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
     """Write the resolved configuration to `OUTPUT/config.yaml`."""
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
     resolved = resolved_settings(config, deepspeed)
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    write_text(Path(config.output) / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
 
 
 def shared_statistics(

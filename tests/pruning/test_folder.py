@@ -176,3 +176,12 @@ def test_any_damage_of_bytes_is_a_selector_or_a_named_error(folder, data, name):
             assert str(folder) in str(error)
     finally:
         (folder / name).write_bytes(whole)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(folder, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("autoselect.pruning.folder.read_tensors", denied)
+    with pytest.raises(ConfigError, match="cannot be read.*Permission denied.*permissions"):
+        Selector.from_pretrained(folder)

@@ -278,7 +278,7 @@ class Died(Exception):
     """Raised where the process is meant to end."""
 
 
-FILE_OPERATIONS = ("_flush", "sync_folder", "_write_text", "_fingerprint", "save_file")
+FILE_OPERATIONS = ("_flush", "sync_folder", "_write_text", "_fingerprint", "write_tensors")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -376,6 +376,41 @@ def test_size_is_twelve_bytes_per_trained_parameter(tmp_path: Path) -> None:
     folder = CheckpointStore(tmp_path).save(state)
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert 12 * count < size <= 12 * count + 1_000_000
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On NFS a file that another process has open keeps its folder."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(39, "Directory not empty", str(path))
+
+    saved(tmp_path, (1,), keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", refuse)
+        CheckpointStore(tmp_path, keep=1).save(make_state(2))
+    assert "old checkpoint" in caplog.text and "Directory not empty" in caplog.text
+    loaded = CheckpointStore(tmp_path, keep=1).load()
+    assert loaded is not None and loaded.step == 2
+    CheckpointStore(tmp_path, keep=1).save(make_state(3))
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000003"]
+
+
+def test_a_loaded_checkpoint_keeps_no_file_open(tmp_path: Path) -> None:
+    folder = CheckpointStore(tmp_path).save(make_state(1))
+    state = CheckpointStore(tmp_path).load()
+    assert state is not None
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("autoselect.files.tensors.write_bytes", full)
+    with pytest.raises(CheckpointError, match="could not be written.*No space left"):
+        CheckpointStore(tmp_path).save(make_state(1))
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
