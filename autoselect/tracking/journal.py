@@ -55,8 +55,13 @@ class Journal:
     @classmethod
     def waiting(cls, folder: Path) -> Iterator["Journal"]:
         """Yield every journal with events, oldest first."""
-        paths = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-        return (cls(folder, path.stem) for path in paths)
+        ages: dict[Path, float] = {}
+        for path in folder.glob("*.jsonl"):
+            try:
+                ages[path] = path.stat().st_mtime
+            except FileNotFoundError:
+                pass  # its own process delivered it meanwhile
+        return (cls(folder, path.stem) for path in sorted(ages, key=ages.__getitem__))
 
     def __bool__(self) -> bool:
         return self.path.exists()

@@ -34,6 +34,22 @@ def test_metrics_leave_the_caller_at_once_and_arrive_by_themselves(monkeypatch):
     tracker.finish()
 
 
+def test_a_journal_that_its_own_process_delivers_meanwhile_is_passed_over(project, monkeypatch):
+    spool = Path("mlruns/spool")
+    spool.mkdir(parents=True, exist_ok=True)
+    for name in ("gone", "waits"):
+        (spool / f"{name}.jsonl").write_text("")
+    stat = Path.stat
+
+    def racing(path, **options):
+        if path.name == "gone.jsonl":
+            path.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", racing)
+    assert [journal.name for journal in Journal.waiting(spool)] == ["waits"]
+
+
 def test_what_was_flushed_survives_sigkill():
     child = CHILD.replace(
         "if sys.argv", 'tracker.log_metrics({"loss": 1.0}, 1)\ntracker.flush()\nif sys.argv'
