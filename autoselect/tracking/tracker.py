@@ -130,10 +130,14 @@ class Tracker:
         values = {name: float(value) for name, value in metrics.items()}
         self._log({"kind": "metrics", "values": values, "step": step, "time_ms": _now_ms()})
 
-    def flush(self) -> None:
-        """Wait until everything logged so far is delivered, or the server does not take it."""
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything logged so far is delivered, or the server does not take it.
+
+        Args:
+            timeout: longest wait in seconds; None for no limit.
+        """
         if self._delivery is not None:
-            self._delivery.flush()
+            self._delivery.flush(timeout)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Add or replace tags."""

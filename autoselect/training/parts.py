@@ -40,7 +40,8 @@ class Run:
         collator: builds micro-batches from samples.
         engine: DeepSpeed engine around an `AutoSelect` model.
         store: folder of the checkpoints.
-        state: the checkpoint that the run resumes from; None for a new run.
+        state: the checkpoint that the run resumes from; None for a new run, and once it is
+            restored.
     """
 
     config: TrainConfig
@@ -66,10 +67,11 @@ class Run:
         )
 
 
-def start_quarantine(run: Run) -> SharedQuarantine:
+def start_quarantine(run: Run, anew: bool) -> SharedQuarantine:
     """Open this rank's quarantine file, and read again what earlier starts listed as unusable.
 
-    Earlier starts may have had another number of ranks. What is usable now leaves the list.
+    Earlier starts may have had another number of ranks. What is usable now leaves the list. `anew`
+    says that the run begins at step 0.
     """
     own = run.output / f"quarantine-{run.info.rank}.jsonl"
     total = len(run.shards) + len(run.shards.faults)
@@ -81,7 +83,7 @@ def start_quarantine(run: Run) -> SharedQuarantine:
         with run.heartbeat.independently("reading unusable samples again"):
             return still_unusable(run.shards, run.collator, faults)
 
-    shared.reread(reread, anew=run.state is None or run.state.step == 0)
+    shared.reread(reread, anew=anew)
     return shared
 
 

@@ -28,18 +28,20 @@ from autoselect.vlm.text.batch import TrainBatch
 
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"
+LONGEST_FLUSH_S = 30.0
 
 
 class Trainer:
     def __init__(self, run: Run) -> None:
+        state, run = run.state, replace(run, state=None)  # its tensors are not needed for long
         self.parts = run
         self.config, self.engine = run.config, run.engine
         self.info, self.device, self.heartbeat = run.info, run.device, run.heartbeat
         self.sizes = run.deepspeed.split(run.info.world_size)
-        self.step = 0 if run.state is None else run.state.step
+        self.step = 0 if state is None else state.step
         self.size = ModelSize.of(run.engine.module.vlm)
         self.guard = UpdateGuard(run.engine, patience=run.config.max_skipped_steps)
-        self.quarantine = start_quarantine(run)
+        self.quarantine = start_quarantine(run, anew=self.step == 0)
         self.loader = Loader(
             run.shards,
             run.collator,
@@ -58,9 +60,9 @@ class Trainer:
         )
         self.remaining = Remaining(self.config.steps)
         progress = Progress()
-        if run.state is not None:
-            progress = run.state.progress
-            restore(run.engine, run.state.trained, f"checkpoint of step {self.step}")
+        if state is not None:
+            progress = state.progress
+            restore(run.engine, state.trained, f"checkpoint of step {self.step}")
             logger.info("resuming at step %d of %d", self.step, run.config.steps)
         self.guard.skipped = progress.skipped_steps
         self.images, self.smaller_images = progress.images, progress.smaller_images
@@ -68,12 +70,17 @@ class Trainer:
         self.polarisation = progress.polarisation
         self.progress = progress
         self.validation = validation_of(run, self.sizes.micro, self.loader.batch_size)
-        self.tracker = start_tracker(run, progress.tracking_run_id)
+        # What earlier runs could not deliver may take long.
+        with run.heartbeat.independently("starting the tracked run"):
+            self.tracker = start_tracker(run, progress.tracking_run_id)
         self.tracking_run_id = self.tracker.run_id or progress.tracking_run_id
 
     def save(self) -> None:
-        """Flush the metrics of the steps made so far, then write a checkpoint (a collective)."""
-        self.tracker.flush()
+        """Flush the metrics of the steps made so far, then write a checkpoint (a collective).
+
+        A slow tracking server gets the rest later: the other ranks wait in the collective.
+        """
+        self.tracker.flush(LONGEST_FLUSH_S)
         self.parts.store.save(
             TrainingState(
                 self.step,

@@ -36,6 +36,22 @@ BEST_FOLDER = "best"
 HELD_OUT = "held-out"
 
 
+def check_held_out(config: TrainConfig, rows: int, batch_size: int) -> None:
+    """Check that enough of the training's `rows` are left for a validation without own shards.
+
+    Raises:
+        ConfigError: the training uses some of them.
+    """
+    count, used = config.validation.images, config.steps * batch_size
+    if config.validation.every and config.validation.shards == HELD_OUT and used + count > rows:
+        raise ConfigError(
+            f"validation.images={count}: {config.steps} steps of {batch_size} rows leave "
+            f"{max(0, rows - used)} of the {rows} rows of data.train_shards="
+            f"{config.data.train_shards} unused; give validation.shards, or lower steps or "
+            "validation.images"
+        )
+
+
 def held_out_rows(config: TrainConfig, shards: ShardSet, batch_size: int) -> list[Sample]:
     """Return the rows of the validation, decoded; rows that cannot be used are left out.
 
@@ -49,14 +65,8 @@ def held_out_rows(config: TrainConfig, shards: ShardSet, batch_size: int) -> lis
         shards = ShardSet.open(own.shards)
         ids: Sequence[int] = range(min(count, len(shards)))
     else:
-        used, rows = config.steps * batch_size, len(shards)
-        if used + count > rows:
-            raise ConfigError(
-                f"validation.images={count}: {config.steps} steps of {batch_size} rows leave "
-                f"{max(0, rows - used)} of the {rows} rows of data.train_shards="
-                f"{config.data.train_shards} unused; give validation.shards, or lower steps or "
-                "validation.images"
-            )
+        rows = len(shards)
+        check_held_out(config, rows, batch_size)
         ids = epoch_slice(rows, config.seed, 0, rows - count, rows).tolist()
     found = []
     for sample_id in ids:
@@ -79,16 +89,15 @@ class Validation:
     Args:
         run: the training run.
         micro_batch: rows per forward pass of one rank.
-        batch_size: rows of one update.
+        rows: see `held_out_rows`.
 
     Raises:
         ConfigError: no row has an image and an answer; raised on every rank.
     """
 
-    def __init__(self, run: Run, micro_batch: int, batch_size: int) -> None:
+    def __init__(self, run: Run, micro_batch: int, rows: Sequence[Sample]) -> None:
         self.run = run
         self.config = run.config.validation
-        rows = held_out_rows(run.config, run.shards, batch_size)
         chunks = [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
         world = run.info.world_size
         own = chunks[run.info.rank :: world]
@@ -166,5 +175,15 @@ def take_best(output: Path, selector: Path, progress: Progress) -> None:
 
 
 def validation_of(run: Run, micro_batch: int, batch_size: int) -> Any:
-    """Return the `Validation` of a run, or None if it has none."""
-    return Validation(run, micro_batch, batch_size) if run.config.validation.every else None
+    """Return the `Validation` of a run, or None if it has none (a collective).
+
+    Args:
+        run: the training run.
+        micro_batch: rows per forward pass of one rank.
+        batch_size: rows of one update.
+    """
+    if not run.config.validation.every:
+        return None
+    with run.heartbeat.independently("reading the held-out rows"):
+        rows = held_out_rows(run.config, run.shards, batch_size)
+    return Validation(run, micro_batch, rows)

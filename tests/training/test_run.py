@@ -2,7 +2,7 @@
 
 import os
 import random
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
+from autoselect.tracking import Tracker
+from autoselect.training import trainer as training_loop
+from autoselect.training import validation
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.run import assemble, check_resumable, warn_of_few_cores
 from autoselect.training.state import Origin, TrainingState
@@ -54,6 +57,55 @@ def test_no_step_draws_from_a_global_generator(alone, folder):
         before = generator_states()
         assert trainer.run()
     assert generator_states() == before
+
+
+def test_no_rank_waits_in_a_collective_for_a_slow_tracking_server_or_slow_shards(
+    alone, folder, tmp_path, monkeypatch
+):
+    """Both may take longer than a collective: an outage's backlog, indexes that are built."""
+
+    class Noting(Heartbeat):
+        doing = None
+
+        @contextmanager
+        def independently(self, doing):
+            self.doing = doing
+            with super().independently(doing):
+                yield
+            self.doing = None
+
+    class SlowTracker(Tracker):
+        waits: list = []
+
+        def flush(self, timeout=None):
+            self.waits.append(timeout)
+
+    places, held_out_rows = {}, validation.held_out_rows
+
+    def start(_run, _run_id):
+        places["tracker"] = heartbeat.doing
+        return SlowTracker(None)
+
+    def held_out(*given):
+        places["rows"] = heartbeat.doing
+        return held_out_rows(*given)
+
+    monkeypatch.setattr(training_loop, "start_tracker", start)
+    monkeypatch.setattr(validation, "held_out_rows", held_out)
+    shards = folder / "shards"
+    flags = [
+        f"--model={folder / 'vlm'}",
+        f"--data.train_shards={shards / 'train-*.tar'}",
+        f"--output={tmp_path / 'run'}",
+        *("--steps=1", "--gate.calibration_images=2", "--validation.every=1"),
+        f"--validation.shards={shards / 'val-*.tar'}",
+    ]
+    config = load_config(TrainConfig, None, flags)
+    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    with Noting(alone) as heartbeat:
+        assert assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat).run()
+    assert places["tracker"] and places["rows"]
+    assert SlowTracker.waits and None not in SlowTracker.waits
 
 
 def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder, tmp_path, caplog):
