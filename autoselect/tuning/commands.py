@@ -43,7 +43,7 @@ def tuning_table(report: dict[str, Any]) -> str:
         [
             str(row["budget"]),
             *(
-                f"[{value:.1f}]" if float(weight) == row["weight"] else f"{value:.1f}"
+                f"[{value:.1f}]" if weight == f"{row['weight']:g}" else f"{value:.1f}"
                 for weight in weights
                 for value in [100 * report["weights"][weight][number]["agreement"]]
             ),

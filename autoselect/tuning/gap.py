@@ -97,5 +97,8 @@ def gap_rows(gaps: dict[str, list[RemovalGap]]) -> list[dict[str, Any]]:
 
 
 def gap_warning(gaps: dict[str, list[RemovalGap]]) -> str | None:
-    """Return the warning of the budget with the largest gap as the selector is used, if any."""
-    return max(gaps[SELECTED], key=lambda gap: gap.gap).warning()
+    """Return the warning of the budget with the largest gap as the selector is used, if any.
+
+    The gap is that of the right answers or of the unended ones, whichever is larger.
+    """
+    return max(gaps[SELECTED], key=lambda gap: max(gap.gap, gap.ending_gap)).warning()

@@ -86,6 +86,9 @@ def tune(
         state = last_state(settings.train_run, selector)
     asked = AskedVLM(vlm)
     chosen = tuning_samples(shards, selector.metadata, settings.images, settings.questions)
+    if state is not None and not chosen.has_answers:
+        logger.warning("removal is not compared with noise filling: the rows have no answers")
+        state = None
     num_tokens = len(asked.encode(chosen.samples[:1]).images[0][0])
     weighted = {weight: _weighted(selector, weight) for weight in settings.tried}
     plan = Plan(

@@ -25,6 +25,15 @@ class TuningSamples:
     rows: tuple[Sample, ...]
     held_out: int
 
+    @property
+    def has_answers(self) -> bool:
+        return any(
+            str(accepted).strip()
+            for sample in self.samples
+            for own in sample.answers
+            for accepted in own
+        )
+
 
 def tuning_samples(
     shards: ShardSet, training: Mapping[str, Any], images: int, questions: int
@@ -70,11 +79,12 @@ def _usable(
     try:
         stored = shards[index]
         pictures = stored.pictures
-        asked, answers, tasks, _ = parse_record(stored.record, stored.key)
+        parsed = parse_record(stored.record, stored.key, needs_answers=False)
     except (BadSample, ConfigError):
         return
     if not pictures:
         return
+    asked, answers, tasks, _ = parsed
     turns = stored.record["conversations"]
     marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
     first = slice(questions)

@@ -47,7 +47,7 @@ class TuneSettings:
         """Return the weights as numbers, ascending.
 
         Raises:
-            ConfigError: they are not numbers of 0..1.
+            ConfigError: they are not numbers of 0..1, or have more than six digits.
         """
         try:
             values = {float(value) for value in self.weights.split(",")}
@@ -58,4 +58,9 @@ class TuneSettings:
             ) from None
         for value in values:
             check_diversity(value)
+            if float(f"{value:g}") != value:
+                raise ConfigError(
+                    f"weights={self.weights!r}: {value!r} has more digits than tables and columns "
+                    f"show; write at most six, such as {value:g}"
+                )
         return tuple(sorted(values))

@@ -1,6 +1,7 @@
 """The gap of removal: which Scorer and Denoiser it is measured with, and of which training."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from autoselect.config import ConfigError, ScorerConfig, TrainConfig
 from autoselect.config.files import to_dict
 from autoselect.method.model import AutoSelect
+from autoselect.method.removal import Outcome, RemovalGap
 from autoselect.method.scorer import Scorer
 from autoselect.method.statistics import TokenStatistics
 from autoselect.pruning.selector import Selector
@@ -46,6 +48,17 @@ def test_the_gap_is_that_of_the_selector_and_not_of_the_last_scorer(
     assert all(torch.equal(own[name], t) for name, t in model.scorer.state_dict().items())
     for name, tensor in model.denoiser.state_dict().items():
         assert torch.equal(tensor, weights[f"denoiser.{name}"])
+
+
+@pytest.mark.parametrize("unended", [0, 30])
+def test_the_warning_is_that_of_the_worst_budget_endings_included(unended):
+    """At 8 tokens one answer in a hundred is lost; at 16 none, but some do not end."""
+    whole = Outcome(1.0, 100, 100, 100, 100)
+    small = RemovalGap(8, whole, replace(whole, right=99), whole)
+    large = RemovalGap(16, whole, replace(whole, ended=100 - unended), whole)
+    found = gap.gap_warning({gap.SELECTED: [small, large]})
+    assert found == large.warning()
+    assert (found is None) == (unended == 0)
 
 
 def test_a_search_that_is_repeated_measures_the_gap_once(

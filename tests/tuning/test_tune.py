@@ -80,6 +80,26 @@ def test_labels_are_not_read(settings, shards, tmp_path):
     assert first == second
 
 
+@pytest.mark.parametrize("kind", ["none", "empty", "last question open"])
+def test_rows_without_answers_are_enough(settings, shards, tmp_path, kind):
+    """With a training's folder too, whose comparison of removal and noise then has no answers."""
+    stored = ShardSet.open(shards)
+    with ShardWriter(str(tmp_path / "unlabelled")) as writer:
+        for index in range(len(stored)):
+            sample = stored[index]
+            turns = sample.record["conversations"][: 2 if kind != "last question open" else 3]
+            turns = [t for t in turns if t["from"] == "human" or kind != "none"]
+            if kind == "empty":
+                turns = [t | {"value": ""} if t["from"] == "gpt" else t for t in turns]
+            rest = {"conversations": turns, "image": sample.record.get("image")}
+            rest = {name: value for name, value in rest.items() if value is not None}
+            writer.write(sample.key, rest, [to_jpeg(sample.pictures[0])])
+    report = tune(dataclasses.replace(settings, shards=str(tmp_path / "unlabelled"))).report
+    assert report["images"] == 4 and 4 <= report["questions"] <= 8
+    chosen = tuning_samples(ShardSet.open(str(tmp_path / "unlabelled")), {}, 4, 2)
+    assert chosen.has_answers == (kind == "last question open")
+
+
 def every_row(report):
     return [*report["best"], *(row for rows in report["weights"].values() for row in rows)]
 
@@ -112,6 +132,7 @@ def test_a_selector_that_is_no_folder_is_refused(settings):
     [
         ({"weights": "0,much"}, "weights='0,much' must be numbers"),
         ({"weights": "0,1.5"}, "diversity=1.5 must lie in 0..1"),
+        ({"weights": "0,0.3333333"}, "more digits than tables and columns show"),
         ({"images": 0}, "images=0 is below 1"),
     ],
 )
