@@ -26,7 +26,7 @@ from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.tar_scan import Member, TarScan, split_name
 from autoselect.data.text_files import read_json_rows
-from autoselect.data.writer import ShardWriter
+from autoselect.data.writer import ShardWriter, check_key
 from autoselect.files.atomic import write_text
 
 PROMPT = "Describe the image."
@@ -96,6 +96,7 @@ class _Job:
     output: str
     prompt: str
     limits: Limits
+    key_prefix: str
 
 
 def convert_caption_shards(
@@ -104,6 +105,7 @@ def convert_caption_shards(
     prompt: str = PROMPT,
     workers: int = 1,
     limits: Limits | None = None,
+    key_prefix: str = "",
 ) -> ConvertReport:
     """Convert WebDataset shards of `KEY.jpg` and `KEY.txt`; each becomes one shard.
 
@@ -115,19 +117,23 @@ def convert_caption_shards(
         prompt: request that the caption answers.
         workers: number of processes.
         limits: caps on image bytes and pixels, stored in the indexes.
+        key_prefix: text before the number in every key, see `convert_llava`.
 
     Raises:
         ConfigError: a file is missing, cut short or not a tar file, or the output folder belongs to
             another conversion.
     """
+    if key_prefix:
+        check_key("key_prefix", key_prefix)
     for source in sources:
         if not source.is_file() or not tarfile.is_tarfile(source):
             raise ConfigError(f"source={source} is not a tar file; give WebDataset shards")
     limits = limits or Limits()
     known = [[str(source.resolve()), source.stat().st_size] for source in sources]
-    claim(output, {"sources": known, "prompt": prompt, "limits": asdict(limits)})
+    plan = {"sources": known, "prompt": prompt, "limits": asdict(limits)}
+    claim(output, {**plan, "key_prefix": key_prefix})
     jobs = [
-        _Job(number, str(source), str(output), prompt, limits)
+        _Job(number, str(source), str(output), prompt, limits, key_prefix)
         for number, source in enumerate(sources)
     ]
     parts = list(map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard"))
@@ -157,7 +163,7 @@ def _convert_shard(job: _Job) -> tuple[int, list[Rejected]]:
                 picture, text = _picture_and_text(name, members, job.limits)
                 record = {"conversations": caption_turns(text, job.prompt), "source_id": name}
                 read_image(picture, job.limits)
-                writer.write(f"{job.number:06d}-{row:09d}", record, [picture])
+                writer.write(f"{job.key_prefix}{job.number:06d}-{row:09d}", record, [picture])
                 samples += 1
             except RecordError as error:
                 rejected.append(Rejected(row, name, error.kind, str(error)))
@@ -200,7 +206,8 @@ def _picture_and_text(
     """Return the encoded picture and the caption of a sample.
 
     Raises:
-        RecordError: a sample has no picture, has a member twice, or has one above the cap.
+        RecordError: a sample has no picture, has a member twice, or has one above the cap; or its
+            caption is not in UTF-8.
     """
     parts = dict(members)
     if len(parts) < len(members):
@@ -209,10 +216,15 @@ def _picture_and_text(
     if suffix is None:
         raise RecordError("unreadable", f"{name} has none of {', '.join(PICTURES)}")
     for used in (suffix, "txt"):
+        if used in parts and parts[used].link:
+            raise RecordError("unsupported", f"{name}.{used} is a link; store the file itself")
         if used in parts and parts[used].size > limits.member_bytes:
             raise RecordError(
                 "too_large",
                 f"{name}.{used} has {parts[used].size} bytes, the cap is {limits.member_bytes}",
             )
     text = parts["txt"].payload if "txt" in parts else b""
-    return parts[suffix].payload, text.decode(errors="replace")
+    try:
+        return parts[suffix].payload, text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError("wrong_json", f"{name}.txt is not in UTF-8: {error}") from error

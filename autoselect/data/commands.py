@@ -47,12 +47,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     convert.add_argument(
         "--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="image folders"
     )
-    convert.add_argument(
-        "--key-prefix",
-        default="",
-        metavar="TEXT",
-        help="text before the row number in every key; must differ if folders are used together",
-    )
+    _add_key_prefix(convert)
     add_output_arguments(convert)
 
     captions = _add(
@@ -71,6 +66,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
         "--images", type=Path, nargs="+", default=[], metavar="FOLDER", help="folders of JSON rows"
     )
     captions.add_argument("--prompt", default=PROMPT, help="request that every caption answers")
+    _add_key_prefix(captions)
     add_output_arguments(captions)
     captions.set_defaults(samples_per_shard=None)
     add_public_converters(commands, _add)
@@ -88,6 +84,15 @@ def _add(
     parser.set_defaults(run=run)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     return parser
+
+
+def _add_key_prefix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key-prefix",
+        default="",
+        metavar="TEXT",
+        help="text before the row number in every key; must differ if folders are used together",
+    )
 
 
 def _add_paths(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +164,9 @@ def run_captions(arguments: argparse.Namespace) -> int:
                 "--images and --samples-per-shard are for JSON rows; leave them out, because tar "
                 "files hold their pictures and each becomes one shard"
             )
-        return _told(convert_caption_shards(sources, output, prompt, workers, limits), arguments)
+        prefix = arguments.key_prefix
+        report = convert_caption_shards(sources, output, prompt, workers, limits, prefix)
+        return _told(report, arguments)
     if len(sources) > 1 or not arguments.images:
         raise ConfigError(
             f"source={' '.join(map(str, sources))} must be tar files, or one file of JSON rows "
@@ -173,6 +180,7 @@ def run_captions(arguments: argparse.Namespace) -> int:
         samples_per_shard=arguments.samples_per_shard or SAMPLES_PER_SHARD,
         workers=workers,
         limits=limits,
+        key_prefix=arguments.key_prefix,
     )
     return _told(report, arguments)
 

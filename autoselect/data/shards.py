@@ -172,8 +172,9 @@ class ShardSet:
                     offset = table.members(table.keys.index(key))[0].start
                     raise ConfigError(
                         f"key={key!r} is in {self.shards[first]} and again in "
-                        f"{self.shards[number]} at byte {offset}; write the shards again with "
-                        "distinct keys (`autoselect shards convert-llava --key-prefix`)"
+                        f"{self.shards[number]} at byte {offset}; write one of them again with "
+                        "other keys (--key-prefix of `autoselect shards convert-llava` and "
+                        "`convert-captions`)"
                     )
 
     def locate(self, sample_id: int) -> tuple[int, str, list[Entry]]:

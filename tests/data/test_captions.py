@@ -150,6 +150,35 @@ def test_a_folder_keeps_one_conversion(tmp_path):
         convert_caption_shards([tmp_path / "other.tar"], out)
 
 
+def test_captions_that_are_not_utf8_are_left_out_and_a_mark_of_the_order_is_not_text(tmp_path):
+    texts = ["Café in Zürich".encode("latin-1"), "Nîmes".encode("utf-16"), b"\xef\xbb\xbfA dog"]
+    members = [((f"{n}.jpg", jpeg("red")), (f"{n}.txt", text)) for n, text in enumerate(texts)]
+    tar(tmp_path / "in.tar", [member for pair in members for member in pair])
+    report = convert_caption_shards([tmp_path / "in.tar"], tmp_path / "out")
+    assert [(one.id, one.kind) for one in report.rejected] == [
+        ("0", "wrong_json"),
+        ("1", "wrong_json"),
+    ]
+    assert [own[1] for own in answers(tmp_path / "out")] == ["A dog"]
+
+
+def test_two_conversions_go_together_with_key_prefixes(tmp_path, capsys):
+    of_many(tmp_path / "in.tar", count=2)
+    (tmp_path / "a.jpg").write_bytes(jpeg("red"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "a.jpg", "caption": "red"}))
+    sources = [[str(tmp_path / "in.tar")]] * 2
+    sources += [[str(tmp_path / "rows.jsonl"), "--images", str(tmp_path)]] * 2
+    for number, source in enumerate(sources):
+        words = ["shards", "convert-captions", *source, "--output", str(tmp_path / f"o{number}")]
+        assert main([*words, "--workers=1", f"--key-prefix={'abcd'[number]}-"]) == 0
+    both = ShardSet.open([str(tmp_path / f"o{number}") for number in range(4)])
+    both.check_keys()
+    assert [both[number].key[:2] for number in range(len(both))] == ["a-"] * 2 + ["b-"] * 2 + [
+        "c-",
+        "d-",
+    ]
+
+
 @pytest.mark.parametrize("flag", ["--images=.", "--samples-per-shard=5"])
 def test_flags_of_json_rows_are_refused_beside_tar_files(tmp_path, flag):
     of_many(tmp_path / "in.tar", count=1)
