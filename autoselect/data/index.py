@@ -8,6 +8,7 @@ Opening a data set reads only headers; the other lines are read when a sample of
 import contextlib
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from autoselect.data.tar_scan import Member, TarScan, split_name
 
 FORMAT = "autoselect-shard-index"
 VERSION = 1
+INDEX_FOLDER = "AUTOSELECT_INDEX_FOLDER"
 
 
 class Entry(NamedTuple):
@@ -120,6 +122,12 @@ class _Samples:
         if key in self._seen or len(by_suffix) < len(members):
             raise RecordError("duplicate_key", "the key or a member of it comes twice")
         for suffix, member in members:
+            if member.link:
+                raise RecordError(
+                    "unsupported",
+                    f"{suffix} is a link to {member.link}; store the file itself, such as by "
+                    "`tar --dereference --hard-dereference`",
+                )
             if member.size > self._limits.member_bytes:
                 raise RecordError(
                     "too_large",
@@ -187,17 +195,21 @@ def index_shard(job: IndexJob) -> IndexHeader:
         write_index(index, path)
     except (OSError, NotImplementedError) as error:
         raise ConfigError(
-            f"index={path} cannot be written: {error}; give an index folder that can be written"
+            f"index={path} cannot be written: {error}; set {INDEX_FOLDER} to a folder that can, "
+            "the same for all commands and nodes, or copy the shards"
         ) from error
     return index.header
 
 
 def sidecar(shard: str, folder: str | None = None) -> str:
-    """Return the path of the shard's index: beside the shard, or in `folder`.
+    """Return the path of the shard's index: in `folder`, or beside the shard.
 
-    In `folder`, a hash of the shard's path tells shards with the same file name apart.
+    Without `folder` the environment variable `AUTOSELECT_INDEX_FOLDER` may name one, for shards
+    beside which nothing can be written. There a hash of the shard's path tells shards with the same
+    file name apart.
     """
-    if folder is None:
+    folder = folder or os.environ.get(INDEX_FOLDER)
+    if not folder:
         return f"{shard}.index.jsonl"
     mark = hashlib.sha256(shard.encode()).hexdigest()[:12]
     return f"{folder.rstrip('/')}/{shard.rpartition('/')[2]}.{mark}.index.jsonl"

@@ -27,9 +27,6 @@ def expand(
     Raises:
         ConfigError: a path matches no shard, a shard comes twice, or a command is not permitted.
     """
-    with extra("data"):
-        from braceexpand import braceexpand
-
     shards: list[str] = []
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
         text = os.fspath(path)
@@ -38,9 +35,9 @@ def expand(
             continue
         folder, name = os.path.split(text)
         if folder and os.path.isdir(folder):  # as it is written, whatever characters it has
-            ones = [os.path.join(folder, one) for one in braceexpand(name)]
+            ones = [os.path.join(folder, one) for one in _without_braces(name)]
         else:
-            ones = list(braceexpand(text))
+            ones = _without_braces(text)
         for one in [text] if "{" not in text or os.path.exists(text) else ones:
             shards += _expand_one(one)
     if not shards:
@@ -49,6 +46,23 @@ def expand(
         twice = next(shard for shard in shards if shards.count(shard) > 1)
         raise ConfigError(f"paths={paths!r} name {twice} twice; list every shard once")
     return shards
+
+
+def _without_braces(pattern: str) -> list[str]:
+    """Return the names that a pattern with `{000..012}` stands for.
+
+    Raises:
+        ConfigError: a brace has no partner.
+    """
+    with extra("data"):
+        from braceexpand import UnbalancedBracesError, braceexpand
+    try:
+        return list(braceexpand(pattern))
+    except UnbalancedBracesError as error:
+        raise ConfigError(
+            f"path={pattern!r} has a brace without its partner ({error}); write shard-{{000..012}}"
+            ".tar, or a folder"
+        ) from error
 
 
 def _expand_one(path: str) -> list[str]:
@@ -76,10 +90,13 @@ def _run_pipe(url: str, allowed: bool, folder: str | None) -> str:
     """Run a command once and keep its output as a local shard, because a pipe cannot seek."""
     if not allowed:
         raise ConfigError(
-            f"path={url!r} would run a shell command; allow pipes explicitly if you trust it"
+            f"path={url!r} would run a shell command; if you trust it, `autoselect shards index "
+            "--allow-pipe --index-folder FOLDER` keeps its output there as a shard: give that one"
         )
     if folder is None:
-        raise ConfigError(f"path={url!r} needs an index folder to keep the command's output in")
+        raise ConfigError(
+            f"path={url!r} needs a folder to keep the command's output in; give --index-folder"
+        )
     target = Path(folder) / f"pipe-{sha256(url.encode()).hexdigest()[:16]}.tar"
     if target.exists():
         return str(target)

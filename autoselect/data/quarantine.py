@@ -95,8 +95,8 @@ class Quarantine:
             raise QuarantineBudgetError(
                 f"data.quarantine_budget={self.budget:g} is exceeded: {self.count} of {self.total} "
                 f"samples are unusable (last: {self.faults[-1]}); repair the shards (`autoselect "
-                "shards verify` lists the damage), leave the samples out, or raise the budget, and "
-                "start again, which reads these samples again"
+                "shards verify --decode` lists the damage), leave the samples out, or raise the "
+                "budget, and start again, which reads these samples again"
             )
 
     def _remember(self, fault: Fault) -> bool:

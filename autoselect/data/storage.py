@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import fsspec
@@ -41,16 +41,21 @@ def file_size(path: str) -> int:
     if not is_remote(path):
         return os.stat(path).st_size
     system, inner = file_system(path)
-    return int(system.info(inner)["size"])
+    return int(_retried(f"size of {path}", lambda: system.info(inner)["size"]))
 
 
 @contextlib.contextmanager
 def open_stream(path: str) -> Iterator[BinaryIO]:
-    """Open a file for one pass from front to back."""
+    """Open a file for one pass from front to back; failed requests are OSErrors."""
     if is_remote(path):
         system, inner = file_system(path)
-        with system.open(inner, "rb", block_size=2**22) as stream:
-            yield stream
+        try:
+            with system.open(inner, "rb", block_size=2**22) as stream:
+                yield stream
+        except OSError:
+            raise
+        except _network_errors() as error:
+            raise OSError(f"{path}: {error}") from error
     else:
         with open(path, "rb") as stream:
             yield stream
@@ -104,16 +109,28 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
 
 def _request(url: str, start: int | None, end: int | None) -> bytes:
-    """Read from a remote file; try again after 0.2, 1 and 5 seconds if a request fails."""
     system, inner = file_system(url)
+    return bytes(
+        _retried(
+            f"{url}: bytes {start}..{end}", lambda: system.cat_file(inner, start=start, end=end)
+        )
+    )
+
+
+def _retried(what: str, request: Callable[[], Any]) -> Any:
+    """Return what a request gives; try again after 0.2, 1 and 5 seconds if it fails.
+
+    Raises:
+        OSError: the last attempt failed too, or the file does not exist or may not be read.
+    """
     for pause in (*_RETRY_SECONDS, None):
         try:
-            return system.cat_file(inner, start=start, end=end)
+            return request()
         except (FileNotFoundError, PermissionError):
             raise
         except _network_errors() as error:
             if pause is None:
-                raise OSError(f"{url}: bytes {start}..{end}: {error}") from error
+                raise OSError(f"{what}: {error}") from error
             time.sleep(pause)
     raise AssertionError("unreachable: the last failure is raised")
 

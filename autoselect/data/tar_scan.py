@@ -21,7 +21,7 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in the archive.
+    """A file in the archive, or a link to one.
 
     Attributes:
         name: path inside the archive.
@@ -30,6 +30,7 @@ class Member:
         size: length of the payload, in bytes.
         crc: CRC-32 of everything from `start` to the end of the payload, headers included.
         payload: the payload if `TarScan` keeps it, else empty.
+        link: the file that a link names, which is not followed; empty for a regular file.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Member:
     size: int
     crc: int
     payload: bytes
+    link: str = ""
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -101,8 +103,8 @@ class TarScan:
                     self._fault("header", "", start, f"damaged extended header: {error}")
                 continue
             overrides = {}
-            if header.isreg():
-                yield Member(name, start, data, size, crc, payload)
+            if header.isreg() or header.islnk() or header.issym():
+                yield Member(name, start, data, size, crc, payload, header.linkname)
 
     def _read(self, size: int) -> bytes:
         data = self._stream.read(size)

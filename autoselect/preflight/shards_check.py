@@ -48,7 +48,7 @@ def check_shards(subject: Subject) -> Finding:
     if shards.faults:
         share = len(shards.faults) / (len(shards) + len(shards.faults))
         over = share > subject.config.data.quarantine_budget
-        fix = "run `autoselect shards verify` and write the named shards again"
+        fix = "run `autoselect shards verify --decode` and write the named shards again"
         found += f", {len(shards.faults)} unusable samples"
         return Finding("shards", "fail" if over else "warn", found, fix)
     return Finding("shards", "ok", found)

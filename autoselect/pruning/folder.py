@@ -35,8 +35,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the JSON value of a selector's `config.json`, its keys and their types checked.
 
     Raises:
-        ConfigError: a file is missing, unreadable or a git-lfs pointer; it is not JSON or of another format; a
-            key is missing, unknown or of another type.
+        ConfigError: a file is missing, unreadable or a git-lfs pointer; it is not JSON or of
+            another format; a key is missing, unknown or of another type.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -90,8 +90,8 @@ def read_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str,
         shapes: shape of every tensor by its name, as `config.json` says.
 
     Raises:
-        ConfigError: the file cannot be read or is damaged; a tensor is missing, unexpected, of another shape, not of
-            floating point, or holds numbers that are not finite.
+        ConfigError: the file cannot be read or is damaged; a tensor is missing, unexpected, of
+            another shape, not of floating point, or holds numbers that are not finite.
     """
     where = f"selector={folder}/{WEIGHTS_FILE}"
     try:

@@ -1,6 +1,7 @@
 """Every kind of damage is found and named, and never changes what a sample says."""
 
 import contextlib
+import io
 import json
 import random
 import tarfile
@@ -225,6 +226,26 @@ def test_wrong_contents_are_named_with_key_and_offset(tmp_path: Path) -> None:
         ("duplicate_key", "twice", starts["twice.jpg"]),
     ]
     assert all(fault.shard == str(shard) for fault in shards.faults)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_to_a_picture_is_named_instead_of_lost(tmp_path: Path, kind: bytes) -> None:
+    """tar stores a second hard link of a file as a link, without its content."""
+    shard = tmp_path / "links.tar"
+    with tarfile.open(shard, "w") as archive:
+        for number in range(2):
+            picture = tarfile.TarInfo(f"{number}.jpg")
+            if number:
+                picture.type, picture.linkname = kind, "0.jpg"
+            members = [(picture, b"" if number else make_image(1))]
+            members.append((tarfile.TarInfo(f"{number}.json"), record_bytes(number)))
+            for info, data in members:
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    shards = ShardSet.open(str(shard))
+    assert [shards[number].key for number in range(len(shards))] == ["0"]
+    (fault,) = shards.faults
+    assert (fault.kind, fault.key) == ("unsupported", "1") and "link to 0.jpg" in fault.detail
 
 
 def test_duplicate_keys_across_shards_are_refused(tmp_path: Path) -> None:

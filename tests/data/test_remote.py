@@ -126,15 +126,28 @@ def test_worker_processes_read_over_http(server: Server, open_set) -> None:
 
 
 def test_http_without_indexes_needs_a_folder_for_them(
-    server: Server, open_set, tmp_path: Path
+    server: Server, open_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = open_set().digest
     for index in server.folder.glob("*.jsonl"):
         index.unlink()
-    with pytest.raises(ConfigError, match="give an index folder"):
+    with pytest.raises(ConfigError, match="set AUTOSELECT_INDEX_FOLDER to a folder"):
         ShardSet.open(server.url + PATTERN)
     remote = ShardSet.open(server.url + PATTERN, index_folder=str(tmp_path / "indexes"))
     assert remote.digest == digest
+    monkeypatch.setenv("AUTOSELECT_INDEX_FOLDER", str(tmp_path / "others"))
+    assert ShardSet.open(server.url + PATTERN).digest == digest
+    assert len(list((tmp_path / "others").iterdir())) == 3
+
+
+def test_a_server_that_fails_while_shards_are_indexed_is_named(
+    server: Server, tmp_path: Path, quick_retries
+) -> None:
+    for index in server.folder.glob("*.jsonl"):
+        index.unlink()
+    server.failures = 100
+    with pytest.raises(ConfigError, match=r"shard=http.*cannot be read"):
+        ShardSet.open(server.url + PATTERN, index_folder=str(tmp_path / "indexes"))
 
 
 def test_a_passing_failure_is_tried_again(server: Server, open_set, quick_retries) -> None:
@@ -189,7 +202,7 @@ def test_pipes_are_refused_unless_allowed(shard_folder: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="would run a shell command"):
         ShardSet.open(command)
     assert not trace.exists()
-    with pytest.raises(ConfigError, match="needs an index folder"):
+    with pytest.raises(ConfigError, match="give --index-folder"):
         ShardSet.open(command, allow_pipe=True)
     for _ in range(2):
         piped = ShardSet.open(command, allow_pipe=True, index_folder=str(tmp_path / "kept"))

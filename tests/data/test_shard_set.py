@@ -158,6 +158,8 @@ def test_paths_without_shards_are_refused(tmp_path: Path, shard_folder: Path) ->
             ShardSet.open(paths)
     with pytest.raises(ConfigError, match="twice"):
         ShardSet.open([shard, shard])
+    with pytest.raises(ConfigError, match="a brace without its partner"):
+        ShardSet.open(str(tmp_path / "{a.tar"))
 
 
 def test_compressed_and_foreign_files_are_refused(tmp_path: Path) -> None:

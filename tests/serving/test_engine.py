@@ -137,7 +137,7 @@ def test_preempted_requests(native, selector, truth):
 
 
 def test_bfloat16_loses_no_position(served, truth, selector, tmp_path):
-    """Rounding changes some answers, how many depends on the CPU: about as many as in `attach()`."""
+    """Rounding changes some answers, about as many as in `attach()` on the same CPU."""
 
     def changed(found):
         pairs = zip(found, truth(CASES), strict=True)
