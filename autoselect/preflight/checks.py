@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from autoselect.config import ConfigError
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import existing
 from autoselect.preflight.estimates import (
@@ -31,6 +32,7 @@ from autoselect.preflight.shards_check import check_shards
 from autoselect.preflight.surroundings import check_environment, check_launch
 from autoselect.preflight.tracking_check import check_tracking
 from autoselect.reference.resources import resolve_model
+from autoselect.training.budgets import check_budgets
 from autoselect.vlm.shape import VLMShape, read_shape
 
 SPARE_BYTES = 2 * GIB
@@ -76,7 +78,7 @@ def _shape(subject: Subject) -> VLMShape:
 
 
 def check_budget(subject: Subject) -> Finding:
-    """Check that budget < visual tokens < longest row."""
+    """Check that budgets < visual tokens < longest row."""
     shape, budget = _shape(subject), subject.config.gate.token_budget
     found = f"{budget} of {shape.visual_tokens} visual tokens"
     longest = subject.config.data.max_text_tokens
@@ -87,6 +89,11 @@ def check_budget(subject: Subject) -> Finding:
     if budget >= shape.visual_tokens:
         fix = f"choose gate.token_budget below {shape.visual_tokens}"
         return Finding("budget", "fail", f"{found}: nothing would be removed", fix)
+    varied = subject.machine.visual_tokens is not None
+    try:
+        check_budgets(subject.config, None if varied else shape.visual_tokens)
+    except ConfigError as error:
+        return Finding("budget", "fail", str(error), "correct these budgets")
     return Finding("budget", "ok", found)
 
 

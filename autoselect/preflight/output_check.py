@@ -7,9 +7,11 @@ from pathlib import Path
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.destinations import cannot_write
+from autoselect.data.paths import expand
 from autoselect.data.shards import ShardSet
 from autoselect.files.digest import quick_digest
 from autoselect.preflight.finding import Finding, Subject
+from autoselect.preflight.shards_check import without_index
 from autoselect.reference.resources import REFERENCE, SHARDS_FOLDER, resolve_model
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import Origin, TrainingState
@@ -77,9 +79,13 @@ def _resolved(config: TrainConfig) -> TrainConfig:
 
 
 def _data_digest(shards: str) -> str | None:
-    """Return the digest of the shards; None if their own check says what is wrong with them."""
+    """Return the digest of the shards; None if their own check says what is wrong with them.
+
+    Missing indexes are not built here.
+    """
     try:
-        return ShardSet.open(shards).digest
+        named = expand(shards)
+        return None if without_index(named) else ShardSet.open(named).digest
     except ConfigError:
         return None
 

@@ -54,16 +54,24 @@ GPUS = {
 def stage_advice(path: str | Path, stage: str) -> str:
     """Return which DeepSpeed file to use for another stage: the sibling file that has it.
 
+    A sibling with other batch sizes would need other memory than was estimated.
+
     Args:
         path: DeepSpeed file, such as `public_zero2.json` with its sibling `public_zero3.json`.
         stage: one of `STAGES`.
     """
     path = Path(path)
     beside = path.with_name(re.sub(r"zero\d\w*$", f"zero{stage}", path.stem) + path.suffix)
-    same = beside.name == path.name and f"zero{stage}" not in path.stem
-    if same or not beside.is_file():
+    if beside == path and f"zero{stage}" in path.stem:
+        return str(path)
+    if beside == path or not beside.is_file() or _batches(beside) != _batches(path):
         return f"a copy of {path} at stage {stage}, as in configs/deepspeed/zero{stage}.json"
     return str(beside)
+
+
+def _batches(path: Path) -> tuple[int, int]:
+    config = DeepSpeedConfig.load(path)
+    return config.total_batch, config.micro_batch
 
 
 def report(arguments: argparse.Namespace) -> str:

@@ -15,6 +15,7 @@ from autoselect.data.storage import is_remote, read_first_line
 from autoselect.preflight.estimates import GIB
 from autoselect.preflight.finding import Finding, Subject
 from autoselect.reference.resources import REFERENCE
+from autoselect.training.validation import check_held_out
 
 POINTER = b"version https://git-lfs"
 POINTER_BYTES = 1024
@@ -33,7 +34,7 @@ def check_shards(subject: Subject) -> Finding:
         if pointers:
             found = f"{len(pointers)} shards are pointers of git-lfs, such as {pointers[0]}"
             return Finding("shards", "fail", found, "run `git lfs pull` where the shards lie")
-        bare = _without_index(named)
+        bare = without_index(named)
         if bare:
             found = f"{len(bare)} of {len(named)} shards have no index, such as {bare[0]}"
             fix = "run `autoselect shards index`, or training reads these whole when it starts"
@@ -43,6 +44,10 @@ def check_shards(subject: Subject) -> Finding:
     except ConfigError as error:
         fix = "correct data.train_shards; run `autoselect shards index` and `... shards verify`"
         return Finding("shards", "fail", _reason(pattern) or str(error), fix)
+    try:
+        check_held_out(subject.config, len(shards), subject.deepspeed.total_batch)
+    except ConfigError as error:
+        return Finding("shards", "fail", str(error), "do what it says")
     total = sum(header.bytes for header in shards.headers)
     found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
     if shards.faults:
@@ -79,7 +84,7 @@ def _reason(pattern: str) -> str:
     return ""
 
 
-def _without_index(shards: list[str]) -> list[str]:
+def without_index(shards: list[str]) -> list[str]:
     """Return the shards without an index beside them.
 
     Raises:

@@ -130,6 +130,14 @@ def plant_budget_of_all_tokens(monkeypatch):
     return {"gate": {"token_budget": 144}}
 
 
+def plant_budget_of_the_search_above_all_tokens(monkeypatch):
+    return {"tune_budgets": "16,900"}
+
+
+def plant_too_few_rows_for_the_validation(monkeypatch):
+    return {"validation": {"every": 2, "images": 128}}
+
+
 def plant_images_that_fill_the_rows(monkeypatch):
     return {"data": {"train_shards": "shards/train-*.tar", "max_text_tokens": 144}}
 
@@ -149,6 +157,18 @@ FAULTS = [
     (plant_unwritable_output, "output", "Not a directory", "choose another `output`"),
     (plant_unreachable_hub, "model", "cannot be reached", "hf download org/some-model"),
     (plant_budget_of_all_tokens, "budget", "144 of 144", "below 144"),
+    (
+        plant_budget_of_the_search_above_all_tokens,
+        "budget",
+        "budget=900 exceeds the 144",
+        "correct these budgets",
+    ),
+    (
+        plant_too_few_rows_for_the_validation,
+        "shards",
+        "validation.images=128",
+        "do what it says",
+    ),
     (plant_images_that_fill_the_rows, "budget", "no room", "data.max_text_tokens above 144"),
 ]
 
@@ -273,6 +293,14 @@ def test_missing_indexes_are_said_and_not_built(run):
     assert "1 of 2 shards have no index, such as" in findings["shards"]["found"]
     assert "train-000001.tar" in findings["shards"]["found"]
     assert "autoselect shards index" in findings["shards"]["fix"]
+    assert sorted(Path("shards").iterdir()) == before
+
+
+def test_indexes_are_not_built_beside_a_run_either(run, begun):
+    begun(200)
+    Path("shards/train-000001.tar.index.jsonl").unlink()
+    before = sorted(Path("shards").iterdir())
+    assert run()[1]["output"]["status"] == "warn"
     assert sorted(Path("shards").iterdir()) == before
 
 

@@ -118,12 +118,13 @@ def test_the_advised_file_has_the_batch_of_the_given_one(
     text = capsys.readouterr().out
     assert f"accumulation steps, by {given}" in text
     assert f"fits: 3 ({given.with_name(name.replace('2', '3'))})" in text
+    one_card = given.with_name("zero2_one_card.json")
+    assert plan.stage_advice(one_card, "1").startswith(f"a copy of {one_card} at stage 1")
     own = tmp_path / "own.json"
     own.write_text(given.read_text())
     assert plan.stage_advice(own, "3").startswith(f"a copy of {own} at stage 3")
     alone = tmp_path / "zero2.json"
     assert plan.stage_advice(alone, "3").startswith(f"a copy of {alone} at stage 3")
-    alone.write_text("")
     assert plan.stage_advice(alone, "2") == str(alone)
 
 
