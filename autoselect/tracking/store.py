@@ -3,14 +3,13 @@
 import fcntl
 import logging
 import os
-import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from autoselect.config.destinations import existing
 from autoselect.config.extras import extra
@@ -24,7 +23,9 @@ with extra("tracking"):
     from mlflow.entities import Experiment, Run
     from mlflow.exceptions import MlflowException
     from mlflow.store.db import utils as mlflow_databases
+    from mlflow.store.db.db_types import DATABASE_ENGINES
     from sqlalchemy import URL, make_url
+    from sqlalchemy.exc import ArgumentError
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
 KIND_TAG = "mlflow.experimentKind"
@@ -68,8 +69,18 @@ class Store:
 
     @property
     def address(self) -> str:
-        """Return the URI without its user and password, to be shown and written down."""
-        return re.sub(r"//[^/@]*@", "//", self.uri).rstrip("/")
+        """Return the URI without user, password and query, to be shown and written down."""
+        scheme = self.uri.partition(":")[0]
+        try:
+            if scheme.partition("+")[0] in DATABASE_ENGINES:
+                url = make_url(self.uri)
+                host = url.host and url.host.rpartition("@")[2]
+                return str(URL.create(scheme, None, None, host, url.port, url.database))
+            server = urlsplit(self.uri)
+            host = server.netloc.rpartition("@")[2]
+            return urlunsplit((server.scheme, host, server.path, "", "")).rstrip("/")
+        except (ArgumentError, ValueError):  # MLflow says what is wrong with it
+            return f"{scheme}:..."
 
     @property
     def client(self) -> MlflowClient:

@@ -12,6 +12,7 @@ from autoselect.tracking import Tracker
 from autoselect.tracking.dashboard import serve
 from autoselect.tracking.delivery import deliver_left_behind
 from autoselect.tracking.journal import Journal
+from autoselect.tracking.store import Store
 from tests.tracking.runs import client, history, journals, start
 
 
@@ -91,6 +92,28 @@ def test_the_pages_of_a_store_that_cannot_be_opened_end_in_one_sentence(monkeypa
     assert cause in str(refused.value) and fix in str(refused.value)
     assert "TOKEN" not in str(refused.value) and "secret" not in str(refused.value)
     assert not commands
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("sqlite:////tmp/a b/mlflow.db", "sqlite:////tmp/a b/mlflow.db"),
+        ("postgresql://u:secret/x@h/db", "postgresql://h/db"),
+        (
+            "postgresql+psycopg2://h:5432/db?user=u&password=secret",
+            "postgresql+psycopg2://h:5432/db",
+        ),
+        ("mysql://u:se@secret@h/db", "mysql://h/db"),
+        ("mysql://u:secret@h:port/db", "mysql:..."),
+        ("https://u:se@secret@h:5000/mlflow/", "https://h:5000/mlflow"),
+        ("http://h/?token=secret", "http://h"),
+        ("http://[secret", "http:..."),
+        ("databricks://profile", "databricks://profile"),
+        ("./mlruns", "./mlruns"),
+    ],
+)
+def test_an_address_that_is_shown_and_written_down_has_no_password(uri, shown):
+    assert Store(uri).address == shown
 
 
 def test_the_pages_of_a_server_are_its_own(monkeypatch):
