@@ -36,7 +36,7 @@ ALLOWED = {
         *("pruning", "training", "reference", "serving"),
     },
     "tuning": {
-        *("config", "files", "ops", "data", "tracking", "vlm", "method", "pruning"),
+        *("config", "files", "ops", "ranks", "data", "tracking", "vlm", "method", "pruning"),
         *("training", "reference", "evaluation"),
     },
     "ablation": {"config", "files", "tracking", "reference", "evaluation"},

@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 import yaml
 
 from autoselect.config import TrainConfig
 from autoselect.config.files import from_dict
+from autoselect.ranks.rank_zero import broadcast_object
 from autoselect.tuning.commands import tuning_table
 from autoselect.tuning.run import tune
 from autoselect.tuning.settings import TuneSettings
@@ -37,7 +37,7 @@ def tune_after_training(
         leave_group: waits for all ranks and ends their group; what follows is for rank 0 alone.
     """
     resolved = Path(output) / "config.yaml"
-    text = _from_rank_0(resolved.read_text() if rank == 0 else None)
+    text = broadcast_object(resolved.read_text() if rank == 0 else None)
     config = from_dict(TrainConfig, yaml.safe_load(text)["train"])
     if config.tune_images == 0:
         return
@@ -81,16 +81,9 @@ def tune_after_training(
         log_beside_training(tuning, config.experiment, run_id)
 
 
-def _from_rank_0(value: Any) -> Any:
-    """Return the `value` of rank 0 on every rank (a collective)."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def _is_shared(folder: Path, rank: int, world_size: int) -> bool:
     """Return True if every rank sees what rank 0 writes into the folder (a collective)."""
-    mark = folder / _from_rank_0(f"shared-{uuid.uuid4().hex}")
+    mark = folder / broadcast_object(f"shared-{uuid.uuid4().hex}")
     if rank == 0:
         with suppress(OSError):  # what cannot be written is reported by the search
             mark.touch()
