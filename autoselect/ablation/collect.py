@@ -62,7 +62,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
         "blind": first.tables[BLIND, 0].mean(),
         "variants": [analysis.row(row, rows) for row in rows],
         "baselines": analysis.baseline_rows(),
-        "environment": evaluated["environment"],
+        "environments": _environments(rows),
         "digests": subject_of(outcome),
         "missing": {
             variant.name: [s for s in plan.seeds if not Cell.of(out, variant, s).is_finished]
@@ -70,6 +70,17 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
             if any(not Cell.of(out, variant, s).is_finished for s in plan.seeds)
         },
     }
+
+
+def _environments(rows: Sequence[VariantResults]) -> list[dict[str, Any]]:
+    """Return where the cells were evaluated, each once."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        for note in row.notes.values():
+            own = note["outcome"]["report"]["environment"]
+            if own not in found:
+                found.append(own)
+    return found
 
 
 def _check_alike(rows: Sequence[VariantResults], first: StoredScores) -> None:

@@ -116,7 +116,12 @@ def protocol(found: dict[str, Any], names: Sequence[str]) -> list[str]:
     """Describe what was measured, on which machine, and what the intervals cover."""
     seeds = sorted({len(row["seeds"]) for row in found["variants"]})
     counted = " or ".join(str(count) for count in seeds)
-    environment = found["environment"]
+    machines: dict[str, list[str]] = {}
+    for own in found["environments"]:
+        machine = f"{own['processor']}, {own['threads']} thread(s), torch {own['torch']}"
+        commits = machines.setdefault(machine, [])
+        if own["git_commit"] not in commits:
+            commits.append(own["git_commit"])
     lines = [
         f"{found['images']} test images with {found['questions']} questions, "
         f"{found['num_tokens']} visual tokens; the full model answers "
@@ -124,8 +129,9 @@ def protocol(found: dict[str, Any], names: Sequence[str]) -> list[str]:
         f"Every row is the mean over {counted} training seed(s). Intervals are 95 %, over seeds "
         "(Student's t) and images (paired bootstrap) in quadrature; differences are paired by "
         "seed and image. A star marks a row of one seed, whose interval covers the images only.",
-        f"{environment['processor']}, {environment['threads']} thread(s), torch "
-        f"{environment['torch']}, commit {environment['git_commit']}.",
+        "Evaluated on "
+        + "; ".join(f"{name} (commit {', '.join(own)})" for name, own in machines.items())
+        + ".",
     ]
     if found["missing"]:
         listed = ", ".join(f"{name} ({seeds})" for name, seeds in found["missing"].items())
