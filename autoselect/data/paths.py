@@ -55,10 +55,10 @@ def _without_braces(pattern: str) -> list[str]:
         ConfigError: a brace has no partner.
     """
     with extra("data"):
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import braceexpand
     try:
         return list(braceexpand(pattern))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise ConfigError(
             f"path={pattern!r} has a brace without its partner ({error}); write shard-{{000..012}}"
             ".tar, or a folder"
