@@ -151,6 +151,21 @@ def test_a_decoding_step_continues_the_prompt_and_can_be_repeated(pair):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["gemma3", "muse_glimmer", "unlimited_ocr"])
+@torch.inference_mode()
+def test_a_decoding_step_can_be_repeated_behind_a_full_sliding_window(name, monkeypatch):
+    vlm, prompt = tiny_pair(name)
+    window = 8
+    for own in (vlm.model.config.get_text_config(), *vlm.model.get_decoder().modules()):
+        if isinstance(getattr(own, "sliding_window", None), int):
+            monkeypatch.setattr(own, "sliding_window", window)
+    assert prompt.inputs["input_ids"].shape[1] > window
+    for call in decode_calls(vlm, selector(), prompt, (4,)).values():
+        with call.around():
+            first, second = call.run(), call.run()
+        assert torch.equal(first, second)
+
+
 @torch.inference_mode()
 def test_cache_bytes_are_those_of_the_cache(pair):
     vlm, _ = pair

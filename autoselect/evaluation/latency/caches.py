@@ -83,6 +83,7 @@ def decode_call(
 ) -> Call:
     """Return one decoding step after the prompt; which token is fed does not change the work."""
     cache = filled_cache(vlm, prompt, around)
+    cache.activate_past_recording()  # a full sliding window cannot be cropped without it
     token = torch.zeros(len(prompt.inputs["input_ids"]), 1, dtype=torch.long, device=vlm.device)
 
     def decode() -> Tensor:
