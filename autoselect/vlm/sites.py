@@ -17,6 +17,7 @@ gated channels, K tokens that stay.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -303,7 +304,13 @@ def _projector_inputs(
     if projector is None:
         yield seen
         return
-    hook = projector.register_forward_pre_hook(lambda _, given: seen.append(given))
+    thread = get_ident()
+
+    def note(_projector: Any, given: tuple[Tensor, ...]) -> None:
+        if get_ident() == thread:
+            seen.append(given)
+
+    hook = projector.register_forward_pre_hook(note)
     try:
         yield seen
     finally:

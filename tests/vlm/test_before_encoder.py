@@ -1,6 +1,7 @@
 """Patches removed before the vision encoder: what the tower and the language model then see."""
 
 from contextlib import contextmanager
+from threading import Thread
 
 import pytest
 import torch
@@ -93,6 +94,38 @@ def test_pruned_calls_change_no_weight_and_leave_no_trace_at_any_site(site):
         )
     assert all(map(torch.equal, model.state_dict().values(), weights.values()))
     assert torch.equal(model(**inputs).logits, logits)
+
+
+@pytest.mark.parametrize("site", SITES)
+@torch.no_grad()
+def test_calls_of_other_threads_are_not_seen_at_any_site(site):
+    """Calls of another image run to their end whenever one reaches the tower or the projector."""
+    inputs, others = batch("llava", [["s"]]), batch("llava", [["s"], ["s"]], seed=3)
+    busy = []
+    with attached("llava", 5, site) as model:
+        alone, expected, answers = model(**inputs).logits, model(**others).logits, []
+
+        def other_call():
+            with torch.no_grad():
+                answers.append(model(**others).logits)
+
+        def interrupt(*_):
+            if not busy:
+                busy.append(True)
+                thread = Thread(target=other_call)
+                thread.start()
+                thread.join()
+                busy.clear()
+
+        base = model.base_model
+        parts = (base.vision_tower, base.vision_tower.encoder, base.multi_modal_projector)
+        handles = [part.register_forward_pre_hook(interrupt) for part in parts]
+        try:
+            assert torch.equal(model(**inputs).logits, alone)
+        finally:
+            for handle in handles:
+                handle.remove()
+    assert answers and all(torch.equal(found, expected) for found in answers)
 
 
 @pytest.mark.parametrize("site", SITES)
