@@ -12,8 +12,10 @@ replaced on this one object and restored later; class and weights are untouched.
 Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -155,7 +157,12 @@ class Attachment:
             model.register_forward_hook(self._after_forward, with_kwargs=True),
         ]
         for name in REPLACED:
-            setattr(model, name, getattr(self, f"_{name}"))
+            setattr(model, name, _Replacement(self, name))
+
+    def replaced(self, name: str) -> Callable[..., Any]:
+        """Return the model's own method in whose place a method of the attachment is called."""
+        model = self.adapter.model
+        return MethodType(getattr(type(model), name), model)
 
     def remove(self) -> None:
         model = self.adapter.model
@@ -182,8 +189,8 @@ class Attachment:
         grid = grid or token_grid(selection, self.adapter.family.raster, image.size)
         return selection_overlay(image, selection, grid)
 
-    def _generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        model = self.adapter.model
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = args[0] if args else kwargs.get("inputs")
         ids = kwargs.get("input_ids") if inputs is None else inputs
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
@@ -194,13 +201,12 @@ class Attachment:
             kwargs.update(continued_prompt(self.adapter, ids, kwargs, layout))
         outer, self._call.settings = self._call.settings, settings
         try:
-            return type(model).generate(model, inputs, *args, **kwargs)
+            return self.replaced("generate")(*args, **kwargs)
         finally:
             self._call.settings = outer
 
     def _prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Run the model's own `prepare_inputs_for_generation` on the pruned prompt."""
-        model = self.adapter.model
         kwargs = named_as_now(kwargs)
         pruned: CacheLayout | None = None
         first = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
@@ -222,8 +228,8 @@ class Attachment:
             kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
             if (types := kwargs.get("token_type_ids")) is not None:
                 kwargs["token_type_ids"] = layout.token_types(types, new)
-        stock = type(model).prepare_inputs_for_generation
-        prepared: dict[str, Any] = stock(model, input_ids, **kwargs)
+        own = self.replaced("prepare_inputs_for_generation")
+        prepared: dict[str, Any] = own(input_ids, **kwargs)
         if (ids := prepared.get("input_ids")) is not None:
             known = kwargs.get("position_ids")
             if (pruned or layout) and known is not None and prepared.get("position_ids") is None:
@@ -300,3 +306,17 @@ class Attachment:
         pruned, kept_columns, after = prune_call(adapter, call, outputs, columns, left.kept, layout)
         self.last = Selection(chosen, copies, layout.full_length, budgets, kept_columns)
         return pruned, after
+
+
+class _Replacement:
+    """Called in the place of a method of the model; `generate` reads the method's signature."""
+
+    def __init__(self, attachment: Attachment, name: str) -> None:
+        self._attachment, self._name = attachment, name
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._attachment.replaced(self._name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._attachment, f"_{self._name}")(*args, **kwargs)

@@ -185,7 +185,7 @@ def continued_prompt(
     Raises:
         ConfigError: the new columns are embeddings, or are to be read in chunks.
     """
-    if input_ids is None:
+    if input_ids is None or call.get("inputs_embeds") is not None:
         raise ConfigError(
             f"inputs_embeds cannot go on from the {CACHE} of a pruned prompt in generate; "
             "give input_ids"

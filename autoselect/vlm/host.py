@@ -89,13 +89,13 @@ class HostPrompt:
             frames: frames of every clip; a tensor is read along.
 
         Raises:
-            ConfigError: input_ids are missing.
+            ConfigError: input_ids are missing, or embeddings are given in their place.
         """
         ids, mask = call.get("input_ids"), call.get("attention_mask")
-        if ids is None:
+        if ids is None or call.get("inputs_embeds") is not None:
             raise ConfigError(
-                "input_ids is missing: places of images are found by the image token; give "
-                "input_ids with the pixels, not inputs_embeds"
+                "inputs_embeds do not show where images are, which the image token of input_ids "
+                "tells; give input_ids with the pixels, not inputs_embeds"
             )
         ids = ids if length is None else ids[:, -length:]
         rows, new = len(ids), ids.shape[1]

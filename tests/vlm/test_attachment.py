@@ -1,8 +1,10 @@
 """Attach and detach: nothing is left behind, nothing of training runs, mistakes are named."""
 
 import copy
+import inspect
 import pickle
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -192,6 +194,26 @@ def test_text_only_calls_are_untouched():
         assert model.autoselect.last is None
 
 
+@pytest.mark.parametrize("name", sorted(TINY))
+@torch.no_grad()
+def test_embeddings_without_images_are_untouched(name):
+    """Families whose `generate` takes no embeddings refuse them as before."""
+    inputs, model = batch(name, [[], []]), model_of(name)
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+
+    def answer():
+        try:
+            return model.generate(inputs_embeds=embeds, **inputs, **GREEDY).tolist()
+        except ValueError as error:
+            return str(error)
+
+    stock = answer()
+    signature = inspect.signature(model.prepare_inputs_for_generation)
+    with attached(name, 4):
+        assert inspect.signature(model.prepare_inputs_for_generation) == signature
+        assert answer() == stock
+
+
 def test_a_picture_of_the_choice():
     picture = Image.new("RGB", (80, 80), "white")
     with attached("llava", 4) as model:
@@ -317,8 +339,11 @@ def test_mistakes_in_calls_are_named():
         with pytest.raises(ConfigError, match="13 image placeholders .* for 16 visual tokens"):
             model(**fewer)
         embeds = model.get_input_embeddings()(inputs["input_ids"])
-        with pytest.raises(ConfigError, match="input_ids is missing"):
-            model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])
+        pixels = {"inputs_embeds": embeds, "pixel_values": inputs["pixel_values"]}
+        for call in (model, partial(model.generate, **GREEDY)):
+            for more in ({}, {"input_ids": inputs["input_ids"]}):
+                with pytest.raises(ConfigError, match="give input_ids with the pixels"):
+                    call(**pixels, **more)
         with pytest.raises(ConfigError, match="attention_mask of shape"):
             four = torch.ones(1, 1, embeds.shape[1], embeds.shape[1])
             model(**{**inputs, "attention_mask": four})
