@@ -7,7 +7,7 @@
 
 The prompt keeps its full length for the user: `generate` returns the original ids and the new ones.
 Only the language model sees fewer tokens, each kept one at its original position. Methods are
-replaced on this one object and restored later; class and weights are untouched.
+replaced on this one object, also its own ones, and restored later; class and weights are untouched.
 
 Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
@@ -77,11 +77,7 @@ def attach(
     Raises:
         ConfigError: unsupported family, selector that does not fit, or budget without a meaning.
     """
-    if getattr(model, "autoselect", None) is not None:
-        raise ConfigError(
-            "model has a selector already; call detach(model) first, or change "
-            "model.autoselect.budget"
-        )
+    _check_free(model)
     check_settings(budget, video_budget_per, on_small_image)
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)
@@ -104,6 +100,17 @@ def detach(model: Any) -> Any:
     return model
 
 
+def _check_free(model: Any) -> None:
+    """Raise ConfigError if calls of the model are pruned already."""
+    if getattr(model, "autoselect", None) is not None:
+        raise ConfigError(
+            "model has a selector already; call detach(model) first, or change "
+            "model.autoselect.budget"
+        )
+    if isinstance(getattr(model, REPLACED[0], None), _Replacement):
+        raise ConfigError("model is inside a block of keeping(model, ...); leave the block first")
+
+
 @contextmanager
 def keeping(model: Any, kept: Sequence[Tensor]) -> Iterator["Attachment"]:
     """Make calls of an untouched model inside the block see given visual tokens only.
@@ -112,7 +119,11 @@ def keeping(model: Any, kept: Sequence[Tensor]) -> Iterator["Attachment"]:
         model: a model as for `attach`; no selector is attached to it.
         kept: for each image or clip of the call's prompts, images first, in order of appearance:
             the positions that stay among its N tokens, ascending, int64, [K]; K may be 0.
+
+    Raises:
+        ConfigError: unsupported family, or calls of the model are pruned already.
     """
+    _check_free(model)
     attachment = Attachment(VisualAdapter(model, keep_alive=False), None, 1.0, "clip", kept)
     try:
         yield attachment
@@ -156,11 +167,16 @@ class Attachment:
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
         ]
+        self._own: dict[str, Callable[..., Any]] = {
+            name: vars(model)[name] for name in REPLACED if name in vars(model)
+        }
         for name in REPLACED:
             setattr(model, name, _Replacement(self, name))
 
     def replaced(self, name: str) -> Callable[..., Any]:
-        """Return the model's own method in whose place a method of the attachment is called."""
+        """Return what the attachment calls in turn: the object's own method, or its class's."""
+        if name in self._own:
+            return self._own[name]
         model = self.adapter.model
         return MethodType(getattr(type(model), name), model)
 
@@ -170,6 +186,7 @@ class Attachment:
             hook.remove()
         for name in REPLACED:
             delattr(model, name)
+        vars(model).update(self._own)
 
     def overlay(self, image: Any, number: int = 0, grid: tuple[int, int] | None = None) -> Any:
         """Return the picture with the removed parts darkened, see `selection_overlay`.

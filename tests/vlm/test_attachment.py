@@ -186,6 +186,47 @@ def test_a_copy_has_a_selector_of_its_own(copied):
     assert detach(other).generate(**inputs, **GREEDY).equal(model.generate(**inputs, **GREEDY))
 
 
+@pytest.mark.parametrize("name", ["generate", "prepare_inputs_for_generation"])
+def test_an_own_method_of_the_object_is_called_and_comes_back(name):
+    inputs, model, calls = batch("llava", [["s"]]), build("llava"), []
+    attach(model, selector(), 4)
+    pruned = model.generate(**inputs, **GREEDY)
+    stock = getattr(detach(model), name)
+
+    def own(*args, **kwargs):
+        calls.append(name)
+        return stock(*args, **kwargs)
+
+    setattr(model, name, own)
+    before = dict(vars(model))
+    model.generate(**inputs, **GREEDY)
+    alone = len(calls)
+    attach(model, selector(), 4)
+    assert torch.equal(model.generate(**inputs, **GREEDY), pruned)
+    assert len(calls) == 2 * alone
+    detach(model)
+    with keeping(model, [torch.arange(16)]):
+        model.generate(**inputs, **GREEDY)
+    assert len(calls) == 3 * alone
+    assert vars(model) == before
+
+
+def test_what_prunes_a_model_already_stays_alone():
+    inputs, model, some = batch("llava", [["s"]]), build("llava"), [torch.tensor([1, 2])]
+    with keeping(model, some):
+        kept = model.generate(**inputs, **GREEDY)
+        with pytest.raises(ConfigError, match="inside a block of keeping"):
+            attach(model, selector(), 4)
+        with pytest.raises(ConfigError, match="block of keeping"), keeping(model, []):
+            pass
+        assert torch.equal(model.generate(**inputs, **GREEDY), kept)
+    tokens = attach(model, selector(), 4).generate(**inputs, **GREEDY)
+    with pytest.raises(ConfigError, match="has a selector already"), keeping(model, some):
+        pass
+    assert torch.equal(model.generate(**inputs, **GREEDY), tokens)
+    assert not hasattr(detach(model), "autoselect")
+
+
 def test_text_only_calls_are_untouched():
     inputs, model = batch("llava", [[], []]), model_of("llava")
     tokens = model.generate(**inputs, **GREEDY)
