@@ -19,6 +19,7 @@ from autoselect.vlm.families import family_of, token_width
 from autoselect.vlm.head import output_embeddings
 from autoselect.vlm.loading import check_model
 from autoselect.vlm.patches import check_kind
+from autoselect.vlm.projectors import check_projector
 
 USUAL_PATCH = 14
 """Pixels of a patch's side if a tower does not name them."""
@@ -73,13 +74,14 @@ class VLMShape:
         """Return the channels of a token at a gate site.
 
         Raises:
-            ConfigError: the family names no projector, or its patches cannot be removed.
+            ConfigError: the family names no projector, or is refused at the site.
         """
         if site == "after_projector":
             return self.token_width
         if site == "before_encoder":
             check_kind(self.name)
             return self.vision_width
+        check_projector(self.name)
         if self.projector_width is None:
             raise ConfigError(
                 f"gate.site=before_projector: the family {self.name} names no projector; "

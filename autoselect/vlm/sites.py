@@ -14,10 +14,8 @@ width, L later layers with features of their own (deepstack), P width of the pro
 gated channels, K tokens that stay.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -40,6 +38,7 @@ from autoselect.vlm.patches import (
     run_tower,
     run_tower_on_kept,
 )
+from autoselect.vlm.projectors import check_projector, projector_inputs
 
 Repair = Callable[[Tensor], Tensor]
 Outputs = dict[str, Any]
@@ -185,11 +184,13 @@ class BeforeProjector(_Earlier):
     """Scores and gates the projector's input, if the projector maps each token alone: C = P."""
 
     def check(self, adapter: VisualAdapter) -> None:
-        """Raise ConfigError if no projector is named, or its input's width is not."""
+        """Raise ConfigError if the model type is refused, or no projector or width is named."""
         self.width(adapter)
 
     def width(self, adapter: VisualAdapter) -> int:
         """Return P, the input channels of the projector's first linear layer."""
+        config = adapter.model.config
+        check_projector(config.model_type, getattr(config, "projector_pooling_ratio", 1))
         projector = None if adapter.family.projects else adapter.projector
         modules = [] if projector is None else projector.modules()
         linear = (module for module in modules if isinstance(module, torch.nn.Linear))
@@ -205,13 +206,14 @@ class BeforeProjector(_Earlier):
         """Return the projector's inputs.
 
         Raises:
-            ConfigError: features are encoded already, there are clips, or the projector does not
-                map images of equal size token by token.
+            ConfigError: the model type is refused, features are encoded already, there are clips,
+                or the projector does not map images of equal size token by token.
         """
         known = (inputs.get("mm_encoder_outputs") or {}).get("image")
         if isinstance(known, SiteFeatures):
             return {"image": known}
-        with _projector_inputs(adapter.projector) as seen:
+        self.check(adapter)
+        with projector_inputs(adapter.projector) as seen:
             outputs = adapter.encode(inputs)
         entries = list(outputs["image"].pooler_output) if set(outputs) == {"image"} else []
         shape = seen[0][0].shape if len(seen) == 1 and len(seen[0]) == 1 else ()
@@ -294,24 +296,3 @@ def _no_projector(adapter: VisualAdapter) -> ConfigError:
         "size token by token, or the call brings clips or encoded features; use "
         "site=after_projector"
     )
-
-
-@contextmanager
-def _projector_inputs(
-    projector: torch.nn.Module | None,
-) -> Iterator[list[tuple[Tensor, ...]]]:
-    seen: list[tuple[Tensor, ...]] = []
-    if projector is None:
-        yield seen
-        return
-    thread = get_ident()
-
-    def note(_projector: Any, given: tuple[Tensor, ...]) -> None:
-        if get_ident() == thread:
-            seen.append(given)
-
-    hook = projector.register_forward_pre_hook(note)
-    try:
-        yield seen
-    finally:
-        hook.remove()

@@ -12,6 +12,7 @@ from autoselect.method.scorer import Scorer
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import VisualAdapter
 from autoselect.vlm.patches import REFUSED, embedding_layer, read_patches, run_tower
+from autoselect.vlm.projectors import REFUSED as PROJECTORS
 from autoselect.vlm.sites import SITES
 from tests.vlm.stock import close, model_of
 from tests.vlm.tiny import ALL, batch
@@ -195,6 +196,34 @@ def test_other_towers_are_refused_by_name_and_reason_before_anything_is_computed
     with pytest.raises(ConfigError, match=rf"model_type={name}: {reason}; use site=after_proj"):
         attach(model, Selector(scorer, site="before_encoder"), 4)
     assert getattr(model, "autoselect", None) is None
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_every_family_works_before_the_projector_or_is_refused_by_name_at_attach(name):
+    model = model_of(name)
+    scorer = Scorer(8, ScorerConfig(hidden_size=16, num_heads=2))
+    try:
+        with attached(name, 0.5, "before_projector"):
+            for rows in ([["s"]], [["l"]], [["l", "s"], []]):
+                inputs = batch(name, rows)
+                assert model(**inputs).logits.isfinite().all()
+                assert model.autoselect.last.images
+            return
+    except ConfigError as error:
+        with pytest.raises(ConfigError) as refusal:
+            attach(model, Selector(scorer, site="before_projector"), 4)
+        assert str(refusal.value) == str(error)
+        assert model.config.model_type in str(error) and "use site=after_projector" in str(error)
+        assert PROJECTORS.get(name, "no projector that takes images") in str(error)
+    assert getattr(model, "autoselect", None) is None
+
+
+def test_a_pooling_projector_is_refused_at_attach(monkeypatch):
+    model = model_of("perception_lm")
+    monkeypatch.setattr(model.config, "projector_pooling_ratio", 2)
+    with pytest.raises(ConfigError, match=r"model_type=perception_lm: its projector averages"):
+        SITES["before_projector"].check(VisualAdapter(model))
 
 
 def test_every_supported_family_trains_there_with_a_gradient_through_the_frozen_tower():
