@@ -16,6 +16,8 @@ from autoselect.vlm.model_files import ModelFilesError
 from autoselect.vlm.weight_names import check_loading
 
 Preprocess = Callable[[list[Image.Image]], Tensor]
+EXTRA_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+BLANK_SIZE = 96, 64
 
 
 def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tuple[Any, Preprocess]:
@@ -38,13 +40,13 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tup
             f"classifier={path} cannot be loaded: {str(error).splitlines()[0]} Give the folder or "
             "hub name of a transformers image classifier with its preprocessor_config.json"
         ) from error
-    embedding_layer(model)
-    grid(model)
 
     def preprocess(images: list[Image.Image]) -> Tensor:
         return processor(images=images, return_tensors="pt")["pixel_values"].to(device)
 
-    return model.to(device).eval(), preprocess
+    model.to(device).eval()
+    check_patches(model, preprocess([Image.new("RGB", BLANK_SIZE)]))
+    return model, preprocess
 
 
 def embedding_layer(classifier: Any) -> nn.Module:
@@ -56,24 +58,70 @@ def embedding_layer(classifier: Any) -> nn.Module:
     for name, module in classifier.named_modules():
         if name.split(".")[-1] == "embeddings":
             return module
-    raise ConfigError(
-        f"classifier of type {type(classifier).__name__} has no layer `embeddings`; give a vision "
-        "transformer such as ViT, DeiT, DINOv2 or CLIP"
-    )
+    raise _refusal(classifier, "has no layer `embeddings`")
 
 
-def grid(classifier: Any) -> tuple[int, int]:
-    """Return the rows and columns of patches; ConfigError if the configuration lacks the sizes."""
+def extra_tokens(classifier: Any) -> int:
+    """Return how many class and register tokens stand before the patches."""
+    layer = embedding_layer(classifier)
+    tokens = [getattr(layer, name, None) for name in EXTRA_TOKENS]
+    return sum(token.shape[-2] if token.ndim > 1 else 1 for token in tokens if token is not None)
+
+
+def grid(classifier: Any, pixels: Tensor) -> tuple[int, int]:
+    """Return the rows and columns of patches of images as the classifier sees them.
+
+    Args:
+        classifier: a vision transformer.
+        pixels: pixel values of images of one size, [B, 3, height, width].
+
+    Raises:
+        ConfigError: the configuration tells no size of a patch, or pixels come as patches.
+    """
     config = getattr(classifier.config, "vision_config", classifier.config)
-    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if size is None or patch is None:
-        raise ConfigError(
-            f"classifier of type {type(classifier).__name__} tells no image_size and patch_size; "
-            "give a vision transformer such as ViT, DeiT, DINOv2 or CLIP"
+    patch = getattr(config, "patch_size", None)
+    if patch is None or pixels.ndim != 4:
+        raise _refusal(
+            classifier, "tells no patch_size, or takes other pixels than those of images"
         )
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = pixels.shape[2:]
     tall, wide = (patch, patch) if isinstance(patch, int) else patch
     return height // tall, width // wide
+
+
+@torch.no_grad()
+def check_patches(classifier: Any, pixels: Tensor) -> None:
+    """Check on the pixels of one image [1, 3, height, width] that patches can be removed.
+
+    Raises:
+        ConfigError: they cannot; the message says why.
+    """
+    layer, (rows, columns) = embedding_layer(classifier), grid(classifier, pixels)
+    extra = extra_tokens(classifier)
+    try:
+        output = layer(pixels)
+        if not isinstance(output, Tensor) or output.ndim != 3:
+            raise _refusal(classifier, "has an embedding layer that gives no row per patch")
+        if output.shape[1] != extra + rows * columns:
+            raise _refusal(
+                classifier,
+                f"has an embedding layer that gives {output.shape[1]} rows for {rows} x {columns} "
+                f"patches and {extra} class and register tokens",
+            )
+        with only_patches(classifier, torch.zeros(1, 1, dtype=torch.long)):
+            classifier(pixels)
+    except ConfigError:
+        raise
+    except Exception as error:  # each model fails on rows it does not expect in its own way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise _refusal(classifier, f"does not run on some of its patches ({reason})") from error
+
+
+def _refusal(classifier: Any, reason: str) -> ConfigError:
+    return ConfigError(
+        f"classifier of type {type(classifier).__name__} {reason}; give a vision transformer such "
+        "as ViT, DeiT, DINOv2 or CLIP"
+    )
 
 
 @contextmanager
@@ -83,10 +131,9 @@ def only_patches(classifier: Any, positions: Tensor) -> Iterator[None]:
     The embedding layer's output loses the rows of the other patches; class and register tokens
     stay. Position embeddings were added before, so the remaining patches keep their place.
     """
-    rows, columns = grid(classifier)
+    extra = extra_tokens(classifier)
 
     def drop(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        extra = output.shape[1] - rows * columns
         first = torch.arange(extra, device=output.device).expand(len(output), -1)
         kept = torch.cat([first, positions.to(output.device) + extra], dim=1)
         return output.gather(1, kept[..., None].expand(-1, -1, output.shape[2]))

@@ -65,6 +65,17 @@ def test_all_patches_are_the_untouched_classifier(classifier):
     assert own["curves"] == found["curves"], "here the labels are its own predictions"
 
 
+def test_the_grid_is_that_of_the_pixels_and_not_of_the_configuration():
+    config = hf.Dinov2Config(
+        image_size=40, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = hf.Dinov2ForImageClassification(config).eval()
+    data = LabelledImages(images(4), None, "own")
+    found = patch_fidelity(model, preprocess, data, (9,))
+    assert found["grid"] == [3, 3]
+    assert all(found["curves"][name] == [1.0] for name in TREATMENTS)
+
+
 @torch.no_grad()
 def test_patches_behind_closed_gates_carry_nothing_of_the_image(classifier):
     pixels = preprocess(images(4))

@@ -136,6 +136,7 @@ def classifier_accuracy(
     for start in range(0, len(images), images_per_batch):
         batch = list(images[start : start + images_per_batch])
         pixels = preprocess(batch).to(classifier.device)
+        patches = grid(classifier, pixels)
         whole = classifier(pixels).logits.argmax(dim=-1).cpu()
         stop = start + images_per_batch
         truth = whole if labels is None else torch.tensor(labels[start:stop])
@@ -162,14 +163,14 @@ def classifier_accuracy(
                 "random": hard_top_k(random_scores(context), count),
             }
             for name, kept in chosen.items():
-                target = resize_selection(kept, shape, grid(classifier))
+                target = resize_selection(kept, shape, patches)
                 with only_patches(classifier, target):
                     note(f"{name}@{budget}")
     mean = {name: sum(values) / len(values) for name, values in right.items()}
     return {
         "labels": data.source,
         "images": len(images),
-        "grids": {"selection": list(first or ()), "classifier": list(grid(classifier))},
+        "grids": {"selection": list(first or ()), "classifier": list(patches)},
         "full": mean["full"],
         "budgets": list(budgets),
         "selected": [mean[f"selected@{budget}"] for budget in budgets],

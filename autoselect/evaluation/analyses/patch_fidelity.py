@@ -24,7 +24,13 @@ from autoselect.method.statistics import calibrate
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate
-from autoselect.vlm.image_classifier import Preprocess, embedding_layer, grid, only_patches
+from autoselect.vlm.image_classifier import (
+    Preprocess,
+    embedding_layer,
+    extra_tokens,
+    grid,
+    only_patches,
+)
 
 REMOVAL, NOISE, COVARIANCE = "hard removal", "noise gating", "covariance noise"
 TREATMENTS = (REMOVAL, NOISE, COVARIANCE)
@@ -35,10 +41,9 @@ Rewrite = Callable[[Tensor], Tensor]
 @contextmanager
 def rewritten(classifier: Any, rewrite: Rewrite) -> Iterator[None]:
     """Let the classifier see `rewrite` of its patch embeddings [B, N, C] inside the block."""
-    rows, columns = grid(classifier)
+    extra = extra_tokens(classifier)
 
     def put(_layer: Any, _inputs: Any, output: Tensor) -> Tensor:
-        extra = output.shape[1] - rows * columns
         return torch.cat([output[:, :extra], rewrite(output[:, extra:])], dim=1)
 
     hook = embedding_layer(classifier).register_forward_hook(put)
@@ -98,7 +103,7 @@ def patch_fidelity(
     channel, covariance = patch_statistics(
         classifier, batches[: -(-CALIBRATION_IMAGES // images_per_batch)]
     )
-    count = grid(classifier)[0] * grid(classifier)[1]
+    rows, columns = grid(classifier, batches[0])
     places: dict[str, list[Tensor]] = {}
     for start, pixels in zip(starts, batches, strict=True):
         whole = classifier(pixels).logits
@@ -108,7 +113,7 @@ def patch_fidelity(
             truth = torch.tensor(own, device=whole.device)
         ids = torch.arange(start, start + len(pixels), device=whole.device)
         keys = tuple(str(number) for number in ids.tolist())
-        blank = torch.zeros(len(pixels), count, 1, device=whole.device)
+        blank = torch.zeros(len(pixels), rows * columns, 1, device=whole.device)
         scores = random_scores(SelectionContext(blank, keys)).float()
 
         def note(name: str, pixels: Tensor = pixels, truth: Tensor = truth) -> None:
@@ -129,7 +134,7 @@ def patch_fidelity(
     return _compared({name: torch.cat(own) for name, own in places.items()}, budgets) | {
         "labels": data.source,
         "images": len(images),
-        "grid": list(grid(classifier)),
+        "grid": [rows, columns],
     }
 
 

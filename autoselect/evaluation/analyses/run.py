@@ -172,7 +172,7 @@ def analyse_patches(
         device: device name.
     """
     model, preprocess, data = ready_classifier(classifier, samples, device)
-    rows, columns = grid(model)
+    rows, columns = grid(model, preprocess(data.images[:1]))
     found = patch_fidelity(model, preprocess, data, parse_budgets(budgets, rows * columns))
     write_analysis("fidelity", found, fidelity_figure(found), out)
     return found
