@@ -6,7 +6,6 @@ Source: AutoSelect (arXiv 2603.07135); the sizes are ours.
 Dimension letters: B images, N tokens, D token width, H hidden channels.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -56,8 +55,9 @@ class Scorer(nn.Module):
         )
         self.score_norm = nn.LayerNorm(config.hidden_size)
         self.score = nn.Linear(config.hidden_size, 1)
-        self._copies: dict[tuple[torch.device, torch.dtype], Scorer] = {}
-        self._flat: FlatScorer | None = None
+        self._fitted: dict[tuple[torch.device, torch.dtype], FlatScorer] = {}
+        self._weights: tuple[Tensor, ...] = ()
+        self._versions: list[int] = []
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return scores [B, N] of tokens [B, N, D]; `mask` is true at real tokens, [B, N]."""
@@ -70,41 +70,36 @@ class Scorer(nn.Module):
     @torch.no_grad()
     def infer(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return what `forward` returns, in float32, for inference in the dtype of the tokens."""
-        fitted = self.fitted(tokens)
-        if torch.compiler.is_compiling():
-            return fitted(tokens, mask).float()
-        if fitted._flat is None:
-            fitted._flat = FlatScorer(fitted)
-        return fitted._flat(tokens, mask).float()
+        return self.fitted(tokens)(tokens, mask).float()
 
-    def fitted(self, tokens: Tensor) -> "Scorer":
+    def fitted(self, tokens: Tensor) -> "FlatScorer":
         """Return the Scorer on the device and in the dtype of `tokens`, for inference.
 
-        If they differ from its own, it is a copy, made once and used again until the weights are
-        loaded, moved or trained. Its last layer, which makes the scores, stays in float32: rounded
-        to bfloat16, many scores would be equal.
+        It is made once and used again until a weight is written, loaded, moved or trained; under
+        torch.compile it is part of the graph. A write through `.data`, or to a weight made in
+        inference mode, leaves no trace: call `train()` after it. The last layer, which makes the
+        scores, is float32 at least: rounded to bfloat16, many scores would be equal.
         """
-        weight = self.projection.weight
-        if weight.device == tokens.device and weight.dtype == tokens.dtype:
-            return self
         key = (tokens.device, tokens.dtype)
-        if key not in self._copies:
-            fitted = copy.deepcopy(self).to(*key).requires_grad_(False)
-            if tokens.dtype.itemsize < 4:
-                where = (tokens.device, torch.float32)
-                fitted.score_norm = copy.deepcopy(self.score_norm).to(*where)
-                fitted.score = copy.deepcopy(self.score).to(*where)
-            self._copies[key] = fitted
-        return self._copies[key]
+        if torch.compiler.is_compiling():
+            return FlatScorer(self, *key)
+        self._weights = self._weights or tuple(self.parameters())
+        versions = [0 if weight.is_inference() else weight._version for weight in self._weights]
+        if versions != self._versions:
+            self._fitted.clear()
+            self._versions = versions
+        if key not in self._fitted:
+            self._fitted[key] = FlatScorer(self, *key)
+        return self._fitted[key]
 
     def _forget(self) -> None:
         """Forget what was derived from the weights; they may be other ones from now on."""
-        self._copies.clear()
-        self._flat = None
+        self._fitted.clear()
+        self._weights = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles hold: not what was derived from these weights."""
-        return {**self.__dict__, "_copies": {}, "_flat": None}
+        return {**self.__dict__, "_fitted": {}, "_weights": ()}
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Scorer":
         self._forget()
@@ -127,32 +122,43 @@ class FlatScorer:
     place, and hooks of modules are not called.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, device: torch.device, dtype: torch.dtype) -> None:
+        """Take the weights of a Scorer, converted where device or dtype differ."""
+
+        def norm(layer: nn.LayerNorm, dtype: torch.dtype = dtype) -> tuple[Tensor, Tensor]:
+            return layer.weight.to(device, dtype), layer.bias.to(device, dtype)
+
+        def linear(layer: nn.Linear, dtype: torch.dtype = dtype) -> tuple[Tensor, Tensor]:
+            return layer.weight.to(device, dtype).t(), layer.bias.to(device, dtype)
+
         self.width = scorer.width
         self.hidden_size = scorer.config.hidden_size
         self.num_heads = scorer.config.num_heads
-        self.score_dtype = scorer.score.weight.dtype
-        self.dtype = scorer.projection.weight.dtype
-        self.first = (*_norm(scorer.token_norm), *_linear(scorer.projection))
+        self.score_dtype = torch.promote_types(dtype, torch.float32)
+        self.first = (*norm(scorer.token_norm), *linear(scorer.projection))
         self.blocks = [
             (
-                *(*_norm(block.attention_norm), *_linear(block.query_key_value)),
-                *_linear(block.attention_output),
-                *(*_norm(block.mlp_norm), *_linear(block.mlp_in)),
-                *_linear(block.mlp_out),
+                *(*norm(block.attention_norm), *linear(block.query_key_value)),
+                *linear(block.attention_output),
+                *(*norm(block.mlp_norm), *linear(block.mlp_in)),
+                *linear(block.mlp_out),
             )
             for block in scorer.blocks
             if isinstance(block, ScorerBlock)
         ]
-        self.last = (*_norm(scorer.score_norm), *_linear(scorer.score))
+        self.last = (
+            *norm(scorer.score_norm, self.score_dtype),
+            *linear(scorer.score, self.score_dtype),
+        )
 
     def __call__(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Return scores [B, N] of tokens [B, N, D]; `mask` is true at real tokens, [B, N]."""
         batch, count, _ = tokens.shape
-        width, heads = (self.hidden_size,), (batch, count, 3, self.num_heads, -1)
+        width = (self.hidden_size,)
+        heads = (batch, count, 3, self.num_heads, self.hidden_size // self.num_heads)
         visible = None if mask is None else mask[:, None, None, :]
         scale, shift, matrix, bias = self.first
-        rows = tokens.reshape(batch * count, self.width).to(self.dtype)
+        rows = tokens.reshape(batch * count, self.width)
         hidden = torch.addmm(bias, torch.layer_norm(rows, (self.width,), scale, shift), matrix)
         for s1, t1, to_heads, b1, from_heads, b2, s2, t2, up, b3, down, b4 in self.blocks:
             normed = torch.layer_norm(hidden, width, s1, t1)
@@ -167,15 +173,6 @@ class FlatScorer:
         scale, shift, matrix, bias = self.last
         normed = torch.layer_norm(hidden.to(self.score_dtype), width, scale, shift)
         return torch.addmm(bias, normed, matrix).view(batch, count)
-
-
-def _norm(layer: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    return layer.weight, layer.bias
-
-
-def _linear(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Return the transposed weight and the bias of a layer."""
-    return layer.weight.t(), layer.bias
 
 
 def standardise(scores: Tensor, mask: Tensor | None = None) -> Tensor:

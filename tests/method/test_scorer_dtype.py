@@ -8,6 +8,7 @@ import torch
 from autoselect import Selector
 from autoselect.config import ScorerConfig
 from autoselect.method.scorer import Scorer
+from autoselect.ops import checks
 
 
 @pytest.fixture
@@ -97,6 +98,56 @@ def test_eval_of_a_selector_in_use_derives_nothing_again(selector, dtype):
     selector.score(tokens_of(dtype))
     derived = selector.scorer.fitted(tokens_of(dtype))
     assert selector.eval().scorer.fitted(tokens_of(dtype)) is derived
-    assert derived._flat is not None
     selector.train()
-    assert selector.eval().scorer.fitted(tokens_of(dtype))._flat is None
+    assert selector.eval().scorer.fitted(tokens_of(dtype)) is not derived
+
+
+def trained_on(scorer):
+    optimizer = torch.optim.SGD(scorer.parameters(), lr=0.1)
+    scorer(tokens_of()).square().sum().backward()
+    optimizer.step()
+
+
+def loaded_in_part(scorer):
+    state = scorer.score.state_dict()
+    scorer.score.load_state_dict({name: 2 * value for name, value in state.items()})
+
+
+@pytest.mark.parametrize("dtype", checks.FLOAT_DTYPES)
+@pytest.mark.parametrize("write", [trained_on, loaded_in_part])
+@pytest.mark.parametrize("inference_mode", [False, True])
+def test_weights_written_in_place_are_seen(selector, dtype, write, inference_mode):
+    scorer, tokens = selector.scorer, tokens_of(dtype)
+    with torch.inference_mode(inference_mode):
+        before = scorer.infer(tokens)
+    write(scorer)
+    with torch.inference_mode(inference_mode):
+        after = scorer.infer(tokens)
+    assert torch.equal(after, copy.deepcopy(scorer).infer(tokens))
+    assert not torch.equal(after, before)
+
+
+def test_compiled_scores_follow_weights_written_in_place(selector):
+    tokens = tokens_of(torch.bfloat16)
+    compiled = torch.compile(selector.scorer.infer, fullgraph=True, backend="eager")
+    for _ in range(2):
+        assert torch.equal(compiled(tokens), selector.scorer.infer(tokens))
+        trained_on(selector.scorer)
+
+
+def test_weights_made_in_inference_mode_give_scores():
+    with torch.inference_mode():
+        scorer = Scorer(32, ScorerConfig(hidden_size=32, num_heads=2))
+        scorer.infer(tokens_of())
+        for dtype in checks.FLOAT_DTYPES:
+            found = scorer.infer(tokens_of(dtype))
+            assert torch.equal(found, copy.deepcopy(scorer).infer(tokens_of(dtype)))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 32), (2, 0, 32), (0, 0, 32)])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_empty_tensors(shape, layers):
+    scorer = Scorer(32, ScorerConfig(hidden_size=32, num_layers=layers, num_heads=2))
+    for dtype in checks.FLOAT_DTYPES:
+        assert scorer.infer(torch.zeros(shape, dtype=dtype)).shape == shape[:2]
+    assert scorer(torch.zeros(shape)).shape == shape[:2]
