@@ -17,6 +17,7 @@ Dimension letters: I images, N visual tokens, K tokens taken, D width.
 import torch
 from torch import Tensor
 
+from autoselect.ops.autocast import without_autocast
 from autoselect.ops.diverse_top_k import centred_directions
 from autoselect.ops.marginal_order import MOST_TOKENS, marginal_order
 
@@ -51,11 +52,12 @@ def likeness_before(
     if images > part:
         parts = zip(scores.split(part), tokens.split(part), free.split(part), strict=True)
         return torch.cat([likeness_before(r, x, k, weight, valid) for r, x, valid in parts])
-    unit = centred_directions(tokens.float(), free)
-    if count > MOST_TOKENS:
-        return _one_after_another(scores, unit, k, weight, free)
-    likeness = unit @ unit.mT
-    return _of_order(marginal_order(scores, likeness, k, weight, mask), likeness, free)
+    with without_autocast(scores.device):
+        unit = centred_directions(tokens.float(), free)
+        if count > MOST_TOKENS:
+            return _one_after_another(scores, unit, k, weight, free)
+        likeness = unit @ unit.mT
+        return _of_order(marginal_order(scores, likeness, k, weight, mask), likeness, free)
 
 
 def _of_order(order: Tensor, likeness: Tensor, free: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoselect.config import ScorerConfig
+from autoselect.ops.autocast import without_autocast
 
 
 class ScorerBlock(nn.Module):
@@ -64,13 +65,18 @@ class Scorer(nn.Module):
         hidden = self.projection(self.token_norm(tokens.to(self.projection.weight.dtype)))
         for block in self.blocks:
             hidden = block(hidden, mask)
-        hidden = self.score_norm(hidden.to(self.score.weight.dtype))
-        return self.score(hidden).squeeze(-1)
+        with without_autocast(tokens.device):
+            hidden = self.score_norm(hidden.to(self.score.weight.dtype))
+            return self.score(hidden).squeeze(-1)
 
     @torch.no_grad()
     def infer(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return what `forward` returns, in float32, for inference in the dtype of the tokens."""
-        return self.fitted(tokens)(tokens, mask).float()
+        """Return what `forward` returns, in float32, for inference in the dtype of the tokens.
+
+        `torch.autocast` does not change it.
+        """
+        with without_autocast(tokens.device):
+            return self.fitted(tokens)(tokens, mask).float()
 
     def fitted(self, tokens: Tensor) -> "FlatScorer":
         """Return the Scorer on the device and in the dtype of `tokens`, for inference.

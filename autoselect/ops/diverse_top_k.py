@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from autoselect.config import ConfigError
 from autoselect.ops._native import EXTENSION, is_native
+from autoselect.ops.autocast import without_autocast
 from autoselect.ops.checks import check_float, check_row_budgets, check_scores, check_shape
 
 LARGEST_SCORE = 8e37
@@ -58,7 +59,9 @@ def diverse_top_k_reference(
         chosen = gain.argmax(dim=-1)
         kept.append(torch.where(gain[row, chosen] > -torch.inf, chosen, count))
         valid = valid.scatter(1, chosen[:, None], False)
-        nearest = torch.maximum(nearest, (unit @ unit[row, chosen][:, :, None]).squeeze(-1))
+        with without_autocast(tokens.device):
+            similarity = (unit @ unit[row, chosen][:, :, None]).squeeze(-1)
+        nearest = torch.maximum(nearest, similarity)
         gain = (1 - diversity) * relevance - diversity * nearest
         gain = gain.masked_fill(~valid, -torch.inf)
     chosen_in_order = torch.stack(kept, dim=1)

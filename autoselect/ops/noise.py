@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.ops.autocast import without_autocast
 from autoselect.ops.checks import check_float, check_shape, values_are_checkable
 from autoselect.ops.philox import standard_normals
 
@@ -110,5 +111,6 @@ def draw(
     normals = standard_normals(*noise_key.tensors(tokens), num_tokens, width + rank).to(dtype)
     noise = statistics.std.to(dtype) * normals[..., :width]
     if factor is not None:
-        noise = noise + normals[..., width:] @ factor.to(dtype)
+        with without_autocast(tokens.device):
+            noise = noise + normals[..., width:] @ factor.to(dtype)
     return noise

@@ -56,6 +56,13 @@ def test_the_budget_is_exact_and_scores_learn(inputs):
     assert bool(torch.isfinite(scores.grad).all()) and float(scores.grad.abs().min()) > 0
 
 
+def test_autocast_changes_nothing(inputs):
+    expected = likeness_before(*inputs, 9, 0.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = likeness_before(*inputs, 9, 0.7)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 def test_likeness_is_to_tokens_taken_before():
     """Four tokens of mean zero: two alike pairs of opposite directions."""
     tokens = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]])

@@ -129,10 +129,31 @@ def test_weights_written_in_place_are_seen(selector, dtype, write, inference_mod
 
 def test_compiled_scores_follow_weights_written_in_place(selector):
     tokens = tokens_of(torch.bfloat16)
+    torch._dynamo.reset()
     compiled = torch.compile(selector.scorer.infer, fullgraph=True, backend="eager")
     for _ in range(2):
         assert torch.equal(compiled(tokens), selector.scorer.infer(tokens))
         trained_on(selector.scorer)
+
+
+@pytest.mark.parametrize("dtype", checks.FLOAT_DTYPES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_changes_no_score(selector, dtype, compiled):
+    infer, tokens = selector.scorer.infer, tokens_of(dtype)
+    if compiled:
+        torch._dynamo.reset()
+        infer = torch.compile(infer, fullgraph=True, backend="eager")
+    expected = infer(tokens)
+    for rounded in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", rounded):
+            assert torch.equal(infer(tokens), expected)
+
+
+def test_scores_in_training_are_float32_under_autocast(selector):
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = selector.scorer(tokens_of())
+    assert scores.dtype == torch.float32
+    assert len(scores.unique()) > 0.98 * scores.numel()
 
 
 def test_weights_made_in_inference_mode_give_scores():

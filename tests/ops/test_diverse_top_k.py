@@ -73,11 +73,12 @@ def test_it_agrees_with_the_reference(dtype, count, width, k, device):
             assert torch.equal(diverse_top_k(scores, tokens, k, diversity, valid), expected)
 
 
-def test_autocast_does_not_reach_into_the_operator(device):
-    tokens, scores = _clustered(3, 60, 16, torch.float32, device)
-    kept = diverse_top_k(scores, tokens, 9, 0.4)
+@pytest.mark.parametrize("op", [diverse_top_k, diverse_top_k_reference])
+def test_autocast_does_not_reach_into_the_operator(op, device):
+    tokens, scores = _clustered(3, 300, 16, torch.float32, device)
+    kept = op(scores, tokens, 90, 0.4)
     with torch.autocast(torch.device(device).type, torch.bfloat16):
-        assert torch.equal(diverse_top_k(scores, tokens, 9, 0.4), kept)
+        assert torch.equal(op(scores, tokens, 90, 0.4), kept)
 
 
 def test_a_budget_per_row_is_that_of_the_rows_alone(device):

@@ -1,0 +1,17 @@
+"""Arithmetic in the dtype of its operands, whatever `torch.autocast` says."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which operators on this kind of device keep the dtypes of their operands.
+
+    Choices among tokens compare numbers that bfloat16 would make equal.
+    """
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
