@@ -76,7 +76,7 @@ AS_INLINE Amplitudes<T> amplitudes_of_gate(T gate) {
   return {T(sqrt(gate)), T(sqrt(T(1) - gate))};
 }
 
-// A value that does not count if its amplitude is 0, even where it is infinite or NaN.
+// A value times its amplitude; it does not count if that is 0, even where it is infinite or NaN.
 template <typename T>
 AS_INLINE T weighted(T amplitude, T value) {
   return amplitude == T(0) ? T(0) : amplitude * value;

@@ -182,7 +182,7 @@ class FlatScorer:
 
 
 def standardise(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scale scores to mean 0 and variance 1 over the real tokens of each image.
+    """Scale scores to mean 0 and variance 1 over the real tokens of each image; padding gets 0.
 
     Without it the Scorer could scale its scores to undo the annealing of the temperature.
 
@@ -191,8 +191,9 @@ def standardise(scores: Tensor, mask: Tensor | None = None) -> Tensor:
         mask: true at real tokens, [B, N].
     """
     scores = scores.float()
-    weight = scores.new_ones(scores.shape) if mask is None else mask.to(scores.dtype)
-    count = weight.sum(-1, keepdim=True).clamp(min=1)
-    centred = scores - (scores * weight).sum(-1, keepdim=True) / count
-    variance = (centred.square() * weight).sum(-1, keepdim=True) / count
+    padding = torch.zeros_like(scores, dtype=torch.bool) if mask is None else ~mask
+    count = (~padding).sum(-1, keepdim=True).clamp(min=1)
+    mean = scores.masked_fill(padding, 0.0).sum(-1, keepdim=True) / count
+    centred = (scores - mean).masked_fill(padding, 0.0)
+    variance = centred.square().sum(-1, keepdim=True) / count
     return centred * (variance + 1e-6).rsqrt()

@@ -97,10 +97,11 @@ def _scaled(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def centred_directions(tokens: Tensor, valid: Tensor) -> Tensor:
-    """Return unit vectors of the tokens minus their image's mean, [B, N, D]."""
-    weights = valid[..., None].to(tokens.dtype)
-    mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
-    return normalize(tokens - mean, dim=-1)
+    """Return unit vectors of the tokens minus their image's mean, [B, N, D]; zeros at padding."""
+    padding = ~valid[..., None]
+    count = valid.sum(1)[:, None, None].clamp(min=1)
+    mean = tokens.masked_fill(padding, 0.0).sum(1, keepdim=True) / count
+    return normalize((tokens - mean).masked_fill(padding, 0.0), dim=-1)
 
 
 if EXTENSION is not None:

@@ -34,8 +34,12 @@ from autoselect.ops.soft_top_k import budget_arguments, gate_dtype, soft_top_k_l
 
 
 def _mix(tokens: Tensor, a: Tensor, b: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """Return a x + (1 - a) mu + b noise; for a = 1 and b = 0 that is the token, bit for bit."""
+    """Return a x + (1 - a) mu + b noise; for a = 1 and b = 0 that is the token, bit for bit.
+
+    For a = 0 the token does not count, even where it is infinite or NaN.
+    """
     a, b, x, mean = (value.to(noise.dtype) for value in (a[..., None], b[..., None], tokens, mean))
+    x = x.masked_fill(a == 0, 0.0)
     return (a * x + (1 - a) * mean + b * noise).to(tokens.dtype)
 
 

@@ -355,6 +355,10 @@ void gate_forward(const T* x, T* out, const NoiseSource<Work<T>>& source,
       const W rest = W(1) - a;
       const T* x_tile = x + t * width + start;
       T* out_tile = out + t * width + start;
+      if (a == W(0)) {  // then the token does not count, even where it is infinite or NaN
+        for (int64_t c = 0; c < size; ++c) from_work(mean[c] + b * noise[c], out_tile[c]);
+        continue;
+      }
       for (int64_t c = 0; c < size; ++c) {
         from_work(a * to_work(x_tile[c]) + rest * mean[c] + b * noise[c], out_tile[c]);
       }
@@ -390,7 +394,7 @@ void gate_backward(const T* grad, const T* x, T* grad_x, const NoiseSource<Work<
     }
     if (grad_x == nullptr) continue;
     for (int64_t c = t * width; c < (t + 1) * width; ++c)
-      from_work(a * to_work(grad[c]), grad_x[c]);
+      from_work(weighted(a, to_work(grad[c])), grad_x[c]);
   }
   W signal_lanes[kGroup][kLanes] = {};
   W noise_lanes[kGroup][kLanes] = {};

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) > 4 ? 4 : 5)
         const W gradient = to_work(g.values[c]);
         dots[t][0] += gradient * (to_work(x.values[c]) - mean.values[c]);
         dots[t][1] += gradient * noise[c];
-        from_work(a * gradient, result.values[c]);
+        from_work(weighted(a, gradient), result.values[c]);
       }
       if (grad_tokens != nullptr) {
         store_pack<whole, kCount>(grad_tokens + row, channel, args.width, result);

@@ -47,6 +47,16 @@ def test_padding_neither_opens_nor_counts(inputs):
     assert gates[4].tolist() == [1.0] * 3 + [0.0] * 21
 
 
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, 3e38])
+def test_padded_tokens_may_be_anything(inputs, junk):
+    scores, tokens = inputs
+    mask = torch.arange(24) < torch.tensor([[24], [18], [7], [3], [1], [0]])
+    for real in (mask, mask.flip(1)):
+        expected = likeness_before(scores, tokens, K, 0.7, real)
+        spoiled = tokens.masked_fill(~real[..., None], junk)
+        assert torch.equal(likeness_before(scores, spoiled, K, 0.7, real), expected)
+
+
 def test_the_budget_is_exact_and_scores_learn(inputs):
     scores, tokens = inputs
     scores.requires_grad_()

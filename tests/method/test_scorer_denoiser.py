@@ -60,6 +60,19 @@ def test_standardised_scores_have_mean_zero_and_variance_one_over_real_tokens():
         assert float(real.var(correction=0)) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, 1e30])
+def test_padded_scores_may_be_anything(junk):
+    scores, mask = random(3, 12), torch.arange(12) < torch.tensor([[12], [5], [0]])
+    upstream, results = random(3, 12, seed=1), []
+    for value in (0.0, junk):
+        padded = scores.masked_fill(~mask, value).requires_grad_()
+        standard = standardise(padded, mask)
+        standard.backward(upstream)
+        results.append((standard.detach(), padded.grad))
+    assert all(map(torch.equal, *results))
+    assert (results[0][0][~mask] == 0).all() and (results[0][1][~mask] == 0).all()
+
+
 def test_equal_scores_stay_finite():
     scores = torch.full((1, 8), 3.0, requires_grad=True)
     standardise(scores).square().sum().backward()

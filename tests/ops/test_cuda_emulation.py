@@ -287,6 +287,29 @@ def _check_noise_gate(kernels, dtype, n, width, rank, from_logits, batch=2):
         assert (actual.double() - value.detach()).abs().max() <= tolerance * scale
 
 
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_a_closed_gate_lets_nothing_through(kernels, dtype, from_logits):
+    torch.manual_seed(0)
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    gate = torch.randn(2, 5, dtype=work) if from_logits else torch.rand(2, 5, dtype=work)
+    gate[:, 1:3] = -torch.inf if from_logits else 0.0
+    mean, std, key = torch.randn(24, dtype=work), torch.rand(24, dtype=work), torch.tensor([1, 2])
+    tokens, upstream = (torch.randn(2, 5, 24).to(dtype) for _ in range(2))
+    results = []
+    for value in (0.0, torch.nan, torch.inf):
+        tokens[:, 1:3] = upstream[:, 1:3] = value
+        out = _poison(2, 5, 24, dtype=dtype), _poison(2, 5, 24, dtype=dtype)
+        grad_gate = _poison(2, 5, dtype=work)
+        arguments = (tokens, gate, from_logits, mean, std, None, key, torch.arange(2), 2, 5, 24)
+        _call(getattr(kernels, f"gate_forward_{NAMES[dtype][0]}"), *arguments, out[0])
+        backward = getattr(kernels, f"gate_backward_{NAMES[dtype][0]}")
+        _call(backward, *arguments, upstream, out[1], grad_gate)
+        results.append((*out, grad_gate))
+    for found in results[1:]:
+        assert all(map(torch.equal, found, results[0]))
+
+
 def test_fused_backward_chain(kernels):
     """The three kernels of the fused backward, in the order the glue launches them."""
     torch.manual_seed(0)

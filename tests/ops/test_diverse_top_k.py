@@ -141,6 +141,17 @@ def test_padding_is_never_kept_and_changes_nothing():
     assert diverse_top_k(padded, longer, 11, 0.5, mask).tolist() == [[*range(9), -1, -1]]
 
 
+@pytest.mark.parametrize("op", [diverse_top_k, diverse_top_k_reference])
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, 3e38])
+def test_padding_may_be_anything(op, junk, device):
+    tokens, scores = _clustered(4, 40, 8, torch.float32, device)
+    place = torch.arange(40, device=device)
+    mask = (place % 3 > 0) & (place < torch.tensor([[40], [30], [5], [0]], device=device))
+    expected = op(scores, tokens, 9, 0.5, mask)
+    scores, tokens = scores.masked_fill(~mask, junk), tokens.masked_fill(~mask[..., None], junk)
+    assert torch.equal(op(scores, tokens, 9, 0.5, mask), expected)
+
+
 @pytest.mark.parametrize(
     ("k", "diversity", "words"),
     [

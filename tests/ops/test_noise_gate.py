@@ -158,6 +158,33 @@ def test_separate_gate_agrees_with_the_reference(rank, device, make_key):
             _close(actual, expected, 1e-5)
 
 
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf])
+def test_a_closed_gate_lets_nothing_through(reference, rank, dtype, junk, device, make_key):
+    """Neither the token nor, in the backward pass, the gradient of the result."""
+    torch.manual_seed(0)
+    statistics, key = _moved(_statistics(37, rank), device), make_key(2, device)
+    tokens, upstream = (torch.randn(2, 9, 37, device=device).to(dtype) for _ in range(2))
+    scores = torch.randn(2, 9, device=device)
+    mask = torch.arange(9, device=device) % 4 > 0
+    mask = mask.expand(2, 9)
+    fused = soft_top_k_noise_gate_reference if reference else soft_top_k_noise_gate
+    separate = noise_gate_reference if reference else noise_gate
+    masked = {"k": 3, "temperature": 0.5, "statistics": statistics, "noise_key": key, "mask": mask}
+    gates = scores.sigmoid().masked_fill(~mask, 0.0)
+
+    def both(x, g):
+        one = _run_fused(fused, x, scores, g, masked)
+        return *one, *_run_gate(separate, x, gates, g, (statistics, key))
+
+    closed = ~mask[..., None]
+    expected = both(tokens.masked_fill(closed, 0.0), upstream.masked_fill(closed, 0.0))
+    found = both(tokens.masked_fill(closed, junk), upstream.masked_fill(closed, junk))
+    assert all(map(torch.equal, found, expected))
+
+
 def test_fused_equals_the_separate_operators(device, make_key):
     from autoselect.ops.soft_top_k import soft_top_k
 
