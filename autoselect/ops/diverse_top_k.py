@@ -47,11 +47,12 @@ def diverse_top_k_reference(
     budgets, columns = _check(scores, tokens, k, diversity, mask, width)
     batch, count = scores.shape
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    relevance = _scaled(scores.detach().float(), valid)
+    score = scores.detach().float().nan_to_num(-LARGEST_SCORE).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    relevance = _scaled(score, valid)
     unit = centred_directions(tokens.detach().float(), valid)
     if tokens.is_cuda and tokens.dtype.itemsize == 2:
         unit = unit.half().float()  # as the kernels compare them
-    gain = relevance.masked_fill(~valid, -torch.inf)
+    gain = score.masked_fill(~valid, -torch.inf)  # of the first: scaling may make scores equal
     nearest = torch.full_like(gain, -1.0)
     kept: list[Tensor] = []
     row = torch.arange(batch, device=scores.device)
@@ -89,8 +90,7 @@ def _check(
 
 
 def _scaled(scores: Tensor, valid: Tensor) -> Tensor:
-    """Scale the scores of valid tokens to 0..1 within each row; NaN counts as the lowest."""
-    scores = scores.nan_to_num(-LARGEST_SCORE).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    """Scale the scores of valid tokens to 0..1 within each row."""
     low = scores.masked_fill(~valid, torch.inf).amin(dim=-1, keepdim=True)
     high = scores.masked_fill(~valid, -torch.inf).amax(dim=-1, keepdim=True)
     return (scores - low) / (high - low).clamp(min=1e-12)
@@ -124,7 +124,8 @@ def diverse_top_k(
     Token i has the gain `(1 - diversity) * relevance_i - diversity * similarity_i`. Relevance is
     its score, scaled to 0..1 within the row; similarity is the largest cosine to a kept token,
     after subtracting the image's mean token, which all tokens share. The first token kept has the
-    best score; ties go to the lowest position. A row with fewer than K tokens to list, because `k`
+    best score; ties go to the lowest position. Scores beyond `LARGEST_SCORE` count as this, and
+    NaN, which a CPU refuses, as the lowest. A row with fewer than K tokens to list, because `k`
     or the number of its valid tokens is smaller, ends with -1. It has no gradient. Everything is
     computed in float32.
 

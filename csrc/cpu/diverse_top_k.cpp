@@ -60,7 +60,8 @@ class GreedyRow {
     }
     scale_relevance(scores, valid);
     kernels_.mean(tokens, valid.data(), int64_t(valid.size()), width, mean_.data());
-    for (const int64_t i : valid) heap_.push_back({relevance_[i], i});
+    // The first token is that of the best score: scaling may make scores equal.
+    for (const int64_t i : valid) heap_.push_back({relevance_score(scores[i]), i});
   }
 
   // The positions of up to k tokens, in the order in which they are kept.

@@ -127,6 +127,11 @@ __device__ __forceinline__ int64_t position_of(uint64_t key) {
   return key == 0 ? -1 : int64_t(uint32_t(~uint32_t(key)));
 }
 
+// A token that can be kept first: by its score, because scaling may make scores equal.
+__device__ __forceinline__ uint64_t first_key(const DiverseArgs& args, int64_t at, int64_t i) {
+  return candidate_key(relevance_score(args.scores[at + i]), i);
+}
+
 // A token that can be kept, against the token that was kept last.
 __device__ __forceinline__ uint64_t compare(const DiverseArgs& args, int64_t i, float relevance,
                                             float likeness, float& nearest) {
@@ -151,7 +156,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     const int64_t i = own * kStepThreads + threadIdx.x;
     relevance[own] = i < args.num_tokens ? args.relevance[at + i] : kTaken;
     nearest[own] = -1.0f;
-    const uint64_t first = relevance[own] == kTaken ? 0 : candidate_key(relevance[own], i);
+    const uint64_t first = relevance[own] == kTaken ? 0 : first_key(args, at, i);
     key = first > key ? first : key;
   }
   int64_t chosen = position_of(block_largest(key, best[0]));
@@ -194,7 +199,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     const float relevance = args.relevance[at + i];
     if (relevance == kTaken) continue;
     const uint64_t own =
-        step == 0 ? candidate_key(relevance, i)
+        step == 0 ? first_key(args, at, i)
                   : compare(args, i, relevance, similarity[at + i], args.nearest[at + i]);
     key = own > key ? own : key;
   }

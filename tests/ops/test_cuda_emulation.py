@@ -197,6 +197,7 @@ def test_directions(kernels, dtype, n, width):
 def test_diverse_top_k(kernels, n, k, by_row):
     torch.manual_seed(n)
     scores, tokens = torch.randn(2, n), torch.randn(2, n, 12)
+    scores[:, -1] = torch.tensor([-1e8, -torch.inf])  # scaling makes all other scores equal
     budgets = torch.tensor([1, k]) if by_row else None
     for mask in (None, torch.rand(2, n) > 0.6):
         valid = torch.ones(2, n, dtype=torch.bool) if mask is None else mask

@@ -52,6 +52,25 @@ def test_without_diversity_it_is_hard_top_k():
         assert torch.equal(diverse_top_k(scores, tokens, k, 0.0), hard_top_k(scores, k))
 
 
+@pytest.mark.parametrize("op", [diverse_top_k, diverse_top_k_reference])
+@pytest.mark.parametrize("outlier", [-3.0, -1e4, 1e30, -torch.inf, torch.inf])
+@pytest.mark.parametrize("count", [9, 2100])
+def test_the_first_token_kept_has_the_best_score(op, outlier, count, device):
+    """Also if scores differ by so little that they are equal when scaled to 0..1."""
+    generator = torch.Generator().manual_seed(count)
+    scores = 1 + torch.rand(4, count, generator=generator) * 1e-5
+    scores[:, 2] = outlier
+    scores[3, 2:] = -torch.inf
+    tokens = torch.randn(4, count, 3, generator=generator).to(device)
+    mask = (torch.rand(4, count, generator=generator) > 0.3).to(device)
+    mask[3, :2] = False
+    scores = scores.to(device)
+    for valid in (None, mask):
+        for diversity in (0.0, 0.3, 1.0):
+            first = op(scores, tokens, 1, diversity, valid)
+            assert torch.equal(first, hard_top_k(scores, 1, valid))
+
+
 def _clustered(batch, count, width, dtype, device):
     """Return tokens that resemble each other, as those of an image do, and their scores."""
     generator = torch.Generator().manual_seed(count)
