@@ -18,7 +18,8 @@ from autoselect.ops._native import EXTENSION, differentiable_once, is_native
 from autoselect.ops.checks import check_budget, check_scores, check_temperature
 
 MAX_ITERATIONS = 600
-LARGEST_SCORE = {torch.float64: 1e60, torch.float32: 8e37, torch.bfloat16: 8e37, torch.float16: 6e4}
+LARGEST_SCORE = {torch.float64: 1e60, torch.float32: 8e37}
+"""By the dtype of the gates."""
 
 
 def _offset(logits: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def _solve_logits(scores: Tensor, budget: Tensor, temperature: Tensor, valid: Te
     Scores are measured from the K-th largest one: the threshold is within a few temperatures of it,
     unless every gate is saturated. So subtracting the offset loses no digits that matter.
     """
-    limit = LARGEST_SCORE[scores.dtype]
+    limit = LARGEST_SCORE[gate_dtype(scores)]
     clamped = scores.detach().double().clamp(-limit, limit).masked_fill(~valid, -limit)
     base = clamped.sort(dim=-1, descending=True).values.gather(-1, budget.long() - 1)
     logits = (clamped - base) / temperature

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from autoselect.ops.checks import FLOAT_DTYPES
 from autoselect.ops.soft_top_k import soft_top_k, soft_top_k_reference
 
 SUM_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -132,6 +133,24 @@ def test_half_precision_scores_get_float32_gates(dtype, device):
     gates.pow(2).sum().backward()
     assert gates.dtype == torch.float32 and scores.grad.dtype == dtype
     torch.testing.assert_close(gates, soft_top_k(scores.float(), 7, 0.2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_the_largest_scores_of_a_dtype_are_those_of_the_reference(dtype, k, device):
+    largest = torch.finfo(dtype).max
+    rows = [
+        [largest, 0.9 * largest, 0.0, -largest, -torch.inf],
+        [torch.inf, largest, 1.0, 0.0, -1.0],
+        [torch.inf, torch.inf, torch.inf, -torch.inf, -torch.inf],
+        [65504.0, 61440.0, 60416.0, -61440.0, -65504.0],
+    ]
+    scores = torch.tensor(rows, dtype=torch.float64).to(device, dtype)
+    for temperature in (1e-3, 1.0, 1e3):
+        gates = soft_top_k(scores, k, temperature)
+        torch.testing.assert_close(gates.sum(-1).cpu(), torch.full((4,), k).to(gates.dtype))
+        expected = soft_top_k_reference(scores, k, temperature)
+        torch.testing.assert_close(gates, expected, rtol=0, atol=TOLERANCE[gates.dtype])
 
 
 def test_strided_scores(device):
