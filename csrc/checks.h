@@ -3,7 +3,6 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
 #include <optional>
 
 namespace autoselect {
@@ -48,7 +47,8 @@ inline void check_budget(int64_t k, int64_t num_tokens) {
   TORCH_CHECK_VALUE(k >= 1 && k <= num_tokens, "k must be in 1..", num_tokens, ", but is ", k);
 }
 
-// The temperature is a number, float64, on the CPU or beside the scores.
+// The temperature is a number, float64, on the CPU or beside the scores. Float32 holds it and its
+// inverse, with room.
 inline void check_temperature(const at::Tensor& temperature, const at::Tensor& beside) {
   TORCH_CHECK_VALUE(temperature.dim() == 0, "temperature must be one number, but has shape ",
                     temperature.sizes());
@@ -59,8 +59,8 @@ inline void check_temperature(const at::Tensor& temperature, const at::Tensor& b
                     temperature.device());
   if (!temperature.is_cpu()) return;
   const double value = *temperature.const_data_ptr<double>();
-  TORCH_CHECK_VALUE(value > 0 && std::isfinite(value),
-                    "temperature must be positive and finite, but is ", value);
+  TORCH_CHECK_VALUE(value >= 1e-30 && value <= 1e30, "temperature=", value,
+                    " must lie in 1e-30..1e30; the usual range is 0.01..10");
 }
 
 // One budget per row, int64 [B]; looked at on a CPU alone.

@@ -14,5 +14,11 @@ def positive(name: str, value: float) -> None:
     require(value > 0 and math.isfinite(value), f"{rule}; choose a number such as 0.01")
 
 
+def temperature(name: str, value: float) -> None:
+    """Raise ConfigError unless float32 holds the temperature and its inverse, with room."""
+    rule = f"{name}={value} must lie in 1e-30..1e30"
+    require(1e-30 <= value <= 1e30, f"{rule}; the usual range is 0.01..10")
+
+
 def share(name: str, value: float) -> None:
     require(0 <= value <= 1, f"{name}={value} must lie in 0..1; it is a share of the whole")

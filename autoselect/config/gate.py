@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from autoselect.config.bounds import at_least, positive, share
+from autoselect.config.bounds import at_least, share, temperature
 from autoselect.config.errors import require
 from autoselect.config.setting import setting
 
@@ -76,8 +76,8 @@ class GateConfig:
         if low is not None:
             tokens = int(low) if low >= 1 else max(1, round(low * self.token_budget))
             object.__setattr__(self, "min_token_budget", tokens)
-        positive("gate.temperature_start", self.temperature_start)
-        positive("gate.temperature_end", self.temperature_end)
+        temperature("gate.temperature_start", self.temperature_start)
+        temperature("gate.temperature_end", self.temperature_end)
         require(
             self.temperature_end <= self.temperature_start,
             f"gate.temperature_end={self.temperature_end} must not exceed "

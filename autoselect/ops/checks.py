@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, bounds
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -135,7 +134,7 @@ def check_count(k: int, num_tokens: int) -> int:
 
 
 def check_temperature(temperature: float | Tensor) -> Tensor:
-    """Return the temperature as a float64 tensor, 0-d, after checking it: positive and finite.
+    """Return the temperature as a float64 tensor, 0-d, after checking it: 1e-30..1e30.
 
     A compiled graph takes a tensor as an input; it would be compiled again for every new number of
     an annealed temperature. A number becomes a CPU tensor, which kernels get as a launch argument.
@@ -149,9 +148,6 @@ def check_temperature(temperature: float | Tensor) -> Tensor:
         value = temperature.detach().double()
     else:
         value = torch.full((), temperature, dtype=torch.float64)
-    if values_are_checkable(value) and not 0 < value.item() < math.inf:
-        raise ConfigError(
-            f"temperature={value.item()} must be a positive, finite number; the usual range is "
-            "0.01..10"
-        )
+    if values_are_checkable(value):
+        bounds.temperature("temperature", value.item())
     return value

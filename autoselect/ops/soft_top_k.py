@@ -167,8 +167,8 @@ def soft_top_k(
         mask: true at valid tokens, bool, [B, N]; all valid when None.
 
     Raises:
-        ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, the temperature is not
-            positive and finite, or (on a CPU) a score is NaN. On a GPU values are not checked, and
+        ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, the temperature is
+            outside 1e-30..1e30, or (on a CPU) a score is NaN. On a GPU values are not checked, and
             a NaN score makes the gates of its row NaN.
     """
     if not is_native(scores.device):

@@ -153,6 +153,19 @@ def test_the_largest_scores_of_a_dtype_are_those_of_the_reference(dtype, k, devi
         torch.testing.assert_close(gates, expected, rtol=0, atol=TOLERANCE[gates.dtype])
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal", "outlier"])
+def test_every_temperature_allowed_gives_the_budget(temperature, dtype, kind, device):
+    torch.manual_seed(0)
+    scores = SCORES[kind](63).to(device, dtype).requires_grad_()
+    for k in _budgets(63):
+        gates = soft_top_k(scores, k, temperature)
+        torch.testing.assert_close(gates.sum(-1).cpu(), torch.full((2,), k).to(gates.dtype))
+        (grad,) = torch.autograd.grad(gates.square().sum(), scores)
+        assert (grad * temperature).isfinite().all()
+
+
 def test_strided_scores(device):
     base = torch.randn(63, 8, device=device, dtype=torch.float64)
     for strided in (base.t(), base[::2, ::3].t(), base[:, :1].t().expand(3, 63)):
