@@ -25,7 +25,7 @@ from autoselect.evaluation.latency.bench import Rounds, bench_lines, bench_prefi
 from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
 from autoselect.evaluation.report.tables import terminal_table
 from autoselect.evaluation.run import evaluate
-from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.samples import EvaluationSet, decoded, stored
 from autoselect.evaluation.settings import ONE_SELECTOR, EvalSettings
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
@@ -209,11 +209,16 @@ def _patches(arguments: argparse.Namespace) -> tuple[dict[str, str], Work]:
 
 
 def _shown_samples(arguments: argparse.Namespace) -> list[Sample]:
-    """Return the first samples of the shards, of which at least one must have an image."""
+    """Return the first samples of the shards, decoded.
+
+    Raises:
+        ConfigError: a sample is damaged, an image cannot be decoded, or no sample has one.
+    """
     shards = resolve_shards(arguments.shards, "test")
     every = ShardSet.open(shards)
-    samples = [every[i] for i in range(min(arguments.max_images, len(every)))]
-    if not any(sample.pictures for sample in samples):
+    samples = [stored(every, i) for i in range(min(arguments.max_images, len(every)))]
+    pictures = [decoded(sample) for sample in samples]
+    if not any(pictures):
         raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
     return samples
 

@@ -109,6 +109,18 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
     )
 
 
+def stored(shards: ShardSet, index: int) -> Sample:
+    """Return a stored sample, not yet decoded.
+
+    Raises:
+        ConfigError: the sample is damaged.
+    """
+    try:
+        return shards[index]
+    except BadSample as error:
+        raise ConfigError(f"shards: {error}; write the shard again") from error
+
+
 def decoded(sample: Sample) -> tuple[Image.Image, ...]:
     """Return the decoded images of a stored sample.
 
@@ -170,8 +182,8 @@ class EvaluationSet(Sequence[EvaluationSample]):
         ):
             for start in range(0, len(samples), CHECKED_TOGETHER):
                 stop = min(start + CHECKED_TOGETHER, len(samples))
-                stored = [samples.read(index) for index in range(start, stop)]
-                bar.update(len(list(pool.map(decoded, stored))))
+                read = [samples.read(index) for index in range(start, stop)]
+                bar.update(len(list(pool.map(decoded, read))))
         return samples
 
     def read(self, index: int) -> Sample:
@@ -180,10 +192,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
         Raises:
             ConfigError: the sample is damaged or cannot be evaluated.
         """
-        try:
-            sample = self._shards[index]
-        except BadSample as error:
-            raise ConfigError(f"shards: {error}; write the shard again") from error
+        sample = stored(self._shards, index)
         _, _, _, boxes = self._parsed(sample)
         self.has_boxes &= all(boxes)
         if not sample.images:

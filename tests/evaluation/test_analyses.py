@@ -1,9 +1,13 @@
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
+from autoselect.cli.main import main
 from autoselect.config import ConfigError
+from autoselect.data.shards import ShardWriter
 from autoselect.evaluation.analyses import classifier as analyses_classifier
 from autoselect.evaluation.analyses import run as analyses
 from autoselect.evaluation.analyses.classifier import (
@@ -27,6 +31,7 @@ from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
+from autoselect.reference.scenes import make_scene
 from autoselect.tracking import Tracker
 from autoselect.vlm.image_classifier import only_patches
 from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, FakeVLM, make_samples
@@ -264,3 +269,33 @@ def test_labels_are_spread_apart_in_order():
     assert sorted(heights) == pytest.approx([h for h in sorted(heights)])
     assert min(abs(a - b) for i, a in enumerate(heights) for b in heights[:i]) >= 1.0 - 1e-9
     assert heights[2] == max(heights)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "fidelity", "similarity"])
+def test_an_image_that_cannot_be_decoded_is_named_by_every_analysis(
+    kind, model_folder, selector_folder, tmp_path, capsys, caplog
+):
+    folder = tmp_path / "shards"
+    with ShardWriter(str(folder)) as writer:
+        for index in range(3):
+            buffer = BytesIO()
+            make_scene(0, "test", index).image.save(buffer, "png")
+            png = buffer.getvalue()
+            record = {
+                "id": f"{index}",
+                "image": f"{index}.png",
+                "conversations": [
+                    {"from": "human", "value": "<image>\nhow many ?"},
+                    {"from": "gpt", "value": "3"},
+                ],
+            }
+            writer.write(f"{index}", record, [png[:200] if index == 1 else png])
+    words = ["analyse", kind, "--shards", str(folder), "--budgets", "8"]
+    words += ["--out", str(tmp_path / "out"), "--device", "cpu", "--no-tracking"]
+    if kind == "fidelity":
+        words += ["--site", "patch_embedding"]
+    else:
+        words += ["--model", model_folder, "--selector", selector_folder]
+    assert main(words) == 2
+    said = capsys.readouterr().err + caplog.text
+    assert "image 0" in said and "replace the image" in said
