@@ -13,6 +13,8 @@ from autoselect.data import storage
 from autoselect.files.atomic import replacing
 
 _PIPE = "pipe:"
+JSON_FILES = (".json", ".jsonl")
+"""How the names of files of LLaVA rows end."""
 
 
 def expand(
@@ -25,7 +27,8 @@ def expand(
     kept in `pipe_folder`.
 
     Raises:
-        ConfigError: a path matches no shard, a shard comes twice, or a command is not permitted.
+        ConfigError: a path matches no shard or JSON, a shard comes twice, or a command is not
+            permitted.
     """
     shards: list[str] = []
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
@@ -42,6 +45,12 @@ def expand(
             shards += _expand_one(one)
     if not shards:
         raise ConfigError(f"paths={paths!r} name no shards; give a folder, tar files or URLs")
+    rows = next((shard for shard in shards if shard.endswith(JSON_FILES)), None)
+    if rows is not None:
+        raise ConfigError(
+            f"path={rows} is JSON, but shards are tar files; convert LLaVA rows with "
+            "`autoselect shards convert-llava`, or name the tar files alone"
+        )
     if len(set(shards)) < len(shards):
         twice = next(shard for shard in shards if shards.count(shard) > 1)
         raise ConfigError(f"paths={paths!r} name {twice} twice; list every shard once")

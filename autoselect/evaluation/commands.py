@@ -89,7 +89,11 @@ def run_eval(arguments: argparse.Namespace) -> int:
 def add_analyse_command(subparsers: Any) -> None:
     parser = subparsers.add_parser("analyse", help="one analysis of a selector, with its figure")
     parser.add_argument("kind", choices=sorted([*ANALYSES, CLASSIFIER]), help="what to analyse")
-    own = {"selector": ONE_SELECTOR, "out": "folder for KIND.json and KIND.png"}
+    own = {
+        "selector": ONE_SELECTOR,
+        "shards": "glob of the shards that hold the images, or reference",
+        "out": "folder for KIND.json and KIND.png",
+    }
     for name in ("model", "selector", "shards", "budgets", "out"):
         text = own.get(name) or flag_help(EvalSettings, name)
         parser.add_argument(f"--{name}", required=name not in ("model", "selector"), help=text)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data.convert import convert_llava
+from autoselect.data.paths import JSON_FILES
 from autoselect.evaluation.settings import EvalSettings
 
-JSON_FILES = (".json", ".jsonl")
 FOLDER = "data"
 
 

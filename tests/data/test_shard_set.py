@@ -178,6 +178,20 @@ def test_compressed_and_foreign_files_are_refused(tmp_path: Path) -> None:
         ShardSet.open(str(empty))
 
 
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_rows_of_json_are_refused_by_name_before_anything_is_written(
+    tmp_path: Path, shard_folder: Path, name: str
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows = folder / name
+    rows.write_text("[]")
+    for paths in (str(rows), f"{folder}/*", [str(shard_folder), str(rows)], f"s3://a/{name}"):
+        with pytest.raises(ConfigError, match=rf"{name} is JSON.*convert-llava"):
+            ShardSet.open(paths)
+    assert list(folder.iterdir()) == [rows]
+
+
 def test_the_index_is_readable_json(shard_folder: Path) -> None:
     header, keys, *members = (
         json.loads(line)

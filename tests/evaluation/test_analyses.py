@@ -299,3 +299,16 @@ def test_an_image_that_cannot_be_decoded_is_named_by_every_analysis(
     assert main(words) == 2
     said = capsys.readouterr().err + caplog.text
     assert "image 0" in said and "replace the image" in said
+
+
+@pytest.mark.parametrize("kind", ["classifier", "frequency"])
+def test_an_analysis_refuses_rows_of_json_as_its_help_says(kind, tmp_path, capsys, caplog):
+    (tmp_path / "rows.json").write_text("[]")
+    words = ["--shards", str(tmp_path / "rows.json"), "--budgets", "8", "--no-tracking"]
+    words += ["--model", "m", "--selector", "s", "--out", str(tmp_path / "out")]
+    assert main(["analyse", kind, *words]) == 2
+    assert "convert-llava" in capsys.readouterr().err + caplog.text
+    assert not list(tmp_path.glob("*.jsonl"))
+    with pytest.raises(SystemExit):
+        main(["analyse", "--help"])
+    assert ".json or .jsonl" not in " ".join(capsys.readouterr().out.split())
