@@ -17,6 +17,7 @@ from types import ModuleType
 
 import torch
 from packaging.version import Version
+from torch.autograd import forward_ad
 
 from autoselect import __version__
 
@@ -97,9 +98,10 @@ HAS_CUDA = EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architect
 def is_native(device: torch.device) -> bool:
     """Return True if the operators run native kernels for tensors on this device.
 
-    Inside transforms of `torch.func` the references run, because `torch.library` does not
-    differentiate registered operators there. The references read values, so `torch.vmap` over a
-    call fails: put all rows into one batch.
+    Inside transforms of `torch.func` and in forward-mode AD the references run, because
+    `torch.library` does not differentiate registered operators there. The references read values:
+    `torch.vmap` over a call fails (put all rows into one batch), and torch.compile of a transform
+    ends its graph there or fails.
 
     Raises:
         ImportError: the extension is built without CUDA, a GPU is there and is asked for, and
@@ -107,7 +109,7 @@ def is_native(device: torch.device) -> bool:
     """
     if EXTENSION is None:
         return False
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if device.type == "cuda":
         if not HAS_CUDA and torch.cuda.is_available():

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from autoselect.ops import build_info, runs_on
@@ -176,6 +177,47 @@ def test_functional_gradient(native, device):
     )
     for actual, value in zip(grads, expected[1:], strict=True):
         torch.testing.assert_close(actual, value)
+
+
+def _calls(x, r, *key):
+    """Return every differentiable operator as a function, and where to differentiate it."""
+    noise = _statistics(x.device), NoiseKey(*key)
+    return {
+        "soft_top_k": (lambda r: soft_top_k(r, K, TAU), r),
+        "noise_gate": (lambda r: noise_gate(x, r.sigmoid(), *noise), r),
+        "soft_top_k_noise_gate": (lambda r: soft_top_k_noise_gate(x, r, K, TAU, *noise)[0], r),
+        "select_tokens": (lambda x: select_tokens(x, r, K)[0], x),
+    }
+
+
+def _by_dual_numbers(function, value, tangent):
+    with forward_ad.dual_level():
+        result = function(forward_ad.make_dual(value, tangent))
+        return forward_ad.unpack_dual(result).tangent
+
+
+def _by_transform(function, value, tangent):
+    return torch.func.jvp(function, (value,), (tangent,))[1]
+
+
+@pytest.mark.parametrize("derive", [_by_dual_numbers, _by_transform])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "operator", ["soft_top_k", "noise_gate", "soft_top_k_noise_gate", "select_tokens"]
+)
+def test_forward_mode_gives_the_derivative(operator, compiled, derive, native, device):
+    """It is the transpose of the gradient, also after a call outside of it was compiled."""
+    x, r, *key = _arguments(device)
+    function, leaf = _calls(x.detach(), r.detach(), *key)[operator]
+    value = function(leaf.requires_grad_())
+    upstream, tangent = torch.randn_like(value), torch.randn_like(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf, upstream)
+    if compiled:
+        torch._dynamo.reset()
+        function = torch.compile(function, backend="eager")
+        function(leaf.detach())
+    found = derive(function, leaf.detach(), tangent)
+    torch.testing.assert_close((found * upstream).sum(), (gradient * tangent).sum())
 
 
 @pytest.mark.parametrize(
