@@ -137,6 +137,23 @@ def test_several_selectors_are_logged_as_models(tracked, selector_folder):
     assert {"model.selector", "model.selector-b"} <= set(run.data.tags)
 
 
+def test_the_columns_of_a_run_are_those_of_its_first_selector(tracked):
+    """MLflow makes metrics of a logged model metrics of its run, and shows the last one."""
+    settings = dataclasses.replace(tracked, diversity="0,0.9", reference="model")
+    report = evaluate(settings).report
+    retention = {(row["method"], row["budget"]): row["retention"] for row in report["rows"]}
+    other = next(method for method, _ in retention if method.startswith("autoselect:"))
+    budgets = {budget for _, budget in retention}
+    assert any(retention["autoselect", k] != retention[other, k] for k in budgets), retention
+    (run,) = runs("evaluation")
+    for k in budgets:
+        name = f"retention_at_{k}_tokens"
+        assert run.data.metrics[name] == retention["autoselect", k]
+        assert run.data.metrics[f"{name}/{other.partition(':')[2]}"] == retention[other, k]
+        history = MlflowClient(default_uri()).get_metric_history(run.info.run_id, name)
+        assert {metric.value for metric in history} == {retention["autoselect", k]}
+
+
 @pytest.mark.parametrize(
     ("selector", "shown"),
     [

@@ -218,15 +218,24 @@ def _model_name(name: str) -> str:
 
 
 def _model_metrics(report: dict[str, Any], row: str) -> dict[str, float]:
-    """Return retention by budget of one selector, and the speedup of the one that is timed."""
+    """Return retention by budget of one selector, and the speedup of the one that is timed.
+
+    MLflow makes them metrics of the run too, so each has the name that it has in `_summary`.
+    """
     found = {
-        metric_at("retention", own["budget"]): own["retention"]
+        _retention_name(row, own["budget"]): own["retention"]
         for own in report["rows"]
         if own["method"] == row and own["retention"] is not None
     }
     if row == SELECTOR:
         found |= {metric_at("speedup", k): cost["speedup"] for k, cost in costs(report).items()}
     return found
+
+
+def _retention_name(row: str, budget: int) -> str:
+    """Return the metric of a selector's row: the first one's is a column of the list of runs."""
+    other = row.removeprefix(SELECTOR).removeprefix(":")
+    return metric_at("retention", budget) + (f"/{other}" if other else "")
 
 
 def _summary(report: dict[str, Any]) -> dict[str, float]:
@@ -243,12 +252,11 @@ def _summary(report: dict[str, Any]) -> dict[str, float]:
             continue
         if method == SELECTOR:
             low, high = row["retention_ci95"]
-            found[metric_at("retention", budget)] = row["retention"]
+            found[_retention_name(method, budget)] = row["retention"]
             found[metric_at("retention_low", budget)] = low
             found[metric_at("retention_high", budget)] = high
         elif method.startswith(f"{SELECTOR}:"):
-            other = method.removeprefix(f"{SELECTOR}:")
-            found[f"{metric_at('retention', budget)}/{other}"] = row["retention"]
+            found[_retention_name(method, budget)] = row["retention"]
     for budget, cost in costs(report).items():
         found[metric_at("speedup", budget)] = cost["speedup"]
         if "speedup_with_vision" in cost:
