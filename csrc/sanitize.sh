@@ -30,4 +30,6 @@ LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
     "$python" -m pytest --rootdir="$root" -p no:cacheprovider -m "not slow" -k "not gives_the_same_bits" \
     "$root/tests/ops/test_philox.py" "$root/tests/ops/test_soft_top_k.py" \
     "$root/tests/ops/test_noise_gate.py" "$root/tests/ops/test_noise_statistics.py" \
-    "$root/tests/ops/test_hard_top_k.py" "$root/tests/ops/test_input_errors.py"
+    "$root/tests/ops/test_hard_top_k.py" "$root/tests/ops/test_input_errors.py" \
+    "$root/tests/ops/test_diverse_top_k.py" "$root/tests/ops/test_marginal_order.py" \
+    "$root/tests/ops/test_properties.py"

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+import autoselect.ops.marginal_order  # noqa: F401  its registration
 from autoselect.ops import build_info, runs_on
 from autoselect.ops._native import OPERATORS, is_native
 from autoselect.ops.diverse_top_k import diverse_top_k
