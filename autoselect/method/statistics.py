@@ -23,7 +23,7 @@ class TokenStatistics(NoiseStatistics):
 
     Attributes:
         participation_ratio: effective dimensions of the tokens, (sum l)^2 / sum l^2 over the
-            eigenvalues l of their covariance.
+            eigenvalues l of their covariance; 0 for constant tokens.
         normalised: width of the groups of channels over which each token is normalised before the
             gate; 0 if tokens are gated as they are.
     """
@@ -128,7 +128,9 @@ def calibrate(
         )
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     eigenvalues = eigenvalues.clamp(min=0)
-    ratio = float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
+    rounding = len(covariance) * torch.finfo(torch.float64).eps * square[:width].sum()
+    total = eigenvalues.sum()
+    ratio = float(total**2 / eigenvalues.square().sum()) if total > rounding else 0.0
     if rank is None:
         return TokenStatistics(mean.float(), variance.sqrt().float(), participation_ratio=ratio)
     rank = min(rank, len(covariance))

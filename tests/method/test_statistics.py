@@ -41,6 +41,16 @@ def test_enough_rank_matches_the_whole_covariance(tokens):
     assert 1 < statistics.participation_ratio < 4
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 0.1, 1.0, 1e4])
+@pytest.mark.parametrize("count", [2, 10, 5000])
+def test_constant_tokens_fill_no_dimension(scale, count):
+    token = scale * torch.randn(1, 64, generator=torch.Generator().manual_seed(count))
+    for rank in (None, 3):
+        assert calibrate([token.expand(count, 64)], rank).participation_ratio == 0.0
+    line = token + scale * 1e-3 * torch.arange(count)[:, None]
+    assert calibrate([line], 3).participation_ratio == pytest.approx(1.0 if scale else 0.0, 1e-3)
+
+
 def test_statistics_survive_storage(tokens):
     for rank in (None, 4):
         statistics = calibrate([tokens], rank)
