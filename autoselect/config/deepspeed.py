@@ -147,13 +147,15 @@ class DeepSpeedConfig:
             ConfigError: the global batch is not a multiple of micro batch x ranks.
         """
         total, micro = self.total_batch, self.micro_batch
-        accumulation, rest = divmod(total, micro * world_size)
+        together = micro * world_size
+        accumulation, rest = divmod(total, together)
         if rest or accumulation < 1:
             fitting = [m for m in range(1, total + 1) if total % (m * world_size) == 0]
             fix = (
                 f"choose train_micro_batch_size_per_gpu from {fitting}"
                 if fitting
-                else f"choose a train_batch_size that is a multiple of {world_size}"
+                else f"choose a train_batch_size that is a multiple of {together}, such as "
+                f"{-(-total // together) * together}"
             )
             raise ConfigError(
                 f"train_batch_size={total} is not a multiple of "

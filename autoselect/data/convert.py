@@ -258,5 +258,5 @@ def _find(name: str, folders: tuple[str, ...]) -> Path:
             return found
     raise RecordError(
         "unreadable",
-        f"image {name!r} is in none of {len(folders)} folders; check the image folders",
+        f"image {name!r} is not in {' or '.join(folders)}; names are relative to the image folders",
     )

@@ -74,7 +74,8 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
     if not asked or len(asked) != len(given):
         raise ConfigError(
             f"conversations of sample {key!r} have {len(asked)} questions, {len(given)} answers; "
-            "evaluation needs one answer to every question"
+            "give every question its gpt turn, or measure agreement with the full model "
+            "(--reference model)"
         )
     questions = tuple(q.replace(IMAGE_PLACEHOLDER, "").strip() for q in asked)
     answers = record.get("answers") or [[answer] for answer in given]

@@ -78,6 +78,10 @@ def attach(
         ConfigError: unsupported family, selector that does not fit, or budget without a meaning.
     """
     _check_free(model)
+    if not isinstance(selector, Selector):
+        raise ConfigError(
+            f"selector={selector!r} is not a Selector; give Selector.from_pretrained(FOLDER)"
+        )
     check_settings(budget, video_budget_per, on_small_image)
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)

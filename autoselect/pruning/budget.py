@@ -27,16 +27,18 @@ def budget_to_tokens(budget: OneBudget, num_tokens: int) -> int:
     Raises:
         ConfigError: not a number, outside 1..N, or a share outside 0..1.
     """
-    budget = read_budget(budget, num_tokens)
+    given, budget = budget, read_budget(budget, num_tokens)
     if isinstance(budget, float):
         if not 0 < budget <= 1:
             raise ConfigError(
-                f"budget={budget} as a share must lie above 0 and at most at 1; "
-                "use an integer for a number of tokens"
+                f"budget={given} is a share outside 0..1, or 0; give a share such as 0.11, or an "
+                "integer for a number of tokens"
             )
         return max(1, round(budget * num_tokens))
     if budget < 1:
-        raise ConfigError(f"budget={budget} is below 1; choose 1..{num_tokens}")
+        raise ConfigError(
+            f"budget={budget} keeps no token; give at least 1 token, or a share such as 0.11"
+        )
     if budget > num_tokens:
         raise ConfigError(
             f"budget={budget} exceeds the {num_tokens} visual tokens of this model; "
@@ -97,7 +99,7 @@ def check_settings(budget: Any, video_budget_per: str, on_small_image: str) -> N
     for one in [budget] if listed is None else listed:
         if not callable(one):
             value = read_budget(one, 1)
-            budget_to_tokens(value, value if isinstance(value, int) else 1)
+            budget_to_tokens(one, value if isinstance(value, int) else 1)
 
 
 def _unknown(budget: Any) -> ConfigError:

@@ -47,8 +47,8 @@ def _download(name: str, revision: str | None, files: Sequence[str]) -> Path:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"selector={name} is not a folder here, and the hub does not give it: "
-            f"{str(error).splitlines()[0]} Give a folder written by save_pretrained or by "
-            "training (RUN/selector), or the name of a selector on the hub"
+            f"{str(error).splitlines()[0].rstrip('. ')}; give a folder written by save_pretrained "
+            "or by training (RUN/selector), or the name of a selector on the hub"
         ) from error
 
 

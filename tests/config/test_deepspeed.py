@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,13 @@ def test_every_split_of_the_global_batch_is_exact_or_refused() -> None:
                     sizes = config.split(world_size)
                     assert sizes.micro * sizes.accumulation * world_size == total
                 else:
-                    with pytest.raises(ConfigError, match="choose"):
+                    with pytest.raises(ConfigError, match="choose") as refused:
                         config.split(world_size)
+                    advised = re.search(r"such as (\d+)", str(refused.value))
+                    if advised:
+                        DeepSpeedConfig(MINIMAL).with_batch(int(advised[1]), micro).split(
+                            world_size
+                        )
 
 
 def test_the_dictionary_for_deepspeed_is_a_copy_of_the_file() -> None:

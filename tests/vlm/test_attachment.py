@@ -333,6 +333,8 @@ def test_mistakes_in_attaching_are_named(monkeypatch):
         attach(model, wide, 4)
     with pytest.raises(ConfigError, match="not a transformers model"):
         attach(torch.nn.Linear(2, 2), selector(), 4)
+    with pytest.raises(ConfigError, match=r"'runs/mine/selector' is not a Selector; give Sel"):
+        attach(model, "runs/mine/selector", 4)
     with pytest.raises(ConfigError, match="'clip' or 'frame'"):
         attach(model, selector(), 4, video_budget_per="second")
     with pytest.raises(ConfigError, match="no selector"):
