@@ -104,7 +104,7 @@ def test_rows_that_cannot_be_used_are_named(settings, source):
 
 
 def test_labels_are_needed_unless_the_model_is_the_reference(settings):
-    with pytest.raises(ConfigError, match="needs one answer to every question"):
+    with pytest.raises(ConfigError, match="give every question its gpt turn"):
         evaluate(dataclasses.replace(settings, reference="answers"))
 
 
