@@ -31,13 +31,13 @@ def budget_to_tokens(budget: OneBudget, num_tokens: int) -> int:
     if isinstance(budget, float):
         if not 0 < budget <= 1:
             raise ConfigError(
-                f"budget={given} is a share outside 0..1, or 0; give a share such as 0.11, or an "
-                "integer for a number of tokens"
+                f"budget={given} as a share must lie above 0, up to 1; give one such as 0.11, or "
+                "an integer for a number of tokens"
             )
         return max(1, round(budget * num_tokens))
     if budget < 1:
         raise ConfigError(
-            f"budget={budget} keeps no token; give at least 1 token, or a share such as 0.11"
+            f"budget={budget} is below 1; give at least 1 token, or a share such as 0.11"
         )
     if budget > num_tokens:
         raise ConfigError(

@@ -141,7 +141,7 @@ def test_a_folder_of_that_name_comes_first(hub, tmp_path, monkeypatch):
 
 def test_what_the_hub_refuses_is_one_line_with_the_fix(hub, monkeypatch):
     with pytest.raises(
-        ConfigError, match="is not a folder here, .* 404: there is no org/none Give"
+        ConfigError, match="is not a folder here, .* 404: there is no org/none; give"
     ):
         Selector.from_pretrained("org/none")
     with pytest.raises(ConfigError, match="must have the form org/name"):
