@@ -42,18 +42,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_no_step_draws_from_a_global_generator(alone, folder):
-    """This is why a checkpoint holds no random state."""
-    flags = [
+def of_two_rows(folder, output, *flags):
+    """Return the settings of a run on the rendered scenes, two rows in a batch."""
+    own = [
         f"--model={folder / 'vlm'}",
         f"--data.train_shards={folder / 'shards' / 'train-*.tar'}",
-        f"--output={folder / 'run'}",
-        *("--steps=2", "--save_every=1", "--gate.calibration_images=2", "--tracking=false"),
+        *(f"--output={output}", "--gate.calibration_images=2"),
     ]
-    config = load_config(TrainConfig, None, flags)
     deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    return load_config(TrainConfig, None, [*own, *flags]), deepspeed.with_batch(2, 2)
+
+
+def test_no_step_draws_from_a_global_generator(alone, folder):
+    """This is why a checkpoint holds no random state."""
+    config, deepspeed = of_two_rows(
+        folder, folder / "run", "--steps=2", "--save_every=1", "--tracking=false"
+    )
     with Heartbeat(alone) as heartbeat:
-        trainer = assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat)
+        trainer = assemble(config, deepspeed, alone, SignalFlag(), heartbeat)
         before = generator_states()
         assert trainer.run()
     assert generator_states() == before
@@ -92,18 +98,12 @@ def test_no_rank_waits_in_a_collective_for_a_slow_tracking_server_or_slow_shards
 
     monkeypatch.setattr(training_loop, "start_tracker", start)
     monkeypatch.setattr(validation, "held_out_rows", held_out)
-    shards = folder / "shards"
-    flags = [
-        f"--model={folder / 'vlm'}",
-        f"--data.train_shards={shards / 'train-*.tar'}",
-        f"--output={tmp_path / 'run'}",
-        *("--steps=1", "--gate.calibration_images=2", "--validation.every=1"),
-        f"--validation.shards={shards / 'val-*.tar'}",
-    ]
-    config = load_config(TrainConfig, None, flags)
-    deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2.json")
+    held_out_shards = f"--validation.shards={folder / 'shards' / 'val-*.tar'}"
+    config, deepspeed = of_two_rows(
+        folder, tmp_path / "run", "--steps=1", "--validation.every=1", held_out_shards
+    )
     with Noting(alone) as heartbeat:
-        assert assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat).run()
+        assert assemble(config, deepspeed, alone, SignalFlag(), heartbeat).run()
     assert places["tracker"] and places["rows"]
     assert SlowTracker.waits and None not in SlowTracker.waits
 
