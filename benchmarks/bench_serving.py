@@ -2,9 +2,10 @@
 
     .venv-vllm/bin/python benchmarks/bench_serving.py --json benchmarks/results/serving_cpu.json
 
-Without --model it makes a LLaVA of some 150 million random weights with 576 visual tokens per
-image. Engines take turns, so a busy machine slows all of them; compare ratios, not times. Levels
-are numbers of requests at a time (--concurrency) and of requests that arrive per second (--rates).
+Without --model it makes a LLaVA with random weights and 576 visual tokens per image: 150 million
+weights, or those of --size. Engines take turns, so a busy machine slows all of them; compare
+ratios, not times. Levels are numbers of requests at a time (--concurrency) and of requests that
+arrive per second (--rates).
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from flagship_models import LLAVA, Sizes, llava_config
 from serving_load import (
     PATCH,
     SIDE,
@@ -40,37 +41,40 @@ from autoselect.serving.plugin import installed_version
 STOCK = "stock"
 
 
-def random_llava(folder: Path) -> None:
-    """Write a LLaVA with a small CLIP tower, so that the language model takes most of the time."""
+SMALL = Sizes(
+    {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    },
+    {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_dim": 512,
+    },
+    SIDE,
+    PATCH,
+)
+"""Some 150 million weights; the tower is small, so the language model takes most of the time."""
+
+SIZES = {"150m": SMALL, "llava-1.5-7b": LLAVA}
+
+
+def random_llava(folder: Path, sizes: Sizes) -> None:
+    """Write the configuration and the processor of a LLaVA; vLLM makes up its weights."""
     import transformers as hf
 
     from autoselect.reference.vlm import build_tokenizer
 
     tokenizer = build_tokenizer()
-    vision = hf.CLIPVisionConfig(
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-    )
-    text = hf.LlamaConfig(
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=12,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=4096,
-    )
-    config = hf.LlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        vision_feature_layer=-1,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    hf.LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    config = llava_config(sizes)
+    config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(folder)
     hf.LlavaProcessor(
         image_processor=hf.CLIPImageProcessor(
             size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
@@ -164,7 +168,7 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = arguments.model
     if model is None:
         model = str(folder / "model")
-        random_llava(folder / "model")
+        random_llava(folder / "model", SIZES[arguments.size])
         arguments.random_weights = True
     selector = arguments.selector
     if selector is None:
@@ -188,7 +192,7 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "environment": environment() | {"vllm": installed_version()},
         "load_average_before_and_after": [begin, os.getloadavg()[0]],
-        "model": arguments.model or "random LLaVA",
+        "model": arguments.model or f"random LLaVA ({arguments.size})",
         "budget": arguments.budget,
         "new_tokens": arguments.new,
         "compiled": not arguments.eager,
@@ -199,6 +203,7 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder or org/name; by default random weights")
+    parser.add_argument("--size", choices=SIZES, default="150m", help="of a model without --model")
     parser.add_argument("--selector", help="by default one with random weights")
     parser.add_argument("--budget", type=int, default=64)
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4, 16, 64])

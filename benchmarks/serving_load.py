@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -17,6 +18,8 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 SIDE, PATCH = 336, 14
 WORDS = 19
 MANY = 32
+SIDE_BY_SIDE = 4
+"""Engines have at most this part of a GPU each, because all of them stay loaded."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def start(model: str, overrides: dict[str, Any], arguments: argparse.Namespace) 
     }
     if arguments.kv_cache_gib:
         given["kv_cache_memory_bytes"] = int(arguments.kv_cache_gib * 2**30)
+    if torch.cuda.is_available():
+        given["gpu_memory_utilization"] = 1 / SIDE_BY_SIDE
     if arguments.random_weights:
         given["load_format"] = "dummy"
     caches: list[CacheUse] = []
