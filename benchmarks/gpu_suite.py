@@ -3,9 +3,10 @@
     python benchmarks/gpu_suite.py --json FILE [--budget-s 570] [--only build,tests,ops]
 
 It needs a GPU, nvcc, ninja, a CUDA build of PyTorch, transformers and pytest, but not hypothesis
-or a network. Every stage is a separate session with a time limit, so a stage that fails or hangs
-does not end the others. The result is written after every stage. It names each stage that could not
-run, with the reason.
+or a network. The stages `engine` and `serving` also need vLLM and this package installed. Every
+stage is a separate session with a time limit, so a stage that fails or hangs does not end the
+others. The result is written after every stage. It names each stage that could not run, with the
+reason.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ def stages(folder: Path, budget_s: float = BUDGET_S) -> list[Stage]:
     share_s = FLAGSHIP_SHARE * budget_s
     large = [python, str(BENCHMARKS / "flagship.py"), "--budget-s", f"{share_s:.0f}"]
     growth = [python, str(BENCHMARKS / "bench_scorer.py"), "--device", "cuda", "--seconds", "0.5"]
+    answers = [python, "-m", "pytest", "tests/serving/test_engine.py", "-q"]
+    answers += ["-p", "no:cacheprovider"]
+    serving = folder / "serving.json"
+    load = [python, str(BENCHMARKS / "bench_serving.py"), "--size", "llava-1.5-7b"]
+    load += ["--concurrency", "1", "16", "64", "--rates", "--kv-cache-gib", "12"]
     return [
         Stage("build", [python, "setup.py", "build_ext", "--inplace"], 240),
         Stage("tests", tests, 150),
@@ -75,6 +81,8 @@ def stages(folder: Path, budget_s: float = BUDGET_S) -> list[Stage]:
         Stage("memcheck", [*sanitize, "memcheck", *small], 120, None, sanitizer, exact),
         Stage("scorer", [*growth, "--json", str(scorer)], 60, scorer),
         Stage("prefill", language, 120, prefill),
+        Stage("engine", answers, 300, None, "vllm"),
+        Stage("serving", [*load, "--json", str(serving)], 300, serving, "vllm"),
         Stage("racecheck", [*sanitize, "racecheck", *small], 120, None, sanitizer),
     ]
 
