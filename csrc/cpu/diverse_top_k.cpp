@@ -79,7 +79,7 @@ class GreedyRow {
     while (int64_t(kept.size()) < k) {
       const int64_t position = heap_[0].position;
       if (seen_[position] < int64_t(kept.size())) {
-        compare(position);
+        compare(position, int64_t(kept.size()));
         continue;
       }
       std::pop_heap(heap_.begin(), heap_.end(), goes_after);
@@ -122,13 +122,20 @@ class GreedyRow {
     kernels_.direction(token(i), mean_.data(), length(i), width_, directions_.data() + start);
   }
 
-  // Compares the best candidate with the next kept token that it has not seen.
-  void compare(int64_t i) {
-    const float* direction = directions_.data() + seen_[i]++ * width_;
-    const float similarity =
-        kernels_.centred_dot(token(i), mean_.data(), direction, width_) / length(i);
-    if (!(similarity > nearest_[i])) return;
-    nearest_[i] = similarity;
+  // Compares the best candidate with the next kept tokens that it has not seen: several at once,
+  // because most candidates see more than one, and each reads token and mean only once.
+  void compare(int64_t i, int64_t kept) {
+    const float* directions = directions_.data() + seen_[i] * width_;
+    const int64_t count = std::min(kDirections, kept - seen_[i]);
+    float dots[kDirections];
+    kernels_.centred_dots(token(i), mean_.data(), directions, count, width_, dots);
+    seen_[i] += count;
+    const float before = nearest_[i];
+    for (int64_t other = 0; other < count; ++other) {
+      const float similarity = dots[other] / length(i);
+      if (similarity > nearest_[i]) nearest_[i] = similarity;
+    }
+    if (nearest_[i] == before) return;
     heap_[0].gain = gain(i);
     sink_first(heap_);
   }

@@ -69,9 +69,12 @@ using MeanToken = void (*)(const T* x, const int64_t* listed, int64_t count, int
 template <typename T>
 using CentredSquare = float (*)(const T* x, const float* mean, int64_t width);
 
-// <x - mean, direction>
+// dots[i] = <x - mean, directions[i]>, for 1..kDirections of them; directions [count, width].
+// The partial sums of so many fit into the registers.
+constexpr int64_t kDirections = 4;
 template <typename T>
-using CentredDot = float (*)(const T* x, const float* mean, const float* direction, int64_t width);
+using CentredDots = void (*)(const T* x, const float* mean, const float* directions, int64_t count,
+                             int64_t width, float* dots);
 
 // direction = (x - mean) / length
 template <typename T>
@@ -84,7 +87,7 @@ struct TokenKernels {
   GateBackward<T> backward;
   MeanToken<T> mean;
   CentredSquare<T> centred_square;
-  CentredDot<T> centred_dot;
+  CentredDots<T> centred_dots;
   Direction<T> direction;
 };
 

@@ -451,34 +451,71 @@ void mean_token(const T* x, const int64_t* listed, int64_t count, int64_t width,
   for (int64_t c = 0; c < width; ++c) mean[c] /= total;
 }
 
-// The sum of `term(i)` over 4 kLanes partial sums: several chains of additions at once.
-template <typename Term>
-inline float wide_sum(int64_t count, const Term& term) {
+template <int64_t kSums>
+struct Terms {
+  float of[kSums];
+};
+
+// sums[r] = the sum of `terms(i).of[r]` over 4 kLanes partial sums: several chains of additions at
+// once.
+template <int64_t kSums, typename TermsOf>
+inline void wide_sums(int64_t count, const TermsOf& terms, float* sums) {
   constexpr int64_t kWide = 4 * kLanes;
-  float lanes[kWide] = {};
+  float lanes[kSums][kWide] = {};
   const int64_t whole = count / kWide * kWide;
   for (int64_t i = 0; i < whole; i += kWide) {
-    for (int64_t lane = 0; lane < kWide; ++lane) lanes[lane] += term(i + lane);
+    for (int64_t lane = 0; lane < kWide; ++lane) {
+      const Terms<kSums> term = terms(i + lane);
+      for (int64_t r = 0; r < kSums; ++r) lanes[r][lane] += term.of[r];
+    }
   }
-  for (int64_t i = whole; i < count; ++i) lanes[i - whole] += term(i);
-  for (int64_t half = kWide / 2; half >= kLanes; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  for (int64_t i = whole; i < count; ++i) {
+    const Terms<kSums> term = terms(i);
+    for (int64_t r = 0; r < kSums; ++r) lanes[r][i - whole] += term.of[r];
   }
-  return float(lane_sum(lanes));
+  for (int64_t r = 0; r < kSums; ++r) {
+    for (int64_t half = kWide / 2; half >= kLanes; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) lanes[r][lane] += lanes[r][lane + half];
+    }
+    sums[r] = float(lane_sum(lanes[r]));
+  }
 }
 
 template <typename T>
 float centred_square(const T* x, const float* mean, int64_t width) {
-  return wide_sum(width, [&](int64_t c) {
+  float square;
+  const auto terms = [&](int64_t c) {
     const float centred = float(to_work(x[c])) - mean[c];
-    return centred * centred;
-  });
+    return Terms<1>{{centred * centred}};
+  };
+  wide_sums<1>(width, terms, &square);
+  return square;
+}
+
+template <int64_t kCount, typename T>
+void dots_of(const T* x, const float* mean, const float* directions, int64_t width, float* dots) {
+  const auto terms = [&](int64_t c) {
+    const float centred = float(to_work(x[c])) - mean[c];
+    Terms<kCount> products;
+    for (int64_t r = 0; r < kCount; ++r) products.of[r] = centred * directions[r * width + c];
+    return products;
+  };
+  wide_sums<kCount>(width, terms, dots);
 }
 
 template <typename T>
-float centred_dot(const T* x, const float* mean, const float* direction, int64_t width) {
-  return wide_sum(width,
-                  [&](int64_t c) { return (float(to_work(x[c])) - mean[c]) * direction[c]; });
+void centred_dots(const T* x, const float* mean, const float* directions, int64_t count,
+                  int64_t width, float* dots) {
+  switch (count) {
+    case 4:
+      return dots_of<4>(x, mean, directions, width, dots);
+    case 3:
+      return dots_of<3>(x, mean, directions, width, dots);
+    case 2:
+      return dots_of<2>(x, mean, directions, width, dots);
+    default:
+      return dots_of<1>(x, mean, directions, width, dots);
+  }
 }
 
 template <typename T>
@@ -489,7 +526,7 @@ void direction_of(const T* x, const float* mean, float length, int64_t width, fl
 template <typename T>
 TokenKernels<T> token_kernels_here() {
   return {gate_forward<T>,   gate_backward<T>, mean_token<T>,
-          centred_square<T>, centred_dot<T>,   direction_of<T>};
+          centred_square<T>, centred_dots<T>,  direction_of<T>};
 }
 
 inline CpuRows rows_here(const char* instruction_set) {
