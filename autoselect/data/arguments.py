@@ -1,8 +1,11 @@
 """Arguments that several `autoselect shards` commands share."""
 
 import argparse
+import math
+import sys
 from pathlib import Path
 
+from autoselect.data.convert import REJECTED, ConvertReport
 from autoselect.data.decode import Limits
 from autoselect.data.quarantine import DEFAULT_BUDGET
 
@@ -21,12 +24,42 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-rejected",
-        type=float,
+        type=_fraction,
         default=DEFAULT_BUDGET,
         metavar="FRACTION",
         help="exit with 1 if a larger fraction of the rows is unusable",
     )
     add_limit_arguments(parser)
+
+
+def _fraction(text: str) -> float:
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text} is not a fraction of 0..1; give 0.05 for 5 %")
+
+
+def tell_rejected(report: ConvertReport, arguments: argparse.Namespace) -> int:
+    """Print where the rejected rows are listed; return 1, and say so, if they are too many."""
+    rejected, rows, most = report.rejected, report.rows, arguments.max_rejected
+    listed = arguments.output / REJECTED
+    if len(rejected) > most * rows:
+        first, enough = rejected[0], math.ceil(1000 * len(rejected) / rows) / 1000
+        fix = f"correct the rows that {listed} lists, then convert into an empty folder"
+        if report.samples:
+            fix += f"; or go on without them: --max-rejected {enough:g}"
+        sys.stdout.flush()
+        print(
+            f"autoselect: max_rejected={most:g} is exceeded: {len(rejected)} of {rows} rows "
+            f"cannot be used, the first is row {first.row} ({first.detail}); {fix}",
+            file=sys.stderr,
+        )
+        return 1
+    if rejected:
+        print(f"rejected rows are listed in {listed}")
+    return 0
 
 
 def add_limit_arguments(parser: argparse.ArgumentParser) -> None:

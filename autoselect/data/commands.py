@@ -11,10 +11,11 @@ from autoselect.data.arguments import (
     add_limit_arguments,
     add_output_arguments,
     chosen_limits,
+    tell_rejected,
 )
 from autoselect.data.benchmarks.commands import add_public_converters
 from autoselect.data.captions import PROMPT, convert_caption_rows, convert_caption_shards
-from autoselect.data.convert import REJECTED, ConvertReport, convert_llava
+from autoselect.data.convert import ConvertReport, convert_llava
 from autoselect.data.index import IndexJob, index_shard, sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.paths import expand
@@ -206,6 +207,4 @@ def _told(report: ConvertReport, arguments: argparse.Namespace) -> int:
         f"{len(report.rejected)} rejected"
     )
     print(report.about_pictures())
-    if report.rejected:
-        print(f"rejected rows are listed in {arguments.output / REJECTED}")
-    return 1 if len(report.rejected) > arguments.max_rejected * report.rows else 0
+    return tell_rejected(report, arguments)

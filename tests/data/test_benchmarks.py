@@ -104,7 +104,9 @@ def test_the_command_says_what_became_of_every_question(tmp_path, capsys):
     flags = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     command = ["shards", "convert-pope", *flags, "--output", str(tmp_path / "out")]
     assert main([*command, "--workers", "1"]) == 1
-    said = capsys.readouterr().out
+    said, error = capsys.readouterr()
+    assert error.startswith("autoselect: max_rejected=0.001 is exceeded: 1 of 1 rows cannot be")
+    assert error.endswith("rejected.jsonl lists, then convert into an empty folder\n")
     assert "6 questions in 1 rows; 0 samples in 0 shards; 1 rows with 6 questions rejected" in said
     assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["kind"] == "undecodable"
 

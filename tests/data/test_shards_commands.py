@@ -92,12 +92,29 @@ def test_convert_reports_rows_and_keeps_to_its_budget(tmp_path: Path, capsys) ->
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     words = (tmp_path / "rows.json", "--images", tmp_path, "--output", tmp_path / "out")
     assert call("convert-llava", *words) == 1
-    out = capsys.readouterr().out
-    assert out.startswith(
-        "2 rows, 1 samples in 1 shards, 1 rejected\n1 of 1 samples have pictures\n"
+    out, error = capsys.readouterr()
+    assert out == "2 rows, 1 samples in 1 shards, 1 rejected\n1 of 1 samples have pictures\n"
+    assert error.startswith(
+        "autoselect: max_rejected=0.001 is exceeded: 1 of 2 rows cannot be used, the first is "
+        "row 1 (image 'missing.jpg' is not in"
     )
-    assert str(tmp_path / "out" / "rejected.jsonl") in out
+    listed = tmp_path / "out" / "rejected.jsonl"
+    assert error.endswith(
+        f"); correct the rows that {listed} lists, then convert into an empty folder; or go on "
+        "without them: --max-rejected 0.5\n"
+    )
     assert call("convert-llava", *words, "--max-rejected", "0.5") == 0
+    out, error = capsys.readouterr()
+    assert f"rejected rows are listed in {listed}\n" in out and not error
+
+
+@pytest.mark.parametrize("share", ["5", "-1", "nan", "many"])
+def test_the_share_of_rejected_rows_is_a_fraction(share: str, tmp_path: Path, capsys) -> None:
+    words = (tmp_path / "rows.json", "--images", tmp_path, "--output", tmp_path / "out")
+    with pytest.raises(SystemExit):
+        call("convert-llava", *words, "--max-rejected", share)
+    said = f"--max-rejected: {share} is not a fraction of 0..1; give 0.05 for 5 %"
+    assert said in capsys.readouterr().err
 
 
 def test_convert_says_how_many_samples_have_pictures(tmp_path: Path, capsys) -> None:

@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoselect.data.arguments import add_output_arguments, chosen_limits
+from autoselect.data.arguments import add_output_arguments, chosen_limits, tell_rejected
 from autoselect.data.benchmarks.driver import convert_public
 from autoselect.data.benchmarks.table import BENCHMARKS, Benchmark
-from autoselect.data.convert import REJECTED
 
 AddParser = Callable[[Any, str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -50,8 +49,6 @@ def run_public(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
         f"{report.lost_questions} questions rejected"
     )
     print(done.about_pictures())
-    if done.rejected:
-        print(f"rejected rows are listed in {arguments.output / REJECTED}")
     if benchmark.note:
         print(benchmark.note)
-    return 1 if len(done.rejected) > arguments.max_rejected * done.rows else 0
+    return tell_rejected(done, arguments)
