@@ -6,7 +6,7 @@ A caption becomes one round: a fixed request beside the image, and the caption a
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.tar_scan import Member, TarScan, split_name
 from autoselect.data.text_files import read_json_rows
+from autoselect.data.turns import TURN_KEYS, plain_key
 from autoselect.data.writer import ShardWriter, check_key
 from autoselect.files.atomic import write_text
 
@@ -51,20 +52,37 @@ def caption_turns(caption: Any, prompt: str) -> list[dict[str, str]]:
     ]
 
 
-def caption_row(row: Any, prompt: str) -> dict[str, Any]:
-    """Return a row of image and caption in LLaVA's form; of several captions the longest.
+def _caption_row(row: Any, prompt: str) -> tuple[dict[str, Any], str]:
+    """Return a row of image and caption in LLaVA's form, and what is wrong with it.
 
-    A row that is not one is returned with an empty conversation, so that it is listed as rejected.
+    Of several captions the longest is taken. A wrong row has an empty conversation, so that it is
+    listed as rejected.
     """
     fields = row if isinstance(row, Mapping) else {}
-    caption = next((fields[name] for name in CAPTIONS if name in fields), None)
     image = next((fields[name] for name in IMAGES if name in fields), None)
+    turns, fault = [], ""
     try:
-        turns = caption_turns(caption, prompt)
-    except RecordError:
-        turns = []
+        turns = caption_turns(_caption_of(row), prompt)
+    except RecordError as error:
+        fault = str(error)
     own = {"id": str(fields.get("id", "")), "conversations": turns}
-    return own if image is None else {**own, "image": image}
+    return own if image is None else {**own, "image": image}, fault
+
+
+def _caption_of(row: Any) -> Any:
+    """Return the caption of a row; raise RecordError if it has none."""
+    if not isinstance(row, Mapping):
+        raise RecordError("wrong_json", f"expected an object, found {type(row).__name__}")
+    for name in CAPTIONS:
+        if name in row:
+            return row[name]
+    talks = any(plain_key(key) in TURN_KEYS for key in row)
+    hint = "; conversations are for `autoselect shards convert-llava`" if talks else ""
+    raise RecordError(
+        "wrong_json",
+        f"there is no caption under {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]}; the row has the "
+        f"keys {', '.join(map(str, row)) or '(none)'}{hint}",
+    )
 
 
 def convert_caption_rows(
@@ -84,9 +102,17 @@ def convert_caption_rows(
     """
     rows, _ = read_json_rows(source)
     rewritten = output / NOTES / "captions.jsonl"
-    lines = (json.dumps(caption_row(row, prompt), sort_keys=True) for row in rows)
-    write_text(rewritten, "\n".join(lines) + "\n")
-    return convert_llava(rewritten, images, output, **more)
+    read = [_caption_row(row, prompt) for row in rows]
+    write_text(rewritten, "".join(f"{json.dumps(own, sort_keys=True)}\n" for own, _ in read))
+    report = convert_llava(rewritten, images, output, **more)
+    rejected = [replace(one, detail=read[one.row][1] or one.detail) for one in report.rejected]
+    _write_rejected(output, rejected)
+    return replace(report, rejected=rejected)
+
+
+def _write_rejected(output: Path, rejected: list[Rejected]) -> None:
+    lines = [json.dumps(asdict(one)) for one in rejected]
+    write_text(output / REJECTED, "".join(f"{line}\n" for line in lines))
 
 
 @dataclass(frozen=True)
@@ -138,8 +164,7 @@ def convert_caption_shards(
     ]
     parts = list(map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard"))
     rejected = [one for _, own in parts for one in own]
-    lines = [json.dumps(asdict(one)) for one in rejected]
-    write_text(output / REJECTED, "".join(f"{line}\n" for line in lines))
+    _write_rejected(output, rejected)
     samples, shards = sum(count for count, _ in parts), len(list(output.glob(f"{PREFIX}-*.tar")))
     return ConvertReport(samples + len(rejected), samples, shards, rejected, samples)
 

@@ -70,13 +70,16 @@ def read_json_rows(source: Path) -> tuple[list[Any], str]:
     """
     try:
         data = _read(source)
-        rows = _values(source, _decoded(source, _unpacked(source, data, "JSON")))
+        text = _decoded(source, _unpacked(source, data, "JSON"))
+        rows = _values(source, text)
     except ConfigError as error:
         raise ConfigError(f"source={error}") from error
-    if len(rows) == 1 and isinstance(rows[0], dict) and not _may_be_row(rows[0]):
+    alone = len(rows) == 1 and not text.lstrip().startswith("[")
+    if alone and isinstance(rows[0], dict) and not _may_be_row(rows[0]):
         raise ConfigError(
             f"source={source} holds one object with the keys {', '.join(list(rows[0])[:8])}, not "
-            "rows; write the list of rows alone, or one row per line"
+            "rows with conversations or a caption; write the list of rows alone, or one row per "
+            "line"
         )
     if not rows:
         raise ConfigError(f"source={source} holds no rows")

@@ -65,10 +65,12 @@ def read_turns(row: Mapping[str, Any]) -> tuple[list[str], list[Any], list[str]]
                 return [key], *_turns_of(key, row[key])
     if (pair := _pair(row)) is not None:
         return list(pair), *_turns_of("", [{name: row[name] for name in pair}])
+    captions = any("caption" in plain_key(key) for key in row)
+    hint = "; captions are for `autoselect shards convert-captions`" if captions else ""
     raise RecordError(
         "wrong_json",
         "conversations must be a list of at least one turn; the row has the keys "
-        f"{', '.join(map(str, row)) or '(none)'}",
+        f"{', '.join(map(str, row)) or '(none)'}{hint}",
     )
 
 
@@ -122,7 +124,14 @@ def _turn(number: int, turn: Any) -> tuple[dict[str, Any], list[str | None]]:
     """
     if not isinstance(turn, Mapping):
         raise RecordError("wrong_json", f"turn {number} must be an object, not {str(turn)[:60]!r}")
-    speaker = _speaker(number, _first(turn, "from", "role", "speaker"))
+    role = _first(turn, "from", "role", "speaker")
+    if role is None:
+        raise RecordError(
+            "wrong_json",
+            f"turn {number} has the keys {', '.join(map(str, turn)) or '(none)'}; name who speaks "
+            "under 'from' and the text under 'value'",
+        )
+    speaker = _speaker(number, role)
     content = _first(turn, "value", "content", "text")
     if isinstance(content, (list, Mapping)):
         text, pictures = _parts(number, content if isinstance(content, list) else [content])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from autoselect.cli.main import main
 from autoselect.config import ConfigError
-from autoselect.data.captions import caption_row, convert_caption_rows, convert_caption_shards
+from autoselect.data.captions import convert_caption_rows, convert_caption_shards
 from autoselect.data.decode import Limits
 from autoselect.data.shards import ShardSet
 from autoselect.reference.corpus import to_jpeg
@@ -54,15 +54,38 @@ def test_json_lines_of_image_and_caption_become_rounds(tmp_path, capsys):
     ]
     left_out = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert [row["row"] for row in left_out] == [2, 3]
+    assert left_out[0]["detail"] == "caption='  ' is not a text; write one per image"
     again = convert_caption_rows(source, [tmp_path], out, "What is it?")
     assert (again.samples, len(again.rejected)) == (2, 2)
     with pytest.raises(ConfigError, match="other settings"):
         convert_caption_rows(source, [tmp_path], out, "And now?")
 
 
-def test_a_row_of_another_kind_is_not_taken_for_a_caption():
-    assert caption_row("text", "?")["conversations"] == []
-    assert caption_row({"image": "a.jpg", "caption": 3}, "?")["conversations"] == []
+NO_CAPTION = {
+    "text": ("red", "expected an object, found str"),
+    "number": ({"image": "a.jpg", "caption": 3}, "caption=3 is not a text; write one per image"),
+    "other keys": (
+        {"image": "a.jpg", "label": "red"},
+        "there is no caption under caption, text, long_caption or captions; the row has the keys "
+        "image, label",
+    ),
+    "LLaVA": (
+        {"image": "a.jpg", "conversations": []},
+        "the row has the keys image, conversations; conversations are for `autoselect shards "
+        "convert-llava`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_CAPTION)
+def test_a_row_without_a_caption_is_rejected_by_its_cause(name, tmp_path):
+    row, cause = NO_CAPTION[name]
+    (tmp_path / "a.jpg").write_bytes(jpeg("red"))
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    (found,) = convert_caption_rows(tmp_path / "rows.json", [tmp_path], tmp_path / "out").rejected
+    assert found.detail.endswith(cause)
+    (listed,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(listed)["detail"] == found.detail
 
 
 def test_webdataset_with_texts_becomes_shards(tmp_path, capsys):

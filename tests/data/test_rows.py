@@ -208,6 +208,14 @@ REFUSED = {
     "turns as text": (dict(conversations="[]"), "conversations must be a list of turns, not str"),
     "turns of text": (dict(conversations=["a?", "b"]), "turn 0 must be an object, not 'a\\?'"),
     "no turns": (dict(id=1, text="x"), "at least one turn; the row has the keys id, text"),
+    "caption": (
+        dict(image="a.jpg", caption="red"),
+        "the row has the keys image, caption; captions are for `autoselect shards convert-captions",
+    ),
+    "unknown turns": (
+        dict(dialog=[{"q": "a?", "a": "b"}]),
+        "turn 0 has the keys q, a; name who speaks under 'from' and the text under 'value'",
+    ),
     "nothing": ({}, "the row has the keys \\(none\\)"),
     "a list": ([], "expected an object, found list"),
     "number as text": (talk(("user", 5)), "turn 0: 'value' must be text"),

@@ -80,8 +80,11 @@ REFUSED = {
     "broken line": (b'{"a": 1}\n{"a" 1}\n{"a": 2}', "Expecting ':' delimiter: line 2 column 6"),
     "table": (b"id,image\n1,a.png", "Expecting value: line 1 column 1"),
     "deep": (b"[" * 200_000, "nested too deeply"),
-    "wrapped": (json.dumps({"data": ROWS}).encode(), "one object with the keys data, not rows"),
-    "by id": (json.dumps({"1": ROWS[0]}).encode(), "one object with the keys 1, not rows"),
+    "wrapped": (
+        json.dumps({"data": ROWS}).encode(),
+        "one object with the keys data, not rows with conversations or a caption; write the list",
+    ),
+    "by id": (json.dumps({"1": ROWS[0]}).encode(), "one object with the keys 1, not rows with"),
     "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", "it is zstd-compressed; unpack it"),
     "tar": (bytes(100) + b"x" * 157 + b"ustar" + bytes(300), "a tar archive"),
     "tar.gz": (gzip.compress(b"x" * 257 + b"ustar" + bytes(300)), "a tar archive"),
@@ -104,6 +107,12 @@ def test_what_cannot_be_read_is_refused_by_its_cause(name, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=rf"source=.*rows\.json.*{cause}"):
         read_json_rows(path)
+
+
+def test_a_list_of_one_row_is_a_list_whatever_its_keys_are(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"image": {"path": "a.jpg"}, "caption": "red"}]))
+    assert len(read_json_rows(path)[0]) == 1
 
 
 def test_a_folder_or_nothing_is_refused(tmp_path):
