@@ -14,9 +14,10 @@ from autoselect.vlm.loading import check_model as check_files
 from autoselect.vlm.loading import load_processor
 from autoselect.vlm.model_files import (
     ModelFilesError,
+    absent,
     check_folder,
     download_again,
-    local_folder,
+    has_config,
     weight_files,
 )
 from autoselect.vlm.processor_fit import check_processor
@@ -35,11 +36,11 @@ def check_model(subject: Subject) -> Finding:
     try:
         if not folder.is_dir():
             reached = _hub_model(name)
-            if reached.status != "fail" and local_folder(name) is not None:
+            if reached.status != "fail" and has_config(name):
                 check_files(name)
             return reached
         check_folder(folder, folder)
-        missing = [] if (folder / "config.json").is_file() else ["config.json"]
+        missing = []
         for group in (PROCESSOR_FILES, TOKENIZER_FILES):
             if not any((folder / file).is_file() for file in group):
                 missing.append(f"{group[0]} (or {', '.join(group[1:])})")
@@ -50,7 +51,7 @@ def check_model(subject: Subject) -> Finding:
         check_trainable(folder, config)
         check_processor(folder, config, load_processor(folder))
     except ModelFilesError as error:
-        return Finding("model", "fail", f"{folder} {error.found}", error.fix)
+        return _wrong(folder, error)
     except ConfigError as error:
         fix = "correct the processor, or install what it needs"
         return Finding("model", "fail", str(error), fix)
@@ -59,21 +60,25 @@ def check_model(subject: Subject) -> Finding:
     return Finding("model", "ok", f"{folder}: {len(weights)} weight files, {size / GIB:.2f} GiB")
 
 
+def _wrong(name: str | Path, error: ModelFilesError) -> Finding:
+    return Finding("model", "fail", f"{name} {error.found}", error.fix)
+
+
 def _hub_model(name: str) -> Finding:
     """Check that a hub name can be reached, or is in the cache."""
-    from huggingface_hub import constants, get_token, try_to_load_from_cache
+    from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
     try:
-        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError as error:
-        found = f"{name} is neither a folder nor a hub name ({error})"
-        return Finding("model", "fail", found, "correct `model` in the configuration")
-    where = "it is in the cache" if cached else "it is not in the cache"
+        validate_repo_id(name)
+    except HFValidationError:
+        return _wrong(name, absent(name))
+    cached = has_config(name)
     if constants.HF_HUB_OFFLINE:
-        fix = "" if cached else f"run `hf download {name}` on a machine with a network"
-        found = f"{name}: HF_HUB_OFFLINE is set; {where}"
-        return Finding("model", "ok" if cached else "fail", found, fix)
+        if not cached:
+            return _wrong(name, absent(name, "HF_HUB_OFFLINE is set, and it is not in the cache"))
+        return Finding("model", "ok", f"{name}: HF_HUB_OFFLINE is set; it is in the cache")
     token = get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{name}", headers=headers)
@@ -81,9 +86,10 @@ def _hub_model(name: str) -> Finding:
         with urllib.request.urlopen(request, timeout=WAIT_S):
             return Finding("model", "ok", f"{name} can be reached on the hub")
     except urllib.error.HTTPError as error:
-        found = f"{name}: the hub answers {error.code} {error.reason}"
-        return Finding("model", "fail", found, "correct the name, or log in with `hf auth login`")
+        return _wrong(name, absent(name, f"it answers {error.code} {error.reason}"))
     except OSError as error:
-        found = f"{name}: the hub {constants.ENDPOINT} cannot be reached ({error}); {where}"
-        fix = f"run `hf download {name}` on a machine with a network, then set HF_HUB_OFFLINE=1"
-        return Finding("model", "warn" if cached else "fail", found, fix)
+        reason = f"{constants.ENDPOINT} cannot be reached: {error}"
+        if not cached:
+            return _wrong(name, absent(name, reason))
+        fix = "set HF_HUB_OFFLINE=1, and nothing asks the hub"
+        return Finding("model", "warn", f"{name} is in the cache, but {reason}", fix)

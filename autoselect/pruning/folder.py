@@ -40,9 +40,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
+            found = f"has no {name}" if folder.is_dir() else "is not a folder here"
             raise ConfigError(
-                f"selector={folder} has no {name}; give a folder written by save_pretrained "
-                "or by training (RUN/selector)"
+                f"selector={folder} {found}; give a folder written by save_pretrained or by "
+                "training (RUN/selector)"
             )
         if is_pointer(folder / name):
             raise ConfigError(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from autoselect.config import ConfigError
-from autoselect.vlm.model_files import ModelFilesError
-from autoselect.vlm.weight_names import check_loading
+from autoselect.vlm.model_files import ModelFilesError, absent, has_config
+from autoselect.vlm.weight_names import check_loading, one_line
 
 Preprocess = Callable[[list[Image.Image]], Tensor]
 EXTRA_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
@@ -36,6 +36,9 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tup
     except ModelFilesError as error:
         raise ConfigError(f"classifier={path} {error.found}; {error.fix}") from error
     except (OSError, ValueError, SafetensorError) as error:
+        if not has_config(path):
+            wrong = absent(path, one_line(error))
+            raise ConfigError(f"classifier={path} {wrong.found}; {wrong.fix}") from error
         raise ConfigError(
             f"classifier={path} cannot be loaded: {str(error).splitlines()[0]} Give the folder or "
             "hub name of a transformers image classifier with its preprocessor_config.json"

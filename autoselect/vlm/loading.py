@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -20,10 +20,12 @@ from autoselect.config import ConfigError
 from autoselect.files import digest
 from autoselect.vlm.model_files import (
     ModelFilesError,
+    absent,
     check_folder,
     check_layout,
     check_weight_files,
     download_again,
+    has_config,
     local_folder,
     weight_files,
 )
@@ -107,6 +109,8 @@ def read_config(path: str | Path) -> Any:
     Raises:
         ConfigError: it is missing, damaged or of original code, or not that of a VLM.
     """
+    if Path(path).is_file():
+        raise absent(path)
     try:
         values, _ = PretrainedConfig.get_config_dict(path)
         check_layout(path, values)
@@ -114,6 +118,8 @@ def read_config(path: str | Path) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # a damaged configuration raises anything
+        if not has_config(path):
+            raise absent(path, one_line(error)) from error
         raise ModelFilesError(
             path,
             f"cannot be loaded: it has no vision-language configuration ({one_line(error)})",
@@ -143,14 +149,8 @@ def download(path: str | Path) -> None:
         snapshot = Path(snapshot_download(str(path), allow_patterns=kinds))
         if not any(snapshot.glob("*.safetensors")):
             snapshot_download(str(path), allow_patterns=[*kinds, "*.bin"])
-    except HFValidationError:
-        return  # neither a folder nor a hub name, as `read_config` says
     except (OSError, ValueError, HTTPError) as error:
-        raise ConfigError(
-            f"model={path} is not a folder here, and the hub does not give it "
-            f"({one_line(error)}); correct the name, or run `hf download {path}` on a machine with "
-            "a network and set HF_HUB_OFFLINE=1"
-        ) from error
+        raise absent(path, one_line(error)) from error
 
 
 def check_finite(path: str | Path, model: torch.nn.Module) -> None:

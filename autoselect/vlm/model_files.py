@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 from transformers.utils import (
@@ -58,6 +59,37 @@ def local_folder(path: str | Path) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def has_config(path: str | Path) -> bool:
+    """Return True if the `config.json` of a folder or hub name is on this machine."""
+    folder = local_folder(path)
+    return folder is not None and (folder / "config.json").is_file()
+
+
+def absent(path: str | Path, reason: str = "") -> ModelFilesError:
+    """Return the error for a model without `config.json` on this machine.
+
+    Args:
+        path: what was given as a folder or hub name.
+        reason: why the hub does not give it.
+    """
+    whole = "give the folder of a whole transformers model, or a hub name (ORG/NAME)"
+    if Path(path).is_dir():
+        return ModelFilesError(path, "has no config.json", whole)
+    if Path(path).exists():
+        return ModelFilesError(path, "is a file", whole)
+    try:
+        validate_repo_id(str(path))
+    except HFValidationError:
+        fix = "correct the path, or give a hub name (ORG/NAME)"
+        return ModelFilesError(path, "is neither a folder here nor a hub name", fix)
+    return ModelFilesError(
+        path,
+        f"is not a folder here, and the hub does not give it ({reason})",
+        f"correct the name, log in with `hf auth login`, or run `hf download {path}` on a machine "
+        "with a network and set HF_HUB_OFFLINE=1",
+    )
+
+
 def download_again(path: str | Path) -> str:
     """Return the advice to download all files of a model's folder or hub name."""
     if Path(path).is_dir():
@@ -100,7 +132,8 @@ def check_folder(path: str | Path, folder: Path) -> None:
         folder: the model's folder, or the cached copy of a hub name.
 
     Raises:
-        ModelFilesError: files are git-lfs pointers, or there is only an adapter or a projector.
+        ModelFilesError: files are git-lfs pointers, there is only an adapter or a projector, or
+            there is no `config.json`.
     """
     pointers = sorted(file.name for file in folder.iterdir() if is_pointer(file))
     if pointers:
@@ -111,6 +144,8 @@ def check_folder(path: str | Path, folder: Path) -> None:
         )
     _check_adapter(path, folder)
     _check_projector(path, folder)
+    if not (folder / "config.json").is_file():
+        raise absent(path)
 
 
 def check_weight_files(path: str | Path, folder: Path, needed: bool) -> list[Path]:

@@ -74,6 +74,7 @@ def test_photos_and_folders_are_shown_as_the_encoder_sees_them(selector, tmp_pat
         (["missing.jpg"], "PHOTO=missing.jpg does not exist"),
         (["--scene", "-1"], "scene=-1 is negative"),
         (["--selector", "nowhere/selector"], "nowhere/selector"),
+        (["--selector", "./nowhere"], "selector=nowhere is not a folder here; give a folder writ"),
         (["--max-new-tokens", "0"], "max_new_tokens=0"),
     ],
 )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from autoselect import ops
 from autoselect.cli.main import main
-from autoselect.config import TrainConfig
+from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config, to_dict
 from autoselect.data.shards import ShardSet
@@ -26,6 +26,7 @@ from autoselect.preflight.finding import Machine, Subject
 from autoselect.preflight.model_check import check_model
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import Origin
+from autoselect.vlm import loading
 from autoselect.vlm.backbone import FrozenVLM
 from tests.preflight.planting import free_port
 from tests.training.states import make_state
@@ -191,6 +192,27 @@ def test_a_fault_of_the_models_files_is_found_and_its_fix_is_named(prepared, tmp
     assert (finding.name, finding.status) == ("model", "fail")
     assert found in finding.found and fix in finding.fix
     assert finding.found.startswith(f"{tmp_path}/model ") and "\n" not in finding.found
+
+
+@pytest.mark.parametrize("name", ["./none", "empty", "file", "org/none"])
+def test_a_model_that_is_not_here_is_named_as_by_training(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("empty").mkdir()
+    Path("file").touch()
+    deepspeed = DeepSpeedConfig.load(str(ZERO2))
+    machine = Machine(1, None, None, None, 0)
+    finding = check_model(Subject(TrainConfig(model=name), deepspeed, "", machine))
+    with pytest.raises(ConfigError) as error:
+        loading.check_model(name)
+    assert finding.status == "fail"
+    assert without_reason(f"model={finding.found}; {finding.fix}") == without_reason(
+        str(error.value)
+    )
+
+
+def without_reason(text):
+    return re.sub(r"does not give it \(.*\);", "does not give it;", text)
 
 
 @pytest.mark.parametrize(

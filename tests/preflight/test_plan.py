@@ -131,7 +131,7 @@ def test_the_advised_file_has_the_batch_of_the_given_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "/no/such/model"], "no vision-language configuration"),
+        (["--model", "/no/such/model"], "neither a folder here nor a hub name"),
         (["--gpus", "0"], "gpus=0 is below 1"),
         (["--steps", "0"], "steps=0 is below 1"),
         (["--config", "nothing.yaml"], "config=nothing.yaml does not exist"),

@@ -58,7 +58,7 @@ def test_a_classifier_without_its_head_is_refused(tmp_path):
 
 
 def test_folders_without_a_classifier_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match="has no config.json; give"):
         load_classifier(tmp_path)
 
 

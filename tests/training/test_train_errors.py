@@ -52,7 +52,7 @@ def run(folder: Path, *flags: str, batch: int = 16) -> None:
     ("flag", "message"),
     [
         ("--data.train_shards=/nowhere/*.tar", "/nowhere"),
-        ("--model=/nowhere/vlm", "model=/nowhere/vlm cannot be loaded"),
+        ("--model=/nowhere/vlm", "model=/nowhere/vlm is neither a folder here nor"),
         ("--gate.token_budget=145", "gate.token_budget=145 exceeds the 144 visual tokens"),
         ("--tune_budgets=3%,much", "tune_budgets='3%,much': "),
         ("--tune_budgets=','", "tune_budgets=',' names no budget"),

@@ -1,8 +1,10 @@
 """A processor that cannot be built is named before the weights are read; digests of weights."""
 
+import re
 import shutil
 from enum import Enum
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +17,8 @@ from transformers import AutoModelForImageTextToText
 from autoselect.config import ConfigError
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.vlm import loading, model_files
-from autoselect.vlm.loading import load, load_processor, weights_digest
+from autoselect.vlm.image_classifier import load_classifier
+from autoselect.vlm.loading import check_model, load, load_processor, weights_digest
 from autoselect.vlm.model_files import local_folder
 from autoselect.vlm.quantised import check_trainable
 from tests.vlm import tiny_processors
@@ -96,6 +99,29 @@ def test_a_hub_model_is_downloaded_unless_it_is_in_the_cache(tmp_path, monkeypat
     cached.unlink()
     with pytest.raises(ConfigError, match="model=org/gone .*hf download org/gone"):
         loading.download("org/gone")
+
+
+NOT_HERE = {
+    "./none": "is neither a folder here nor a hub name; correct the path, or give a hub name",
+    "/no/such/model": "is neither a folder here nor a hub name; correct the path",
+    "empty": "has no config.json; give the folder of a whole transformers model, or a hub name",
+    "notes/config.json": "is a file; give the folder of a whole transformers model, or a hub name",
+    "org/none": "is not a folder here, and the hub does not give it (",
+}
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+def test_a_model_that_is_not_here_is_named_alike_everywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    Path("empty").mkdir()
+    Path("notes").mkdir()
+    Path("notes/config.json").write_text("{}")
+    said = f"{name} {NOT_HERE[name]}"
+    for told in (check_model, load_classifier, lambda name: load(name, None, torch.device("cpu"))):
+        with pytest.raises(ConfigError, match=re.escape(said)) as error:
+            told(name)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("place", [0, 1])
