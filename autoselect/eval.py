@@ -7,7 +7,6 @@ The ranks share the images, and the report is that of a single process. The flag
 and without that flag they would also wait for one that failed.
 """
 
-import argparse
 import dataclasses
 import logging
 from typing import Any
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from autoselect.cli.import_faults import explained_imports
 from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
+from autoselect.config.flags import CommandParser
 from autoselect.config.programs import EXIT_INTERRUPTED
 from autoselect.ranks import processes
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None) -> int:
     from autoselect.evaluation.commands import add_eval_arguments, settings_of
 
-    parser = argparse.ArgumentParser(prog="autoselect/eval.py", description=__doc__)
+    parser = CommandParser(prog="autoselect/eval.py", description=__doc__)
     add_eval_arguments(parser)
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
     options = parser.parse_args(arguments)

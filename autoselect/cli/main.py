@@ -12,6 +12,7 @@ from autoselect.cli.import_faults import explained_imports
 from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
 from autoselect.config.destinations import check_file, check_folder
+from autoselect.config.flags import CommandParser
 from autoselect.config.programs import EXIT_INTERRUPTED
 
 GROUPS = {
@@ -55,7 +56,7 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 
 def parser(wanted: str | None) -> argparse.ArgumentParser:
     """Build the command line; only the wanted sub-command is imported, as some take seconds."""
-    root = argparse.ArgumentParser(
+    root = CommandParser(
         prog="autoselect",
         usage="autoselect COMMAND [--help]",
         description="Learn which visual tokens matter to a frozen VLM.",
@@ -64,7 +65,7 @@ def parser(wanted: str | None) -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"autoselect {__version__}")
     commands = root.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", prog="autoselect", help=argparse.SUPPRESS
+        dest="command", metavar="COMMAND", prog="autoselect", help=argparse.SUPPRESS
     )
     for name, (home, summary) in COMMANDS.items():
         if name == wanted:
@@ -126,10 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with explained_imports():
             root = parser(words[0] if words else None)
             options, flags = root.parse_known_args(words)
-            if getattr(options, "takes_settings", False):
-                options.settings = flags
-            elif flags:
-                root.error(f"unrecognized arguments: {' '.join(flags)}")
+            options.settings = flags
+            if options.command is None:
+                root.exit(2, f"{root.format_help()}\nautoselect: name a COMMAND of those above\n")
             check_destinations(options)
             return options.run(options) or 0
     except ConfigError as error:

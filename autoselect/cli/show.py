@@ -1,6 +1,6 @@
 """`autoselect show`: ask a model about a photo, with all visual tokens and with fewer.
 
-    autoselect show street.jpg --question "What does the sign say?" --budget 64,32 \
+    autoselect show street.jpg --question "What does the sign say?" --budgets 64,32 \
         --model llava-hf/llava-1.5-7b-hf --selector runs/llava-1.5-7b/train/selector
 
 Without a photo it takes a test scene of the reference VLM, with that scene's own question.
@@ -36,7 +36,7 @@ def add_show_command(subparsers: Any) -> None:
     )
     show.add_argument("--question", help=f"default: the scene's own, or {QUESTION!r} on a photo")
     show.add_argument(
-        "--budget",
+        "--budgets",
         default="16,32",
         help="visual tokens kept: counts, ratios (0.11) or percentages (11%%), comma-separated",
     )
@@ -72,7 +72,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     results = []
     for picture in pictures:
         inputs = inputs_of(vlm, picture)
-        budgets = parse_budgets(arguments.budget, count_tokens(vlm, inputs))
+        budgets = parse_budgets(arguments.budgets, count_tokens(vlm, inputs))
         shown = ask(vlm, selector, inputs, budgets, arguments.max_new_tokens)
         overlay, reason = draw(vlm, picture, inputs, shown, Path(arguments.out))
         print_answers(picture, shown, overlay, reason)

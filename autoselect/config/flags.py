@@ -2,11 +2,31 @@
 
 import argparse
 import dataclasses
+import difflib
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from autoselect.config import ConfigError
 from autoselect.config.setting import described, help_of, scalar_type
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line and name the way out; its sub-commands get one too.
+
+    Flags that it does not know are refused, unless a default `takes_settings` is true.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and not getattr(found, "takes_settings", False):
+            flag = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.7)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def add_setting_flags(

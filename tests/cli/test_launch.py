@@ -56,11 +56,28 @@ def test_a_wrong_start_is_refused_before_anything_runs(words, message, started, 
     assert not started
 
 
-def test_other_commands_refuse_flags_that_they_do_not_know(capsys):
+MISTAKES = {
+    "": "autoselect: name a COMMAND of those above",
+    "--foo": "autoselect: unrecognized arguments: --foo; see `autoselect --help`",
+    "evl": "autoselect: argument COMMAND: invalid choice: 'evl' (choose from 'demo', 'show',",
+    "info --steps 3": "autoselect info: unrecognized arguments: --steps 3; see `autoselect info",
+    "show --bugdet 8": "autoselect show: unrecognized arguments: --bugdet (did you mean --budg",
+    "shards": "autoselect shards: the following arguments are required: COMMAND; see `autoselect",
+    "shards verify a.tar --decod --no": "autoselect shards verify: unrecognized arguments: --no;",
+    "eval": "autoselect eval: the following arguments are required: --model, --selector, --shards, "
+    "--budgets, --out; see `autoselect eval --help`",
+    "show --scene x": "autoselect show: argument --scene: invalid int value: 'x'; see `autoselect",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistaken_command_line_ends_with_one_line_that_names_the_way_out(words, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["info", "--steps", "3"])
+        main(words.split())
     assert ended.value.code == 2
-    assert "unrecognized arguments: --steps 3" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(MISTAKES[words])
+    assert len(lines) == 1 or (not words and "  train      " in "\n".join(lines))
 
 
 def test_help_lists_every_command_under_its_step(capsys):

@@ -43,7 +43,7 @@ def test_a_scene_is_answered_with_all_and_with_fewer_tokens(selector, tmp_path, 
 
 def test_all_tokens_give_the_answer_of_the_model_without_a_selector(selector, tmp_path, capsys):
     facts = tmp_path / "facts.json"
-    words = ("--selector", selector, "--budget", "144", "--out", tmp_path, "--json", facts)
+    words = ("--selector", selector, "--budgets", "144", "--out", tmp_path, "--json", facts)
     for scene in range(3):
         assert show(capsys, *words, "--scene", scene)[0] == 0
         ((full, kept),) = [entry["answers"] for entry in json.loads(facts.read_text())]
