@@ -163,7 +163,8 @@ def _once(
     note = out / "measured.json"
     if note.is_file() and json.loads(note.read_text()) == identity:
         return
-    note.unlink(missing_ok=True)
+    for old in (note, out / "report.json"):  # an evaluation replaces no report of other settings
+        old.unlink(missing_ok=True)
     call(command, AGAIN, log=log)
     _write(note, identity)
 

@@ -102,7 +102,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
         step(train_command(RUN / "train", ranks, arguments.port))
     announce(3, 3, "evaluation: tokens are removed; baselines get the same budgets")
     settings = demo_evaluation(RUN, DEMO_METHODS, arguments.images, DEMO_SEEDS)
-    step(eval_command(settings, ranks))
+    evaluate(settings, ranks)
     minutes = (time.monotonic() - started) / 60
     print(f"\nfinished in {minutes:.1f} minutes\n\n{own_table(RUN)}\n")
     print(f"picture     {RUN}/figures/overlays.png\n{NEXT.format(run=RUN)}", end="")
@@ -157,13 +157,29 @@ def demo_evaluation(out: Path, methods: str, images: int, seeds: int) -> dict[st
     }
 
 
+def evaluate(settings: dict[str, object], ranks: int, again: str = "the demo again") -> None:
+    """Evaluate; the report of an earlier demo with other settings, such as `--images`, goes."""
+    report = checkout() / str(settings["out"]) / "report.json"
+    if report.is_file():
+        before = json.loads(report.read_text()).get("settings", {})
+        if any(before.get(name, value) != value for name, value in _plain(settings).items()):
+            report.unlink()
+    step(eval_command(settings, ranks), again)
+
+
+def _plain(settings: dict[str, object]) -> dict[str, object]:
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
+    }
+
+
 def run_report(arguments: argparse.Namespace) -> int:
     ranks = min(2, visible_gpus() or 2) if arguments.ranks is None else arguments.ranks
     check_counts(ranks=ranks, images=arguments.images)
     if not (checkout() / RUN / "train" / "selector").is_dir():
         raise ConfigError(f"{RUN}/train/selector does not exist; run `make demo` first")
     settings = demo_evaluation(REPORT, "all", arguments.images, REPORT_SEEDS)
-    step(eval_command(settings, ranks), "the report again")
+    evaluate(settings, ranks, "the report again")
     print(f"\n{own_table(REPORT)}\n\nreport      {REPORT}/report.html, {REPORT}/report.md")
     return 0
 

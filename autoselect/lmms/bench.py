@@ -173,6 +173,8 @@ def _claim(out: Path, known: dict[str, Any]) -> None:
     text = json.dumps(known, indent=1)
     if note.exists() and note.read_text() != text:
         raise ConfigError(f"out={out} holds results of other settings ({note}); choose another")
+    if not note.exists() and (out / "report.json").exists():
+        raise ConfigError(f"out={out} holds a report.json of other settings; choose another folder")
     write_text(note, text)
 
 

@@ -92,6 +92,7 @@ class Programs:
         (out / "leak.json").write_text(json.dumps(found))
 
     def eval(self, out, flags):
+        assert not (out / "report.json").exists(), "a report of other settings is refused"
         methods = ["autoselect"] if flags["--methods"] == "none" else ["autoselect", "divprune"]
         budgets = flags["--budgets"].split(",")
         columns = ["full@0#0", "blind@0#0", *(f"{m}@{b}#0" for m in methods for b in budgets)]

@@ -77,3 +77,20 @@ def test_an_interrupted_training_is_not(finished, file):
     assert not demo.is_trained(finished)
     path.unlink()
     assert not demo.is_trained(finished)
+
+
+SAME, FEWER = {"max_images": 300, "out": "runs/demo"}, {"max_images": 8, "out": "runs/demo"}
+
+
+@pytest.mark.parametrize(("before", "kept"), [(SAME, True), (FEWER, False), ({}, True)])
+def test_the_demo_replaces_its_own_report(before, kept, tmp_path, monkeypatch):
+    """An evaluation refuses to replace the report of other settings, such as fewer images."""
+    report = tmp_path / demo.RUN / "report.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({"settings": before}))
+    called = []
+    monkeypatch.setattr(demo, "checkout", lambda: tmp_path)
+    monkeypatch.setattr(demo, "step", lambda command, again: called.append(report.exists()))
+    settings = demo.demo_evaluation(demo.RUN, "none", 300, 1)
+    demo.evaluate(settings, 1)
+    assert called == [kept]

@@ -23,6 +23,7 @@ from autoselect.evaluation.answers.likelihood import (
     continuation_log_likelihood,
     most_likely,
 )
+from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.latency import bench
 from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_folders
@@ -247,6 +248,33 @@ def test_the_likeliest_option_text_is_the_one_of_the_highest_mean_token(asked, s
         means.append(float(scored.sums[0]) / len(ids))
     options = tuple(Candidate(text, letter) for text, letter in zip(texts, "ABC", strict=True))
     assert most_likely(asked, call, None, [options]) == ["ABC"[means.index(max(means))]]
+
+
+def test_a_report_of_other_settings_is_not_replaced(settings, tmp_path, caplog):
+    plain = dataclasses.replace(settings, methods="none", budgets="4", max_images=2)
+    evaluate(plain)
+    path = Path(settings.out) / "report.json"
+    before = path.read_bytes()
+    same = dataclasses.replace(plain, rows_per_batch=7, audit=2, selector=f"{plain.selector}/")
+    check_earlier(same)
+    for changes, listed in (
+        ({"budgets": "8"}, "budgets: 4 -> 8"),
+        ({"max_images": None, "diversity": "0"}, "max_images: 2 -> None, diversity: None -> 0"),
+        ({"selector": "other"}, f"selector: {plain.selector} -> other"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            evaluate(dataclasses.replace(plain, **changes))
+        assert str(error.value) == (
+            f"out={settings.out} holds a report of other settings ({listed}); choose another "
+            f"folder, or remove {path} to replace it"
+        )
+    assert path.read_bytes() == before
+    path.write_text(json.dumps({"digests": {}}))
+    check_earlier(plain)
+    assert "report.json of an earlier version, which names no settings, is replaced" in caplog.text
+    path.write_text("[")
+    with pytest.raises(ConfigError, match="holds a report.json that is not a report; remove"):
+        check_earlier(plain)
 
 
 def test_unknown_scoring_is_refused(settings):

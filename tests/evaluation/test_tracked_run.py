@@ -77,8 +77,9 @@ def test_an_evaluation_is_one_run_however_often_it_is_repeated(tracked, model_fo
     training = MlflowClient(default_uri()).get_run(parent.data.tags["training_run"])
     assert training.data.tags["evaluations"] == parent.info.run_id
     assert f"#/experiments/1/runs/{parent.info.run_id}" in training.data.tags["mlflow.note.content"]
-    evaluate(dataclasses.replace(tracked, budgets="8"))
-    assert len(runs("evaluation")) == 2, "another evaluation in the same folder"
+    with pytest.raises(ConfigError, match="holds a report of other settings"):
+        evaluate(dataclasses.replace(tracked, budgets="8"))
+    assert len(runs("evaluation")) == 1, "nothing was begun"
 
 
 def test_the_run_begins_before_the_answers_and_ends_as_what_happened(tracked, monkeypatch):

@@ -100,6 +100,14 @@ def test_a_killed_run_goes_on_with_the_next_cell(settings, lmms):
         bench_public(replace(settings, limit=5))
 
 
+def test_the_report_of_an_evaluation_is_not_replaced(settings, lmms):
+    Path(settings.out).mkdir()
+    Path(settings.out, "report.json").write_text("{}")
+    with pytest.raises(ConfigError, match="report.json of other settings; choose another folder"):
+        bench_public(settings)
+    assert not lmms.calls
+
+
 def test_another_processor_in_the_folder_of_the_model_is_another_run(settings, lmms, tmp_path):
     model = tmp_path / "model"
     model.mkdir()

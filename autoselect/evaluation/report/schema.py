@@ -147,6 +147,7 @@ class Report(_Part):
     methods: dict[str, str]
     environment: Environment
     digests: Digests
+    settings: dict[str, Any] = {}
     training: dict[str, Any] = {}
     warnings: list[str] = []
     audit: list[dict[str, Any]] = []
