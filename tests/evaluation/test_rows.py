@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,9 @@ def test_the_full_model_is_the_reference_if_there_are_no_labels(settings):
     result = evaluate(dataclasses.replace(settings, methods="grid,scope"))
     report, out = result.report, Path(settings.out)
     check_report(json.loads((out / "report.json").read_text()))
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    table = page[page.index("## What it writes") : page.index("## Before and after")]
+    assert all(re.search(rf"`{path.name}[`/]", table) for path in out.iterdir())
     assert report["reference"] == "model" and report["questions"] == 3
     assert report["full"]["mean"] == 1.0 and report["full"]["answers"]["agreement"] == 1.0
     for row in report["rows"]:
