@@ -25,6 +25,8 @@ COUNTS = (
     "rows_per_batch",
 )
 DEFAULTS = flatten(to_dict(TrainConfig()))
+BEFORE_IT_EXISTED = {"tune_images": 0}
+"""What a training did before a setting existed, where that is not the setting's default."""
 
 
 @dataclass(frozen=True)
@@ -197,10 +199,10 @@ def training_identity(config: TrainConfig) -> dict[str, Any]:
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that differ, as name -> (before, now).
 
-    A setting that did not exist before is taken to have had its default.
+    A setting that did not exist before is taken to have had its default, unless
+    `BEFORE_IT_EXISTED` says otherwise.
     """
+    known = {**DEFAULTS, **BEFORE_IT_EXISTED, **before}
     return {
-        name: (before.get(name, DEFAULTS.get(name)), value)
-        for name, value in now.items()
-        if before.get(name, DEFAULTS.get(name)) != value
+        name: (known.get(name), value) for name, value in now.items() if known.get(name) != value
     }

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import yaml
 
+from autoselect.ablation.cells import Cell, check_training
 from autoselect.ablation.commands import check_eval_settings
-from autoselect.ablation.variants import changed_settings, load_plan
+from autoselect.ablation.variants import changed_settings, load_plan, training_identity
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import flatten, load_config, to_dict
 from autoselect.config.programs import checkout
@@ -112,3 +113,19 @@ def test_a_setting_that_did_not_exist_counts_as_its_default():
     assert changed_settings({"gate.noise": "covariance"}, now) == {
         "gate.noise": ("covariance", "channel")
     }
+
+
+def test_a_cell_from_before_tuning_existed_was_not_tuned():
+    assert changed_settings({}, {"tune_images": 0}) == {}
+    assert changed_settings({}, {"tune_images": 96}) == {"tune_images": (0, 96)}
+
+
+def test_the_published_cells_can_be_added_to():
+    """As docs/evidence.md says: every stored cell has the settings of the shipped YAML."""
+    plan = load_plan(checkout() / "configs" / "ablation" / "reference.yaml")
+    stored = checkout() / "benchmarks" / "results" / "ablation"
+    cells = [Cell.of(stored, variant, seed) for variant, seed in plan.cells()]
+    assert any(cell.is_finished for cell in cells)
+    for cell in cells:
+        trained = plan.variant(cell.variant.trained_as or cell.variant.name)
+        check_training(cell, training_identity(plan.train_config(trained, cell.seed)))
