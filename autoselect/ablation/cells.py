@@ -24,7 +24,6 @@ from autoselect.ablation.variants import (
     AblationPlan,
     Variant,
     changed_settings,
-    training_identity,
 )
 from autoselect.config import ConfigError
 from autoselect.config.programs import call, checkout, eval_command, train_command
@@ -78,7 +77,7 @@ def run_cell(
         "variant": variant.name,
         "seed": seed,
         "train": str(train.relative_to(out)),
-        "training": training_identity(plan.train_config(trained_as.variant, seed)),
+        "training": plan.training(trained_as.variant, seed),
         "evaluation": evaluation_of(plan, variant, "none"),
         "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget}
         | _answers(plan),
@@ -200,8 +199,15 @@ def check_training(cell: Cell, training: Mapping[str, Any]) -> None:
         listed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
         raise ConfigError(
             f"{cell.folder} holds a cell trained with other settings ({listed}); choose another "
-            "--out, or remove that folder to train the cell again"
+            "--out, give the settings of the cell, or remove that folder to train it again"
         )
+
+
+def check_trainings(plan: AblationPlan, out: Path) -> None:
+    """Raise ConfigError if any cell under `out` was started with other training settings."""
+    for variant, seed in plan.cells():
+        trained = plan.variant(variant.trained_as or variant.name)
+        check_training(Cell.of(out, variant, seed), plan.training(trained, seed))
 
 
 def _training(plan: AblationPlan, variant: Variant, seed: int, output: Path) -> list[str]:

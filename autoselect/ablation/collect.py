@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from autoselect.ablation.cells import Cell
+from autoselect.ablation.cells import Cell, check_trainings
 from autoselect.ablation.outcome import same_subject, stored_scores, subject_of
 from autoselect.ablation.spread import Estimate, Measured, estimate
 from autoselect.ablation.variants import AblationPlan, Variant
@@ -38,8 +38,10 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
     """Return the results of all finished cells under `out` as JSON values.
 
     Raises:
-        ConfigError: no cell is finished, or cells differ in images, budgets or model.
+        ConfigError: no cell is finished, one was trained with other settings than the plan's, or
+            cells differ in images, budgets or model.
     """
+    check_trainings(plan, out)
     rows = [row for variant in plan.variants if (row := _finished(out, variant, plan.seeds)).cells]
     if not rows:
         raise ConfigError(f"{out} holds no finished cell of this ablation; run `autoselect ablate`")

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from autoselect.ablation.cells import evaluate_baselines
+from autoselect.ablation.cells import check_trainings, evaluate_baselines
 from autoselect.ablation.collect import collect
 from autoselect.ablation.evidence import write_page
 from autoselect.ablation.sweep import run_cells
@@ -62,6 +62,7 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     if arguments.collect:
         write(out, collect(plan, out))
         return 0
+    check_trainings(plan, out)
     cells = list(plan.cells(only))
     logger.info("%d cells in %s", len(cells), out)
     record = AblationRecord(plan, out)

@@ -157,6 +157,11 @@ class AblationPlan:
         except ConfigError as error:
             raise ConfigError(f"variants.{variant.name}: {error}") from error
 
+    def training(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Return the resolved settings that change what is trained, without output or logging."""
+        flat = flatten(to_dict(self.train_config(variant, seed)))
+        return {name: value for name, value in flat.items() if name not in ("output", *PLACING)}
+
     def cells(self, only: Sequence[str] | None = None) -> Iterator[tuple[Variant, int]]:
         """Yield variant and seed of every cell: all variants with the first seed, then the next.
 
@@ -188,12 +193,6 @@ def load_plan(path: Path, changes: Mapping[str, Any] | None = None) -> AblationP
         from_dict(Variant, value, f"variants[{i}].") for i, value in enumerate(values["variants"])
     )
     return from_dict(AblationPlan, {**values, **(changes or {}), "variants": variants})
-
-
-def training_identity(config: TrainConfig) -> dict[str, Any]:
-    """Return the resolved settings that change what is trained, without output or logging."""
-    flat = flatten(to_dict(config))
-    return {name: value for name, value in flat.items() if name not in ("output", *PLACING)}
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from autoselect.ablation.collect import collect
 from autoselect.ablation.commands import write
 from autoselect.ablation.tables import NOT_MEASURED, TABLES, baseline_table
 from autoselect.ablation.variants import load_plan
+from autoselect.cli.main import main
 from autoselect.config import ConfigError
 
 
@@ -197,6 +198,26 @@ def test_cells_on_other_images_are_not_compared(plan, programs, tmp_path):
     run_cell(fewer, tmp_path, plan.variant("channel"), 0)
     with pytest.raises(ConfigError, match="evaluated on other images than the rest"):
         collect(plan, tmp_path)
+
+
+def test_seeds_and_variants_that_were_trained_otherwise_are_not_collected(plan, programs, tmp_path):
+    run_cell(plan, tmp_path, plan.variant("reference"), 0)
+    longer = dataclasses.replace(plan, steps=5)
+    run_cell(longer, tmp_path, plan.variant("reference"), 1)
+    for wanted, named in ((plan, r"seed-1 .*\(steps: 5 -> 4\)"), (longer, r"seed-0 .*4 -> 5\)")):
+        with pytest.raises(ConfigError, match=f"{named}.*give the settings of the cell"):
+            collect(wanted, tmp_path)
+
+
+def test_a_changed_variant_is_refused_before_any_cell_runs(config, programs, tmp_path, capsys):
+    plan = load_plan(config)
+    run_cell(plan, tmp_path / "out", plan.variant("channel"), 0)
+    config.write_text(config.read_text().replace("noise: channel", "kind: multiplicative"))
+    programs.calls = []
+    command = ["ablate", "--config", str(config), "--out", str(tmp_path / "out")]
+    assert main([*command, "--only", "reference"]) == 2
+    assert "channel/seed-0 holds a cell trained with other settings" in capsys.readouterr().err
+    assert programs.calls == []
 
 
 def test_cells_on_other_weights_are_not_compared(plan, programs, tmp_path):
