@@ -139,6 +139,13 @@ def evaluate(
 
     `subject` holds digests from `subject_of`, if the selector does not identify the model.
     """
+    command = evaluation_command(plan, out, selector, variant, methods)
+    _once(command, out, evaluation_of(plan, variant, methods) | dict(subject or {}), log)
+
+
+def evaluation_command(
+    plan: AblationPlan, out: Path, selector: Path, variant: Variant, methods: str
+) -> list[str]:
     settings = {
         "model": plan.model,
         "selector": selector,
@@ -151,8 +158,7 @@ def evaluate(
         "out": out,
         "tracking": False,
     }
-    command = eval_command({**settings, **variant.eval})
-    _once(command, out, evaluation_of(plan, variant, methods) | dict(subject or {}), log)
+    return eval_command({**settings, **variant.eval})
 
 
 def _once(

@@ -4,18 +4,28 @@ import argparse
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from autoselect.ablation.cells import check_trainings, evaluate_baselines
+from autoselect.ablation.cells import (
+    check_trainings,
+    evaluate_baselines,
+    evaluation_command,
+)
 from autoselect.ablation.collect import collect
 from autoselect.ablation.evidence import write_page
 from autoselect.ablation.sweep import run_cells
 from autoselect.ablation.tables import markdown
 from autoselect.ablation.tracked import AblationRecord
-from autoselect.ablation.variants import AblationPlan, load_plan
+from autoselect.ablation.variants import AblationPlan, Variant, load_plan
 from autoselect.config import ConfigError
 from autoselect.config.setting import help_of
+from autoselect.evaluation.answers.likelihood import check_scoring
+from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.commands import add_eval_arguments
+from autoselect.evaluation.loading import OWN, parse_diversities
+from autoselect.evaluation.methods.registry import choose_methods
 from autoselect.evaluation.settings import EvalSettings
 
 logger = logging.getLogger(__name__)
@@ -107,7 +117,18 @@ def write(out: Path, found: dict[str, Any]) -> None:
 
 
 def check_eval_settings(plan: AblationPlan) -> None:
-    """Raise ConfigError if a variant sets something that `autoselect eval` does not have."""
+    """Refuse what `autoselect eval` would refuse, before hours of training.
+
+    How many visual tokens the model has is not known yet, so a budget above it is not found.
+
+    Raises:
+        ConfigError: a budget or a baseline is wrong, or a setting of a variant, by name or value.
+    """
+    parse_budgets(plan.budgets, sys.maxsize)
+    try:
+        choose_methods(plan.baselines)
+    except ConfigError as error:
+        raise ConfigError(f"baselines={plan.baselines}: {error}") from error
     known = [field.name for field in dataclasses.fields(EvalSettings)]
     own = ("model", "selector", "shards", "budgets", "methods", "max_images", "out", "tracking")
     free = [name for name in known if name not in own]
@@ -118,6 +139,27 @@ def check_eval_settings(plan: AblationPlan) -> None:
                     f"variants.{variant.name}: eval.{name} is not a setting that a variant may "
                     f"change; choose from {', '.join(free)}"
                 )
+        _check_values(plan, variant)
+
+
+class _Flags(argparse.ArgumentParser):
+    """The flags of `autoselect eval`; a wrong one raises ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _check_values(plan: AblationPlan, variant: Variant) -> None:
+    """Read the settings of a variant's evaluation as `autoselect eval` does."""
+    flags = _Flags(add_help=False)
+    add_eval_arguments(flags)
+    command = evaluation_command(plan, Path("eval"), Path("selector"), variant, "none")
+    try:
+        settings = EvalSettings(**vars(flags.parse_args(command[2:])))
+        check_scoring(settings.scoring)
+        parse_diversities(settings.diversity or OWN)
+    except ConfigError as error:
+        raise ConfigError(f"variants.{variant.name}: eval: {error}") from error
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -107,6 +107,27 @@ def test_unknown_evaluation_settings_are_refused(config):
         check_eval_settings(load_plan(config))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baselines": "random,divprun"}, "baselines=random,divprun: methods='divprun' is un"),
+        ({"budgets": "8,all"}, "budget='all' is not a number"),
+        ({"budgets": "8,0"}, "budget=0 is below 1"),
+        ({"eval": {"rows_per_batch": 0}}, "variants.channel: eval: rows_per_batch=0 is below 1"),
+        ({"eval": {"rows_per_batch": "many"}}, "variants.channel: eval: .*rows-per-batch.*'many'"),
+        ({"eval": {"scoring": "likely"}}, "variants.channel: eval: scoring='likely' is unknown"),
+        ({"eval": {"diversity": 2}}, "variants.channel: eval: .*2"),
+        ({"eval": {"latency_compiled": "on"}}, "variants.channel: eval: unrecognized"),
+    ],
+)
+def test_what_an_evaluation_refuses_is_refused_before_a_training(config, change, message):
+    values = yaml.safe_load(config.read_text())
+    values["variants"][1]["eval"] = change.pop("eval", {})
+    config.write_text(yaml.safe_dump({**values, **change}))
+    with pytest.raises(ConfigError, match=message):
+        check_eval_settings(load_plan(config))
+
+
 def test_a_setting_that_did_not_exist_counts_as_its_default():
     now = {"gate.kind": "noise", "gate.noise": "channel"}
     assert changed_settings({"gate.noise": "channel"}, now) == {}
