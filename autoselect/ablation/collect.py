@@ -182,8 +182,7 @@ class _Analysis:
 
     def family(self, scores: StoredScores, budget: int, name: str) -> Measured:
         table, full = scores.tables[SELECTOR, budget], scores.tables[FULL, 0]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            draws = self.draws.task_means(table) / self.draws.task_means(full)
+        draws = self.draws.task_retentions(table, full)
         place = full.tasks.index(name)
         return Measured(task_retentions(table, full).get(name, float("nan")), draws[:, place])
 

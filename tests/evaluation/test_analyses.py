@@ -1,3 +1,4 @@
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -71,6 +72,16 @@ def test_noise_gating_keeps_kept_tokens_and_says_nothing_of_the_others():
     assert found["gaps"][1]["gap"] == 0 and found["gaps"][1]["ci95"] == [0, 0]
     low, high = found["gaps"][0]["ci95"]
     assert low <= found["gaps"][0]["gap"] <= high
+
+
+def test_the_interval_of_a_gap_counts_draws_that_miss_a_task():
+    """Six tasks of one image: a draw holds all of them only if it is the sample itself."""
+    asked, samples = FakeAsked(), make_samples(6)
+    samples = [replace(own, tasks=(f"task {i}",) * len(own.tasks)) for i, own in enumerate(samples)]
+    noises = token_noises(asked.vlm, samples)
+    (row,) = gating_fidelity(asked, samples, (2,), noises, 4)["gaps"]
+    assert 0 < row["gap"] < 1
+    assert row["ci95"][0] < row["gap"] < row["ci95"][1]
 
 
 def test_the_gap_under_the_learned_scores_is_that_of_removal_alone(caplog):

@@ -48,3 +48,14 @@ def test_pairing_makes_a_difference_narrower_than_its_parts():
 def test_equal_answers_have_retention_one_in_every_draw():
     same = table(np.arange(40) % 3 == 0)
     assert Resampling.of(40).retention(same, same) == pytest.approx(1.0)
+
+
+def test_draws_that_miss_a_part_of_a_task_count_its_other_parts():
+    """Fourteen subtasks of one image each: hardly any draw holds all of them."""
+    parts = tuple(f"mme::{number:02d}" for number in range(14))
+    full = ScoreTable(parts, np.eye(14), np.eye(14))
+    own = ScoreTable(parts, np.diag([1.0, 1.0, 0.0] * 4 + [1.0, 1.0]), np.eye(14))
+    draws = Resampling.of(14).retention(own, full)
+    assert np.isfinite(draws).all()
+    low, high = interval(draws)
+    assert low < retention(own, full) < high

@@ -29,7 +29,7 @@ from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.intervals import Resampling, interval
-from autoselect.evaluation.scores.scoring import score_answers
+from autoselect.evaluation.scores.scoring import known_mean, score_answers
 from autoselect.method.removal import LARGEST_GAP
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ops.hard_top_k import hard_top_k
@@ -181,7 +181,7 @@ def _compare(
     gaps: list[dict[str, Any]] = []
     for budget in budgets:
         noise, removal = (draws.task_means(tables[t, budget]) for t in (NOISE, REMOVAL))
-        low, high = interval((noise - removal).mean(axis=1))
+        low, high = interval(known_mean(noise - removal))
         gap = tables[NOISE, budget].mean() - tables[REMOVAL, budget].mean()
         gaps.append({"budget": budget, "gap": gap, "ci95": [low, high]})
     return {

@@ -123,9 +123,7 @@ def _task_intervals(
     draws: Resampling, table: ScoreTable, full: ScoreTable
 ) -> dict[str, list[float]]:
     """Return the 95 % interval of each task's retention, paired by image with the full model."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = draws.task_means(table) / draws.task_means(full)
-    ratios[~np.isfinite(ratios)] = np.nan
+    ratios = draws.task_retentions(table, full)
     return {
         task: list(interval(ratios[:, table.tasks.index(task)]))
         for task in task_retentions(table, full)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoselect.evaluation.scores.scoring import ScoreTable
+from autoselect.evaluation.scores.scoring import ScoreTable, known_mean
 
 DRAWS = 2000
 
@@ -27,7 +27,10 @@ class Resampling:
         return cls(generator.multinomial(images, uniform, size=draws).astype(np.float32))
 
     def task_means(self, table: ScoreTable) -> np.ndarray:
-        """Return task scores, [draws, tasks]; NaN if a draw holds no image of a task."""
+        """Return task scores, [draws, tasks]; NaN if a draw holds no image of a task.
+
+        A task of several parts is the mean of those that the draw holds.
+        """
         counts = self.weights @ table.counts.astype(np.float32)
         sums = self.weights @ table.sums.astype(np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -35,10 +38,13 @@ class Resampling:
 
     def retention(self, table: ScoreTable, full: ScoreTable) -> np.ndarray:
         """Return retentions, [draws]; NaN if the full model scores 0 in every task."""
+        return known_mean(self.task_retentions(table, full))
+
+    def task_retentions(self, table: ScoreTable, full: ScoreTable) -> np.ndarray:
+        """Return retentions of tasks, [draws, tasks]; NaN where the full model scores 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = self.task_means(table) / self.task_means(full)
-            known = np.isfinite(ratios)
-            return np.where(known, ratios, 0.0).sum(axis=1) / known.sum(axis=1)
+        return np.where(np.isfinite(ratios), ratios, np.nan)
 
 
 def retention(table: ScoreTable, full: ScoreTable) -> float:

@@ -101,10 +101,11 @@ class ScoreTable:
         return tuple(dict.fromkeys(part.split(PART)[0] for part in self.parts))
 
     def by_task(self, means: np.ndarray) -> np.ndarray:
-        """Average means of parts, [..., parts], into scores of tasks, [..., tasks]."""
+        """Average known means of parts, [..., parts], into scores of tasks, [..., tasks]."""
         owners = [part.split(PART)[0] for part in self.parts]
         columns = [[i for i, own in enumerate(owners) if own == task] for task in self.tasks]
-        return np.stack([means[..., own].mean(axis=-1) for own in columns], axis=-1)
+        found = np.stack([known_mean(means[..., own]) for own in columns], axis=-1)
+        return found.astype(means.dtype)
 
     def task_means(self) -> dict[str, float]:
         """Return the score of each task, 0..1."""
@@ -114,6 +115,13 @@ class ScoreTable:
     def mean(self) -> float:
         """Return the mean over the tasks, each with the same weight."""
         return float(np.mean(list(self.task_means().values())))
+
+
+def known_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean along the last axis of all values but NaN; NaN if there is no other."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(axis=-1) / known.sum(axis=-1)
 
 
 def score_answers(
