@@ -12,6 +12,7 @@ Differences between two variants are paired: they are taken seed by seed and ima
 removes what both variants share. With one seed the interval covers only the images.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,12 +53,17 @@ class Estimate:
         return "seeds and images" if len(self.seeds) > 1 else "images only"
 
     def as_json(self) -> dict[str, object]:
+        """Return the estimate as JSON values; NaN, a number that no seed has, as None."""
         return {
-            "mean": self.mean,
-            "ci95": [self.low, self.high],
+            "mean": _known(self.mean),
+            "ci95": [_known(self.low), _known(self.high)],
             "covers": self.covers,
-            "seeds": list(self.seeds),
+            "seeds": [_known(value) for value in self.seeds],
         }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def estimate(seeds: Sequence[Measured]) -> Estimate:

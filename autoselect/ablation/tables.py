@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autoselect.evaluation.report.tables import percent
+from autoselect.evaluation.report.tables import percent, with_interval
 
 Table = Callable[[dict[str, Any], Sequence[str]], list[str]]
 NOT_MEASURED = "not measured"
@@ -183,9 +183,8 @@ def _leak_heads(found: dict[str, Any]) -> list[str]:
 
 
 def _estimate(value: dict[str, Any]) -> str:
-    low, high = value["ci95"]
-    star = "" if len(value["seeds"]) > 1 else " \\*"
-    return f"{percent(value['mean'])} ({percent(low)} to {percent(high)}){star}"
+    star = "" if value["mean"] is None or len(value["seeds"]) > 1 else " \\*"
+    return f"{with_interval(value['mean'], value['ci95'])}{star}"
 
 
 def _share(value: dict[str, Any] | None) -> str:

@@ -68,7 +68,8 @@ class AblationRecord:
         for row in found["variants"]:
             for budget, value in row["retention"].items():
                 name = f"retention_at_{budget}_tokens/{row['name']}"
-                self.parent.log_metrics({name: value["mean"]})
+                if value["mean"] is not None:
+                    self.parent.log_metrics({name: value["mean"]})
         for file in ("ablation.json", "ablation.md"):
             self.parent.log_artifact(self.out / file)
         self.parent.finish()
@@ -103,8 +104,11 @@ def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
     }
     for budget in map(str, found["budgets"]):
         values = [row["retention"][budget] for row in rows]
-        columns[f"retention at {budget} tokens"] = [round(v["mean"], 4) for v in values]
+        columns[f"retention at {budget} tokens"] = [
+            None if v["mean"] is None else round(v["mean"], 4) for v in values
+        ]
         columns[f"95 % interval at {budget} tokens"] = [
-            " to ".join(f"{end:.3f}" for end in v["ci95"]) for v in values
+            "–" if None in v["ci95"] else " to ".join(f"{end:.3f}" for end in v["ci95"])
+            for v in values
         ]
     return columns

@@ -10,6 +10,7 @@ from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
 from autoselect.ablation.collect import collect
 from autoselect.ablation.commands import write
 from autoselect.ablation.tables import NOT_MEASURED, TABLES, baseline_table
+from autoselect.ablation.tracked import _columns
 from autoselect.ablation.variants import load_plan
 from autoselect.cli.main import main
 from autoselect.config import ConfigError
@@ -226,6 +227,42 @@ def test_cells_on_other_weights_are_not_compared(plan, programs, tmp_path):
     run_cell(plan, tmp_path, plan.variant("channel"), 0)
     with pytest.raises(ConfigError, match="were trained on different weights of the model"):
         collect(plan, tmp_path)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_family_that_the_full_model_hardly_answers(plan, programs, run_all, tmp_path, right):
+    """It has no retention without a right answer; with one, draws without it do not count."""
+    run_all(plan, tmp_path)
+    for note in tmp_path.rglob("cell.json"):
+        found = json.loads(note.read_text())
+        sums = found["outcome"]["scores"]["sums"]["full@0"]
+        for number, own in enumerate(sums):
+            own[1] = right if number == 0 else 0
+        note.write_text(json.dumps(found))
+    found = collect(plan, tmp_path)
+    text = json.dumps(found, allow_nan=False)
+    assert json.loads(text) == found
+    family = found["variants"][0]["families"]["4"]["count"]
+    row = TABLES["families"](found, ["reference"])[2]
+    if right:
+        assert family["ci95"][0] < 0.9 * family["mean"] < 1.1 * family["mean"] < family["ci95"][1]
+    else:
+        assert family["mean"] is None and row.endswith("| – |"), row
+    columns = _columns(found)
+    assert len(columns["retention at 4 tokens"]) == 3
+
+
+def test_an_ablation_whose_full_model_is_never_right_is_collected(plan, programs, tmp_path):
+    cell = run_cell(plan, tmp_path, plan.variant("reference"), 0)
+    note = cell.read()
+    sums = note["outcome"]["scores"]["sums"]
+    sums["full@0"] = [[0, 0] for _ in sums["full@0"]]
+    cell.note.write_text(json.dumps(note))
+    found = collect(plan, tmp_path)
+    write(tmp_path, found)
+    json.dumps(found, allow_nan=False)
+    assert _columns(found)["95 % interval at 4 tokens"] == ["–"]
+    assert TABLES["seeds"](found, ["reference"])[2] == "| reference | – | – |"
 
 
 def test_nothing_to_collect_is_an_error(plan, tmp_path):
