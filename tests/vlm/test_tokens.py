@@ -129,6 +129,30 @@ PARTS = "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}"
 
 
 @pytest.mark.parametrize("rounds", ["independent", "conversation"])
+@pytest.mark.parametrize("opening", ["{{ ' ' }}", "{{ '<unk> a' }}"])
+def test_an_answer_follows_the_prompt_of_inference(answering, rounds, opening):
+    """LLaVA-OneVision's template writes a space before an answer, which its prompt does not."""
+    told, vlm = [("?", "a"), ("is there ?", "no")], answering(PARTS)
+    wanted = Collator(vlm, rounds)([sample(0, PICTURES[:1], told)])
+    vlm = answering(PARTS)
+    template = vlm.processor.chat_template
+    assert template.count("{{ '<assistant>' }}") == 2
+    vlm.processor.chat_template = template.replace(
+        "{{ '<assistant>' }}", opening + "{{ '<assistant>' }}" + opening, 1
+    )
+    batch = Collator(vlm, rounds)([sample(0, PICTURES[:1], told)])
+    assert torch.equal(batch.input_ids, wanted.input_ids)
+    assert torch.equal(batch.labels, wanted.labels)
+
+
+def test_a_template_that_changes_a_question_is_named(answering):
+    vlm = answering(PARTS)
+    vlm.processor.chat_template = "{{ messages | length }}" + vlm.processor.chat_template
+    with pytest.raises(ConfigError, match="rewrites a question when its answer is added"):
+        Collator(vlm)([sample(0, PICTURES[:1], ROUNDS[:1])])
+
+
+@pytest.mark.parametrize("rounds", ["independent", "conversation"])
 @pytest.mark.parametrize(
     "expression",
     [PARTS, "{{ m['content'] }}", "{{ m['content'] + '' }}", "{{ m['content'] | trim }}"],

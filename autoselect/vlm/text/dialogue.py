@@ -58,23 +58,24 @@ class DialogueWriter:
         self.processor = vlm.processor
         self.model_name = vlm.name
         self.mark = mark
-        self.answers_in_parts = self._answers_in_parts()
+        self.answers_in_parts, self.header = self._answers_in_parts()
 
-    def _answers_in_parts(self) -> bool:
+    def _answers_in_parts(self) -> tuple[bool, str]:
         """Return True if the template takes an answer as a list of parts, else as plain text.
 
-        Templates that expect plain text print a list of parts with its keys.
+        Templates that expect plain text print a list of parts with its keys. Also return the text
+        between a question and its answer.
         """
         messages: list[dict[str, Any]] = [{"role": "user", "content": _text("?")}]
-        asked = chat(self.processor, messages, generation=True)
+        question = chat(self.processor, messages, generation=False)
         for content in (_text(PROBE), PROBE):
             answered = [*messages, {"role": "assistant", "content": content}]
             try:
-                told = chat(self.processor, answered, generation=False).removeprefix(asked)
+                told = chat(self.processor, answered, generation=False).removeprefix(question)
             except TypeError:
                 continue  # the template joins text to the list
             if PROBE in told and "type" not in told:
-                return content != PROBE
+                return content != PROBE, told.partition(PROBE)[0]
         raise ConfigError(
             f"model={self.model_name}: its chat template does not write the text of an answer, "
             "given as a list of parts or as plain text; set a chat_template that does"
@@ -127,14 +128,33 @@ class DialogueWriter:
                 answer = _text(one.answer) if self.answers_in_parts else one.answer
                 messages.append({"role": "assistant", "content": answer})
                 told = chat(self.processor, messages, generation=False)
-            if not (asked.startswith(written) and told.startswith(asked)):
+            if not asked.startswith(written):
                 raise ConfigError(
                     f"model={self.model_name}: its chat template rewrites earlier turns, so "
                     "answers cannot be located; train on single-round samples"
                 )
-            parts.append(WrittenRound(asked[len(written) :], told[len(asked) :]))
+            parts.append(WrittenRound(asked[len(written) :], self._answer(messages, asked, told)))
             written = told
         return parts
+
+    def _answer(self, messages: Sequence[dict[str, Any]], asked: str, told: str) -> str:
+        """Return what `told` adds to `asked`: the last answer with what ends it.
+
+        What a template writes before an answer may differ from the end of a prompt, by a space in
+        LLaVA-OneVision; the answer then follows the prompt, as at inference.
+
+        Raises:
+            ConfigError: the template changes the question when the answer is added.
+        """
+        if told.startswith(asked):
+            return told[len(asked) :]
+        before = chat(self.processor, list(messages[:-1]), generation=False) + self.header
+        if not told.startswith(before):
+            raise ConfigError(
+                f"model={self.model_name}: its chat template rewrites a question when its answer "
+                "is added, so answers cannot be located; set a chat_template that only adds text"
+            )
+        return told[len(before) :]
 
 
 def _text(text: str) -> Content:
