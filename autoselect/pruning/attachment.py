@@ -229,6 +229,7 @@ class Attachment:
     def _prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Run the model's own `prepare_inputs_for_generation` on the pruned prompt."""
         kwargs = named_as_now(kwargs)
+        kwargs.pop("labels", None)  # PaliGemma's processor returns them; `generate` ignores them
         pruned: CacheLayout | None = None
         first = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
         layout = layout_of(kwargs.get(CACHE))

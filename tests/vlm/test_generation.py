@@ -54,6 +54,16 @@ def test_decoding_equals_that_of_the_masked_model(name, way):
     assert torch.equal(ours, masked_generate(model, inputs, selection, **arguments))
 
 
+@pytest.mark.parametrize("way", ["no cache", "static cache"])
+def test_labels_are_ignored_as_by_the_untouched_generate(way):
+    """The processor of PaliGemma returns labels for every prompt."""
+    inputs, arguments = batch("paligemma", ROWS), {**GREEDY, **WAYS[way]}
+    with attached("paligemma", 0.3) as model:
+        expected = model.generate(**inputs, **arguments)
+        labelled = model.generate(**inputs, labels=inputs["input_ids"], **arguments)
+    assert torch.equal(labelled, expected)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_cached_greedy_generation_equals_recomputation_step_by_step(name):
     checks.cached_greedy_generation_equals_recomputation_step_by_step(name)
