@@ -33,6 +33,16 @@ def test_steps_follow_the_global_order(open_set) -> None:
     assert flat == [global_batch(50, 5, step, 12).tolist() for step in range(9)]
 
 
+def refuse(samples: list[Sample]) -> None:
+    raise ConfigError("data.rounds=wrong; set another")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_setting_that_collate_refuses_is_named_without_a_traceback(open_set, workers) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.rounds=wrong; set another$"):
+        next(iter(make_loader(open_set(), refuse, 5, 4, workers=workers)))
+
+
 def test_every_sample_comes_once_per_epoch(open_set) -> None:
     steps = run(open_set(), 25, micro_batch=6)
     flat = [one for step in steps for micro in step for one in micro]
