@@ -10,6 +10,7 @@ from autoselect.config import ConfigError
 from autoselect.preflight.estimates import GIB
 from autoselect.preflight.finding import Finding, Subject
 from autoselect.reference.resources import resolve_model
+from autoselect.vlm.families import training_fault
 from autoselect.vlm.loading import check_model as check_files
 from autoselect.vlm.loading import load_processor
 from autoselect.vlm.model_files import (
@@ -50,6 +51,9 @@ def check_model(subject: Subject) -> Finding:
         config = check_files(folder)
         check_trainable(folder, config)
         check_processor(folder, config, load_processor(folder))
+        if fault := training_fault(config, subject.config.data.rounds):
+            found, fix = fault
+            return Finding("model", "fail", f"{folder} ({config.model_type}) {found}", fix)
     except ModelFilesError as error:
         return _wrong(folder, error)
     except ConfigError as error:

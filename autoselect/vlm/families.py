@@ -208,3 +208,23 @@ def family_of(config: Any) -> Family:
         beyond_features=bool(getattr(vision, "deepstack_visual_indexes", None)),
         convolutions=any(kind in MIXING for kind in getattr(text, "layer_types", None) or ()),
     )
+
+
+def training_fault(config: Any, rounds: str) -> tuple[str, str] | None:
+    """Return why `autoselect train` refuses a model and what to do, or None if it does not.
+
+    Args:
+        config: configuration of the model.
+        rounds: the setting `data.rounds`.
+
+    Raises:
+        ConfigError: the family is refused.
+    """
+    family = family_of(config)
+    if family.untrained:
+        found = f"cannot be trained on: {family.untrained}"
+        return found, "choose another family of docs/backbones.md"
+    if family.convolutions and rounds == "independent":
+        found = "has convolutions, which would mix the rounds of a row with data.rounds=independent"
+        return found, "set data.rounds=conversation"
+    return None

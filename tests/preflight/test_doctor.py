@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from autoselect import ops
 from autoselect.cli.main import main
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, DataConfig, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config, to_dict
 from autoselect.data.shards import ShardSet
@@ -28,6 +28,7 @@ from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import Origin
 from autoselect.vlm import loading
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.families import FAMILIES
 from tests.preflight.planting import free_port
 from tests.training.states import make_state
 from tests.vlm import model_variants as variants
@@ -213,6 +214,23 @@ def test_a_model_that_is_not_here_is_named_as_by_training(name, tmp_path, monkey
 
 def without_reason(text):
     return re.sub(r"does not give it \(.*\);", "does not give it;", text)
+
+
+@pytest.mark.parametrize(
+    ("traits", "rounds", "found", "fix"),
+    [
+        ({"convolutions": True}, "independent", "would mix the rounds", "data.rounds=conversation"),
+        ({"convolutions": True}, "conversation", "weight files", ""),
+        ({"untrained": "it hums"}, "conversation", "cannot be trained on: it hums", "another"),
+    ],
+)
+def test_a_family_that_training_refuses_is_found(prepared, monkeypatch, traits, rounds, found, fix):
+    monkeypatch.setitem(FAMILIES, "llava", replace(FAMILIES["llava"], **traits))
+    config = TrainConfig(model=str(prepared / "model"), data=DataConfig(rounds=rounds))
+    subject = Subject(config, DeepSpeedConfig.load(str(ZERO2)), "", Machine(1, None, None, None, 0))
+    finding = check_model(subject)
+    assert finding.status == ("fail" if fix else "ok")
+    assert found in finding.found and fix in finding.fix
 
 
 @pytest.mark.parametrize(

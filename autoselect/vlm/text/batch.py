@@ -20,6 +20,7 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.families import training_fault
 from autoselect.vlm.text.dialogue import first_rounds
 from autoselect.vlm.text.placeholders import ProcessedImages, process_images
 from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
@@ -118,17 +119,10 @@ class Collator:
     def __init__(
         self, vlm: FrozenVLM, rounds: Rounds = "independent", max_text_tokens: int = 2048
     ) -> None:
-        if vlm.family.convolutions and rounds == "independent":
-            raise ConfigError(
-                f"data.rounds=independent: convolutions of model={vlm.name} "
-                f"({vlm.model.config.model_type}) would mix the rounds of a row; set "
-                "data.rounds=conversation"
-            )
-        if vlm.family.untrained:
-            raise ConfigError(
-                f"model={vlm.name} ({vlm.model.config.model_type}) cannot be trained on: "
-                f"{vlm.family.untrained}; choose another family of docs/backbones.md"
-            )
+        if fault := training_fault(vlm.model.config, rounds):
+            found, fix = fault
+            kind = vlm.model.config.model_type
+            raise ConfigError(f"model={vlm.name} ({kind}) {found}; {fix}")
         self.processor = vlm.processor
         self.num_tokens = vlm.num_tokens
         self.rounds = rounds
