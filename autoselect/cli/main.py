@@ -127,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with explained_imports():
             root = parser(words[0] if words else None)
             options, flags = root.parse_known_args(words)
-            options.settings = flags
+            if getattr(options, "takes_settings", False):
+                options.settings = flags
             if options.command is None:
                 root.exit(2, f"{root.format_help()}\nautoselect: name a COMMAND of those above\n")
             check_destinations(options)
