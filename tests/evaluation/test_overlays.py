@@ -3,10 +3,12 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from autoselect import read_image
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, faded, patch_overlays
+from autoselect.evaluation.figures.style import new_figure, title
 from tests.data.shard_samples import sideways
 
 
@@ -21,3 +23,16 @@ def test_a_picture_is_drawn_upright_and_on_white():
     full, pruned = (axes.get_images()[0].get_array() for axes in figure.axes)
     assert np.array_equal(full, np.asarray(seen))
     assert np.array_equal(pruned, faded(seen, (2, 2), [0, 3]))
+
+
+@pytest.mark.parametrize("text", [r"$\foo$", "a $x^$ b", "$5 and $6", r"\$ $", "100 % of $"])
+def test_dollars_in_questions_answers_and_tasks_are_drawn_as_they_are(text):
+    panels = (Overlay("full", None, text, False), Overlay("2", [0], text, True))
+    row = OverlayRow(Image.new("RGB", (8, 8)), text, text, panels)
+    patch_overlays([row], (2, 2)).savefig(io.BytesIO())
+    figure = new_figure(2, 2)
+    axes = figure.subplots()
+    title(axes, text)
+    figure.savefig(io.BytesIO())
+    drawn = axes.get_title("left")
+    assert drawn.replace(r"\$", "$") == text

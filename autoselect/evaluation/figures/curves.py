@@ -9,6 +9,7 @@ from autoselect.evaluation.figures.style import (
     MUTED,
     colour_of,
     new_figure,
+    plain,
     spread,
     tidy,
     title,
@@ -51,7 +52,7 @@ def retention_curves(report: dict[str, Any]) -> Figure:
 
 def _legend(report: dict[str, Any]) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=colour_of(method), linestyle=_style(method), label=method)
+        Line2D([], [], color=colour_of(method), linestyle=_style(method), label=plain(method))
         for method in reversed(by_method(report))
     ]
     handles.append(Line2D([], [], color=MUTED, linestyle=FULL_STYLE, label="all tokens"))
@@ -126,7 +127,7 @@ def _end_labels(axes: Axes, values: list[float], labels: list[str], budget: int)
     heights = spread(values, (top - bottom) / 25)
     for label, value, height in zip(labels, values, heights, strict=True):
         axes.annotate(
-            label,
+            plain(label),
             (budget, value),
             xytext=(1.02, height),
             textcoords=("axes fraction", "data"),

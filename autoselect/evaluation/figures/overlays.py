@@ -8,7 +8,7 @@ from PIL import Image
 
 from autoselect.config.extras import extra
 from autoselect.data.decode import read_image
-from autoselect.evaluation.figures.style import INK, MUTED, SELECTOR_COLOUR, new_figure
+from autoselect.evaluation.figures.style import INK, MUTED, SELECTOR_COLOUR, new_figure, plain
 
 with extra("evaluation"):
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
                 pad=18 if r == 0 else 4,
             )
         question = axes[r, 0].annotate(
-            row.question,
+            plain(row.question),
             (0, 1),
             xycoords="axes fraction",
             xytext=(0, 4),
@@ -105,7 +105,7 @@ def _panel(axes: Axes, row: OverlayRow, panel: Overlay, grid: tuple[int, int]) -
     text = f"{panel.answer or '(nothing)'} {mark}"
     if whole and panel.is_right is False:
         text += f"   truth: {row.truth}"
-    axes.set_xlabel(text, fontsize=8.5, color=colour, labelpad=3)
+    axes.set_xlabel(plain(text), fontsize=8.5, color=colour, labelpad=3)
 
 
 def _outline(

@@ -43,8 +43,13 @@ def tidy(axes: Axes, grid: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
+def plain(text: str) -> str:
+    """Return text that matplotlib draws as it is: a `$` would begin a formula, which may fail."""
+    return text.replace("$", r"\$")
+
+
 def title(axes: Axes, text: str, size: float = 10) -> None:
-    axes.set_title(text, loc="left", fontsize=size, color=INK, fontweight="bold")
+    axes.set_title(plain(text), loc="left", fontsize=size, color=INK, fontweight="bold")
 
 
 def spread(values: list[float], gap: float) -> list[float]:
