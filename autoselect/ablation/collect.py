@@ -49,7 +49,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
     first = next(iter(named.scores.values()))
     outcome = next(iter(named.notes.values()))["outcome"]
     _check_alike(rows, first)
-    analysis = _Analysis(plan, first, _baselines(out, subject_of(outcome)))
+    analysis = _Analysis(plan, first, _baselines(out, outcome))
     evaluated = outcome["report"]
     return {
         "name": plan.name,
@@ -123,12 +123,14 @@ def _budgets(scores: StoredScores) -> list[int]:
     return sorted({budget for method, budget in scores.tables if method == SELECTOR})
 
 
-def _baselines(out: Path, subject: dict[str, str]) -> StoredScores | None:
+def _baselines(out: Path, beside: dict[str, Any]) -> StoredScores | None:
+    """Return the baselines' scores, if they belong to the model and images of an outcome."""
     path = out / "baselines" / "cell.json"
     if not path.is_file():
         return None
     outcome = json.loads(path.read_text())["outcome"]
-    if not same_subject(subject_of(outcome), subject):
+    alike = same_subject(subject_of(outcome), subject_of(beside))
+    if not alike or outcome["scores"]["keys"] != beside["scores"]["keys"]:
         logger.warning("the baselines belong to another model or other images and are left out")
         return None
     return stored_scores(outcome)

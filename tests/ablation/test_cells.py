@@ -134,6 +134,16 @@ def test_baselines_of_another_model_are_left_out_and_evaluated_again(
     assert collect(plan, tmp_path)["baselines"] != []
 
 
+def test_baselines_of_other_images_are_left_out(plan, programs, tmp_path, caplog):
+    """A sweep was killed between a cell with fewer images and its baselines."""
+    cell = run_cell(plan, tmp_path, plan.variant("reference"), 0)
+    evaluate_baselines(plan, tmp_path, cell)
+    fewer = dataclasses.replace(plan, images=30)
+    run_cell(fewer, tmp_path, plan.variant("reference"), 0)
+    assert collect(fewer, tmp_path)["baselines"] == []
+    assert "other images and are left out" in caplog.text
+
+
 def test_a_variant_that_answers_otherwise_is_measured_against_its_own_full_model(
     config, programs, run_all, tmp_path
 ):
