@@ -68,10 +68,13 @@ def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
     changed = with_features(output, torch.cat(list(entries)))
     width = output.pooler_output[0].shape[-1]
     own = [entry[:, :width] for entry in entries]
+    state_too = changed.last_hidden_state is changed.pooler_output
     if not isinstance(output.pooler_output, Tensor):
         changed.pooler_output = own
     elif len({len(entry) for entry in own}) == 1:
         changed.pooler_output = torch.stack(own)
+    if state_too:  # the same object, as `keep_features` reads
+        changed.last_hidden_state = changed.pooler_output
     return changed
 
 

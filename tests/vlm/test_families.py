@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from autoselect.pruning.attachment import keeping
+from autoselect.vlm import VisualAdapter
+from autoselect.vlm.features import feature_matrix, with_entries
 from tests.vlm import checks
 from tests.vlm.stock import attached, masked_generate, model_of
 from tests.vlm.tiny import TINY, batch
@@ -22,6 +25,21 @@ def test_all_tokens_kept_is_the_untouched_model(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_image_of_every_row_has_its_own_budget(name):
     checks.every_image_of_every_row_has_its_own_budget(name)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "llama4"])
+@torch.no_grad()
+def test_features_given_by_image_are_pruned_like_those_of_the_call(name):
+    """An evaluation encodes images once, and hands their features to every call."""
+    inputs, model = batch(name, [["s"], ["s"]]), model_of(name)
+    adapter = VisualAdapter(model)
+    outputs = adapter.encode(inputs)
+    lengths = [len(block) for block in adapter.blocks(inputs["input_ids"], outputs)]
+    entries = feature_matrix(outputs["image"], later=True).split(lengths)
+    given = adapter.with_outputs(inputs, {"image": with_entries(outputs["image"], entries)})
+    kept = [torch.tensor([1, 3]), torch.tensor([0, 4, 5])]
+    with keeping(model, kept):
+        assert torch.equal(model(**given).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("name", MASKING)
