@@ -5,6 +5,7 @@ import copy
 import pytest
 from PIL import Image
 
+from autoselect.evaluation.analyses.classifier import OWN_PREDICTION
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure
 from autoselect.evaluation.report.html import caption_of, html_report
@@ -237,6 +238,13 @@ def test_panels_say_what_their_axes_and_lines_are(report):
     (axes,) = fidelity_figure(found).axes
     assert "mean absolute gap 1.2 points" in axes.get_title(loc="left")
     assert axes.get_ylabel() == "accuracy, mean over tasks"
-    grids = {"classifier": [3, 3]}
-    found = {"selected": [0.5], "random": [0.4], "budgets": [8], "full": 1.0, "grids": grids}
+    top = {**found, "top5": {}, "labels": "the records"}
+    (axes,) = fidelity_figure(top).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("patches kept", "top-1 accuracy")
+    own = {"labels": OWN_PREDICTION}
+    unchanged = "unchanged predictions of the classifier"
+    assert fidelity_figure({**top, **own}).axes[0].get_ylabel() == unchanged
+    found = {"selected": [0.5], "random": [0.4], "budgets": [8], "full": 1.0, "labels": "records"}
+    found["grids"] = {"classifier": [3, 3]}
     assert classifier_figure(found).axes[0].get_ylabel() == "accuracy of the classifier"
+    assert classifier_figure({**found, **own}).axes[0].get_ylabel() == unchanged

@@ -3,6 +3,7 @@
 from typing import Any
 
 from autoselect.config.extras import extra
+from autoselect.evaluation.analyses.classifier import OWN_PREDICTION
 from autoselect.evaluation.figures.style import (
     INK,
     MUTED,
@@ -17,6 +18,7 @@ with extra("evaluation"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
+UNCHANGED = "unchanged predictions of the classifier"
 LOOKS = {
     "hard removal": ("#1f2430", "o", "-"),
     "noise gating": (SELECTOR_COLOUR, "s", (0, (4, 2))),
@@ -42,7 +44,10 @@ def fidelity_figure(found: dict[str, Any], learned: dict[str, Any] | None = None
         label = f"{name}, learned scores"
         axes.plot(found["budgets"], values, color=colour, ls=style, lw=0.8, label=label)  # type: ignore[arg-type]
     axes.legend(fontsize=8, frameon=False)
-    measured = "top-1 accuracy" if "top5" in found else "accuracy, mean over tasks"
+    measured = "accuracy, mean over tasks"
+    if "top5" in found:
+        measured = UNCHANGED if found["labels"] == OWN_PREDICTION else "top-1 accuracy"
+        axes.set_xlabel("patches kept", fontsize=9, color=INK)
     axes.set_ylabel(measured, fontsize=9, color=INK)
     gap = f"{100 * found['mean_gap']:.1f} points"
     title(axes, f"Random scores, noise and removal: mean absolute gap {gap}")
@@ -63,7 +68,8 @@ def classifier_figure(found: dict[str, Any]) -> Figure:
         fontsize=8,
         color=MUTED,
     )
-    axes.set_ylabel("accuracy of the classifier", fontsize=9, color=INK)
+    measured = UNCHANGED if found["labels"] == OWN_PREDICTION else "accuracy of the classifier"
+    axes.set_ylabel(measured, fontsize=9, color=INK)
     rows, columns = found["grids"]["classifier"]
     title(axes, f"Image classifier ({rows} x {columns} patches) without the dropped patches")
     return figure
