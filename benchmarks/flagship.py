@@ -278,21 +278,31 @@ def run(path: Path, device: str, toy: bool, budget_s: float) -> dict[str, Any]:
     for number, name in enumerate(CONFIGS):
         share = budget_s * (number + 1) / len(CONFIGS)
         found = result["models"][name] = {}
-        bench = Bench(name, toy, device)
+        try:
+            bench = Bench(name, toy, device)
+        except Exception as error:  # the other models are still measured
+            found["model"] = failure(error)
+            write_text(path, json.dumps(result, indent=1) + "\n")
+            print(f"{name}: {shown(found['model'])}", flush=True)
+            continue
         for part, call in parts(bench):
             if share - (time.monotonic() - begin) < LEAST_S:
                 found[part] = {"not_run": "no time was left"}
-                continue
-            try:
-                found[part] = call()
-            except Exception as error:  # the other parts still run
-                found[part] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            else:
+                try:
+                    found[part] = call()
+                except Exception as error:  # the other parts still run
+                    found[part] = failure(error)
             write_text(path, json.dumps(result, indent=1) + "\n")
             print(f"{name}, {part}: {shown(found[part])}", flush=True)
         del bench
         if device == "cuda":
             torch.cuda.empty_cache()
     return result
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    return {"failed": f"{type(error).__name__}: {error}"[:500]}
 
 
 def shown(found: dict[str, Any]) -> str:

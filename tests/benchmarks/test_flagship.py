@@ -29,9 +29,24 @@ def test_without_time_left_every_part_says_so(tmp_path, monkeypatch):
     name = "llava-1.5-7b"
     monkeypatch.setattr(flagship, "CONFIGS", {name: flagship_models.CONFIGS[name]})
     result = flagship.run(tmp_path / "flagship.json", "cpu", toy=True, budget_s=0)
-    assert all(
-        found == {"not_run": "no time was left"} for found in result["models"][name].values()
-    )
+    parts = result["models"][name].values()
+    assert parts and all(found == {"not_run": "no time was left"} for found in parts)
+    assert json.loads((tmp_path / "flagship.json").read_text()) == result
+
+
+def test_a_model_that_cannot_be_built_is_named_and_the_others_are_measured(tmp_path, monkeypatch):
+    class Full(flagship.Bench):
+        def __post_init__(self):
+            if self.name.startswith("llava"):
+                raise MemoryError("17 GiB")
+            super().__post_init__()
+
+    monkeypatch.setattr(flagship, "Bench", Full)
+    monkeypatch.setattr(flagship, "parts", lambda bench: [("one", lambda: {"calls": {}})])
+    flagship.run(tmp_path / "flagship.json", "cpu", toy=True, budget_s=600)
+    models = json.loads((tmp_path / "flagship.json").read_text())["models"]
+    assert models["llava-1.5-7b"] == {"model": {"failed": "MemoryError: 17 GiB"}}
+    assert models["qwen2.5-vl-7b"] == {"one": {"calls": {}}}
 
 
 @pytest.mark.parametrize(
