@@ -36,6 +36,7 @@ from PIL import Image
 from autoselect.data.decode import decode_image, reuse_image_memory
 from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.shards import ShardSet, ShardWriter
+from autoselect.files.atomic import write_text
 
 MICRO_BATCH = 16
 PREFETCHED_PER_WORKER = 2
@@ -244,8 +245,7 @@ def main() -> None:
     opened, first = (results["resume"][name]["median"] for name in ("open_s", "first_step_s"))
     print(f"resume at sample 990,000: open {opened:.3f} s, first step {first:.3f} s")
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(arguments.output, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import torch
 from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
+from autoselect.files.atomic import write_text
 from autoselect.ranks import processes
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.signals import SignalFlag
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        started_in = Path.cwd()
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         os.chdir(folder)
         # The thread would deliver at moments of its own; the blocks do so at measured ones.
@@ -126,7 +128,7 @@ def main() -> None:
         trainer = make_trainer(Path(folder), arguments.steps + 2)
         taken = measure(trainer, arguments.steps, arguments.block)
         trainer.tracker.finish("FINISHED")
-        os.chdir(ROOT)
+        os.chdir(started_in)
     medians = {name: statistics.median(values) for name, values in taken.items()}
     step, processor = medians["step_ms"], medians["step_processor_ms"]
     ratios = {
@@ -151,8 +153,7 @@ def main() -> None:
             "median": medians,
             "raw": taken,
         }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(arguments.output, json.dumps(result, indent=1) + "\n")
     logging.shutdown()
 
 

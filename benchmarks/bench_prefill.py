@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autoselect.config import GateSite, ScorerConfig
 from autoselect.evaluation.latency.bench import Rounds, bench_prefill
+from autoselect.files.atomic import write_text
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import resolve_model
@@ -44,8 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         selector = options.selector or untrained_selector(model, folder, options.site)
         result = bench_prefill(model, selector, options.budgets, sizes, Rounds(options.repeats))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(options.json, json.dumps(result, indent=1) + "\n")
     for run in result["runs"]:
         best = max(run["pruned"], key=lambda row: row["speedup"])
         print(

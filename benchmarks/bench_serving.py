@@ -34,6 +34,7 @@ from serving_load import (
 
 from autoselect.config import ScorerConfig
 from autoselect.evaluation.latency.environment import environment
+from autoselect.files.atomic import write_text
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.serving.plugin import installed_version
@@ -220,7 +221,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(run(arguments, Path(folder)))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result) + "\n")
+        write_text(arguments.json, json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

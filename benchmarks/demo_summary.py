@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from autoselect.files.atomic import write_text
+
 RESULT = Path(__file__).parent / "results" / "demo.json"
 KEPT = ("method", "budget", "retention", "retention_ci95")
 
@@ -30,7 +32,7 @@ def main() -> None:
         "rows": [{name: row[name] for name in KEPT} for row in report["rows"]],
         "environment": report["environment"],
     }
-    RESULT.write_text(json.dumps(summary, indent=1) + "\n")
+    write_text(RESULT, json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

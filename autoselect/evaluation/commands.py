@@ -27,6 +27,7 @@ from autoselect.evaluation.report.tables import terminal_table
 from autoselect.evaluation.run import evaluate
 from autoselect.evaluation.samples import EvaluationSet, decoded, stored
 from autoselect.evaluation.settings import ONE_SELECTOR, EvalSettings
+from autoselect.files.atomic import write_text
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully
@@ -306,8 +307,6 @@ def run_bench(arguments: argparse.Namespace) -> int:
         Rounds(arguments.repeats, arguments.warmup, arguments.compile),
         arguments.device,
     )
-    path = Path(arguments.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    write_text(arguments.json, json.dumps(result, indent=1))
     print("\n".join(bench_lines(result)))
     return 0
