@@ -27,6 +27,7 @@ from autoselect.evaluation.commands import add_eval_arguments
 from autoselect.evaluation.loading import OWN, parse_diversities
 from autoselect.evaluation.methods.registry import choose_methods
 from autoselect.evaluation.settings import EvalSettings
+from autoselect.files.atomic import write_text
 
 logger = logging.getLogger(__name__)
 CHANGEABLE = ("steps", "images", "ranks", "port")
@@ -111,8 +112,8 @@ def run_evidence(arguments: argparse.Namespace) -> int:
 def write(out: Path, found: dict[str, Any]) -> None:
     """Write `ablation.json` and `ablation.md` into `out`, and print the second."""
     text = markdown(found)
-    (out / "ablation.json").write_text(json.dumps(found, indent=1))
-    (out / "ablation.md").write_text(text)
+    write_text(out / "ablation.json", json.dumps(found, indent=1))
+    write_text(out / "ablation.md", text)
     print(f"\n{text}\ntables: {out / 'ablation.md'}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from autoselect.ablation.tables import TABLES
 from autoselect.config import ConfigError
+from autoselect.files.atomic import write_text
 
 BLOCK = re.compile(r"<!-- ablation: (?P<what>[^\n]*?) -->\n.*?<!-- end -->", re.DOTALL)
 EMPTY = "*Not measured yet.*"
@@ -57,5 +58,5 @@ def write_page(path: Path, found: dict[str, Any] | None) -> int:
     blocks = len(BLOCK.findall(filled))
     if not blocks:
         raise ConfigError(f"page={path} has no block `<!-- ablation: ... -->`; add one")
-    path.write_text(filled)
+    write_text(path, filled)
     return blocks

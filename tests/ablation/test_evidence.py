@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from autoselect.ablation.commands import write
 from autoselect.ablation.evidence import EMPTY, fill, write_page
 from autoselect.ablation.tables import markdown
 from autoselect.cli.main import main
@@ -43,6 +44,27 @@ def test_tables_are_replaced_and_prose_is_not(plan, programs, run_all, tmp_path)
     assert f"| reference | {' | '.join(cells)} |" in text and cells[0].count(",") == 2
     assert fill(text, found) == text, "writing twice changes nothing"
     assert fill(text, None).count(EMPTY) == 3
+
+
+def test_a_full_disk_leaves_page_and_tables_as_they_were(
+    plan, programs, run_all, tmp_path, monkeypatch
+):
+    found = run_all(plan, tmp_path)
+    page = tmp_path / "evidence.md"
+    page.write_text(PAGE)
+    write(tmp_path, found)
+    before = (tmp_path / "ablation.json").read_text()
+
+    def full(_handle):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_page(page, found)
+    with pytest.raises(OSError, match="no space"):
+        write(tmp_path, {**found, "name": "another"})
+    assert page.read_text() == PAGE
+    assert (tmp_path / "ablation.json").read_text() == before
 
 
 @pytest.mark.parametrize(

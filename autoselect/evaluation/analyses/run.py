@@ -32,6 +32,7 @@ from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure, leak_figure
 from autoselect.evaluation.figures.maps import frequency_figure, gate_figure, similarity_figure
 from autoselect.evaluation.samples import EvaluationSample
+from autoselect.files.atomic import write_text
 from autoselect.reference.classifier import largest_object_colour, train_classifier
 from autoselect.reference.resources import REFERENCE, resolve_shards
 from autoselect.vlm.image_classifier import Preprocess, grid, load_classifier
@@ -200,4 +201,4 @@ def analyse(kind: str, subject: Subject, out: Path) -> dict[str, Any]:
 def write_analysis(kind: str, numbers: dict[str, Any], figure: Figure, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / f"{kind}.png")
-    (out / f"{kind}.json").write_text(json.dumps(numbers, indent=1))
+    write_text(out / f"{kind}.json", json.dumps(numbers, indent=1))
