@@ -32,6 +32,7 @@ from autoselect import Selector, attach
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.samples import EvaluationSample, EvaluationSet
 from autoselect.evaluation.scores.metrics import exact_match
+from autoselect.files.atomic import write_text
 from autoselect.reference.resources import resolve_shards
 from autoselect.vlm.text.placeholders import question_content
 
@@ -202,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     subject = Subject(options.model, options.selector, options.images)
     found = measure(subject, [int(k) for k in options.budgets.split(",")])
-    options.json.write_text(json.dumps({"environment": environment(), **found}) + "\n")
+    write_text(options.json, json.dumps({"environment": environment(), **found}) + "\n")
 
 
 if __name__ == "__main__":
