@@ -6,6 +6,7 @@ a minute and happens once.
 """
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,12 @@ def train_classifier(
         optimizer.step()
         schedule.step()
     folder.mkdir(parents=True, exist_ok=True)
-    processor.save_pretrained(folder)
-    model.save_pretrained(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        processor.save_pretrained(partial)
+        model.save_pretrained(partial)
+        # Last config.json, which marks a finished model.
+        for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(folder / path.name)
     logger.info("classifier written to %s", folder)
     return folder
 

@@ -28,12 +28,28 @@ def test_the_class_of_a_scene_is_the_colour_of_its_largest_object():
     assert largest_object_colour({}) is None
 
 
-def test_it_trains_is_kept_and_loads_back(tmp_path):
+@pytest.fixture
+def samples(tmp_path):
     with ShardWriter(str(tmp_path / "shards")) as writer:
         for index in range(8):
             key, record, jpeg = render_sample(1, "train", index)
             writer.write(key, record, [jpeg])
-    samples = ShardSet.open(str(tmp_path / "shards"))
+    return ShardSet.open(str(tmp_path / "shards"))
+
+
+def test_one_that_was_killed_while_it_was_saved_is_trained_again(samples, tmp_path, monkeypatch):
+    def killed(model, folder):
+        model.config.save_pretrained(folder)  # transformers writes it before the weights
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "classifier"
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(hf.ViTForImageClassification, "save_pretrained", killed)
+        train_classifier(samples, folder, steps=4)
+    load_classifier(train_classifier(samples, folder, steps=4))
+
+
+def test_it_trains_is_kept_and_loads_back(samples, tmp_path):
     folder = train_classifier(samples, tmp_path / "classifier", steps=30)
     before = (folder / "model.safetensors").read_bytes()
     assert train_classifier(samples, folder, steps=30) == folder
