@@ -1,14 +1,13 @@
 """Read an ablation from YAML: a list of variants, each with a question and settings."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.files import flatten, from_dict, load_config, to_dict
+from autoselect.config.files import flatten, from_dict, load_config, read_yaml, to_dict
 from autoselect.config.programs import DEFAULT_PORT, setting_flags
 from autoselect.config.setting import setting
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
@@ -52,8 +51,10 @@ class Variant:
             raise ConfigError(
                 f"variants.{self.name}: asks is missing; write the question that it answers"
             )
-        if self.length <= 0:
-            raise ConfigError(f"variants.{self.name}: length={self.length} must be above 0")
+        if not 0 < self.length < math.inf:
+            raise ConfigError(
+                f"variants.{self.name}: length={self.length} must be a number above 0, such as 2"
+            )
         if self.trained_as is not None and (self.train or self.length != 1):
             raise ConfigError(
                 f"variants.{self.name}: trained_as={self.trained_as} excludes train and "
@@ -181,13 +182,8 @@ def load_plan(path: Path, changes: Mapping[str, Any] | None = None) -> AblationP
     Raises:
         ConfigError: the file is missing or not a YAML mapping, or a setting is unknown or invalid.
     """
-    if not path.is_file():
-        raise ConfigError(f"config={path} does not exist; give a YAML file of variants")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config={path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("variants"), list):
+    values = read_yaml(path)
+    if not isinstance(values.get("variants"), list):
         raise ConfigError(f"config={path} must be a mapping with a list of variants")
     variants = tuple(
         from_dict(Variant, value, f"variants[{i}].") for i, value in enumerate(values["variants"])

@@ -122,11 +122,16 @@ def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config
         ConfigError: the file is missing or is not a YAML mapping, a key is unknown, or a value is
             out of range.
     """
-    values = {} if path is None else _read_yaml(path)
+    values = {} if path is None else read_yaml(path)
     return from_dict(cls, merge(values, parse_flags(flags)))
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds; an empty file holds an empty one.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, or not a YAML mapping.
+    """
     file = Path(path)
     require(file.is_file(), f"config={path} does not exist; give a YAML file")
     try:

@@ -76,6 +76,9 @@ def test_the_papers_ablation_changes_the_papers_preset_in_the_named_part_alone()
         ({"variants": []}, "must name at least one"),
         ({"variants": [{"name": "a/b", "asks": "?"}]}, "names a folder"),
         ({"variants": [{"name": "a"}]}, "asks"),
+        ({"variants": [{"name": "a", "asks": "?", "length": float("nan")}]}, "a: length=nan must"),
+        ({"variants": [{"name": "a", "asks": "?", "length": float("inf")}]}, "a: length=inf must"),
+        ({"variants": [{"name": "a", "asks": "?", "length": 0}]}, "a: length=0.0 must be a number"),
         ({"variants": [{"name": "reference", "asks": "?"}] * 2}, "appear twice"),
         (
             {"variants": [{"name": "reference", "asks": "?", "trained_as": "x"}]},
@@ -96,6 +99,21 @@ def test_the_papers_ablation_changes_the_papers_preset_in_the_named_part_alone()
 def test_mistakes_are_found_before_anything_runs(config, change, message):
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **change}))
     with pytest.raises(ConfigError, match=message):
+        load_plan(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9", "cannot be read: .*utf-8"),
+        (b"name: 2026-02-30", "is not valid YAML: day is out of range"),
+        (b"- a list", "must be a mapping"),
+        (b"", "must be a mapping with a list of variants"),
+    ],
+)
+def test_files_that_are_no_ablation_are_refused_by_name(config, content, message):
+    config.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"config={config} {message}"):
         load_plan(config)
 
 
