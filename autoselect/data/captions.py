@@ -80,8 +80,8 @@ def _caption_of(row: Any) -> Any:
     hint = "; conversations are for `autoselect shards convert-llava`" if talks else ""
     raise RecordError(
         "wrong_json",
-        f"there is no caption under {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]}; the row has the "
-        f"keys {', '.join(map(str, row)) or '(none)'}{hint}",
+        f"every row needs a caption as {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]}; "
+        f"the row has the keys {', '.join(map(str, row)) or '(none)'}{hint}",
     )
 
 

@@ -66,8 +66,8 @@ NO_CAPTION = {
     "number": ({"image": "a.jpg", "caption": 3}, "caption=3 is not a text; write one per image"),
     "other keys": (
         {"image": "a.jpg", "label": "red"},
-        "there is no caption under caption, text, long_caption or captions; the row has the keys "
-        "image, label",
+        "every row needs a caption as caption, text, long_caption or captions; the row has the "
+        "keys image, label",
     ),
     "LLaVA": (
         {"image": "a.jpg", "conversations": []},

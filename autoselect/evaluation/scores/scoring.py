@@ -118,7 +118,7 @@ class ScoreTable:
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean along the last axis of all values but NaN; NaN if there is no other."""
+    """Return the mean along the last axis without NaN values; NaN where all values are NaN."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0.0).sum(axis=-1) / known.sum(axis=-1)
