@@ -40,7 +40,7 @@ RUN = Path("runs/demo")
 REPORT = Path("runs/report")
 BUDGETS = "8,16,32"
 DIVERSITIES = "0,own"
-DEMO_METHODS = "random,cls_attention,visionzip,cdpruner"
+DEMO_METHODS = "random,cls_attention,scope,score"
 DEMO_SEEDS, REPORT_SEEDS = 1, 3
 NEXT = """report      {run}/report.html, {run}/report.md
 selector    {run}/train/selector/
