@@ -29,7 +29,6 @@ class SelectionContext:
     Attributes:
         tokens: projector outputs, [B, N, D].
         keys: name of each row, from which random choices are drawn.
-        mask: true at valid tokens, [B, N]; None if all are valid.
         grid: rows and columns of the token grid; None if the tokens do not form one.
         seed: seed of random choices.
         class_attention: attention of the vision tower's CLS token, or what each token receives on
@@ -44,7 +43,6 @@ class SelectionContext:
 
     tokens: Tensor
     keys: tuple[str, ...]
-    mask: Tensor | None = None
     grid: tuple[int, int] | None = None
     seed: int = 0
     class_attention: Tensor | None = None
@@ -65,7 +63,7 @@ class SelectionContext:
 
     def take(self, scores: Tensor, budget: int) -> Kept:
         """Return the `budget` tokens with the largest scores [B, N], in image order."""
-        return Kept(*select_tokens(self.tokens, scores.float(), budget, self.mask))
+        return Kept(*select_tokens(self.tokens, scores.float(), budget))
 
     def at(self, positions: Tensor) -> Kept:
         """Return the tokens at `positions` [B, K], in image order."""
@@ -78,8 +76,8 @@ class SelectionContext:
         return Kept(tokens_at(self.tokens, positions), positions)
 
     def salience(self) -> Tensor:
-        """Return `class_attention` in float32, for methods that need every token to be real."""
-        assert self.class_attention is not None and self.mask is None
+        """Return `class_attention` in float32."""
+        assert self.class_attention is not None
         return self.class_attention.float()
 
     def unit_tokens(self) -> Tensor:

@@ -41,14 +41,11 @@ def divprune(context: SelectionContext, budget: int) -> Kept:
     """
     distance = 1 - context.similarity()
     batch, count = distance.shape[:2]
-    if context.mask is not None:
-        distance = distance.masked_fill(~context.mask[:, None, :], float("inf"))
     itself = torch.eye(count, dtype=torch.bool, device=distance.device)
     nearest = distance.masked_fill(itself, float("inf")).amin(dim=-1)
     kept: list[Tensor] = []
     for step in range(budget):
-        allowed = nearest if context.mask is None else nearest.masked_fill(~context.mask, -1)
-        chosen = allowed.argmax(dim=-1)
+        chosen = nearest.argmax(dim=-1)
         kept.append(chosen)
         from_chosen = distance[torch.arange(batch, device=chosen.device), chosen]
         nearest = from_chosen if step == 0 else torch.minimum(nearest, from_chosen)
@@ -73,8 +70,6 @@ def cdpruner(context: SelectionContext, budget: int) -> Kept:
     relevance = -(unit @ text[:, :, None]).squeeze(-1)
     low, high = relevance.amin(-1, keepdim=True), relevance.amax(-1, keepdim=True)
     relevance = 0.01 + 0.99 * (relevance - low) / (high - low).clamp(min=1e-6)
-    if context.mask is not None:
-        relevance = relevance.masked_fill(~context.mask, 0.0)
     kernel = relevance[:, :, None] * (unit @ unit.transpose(1, 2)) * relevance[:, None, :]
     return context.at(greedy_determinant(kernel, budget))
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from autoselect.evaluation.methods.context import Kept, SelectionContext
 from autoselect.evaluation.methods.coverage import grid_positions
+from autoselect.ops.hard_top_k import tokens_at
 
 DOMINANT_SHARE = 54 / 64
 
@@ -28,11 +29,10 @@ def visionzip(context: SelectionContext, budget: int) -> Kept:
     Of 64 tokens 54 are dominant, and the same share at every budget. The contextual ones start at
     evenly spaced remaining tokens; every other remaining token is averaged into the most similar.
     """
-    assert context.class_attention is not None
     batch, count, _ = context.tokens.shape
     dominant = min(budget, max(1, round(budget * DOMINANT_SHARE)))
     contextual = budget - dominant
-    order = context.class_attention.argsort(dim=-1, descending=True, stable=True)
+    order = context.salience().argsort(dim=-1, descending=True, stable=True)
     kept = order[:, :dominant]
     if contextual == 0:
         return context.at(kept)
@@ -41,24 +41,18 @@ def visionzip(context: SelectionContext, budget: int) -> Kept:
     steps = ((torch.arange(contextual) + 0.5) * remaining / contextual).long()
     targets = rest[:, steps.to(rest.device)]
     unit = context.unit_tokens()
-    similarity = unit @ _rows(unit, targets).transpose(1, 2)
+    similarity = unit @ tokens_at(unit, targets).transpose(1, 2)
     weights = torch.nn.functional.one_hot(similarity.argmax(dim=-1), contextual).float()
     weights.scatter_(1, kept[..., None].expand(-1, -1, contextual), 0.0)
     merged = _weighted_mean(context, weights)
     positions = torch.cat([kept, targets], dim=1)
-    tokens = torch.cat([_rows(context.tokens, kept), merged], dim=1)
+    tokens = torch.cat([tokens_at(context.tokens, kept), merged], dim=1)
     in_order = positions.argsort(dim=-1)
-    return Kept(_rows(tokens, in_order), positions.gather(1, in_order))
-
-
-def _rows(values: Tensor, positions: Tensor) -> Tensor:
-    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
+    return Kept(tokens_at(tokens, in_order), positions.gather(1, in_order))
 
 
 def _weighted_mean(context: SelectionContext, weights: Tensor) -> Tensor:
-    """Return the means of the tokens under `weights` [B, N, K], [B, K, D], padding excluded."""
-    if context.mask is not None:
-        weights = weights * context.mask[..., None]
+    """Return the means of the tokens under `weights` [B, N, K], [B, K, D]."""
     total = weights.sum(dim=1)[..., None].clamp(min=1e-6)
     mean = weights.transpose(1, 2) @ context.tokens.float() / total
     return mean.to(context.tokens.dtype)

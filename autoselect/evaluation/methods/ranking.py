@@ -25,8 +25,7 @@ def feature_norm(context: SelectionContext, budget: int) -> Kept:
 
 def class_attention(context: SelectionContext, budget: int) -> Kept:
     """Keep the tokens that get most attention of the CLS token (FasterVLM, arXiv 2412.01818)."""
-    assert context.class_attention is not None
-    return context.take(context.class_attention, budget)
+    return context.take(context.salience(), budget)
 
 
 def llm_attention(context: SelectionContext, budget: int) -> Kept:

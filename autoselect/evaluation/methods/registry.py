@@ -56,7 +56,7 @@ def selector_method(selector: object, name: str = SELECTOR) -> Method:
     site: GateSite = selector.site  # type: ignore[attr-defined]
 
     def keep(context: SelectionContext, budget: int) -> Kept:
-        _, positions = selector.select(context.scored(site), budget, context.mask)  # type: ignore[attr-defined]
+        _, positions = selector.select(context.scored(site), budget)  # type: ignore[attr-defined]
         return context.encoded(positions) if site == PATCHES else context.at(positions)
 
     diversity = selector.diversity  # type: ignore[attr-defined]
