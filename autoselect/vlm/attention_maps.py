@@ -36,14 +36,11 @@ def attention_maps(model: Any, layer: nn.Module, run: Callable[[], object]) -> T
     def stop(_module: nn.Module, _inputs: object, output: tuple[Any, ...]) -> None:
         raise _Seen(output[1])
 
-    handle = layer.register_forward_hook(stop)
     try:
-        with _eager_attention(model):
+        with layer.register_forward_hook(stop), _eager_attention(model):
             run()
     except _Seen as seen:
         return seen.maps
-    finally:
-        handle.remove()
     raise AssertionError("the layer takes part in the forward pass")
 
 

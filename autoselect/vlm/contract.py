@@ -116,11 +116,8 @@ def _ending_at_language_model(model: Any) -> Iterator[None]:
         if named.get("inputs_embeds") is not None:
             raise _LanguageModelReached(named)
 
-    hook = decoder.register_forward_pre_hook(end, with_kwargs=True, prepend=True)
-    try:
+    with decoder.register_forward_pre_hook(end, with_kwargs=True, prepend=True):
         yield
-    finally:
-        hook.remove()
 
 
 def _before_layers(model: Any) -> list[torch.nn.Parameter]:

@@ -91,13 +91,10 @@ def _last_hidden(adapter: VisualAdapter, call: Mapping[str, Any]) -> Tensor:
         return adapter.base(**call).last_hidden_state
     seen: list[Tensor] = []
     decoder = adapter.model.get_decoder()
-    hook = getattr(decoder, "model", decoder).register_forward_hook(
+    with getattr(decoder, "model", decoder).register_forward_hook(
         lambda _module, _given, output: seen.append(output.last_hidden_state)
-    )
-    try:
+    ):
         adapter.model(**call, logits_to_keep=1)
-    finally:
-        hook.remove()
     return seen[-1]
 
 

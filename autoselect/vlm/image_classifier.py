@@ -141,8 +141,5 @@ def only_patches(classifier: Any, positions: Tensor) -> Iterator[None]:
         kept = torch.cat([first, positions.to(output.device) + extra], dim=1)
         return output.gather(1, kept[..., None].expand(-1, -1, output.shape[2]))
 
-    hook = embedding_layer(classifier).register_forward_hook(drop)
-    try:
+    with embedding_layer(classifier).register_forward_hook(drop):
         yield
-    finally:
-        hook.remove()

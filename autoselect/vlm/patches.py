@@ -9,8 +9,7 @@ Dimension letters: I images, P class and register tokens, N patches, C channels 
 patches that stay, D channels of a projector output.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
@@ -195,7 +194,7 @@ def run_tower(adapter: VisualAdapter, patches: Tensor, extra: Tensor | None) -> 
     def put(_layer: Any, _inputs: Any, output: Tensor) -> Tensor | None:
         return rows.to(output.dtype) if get_ident() == thread else None
 
-    with _hooked(embedding_layer(adapter), put):
+    with embedding_layer(adapter).register_forward_hook(put):
         return adapter.encode({PIXELS["image"][0]: _blank_pixels(adapter)})
 
 
@@ -235,15 +234,6 @@ def entries_of(outputs: Mapping[str, Any]) -> Tensor:
     """Return the features of images of equal size, [I, N, D]."""
     found = outputs["image"].pooler_output
     return found if isinstance(found, Tensor) else torch.stack(list(found))
-
-
-@contextmanager
-def _hooked(layer: nn.Module, hook: Any) -> Iterator[None]:
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _split(rows: Any, adapter: VisualAdapter) -> SiteFeatures:

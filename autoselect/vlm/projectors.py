@@ -69,8 +69,5 @@ def projector_inputs(projector: nn.Module | None) -> Iterator[list[tuple[Tensor,
         if get_ident() == thread:
             seen.append(given)
 
-    hook = projector.register_forward_pre_hook(note)
-    try:
+    with projector.register_forward_pre_hook(note):
         yield seen
-    finally:
-        hook.remove()

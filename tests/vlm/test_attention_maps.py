@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autoselect.evaluation.methods.tower_attention import class_attention
+from autoselect.evaluation.methods.tower_attention import tower_attention
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.attention_maps import attention_layers, attention_maps
@@ -53,7 +53,7 @@ def test_the_attention_of_the_class_token_in_the_layer_whose_features_are_used(v
     tower.set_attn_implementation("eager")
     stock = tower(pixels, output_attentions=True).attentions[layer if layer < 0 else layer - 1]
     tower.set_attn_implementation("sdpa")
-    found = class_attention(vlm.adapter, vlm.pixel_inputs(images), len(images) * 144)
+    found = tower_attention(vlm.adapter, vlm.pixel_inputs(images), len(images) * 144).values
     torch.testing.assert_close(found.view(len(images), -1), stock.mean(dim=1)[:, 0, 1:])
 
 
@@ -61,5 +61,5 @@ def test_a_tower_without_a_class_token_gives_what_each_patch_receives():
     torch.manual_seed(0)
     vlm = FrozenVLM(llava_siglip(16), build_processor(), "siglip")
     pixels = {"pixel_values": torch.randn(2, 3, 16, 16)}
-    found = class_attention(vlm.adapter, pixels, 32).view(2, 16)
+    found = tower_attention(vlm.adapter, pixels, 32).values.view(2, 16)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2))

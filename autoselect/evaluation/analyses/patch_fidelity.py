@@ -46,11 +46,8 @@ def rewritten(classifier: Any, rewrite: Rewrite) -> Iterator[None]:
     def put(_layer: Any, _inputs: Any, output: Tensor) -> Tensor:
         return torch.cat([output[:, :extra], rewrite(output[:, extra:])], dim=1)
 
-    hook = embedding_layer(classifier).register_forward_hook(put)
-    try:
+    with embedding_layer(classifier).register_forward_hook(put):
         yield
-    finally:
-        hook.remove()
 
 
 def _ranks(logits: Tensor, truth: Tensor) -> Tensor:

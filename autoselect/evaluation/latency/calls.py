@@ -27,10 +27,9 @@ from torch import Tensor
 from autoselect.config import GateSite
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.methods.context import PATCHES
-from autoselect.evaluation.methods.tower_attention import tower_of
 from autoselect.pruning.attachment import attach, detach
 from autoselect.vlm import FrozenVLM
-from autoselect.vlm.patches import read_patches, run_tower
+from autoselect.vlm.patches import read_patches, run_tower, tower_of
 from autoselect.vlm.sites import SITES
 
 
@@ -149,13 +148,10 @@ def _replayed(vlm: FrozenVLM, prompt: Prompt, module: torch.nn.Module) -> Callab
     Some families call it once for each image, tile or view.
     """
     seen: list[tuple[Any, Any]] = []
-    hook = module.register_forward_pre_hook(
+    with module.register_forward_pre_hook(
         lambda _, arguments, named: seen.append((arguments, named)), with_kwargs=True
-    )
-    try:
+    ):
         vlm.adapter.encode(prompt.inputs)
-    finally:
-        hook.remove()
     return lambda: [module(*arguments, **named) for arguments, named in seen]
 
 
@@ -181,12 +177,13 @@ def _on_pruned(
 ) -> Callable[[], Any]:
     """Return a call of `forward` on the prompt as an attached selector rewrites it."""
     seen: list[dict[str, Any]] = []
-    with attached(vlm.model, selector, budget)():
-        hook = vlm.model.register_forward_pre_hook(
+    with (
+        attached(vlm.model, selector, budget)(),
+        vlm.model.register_forward_pre_hook(
             lambda _, arguments, named: seen.append(named), with_kwargs=True
-        )
+        ),
+    ):
         vlm.model(**prompt.attached)
-        hook.remove()
     pruned = seen[0]
     return lambda: forward(**pruned)
 

@@ -14,13 +14,7 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.attention_maps import attention_layers, attention_maps
-
-TOWERS = ("vision_tower", "vision_model", "visual")
-
-
-def tower_of(adapter: VisualAdapter) -> Any:
-    found = (getattr(adapter.base, name, None) for name in TOWERS)
-    return next((tower for tower in found if tower is not None), None)
+from autoselect.vlm.patches import tower_of
 
 
 @dataclass(frozen=True)
@@ -35,11 +29,6 @@ class TowerAttention:
 
     values: Tensor
     of_class_token: bool
-
-
-def class_attention(adapter: VisualAdapter, inputs: Mapping[str, Any], total: int) -> Tensor:
-    """Return the values of `tower_attention` alone, [M]."""
-    return tower_attention(adapter, inputs, total).values
 
 
 @torch.no_grad()
