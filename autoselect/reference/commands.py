@@ -8,8 +8,11 @@ from typing import Any
 from autoselect.config import require
 from autoselect.config.flags import add_setting_flags, check_counts, flag_help
 from autoselect.config.setting import described
+from autoselect.reference.recipe import ReferenceData, ReferenceTraining
+from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 
-RECIPES = ("clip-llama", "siglip-qwen2")
+RECIPES = {"clip-llama": ReferenceTraining, "siglip-qwen2": MixedTraining}
+FIRST, SECOND = RECIPES
 RUNS = Path("runs/reference")
 
 
@@ -17,18 +20,11 @@ def _read_fields(arguments: argparse.Namespace, cls: type) -> Any:
     return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
 
 
-def _recipe_classes() -> dict[str, type]:
-    from autoselect.reference.recipe import ReferenceTraining
-    from autoselect.reference.siglip_qwen2.recipe import MixedTraining
-
-    return dict(zip(RECIPES, (ReferenceTraining, MixedTraining), strict=True))
-
-
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """Add one flag per setting of any recipe; it is None if it is not given."""
     types: dict[str, Any] = {}
     texts: dict[str, list[str]] = {}
-    for recipe, cls in _recipe_classes().items():
+    for recipe, cls in RECIPES.items():
         for name, hint, field in described(cls):
             types[name] = hint
             text = flag_help(cls, name, field.default)
@@ -39,8 +35,6 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reference_commands(subparsers: Any) -> None:
-    from autoselect.reference.recipe import ReferenceData
-
     root = subparsers.add_parser("reference", help="make the small reference VLMs and their data")
     kinds = root.add_subparsers(dest="kind", required=True, metavar="COMMAND")
     shards = kinds.add_parser("shards", help="render the reference data as WebDataset shards")
@@ -51,28 +45,26 @@ def add_reference_commands(subparsers: Any) -> None:
     shards.add_argument("--domain", choices=choices, default="scenes", help=domain)
     add_setting_flags(shards, ReferenceData)
     shards.set_defaults(run=run_shards)
-    first, second = RECIPES
     train = kinds.add_parser("train", help="train a reference VLM (hours on a CPU; resumable)")
-    which = f"recipe of the reference VLM (default {first})"
-    train.add_argument("--recipe", choices=RECIPES, default=first, help=which)
-    where = f"folder for the finished VLM (default {RUNS}/model; {second}: {RUNS}/{second}/model)"
+    which = f"recipe of the reference VLM (default {FIRST})"
+    train.add_argument("--recipe", choices=RECIPES, default=FIRST, help=which)
+    where = f"folder for the finished VLM (default {RUNS}/model; {SECOND}: {RUNS}/{SECOND}/model)"
     train.add_argument("--out", type=Path, help=where)
-    where = f"folder for resumable states (default {RUNS}/work; {second}: {RUNS}/{second}/work)"
+    where = f"folder for resumable states (default {RUNS}/work; {SECOND}: {RUNS}/{SECOND}/work)"
     train.add_argument("--work", type=Path, help=where)
     _add_recipe_flags(train)
     train.set_defaults(run=run_train)
     measure = kinds.add_parser("measure", help="accuracy and blind accuracy of a reference VLM")
-    model = f"folder of the VLM, or reference (default; {first} only)"
+    model = f"folder of the VLM, or reference (default; {FIRST} only)"
     measure.add_argument("--model", default="reference", help=model)
     images = "test images, per domain (default 1000)"
     measure.add_argument("--images", type=int, default=1000, help=images)
-    which = f"recipe that made the VLM (default {first})"
-    measure.add_argument("--recipe", choices=RECIPES, default=first, help=which)
+    which = f"recipe that made the VLM (default {FIRST})"
+    measure.add_argument("--recipe", choices=RECIPES, default=FIRST, help=which)
     measure.set_defaults(run=run_measure)
 
 
 def run_shards(arguments: argparse.Namespace) -> int:
-    from autoselect.reference.recipe import ReferenceData
     from autoselect.reference.shards import render_shards
 
     folder = "shards" if arguments.domain == "scenes" else arguments.domain
@@ -85,7 +77,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from autoselect.reference.siglip_qwen2.train import train_mixed_vlm
     from autoselect.reference.train_vlm import train_reference_vlm
 
-    is_first = arguments.recipe == RECIPES[0]
+    is_first = arguments.recipe == FIRST
     recipe = _read_recipe(arguments)
     out = arguments.out or RUNS / ("model" if is_first else f"{arguments.recipe}/model")
     work = arguments.work or RUNS / ("work" if is_first else f"{arguments.recipe}/work")
@@ -99,9 +91,9 @@ def _read_recipe(arguments: argparse.Namespace) -> Any:
     Raises:
         ConfigError: a flag belongs to another recipe.
     """
-    own = _recipe_classes()[arguments.recipe]
+    own = RECIPES[arguments.recipe]
     known = {name for name, _, _ in described(own)}
-    names = {name for cls in _recipe_classes().values() for name, _, _ in described(cls)}
+    names = {name for cls in RECIPES.values() for name, _, _ in described(cls)}
     flags = vars(arguments).items()
     given = {name: value for name, value in flags if name in names and value is not None}
     for name, value in given.items():
@@ -118,12 +110,12 @@ def run_measure(arguments: argparse.Namespace) -> int:
     from autoselect.reference.resources import REFERENCE, resolve_model
 
     check_counts(images=arguments.images)
-    if arguments.recipe == RECIPES[0]:
+    if arguments.recipe == FIRST:
         print(table(measure_vlm(resolve_model(arguments.model), arguments.images)))
     else:
         require(
             arguments.model != REFERENCE,
-            f"model={REFERENCE} was made by recipe={RECIPES[0]}; give the folder of a VLM of "
+            f"model={REFERENCE} was made by recipe={FIRST}; give the folder of a VLM of "
             f"recipe={arguments.recipe}",
         )
         from autoselect.reference.siglip_qwen2.measure import measure_mixed_vlm, tables

@@ -7,9 +7,9 @@ run resumes with the next chunk of scenes.
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from autoselect.files.atomic import write_text
-from autoselect.reference.questions import ask
+from autoselect.reference.questions import Question, ask
 from autoselect.reference.scenes import (
     COLOURS,
     PLATE_CHARACTERS,
@@ -36,7 +36,8 @@ SLOT_TOKENS = 16
 IGNORED = 255
 JPEG_QUALITY = 92
 CHUNK = 1000
-RenderChunk = Callable[[tuple[int, int, int]], tuple[int, dict[str, np.ndarray]]]
+Rows = tuple[int, dict[str, np.ndarray]]
+RenderChunk = Callable[[tuple[int, int, int]], Rows]
 FAMILY_MIX = (
     "existence",
     "relation",
@@ -53,10 +54,14 @@ FAMILY_MIX = (
 
 
 def to_jpeg(image: Image.Image) -> bytes:
-    """Encode an image like the shards, so that the VLM trains on the same JPEG artefacts."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
+
+
+def through_jpeg(image: Image.Image) -> Image.Image:
+    """Return an image with the JPEG artefacts that it has in the shards."""
+    return Image.open(io.BytesIO(to_jpeg(image)))
 
 
 def pixels(images: np.ndarray) -> Tensor:
@@ -113,30 +118,41 @@ def encode_slots(
     return tokens, starts
 
 
-def _render_chunk(task: tuple[int, int, int]) -> tuple[int, dict[str, np.ndarray]]:
+def training_scene(seed: int, index: int) -> tuple[Scene, list[Question]]:
+    scene = make_scene(seed, "train", index)
+    rng = scene_rng(seed + 1, "train", index)
+    mix = tuple(str(name) for name in rng.permutation(np.array(FAMILY_MIX)))
+    return scene, ask(rng, scene, mix)
+
+
+def as_columns(
+    rows: Iterable[tuple[Image.Image, np.ndarray, list[Question]]],
+    tokenizer: Any,
+    dtype: Any = np.uint8,
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a `Corpus` for some images with their labels and questions."""
+    columns = [
+        (np.asarray(image), labels, *encode_slots(questions, tokenizer, dtype))
+        for image, labels, questions in rows
+    ]
+    names = [field.name for field in fields(Corpus)]
+    return dict(zip(names, map(np.stack, zip(*columns, strict=True)), strict=True))
+
+
+def _render_chunk(task: tuple[int, int, int]) -> Rows:
     seed, start, stop = task
-    tokenizer = build_tokenizer()
-    columns: dict[str, list] = {"images": [], "labels": [], "tokens": [], "starts": []}
-    for index in range(start, stop):
-        scene = make_scene(seed, "train", index)
-        rng = scene_rng(seed + 1, "train", index)
-        mix = tuple(rng.permutation(np.array(FAMILY_MIX)))
-        tokens, starts = encode_slots(ask(rng, scene, mix), tokenizer)
-        pixels = np.asarray(Image.open(io.BytesIO(to_jpeg(scene.image))))
-        columns["images"].append(pixels)
-        columns["labels"].append(patch_labels(scene))
-        columns["tokens"].append(tokens)
-        columns["starts"].append(starts)
-    return start, {name: np.stack(values) for name, values in columns.items()}
+    scenes = (training_scene(seed, index) for index in range(start, stop))
+    rows = ((through_jpeg(scene.image), patch_labels(scene), asked) for scene, asked in scenes)
+    return start, as_columns(rows, build_tokenizer())
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Memory-mapped arrays of M scenes, all uint8.
+    """Memory-mapped arrays of M images.
 
     Attributes:
-        images: RGB pixels, [M, 96, 96, 3].
-        labels: output of `patch_labels`, [M, 4, 144].
+        images: RGB pixels, [M, height, width, 3].
+        labels: labels of each patch by channel, such as the output of `patch_labels`, [M, C, N].
         tokens: question slots, [M, Q, 16].
         starts: start of each answer in its slot, [M, Q].
     """

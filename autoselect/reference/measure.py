@@ -19,10 +19,11 @@ from autoselect.vlm.host import HostPrompt
 
 KEPT = {"full": None, "random 48": 48, "random 16": 16, "blind": 0}
 IMAGES_PER_BATCH = 32
+SEED = ReferenceData().seed
 Table = dict[str, dict[str, float]]
 
 
-def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Table:
+def measure_vlm(path: str, images: int) -> Table:
     """Return the share of exactly right answers on the test split, by setting and family.
 
     Args:
@@ -33,16 +34,16 @@ def measure_vlm(path: str, images: int, seed: int = ReferenceData().seed) -> Tab
     asked = dict.fromkeys(FAMILIES, 0)
     for start in tqdm(range(0, images, IMAGES_PER_BATCH), desc="measuring", disable=None):
         indices = range(start, min(start + IMAGES_PER_BATCH, images))
-        scenes = [make_scene(seed, "test", index) for index in indices]
+        scenes = [make_scene(SEED, "test", index) for index in indices]
         questions = [
             (row, question)
             for row, (index, scene) in enumerate(zip(indices, scenes, strict=True))
-            for question in ask(scene_rng(seed + 1, "test", index), scene, FAMILIES)
+            for question in ask(scene_rng(SEED + 1, "test", index), scene, FAMILIES)
         ]
         inputs = _inputs(vlm, [scenes[row].image for row, _ in questions], questions)
         outputs = vlm.adapter.encode(inputs)
         blocks = vlm.adapter.blocks(inputs["input_ids"], outputs)
-        keys = np.random.default_rng([seed, start]).random((len(scenes), len(blocks[0])))
+        keys = np.random.default_rng([SEED, start]).random((len(scenes), len(blocks[0])))
         order = torch.from_numpy(keys).argsort(1)
         for _, question in questions:
             asked[question.family] += 1
@@ -92,11 +93,10 @@ def _answers(
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def table(measured: Table) -> str:
-    lines = [
-        f"| visual tokens | {' | '.join(FAMILIES)} | mean |",
-        "|---" * (len(FAMILIES) + 2) + "|",
-    ]
+def table(measured: Table, title: str = "visual tokens") -> str:
+    """Return a Markdown table of what was measured, in per cent, with the mean over families."""
+    families = list(next(iter(measured.values())))
+    lines = [f"| {title} | {' | '.join(families)} | mean |", "|---" * (len(families) + 2) + "|"]
     for setting, scores in measured.items():
         values = [*scores.values(), sum(scores.values()) / len(scores)]
         lines.append(f"| {setting} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from autoselect.files.atomic import replacing
+from autoselect.config import ConfigError
+from autoselect.files.atomic import replacing, write_text
 
 logger = logging.getLogger(__name__)
+
+
+def claim_work(work: Path, settings: dict[str, Any], same: str) -> None:
+    """Create the work folder of a training and record the settings that it is made with.
+
+    Raises:
+        ConfigError: it was made with other settings; the message asks for `same`.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    recorded = work / "recipe.txt"
+    described = repr(sorted(settings.items()))
+    if recorded.exists() and recorded.read_text() != described:
+        raise ConfigError(
+            f"work={work} was made with other settings; choose an empty folder or the same {same}"
+        )
+    write_text(recorded, described)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -86,6 +105,24 @@ class Stage:
                 optimizer.load_state_dict(saved)
             self.step = state["step"]
             logger.info("%s resumes at step %d of %d", name, self.step, steps)
+
+    def train(self, loss_of: Callable[[int], tuple[Tensor, dict[str, Any]]], every: int) -> None:
+        """Make the updates that are left.
+
+        Args:
+            loss_of: returns the loss of an update by its number, and what its log line names.
+            every: updates between two log lines.
+        """
+        started, first = time.monotonic(), self.step
+        bar = tqdm(total=self.steps, initial=self.step, desc=self.name, disable=None)
+        while self.step < self.steps:
+            loss, named = loss_of(self.step)
+            self.update(loss)
+            bar.update()
+            if self.step % every == 0:
+                pace = (time.monotonic() - started) / (self.step - first)
+                values = (self.name, self.step, loss.item(), named, pace)
+                logger.info("%s step %d loss %.3f %s, %.2f s per step", *values)
 
     def update(self, loss: Tensor) -> None:
         """Make one step with all optimisers, and save every `save_every` steps and at the end."""

@@ -5,15 +5,13 @@ sequence holds the image prefix and eight independent questions. Each question s
 itself, and its positions start after the prefix: the result equals that of eight separate prompts.
 """
 
-import logging
-import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 from autoselect.reference.corpus import QUESTIONS_PER_IMAGE, SLOT_TOKENS, Corpus
@@ -21,8 +19,6 @@ from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.stage import Stage, autocast, batch_indices
 from autoselect.reference.visible import VisibleAnswers, segments
 from autoselect.reference.vlm import GRID, NUM_VISUAL_TOKENS, SPECIAL_TOKENS
-
-logger = logging.getLogger(__name__)
 
 PREFIX = ("<s>", "<user>")
 KEPT_COUNTS = (NUM_VISUAL_TOKENS, NUM_VISUAL_TOKENS, 96, 64, 48, 32, 24, 16, 0)
@@ -187,6 +183,13 @@ def segment_density(
     return density
 
 
+def language_module(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
+    """Return projector and language model, which are trained after the tower."""
+    return nn.ModuleDict(
+        {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
+    )
+
+
 @dataclass(frozen=True)
 class Removal:
     """How a training stage removes visual tokens.
@@ -214,11 +217,10 @@ def train_language(
     """Train projector and language model on cached tower features [M, N, D]."""
     visible = removal.visible
     stage.module.train()
-    bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
-    started, first = time.monotonic(), stage.step
-    while stage.step < stage.steps:
-        indices = batch_indices(recipe.seed, recipe.batch_size, stage.step, len(corpus))
-        rng = np.random.default_rng([recipe.seed, removal.seed, stage.step])
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Any]]:
+        indices = batch_indices(recipe.seed, recipe.batch_size, step, len(corpus))
+        rng = np.random.default_rng([recipe.seed, removal.seed, step])
         labels = corpus.labels[indices] if visible is not None else None
         kept = draw_kept(rng, len(indices), removal.uneven, labels)
         slots, begins = corpus.tokens[indices], corpus.starts[indices]
@@ -228,16 +230,6 @@ def train_language(
         with autocast():
             inputs = features[indices].float()
             logits, targets, _ = answer_logits(model, inputs, kept, tokens, starts)
-        loss = F.cross_entropy(logits, targets)
-        stage.update(loss)
-        bar.update()
-        if stage.step % 50 == 0:
-            pace = (time.monotonic() - started) / (stage.step - first)
-            logger.info(
-                "%s step %d kept %d loss %.3f, %.2f s per step",
-                stage.name,
-                stage.step,
-                kept.shape[1],
-                loss.item(),
-                pace,
-            )
+        return F.cross_entropy(logits, targets), {"kept": kept.shape[1]}
+
+    stage.train(loss_of, every=50)

@@ -4,7 +4,6 @@ Each patch learns the shape, colour or character that covers it and if it is the
 object. The class token learns which objects and characters the image contains.
 """
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.scenes import COLOURS, PLATE_CHARACTERS, SHAPES
 from autoselect.reference.stage import Stage, autocast, batch_indices
 from autoselect.reference.vlm import NUM_VISUAL_TOKENS
-
-logger = logging.getLogger(__name__)
 
 
 class DenseHeads(nn.Module):
@@ -45,25 +42,40 @@ class DenseHeads(nn.Module):
         total = torch.zeros(())
         accuracy = {}
         for row, head in enumerate((self.shape, self.colour, self.character)):
-            logits, target = head(patches).float(), labels[:, row].long()
+            target = labels[:, row].long()
             weight = torch.where(labels[:, 3] == 1, 4.0, 1.0)
-            weight = weight * torch.where(target == 0, 0.15, 1.0) * (target != IGNORED)
-            each = F.cross_entropy(
-                logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
-            )
-            total = total + (each * weight.flatten()).sum() / weight.sum()
-            real = (target > 0) & (target != IGNORED)
-            hit = (logits.argmax(-1) == target)[real]
-            accuracy[("shape", "colour", "character")[row]] = hit.float().mean().item()
+            weight = weight * torch.where(target == 0, 0.15, 1.0)
+            loss, right = labelled_loss(head(patches).float(), target, weight)
+            total = total + loss
+            accuracy[("shape", "colour", "character")[row]] = right
         is_centre = (labels[:, 3] == 1).float()
         centre_logits = self.centre(patches).float()[..., 0]
         total = total + F.binary_cross_entropy_with_logits(
             centre_logits, is_centre, pos_weight=torch.tensor(4.0)
         )
-        accuracy["centre"] = ((centre_logits > 0) == (is_centre == 1)).float().mean().item()
+        right = ((centre_logits > 0) == (is_centre == 1)).float().mean().item()
+        accuracy["centre"] = round(right, 3)
         content = self.content(hidden[:, 0]).float()
         total = total + F.binary_cross_entropy_with_logits(content, image_content(labels))
         return total, accuracy
+
+
+def labelled_loss(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, float]:
+    """Return the weighted mean loss of patches, and the accuracy on those that show something.
+
+    Args:
+        logits: [B, N, classes].
+        target: class of each patch, [B, N]; 0 is nothing, and `IGNORED` ones do not count.
+        weight: weight of each patch, [B, N].
+    """
+    weight = weight * (target != IGNORED)
+    each = F.cross_entropy(
+        logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    real = (target > 0) & (target != IGNORED)
+    hit = (logits.argmax(-1) == target)[real]
+    loss = (each * weight.flatten()).sum() / weight.sum()
+    return loss, round(hit.float().mean().item(), 3)
 
 
 def image_content(labels: Tensor) -> Tensor:
@@ -96,21 +108,15 @@ def train_tower(
         "tower", module, recipe.tower_steps, recipe.tower_learning_rate, folder, recipe.save_every
     )
     module.train()
-    bar = tqdm(total=stage.steps, initial=stage.step, desc="tower", disable=None)
-    while stage.step < stage.steps:
-        indices = batch_indices(recipe.seed, recipe.batch_size, stage.step, len(corpus))
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        indices = batch_indices(recipe.seed, recipe.batch_size, step, len(corpus))
         labels = torch.from_numpy(corpus.labels[indices])
         with autocast():
             hidden = tower_features(model, pixels(corpus.images[indices]))
-            loss, accuracy = heads.loss(hidden, labels)
-        stage.update(loss)
-        bar.update()
-        if stage.step % 100 == 0:
-            logger.info("tower step %d loss %.3f %s", stage.step, loss.item(), rounded(accuracy))
+            return heads.loss(hidden, labels)
 
-
-def rounded(values: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in values.items()}
+    stage.train(loss_of, every=100)
 
 
 @torch.no_grad()

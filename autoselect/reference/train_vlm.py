@@ -14,14 +14,10 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from torch import nn
-
-from autoselect.config import ConfigError
-from autoselect.files.atomic import write_text
 from autoselect.reference.corpus import build_corpus
 from autoselect.reference.recipe import ReferenceTraining
-from autoselect.reference.stage import Stage
-from autoselect.reference.train_language import Removal, train_language
+from autoselect.reference.stage import Stage, claim_work
+from autoselect.reference.train_language import Removal, language_module, train_language
 from autoselect.reference.train_tower import cache_features, train_tower
 from autoselect.reference.visible import VisibleAnswers
 from autoselect.reference.vlm import build_model, build_tokenizer, save_vlm
@@ -37,22 +33,13 @@ def train_reference_vlm(output: Path, work: Path, recipe: ReferenceTraining) -> 
     Raises:
         ConfigError: `work` was made with other settings.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    recorded = work / "recipe.txt"
-    described = repr(sorted(asdict(recipe).items()))
-    if recorded.exists() and recorded.read_text() != described:
-        raise ConfigError(
-            f"work={work} was made with other settings; choose an empty folder or the same settings"
-        )
-    write_text(recorded, described)
+    claim_work(work, asdict(recipe), "settings")
     corpus = build_corpus(work, recipe.images, recipe.seed)
     model = build_model(recipe.seed)
     model.set_attn_implementation("reference_matmul")
     train_tower(model, corpus, recipe, work)
     features = cache_features(model, corpus, work)
-    module = nn.ModuleDict(
-        {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
-    )
+    module = language_module(model)
     visible = VisibleAnswers(build_tokenizer())
     stages = (
         ("language", recipe.language_steps, recipe.language_learning_rate, Removal(11)),

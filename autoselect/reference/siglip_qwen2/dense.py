@@ -4,24 +4,19 @@ Each patch learns the characters in its left and right half, and the word, the c
 that cover it.
 """
 
-import logging
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from autoselect.reference.corpus import IGNORED, pixels
-from autoselect.reference.siglip_qwen2.corpus import MixedCorpus
+from autoselect.reference.corpus import Corpus, pixels
 from autoselect.reference.siglip_qwen2.labels import CHANNELS
 from autoselect.reference.siglip_qwen2.optimizers import muon_and_adamw
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.stage import Optimization, Stage, autocast, batch_indices
-from autoselect.reference.train_tower import tower_features
+from autoselect.reference.train_tower import labelled_loss, tower_features
 
-logger = logging.getLogger(__name__)
 NOTHING_WEIGHT = 0.1
 
 
@@ -45,20 +40,14 @@ class PatchHeads(nn.Module):
         accuracy = {}
         for channel, (name, head) in enumerate(self.heads.items()):
             target = labels[:, channel].long()
-            logits = head(hidden).float()
-            weight = torch.where(target == 0, NOTHING_WEIGHT, 1.0) * (target != IGNORED)
-            each = F.cross_entropy(
-                logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
-            )
-            total = total + (each * weight.flatten()).sum() / weight.sum()
-            real = (target > 0) & (target != IGNORED)
-            hit = (logits.argmax(-1) == target)[real]
-            accuracy[name] = round(hit.float().mean().item(), 3)
+            weight = torch.where(target == 0, NOTHING_WEIGHT, 1.0)
+            loss, accuracy[name] = labelled_loss(head(hidden).float(), target, weight)
+            total = total + loss
         return total, accuracy
 
 
 def train_tower(
-    model: LlavaForConditionalGeneration, corpus: MixedCorpus, recipe: MixedTraining, folder: Path
+    model: LlavaForConditionalGeneration, corpus: Corpus, recipe: MixedTraining, folder: Path
 ) -> None:
     tower = model.model.vision_tower
     heads = PatchHeads(tower.config.hidden_size)
@@ -73,15 +62,11 @@ def train_tower(
         Optimization(optimizers=muon_and_adamw),
     )
     module.train()
-    bar = tqdm(total=stage.steps, initial=stage.step, desc="tower", disable=None)
-    while stage.step < stage.steps:
-        indices = batch_indices(recipe.seed, recipe.tower_batch, stage.step, len(corpus))
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        indices = batch_indices(recipe.seed, recipe.tower_batch, step, len(corpus))
         labels = torch.from_numpy(corpus.labels[indices])
         with autocast():
-            loss, accuracy = heads.loss(
-                tower_features(model, pixels(corpus.images[indices])), labels
-            )
-        stage.update(loss)
-        bar.update()
-        if stage.step % 50 == 0:
-            logger.info("tower step %d loss %.3f %s", stage.step, loss.item(), accuracy)
+            return heads.loss(tower_features(model, pixels(corpus.images[indices])), labels)
+
+    stage.train(loss_of, every=50)

@@ -5,27 +5,23 @@ the variant with removal, half of the steps keep a uniformly random subset of th
 their original positions. The removal depends neither on the image nor on any selector.
 """
 
-import logging
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from autoselect.reference.corpus import pixels
-from autoselect.reference.siglip_qwen2.corpus import MixedCorpus
+from autoselect.reference.corpus import Corpus, pixels
 from autoselect.reference.siglip_qwen2.optimizers import muon_and_adamw
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS
 from autoselect.reference.stage import Optimization, Stage, autocast, batch_indices
-from autoselect.reference.train_language import answer_logits
+from autoselect.reference.train_language import answer_logits, language_module
 from autoselect.reference.train_tower import tower_features
 
-logger = logging.getLogger(__name__)
 FEWEST_KEPT = 12
 
 
@@ -61,15 +57,8 @@ def all_kept(batch: int) -> Tensor:
     return torch.arange(NUM_VISUAL_TOKENS).expand(batch, -1)
 
 
-def language_module(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
-    """Return projector and language model, which are trained after the tower."""
-    return nn.ModuleDict(
-        {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
-    )
-
-
 def train_common(
-    model: LlavaForConditionalGeneration, corpus: MixedCorpus, recipe: MixedTraining, folder: Path
+    model: LlavaForConditionalGeneration, corpus: Corpus, recipe: MixedTraining, folder: Path
 ) -> None:
     """Run stage 2, which both variants share: no removal, constant learning rate."""
     stage = Stage(
@@ -86,7 +75,7 @@ def train_common(
 
 def train_variant(
     model: LlavaForConditionalGeneration,
-    corpus: MixedCorpus,
+    corpus: Corpus,
     recipe: MixedTraining,
     folder: Path,
     removal: bool,
@@ -115,7 +104,7 @@ def train_variant(
 
 def _train(
     model: LlavaForConditionalGeneration,
-    corpus: MixedCorpus,
+    corpus: Corpus,
     recipe: MixedTraining,
     stage: Stage,
     order: int,
@@ -133,12 +122,10 @@ def _train(
     """
     model.model.vision_tower.eval().requires_grad_(False)
     stage.module.train()
-    bar = tqdm(total=stage.steps, initial=stage.step, desc=stage.name, disable=None)
-    started, first = time.monotonic(), stage.step
-    while stage.step < stage.steps:
-        step = order + stage.step
-        indices = batch_indices(recipe.seed, recipe.language_batch, step, len(corpus))
-        rng = np.random.default_rng([recipe.seed, 31, stage.step])
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Any]]:
+        indices = batch_indices(recipe.seed, recipe.language_batch, order + step, len(corpus))
+        rng = np.random.default_rng([recipe.seed, 31, step])
         kept = draw_removal(rng, len(indices)) if removal else all_kept(len(indices))
         tokens = torch.from_numpy(corpus.tokens[indices].astype(np.int64))
         starts = torch.from_numpy(corpus.starts[indices].astype(np.int64))
@@ -146,18 +133,8 @@ def _train(
             with torch.no_grad():
                 features = tower_features(model, pixels(corpus.images[indices]))
             logits, targets, _ = answer_logits(model, features.float(), kept, tokens, starts)
-        loss = F.cross_entropy(logits, targets)
-        stage.update(loss)
-        bar.update()
-        if stage.step % 25 == 0:
-            pace = (time.monotonic() - started) / (stage.step - first)
-            right = (logits.argmax(-1) == targets).float().mean().item()
-            logger.info(
-                "%s step %d kept %d loss %.3f tokens right %.3f, %.2f s per step",
-                stage.name,
-                stage.step,
-                kept.shape[1],
-                loss.item(),
-                right,
-                pace,
-            )
+        right = (logits.argmax(-1) == targets).float().mean().item()
+        named = {"kept": kept.shape[1], "tokens right": round(right, 3)}
+        return F.cross_entropy(logits, targets), named
+
+    stage.train(loss_of, every=25)

@@ -5,7 +5,6 @@ and only if each of these tokens is the most likely one after the right tokens b
 forward pass therefore checks all questions about an image.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from autoselect.reference.clutter import Split
-from autoselect.reference.corpus import QUESTIONS_PER_IMAGE, encode_slots, to_jpeg
-from autoselect.reference.documents.canvas import PAGE_SIZE
+from autoselect.reference.corpus import QUESTIONS_PER_IMAGE, encode_slots, pixels
 from autoselect.reference.documents.pages import PAGE_FAMILIES, ask_page, make_page
+from autoselect.reference.measure import IMAGES_PER_BATCH, SEED, Table, table
 from autoselect.reference.questions import FAMILIES, Question, ask
-from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.reference.shards import PAGE_ROUNDS
+from autoselect.reference.siglip_qwen2.corpus import seen
 from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS
 from autoselect.reference.stage import autocast
 from autoselect.reference.train_language import answer_logits
@@ -32,26 +30,24 @@ from autoselect.reference.train_tower import tower_features
 
 KEPT = {"full": NUM_VISUAL_TOKENS, "random 49": 49, "random 25": 25, "blind": 0}
 OTHER = "another image"
-IMAGES_PER_BATCH = 32
-Table = dict[str, dict[str, float]]
 Sample = tuple[Image.Image, list[Question]]
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The question families of a domain, and a function that makes one sample of it."""
+    """The question families of a domain, and a function that makes its test sample of an index."""
 
     families: tuple[str, ...]
-    make: Callable[[int, Split, int], Sample]
+    make: Callable[[int], Sample]
 
 
-def _scene(seed: int, split: Split, index: int) -> Sample:
-    scene = make_scene(seed, split, index)
-    return scene.image, ask(scene_rng(seed + 1, split, index), scene, FAMILIES)
+def _scene(index: int) -> Sample:
+    scene = make_scene(SEED, "test", index)
+    return scene.image, ask(scene_rng(SEED + 1, "test", index), scene, FAMILIES)
 
 
-def _page(seed: int, split: Split, index: int) -> Sample:
-    page = make_page(seed, split, index)
+def _page(index: int) -> Sample:
+    page = make_page(SEED, "test", index)
     return page.image, ask_page(page, PAGE_ROUNDS)
 
 
@@ -87,16 +83,12 @@ class Tally:
         }
 
 
-def measure_mixed_vlm(
-    path: str, images: int, split: Split = "test", seed: int = ReferenceData().seed
-) -> dict[str, Table]:
+def measure_mixed_vlm(path: str, images: int) -> dict[str, Table]:
     """Return the share of exactly right answers by domain, setting and family.
 
     Args:
         path: folder of the VLM.
-        images: number of images per domain.
-        split: split of the reference data.
-        seed: seed of the reference data.
+        images: number of test images per domain.
     """
     model = LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
     model.set_attn_implementation("reference_matmul")
@@ -106,8 +98,8 @@ def measure_mixed_vlm(
         tally = Tally(domain.families)
         for start in tqdm(range(0, images, IMAGES_PER_BATCH), desc=name, disable=None):
             stop = min(start + IMAGES_PER_BATCH, images)
-            samples = [domain.make(seed, split, index) for index in range(start, stop)]
-            _measure_batch(model, tokenizer, samples, tally, seed + start)
+            samples = [domain.make(index) for index in range(start, stop)]
+            _measure_batch(model, tokenizer, samples, tally, SEED + start)
         measured[name] = tally.shares()
     return measured
 
@@ -121,11 +113,12 @@ def _measure_batch(model, tokenizer, samples: list[Sample], tally: Tally, seed: 
     starts = torch.from_numpy(np.stack([begins for _, begins in slots]).astype(np.int64))
     keys = torch.from_numpy(np.random.default_rng(seed).random((len(samples), NUM_VISUAL_TOKENS)))
     with autocast():
-        features = tower_features(model, _pixels(samples)).float()
+        images = np.stack([np.asarray(seen(image)) for image, _ in samples])
+        features = tower_features(model, pixels(images)).float()
         for setting, count in {**KEPT, OTHER: NUM_VISUAL_TOKENS}.items():
-            seen = features.roll(1, dims=0) if setting == OTHER else features
+            shown = features.roll(1, dims=0) if setting == OTHER else features
             kept = keys.argsort(dim=1)[:, :count].sort(dim=1).values
-            tally.add(setting, questions, exactly_right(model, seen, kept, tokens, starts))
+            tally.add(setting, questions, exactly_right(model, shown, kept, tokens, starts))
 
 
 def exactly_right(
@@ -146,24 +139,6 @@ def exactly_right(
     return (wrong == 0).view(len(tokens), -1).numpy()
 
 
-def _pixels(samples: list[Sample]) -> Tensor:
-    """Return normalised images, compressed like the shards and resized, [B, 3, 112, 112]."""
-    arrays = []
-    for image, _ in samples:
-        decoded = Image.open(io.BytesIO(to_jpeg(image)))
-        arrays.append(np.asarray(decoded.resize((PAGE_SIZE, PAGE_SIZE), Image.Resampling.BICUBIC)))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
 def tables(measured: dict[str, Table]) -> str:
-    """Return one Markdown table per domain, in per cent, with the mean over families."""
-    lines = []
-    for domain, table in measured.items():
-        families = DOMAINS[domain].families
-        lines.append(f"| {domain}: visual tokens | {' | '.join(families)} | mean |")
-        lines.append("|---" * (len(families) + 2) + "|")
-        for setting, scores in table.items():
-            values = [*scores.values(), sum(scores.values()) / len(scores)]
-            lines.append(f"| {setting} | {' | '.join(f'{100 * v:.1f}' for v in values)} |")
-        lines.append("")
-    return "\n".join(lines)
+    """Return one Markdown table per domain."""
+    return "\n".join(f"{table(own, f'{name}: visual tokens')}\n" for name, own in measured.items())

@@ -7,17 +7,15 @@
 """
 
 import copy
-import dataclasses
 import logging
 from pathlib import Path
 
-from autoselect.config import ConfigError
-from autoselect.files.atomic import write_text
 from autoselect.reference.siglip_qwen2.corpus import build_mixed_corpus
 from autoselect.reference.siglip_qwen2.dense import train_tower
 from autoselect.reference.siglip_qwen2.language import train_common, train_variant
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.siglip_qwen2.vlm import build_model, save_vlm
+from autoselect.reference.stage import claim_work
 
 logger = logging.getLogger(__name__)
 VARIANTS = {"removal": True, "never_removed": False}
@@ -32,8 +30,8 @@ def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
     Raises:
         ConfigError: `work` was made with other values of the settings in `FIXED`.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    _check_work(work, recipe)
+    fixed = {name: getattr(recipe, name) for name in FIXED}
+    claim_work(work, fixed, f"values of {', '.join(FIXED)}")
     corpus = build_mixed_corpus(work, recipe.images, recipe.seed)
     model = build_model(recipe.seed)
     model.set_attn_implementation("reference_matmul")
@@ -44,16 +42,3 @@ def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
         train_variant(variant, corpus, recipe, work, removal)
         save_vlm(variant.eval(), output / name)
         logger.info("variant %s written to %s", name, output / name)
-
-
-def _check_work(work: Path, recipe: MixedTraining) -> None:
-    """Refuse a work folder made with other settings in `FIXED`; record them in a new one."""
-    recorded = work / "recipe.txt"
-    fields = {name: dataclasses.asdict(recipe)[name] for name in FIXED}
-    described = repr(sorted(fields.items()))
-    if recorded.exists() and recorded.read_text() != described:
-        raise ConfigError(
-            f"work={work} was made with other settings; choose an empty folder or the same "
-            f"values of {', '.join(FIXED)}"
-        )
-    write_text(recorded, described)
