@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from autoselect.config import ConfigError
 from autoselect.config.setting import described, help_of, scalar_type
+
+Settings = TypeVar("Settings")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -51,6 +53,12 @@ def add_setting_flags(
             options |= {"type": scalar_type(hint), "required": missing}
         action = parser.add_argument(flag, **options)
         action.help = flag_help(settings, name, options["default"])
+
+
+def read_settings(settings: type[Settings], arguments: argparse.Namespace) -> Settings:
+    """Build a settings dataclass from the values of its flags."""
+    names = [name for name, _, _ in described(settings)]
+    return settings(**{name: getattr(arguments, name) for name in names})
 
 
 def flag_help(settings: type, name: str, default: Any = None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError, GateSite
-from autoselect.config.flags import add_setting_flags, check_counts, flag_help
+from autoselect.config.flags import add_setting_flags, check_counts, flag_help, read_settings
 from autoselect.config.setting import help_of
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.analyses.run import (
@@ -69,8 +69,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> EvalSettings:
     """Return the settings that the flags of `add_eval_arguments` name."""
-    names = [field.name for field in dataclasses.fields(EvalSettings)]
-    settings = EvalSettings(**{name: getattr(arguments, name) for name in names})
+    settings = read_settings(EvalSettings, arguments)
     return dataclasses.replace(
         settings,
         model=resolve_model(settings.model),

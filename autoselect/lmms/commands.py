@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoselect.config.flags import add_setting_flags
+from autoselect.config.flags import add_setting_flags, read_settings
 from autoselect.reference.resources import resolve_model, resolve_shards
 
 
@@ -28,8 +28,7 @@ def add_public_bench(kinds: Any) -> None:
 def run_public_bench(arguments: argparse.Namespace) -> int:
     from autoselect.lmms.bench import PublicSettings, bench_public
 
-    names = [field.name for field in dataclasses.fields(PublicSettings)]
-    settings = PublicSettings(**{name: getattr(arguments, name) for name in names})
+    settings = read_settings(PublicSettings, arguments)
     bench_public(dataclasses.replace(settings, model=resolve_model(settings.model)))
     print((Path(settings.out) / "report.md").read_text())
     print(f"report: {Path(settings.out) / 'report.json'}")

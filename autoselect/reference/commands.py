@@ -1,12 +1,11 @@
 """The commands `autoselect reference shards`, `train` and `measure`."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from autoselect.config import require
-from autoselect.config.flags import add_setting_flags, check_counts, flag_help
+from autoselect.config.flags import add_setting_flags, check_counts, flag_help, read_settings
 from autoselect.config.setting import described
 from autoselect.reference.recipe import ReferenceData, ReferenceTraining
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
@@ -14,10 +13,6 @@ from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 RECIPES = {"clip-llama": ReferenceTraining, "siglip-qwen2": MixedTraining}
 FIRST, SECOND = RECIPES
 RUNS = Path("runs/reference")
-
-
-def _read_fields(arguments: argparse.Namespace, cls: type) -> Any:
-    return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
 
 
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +64,7 @@ def run_shards(arguments: argparse.Namespace) -> int:
 
     folder = "shards" if arguments.domain == "scenes" else arguments.domain
     out = arguments.out or RUNS / folder
-    render_shards(out, _read_fields(arguments, ReferenceData), domain=arguments.domain)
+    render_shards(out, read_settings(ReferenceData, arguments), domain=arguments.domain)
     return 0
 
 

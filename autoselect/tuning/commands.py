@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from autoselect.config.flags import add_setting_flags
+from autoselect.config.flags import add_setting_flags, read_settings
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tuning.run import FIGURE, REPORT, tune
 from autoselect.tuning.settings import TuneSettings
@@ -20,8 +20,7 @@ def add_tune_command(subparsers: Any) -> None:
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
-    names = [field.name for field in dataclasses.fields(TuneSettings)]
-    settings = TuneSettings(**{name: getattr(arguments, name) for name in names})
+    settings = read_settings(TuneSettings, arguments)
     settings = dataclasses.replace(
         settings, model=resolve_model(settings.model), shards=resolve_shards(settings.shards)
     )
