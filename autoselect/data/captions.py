@@ -19,6 +19,7 @@ from autoselect.data.convert import (
     Rejected,
     claim,
     convert_llava,
+    write_json_lines,
 )
 from autoselect.data.decode import ImageError, ImageTooLarge, Limits, read_image
 from autoselect.data.faults import RecordError
@@ -106,13 +107,8 @@ def convert_caption_rows(
     write_text(rewritten, "".join(f"{json.dumps(own, sort_keys=True)}\n" for own, _ in read))
     report = convert_llava(rewritten, images, output, **more)
     rejected = [replace(one, detail=read[one.row][1] or one.detail) for one in report.rejected]
-    _write_rejected(output, rejected)
+    write_json_lines(output / REJECTED, map(asdict, rejected))
     return replace(report, rejected=rejected)
-
-
-def _write_rejected(output: Path, rejected: list[Rejected]) -> None:
-    lines = [json.dumps(asdict(one)) for one in rejected]
-    write_text(output / REJECTED, "".join(f"{line}\n" for line in lines))
 
 
 @dataclass(frozen=True)
@@ -162,9 +158,9 @@ def convert_caption_shards(
         _Job(number, str(source), str(output), prompt, limits, key_prefix)
         for number, source in enumerate(sources)
     ]
-    parts = list(map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard"))
+    parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
     rejected = [one for _, own in parts for one in own]
-    _write_rejected(output, rejected)
+    write_json_lines(output / REJECTED, map(asdict, rejected))
     samples, shards = sum(count for count, _ in parts), len(list(output.glob(f"{PREFIX}-*.tar")))
     return ConvertReport(samples + len(rejected), samples, shards, rejected, samples)
 

@@ -121,9 +121,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         IndexJob(shard, arguments.index_folder, chosen_limits(arguments), arguments.rebuild)
         for shard in shards
     ]
-    headers = list(
-        map_processes(index_shard, jobs, arguments.workers, len(jobs), "indexing", "shard")
-    )
+    headers = list(map_processes(index_shard, jobs, arguments.workers, "indexing"))
     for header in headers:
         for fault in header.faults:
             print(fault)
@@ -140,9 +138,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """Verify shards and print every difference."""
     shards = _shards(arguments)
     jobs = [VerifyJob(shard, arguments.index_folder, arguments.decode) for shard in shards]
-    reports = list(
-        map_processes(verify_shard, jobs, arguments.workers, len(jobs), "verifying", "shard")
-    )
+    reports = list(map_processes(verify_shard, jobs, arguments.workers, "verifying"))
     for report in reports:
         for fault in report.faults:
             print(fault)

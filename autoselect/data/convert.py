@@ -7,7 +7,7 @@ it. Unusable rows are listed in `rejected.jsonl`.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from autoselect.data.faults import FaultKind, RecordError
 from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
 from autoselect.data.record import check_conversation
-from autoselect.data.row_keys import is_web, read_row
+from autoselect.data.row_keys import read_row
+from autoselect.data.storage import is_web
 from autoselect.data.text_files import read_json_rows
 from autoselect.data.writer import ShardWriter, check_key
 from autoselect.files.atomic import write_bytes, write_text
@@ -124,14 +125,16 @@ def convert_llava(
     }
     claim(target, plan)
     jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
-    done = map_processes(_convert_shard, jobs, workers, len(jobs), "converting", "shard")
-    parts = list(done)
+    parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
     rejected = [one for part, _ in parts for one in part]
-    lines = b"".join(_dump(asdict(one)) + b"\n" for one in rejected)
-    write_bytes(target / REJECTED, lines)
+    write_json_lines(target / REJECTED, map(asdict, rejected))
     shards = len(list(target.glob(f"{PREFIX}-*.tar")))
     pictured = sum(count for _, count in parts)
     return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected, pictured)
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    write_bytes(path, b"".join(_dump(value) + b"\n" for value in values))
 
 
 def claim(target: Path, plan: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from autoselect.config import ConfigError
 from autoselect.data.content import content_of
+from autoselect.data.storage import is_web
 
 IMAGE_SUFFIXES = {
     "JPEG": "jpg",
@@ -197,7 +198,7 @@ def _read_path(source: str | os.PathLike[str], limits: Limits) -> Image.Image:
     try:
         if name.startswith("data:"):
             return _decode(embedded_image(name), limits)
-        if name.startswith(("http://", "https://")):
+        if is_web(name):
             raise ImageError("is a web address; download it and give the path of the file")
         return _decode(read_capped(Path(name), limits.member_bytes), limits)
     except ImageError as error:

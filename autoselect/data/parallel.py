@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
@@ -16,21 +16,18 @@ _QUEUED_PER_WORKER = 2
 
 def map_processes(
     work: Callable[[Job], Result],
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     workers: int,
-    total: int,
     description: str,
-    unit: str,
 ) -> Iterator[Result]:
-    """Yield `work(job)` for every job, in order; `jobs` is iterated only a little ahead.
+    """Yield `work(job)` for the job of every shard, in order; few results wait in memory.
 
     Args:
         work: function at module level, so that it can be sent to another process.
         workers: number of processes; 1 works in this one.
-        total: number of jobs, for the progress bar, which only a terminal shows.
-        unit: name of one job in the bar.
+        description: text of the progress bar, which only a terminal shows.
     """
-    with tqdm(total=total, desc=description, unit=unit, disable=None) as progress:
+    with tqdm(total=len(jobs), desc=description, unit="shard", disable=None) as progress:
         if workers <= 1:
             for job in jobs:
                 yield work(job)

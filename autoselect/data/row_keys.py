@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoselect.data.faults import RecordError
+from autoselect.data.storage import is_web
 from autoselect.data.turns import FRAMES, TURN_KEYS, picture_of, plain_key, read_turns
 
 _PICTURES = (
@@ -87,10 +88,6 @@ def named_pictures(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         if files and found[key] != first:
             raise _ambiguous(keys[0], first, key, found[key])
     return [key for key in keys if found[key] == first], first
-
-
-def is_web(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
 
 
 def refuse_unread_media(fields: Mapping[str, Any]) -> None:

@@ -28,6 +28,10 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_web(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """Return the file system of a URL and the path inside it; ConfigError if fsspec has none."""
     try:
@@ -145,7 +149,7 @@ def write_atomically(path: str, data: bytes) -> None:
     """Write a file that is either complete or absent, even after a crash."""
     if is_remote(path):
         system, inner = file_system(path)
-        if path.startswith(("http://", "https://")):
+        if is_web(path):
             raise PermissionError("web servers can only be read from")
         try:
             system.pipe_file(inner, data)

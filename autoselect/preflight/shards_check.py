@@ -6,6 +6,7 @@ import glob
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data.index import sidecar
@@ -16,9 +17,8 @@ from autoselect.preflight.estimates import GIB
 from autoselect.preflight.finding import Finding, Subject
 from autoselect.reference.resources import REFERENCE
 from autoselect.training.validation import check_held_out
+from autoselect.vlm.model_files import is_pointer
 
-POINTER = b"version https://git-lfs"
-POINTER_BYTES = 1024
 INDEX_THREADS = 16
 """Indexes that are looked for at the same time."""
 
@@ -30,7 +30,7 @@ def check_shards(subject: Subject) -> Finding:
         return Finding("shards", "ok", "the reference data, rendered at the first start")
     try:
         named = expand(pattern)
-        pointers = [shard for shard in named if _is_pointer(shard)]
+        pointers = [shard for shard in named if is_pointer(Path(shard))]
         if pointers:
             found = f"{len(pointers)} shards are pointers of git-lfs, such as {pointers[0]}"
             return Finding("shards", "fail", found, "run `git lfs pull` where the shards lie")
@@ -57,14 +57,6 @@ def check_shards(subject: Subject) -> Finding:
         found += f", {len(shards.faults)} unusable samples"
         return Finding("shards", "fail" if over else "warn", found, fix)
     return Finding("shards", "ok", found)
-
-
-def _is_pointer(shard: str) -> bool:
-    """Return True for a local file that git-lfs left in place of the shard."""
-    if is_remote(shard) or not os.path.isfile(shard) or os.path.getsize(shard) > POINTER_BYTES:
-        return False
-    with open(shard, "rb") as stream:
-        return stream.read(len(POINTER)) == POINTER
 
 
 def _reason(pattern: str) -> str:

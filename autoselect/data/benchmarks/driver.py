@@ -4,18 +4,14 @@ So the conversion is parallel, restartable and deterministic, and rows whose ima
 broken are listed in `rejected.jsonl`. The rows stay in `.convert/rows.jsonl`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data.benchmarks.table import Benchmark
-from autoselect.data.convert import ConvertReport, convert_llava
+from autoselect.data.convert import NOTES, ConvertReport, convert_llava, write_json_lines
 from autoselect.data.decode import Limits
-from autoselect.files.atomic import write_bytes
-
-WORK_FOLDER = ".convert"
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def convert_public(
         ConfigError: a file cannot be read or is not the official one, or `output` belongs to
             another conversion.
     """
-    work = output / WORK_FOLDER
+    work = output / NOTES
     given = dict(files)
     if benchmark.stores_images:
         given["images"] = work / "images"
@@ -60,9 +56,7 @@ def convert_public(
         raise ConfigError(f"the files of {benchmark.name} hold no question about an image")
     work.mkdir(parents=True, exist_ok=True)
     source = work / "rows.jsonl"
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    # Half of a surrogate pair, which UTF-8 cannot hold, is escaped.
-    write_bytes(source, lines.encode(errors="backslashreplace"))
+    write_json_lines(source, rows)
     conversion = convert_llava(
         source,
         [given["images"]],

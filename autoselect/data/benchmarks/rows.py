@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, TypeVar
 
 from autoselect.config import ConfigError
@@ -14,7 +15,7 @@ Row = dict[str, Any]
 _KINDS: dict[type, str] = {dict: "JSON object", list: "list", str: "text"}
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = ascii_uppercase
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from autoselect.vlm.adapter import FILL_PER_TOKEN
 
 GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD = "generation", "likelihood", "text_likelihood"
 SCORINGS = (GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD)
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def candidates(question: str, accepted: Sequence[str], scoring: str) -> tuple[Ca
         by_text = scoring == TEXT_LIKELIHOOD
         return tuple(
             Candidate(text if by_text else letter, letter)
-            for letter, text in zip(LETTERS, options, strict=False)
+            for letter, text in zip(ascii_uppercase, options, strict=False)
         )
     if accepted[0].strip().lower() in ("yes", "no"):
         words = ("Yes", "No") if accepted[0].strip()[0].isupper() else ("yes", "no")

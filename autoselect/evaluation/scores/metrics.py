@@ -14,6 +14,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from string import ascii_uppercase
 
 from autoselect.data.benchmarks.mme import COGNITION, PERCEPTION
 from autoselect.evaluation.scores.vqa_text import normalise_vqa_answer
@@ -102,7 +103,7 @@ def yes_no_statistics(
 def parse_options(question: str) -> tuple[str, ...]:
     """Return the options of a question that lists them as lines `A. text`, `B. text`, ..."""
     found = re.findall(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$", question, re.MULTILINE)
-    expected = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(found)]
+    expected = ascii_uppercase[: len(found)]
     in_order = "".join(letter for letter, _ in found) == expected
     return tuple(text for _, text in found) if in_order and len(found) > 1 else ()
 
@@ -128,7 +129,7 @@ def choose_option(prediction: str, options: Sequence[str]) -> int | None:
     Args:
         options: texts of the options, at most 26.
     """
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
+    letters = ascii_uppercase[: len(options)]
     text = prediction.strip()
     for pattern in (
         rf"^\(?([{letters}])(?:[).,:;]|$)",
