@@ -10,6 +10,7 @@ to rounding, with less padding, and all ranks have rows of similar length at the
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,16 @@ def collate_usable(collate: Collate, samples: Sequence[Sample]) -> tuple[Any, li
             faults.append(error.fault)
             for place in refused:
                 samples[place] = blank_sample(samples[place].sample_id, error.fault)
+
+
+def pictured_batches(
+    shards: ShardSet, collate: Collate, images: int, batch_size: int
+) -> Iterator[Any]:
+    """Yield micro-batches of the first `images` usable samples that have pictures."""
+    pictured = (sample for sample in shards.usable() if sample.pictures)
+    first = islice(pictured, images)
+    while samples := list(islice(first, batch_size)):
+        yield collate_usable(collate, samples)[0]
 
 
 def _is_of(sample: Sample, fault: Fault) -> bool:

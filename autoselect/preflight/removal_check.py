@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any
-
-from autoselect.data.loader import collate_usable
+from autoselect.data.loader import pictured_batches
 from autoselect.data.shards import ShardSet
 from autoselect.preflight.finding import Finding, Subject
 from autoselect.reference.resources import resolve_model, resolve_shards
@@ -36,15 +32,10 @@ def check_removal(subject: Subject, images: int) -> Finding:
     vlm = FrozenVLM.from_pretrained(model, dtype=dtype, device=device)
     collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
 
-    def batches() -> Iterator[Any]:
-        with_images = (sample for sample in shards.usable() if sample.pictures)
-        first = islice(with_images, images)
-        while chunk := list(islice(first, BATCH)):
-            yield collate_usable(collator, chunk)[0].to(vlm.device)
-
+    batches = pictured_batches(shards, collator, images, BATCH)
     largest = config.gate.token_budget
     budgets = sorted({config.gate.lowest_budget or largest, largest})
-    found = random_removal(vlm, batches(), budgets)
+    found = random_removal(vlm, (batch.to(vlm.device) for batch in batches), budgets)
     whole = found[None].numbers()
     texts, changed = [_shown("all", whole)], []
     for budget in budgets:

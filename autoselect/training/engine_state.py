@@ -30,6 +30,12 @@ class TrainedState:
     second_moments: dict[str, Tensor] = field(default_factory=dict)
     adam_step: int = 0
 
+    def weights_of(self, part: str) -> dict[str, Tensor]:
+        """Return the weights of a submodule, by name inside it."""
+        prefix = f"{part}."
+        own = self.weights.items()
+        return {name.removeprefix(prefix): t for name, t in own if name.startswith(prefix)}
+
 
 def trained_parameters(engine: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}

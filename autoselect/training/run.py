@@ -7,7 +7,6 @@ or calibrate, build the model and its engine. The `Trainer` then makes the steps
 import logging
 import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
 from autoselect.config.destinations import check_folder
 from autoselect.config.extras import extra
 from autoselect.config.files import flatten, to_dict
-from autoselect.data.loader import collate_usable
+from autoselect.data.loader import pictured_batches
 from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
 from autoselect.files.atomic import write_text
@@ -252,10 +251,8 @@ def calibrate_on(
     site = config.gate.site
 
     def batches() -> Iterator[Tensor]:
-        with_images = (sample for sample in shards.usable() if sample.pictures)
-        first = islice(with_images, config.gate.calibration_images)
-        while chunk := list(islice(first, CALIBRATION_BATCH)):
-            batch, _ = collate_usable(collator, chunk)
+        images = config.gate.calibration_images
+        for batch in pictured_batches(shards, collator, images, CALIBRATION_BATCH):
             if not batch.num_images:
                 continue
             pixels, ids = vlm.to_device(batch.pixels), batch.input_ids.numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -82,17 +82,7 @@ class Progress:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
         """Read what `to_dict` returned, also in earlier versions with fewer keys."""
-        return cls(
-            values.get("tracking_run_id"),
-            values.get("polarisation"),
-            values.get("skipped_steps", 0),
-            values.get("images", 0),
-            values.get("smaller_images", 0),
-            values.get("best_loss"),
-            values.get("best_step"),
-            values.get("since_best", 0),
-            values.get("empty_steps", 0),
-        )
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass(frozen=True)

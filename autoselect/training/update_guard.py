@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autoselect.training.engine_state import prepare_moments, trained_parameters
+from autoselect.vlm.weight_names import first_names
 
 logger = logging.getLogger(__name__)
 
@@ -138,14 +139,14 @@ class UpdateGuard:
     def _agree(self, names: list[str]) -> str:
         """Return which ranks saw what, as text; empty if all numbers were finite on all ranks."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return f"rank 0: {_shorten(names)}" if names else ""
+            return f"rank 0: {first_names(names)}" if names else ""
         flags = torch.zeros(dist.get_world_size(), device=self.engine.device)
         flags[dist.get_rank()] = float(bool(names))
         dist.all_reduce(flags)
         if not flags.any():
             return ""
         seen: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(seen, _shorten(names) if names else None)
+        dist.all_gather_object(seen, first_names(names) if names else None)
         return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(seen) if text)
 
 
@@ -154,8 +155,3 @@ def _norm(parameters: Iterable[torch.nn.Parameter]) -> float:
     if not gradients:
         return 0.0
     return float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
-
-
-def _shorten(names: list[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

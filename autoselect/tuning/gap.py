@@ -69,9 +69,7 @@ def measure_gaps(
     device = torch.device(vlm.device)
     statistics = TokenStatistics.from_tensors(state.statistics).to(device)
     model = AutoSelect(vlm, config, statistics)
-    prefix = "denoiser."
-    own = {n: t for n, t in state.trained.weights.items() if n.startswith(prefix)}
-    model.denoiser.load_state_dict({n.removeprefix(prefix): t for n, t in own.items()})
+    model.denoiser.load_state_dict(state.trained.weights_of("denoiser"))
     model.scorer.load_state_dict(selector.scorer.state_dict())
     for part in (model.denoiser, model.scorer):
         part.to(device)

@@ -30,7 +30,7 @@ from autoselect.vlm.model_files import (
     weight_files,
 )
 from autoselect.vlm.processor_fit import check_processor
-from autoselect.vlm.weight_names import check_loading, check_weight_names, first, one_line
+from autoselect.vlm.weight_names import check_loading, check_weight_names, first_names, one_line
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -163,7 +163,7 @@ def check_finite(path: str | Path, model: torch.nn.Module) -> None:
     if bad:
         raise ModelFilesError(
             path,
-            f"has {len(bad)} weights with numbers that are not finite ({first(bad)})",
+            f"has {len(bad)} weights with numbers that are not finite ({first_names(bad)})",
             "load it in bfloat16 or float32 if float16 overflows; else get its files again: "
             f"{download_again(path)}",
         )

@@ -136,9 +136,10 @@ def check_loading(path: str | Path, info: Mapping[str, Any]) -> None:
     shapes = sorted(info["mismatched_keys"])
     found = []
     if missing:
-        found.append(f"{len(missing)} weights of the model are not in its files ({first(missing)})")
+        names = first_names(missing)
+        found.append(f"{len(missing)} weights of the model are not in its files ({names})")
     if unexpected:
-        names = first(unexpected)
+        names = first_names(unexpected)
         found.append(f"{len(unexpected)} weights in its files are not in the model ({names})")
     if shapes:
         name, here, wanted = shapes[0]
@@ -178,7 +179,7 @@ def _fix(path: str | Path, missing: list[str], unexpected: list[str], other_shap
     )
 
 
-def first(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
     """Return the first few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"

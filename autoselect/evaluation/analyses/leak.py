@@ -73,14 +73,8 @@ def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
         )
     denoiser = None
     if config.denoiser.num_layers:
-        prefix = "denoiser."
-        weights = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in state.trained.weights.items()
-            if name.startswith(prefix)
-        }
         denoiser = Denoiser(blank.width, config.denoiser)
-        denoiser.load_state_dict(weights)
+        denoiser.load_state_dict(state.trained.weights_of("denoiser"))
         denoiser.to(vlm.device).eval()
     gate = config.gate
     here = statistics.to(torch.device(vlm.device))
