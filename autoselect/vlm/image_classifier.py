@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from autoselect.config import ConfigError
 from autoselect.vlm.model_files import ModelFilesError, absent, has_config
+from autoselect.vlm.patches import pair
 from autoselect.vlm.weight_names import check_loading, one_line
 
 Preprocess = Callable[[list[Image.Image]], Tensor]
@@ -88,7 +89,7 @@ def grid(classifier: Any, pixels: Tensor) -> tuple[int, int]:
             classifier, "tells no patch_size, or takes other pixels than those of images"
         )
     height, width = pixels.shape[2:]
-    tall, wide = (patch, patch) if isinstance(patch, int) else patch
+    tall, wide = pair(patch)
     return height // tall, width // wide
 
 

@@ -246,7 +246,8 @@ def _split(rows: Any, adapter: VisualAdapter) -> SiteFeatures:
     return SiteFeatures(pooler_output=rows[:, extra:], extra=rows[:1, :extra])
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Return height and width of a size that may be one number for both."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
@@ -256,13 +257,13 @@ def _grid_size(adapter: VisualAdapter) -> int:
     sizes = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     if None in sizes:
         raise _refusal(adapter.model.config.model_type, "its tower takes images of any size")
-    (height, width), (tall, wide) = map(_pair, sizes)
+    (height, width), (tall, wide) = map(pair, sizes)
     return (height // tall) * (width // wide)
 
 
 def _blank_pixels(adapter: VisualAdapter) -> Tensor:
     vision = adapter.model.config.vision_config
-    height, width = _pair(vision.image_size)
+    height, width = pair(vision.image_size)
     channels = getattr(vision, "num_channels", 3)
     weight = next(embedding_layer(adapter).parameters())
     return torch.zeros(1, channels, height, width, device=weight.device, dtype=weight.dtype)

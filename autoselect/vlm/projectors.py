@@ -56,6 +56,12 @@ def check_projector(kind: str, pooling: int = 1) -> None:
         )
 
 
+def input_width(projector: nn.Module | None) -> int | None:
+    """Return the input channels of a projector's first linear layer, or None."""
+    modules = [] if projector is None else projector.modules()
+    return next((m.in_features for m in modules if isinstance(m, nn.Linear)), None)
+
+
 @contextmanager
 def projector_inputs(projector: nn.Module | None) -> Iterator[list[tuple[Tensor, ...]]]:
     """Note the inputs of each call that the own thread makes of a projector inside the block."""

@@ -18,8 +18,8 @@ from autoselect.vlm.adapter import PROJECTORS
 from autoselect.vlm.families import family_of, token_width
 from autoselect.vlm.head import output_embeddings
 from autoselect.vlm.loading import check_model
-from autoselect.vlm.patches import check_kind
-from autoselect.vlm.projectors import check_projector
+from autoselect.vlm.patches import check_kind, pair
+from autoselect.vlm.projectors import check_projector, input_width
 
 USUAL_PATCH = 14
 """Pixels of a patch's side if a tower does not name them."""
@@ -160,10 +160,9 @@ def _language_model(model: Any) -> Any:
 
 
 def _projector_width(inside: Any) -> int | None:
-    """Return the input channels of the projector's first linear layer, or None."""
-    projectors = [getattr(inside, name) for name in PROJECTORS if hasattr(inside, name)]
-    layers = [module for projector in projectors for module in projector.modules()]
-    return next((m.in_features for m in layers if isinstance(m, torch.nn.Linear)), None)
+    projectors = (getattr(inside, name) for name in PROJECTORS if hasattr(inside, name))
+    widths = (input_width(projector) for projector in projectors)
+    return next((width for width in widths if width is not None), None)
 
 
 def _count(module: torch.nn.Module) -> int:
@@ -222,9 +221,8 @@ def patches_per_token(config: Any) -> int:
 def _patch_values(vision: Any) -> int:
     """Return the numbers of a patch's pixels: its channels, frames, height and width."""
     side = getattr(vision, "patch_size", None) or USUAL_PATCH
-    sides = (side, side) if isinstance(side, int) else tuple(side)
     frames = getattr(vision, "temporal_patch_size", None) or 1
-    return 3 * frames * prod(sides)
+    return 3 * frames * prod(pair(side))
 
 
 def _merge_size(config: Any) -> int | None:
@@ -239,5 +237,4 @@ def _patches_per_tile(config: Any) -> int | None:
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     if _merge_size(config) is not None or size is None or patch is None:
         return None
-    sizes, patches = ((side, side) if isinstance(side, int) else side for side in (size, patch))
-    return prod(whole // part for whole, part in zip(sizes, patches, strict=True))
+    return prod(whole // part for whole, part in zip(pair(size), pair(patch), strict=True))

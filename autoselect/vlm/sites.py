@@ -38,7 +38,7 @@ from autoselect.vlm.patches import (
     run_tower,
     run_tower_on_kept,
 )
-from autoselect.vlm.projectors import check_projector, projector_inputs
+from autoselect.vlm.projectors import check_projector, input_width, projector_inputs
 
 Repair = Callable[[Tensor], Tensor]
 Outputs = dict[str, Any]
@@ -191,13 +191,10 @@ class BeforeProjector(_Earlier):
         """Return P, the input channels of the projector's first linear layer."""
         config = adapter.model.config
         check_projector(config.model_type, getattr(config, "projector_pooling_ratio", 1))
-        projector = None if adapter.family.projects else adapter.projector
-        modules = [] if projector is None else projector.modules()
-        linear = (module for module in modules if isinstance(module, torch.nn.Linear))
-        first = next(linear, None)
-        if first is None:
+        width = input_width(None if adapter.family.projects else adapter.projector)
+        if width is None:
             raise _no_projector(adapter)
-        return int(first.in_features)
+        return width
 
     def repaired_width(self, adapter: VisualAdapter) -> int:
         return self.width(adapter)

@@ -20,7 +20,7 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.families import training_fault
+from autoselect.vlm.families import placeholder_id, training_fault
 from autoselect.vlm.text.dialogue import first_rounds
 from autoselect.vlm.text.placeholders import ProcessedImages, process_images
 from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
@@ -267,8 +267,7 @@ def _padded(rows: Sequence[list[int]], padding: int) -> Tensor:
 
 
 def _video_token(vlm: FrozenVLM) -> str | None:
-    config = vlm.model.config
-    number = getattr(config, "video_token_id", getattr(config, "video_token_index", None))
+    number = placeholder_id(vlm.model.config, "video")
     return None if number is None else vlm.processor.tokenizer.convert_ids_to_tokens(number)
 
 
