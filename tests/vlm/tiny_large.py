@@ -4,11 +4,11 @@ from typing import Any
 
 import transformers as hf
 
-from tests.vlm.tiny_models import TEXT, VISION
-from tests.vlm.tiny_newer import EXPERTS, GLM_IDS, GLM_VISION
+from tests.vlm.tiny_models import GLM_IDS, GLM_VISION, TEXT, VISION
+from tests.vlm.tiny_newer import EXPERTS
 from tests.vlm.tiny_newest import BOTH_IDS
 from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, VOCABULARY, WIDTH
-from tests.vlm.tiny_recent import LATENT, SAM
+from tests.vlm.tiny_recent import LATENT, TWO_STEPS
 
 SHORT_CONVOLUTIONS: dict[str, Any] = {
     "layer_types": ["hybrid_sliding", "hybrid"],
@@ -203,7 +203,7 @@ def unlimited_ocr() -> Any:
     config = hf.UnlimitedOcrConfig(
         text_config=text,
         vision_config={
-            "sam_config": {**SAM, "initializer_range": 0.02},
+            "sam_config": {**TWO_STEPS, "initializer_range": 0.02},
             "encoder_config": {**VISION, "image_size": 16, "patch_size": 4},
         },
         image_token_id=IMAGE,

@@ -153,11 +153,40 @@ QWEN_VISION: dict[str, Any] = {
     "temporal_patch_size": 2,
     "spatial_merge_size": 2,
 }
+GRID_VISION: dict[str, Any] = {
+    **QWEN_VISION,
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "out_hidden_size": WIDTH,
+}
+QWEN3_VISION: dict[str, Any] = {**GRID_VISION, "num_position_embeddings": 64}
+QWEN2_5_VISION: dict[str, Any] = {**GRID_VISION, "fullatt_block_indexes": [1], "window_size": 16}
+GLM_VISION: dict[str, Any] = {**GRID_VISION, "image_size": 32}
+GLM_ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
 QWEN_IDS: dict[str, Any] = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
     "vision_start_token_id": START,
     "vision_end_token_id": END,
+}
+GLM_IDS: dict[str, Any] = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "image_start_token_id": START,
+    "image_end_token_id": END,
+    "video_start_token_id": TILE,
+    "video_end_token_id": GLOBAL,
+}
+SAM: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "output_channels": 16,
+    "mlp_dim": 64,
+    "image_size": 64,
+    "patch_size": 4,
+    "window_size": 4,
+    "global_attn_indexes": [1],
 }
 
 
@@ -169,53 +198,21 @@ def qwen2_vl() -> Any:
 
 
 def qwen2_5_vl() -> Any:
-    vision = {
-        **QWEN_VISION,
-        "hidden_size": WIDTH,
-        "intermediate_size": 64,
-        "out_hidden_size": WIDTH,
-        "fullatt_block_indexes": [1],
-        "window_size": 16,
-    }
     text = {**TEXT, "rope_parameters": MROPE}
-    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=QWEN2_5_VISION, **QWEN_IDS)
     return hf.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def qwen3_vl() -> Any:
-    vision = {
-        **QWEN_VISION,
-        "hidden_size": WIDTH,
-        "intermediate_size": 64,
-        "out_hidden_size": WIDTH,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }
+    vision = {**QWEN3_VISION, "deepstack_visual_indexes": [0, 1]}
     text = {**TEXT, "head_dim": 8, "rope_parameters": MROPE}
     config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
     return hf.Qwen3VLForConditionalGeneration(config)
 
 
 def glm4v() -> Any:
-    vision = {
-        **QWEN_VISION,
-        "hidden_size": WIDTH,
-        "intermediate_size": 64,
-        "out_hidden_size": WIDTH,
-        "image_size": 32,
-    }
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
-    text = {**TEXT, "rope_parameters": rope}
-    config = hf.Glm4vConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        image_start_token_id=START,
-        image_end_token_id=END,
-        video_start_token_id=TILE,
-        video_end_token_id=GLOBAL,
-    )
+    text = {**TEXT, "rope_parameters": GLM_ROPE}
+    config = hf.Glm4vConfig(text_config=text, vision_config=GLM_VISION, **GLM_IDS)
     return hf.Glm4vForConditionalGeneration(config)
 
 
@@ -227,26 +224,23 @@ def internvl() -> Any:
     return hf.InternVLForConditionalGeneration(config)
 
 
+def shuffled() -> dict[str, Any]:
+    """Return arguments that the configurations of Idefics3 and SmolVLM share."""
+    return {
+        "text_config": llama(),
+        "vision_config": {**VISION, "image_size": 32, "patch_size": 4},
+        "image_token_id": IMAGE,
+        "scale_factor": 2,
+        "pad_token_id": PAD,
+    }
+
+
 def idefics3() -> Any:
-    config = hf.Idefics3Config(
-        text_config=llama(),
-        vision_config={**VISION, "image_size": 32, "patch_size": 4},
-        image_token_id=IMAGE,
-        scale_factor=2,
-        pad_token_id=PAD,
-    )
-    return hf.Idefics3ForConditionalGeneration(config)
+    return hf.Idefics3ForConditionalGeneration(hf.Idefics3Config(**shuffled()))
 
 
 def smolvlm() -> Any:
-    config = hf.SmolVLMConfig(
-        text_config=llama(),
-        vision_config={**VISION, "image_size": 32, "patch_size": 4},
-        image_token_id=IMAGE,
-        scale_factor=2,
-        pad_token_id=PAD,
-    )
-    return hf.SmolVLMForConditionalGeneration(config)
+    return hf.SmolVLMForConditionalGeneration(hf.SmolVLMConfig(**shuffled()))
 
 
 def idefics2() -> Any:
@@ -326,17 +320,7 @@ def cohere2_vision() -> Any:
 
 
 def got_ocr2() -> Any:
-    vision = {
-        **{name: VISION[name] for name in ("hidden_size", "num_hidden_layers")},
-        "num_attention_heads": 4,
-        "output_channels": 16,
-        "mlp_dim": 64,
-        "image_size": 64,
-        "patch_size": 4,
-        "window_size": 4,
-        "global_attn_indexes": [1],
-    }
-    config = hf.GotOcr2Config(text_config=qwen2(), vision_config=vision, **INDEX)
+    config = hf.GotOcr2Config(text_config=qwen2(), vision_config=SAM, **INDEX)
     return hf.GotOcr2ForConditionalGeneration(config)
 
 

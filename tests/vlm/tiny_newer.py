@@ -4,27 +4,23 @@ from typing import Any
 
 import transformers as hf
 
-from tests.vlm.tiny_models import INDEX, MROPE, QWEN_IDS, QWEN_VISION, TEXT, VISION, siglip
-from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, VIDEO, WIDTH
+from tests.vlm.tiny_models import (
+    GLM_IDS,
+    GLM_ROPE,
+    GLM_VISION,
+    INDEX,
+    MROPE,
+    QWEN2_5_VISION,
+    QWEN3_VISION,
+    QWEN_IDS,
+    QWEN_VISION,
+    SAM,
+    TEXT,
+    VISION,
+    siglip,
+)
+from tests.vlm.tiny_prompts import END, IMAGE, START, TILE, VIDEO, WIDTH
 
-GRID_VISION: dict[str, Any] = {
-    **QWEN_VISION,
-    "hidden_size": WIDTH,
-    "intermediate_size": 64,
-    "out_hidden_size": WIDTH,
-}
-QWEN3_VISION: dict[str, Any] = {**GRID_VISION, "num_position_embeddings": 64}
-QWEN2_5_VISION: dict[str, Any] = {**GRID_VISION, "fullatt_block_indexes": [1], "window_size": 16}
-GLM_VISION: dict[str, Any] = {**GRID_VISION, "image_size": 32}
-GLM_ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
-GLM_IDS: dict[str, Any] = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "image_start_token_id": START,
-    "image_end_token_id": END,
-    "video_start_token_id": TILE,
-    "video_end_token_id": GLOBAL,
-}
 GRID_TEXT: dict[str, Any] = {**TEXT, "head_dim": 8, "rope_parameters": MROPE}
 EXPERTS: dict[str, Any] = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
 LINEAR: dict[str, Any] = {
@@ -104,20 +100,16 @@ def qwen3_omni_moe_thinker() -> Any:
     return hf.Qwen3OmniMoeThinkerForConditionalGeneration(config)
 
 
-def glm46v() -> Any:
+def glm46v(kind: Any = hf.Glm46VConfig) -> Any:
     text = {**TEXT, "rope_parameters": GLM_ROPE, "model_type": "glm4v_text"}
-    config = hf.Glm46VConfig(
+    config = kind(
         text_config=text, vision_config={**GLM_VISION, "model_type": "glm4v_vision"}, **GLM_IDS
     )
     return hf.Glm46VForConditionalGeneration(config)
 
 
 def glmga() -> Any:
-    text = {**TEXT, "rope_parameters": GLM_ROPE, "model_type": "glm4v_text"}
-    config = hf.GlmgaConfig(
-        text_config=text, vision_config={**GLM_VISION, "model_type": "glm4v_vision"}, **GLM_IDS
-    )
-    return hf.Glm46VForConditionalGeneration(config)
+    return glm46v(hf.GlmgaConfig)
 
 
 def glm4v_moe() -> Any:
@@ -235,17 +227,7 @@ def deepseek_vl_hybrid() -> Any:
     config = hf.DeepseekVLHybridConfig(
         text_config=hf.LlamaConfig(**TEXT),
         vision_config=siglip(),
-        high_res_vision_config={
-            "hidden_size": WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "output_channels": 16,
-            "mlp_dim": 64,
-            "image_size": 64,
-            "patch_size": 4,
-            "window_size": 4,
-            "global_attn_indexes": [1],
-        },
+        high_res_vision_config=SAM,
         image_token_id=IMAGE,
     )
     return hf.DeepseekVLHybridForConditionalGeneration(config)
@@ -254,17 +236,7 @@ def deepseek_vl_hybrid() -> Any:
 def pp_chart2table() -> Any:
     config = hf.PPChart2TableConfig(
         text_config={**TEXT, "model_type": "qwen2"},
-        vision_config={
-            "hidden_size": WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "output_channels": 16,
-            "mlp_dim": 64,
-            "image_size": 64,
-            "patch_size": 4,
-            "window_size": 4,
-            "global_attn_indexes": [1],
-        },
+        vision_config=SAM,
         **INDEX,
     )
     return hf.GotOcr2ForConditionalGeneration(config)

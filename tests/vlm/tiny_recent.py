@@ -5,7 +5,7 @@ from typing import Any
 import transformers as hf
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tests.vlm.tiny_models import MROPE, TEXT, VISION
+from tests.vlm.tiny_models import MROPE, SAM, TEXT, VISION
 from tests.vlm.tiny_newer import EXPERTS, LINEAR
 from tests.vlm.tiny_newest import BOTH_IDS, TWO_KINDS
 from tests.vlm.tiny_prompts import BREAK, END, GLOBAL, IMAGE, START, TILE, WIDTH
@@ -44,18 +44,7 @@ def step3p7() -> Any:
     return hf.Step3p7ForConditionalGeneration(config)
 
 
-SAM: dict[str, Any] = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "output_channels": 16,
-    "downsample_channels": [16, WIDTH],
-    "mlp_dim": 64,
-    "image_size": 64,
-    "patch_size": 4,
-    "window_size": 4,
-    "global_attn_indexes": [1],
-}
+TWO_STEPS = {**SAM, "downsample_channels": [16, WIDTH]}
 
 
 def deepseek_ocr2() -> Any:
@@ -69,7 +58,7 @@ def deepseek_ocr2() -> Any:
     }
     config = hf.DeepseekOcr2Config(
         text_config=text,
-        vision_config={"sam_config": SAM, "encoder_config": encoder},
+        vision_config={"sam_config": TWO_STEPS, "encoder_config": encoder},
         image_token_id=IMAGE,
     )
     return hf.DeepseekOcr2ForConditionalGeneration(config)
