@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from PIL import Image
 from tqdm import tqdm
@@ -15,13 +15,18 @@ from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.answers.replies import AnsweredSample
 
 Box = tuple[float, float, float, float]
-Parsed = tuple[
-    tuple[str, ...], tuple[tuple[str, ...], ...], tuple[str, ...], tuple[tuple[Box, ...], ...]
-]
-"""Questions, answers, tasks and boxes, each by round."""
-
 DEFAULT_TASK = "vqa"
 CHECKED_TOGETHER = 256
+
+
+class Parsed(NamedTuple):
+    """What a record asks, by round; the fields are those of `EvaluationSample`."""
+
+    questions: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+    tasks: tuple[str, ...]
+    boxes: tuple[tuple[Box, ...], ...]
+    marked: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class EvaluationSample:
 
 
 def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -> Parsed:
-    """Return questions, answers, tasks and boxes of a LLaVA record.
+    """Return what a LLaVA record asks.
 
     Without `needs_answers` the last question may lack an answer, and answers may be empty.
 
@@ -102,11 +107,12 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
             f"boxes of sample {key!r} must be (left, top, right, bottom) in pixels, are {boxes!r}; "
             "correct the record"
         )
-    return (
+    return Parsed(
         questions,
         tuple(tuple(str(a) for a in accepted) for accepted in answers),
         tuple(str(task) for task in tasks),
         tuple(tuple((b[0], b[1], b[2], b[3]) for b in regions) for regions in boxes),
+        tuple(asked),
     )
 
 
@@ -194,8 +200,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
             ConfigError: the sample is damaged or cannot be evaluated.
         """
         sample = stored(self._shards, index)
-        _, _, _, boxes = self._parsed(sample)
-        self.has_boxes &= all(boxes)
+        self.has_boxes &= all(self._parsed(sample).boxes)
         if not sample.images:
             raise ConfigError(
                 f"image of sample {sample.key!r} is missing; selection needs an image, so "
@@ -213,9 +218,9 @@ class EvaluationSet(Sequence[EvaluationSample]):
         found = []
         for index in range(len(self)):
             sample = self.read(index)
-            questions, answers, tasks, _ = self._parsed(sample)
-            accepted = [list(own) for own in answers]
-            found.append(AnsweredSample(sample.key, list(questions), accepted, list(tasks)))
+            own = self._parsed(sample)
+            accepted = [list(answers) for answers in own.answers]
+            found.append(AnsweredSample(sample.key, list(own.questions), accepted, list(own.tasks)))
         return found
 
     def __len__(self) -> int:
@@ -233,8 +238,4 @@ class EvaluationSet(Sequence[EvaluationSample]):
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
         sample = self.read(index)
-        turns = sample.record["conversations"]
-        marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
-        questions, answers, tasks, boxes = self._parsed(sample)
-        pictures = decoded(sample)
-        return EvaluationSample(sample.key, pictures, questions, answers, tasks, boxes, marked)
+        return EvaluationSample(sample.key, decoded(sample), *self._parsed(sample))

@@ -42,12 +42,11 @@ def write_local_task(
             picture = pictures / f"{number:06d}{part}.{image_suffix(encoded)}"
             picture.write_bytes(encoded)
             paths.append(str(picture.resolve()))
-        questions, answers, names, _ = parse_record(sample.record, sample.key)
-        if len(paths) > 1:  # their marks say where the images go
-            turns = sample.record["conversations"]
-            questions = tuple(turn["value"] for turn in turns if turn["from"] == "human")
-        tasks.update(names)
-        for question, accepted, task in zip(questions, answers, names, strict=True):
+        asked = parse_record(sample.record, sample.key)
+        # The marks among several images say where they go.
+        questions = asked.marked if len(paths) > 1 else asked.questions
+        tasks.update(asked.tasks)
+        for question, accepted, task in zip(questions, asked.answers, asked.tasks, strict=True):
             lines.append(
                 {
                     "image_path": paths,

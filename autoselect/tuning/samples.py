@@ -84,17 +84,14 @@ def _usable(
         return
     if not pictures:
         return
-    asked, answers, tasks, _ = parsed
-    turns = stored.record["conversations"]
-    marked = tuple(turn["value"] for turn in turns if turn["from"] == "human")
-    first = slice(questions)
+    asked = parsed.questions[:questions]
     sample = EvaluationSample(
         f"{index}-{stored.key}",
         pictures,
-        asked[first],
-        answers[first],
-        tasks[first],
-        ((),) * len(asked[first]),
-        marked[first],
+        asked,
+        parsed.answers[:questions],
+        parsed.tasks[:questions],
+        ((),) * len(asked),
+        parsed.marked[:questions],
     )
     yield sample, stored
