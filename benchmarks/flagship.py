@@ -39,9 +39,9 @@ from torch import profiler
 from torch.profiler import ProfilerActivity, profile
 
 from autoselect.config import DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
-from autoselect.evaluation.latency.calls import Call, attached, bound
+from autoselect.evaluation.latency.calls import attached, bound
 from autoselect.evaluation.latency.environment import environment
-from autoselect.evaluation.latency.timing import measure
+from autoselect.evaluation.latency.timing import Call, measure
 from autoselect.files.atomic import write_text
 from autoselect.method.gating import GateSetting
 from autoselect.method.model import AutoSelect

@@ -1,7 +1,7 @@
 """Ask a model about one picture with all and with fewer visual tokens, and draw what stayed."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image
 from autoselect.cli.photos import Picture
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, patch_overlays
-from autoselect.evaluation.latency.timing import measure
+from autoselect.evaluation.latency.timing import Call, measure
 from autoselect.pruning.attachment import attach, detach
 from autoselect.pruning.selector import Selector
 from autoselect.vlm import FrozenVLM
@@ -36,14 +36,6 @@ class Shown:
     answer: str
     milliseconds: float
     kept: list[int] | None = None
-
-
-@dataclass(frozen=True)
-class TimedGenerate:
-    """A `generate` call to time, see `evaluation.latency.timing.TimedCall`."""
-
-    run: Callable[[], object]
-    around: Callable[[], AbstractContextManager] = nullcontext
 
 
 def inputs_of(vlm: FrozenVLM, picture: Picture) -> dict[str, Any]:
@@ -88,7 +80,7 @@ def ask(
 
     counts = {"all": total} | {str(budget): budget for budget in reversed(budgets)}
     calls = {
-        name: TimedGenerate(
+        name: Call(
             partial(generate, name), nullcontext if name == "all" else partial(pruned, name, count)
         )
         for name, count in counts.items()

@@ -8,7 +8,7 @@ import torch
 
 from autoselect.evaluation.latency import environment as module
 from autoselect.evaluation.latency import protocol as latency
-from autoselect.evaluation.latency.calls import Call
+from autoselect.evaluation.latency.timing import Call
 from tests.evaluation.fakes import FakeSelector, FakeVLM, make_samples
 
 

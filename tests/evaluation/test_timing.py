@@ -8,14 +8,9 @@ import torch
 from autoselect.evaluation.latency import protocol as latency
 from autoselect.evaluation.latency.bench import bench_lines, fixed_image
 from autoselect.evaluation.latency.caches import cache_bytes, decode_calls, filled_cache
-from autoselect.evaluation.latency.calls import (
-    Call,
-    Prompt,
-    attached,
-    vision_calls,
-)
+from autoselect.evaluation.latency.calls import Prompt, attached, vision_calls
 from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
-from autoselect.evaluation.latency.timing import measure
+from autoselect.evaluation.latency.timing import Call, measure
 from autoselect.evaluation.loading import load_pair
 from autoselect.vlm import VisualAdapter
 from tests.vlm import tiny

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.latency.calls import Call, Prompt, attached
+from autoselect.evaluation.latency.calls import Prompt, attached
+from autoselect.evaluation.latency.timing import Call
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.pruned_cache import empty_cache
 from autoselect.vlm.release import CACHE

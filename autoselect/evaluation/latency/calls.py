@@ -16,7 +16,7 @@ Dimension letters: B equal rows, T prompt tokens, N visual tokens, K that stay, 
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +26,12 @@ from torch import Tensor
 
 from autoselect.config import GateSite
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.latency.timing import Call
 from autoselect.evaluation.methods.context import PATCHES
 from autoselect.pruning.attachment import attach, detach
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.patches import read_patches, run_tower, tower_of
 from autoselect.vlm.sites import SITES
-
-
-@dataclass(frozen=True)
-class Call:
-    """A timed call.
-
-    Attributes:
-        run: the call.
-        around: context manager entered before the clock starts and left after it stops.
-    """
-
-    run: Callable[[], Any]
-    around: Callable[[], AbstractContextManager] = nullcontext
 
 
 @dataclass(frozen=True)

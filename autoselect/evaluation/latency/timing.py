@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,14 +11,17 @@ import torch
 Clock = Callable[[], float]
 
 
-class TimedCall(Protocol):
-    """A timed call, and the block around it that is not timed."""
+@dataclass(frozen=True)
+class Call:
+    """A timed call.
 
-    @property
-    def run(self) -> Callable[[], object]: ...
+    Attributes:
+        run: the call.
+        around: context manager entered before the clock starts and left after it stops.
+    """
 
-    @property
-    def around(self) -> Callable[[], AbstractContextManager]: ...
+    run: Callable[[], object]
+    around: Callable[[], AbstractContextManager] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Timing:
 
 
 def measure(
-    calls: Mapping[str, TimedCall],
+    calls: Mapping[str, Call],
     repeats: int,
     warmup: int,
     device: torch.device | str = "cpu",
