@@ -20,11 +20,12 @@ from autoselect.pruning.attachment import attach
 from autoselect.pruning.budget import is_smaller, kept_tokens, written_budget
 from autoselect.pruning.selector import Selector
 from autoselect.vlm import FrozenVLM
+from autoselect.vlm.loading import named_dtype
 
 FULL = "full"
 BASELINES = tuple(name for name, method in METHODS.items() if not {"boxes"} & set(method.needs))
 """Methods that public tasks are run with: those that need nothing but images and questions."""
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 def parse_budget(value: object) -> int | float | None:
@@ -84,7 +85,7 @@ class PrunedVLM:
             raise ConfigError(
                 f"method={method!r} is unknown here; choose {SELECTOR}, {', '.join(BASELINES)}"
             )
-        self.vlm = FrozenVLM.from_pretrained(pretrained, DTYPES[dtype], where)
+        self.vlm = FrozenVLM.from_pretrained(pretrained, named_dtype(dtype), where)
         self.asked = AskedVLM(self.vlm)
         self.smaller_images = 0
         if self.budget is None:

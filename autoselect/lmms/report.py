@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from autoselect.evaluation.report.tables import percent
 from autoselect.lmms.engine import FULL
 from autoselect.lmms.published import FULL_MODEL, MODEL, PAPER, published_rows
 from autoselect.lmms.tasks import TASKS, label
@@ -72,10 +73,6 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value > 200 else f"{value:.1f}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
 def _scores(report: dict[str, Any]) -> list[str]:
     tasks = list(report["tasks"])
     names = [report["tasks"][task]["label"] for task in tasks]
@@ -93,7 +90,7 @@ def _scores(report: dict[str, Any]) -> list[str]:
 
     lines.append(line("upper bound", "all", report["full"]["tasks"], "100.0"))
     for row in report["rows"]:
-        lines.append(line(row["method"], row["budget"], row["tasks"], _percent(row["retention"])))
+        lines.append(line(row["method"], row["budget"], row["tasks"], percent(row["retention"])))
     if MODEL in report["model"].lower():
         lines.append(line("upper bound, published", "576", FULL_MODEL, "100.0"))
         lines.append(line("AutoSelect's paper, K not stated", "?", PAPER, "–"))
