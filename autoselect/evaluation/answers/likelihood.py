@@ -90,10 +90,7 @@ def continuation_log_likelihood(
     """
     longer, starts = _continued(call, texts)
     attached = getattr(model, "autoselect", None)
-    last = longer["input_ids"].shape[1] - min(starts) + 1
-    limit = {}
-    if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
-        limit = {"logits_to_keep": last}
+    limit = last_logits(model, longer["input_ids"].shape[1] - min(starts) + 1)
     with nullcontext(attached) if kept is None else keeping(model, kept) as attachment:
         logits = model(**longer, **limit).logits
         columns = None
@@ -111,6 +108,12 @@ def continuation_log_likelihood(
         sums.append(given.log_softmax(dim=-1).gather(1, ids[:, None]).sum())
         greedy.append((given.argmax(dim=-1) == ids).all())
     return Scored(torch.stack(sums), torch.stack(greedy))
+
+
+def last_logits(model: Any, count: int) -> dict[str, int]:
+    """Return the argument of `forward` for the last `count` logits alone, if the model has it."""
+    known = inspect.signature(type(model).forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in known else {}
 
 
 def _places(

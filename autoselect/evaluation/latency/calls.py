@@ -14,7 +14,6 @@ language model alone; encoder and selection stand beside it, and `first_token@K`
 Dimension letters: B equal rows, T prompt tokens, N visual tokens, K that stay, D width.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from autoselect.config import GateSite
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.answers.likelihood import last_logits
 from autoselect.evaluation.latency.timing import Call
 from autoselect.evaluation.methods.context import PATCHES
 from autoselect.pruning.attachment import attach, detach
@@ -71,7 +71,7 @@ class Prompt:
         if site != "after_projector":
             features = SITES[site].encode(vlm.adapter, inputs)
         scored, _ = vlm.adapter.tokens(blocks, features)
-        more = {**_last_logits(vlm.model), "use_cache": True}
+        more = {**last_logits(vlm.model, 1), "use_cache": True}
         encoded, attached = (
             {**vlm.adapter.with_outputs(inputs, own), **more} for own in (outputs, features)
         )
@@ -199,8 +199,3 @@ def attached(model: Any, selector: Any, budget: int) -> Callable[[], AbstractCon
 
 def bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return lambda: function(*arguments)
-
-
-def _last_logits(model: Any) -> dict[str, int]:
-    known = inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}

@@ -30,23 +30,32 @@ def choose_places(
     another image; then the first of a further image that is correct in full and wrong at the
     smallest budget.
     """
-    full, smallest = (
-        answers[str(column)] for column in (Column(FULL, 0), Column(SELECTOR, plan.budgets[0]))
-    )
-    right = [
-        (image, turn)
-        for image, sample in enumerate(asked)
-        for turn in range(len(sample.questions))
-        if is_right(sample, turn, full[image][turn])
-    ]
+    right = right_places(asked, answers[str(Column(FULL, 0))])
     chosen: dict[int, int] = {}
     for task in sorted({task for sample in asked for task in sample.tasks}):
         of_task = (p for p in right if asked[p[0]].tasks[p[1]] == task and p[0] not in chosen)
         chosen.update(itertools.islice(of_task, 1))
-    spoilt = (
-        (i, r) for i, r in right if i not in chosen and not is_right(asked[i], r, smallest[i][r])
-    )
+    spoilt = (place for place in failed_places(asked, answers, plan) if place[0] not in chosen)
     return [*chosen.items(), *itertools.islice(spoilt, 1)]
+
+
+def right_places(asked: Sequence[Answered], answers: Answers) -> list[Place]:
+    """Return (image, round) of the questions that are answered correctly."""
+    return [
+        (image, turn)
+        for image, sample in enumerate(asked)
+        for turn in range(len(sample.questions))
+        if is_right(sample, turn, answers[image][turn])
+    ]
+
+
+def failed_places(
+    asked: Sequence[Answered], answers: dict[str, Answers], plan: Plan
+) -> list[Place]:
+    """Return (image, round) of what is right in full and wrong at the smallest budget."""
+    right = right_places(asked, answers[str(Column(FULL, 0))])
+    few = answers[str(Column(SELECTOR, plan.budgets[0]))]
+    return [(i, r) for i, r in right if not is_right(asked[i], r, few[i][r])]
 
 
 def lost_places(replies: dict[str, Replies], plan: Plan, count: int) -> list[tuple[float, Place]]:

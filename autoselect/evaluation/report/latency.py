@@ -8,6 +8,8 @@ the vision encoder `prefill_ms` is the language model alone, and `vision_ms` dif
 from collections.abc import Mapping
 from typing import Any
 
+from autoselect.evaluation.methods.context import PATCHES
+
 COLUMNS = {
     "vision ms": "vision_ms",
     "selector ms": "selector_ms",
@@ -22,7 +24,6 @@ COSTS = (
     *("prefill_ms", "selector_ms", "first_token_ms", "speedup", "speedup_with_vision"),
     "kv_cache_bytes",
 )
-BEFORE_ENCODER = "before_encoder"
 SHARED_TIMES = {"vision tower": "tower_ms", "projector": "projector_ms", "Scorer": "scorer_ms"}
 MIB = 2**20
 
@@ -67,7 +68,7 @@ def latency_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         [name, *(_number(row.get(key), key) for key in shown.values())]
         for name, row in zip(names, rows, strict=True)
     ]
-    inside = latency.get("site") != BEFORE_ENCODER
+    inside = latency.get("site") != PATCHES
     head = [f"{name} (in prefill)" if name == "selector ms" and inside else name for name in shown]
     return ["tokens", *head], cells
 
@@ -80,7 +81,7 @@ def _number(value: float | None, key: str) -> str:
 
 def latency_notes(latency: Mapping[str, Any]) -> list[str]:
     """Return what the columns of the latency table mean, and times that all budgets share."""
-    if latency.get("site") == BEFORE_ENCODER:
+    if latency.get("site") == PATCHES:
         return [
             "The vision encoder sees the kept patches only: vision (embeddings, encoder and "
             "projector), selector and prefill (the language model alone) are timed one by one. "

@@ -7,7 +7,7 @@ from typing import Any
 from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import SELECTOR
-from autoselect.evaluation.report.examples import Place, is_right, overlay_rows
+from autoselect.evaluation.report.examples import failed_places, is_right, overlay_rows
 from autoselect.evaluation.report.files import Evaluation
 from autoselect.evaluation.scores.scoring import Answered
 
@@ -47,21 +47,6 @@ def question_columns(
         columns[f"{name}: answer"] = [texts[i][r] for i, r in chosen]
         columns[f"{name}: correct"] = [is_right(asked[i], r, texts[i][r]) for i, r in chosen]
     return columns
-
-
-def failed_places(
-    asked: Sequence[Answered], answers: dict[str, Answers], plan: Plan
-) -> list[Place]:
-    """Return (image, round) of what is right in full and wrong at the smallest budget."""
-    full, few = (
-        answers[str(column)] for column in (Column(FULL, 0), Column(SELECTOR, plan.budgets[0]))
-    )
-    return [
-        (i, r)
-        for i, sample in enumerate(asked)
-        for r in range(len(sample.questions))
-        if is_right(sample, r, full[i][r]) and not is_right(sample, r, few[i][r])
-    ]
 
 
 def question_tables(result: Evaluation, folder: Path) -> dict[str, Table]:
