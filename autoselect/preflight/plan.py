@@ -80,6 +80,7 @@ def report(arguments: argparse.Namespace) -> str:
     Raises:
         ConfigError: a number is out of range, or the model or the DeepSpeed file cannot be read.
     """
+    from autoselect.reference.resources import resolve_model
     from autoselect.vlm.shape import read_shape
 
     config = run_config(arguments)
@@ -87,7 +88,7 @@ def report(arguments: argparse.Namespace) -> str:
     check_counts(**{name: getattr(arguments, name) for name in counts})
     hardware, have = _hardware(arguments), _assumptions(arguments, config)
     sizes, note = _batch(arguments)
-    shape = read_shape(_model_folder(config.model), arguments.visual_tokens)
+    shape = read_shape(resolve_model(config.model), arguments.visual_tokens)
     trained = trained_parameters(shape, config)
     flops = step_flops(shape, sizes.total, config, have)
     seconds = flops / (arguments.gpus * hardware.tflops * 1e12 * have.utilisation)
@@ -185,12 +186,6 @@ def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
     if fitting != micro:
         note = f" (lower its micro batch of {micro} to {fitting})"
     return config.with_batch(total, fitting).split(arguments.gpus), note
-
-
-def _model_folder(name: str) -> str:
-    from autoselect.reference.resources import resolve_model
-
-    return resolve_model(name)
 
 
 def _assumptions(arguments: argparse.Namespace, config: TrainConfig) -> Assumptions:
