@@ -183,7 +183,6 @@ def removal_gaps(
     batches: Iterable[TrainBatch],
     budgets: Sequence[int],
     choices: Mapping[str, Choose],
-    seed: int = 0,
 ) -> dict[str, list[RemovalGap]]:
     """Measure the gap of each choice at each budget on batches that were not trained on.
 
@@ -194,7 +193,6 @@ def removal_gaps(
         batches: rows with images, on the model's device; those without are skipped.
         budgets: numbers K; images with fewer tokens keep all.
         choices: by name, what chooses as at inference, such as `Selector.choose`.
-        seed: keys the noise.
     """
     full = Outcome()
     cells = [(name, budget) for name in choices for budget in budgets]
@@ -206,7 +204,7 @@ def removal_gaps(
         pixels = model.vlm.to_device(batch.pixels)
         visual = model.site.read(model.adapter, pixels, batch.input_ids, batch.tokens_per_image)
         scores = model.scorer(visual.tokens, visual.mask).float()
-        key = NoiseKey(seed, step, batch.image_ids)
+        key = NoiseKey(0, step, batch.image_ids)
         everything = kept_places(torch.ones_like(scores), visual)
         outputs = model.site.pruned(model.adapter, visual.outputs, everything, visual.counts)
         full += forced_outcome(model.vlm, batch, outputs)

@@ -118,7 +118,7 @@ def test_independent_rounds_are_about_all_images(name):
 def test_evaluation_asks_as_training_does(question):
     vlm, pictures = frozen("qwen2_5_vl"), (SQUARE, WIDE)
     asked = AskedVLM(vlm)
-    text = asked.prompt(2, question, "no</s>")
+    text = asked.prompt(2, question) + "no</s>"
     ids = vlm.inputs([pictures], [text])["input_ids"][0].tolist()
     for rounds in ("independent", "conversation"):
         batch = Collator(vlm, rounds)([sample(0, pictures, [(question, "no")])])

@@ -21,6 +21,7 @@ from autoselect.pruning.budget import budget_to_tokens
 from autoselect.vlm.image_classifier import Preprocess, grid, only_patches
 
 OWN_PREDICTION = "the classifier's own prediction with all patches"
+IMAGES_PER_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,6 @@ def classifier_accuracy(
     preprocess: Preprocess,
     data: LabelledImages,
     budgets: Sequence[int],
-    images_per_batch: int = 32,
 ) -> dict[str, Any]:
     """Return a classifier's top-1 accuracy with all, selected and random patches.
 
@@ -131,8 +131,7 @@ def classifier_accuracy(
     images, labels = data.images, data.labels
     right: dict[str, list[bool]] = {}
     first: tuple[int, int] | None = None
-    if vlm.num_tokens is None:
-        images_per_batch = 1
+    images_per_batch = 1 if vlm.num_tokens is None else IMAGES_PER_BATCH
     for start in range(0, len(images), images_per_batch):
         batch = list(images[start : start + images_per_batch])
         pixels = preprocess(batch).to(classifier.device)

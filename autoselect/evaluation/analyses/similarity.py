@@ -11,6 +11,7 @@ from autoselect.evaluation.samples import EvaluationSample
 from autoselect.ops.hard_top_k import hard_top_k
 
 PAPER_COUNT = 64
+IMAGES_PER_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ def token_similarity(
     selector: Any,
     samples: Sequence[EvaluationSample],
     count: int | None = None,
-    images_per_batch: int = 32,
 ) -> Similarity:
     """Compare the `count` best and the `count` worst tokens of every image.
 
@@ -46,8 +46,8 @@ def token_similarity(
         count: tokens on either side; by default 64 as in the paper, at most a quarter of N.
     """
     total, positions = None, []
-    for start in range(0, len(samples), images_per_batch):
-        batch = samples[start : start + images_per_batch]
+    for start in range(0, len(samples), IMAGES_PER_BATCH):
+        batch = samples[start : start + IMAGES_PER_BATCH]
         visual = vlm.encode_images([sample.image for sample in batch], selector.site)
         assert visual.mask is None, "figure 4 compares equally many tokens of every image"
         k = count or min(PAPER_COUNT, visual.tokens.shape[1] // 4)

@@ -57,14 +57,14 @@ def log_analysis(
         )
 
 
-def points(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[Point]:
+def points(numbers: Mapping[str, Any]) -> Iterator[Point]:
     """Yield (name, value, step) of every number that becomes a metric.
 
     The budget is the step of lists as long as `budgets` and of dictionaries with a `budget`; pairs
     are (step, value). Other lists, such as one value per position, are skipped.
     """
     budgets = numbers.get("budgets", [])
-    yield from _points(numbers, prefix, budgets if isinstance(budgets, list | tuple) else [])
+    yield from _points(numbers, "", budgets if isinstance(budgets, list | tuple) else [])
 
 
 def _points(value: Any, name: str, budgets: Any) -> Iterator[Point]:

@@ -24,6 +24,7 @@ FULL, BLIND, OTHER = "full", "blind", "other_image"
 BOUNDS = (FULL, BLIND, OTHER)
 ANSWERS, MODEL = "answers", "model"
 REFERENCES = (ANSWERS, MODEL)
+ROWS_PER_BATCH = 160
 Answers = list[list[str]]
 
 
@@ -59,7 +60,7 @@ class Plan:
     budgets: tuple[int, ...]
     num_tokens: int
     images_per_part: int = 32
-    rows_per_batch: int = 160
+    rows_per_batch: int = ROWS_PER_BATCH
     max_new_tokens: int = 16
     scoring: str = GENERATION
     reference: str = ANSWERS
@@ -199,7 +200,6 @@ def answer_sequences(
     encoded: Encoded,
     sequences: Mapping[str, ImageChoices | None],
     max_new_tokens: int,
-    rows_per_batch: int = 160,
 ) -> dict[str, Replies]:
     """Return the replies of some images to given visual tokens: name -> image -> round -> reply.
 
@@ -209,7 +209,7 @@ def answer_sequences(
     replies = {
         name: [[Reply("")] * len(sample.questions) for sample in samples] for name in sequences
     }
-    for places in question_batches(samples, rows_per_batch):
+    for places in question_batches(samples, ROWS_PER_BATCH):
         prompts = asked.prompts(samples, encoded, places)
         for name, choices in sequences.items():
             features, kept = None, None

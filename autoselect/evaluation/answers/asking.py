@@ -113,13 +113,13 @@ class AskedVLM:
     def __init__(self, vlm: FrozenVLM) -> None:
         self.vlm = vlm
 
-    def prompt(self, image_count: int, question: str, answer: str = "") -> str:
-        """Write a question in the model's chat template, followed by the beginning of an answer.
+    def prompt(self, image_count: int, question: str) -> str:
+        """Write a question in the model's chat template, up to where its answer begins.
 
         The images stand at the marks in the question, or first if the marks are not `image_count`.
         """
         messages = [{"role": "user", "content": question_content(question, image_count)}]
-        return chat(self.vlm.processor, messages, generation=True) + answer
+        return chat(self.vlm.processor, messages, generation=True)
 
     @torch.no_grad()
     def encode(

@@ -25,15 +25,12 @@ def has_llm_attention(model: Any) -> bool:
 
 @torch.inference_mode()
 def visual_attention(
-    adapter: VisualAdapter,
-    call: Mapping[str, Any],
-    blocks: Sequence[Block],
-    layer: int = FASTV_LAYER,
+    adapter: VisualAdapter, call: Mapping[str, Any], blocks: Sequence[Block]
 ) -> list[Tensor]:
     """Return the attention of each prompt's last token to the tokens of every image, [N] each.
 
-    `call` has encoded images and is padded on the left, [R, T]. `layer` counts from 1; FastV takes
-    the second. The mean over its heads is returned.
+    `call` has encoded images and is padded on the left, [R, T]. The mean over the heads of the
+    second layer is returned, which FastV takes.
     """
     language = adapter.model.get_decoder()
     arguments = dict(call)
@@ -43,7 +40,7 @@ def visual_attention(
         arguments["position_ids"] = (real.cumsum(dim=1) - 1).clamp(min=0) + first
     maps = attention_maps(
         language,
-        attention_layers(language)[layer - 1],
+        attention_layers(language)[FASTV_LAYER - 1],
         lambda: adapter.base(**arguments, use_cache=False),
     )
     last = maps[:, :, -1].mean(dim=1)

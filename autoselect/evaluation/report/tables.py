@@ -47,9 +47,9 @@ class Table:
     rows: list[TableRow]
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None) -> str:
     """Return a fraction in per cent, or a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def span(ends: Sequence[float | None] | None) -> str:
