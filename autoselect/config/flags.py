@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from autoselect.config import ConfigError
+from autoselect.config.bounds import at_least
 from autoselect.config.setting import described, help_of, scalar_type
 
 Settings = TypeVar("Settings")
@@ -90,8 +91,8 @@ def settings_help(settings: type) -> str:
 def check_counts(**counts: int | None) -> None:
     """Raise ConfigError if a named number is below 1; None means that it was not given."""
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value} is below 1; choose 1 or more")
+        if value is not None:
+            at_least(1, name, value)
 
 
 def check_port(port: int) -> None:

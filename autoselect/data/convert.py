@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.config.bounds import at_least
 from autoselect.data.decode import (
     ImageError,
     ImageTooLarge,
@@ -106,9 +107,8 @@ def convert_llava(
     """
     if key_prefix:
         check_key("key_prefix", key_prefix)
-    for name, value in (("samples_per_shard", samples_per_shard), ("workers", workers)):
-        if value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1")
+    at_least(1, "samples_per_shard", samples_per_shard)
+    at_least(1, "workers", workers)
     folders = tuple(str(Path(folder).resolve()) for folder in image_folders)
     for folder in folders:
         if not Path(folder).is_dir():

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from autoselect.config import ConfigError
+from autoselect.config.bounds import at_least
 from autoselect.data.decode import reuse_image_memory
 from autoselect.data.faults import BadSample, Fault
 from autoselect.data.order import global_batch, rank_share
@@ -54,8 +55,8 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "accumulation", "world_size"):
-            _check_least(name, getattr(self, name), 1)
-        _check_least("start_step", self.start_step, 0)
+            at_least(1, name, getattr(self, name))
+        at_least(0, "start_step", self.start_step)
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(
                 f"rank={self.rank} must be in 0..{self.world_size - 1} for "
@@ -190,7 +191,7 @@ class Loader:
         workers: int = 0,
         quarantine: Quarantine | None = None,
     ) -> None:
-        _check_least("workers", workers, 0)
+        at_least(0, "workers", workers)
         if plan.start_step == 0:
             shards.check_keys()
         self.step = plan.start_step
@@ -244,8 +245,3 @@ class Loader:
 def _as_is(step: Any) -> Any:
     """Return a value as it is; torch's default turns tuples into lists, arrays into tensors."""
     return step
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}={value} must be at least {least}")

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from autoselect.config import ConfigError
+from autoselect.config.bounds import at_least
 from autoselect.config.extras import extra
 from autoselect.data.decode import Limits, image_suffix
 from autoselect.data.index import build_index, sidecar, write_index
@@ -40,8 +41,7 @@ class ShardWriter:
         first_shard: int = 0,
         limits: Limits | None = None,
     ) -> None:
-        if samples_per_shard < 1:
-            raise ConfigError(f"samples_per_shard={samples_per_shard} must be at least 1")
+        at_least(1, "samples_per_shard", samples_per_shard)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._prefix = prefix

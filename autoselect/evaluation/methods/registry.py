@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoselect.config import ConfigError, GateSite
+from autoselect.config.bounds import at_least
 from autoselect.evaluation.methods import (
     coverage,
     duplication,
@@ -186,8 +187,7 @@ def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:
     Raises:
         ConfigError: an unknown name, or fewer than one seed.
     """
-    if random_seeds < 1:
-        raise ConfigError(f"random_seeds={random_seeds} must be at least 1")
+    at_least(1, "random_seeds", random_seeds)
     sets = {"all": list(METHODS), "none": []}
     wanted = sets.get(names.strip(), [name.strip() for name in names.split(",")])
     unknown = [name for name in wanted if name not in METHODS]
