@@ -28,6 +28,17 @@ GRID = IMAGE_SIZE // PATCH_SIZE
 NUM_VISUAL_TOKENS = GRID * GRID
 IMAGE_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = "<image>", "<user>", "<assistant>"
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_TOKEN, USER_TOKEN, ASSISTANT_TOKEN)
+SPECIAL_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LANGUAGE: dict[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    **SPECIAL_IDS,
+}
+"""Settings that the language models of both reference VLMs share."""
 WORDS = (
     "is there a an the what color colour shape object objects how many are left right of above "
     "below or sign does say yes no in on to and ?"
@@ -116,29 +127,21 @@ def build_config(vocabulary: int) -> LlavaConfig:
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
     )
-    language = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    language = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=6, **LANGUAGE)
+    return llava_config(vision, language, NUM_VISUAL_TOKENS, "default")
+
+
+def llava_config(vision: Any, language: Any, tokens: int, strategy: Any) -> LlavaConfig:
+    """Join the parts of a reference VLM with `tokens` visual tokens per image."""
     return LlavaConfig(
         vision_config=vision,
         text_config=language,
         image_token_index=SPECIAL_TOKENS.index(IMAGE_TOKEN),
-        image_seq_length=NUM_VISUAL_TOKENS,
+        image_seq_length=tokens,
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=strategy,
         tie_word_embeddings=True,
-        **special,
+        **SPECIAL_IDS,
     )
 
 

@@ -5,7 +5,6 @@ The VLM is saved with `save_pretrained` in bfloat16 and loads like any hub model
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -25,9 +24,9 @@ from autoselect.reference.documents.signs import PANEL_COLOURS
 from autoselect.reference.scenes import COLOURS, SHAPES
 from autoselect.reference.vlm import (
     CHAT_TEMPLATE,
-    IMAGE_TOKEN,
-    SPECIAL_TOKENS,
+    LANGUAGE,
     WORDS,
+    llava_config,
     sinusoidal_positions,
     word_piece_tokenizer,
 )
@@ -73,28 +72,8 @@ def build_config(vocabulary: int) -> LlavaConfig:
         patch_size=PATCH_SIZE,
         vision_use_head=False,
     )
-    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    language = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        **special,
-    )
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=language,
-        image_token_index=SPECIAL_TOKENS.index(IMAGE_TOKEN),
-        image_seq_length=NUM_VISUAL_TOKENS,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
-        **special,
-    )
+    language = Qwen2Config(vocab_size=vocabulary, num_key_value_heads=3, **LANGUAGE)
+    return llava_config(vision, language, NUM_VISUAL_TOKENS, "full")
 
 
 def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
