@@ -155,7 +155,7 @@ class CacheLayout:
             prompt = (self.columns != PADDING).long()
             return torch.nn.functional.pad(prompt, (0, self.grown), value=1)
         begin = self.full_length - self.grown
-        prompt = take_columns(attention_mask[:, :begin], self.columns, 0)
+        prompt = take_columns(attention_mask[:, :begin], self.columns)
         return torch.cat([prompt, attention_mask[:, begin : self.full_length]], dim=1)
 
     def mask(self, attention_mask: Tensor | None, new: int) -> Tensor | None:

@@ -191,12 +191,12 @@ def remaining_columns(keep: Tensor) -> Tensor:
     return order.gather(1, shifted.clamp(min=0)).masked_fill(shifted < 0, PADDING)
 
 
-def take_columns(values: Tensor, columns: Tensor, fill: int) -> Tensor:
-    """Take `columns` [B, S] of `values` [..., B or 1, T] as [..., B, S], with `fill` at padding."""
+def take_columns(values: Tensor, columns: Tensor) -> Tensor:
+    """Take `columns` [B, S] of `values` [..., B or 1, T] as [..., B, S], with 0 at padding."""
     index = columns.clamp(min=0)
     values = values.expand(*values.shape[:-2], len(columns), values.shape[-1])
     taken = values.gather(-1, index.expand(*values.shape[:-1], index.shape[1]))
-    return taken.masked_fill(columns == PADDING, fill)
+    return taken.masked_fill(columns == PADDING, 0)
 
 
 def take_logit_positions(positions: Tensor, columns: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ tokens are zeros until the first of these layers.
 Dimension letters: M visual tokens of the whole batch, D width, L later layers.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,10 +53,7 @@ def with_features(output: Any, matrix: Tensor) -> Any:
     layers, _ = _later_layers(output)
     if others:
         layers = [_like(layer, part) for layer, part in zip(layers, others, strict=True)]
-    changed = copy.copy(output)
-    for name, value in _fields(output, _like(output.pooler_output, first), layers).items():
-        setattr(changed, name, value)
-    return changed
+    return _changed(output, _fields(output, _like(output.pooler_output, first), layers))
 
 
 def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:

@@ -208,7 +208,7 @@ class AskedVLM:
         is_text = prompts.inputs["attention_mask"].bool() & ~self.vlm.adapter.is_image(ids)
         columns = remaining_columns(is_text)
         real = (columns != PADDING)[..., None]
-        embeds = self.vlm.model.get_input_embeddings()(take_columns(ids, columns, 0))
+        embeds = self.vlm.model.get_input_embeddings()(take_columns(ids, columns))
         weights = real.to(embeds.dtype)
         means = (embeds * weights).sum(dim=1) / weights.sum(dim=1)
         return [means[block.row] for block in prompts.blocks]
