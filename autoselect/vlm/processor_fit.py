@@ -135,10 +135,10 @@ def _check_blank_image(path: str | Path, config: Any, processor: Any) -> None:
             COPY,
         )
     if config.model_type in ("llava", "vipllava"):
-        _check_count(path, config, processor, count)
+        _check_count(path, config, count)
 
 
-def _check_count(path: str | Path, config: Any, processor: Any, count: int) -> None:
+def _check_count(path: str | Path, config: Any, count: int) -> None:
     """Refuse another number of placeholders than the tokens that the tower makes of an image."""
     vision = config.vision_config
     strategy = getattr(config, "vision_feature_select_strategy", "default")
