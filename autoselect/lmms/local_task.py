@@ -6,7 +6,7 @@ The folder holds `NAME.yaml`, the questions as JSON lines, and the images. Run i
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +29,9 @@ def write_local_task(
     Raises:
         ConfigError: the shards cannot be evaluated.
     """
-    samples = EvaluationSet.open(shards)
-    pictures = folder / "images"
-    pictures.mkdir(parents=True, exist_ok=True)
-    lines: list[dict[str, Any]] = []
-    tasks: set[str] = set()
-    for number in range(len(samples)):
-        sample = samples.read(number)
-        paths = []
-        for place, encoded in enumerate(sample.images):
-            part = f"-{place}" if place else ""
-            picture = pictures / f"{number:06d}{part}.{image_suffix(encoded)}"
-            picture.write_bytes(encoded)
-            paths.append(str(picture.resolve()))
-        asked = parse_record(sample.record, sample.key)
-        # The marks among several images say where they go.
-        questions = asked.marked if len(paths) > 1 else asked.questions
-        tasks.update(asked.tasks)
-        for question, accepted, task in zip(questions, asked.answers, asked.tasks, strict=True):
-            lines.append(
-                {
-                    "image_path": paths,
-                    "question": question,
-                    "answers": list(accepted),
-                    "task": task,
-                }
-            )
+    documents = list(_documents(EvaluationSet.open(shards), folder / "images"))
     data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data.write_text("".join(json.dumps(one) + "\n" for one in documents))
     (folder / "utils.py").write_text(FUNCTIONS)
     settings = {
         "task": name,
@@ -68,7 +43,7 @@ def write_local_task(
         "generation_kwargs": {"max_new_tokens": max_new_tokens, "do_sample": False},
         "metric_list": [
             {"metric": task, "aggregation": "mean", "higher_is_better": True}
-            for task in sorted(tasks)
+            for task in sorted({one["task"] for one in documents})
         ],
         "metadata": [{"version": 1.0}],
     }
@@ -80,6 +55,29 @@ def write_local_task(
     written = yaml.safe_dump(settings, sort_keys=False)
     written += "".join(f"{field}: !function {home}\n" for field, home in functions.items())
     (folder / f"{name}.yaml").write_text(written)
+
+
+def _documents(samples: EvaluationSet, pictures: Path) -> Iterator[dict[str, Any]]:
+    """Yield every question as lmms-eval reads it, and write its images."""
+    pictures.mkdir(parents=True, exist_ok=True)
+    for number in range(len(samples)):
+        sample = samples.read(number)
+        paths = []
+        for place, encoded in enumerate(sample.images):
+            part = f"-{place}" if place else ""
+            picture = pictures / f"{number:06d}{part}.{image_suffix(encoded)}"
+            picture.write_bytes(encoded)
+            paths.append(str(picture.resolve()))
+        asked = parse_record(sample.record, sample.key)
+        # The marks among several images say where they go.
+        questions = asked.marked if len(paths) > 1 else asked.questions
+        for question, accepted, task in zip(questions, asked.answers, asked.tasks, strict=True):
+            yield {
+                "image_path": paths,
+                "question": question,
+                "answers": list(accepted),
+                "task": task,
+            }
 
 
 def visual(document: Mapping[str, Any]) -> list[Image.Image]:
