@@ -32,8 +32,6 @@ class Family:
         first_position: position of the first token when the caller gives no positions.
         fixed_tokens: every image has as many tokens, as long as the processor writes as many.
         images_see_themselves: tokens of one image see each other, not only earlier ones.
-        beyond_features: the prompt receives more than visual tokens at placeholders: deepstack
-            features or indicator tokens, which only the model's own `forward` can insert.
         projects: `forward` takes what the vision tower returns and projects it itself, so tokens
             have the channels of the tower's output.
         convolutions: some layers mix neighbouring columns whatever the attention mask says, so
@@ -51,7 +49,6 @@ class Family:
     first_position: int = 0
     fixed_tokens: bool = False
     images_see_themselves: bool = False
-    beyond_features: bool = False
     projects: bool = False
     convolutions: bool = False
     padding_mask_only: bool = False
@@ -77,8 +74,8 @@ FAMILIES: dict[str, Family] = {
         untrained="its processor takes exactly one image per text, and neither rows of images nor "
         "text alone",
     ),
-    "granite4_vision": Family(beyond_features=True),
-    "granite_docling": Family(images="runs", tiles="same_before_first", beyond_features=True),
+    "granite4_vision": Family(),
+    "granite_docling": Family(images="runs", tiles="same_before_first"),
     "idefics2": Family(
         images="runs", untrained="its processor does not tell what it writes for an image"
     ),
@@ -103,7 +100,7 @@ FAMILIES: dict[str, Family] = {
         "training does not build",
     ),
     "nemotron_h_omni": Family(clip_token="image", convolutions=True),
-    "ovis2": Family(images="runs", tiles="same_before_first", beyond_features=True),
+    "ovis2": Family(images="runs", tiles="same_before_first"),
     "paligemma": Family(
         raster="square",
         first_position=1,
@@ -122,7 +119,7 @@ FAMILIES: dict[str, Family] = {
     "qianfan_ocr": Family(images="runs"),
     "qwen2_5_vl": Family(raster="picture"),
     "qwen2_vl": Family(raster="picture"),
-    "qwen3_vl": Family(raster="picture", beyond_features=True),
+    "qwen3_vl": Family(raster="picture"),
     "shieldgemma2": Family(raster="square", images_see_themselves=True),
     "smolvlm": Family(images="runs", tiles="same_before_last"),
     "video_llava": Family(videos="runs", raster="square"),
@@ -201,11 +198,10 @@ def family_of(config: Any) -> Family:
         )
     if kind in FAMILIES:
         return FAMILIES[kind]
-    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    text = config.get_text_config()
     bidirectional = getattr(text, "use_bidirectional_attention", None) == "vision"
     return Family(
         images_see_themselves=bidirectional,
-        beyond_features=bool(getattr(vision, "deepstack_visual_indexes", None)),
         convolutions=any(kind in MIXING for kind in getattr(text, "layer_types", None) or ()),
     )
 
