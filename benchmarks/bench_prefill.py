@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from autoselect.config import GateSite, ScorerConfig
-from autoselect.evaluation.latency.bench import Rounds, bench_prefill
+from autoselect.evaluation.latency.bench import bench_prefill
+from autoselect.evaluation.latency.protocol import Rounds
 from autoselect.files.atomic import write_text
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector

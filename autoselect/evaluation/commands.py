@@ -21,7 +21,8 @@ from autoselect.evaluation.analyses.run import (
 )
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.latency.bench import Rounds, bench_lines, bench_prefill
+from autoselect.evaluation.latency.bench import bench_lines, bench_prefill
+from autoselect.evaluation.latency.protocol import Rounds
 from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
 from autoselect.evaluation.report.tables import terminal_table
 from autoselect.evaluation.run import evaluate

@@ -18,7 +18,7 @@ from autoselect.evaluation.answers.served import check_served, served
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.latency.environment import git_commit
-from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
+from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.loading import (
     LoadedSelector,
     load_selectors,
@@ -204,13 +204,9 @@ def measure(
     """
     vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
     selector = ready.selectors[SELECTOR].selector
-    latency = latency_report(
-        vlm,
-        selector,
-        sample.images[0],
-        sample.questions[0],
-        LatencyPlan(plan.budgets, settings.latency_batch, compiled=settings.latency_compiled),
-    )
+    rounds = Rounds(compiled=settings.latency_compiled)
+    timed = LatencyPlan(plan.budgets, settings.latency_batch, rounds)
+    latency = latency_report(vlm, selector, sample.images[0], sample.questions[0], timed)
     warnings = (other_weights(vlm, own.selector) for own in ready.selectors.values())
     more = {
         "environment": latency["environment"] | _engine_version(settings),

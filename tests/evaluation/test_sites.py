@@ -20,7 +20,7 @@ from autoselect.evaluation.analyses.fidelity import (
 from autoselect.evaluation.answers.answering import FULL, Column, Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.latency.bench import fixed_image
-from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
+from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.methods.choice import context_of
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.latency import latency_notes, latency_table
@@ -68,7 +68,7 @@ def test_the_oracle_can_stand_before_the_encoder(vlm, shards):
 
 
 def test_encoder_selection_and_prefill_are_timed_apart(vlm):
-    plan = LatencyPlan((4, 16), 2, repeats=2, warmup=0)
+    plan = LatencyPlan((4, 16), 2, Rounds(2, 0))
     report = latency_report(vlm, selector_at(vlm, "before_encoder"), fixed_image(), "a ?", plan)
     assert report["site"] == "before_encoder"
     rows = [report["full"], *report["pruned"]]

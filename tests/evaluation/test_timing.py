@@ -9,7 +9,7 @@ from autoselect.evaluation.latency import protocol as latency
 from autoselect.evaluation.latency.bench import bench_lines, fixed_image
 from autoselect.evaluation.latency.caches import cache_bytes, decode_calls, filled_cache
 from autoselect.evaluation.latency.calls import Prompt, attached, vision_calls
-from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
+from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.latency.timing import Call, measure
 from autoselect.evaluation.loading import load_pair
 from autoselect.vlm import VisualAdapter
@@ -78,7 +78,7 @@ def test_what_is_around_a_call_is_outside_the_clock():
 
 def test_stages_are_apart_and_the_speedup_is_that_of_the_attached_call(pair):
     vlm, selector = pair
-    plan = LatencyPlan((8, 32), batch_size=2, repeats=3, warmup=1)
+    plan = LatencyPlan((8, 32), 2, Rounds(3, 1))
     report = latency_report(vlm, selector, fixed_image(), "is there a star ?", plan)
     assert [row["budget"] for row in report["pruned"]] == [8, 32]
     for row in report["pruned"]:
@@ -202,7 +202,7 @@ def test_the_peak_of_a_prefill_is_taken_before_other_calls_hold_caches(pair, mon
 
     monkeypatch.setattr(latency._Memory, "peak", peak)
     monkeypatch.setattr(latency, "decode_calls", with_caches)
-    plan = LatencyPlan((8, 32), repeats=1, warmup=0)
+    plan = LatencyPlan((8, 32), rounds=Rounds(1, 0))
     report = latency_report(vlm, selector, fixed_image(), "a ?", plan)
     assert order == ["peak"] * 3 + ["caches"]
     assert report["full"]["peak_memory_bytes"] == 1
@@ -220,7 +220,7 @@ def test_compiled_calls_stand_beside_the_eager_ones(pair, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compiler)
     vlm, selector = pair
-    plan = LatencyPlan((8,), repeats=2, warmup=0, compiled=True)
+    plan = LatencyPlan((8,), rounds=Rounds(2, 0, compiled=True))
     report = latency_report(vlm, selector, fixed_image(), "a ?", plan)
     assert compiled == [("forward", "default", False), ("select", "default", False)]
     (row,) = report["compiled"]["pruned"]

@@ -1,7 +1,6 @@
 """`autoselect bench prefill`: the latency protocol over several batch sizes, without evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 from autoselect.config import ConfigError
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.calls import Prompt
-from autoselect.evaluation.latency.protocol import LatencyPlan, latency_report
+from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.loading import load_pair
 
 QUESTION = "what is in the image ?"
@@ -22,32 +21,6 @@ SPEEDUPS = (
     "Before the encoder: the language model alone; the encoder on the kept patches stands beside. "
     "With vision: first token from pixels, through generate, on both sides."
 )
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """How often, and what, is measured.
-
-    Attributes:
-        repeats: measured rounds; None for the default of `LatencyPlan`.
-        warmup: rounds before the measured ones; None for the default of `LatencyPlan`.
-        compiled: also time the compiled LLM and selector.
-
-    Raises:
-        ConfigError: nothing would be measured.
-    """
-
-    repeats: int | None = None
-    warmup: int | None = None
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.repeats is not None and self.repeats < 1:
-            raise ConfigError(f"repeats={self.repeats} is below 1; give how many rounds to measure")
-        if self.warmup is not None and self.warmup < 0:
-            raise ConfigError(
-                f"warmup={self.warmup} is below 0; give how many rounds run before, or 0"
-            )
 
 
 def bench_prefill(
@@ -63,7 +36,7 @@ def bench_prefill(
     Args:
         budgets: tokens or ratios, comma-separated.
         batches: batch sizes.
-        rounds: what is measured, `Rounds()` by default.
+        rounds: how often, and what, is measured; `Rounds()` by default.
         device: device name; None for a GPU if PyTorch sees one, else the CPU.
 
     Raises:
@@ -71,7 +44,6 @@ def bench_prefill(
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"batches={list(batches)} must be one or more sizes of at least 1")
-    rounds = rounds or Rounds()
     vlm, trained = load_pair(model, selector, device)
     image = fixed_image()
     prompt = Prompt.of(vlm, image, QUESTION, 1, trained.site)
@@ -80,7 +52,7 @@ def bench_prefill(
     counts = parse_budgets(budgets, num_tokens)
     runs = []
     for size in batches:
-        plan = LatencyPlan(counts, size, rounds.repeats, rounds.warmup, rounds.compiled)
+        plan = LatencyPlan(counts, size, rounds or Rounds())
         run = latency_report(vlm, trained, image, QUESTION, plan)
         run["kv_cache_bytes"] = {str(num_tokens): run["full"]["kv_cache_bytes"]} | {
             str(row["budget"]): row["kv_cache_bytes"] for row in run["pruned"]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from autoselect.config import ConfigError
 from autoselect.evaluation.latency.caches import decode_calls, held_bytes
 from autoselect.evaluation.latency.calls import (
     Call,
@@ -32,28 +33,45 @@ MOST_SHAPES = 256
 
 
 @dataclass(frozen=True)
-class LatencyPlan:
-    """Budgets and rounds of a measurement.
+class Rounds:
+    """How often, and what, is measured.
 
     Attributes:
-        budgets: tokens kept.
-        batch_size: number of equal rows.
         repeats: measured rounds; None is 100 on a GPU and 20 on a CPU.
         warmup: rounds before the measured ones; None is 20 on a GPU and 3 on a CPU.
         compiled: also time the compiled LLM and selector.
+
+    Raises:
+        ConfigError: nothing would be measured.
     """
 
-    budgets: tuple[int, ...]
-    batch_size: int = 1
     repeats: int | None = None
     warmup: int | None = None
     compiled: bool = False
 
-    def rounds(self, device: torch.device) -> tuple[int, int]:
+    def __post_init__(self) -> None:
+        if self.repeats is not None and self.repeats < 1:
+            raise ConfigError(f"repeats={self.repeats} is below 1; give how many rounds to measure")
+        if self.warmup is not None and self.warmup < 0:
+            raise ConfigError(
+                f"warmup={self.warmup} is below 0; give how many rounds run before, or 0"
+            )
+
+    def on(self, device: torch.device) -> tuple[int, int]:
+        """Return the numbers of measured rounds and of those before them."""
         on_gpu = device.type == "cuda"
         repeats = self.repeats if self.repeats is not None else (100 if on_gpu else 20)
         warmup = self.warmup if self.warmup is not None else (20 if on_gpu else 3)
         return repeats, warmup
+
+
+@dataclass(frozen=True)
+class LatencyPlan:
+    """Token budgets, the number of equal rows, and the rounds of a measurement."""
+
+    budgets: tuple[int, ...]
+    batch_size: int = 1
+    rounds: Rounds = Rounds()
 
 
 @torch.inference_mode()
@@ -65,8 +83,8 @@ def latency_report(
     `vlm` is a `FrozenVLM` without a selector attached, `selector` a `Selector` of its width. Every
     row of the batch has the same image and question.
     """
-    device = torch.device(vlm.device)
-    repeats, warmup = plan.rounds(device)
+    device, compile_too = torch.device(vlm.device), plan.rounds.compiled
+    repeats, warmup = plan.rounds.on(device)
     prompt = Prompt.of(vlm, image, question, plan.batch_size, selector.site)
     calls = user_calls(vlm, selector, prompt, plan.budgets)
     memory = _Memory(device)  # measured before each decode call holds a cache
@@ -75,7 +93,7 @@ def latency_report(
     calls |= vision_calls(vlm, prompt) | selector_calls(selector, prompt, plan.budgets)
     calls |= decode_calls(vlm, selector, prompt, plan.budgets)
     calls |= kept_vision_calls(vlm, selector, prompt, plan.budgets)
-    if plan.compiled:
+    if compile_too:
         compiled = compiled_calls(vlm, selector, prompt, plan.budgets)
         calls |= {f"{COMPILED}{name}": call for name, call in compiled.items()}
     with _many_shapes():
@@ -119,7 +137,7 @@ def latency_report(
         "tower_ms": timings["tower"].median if "tower" in timings else None,
         "projector_ms": timings["projector"].median if "projector" in timings else None,
         "scorer_ms": timings["scorer"].median,
-        "compiled": _compiled_report(timings, plan.budgets, device) if plan.compiled else None,
+        "compiled": _compiled_report(timings, plan.budgets, device) if compile_too else None,
         **protocol(vlm, plan, device),
         "peak_memory_bytes": memory.highest,
         "timings": {name: timing.summary() for name, timing in timings.items()},
@@ -133,7 +151,7 @@ def _named(stage: str, budget: int) -> str:
 
 def protocol(vlm: Any, plan: LatencyPlan, device: torch.device) -> dict[str, Any]:
     """Return how it was measured, as a sentence and as values."""
-    repeats, warmup = plan.rounds(device)
+    repeats, warmup = plan.rounds.on(device)
     dtype, attention = str(vlm.dtype).removeprefix("torch."), attention_backend(vlm)
     return {
         "batch_size": plan.batch_size,
