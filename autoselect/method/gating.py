@@ -134,8 +134,12 @@ def straight_through(
     scores: Tensor, gates: Tensor, token_budget: int, mask: Tensor | None
 ) -> Tensor:
     """Return 1 at the K best tokens and 0 elsewhere, [I, N], with the gradient of soft gates."""
-    count = gates.shape[-1]
-    kept = hard_top_k(scores.detach(), token_budget, mask)
-    places = kept.where(kept >= 0, count)
-    hard = gates.new_zeros(len(gates), count + 1).scatter(-1, places, 1.0)[:, :count]
-    return hard + gates - gates.detach()
+    hard = open_at(hard_top_k(scores.detach(), token_budget, mask), gates.shape[-1])
+    return hard.to(gates.dtype) + gates - gates.detach()
+
+
+def open_at(positions: Tensor, count: int) -> Tensor:
+    """Return gates of 1 at `positions` [I, K] and 0 elsewhere, [I, N]; -1 stands for nothing."""
+    places = positions.where(positions >= 0, count)
+    gates = torch.zeros(len(positions), count + 1, device=positions.device)
+    return gates.scatter(1, places, 1.0)[:, :count]

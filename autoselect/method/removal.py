@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoselect.method.gating import open_at
 from autoselect.method.model import AutoSelect
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
@@ -114,14 +115,6 @@ def answer_lengths(labels: Tensor, segments: Tensor) -> list[int]:
     return starts.cumsum(dim=0).bincount()[1:].tolist() if len(starts) else []
 
 
-def kept_mask(positions: Tensor, visual: VisualTokens) -> Tensor:
-    """Return gates of 1 at `positions` [I, K] and 0 elsewhere, [I, N]; -1 stands for nothing."""
-    images, count = visual.tokens.shape[:2]
-    places = positions.where(positions >= 0, count)
-    gates = torch.zeros(images, count + 1, device=positions.device)
-    return gates.scatter(1, places, 1.0)[:, :count]
-
-
 def kept_places(gates: Tensor, visual: VisualTokens) -> Tensor:
     """Return the positions at which gates [I, N] of real tokens are 1, image after image, int64."""
     real = gates > 0 if visual.mask is None else (gates > 0) & visual.mask
@@ -211,7 +204,7 @@ def removal_gaps(
         for name, budget in cells:
             count = min(budget, scores.shape[1])
             positions = choices[name](scores, visual.tokens, count, visual.mask)
-            gates = kept_mask(positions, visual)
+            gates = open_at(positions, scores.shape[1])
             kept = visual.real(gates).bool()
             counts = [int(own) for own in gates.sum(dim=1)]
             places = kept_places(gates, visual)
@@ -254,6 +247,6 @@ def random_removal(
         scores = torch.rand(visual.tokens.shape[:2], generator=generator).to(visual.tokens.device)
         for budget in budgets:
             positions = hard_top_k(scores, min(budget, scores.shape[1]), visual.mask)
-            kept = visual.real(kept_mask(positions, visual)).bool()
+            kept = visual.real(open_at(positions, scores.shape[1])).bool()
             found[budget] += forced_outcome(vlm, batch, visual.outputs, kept)
     return found

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from autoselect.config import DenoiserConfig, GateConfig, ScorerConfig, TrainConfig
+from autoselect.method.gating import open_at
 from autoselect.method.model import AutoSelect
 from autoselect.method.removal import (
     Outcome,
     RemovalGap,
     answer_lengths,
     forced_outcome,
-    kept_mask,
     random_removal,
     removal_gaps,
 )
@@ -63,7 +63,7 @@ def test_hidden_tokens_give_the_loss_of_removed_ones(vlm, batch):
     """The stock model with the tokens taken out of its input says the same."""
     visual = visual_of(vlm, batch)
     positions = torch.tensor([[3, 40, 99], [0, 1, 143]])
-    kept = visual.real(kept_mask(positions, visual)).bool()
+    kept = visual.real(open_at(positions, visual.tokens.shape[1])).bool()
     hidden = forced_outcome(vlm, batch, visual.outputs, kept)
     whole = forced_outcome(vlm, batch, visual.outputs)
     assert hidden.answers == whole.answers == 2 and hidden.tokens == batch.num_answer_tokens
@@ -135,7 +135,7 @@ def test_at_an_earlier_site_removal_is_what_an_attached_selector_does(vlm, batch
         alone = run_tower(vlm.adapter, kept, features.extra)["image"].pooler_output
         for entry, place, own in zip(outputs["image"].pooler_output, positions, alone, strict=True):
             entry[place] = own
-    mask = kept_mask(positions, visual).bool()
+    mask = open_at(positions, visual.tokens.shape[1]).bool()
     expected = forced_outcome(vlm, batch, outputs, mask.flatten())
     assert few.removed.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
     assert few.removed.loss_sum != pytest.approx(stock.loss_sum, rel=1e-3)
