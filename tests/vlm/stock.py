@@ -25,7 +25,9 @@ from tests.vlm.tiny_prompts import WIDTH
 
 
 @cache
+@torch.inference_mode(False)
 def model_of(name: str) -> Any:
+    """Build a model once; a test in inference mode may be the first that asks for it."""
     return tiny.build(name)
 
 
