@@ -108,10 +108,10 @@ SECOND_VLM = {
     "`gate.coverage: 0.5`": ["coverage_tuned", "coverage"],
     "`gate.coverage: 0.25`": ["coverage_light"],
     "DivPrune": ["divprune"],
-    "CDPruner": ["cdpruner"],
-    "grid": ["grid"],
+    "FastV": ["fastv"],
+    "SCoRe": ["score"],
+    "SCOPE": ["scope"],
     "random": ["random"],
-    "feature norm": ["norm"],
     "oracle by boxes": ["oracle"],
 }
 
