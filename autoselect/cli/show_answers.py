@@ -40,7 +40,8 @@ class Shown:
 
 def inputs_of(vlm: FrozenVLM, picture: Picture) -> dict[str, Any]:
     """Return the arguments of `generate` for the question about a picture."""
-    return vlm.inputs([[picture.image]], [AskedVLM(vlm).prompt(1, picture.question)])
+    prompt = AskedVLM(vlm).prompt(1, picture.question)
+    return vlm.inputs([[picture.image]], [prompt], [f"picture {picture.name!r}"])
 
 
 def count_tokens(vlm: FrozenVLM, inputs: dict[str, Any]) -> int:

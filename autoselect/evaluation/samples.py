@@ -62,6 +62,11 @@ class EvaluationSample:
         return self.marked[turn] if len(self.images) > 1 and self.marked else self.questions[turn]
 
 
+def names_of(samples: Sequence[EvaluationSample]) -> list[str]:
+    """Return what errors call the images of some samples."""
+    return [f"sample {sample.key!r}" for sample in samples]
+
+
 def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -> Parsed:
     """Return what a LLaVA record asks.
 

@@ -85,7 +85,9 @@ def tune(
     if rank == 0 and settings.train_run is not None and not vlm.family.padding_mask_only:
         state = last_state(settings.train_run, selector)
     asked = AskedVLM(vlm)
-    chosen = tuning_samples(shards, selector.metadata, settings.images, settings.questions)
+    chosen = tuning_samples(
+        shards, selector.metadata, settings.images, settings.questions, vlm.refusal
+    )
     if state is not None and not chosen.has_answers:
         logger.warning("removal is not compared with noise filling: the rows have no answers")
         state = None

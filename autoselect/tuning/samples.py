@@ -1,14 +1,18 @@
 """Rows of shards as unlabelled questions, taken from where the training has not been."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.order import epoch_slice
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.samples import EvaluationSample, parse_record
+
+Refusal = Callable[[Sequence[Image.Image]], str | None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,11 @@ class TuningSamples:
 
 
 def tuning_samples(
-    shards: ShardSet, training: Mapping[str, Any], images: int, questions: int
+    shards: ShardSet,
+    training: Mapping[str, Any],
+    images: int,
+    questions: int,
+    refusal: Refusal = lambda images: None,
 ) -> TuningSamples:
     """Return the first usable samples in the order of the training, behind the last one it used.
 
@@ -49,6 +57,7 @@ def tuning_samples(
             rows that the training used.
         images: number of samples.
         questions: largest number of questions of each.
+        refusal: what the model's processor says against the images of a row, None if it takes them.
 
     Raises:
         ConfigError: no row has an image and a question.
@@ -63,7 +72,7 @@ def tuning_samples(
     for place, index in enumerate(order):
         if len(found) == images:
             break
-        for pair in _usable(shards, int(index), questions):
+        for pair in _usable(shards, int(index), questions, refusal):
             found.append(pair)
             held_out += place < count - used
     if not found:
@@ -73,7 +82,7 @@ def tuning_samples(
 
 
 def _usable(
-    shards: ShardSet, index: int, questions: int
+    shards: ShardSet, index: int, questions: int, refusal: Refusal
 ) -> Iterator[tuple[EvaluationSample, Sample]]:
     """Yield a row and its first questions as a sample, or nothing if the row cannot be used."""
     try:
@@ -82,7 +91,7 @@ def _usable(
         parsed = parse_record(stored.record, stored.key, needs_answers=False)
     except (BadSample, ConfigError):
         return
-    if not pictures:
+    if not pictures or refusal(pictures) is not None:
         return
     asked = parsed.questions[:questions]
     sample = EvaluationSample(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoselect.config import GateSite
+from autoselect.config import ConfigError, GateSite
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.families import Family
 from autoselect.vlm.loading import load, weights_digest
@@ -16,6 +16,7 @@ from autoselect.vlm.processor_fit import check_patch_size
 from autoselect.vlm.rasters import raster_of
 from autoselect.vlm.sharded import parameters_outside
 from autoselect.vlm.sites import SITES, VisualTokens
+from autoselect.vlm.text.pictures import IMAGE_ERRORS, refusal_of
 from autoselect.vlm.text.placeholders import fixed_count, image_mark
 from autoselect.vlm.text.tokens import adds_special_tokens, with_whole_template
 
@@ -114,36 +115,66 @@ class FrozenVLM:
         return {name: moved(value) for name, value in inputs.items()}
 
     def inputs(
-        self, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        texts: Sequence[str],
+        names: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Return everything that `model.generate` needs, padded on the left.
 
         Args:
             images: images of each row; either every row has images or none has.
             texts: prompt of each row in the model's chat template.
+            names: what the images of each row are, for errors; numbers of the rows by default.
+
+        Raises:
+            ConfigError: the processor refuses the images of a row.
         """
         given: dict[str, Any] = {"images": [list(row) for row in images]} if images[0] else {}
         if "mm_token_type_ids" in self.adapter.positions.grid_arguments:
             given["return_mm_token_type_ids"] = True  # not by default in Cosmos 3 Edge
-        encoded = self.processor(
-            text=list(texts),
-            **given,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            add_special_tokens=adds_special_tokens(self.processor.tokenizer, texts[0]),
-        )
+        try:
+            encoded = self.processor(
+                text=list(texts),
+                **given,
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+                add_special_tokens=adds_special_tokens(self.processor.tokenizer, texts[0]),
+            )
+        except IMAGE_ERRORS as error:
+            for number, row in enumerate(images):
+                if (said := self.refusal(row)) is not None:
+                    name = names[number] if names else f"row {number}"
+                    raise ConfigError(f"{name}: {said}; leave it out or resize it") from error
+            raise
         return dict(encoded.to(self.device, self.dtype))
 
+    def refusal(self, images: Sequence[Image.Image]) -> str | None:
+        """Return what the processor says against the images of a prompt; None if it takes them."""
+
+        def process(images: tuple[Image.Image, ...]) -> None:
+            mark = self.image_mark * len(images)
+            self.processor(text=[mark], images=[list(images)], return_tensors="pt")
+
+        if not images:
+            return None
+        return refusal_of(self.processor, process, tuple(images))
+
     def encode_images(
-        self, images: Sequence[Image.Image], site: GateSite = "after_projector"
+        self,
+        images: Sequence[Image.Image],
+        site: GateSite = "after_projector",
+        names: Sequence[str] | None = None,
     ) -> VisualTokens:
-        """Encode some RGB images, each in a prompt of its own.
+        """Encode some RGB images, each in a prompt of its own; `names` are those of `inputs`.
 
         Raises:
-            ConfigError: the model has no such gate site, or its processor does not fit it.
+            ConfigError: the model has no such gate site, its processor does not fit it, or refuses
+                an image.
         """
-        inputs = self.inputs([[image] for image in images], [self.image_mark] * len(images))
+        marks = [self.image_mark] * len(images)
+        inputs = self.inputs([[image] for image in images], marks, names)
         return SITES[site].read(self.adapter, inputs, inputs["input_ids"])
 
     def grid_of(self, image: Image.Image) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 """Stock transformers image classifiers of the ViT kind, with patches removed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from autoselect.config import ConfigError
 from autoselect.vlm.model_files import ModelFilesError, absent, has_config
 from autoselect.vlm.patches import pair
+from autoselect.vlm.text.pictures import IMAGE_ERRORS, refusal_of
 from autoselect.vlm.weight_names import check_loading, one_line
 
 Preprocess = Callable[[list[Image.Image]], Tensor]
@@ -45,8 +46,17 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tup
             "hub name of a transformers image classifier with its preprocessor_config.json"
         ) from error
 
+    def pixels_of(images: Sequence[Image.Image]) -> Tensor:
+        return processor(images=list(images), return_tensors="pt")["pixel_values"].to(device)
+
     def preprocess(images: list[Image.Image]) -> Tensor:
-        return processor(images=images, return_tensors="pt")["pixel_values"].to(device)
+        try:
+            return pixels_of(images)
+        except IMAGE_ERRORS as error:
+            for image in images:
+                if (said := refusal_of(processor, pixels_of, (image,))) is not None:
+                    raise ConfigError(f"classifier={path}: {said}; leave it out") from error
+            raise
 
     model.to(device).eval()
     check_patches(model, preprocess([Image.new("RGB", BLANK_SIZE)]))

@@ -12,6 +12,7 @@ from autoselect.config import ScorerConfig
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
+from tests.vlm.conversations import frozen
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,16 @@ def test_photos_and_folders_are_shown_as_the_encoder_sees_them(selector, tmp_pat
     assert "reference VLM knows only its own drawn scenes" in printed
     assert sorted(file.name for file in out.iterdir()) == ["cat-2.png", "cat.png"]
     assert {answer["tokens"] for answer in json.loads(facts.read_text())[0]["answers"]} == {14, 144}
+
+
+def test_a_picture_that_the_processor_refuses_is_named(selector, tmp_path, capsys, monkeypatch):
+    vlm = frozen("llava_pixtral")
+    loaded = vlm, Selector(Scorer(vlm.width, ScorerConfig(hidden_size=8, num_layers=1)))
+    monkeypatch.setattr("autoselect.evaluation.loading.load_pair", lambda *_: loaded)
+    Image.new("RGB", (1, 64)).save(tmp_path / "thin.png")
+    code, _, error = show(capsys, tmp_path / "thin.png", "--selector", selector)
+    assert code == 2
+    assert "autoselect: picture 'thin': PixtralWriting refuses its images of 1 x 64 pixels" in error
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class FakeVLM:
         return torch.nn.functional.pad(cells.reshape(len(pixels), -1, 3), (0, 2), value=0.1)
 
     def encode_images(
-        self, images: list[Image.Image], site: str = "after_projector"
+        self, images: list[Image.Image], site: str = "after_projector", names: Any = None
     ) -> VisualTokens:
         tokens = self.tokens_of(images)
         columns = torch.arange(tokens.shape[1])

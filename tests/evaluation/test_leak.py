@@ -32,7 +32,7 @@ class OneSizeVLM(FakeVLM):
         self.extra, self.layers = extra, later
         self.width = FakeVLM.width + extra
 
-    def encode_images(self, images, site="after_projector"):
+    def encode_images(self, images, site="after_projector", names=None):
         visual = super().encode_images([image.resize((24, 24)) for image in images])
         tokens = torch.nn.functional.pad(visual.tokens, (0, self.extra))
         gated = torch.cat([tokens] * (1 + self.layers), dim=-1)

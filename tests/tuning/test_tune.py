@@ -159,6 +159,18 @@ def test_rows_that_the_training_did_not_use_come_first(rendered, used, held_out)
     assert all(len(sample.questions) == 2 for sample in found.samples)
 
 
+def test_rows_whose_images_the_processor_refuses_are_left_out(rendered):
+    order = epoch_slice(12, 0, 0, 0, 12).tolist()
+    seen = []
+
+    def refuses_the_first(images):
+        seen.append(images)
+        return "too thin" if len(seen) == 1 else None
+
+    found = tuning_samples(rendered, {}, 3, 1, refuses_the_first)
+    assert [row.sample_id for row in found.rows] == order[1:4]
+
+
 def test_shards_that_the_training_never_saw_are_all_new(rendered):
     other = {"data_digest": "other", "seed": 3, "samples": 8}
     assert tuning_samples(rendered, other, 5, 1).held_out == 5

@@ -12,6 +12,8 @@ from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet, ShardWriter
+from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.samples import EvaluationSample
 from autoselect.vlm import Collator
 from autoselect.vlm.text.batch import IGNORED_LABEL
 from tests.data.loaders import make_loader
@@ -55,6 +57,47 @@ def test_images_that_the_processor_refuses_are_named(rounds):
         512,
     )
     assert "48 x 24, 420 x 2 pixels: absolute aspect ratio" in found.detail
+
+
+@pytest.mark.parametrize("error", [ValueError, ZeroDivisionError, RuntimeError])
+def test_what_processors_raise_for_an_image_is_a_fault_of_its_sample(monkeypatch, error):
+    """RuntimeError comes from the processors that use torchvision."""
+    collate = Collator(frozen("llava_siglip"))
+    process = collate.processor.image_processor
+
+    def strict(images, **more):
+        if any(image.size == WIDE.size for image in images):
+            raise error("sides must be equal.")
+        return process(images=images, **more)
+
+    monkeypatch.setattr(collate.processor, "image_processor", strict)
+    found = fault(collate, sample(0, (SQUARE,)), sample(1, (WIDE,)))
+    assert (found.kind, found.key) == ("unprocessable", "s1")
+    assert found.detail.endswith("refuses its images of 48 x 24 pixels: sides must be equal")
+
+
+@pytest.mark.parametrize("name", ["llava_pixtral", "qwen2_5_vl"])
+def test_an_image_that_the_processor_refuses_is_named_in_every_call(name):
+    vlm, bad = frozen(name), Image.new("RGB", (1, 64)) if name == "llava_pixtral" else LINE
+    said = f"refuses its images of {bad.width} x {bad.height} pixels: .*; leave it out or resize it"
+    with pytest.raises(ConfigError, match=f"^sample 's1': {type(vlm.processor).__name__} {said}$"):
+        vlm.encode_images([SQUARE, bad], names=["sample 's0'", "sample 's1'"])
+    with pytest.raises(ConfigError, match=f"^row 1: .* {said}$"):
+        vlm.encode_images([SQUARE, bad])
+    assert vlm.refusal([SQUARE]) is None and vlm.refusal([]) is None
+    asked = [
+        EvaluationSample(f"s{number}", (image,), ("?",), (("a",),), ("t",), ((),))
+        for number, image in enumerate((SQUARE, bad))
+    ]
+    with pytest.raises(ConfigError, match=f"^sample 's1': .* {said}$"):
+        AskedVLM(vlm).encode(asked)
+
+
+def test_an_error_about_no_image_surfaces_in_every_call():
+    vlm = frozen("qwen2_5_vl")
+    with pytest.raises(Exception) as caught:
+        vlm.inputs([[SQUARE]], [vlm.image_mark * 2])
+    assert not isinstance(caught.value, ConfigError)
 
 
 @pytest.mark.parametrize("size", [(4000, 2), (2, 4000)])

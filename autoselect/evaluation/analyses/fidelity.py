@@ -27,7 +27,7 @@ from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
-from autoselect.evaluation.samples import EvaluationSample
+from autoselect.evaluation.samples import EvaluationSample, names_of
 from autoselect.evaluation.scores.intervals import Resampling, interval
 from autoselect.evaluation.scores.scoring import known_mean, score_answers
 from autoselect.method.removal import LARGEST_GAP
@@ -61,11 +61,11 @@ def token_noises(
     vlm: Any, samples: Sequence[EvaluationSample], site: GateSite = "after_projector"
 ) -> Noises:
     """Calibrate both kinds of noise on the features at a site of at most the first 256 images."""
-    batches = [
-        vlm.encode_images([sample.image for sample in samples[start : start + 32]], site)
-        for start in range(0, min(CALIBRATION_IMAGES, len(samples)), 32)
-    ]
-    tokens = [visual.tokens.flatten(0, 1).float() for visual in batches]
+    tokens = []
+    for start in range(0, min(CALIBRATION_IMAGES, len(samples)), 32):
+        batch = samples[start : start + 32]
+        visual = vlm.encode_images([sample.image for sample in batch], site, names_of(batch))
+        tokens.append(visual.tokens.flatten(0, 1).float())
     return Noises(site, calibrate(tokens, None), calibrate(tokens, NOISE_RANK))
 
 

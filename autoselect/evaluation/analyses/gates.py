@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.samples import EvaluationSample
+from autoselect.evaluation.samples import EvaluationSample, names_of
 from autoselect.method.scorer import standardise
 from autoselect.ops.soft_top_k import soft_top_k
 from autoselect.tracking.history import metric_history
@@ -46,7 +46,9 @@ def gate_samples(
     Args:
         temperatures: temperatures of the soft top-K, in standard deviations of the scores.
     """
-    visual = vlm.encode_images([sample.image for sample in samples], selector.site)
+    visual = vlm.encode_images(
+        [sample.image for sample in samples], selector.site, names_of(samples)
+    )
     scores = standardise(selector.score(visual.tokens, visual.mask).float(), visual.mask)
     found = []
     for temperature in temperatures:

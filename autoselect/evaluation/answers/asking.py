@@ -21,7 +21,7 @@ from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
 from autoselect.evaluation.answers.replies import Generated
 from autoselect.evaluation.methods.llm_attention import visual_attention
 from autoselect.evaluation.methods.tower_attention import tower_attention
-from autoselect.evaluation.samples import Box, EvaluationSample
+from autoselect.evaluation.samples import Box, EvaluationSample, names_of
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.backbone import chat
@@ -142,7 +142,7 @@ class AskedVLM:
         adapter = self.vlm.adapter
         rows = [sample.images for sample in samples]
         texts = [self.prompt(len(sample.images), sample.asked(0)) for sample in samples]
-        inputs = self.vlm.inputs(rows, texts)
+        inputs = self.vlm.inputs(rows, texts, names_of(samples))
         outputs = adapter.encode(inputs)
         blocks = adapter.blocks(inputs["input_ids"], outputs)
         features, _ = adapter.tokens(blocks, outputs, later=True)

@@ -22,6 +22,7 @@ from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.families import placeholder_id, training_fault
 from autoselect.vlm.text.dialogue import first_rounds
+from autoselect.vlm.text.pictures import IMAGE_ERRORS, refusal_of
 from autoselect.vlm.text.placeholders import ProcessedImages, process_images
 from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
 from autoselect.vlm.text.samples import ShardSample, any_of, check_sample, refusal
@@ -30,8 +31,6 @@ from autoselect.vlm.text.tokens import IGNORED_LABEL
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 4096
-IMAGE_ERRORS = (ValueError, ArithmeticError)
-"""Errors that image processors raise for an image they cannot process."""
 Rounds = Literal["independent", "conversation"]
 
 
@@ -192,25 +191,14 @@ class Collator:
         """Process the images of a batch; if that fails, find the sample that is the cause."""
         try:
             return self._pixels(rows)
-        except IMAGE_ERRORS as error:
-            if isinstance(error, ConfigError):
-                raise
-            for sample, row in zip(samples, rows, strict=True):
-                self._process_alone(sample, row)
+        except ConfigError:
             raise
-
-    def _process_alone(self, sample: ShardSample, row: tuple[Image.Image, ...]) -> None:
-        try:
-            self._pixels([row])
         except IMAGE_ERRORS as error:
-            if isinstance(error, ConfigError):
-                raise
-            sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in row)
-            raise refusal(
-                sample,
-                "unprocessable",
-                f"{type(self.processor).__name__} refuses its images of {sizes} pixels: {error}",
-            ) from error
+            for sample, row in zip(samples, rows, strict=True):
+                said = refusal_of(self.processor, lambda own: self._pixels([own]), row)
+                if said is not None:
+                    raise refusal(sample, "unprocessable", said) from error
+            raise
 
     def _pixels(self, rows: Sequence[tuple[Image.Image, ...]]) -> ProcessedImages:
         if self.num_tokens is None:
