@@ -28,7 +28,9 @@ from autoselect.ablation.variants import (
 from autoselect.config import ConfigError
 from autoselect.config.programs import call, checkout, eval_command, train_command
 from autoselect.evaluation.answers.answering import BLIND, FULL
+from autoselect.evaluation.earlier import remove_earlier
 from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_text
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
@@ -79,8 +81,7 @@ def run_cell(
         "train": str(train.relative_to(out)),
         "training": plan.training(trained_as.variant, seed),
         "evaluation": evaluation_of(plan, variant, "none"),
-        "leak": {"images": min(plan.leak_images, plan.images), "budget": plan.leak_budget}
-        | _answers(plan),
+        "leak": _leak_of(plan),
     }
     for one in (cell, trained_as):
         check_training(one, note["training"])
@@ -93,8 +94,8 @@ def run_cell(
             _write(trained_as.folder / BEGUN, {"training": note["training"]})
         call(_training(plan, trained_as.variant, seed, train), AGAIN, log=log)
     evaluate(plan, cell.folder / "eval", train / "selector", variant, "none", log)
-    leak = trained_as.folder / "leak"  # of the scores alone, so cells that share them share it
-    _once(_leak_command(plan, train, leak), leak, note["leak"] | {"run": str(train)}, log)
+    # The leak is that of the scores alone, so cells that share them share it.
+    measure_leak(plan, train, trained_as.folder / "leak", log)
     _write(cell.note, {**note, "outcome": outcome_of(cell.folder, train, COLUMNS)})
     return cell
 
@@ -139,14 +140,17 @@ def evaluate(
 
     `subject` holds digests from `subject_of`, if the selector does not identify the model.
     """
-    command = evaluation_command(plan, out, selector, variant, methods)
-    _once(command, out, evaluation_of(plan, variant, methods) | dict(subject or {}), log)
+    settings = evaluation_settings(plan, out, selector, variant, methods)
+    identity = evaluation_of(plan, variant, methods) | dict(subject or {})
+    report = out / "report.json"
+    _once(eval_command(settings), report, EvalSettings(**settings), identity, log)
 
 
-def evaluation_command(
+def evaluation_settings(
     plan: AblationPlan, out: Path, selector: Path, variant: Variant, methods: str
-) -> list[str]:
-    settings = {
+) -> dict[str, Any]:
+    """Return the fields of `EvalSettings` that an evaluation of a cell sets."""
+    return {
         "model": plan.model,
         "selector": selector,
         "shards": plan.test_shards,
@@ -157,19 +161,27 @@ def evaluation_command(
         "rows_per_batch": plan.rows_per_batch,
         "out": out,
         "tracking": False,
+        **variant.eval,
     }
-    return eval_command({**settings, **variant.eval})
 
 
 def _once(
-    command: list[str], out: Path, identity: Mapping[str, Any], log: Path | None = None
+    command: list[str], report: Path, settings: Any, identity: Mapping[str, Any], log: Path | None
 ) -> None:
-    """Run a program that writes into `out`, unless it already did so with the same settings."""
-    note = out / "measured.json"
+    """Run a program that writes a report, unless it already did so with the same settings.
+
+    Args:
+        command: the program.
+        report: the file that it writes.
+        settings: what the report names as its settings.
+        identity: what determines the result; kept beside the report.
+        log: that of `run_cell`.
+    """
+    note = report.with_name("measured.json")
     if note.is_file() and json.loads(note.read_text()) == identity:
         return
-    for old in (note, out / "report.json"):  # an evaluation replaces no report of other settings
-        old.unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
+    remove_earlier(report, settings)
     call(command, AGAIN, log=log)
     _write(note, identity)
 
@@ -225,13 +237,28 @@ def _training(plan: AblationPlan, variant: Variant, seed: int, output: Path) -> 
     return train_command(output, plan.ranks, plan.port, script, deepspeed, settings)
 
 
-def _leak_command(plan: AblationPlan, train: Path, out: Path) -> list[str]:
-    command = ["autoselect", "analyse", "leak", "--model", plan.model, "--run", str(train)]
-    command += ["--selector", str(train / "selector"), "--shards", plan.test_shards]
+def measure_leak(plan: AblationPlan, train: Path, out: Path, log: Path | None = None) -> None:
+    """Measure the leak of a training into `out`, unless the same measure exists there."""
+    settings = {
+        "model": plan.model,
+        "train_run": str(train),
+        "selector": str(train / "selector"),
+        "shards": plan.test_shards,
+        "budgets": str(plan.leak_budget),
+        "max_images": min(plan.leak_images, plan.images),
+        "max_new_tokens": plan.max_new_tokens,
+    }
+    command = ["autoselect", "analyse", "leak", "--out", str(out), "--no-tracking"]
+    for name, value in settings.items():
+        flag = "run" if name == "train_run" else name.replace("_", "-")
+        command += [f"--{flag}", str(value)]
+    _once(command, out / "leak.json", settings, _leak_of(plan) | {"run": str(train)}, log)
+
+
+def _leak_of(plan: AblationPlan) -> dict[str, int]:
+    """Return the settings that determine the leak measure of a cell."""
     images = min(plan.leak_images, plan.images)
-    command += ["--budgets", str(plan.leak_budget), "--max-images", str(images)]
-    command += ["--max-new-tokens", str(plan.max_new_tokens)]
-    return [*command, "--out", str(out), "--no-tracking"]
+    return {"images": images, "budget": plan.leak_budget} | _answers(plan)
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from autoselect.ablation.cells import (
     check_trainings,
     evaluate_baselines,
-    evaluation_command,
+    evaluation_settings,
 )
 from autoselect.ablation.collect import collect
 from autoselect.ablation.evidence import write_page
@@ -20,6 +20,7 @@ from autoselect.ablation.tables import markdown
 from autoselect.ablation.tracked import AblationRecord
 from autoselect.ablation.variants import AblationPlan, Variant, load_plan
 from autoselect.config import ConfigError
+from autoselect.config.programs import eval_command
 from autoselect.config.setting import help_of
 from autoselect.evaluation.answers.likelihood import check_scoring
 from autoselect.evaluation.budgets import parse_budgets
@@ -154,7 +155,8 @@ def _check_values(plan: AblationPlan, variant: Variant) -> None:
     """Read the settings of a variant's evaluation as `autoselect eval` does."""
     flags = _Flags(add_help=False)
     add_eval_arguments(flags)
-    command = evaluation_command(plan, Path("eval"), Path("selector"), variant, "none")
+    named = evaluation_settings(plan, Path("eval"), Path("selector"), variant, "none")
+    command = eval_command(named)
     try:
         settings = EvalSettings(**vars(flags.parse_args(command[2:])))
         check_scoring(settings.scoring)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from autoselect.evaluation.answers.predictions import StoredScores, read_scores
+from autoselect.evaluation.earlier import SETTINGS
 from autoselect.evaluation.scores.scoring import ScoreTable
 from autoselect.files.digest import same_weights
 from autoselect.tracking.history import metric_history
@@ -22,9 +23,10 @@ LOSS, LAST_STEPS = "train/loss", 0.1
 def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, Any]:
     """Return the outcome of a cell as JSON values, with the scores of `methods`."""
     training = _json(train / "selector" / "config.json")["training"]
+    leak = _json(train.parent / "leak" / "leak.json")
     return {
         **evaluated(folder / "eval", methods),
-        "leak": _json(train.parent / "leak" / "leak.json"),
+        "leak": {key: value for key, value in leak.items() if key != SETTINGS},
         "polarisation": training.get("polarisation"),
         "final_loss": _final_loss(training.get("tracking_run_id")),
         "model_digest": training.get("model_digest"),

@@ -140,7 +140,7 @@ def own_table(run: Path) -> str:
     return terminal_table(json.loads((checkout() / run / "report.json").read_text()))
 
 
-def demo_evaluation(out: Path, methods: str, images: int, seeds: int) -> dict[str, object]:
+def demo_evaluation(out: Path, methods: str, images: int, seeds: int) -> dict[str, Any]:
     """Return settings that evaluate the demo's selector on the reference test shards."""
     return {
         "model": "autoselect/reference/model",
@@ -157,20 +157,14 @@ def demo_evaluation(out: Path, methods: str, images: int, seeds: int) -> dict[st
     }
 
 
-def evaluate(settings: dict[str, object], ranks: int, again: str = "the demo again") -> None:
+def evaluate(settings: dict[str, Any], ranks: int, again: str = "the demo again") -> None:
     """Evaluate; the report of an earlier demo with other settings, such as `--images`, goes."""
+    from autoselect.evaluation.earlier import remove_earlier
+    from autoselect.evaluation.settings import EvalSettings
+
     report = checkout() / str(settings["out"]) / "report.json"
-    if report.is_file():
-        before = json.loads(report.read_text()).get("settings", {})
-        if any(before.get(name, value) != value for name, value in _plain(settings).items()):
-            report.unlink()
+    remove_earlier(report, EvalSettings(**settings))
     step(eval_command(settings, ranks), again)
-
-
-def _plain(settings: dict[str, object]) -> dict[str, object]:
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
-    }
 
 
 def run_report(arguments: argparse.Namespace) -> int:

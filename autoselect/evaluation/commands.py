@@ -14,13 +14,15 @@ from autoselect.config.setting import help_of
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.analyses.run import (
     ANALYSES,
+    Found,
     Subject,
-    analyse,
     analyse_classifier,
     analyse_patches,
+    write_analysis,
 )
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.latency.bench import bench_lines, bench_prefill
 from autoselect.evaluation.latency.protocol import Rounds
 from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
@@ -125,21 +127,23 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
     kind, out = arguments.kind, Path(arguments.out)
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
+    settings["selector"] = arguments.selector or NONE
     training = None
     if arguments.site and kind != FIDELITY:
         raise ConfigError(
             f"site={arguments.site} belongs to `analyse fidelity`, not to {kind}; leave it out"
         )
     if arguments.site == PATCHES:
-        tags, work = _patches(arguments)
         settings["selector"] = settings["model"] = NONE
+    check_earlier(out / f"{kind}.json", settings)
+    if arguments.site == PATCHES:
+        tags, work = _patches(arguments)
     else:
         for name in ("model",) if kind == FIDELITY else ("model", "selector"):
             if getattr(arguments, name) is None:
                 raise ConfigError(f"{name}= is missing; give --{name}, as {kind} needs it")
         vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
         tags = {"model": vlm.name, "model_digest": vlm.digest}
-        settings["selector"] = arguments.selector or NONE
         if selector is not None:
             tags["selector_digest"] = selector_digest(selector)
             training = selector.metadata.get("tracking_run_id")
@@ -148,7 +152,8 @@ def run_analyse(arguments: argparse.Namespace) -> int:
         tracker = start_analysis(kind, settings, tags, training)
         tracker.watch_machine()
     with ended_truthfully(tracker):
-        numbers = work()
+        numbers, figure = work()
+        write_analysis(kind, (numbers, figure), settings, out)
         if arguments.tracking:
             log_analysis(tracker, kind, numbers, out, training)
     if kind != "frequency":
@@ -157,7 +162,7 @@ def run_analyse(arguments: argparse.Namespace) -> int:
     return 0
 
 
-Work = Callable[[], dict[str, Any]]
+Work = Callable[[], Found]
 
 
 def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
@@ -185,7 +190,7 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
         arguments.max_new_tokens,
         _treated_site(vlm, selector, arguments.site),
     )
-    return vlm, selector, partial(analyse, kind, subject, Path(arguments.out))
+    return vlm, selector, partial(ANALYSES[kind], subject)
 
 
 def _treated_site(vlm: FrozenVLM, selector: Any, site: GateSite | None) -> GateSite:
@@ -207,9 +212,9 @@ def _treated_site(vlm: FrozenVLM, selector: Any, site: GateSite | None) -> GateS
 
 def _patches(arguments: argparse.Namespace) -> tuple[dict[str, str], Work]:
     """Return tags, and the function that compares treatments of a classifier's patches."""
-    device, out = checked_device(arguments.device), Path(arguments.out)
+    device = checked_device(arguments.device)
     classifier, samples = arguments.classifier, _shown_samples(arguments)
-    work = partial(analyse_patches, classifier, samples, arguments.budgets, out, device)
+    work = partial(analyse_patches, classifier, samples, arguments.budgets, device)
     return {"model": classifier, "site": PATCHES}, work
 
 
@@ -236,12 +241,8 @@ def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
     samples = _shown_samples(arguments)
     pictures = [sample.pictures[0] for sample in samples if sample.pictures]
     vlm, selector, budgets = _subject(arguments, pictures[0])
-    out = Path(arguments.out)
-    return (
-        vlm,
-        selector,
-        partial(analyse_classifier, vlm, selector, arguments.classifier, samples, budgets, out),
-    )
+    work = partial(analyse_classifier, vlm, selector, arguments.classifier, samples, budgets)
+    return vlm, selector, work
 
 
 def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from autoselect.evaluation.answers.parts import PartStore, answer_all, code_vers
 from autoselect.evaluation.answers.replies import Replies, answered_by
 from autoselect.evaluation.answers.served import check_served, served
 from autoselect.evaluation.budgets import parse_budgets
-from autoselect.evaluation.earlier import check_earlier
+from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.latency.environment import git_commit
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.loading import (
@@ -70,8 +70,8 @@ def evaluate(
         ConfigError: a setting does not fit, or `out` holds a report of other settings; raised
             before anything is computed.
     """
-    check_earlier(settings)
-    extra = {"settings": dataclasses.asdict(settings), **(extra or {})}
+    check_earlier(Path(settings.out) / "report.json", settings, rank)
+    extra = {SETTINGS: dataclasses.asdict(settings), **(extra or {})}
     settings = with_converted_rows(settings, rank, barrier)
     ready = prepare(settings, world_size)
     plan = ready.plan

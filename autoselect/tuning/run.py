@@ -19,6 +19,7 @@ from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, digest
 from autoselect.evaluation.answers.replies import Replies
 from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import Method, selector_method
 from autoselect.files.atomic import write_text
@@ -69,7 +70,8 @@ def tune(
         barrier: waits for all ranks, the last thing that the others do; called once.
 
     Raises:
-        ConfigError: a setting does not fit; raised before anything is computed.
+        ConfigError: a setting does not fit, or `out` holds a report of other settings; raised
+            before anything is computed.
     """
     folder = Path(settings.selector)
     if not folder.is_dir():
@@ -79,6 +81,8 @@ def tune(
         )
     out = folder.absolute().parent / "tune" if settings.out is None else Path(settings.out)
     check_folder("out", str(out))
+    if settings.out is not None:  # the folder beside the selector can only hold its own results
+        check_earlier(out / REPORT, settings, rank)
     shards = ShardSet.open(settings.shards)
     vlm, selector = load_pair(settings.model, settings.selector, settings.device)
     state = None
@@ -125,7 +129,7 @@ def tune(
     selector.metadata["tuning"] = {
         name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
     }
-    write_text(out / REPORT, json.dumps(report, indent=1))
+    write_text(out / REPORT, json.dumps({**report, SETTINGS: asdict(settings)}, indent=1))
     tuning_figure(found).savefig(out / FIGURE)
     selector.save_config(folder)  # last, because it marks a finished search
     return Tuning(vlm, selector, out, report)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from autoselect.ablation.variants import load_plan
 from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
 from autoselect.config.files import load_config
+from autoselect.evaluation.commands import ANALYSED
+from autoselect.evaluation.earlier import check_earlier
+from autoselect.evaluation.settings import EvalSettings
 
 YAML = """
 name: small
@@ -34,6 +38,7 @@ variants:
     eval: {rows_per_batch: 32}
     trained_as: reference
 """
+REPORTS = {"eval": "report.json", "analyse": "leak.json"}
 ENVIRONMENT = {"processor": "test", "threads": 1, "torch": "2", "git_commit": "abc"}
 
 
@@ -50,14 +55,18 @@ def plan(config):
 
 
 def accepted(command):
-    """Check that the real programs accept these flags."""
+    """Check that the real programs accept these flags and would replace what lies in the folder."""
     if command[0] == "autoselect":
-        cli.parser(command[1]).parse_args(command[1:])
-        return
+        options = cli.parser(command[1]).parse_args(command[1:])
+        names = ANALYSED if "analyse" in command else [field.name for field in fields(EvalSettings)]
+        settings = {name: value for name, value in vars(options).items() if name in names}
+        check_earlier(Path(options.out) / REPORTS[options.command], settings)
+        return settings
     script = next(i for i, word in enumerate(command) if word.endswith("train.py"))
     options, settings = train.parser().parse_known_args(command[script + 1 :])
     assert Path(options.deepspeed).is_file()
     load_config(TrainConfig, options.config, settings)
+    return settings
 
 
 class Programs:
@@ -73,7 +82,7 @@ class Programs:
         flags = dict(zip(command[::1], command[1::1], strict=False))
         kind = "train" if command[0] == "deepspeed" else command[2 if "analyse" in command else 1]
         out = Path(flags["--output" if kind == "train" else "--out"])
-        accepted(command)
+        self.settings = accepted(command)
         self.calls.append((kind, *out.parts[-3:-1]))
         if len(self.calls) == self.fail_at:
             raise KeyboardInterrupt
@@ -89,10 +98,10 @@ class Programs:
         accuracies = {"full": 0.9, "blind": 0.3, "without_denoiser": 0.4, "with_denoiser": 0.5}
         excess = {"without_denoiser": 0.1, "with_denoiser": 0.2}
         found = {"budget": 4, "images": 10, **accuracies, "excess": excess}
+        found["settings"] = self.settings
         (out / "leak.json").write_text(json.dumps(found))
 
     def eval(self, out, flags):
-        assert not (out / "report.json").exists(), "a report of other settings is refused"
         methods = ["autoselect"] if flags["--methods"] == "none" else ["autoselect", "divprune"]
         budgets = flags["--budgets"].split(",")
         columns = ["full@0#0", "blind@0#0", *(f"{m}@{b}#0" for m in methods for b in budgets)]
@@ -121,6 +130,7 @@ class Programs:
         report = {
             "model": "tiny",
             "num_tokens": 144,
+            "settings": self.settings,
             "environment": ENVIRONMENT,
             "digests": {"model": self.model_digest, "data": "d", "selector": "s"},
         }

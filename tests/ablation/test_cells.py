@@ -78,6 +78,15 @@ def test_more_images_repeat_the_evaluation_and_not_the_training(plan, programs, 
     assert [call[0] for call in programs.calls] == ["eval"]
 
 
+def test_another_budget_of_the_leak_replaces_the_measure_of_the_cell(plan, programs, tmp_path):
+    """`analyse` and `eval` replace no results of other settings; those of a cell are its own."""
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    assert "settings" not in cell.read()["outcome"]["leak"], "which name folders of this machine"
+    programs.calls = []
+    run_cell(dataclasses.replace(plan, leak_budget=3), tmp_path, plan.variant("channel"), 0)
+    assert [call[0] for call in programs.calls] == ["leak"]
+
+
 def test_a_cell_that_was_trained_otherwise_is_refused(plan, programs, tmp_path):
     cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
     assert cell.is_finished

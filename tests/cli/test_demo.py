@@ -1,6 +1,7 @@
 """A finished demo is not trained again; anything that differs is left to the training."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import to_dict
 from autoselect.config.programs import DEFAULT_DEEPSPEED, checkout
 from autoselect.data.shards import ShardSet
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.resources import REFERENCE, resolve_model
 from autoselect.reference.shards import render_shards
@@ -79,15 +81,17 @@ def test_an_interrupted_training_is_not(finished, file):
     assert not demo.is_trained(finished)
 
 
-SAME, FEWER = {"max_images": 300, "out": "runs/demo"}, {"max_images": 8, "out": "runs/demo"}
+SAME = EvalSettings(**demo.demo_evaluation(demo.RUN, "none", 300, 1))
+FEWER = replace(SAME, max_images=8)
+OTHER = replace(SAME, scoring="likelihood")
 
 
-@pytest.mark.parametrize(("before", "kept"), [(SAME, True), (FEWER, False), ({}, True)])
+@pytest.mark.parametrize(("before", "kept"), [(SAME, True), (FEWER, False), (OTHER, False)])
 def test_the_demo_replaces_its_own_report(before, kept, tmp_path, monkeypatch):
     """An evaluation refuses to replace the report of other settings, such as fewer images."""
     report = tmp_path / demo.RUN / "report.json"
     report.parent.mkdir(parents=True)
-    report.write_text(json.dumps({"settings": before}))
+    report.write_text(json.dumps({"settings": asdict(before)}, default=str))
     called = []
     monkeypatch.setattr(demo, "checkout", lambda: tmp_path)
     monkeypatch.setattr(demo, "step", lambda command, again: called.append(report.exists()))

@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 from io import BytesIO
 
@@ -28,7 +30,7 @@ from autoselect.evaluation.analyses.fidelity import (
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
-from autoselect.evaluation.analyses.run import ANALYSES, Subject, analyse
+from autoselect.evaluation.analyses.run import ANALYSES, Subject, write_analysis
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
@@ -268,10 +270,30 @@ def test_the_course_of_training_reaches_the_gate_figure(tmp_path, monkeypatch):
 def test_every_analysis_writes_numbers_and_a_figure(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(analyses, "AskedVLM", FakeAsked)
     subject = Subject(FakeVLM(), FakeSelector(), make_samples(8), (2, 6))
-    numbers = analyse(kind, subject, tmp_path)
-    assert numbers
+    found = ANALYSES[kind](subject)
+    write_analysis(kind, found, {"budgets": "2,6"}, tmp_path)
     assert (tmp_path / f"{kind}.png").stat().st_size > 5000
-    assert (tmp_path / f"{kind}.json").exists()
+    stored = json.loads((tmp_path / f"{kind}.json").read_text())
+    assert stored == {**json.loads(json.dumps(found[0])), "settings": {"budgets": "2,6"}}
+    assert len(stored) > 1
+
+
+def test_an_analysis_of_other_settings_is_not_replaced(
+    model_folder, selector_folder, shards, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    words = ["analyse", "similarity", "--model", model_folder, "--shards", shards, "--no-tracking"]
+    words += ["--device", "cpu", "--budgets", "4", "--out", str(out)]
+    for _ in range(2):
+        assert main([*words, "--selector", selector_folder]) == 0
+    other = shutil.copytree(selector_folder, tmp_path / "other")
+    before = (out / "similarity.json").read_bytes()
+    assert main([*words, "--selector", str(other)]) == 2
+    assert (
+        f"out={out} holds a report of other settings (selector: {selector_folder} -> {other}); "
+        f"choose another folder, or remove {out / 'similarity.json'} to replace it"
+    ) in capsys.readouterr().err
+    assert (out / "similarity.json").read_bytes() == before
 
 
 def test_labels_are_spread_apart_in_order():

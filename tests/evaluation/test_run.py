@@ -23,7 +23,7 @@ from autoselect.evaluation.answers.likelihood import (
     continuation_log_likelihood,
     most_likely,
 )
-from autoselect.evaluation.earlier import check_earlier
+from autoselect.evaluation.earlier import check_earlier, remove_earlier
 from autoselect.evaluation.latency import bench
 from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_folders
@@ -256,7 +256,7 @@ def test_a_report_of_other_settings_is_not_replaced(settings, tmp_path, caplog):
     path = Path(settings.out) / "report.json"
     before = path.read_bytes()
     same = dataclasses.replace(plain, rows_per_batch=7, audit=2, selector=f"{plain.selector}/")
-    check_earlier(same)
+    check_earlier(path, same)
     for changes, listed in (
         ({"budgets": "8"}, "budgets: 4 -> 8"),
         ({"max_images": None, "diversity": "0"}, "max_images: 2 -> None, diversity: None -> 0"),
@@ -270,11 +270,32 @@ def test_a_report_of_other_settings_is_not_replaced(settings, tmp_path, caplog):
         )
     assert path.read_bytes() == before
     path.write_text(json.dumps({"digests": {}}))
-    check_earlier(plain)
+    caplog.clear()
+    check_earlier(path, plain, rank=1)
+    assert not caplog.records, "one rank warns for all"
+    check_earlier(path, plain)
     assert "report.json of an earlier version, which names no settings, is replaced" in caplog.text
     path.write_text("[")
     with pytest.raises(ConfigError, match="holds a report.json that is not a report; remove"):
-        check_earlier(plain)
+        check_earlier(path, plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"settings": {"budgets": "4", "out": "elsewhere"}}', True),
+        ('{"settings": {"budgets": "8"}}', False),
+        ("{}", True),
+        ("[", False),
+    ],
+)
+def test_a_report_that_would_be_refused_is_removed_by_the_owner_of_its_folder(text, kept, tmp_path):
+    path = tmp_path / "report.json"
+    remove_earlier(path, {"budgets": "4"})
+    path.write_text(text)
+    remove_earlier(path, {"budgets": "4"})
+    assert path.exists() == kept
+    check_earlier(path, {"budgets": "4"})
 
 
 def test_unknown_scoring_is_refused(settings):

@@ -122,6 +122,27 @@ def test_an_interrupted_search_repeats_no_finished_part(settings, monkeypatch):
     assert again == whole
 
 
+def test_a_report_of_another_selector_is_not_replaced(settings, tmp_path):
+    """Without `out` the report lies beside its selector, and a new search replaces it."""
+    tune(settings)
+    tune(dataclasses.replace(settings, budgets="4"))
+    own = dataclasses.replace(settings, out=str(tmp_path / "out"))
+    tune(own)
+    tune(own)
+    other = shutil.copytree(settings.selector, tmp_path / "other")
+    before = (other / "config.json").read_bytes(), (tmp_path / "out/tune.json").read_bytes()
+    with pytest.raises(ConfigError) as error:
+        tune(dataclasses.replace(own, selector=str(other)))
+    assert str(error.value) == (
+        f"out={own.out} holds a report of other settings (selector: {own.selector} -> {other}); "
+        f"choose another folder, or remove {tmp_path / 'out/tune.json'} to replace it"
+    )
+    assert (
+        (other / "config.json").read_bytes(),
+        (tmp_path / "out/tune.json").read_bytes(),
+    ) == before
+
+
 def test_a_selector_that_is_no_folder_is_refused(settings):
     with pytest.raises(ConfigError, match="selector=org/name is not a folder here"):
         tune(dataclasses.replace(settings, selector="org/name"))

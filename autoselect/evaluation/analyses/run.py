@@ -1,7 +1,7 @@
 """`autoselect analyse KIND`: run one analysis and write its numbers (JSON) and figure (PNG)."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from autoselect.evaluation.analyses.patch_fidelity import patch_fidelity
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.earlier import SETTINGS
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure, leak_figure
 from autoselect.evaluation.figures.maps import frequency_figure, gate_figure, similarity_figure
 from autoselect.evaluation.samples import EvaluationSample
@@ -144,39 +145,32 @@ def analyse_classifier(
     classifier: str,
     samples: Sequence[Sample],
     budgets: Sequence[int],
-    out: Path,
-) -> dict[str, Any]:
-    """Draw figure 3 of the paper and return its numbers.
+) -> Found:
+    """Draw figure 3 of the paper.
 
     Args:
         classifier: folder or hub name; `reference` trains a small one first.
         samples: samples of the shards.
         budgets: tokens kept of the VLM's grid.
-        out: folder for `classifier.json` and `classifier.png`.
     """
     model, preprocess, data = ready_classifier(classifier, samples, vlm.device)
     found = classifier_accuracy(vlm, selector, model, preprocess, data, budgets)
-    write_analysis("classifier", found, classifier_figure(found), out)
-    return found
+    return found, classifier_figure(found)
 
 
-def analyse_patches(
-    classifier: str, samples: Sequence[Sample], budgets: str, out: Path, device: str
-) -> dict[str, Any]:
-    """Draw figure 5 as the paper runs it, on the patches of a classifier; return its numbers.
+def analyse_patches(classifier: str, samples: Sequence[Sample], budgets: str, device: str) -> Found:
+    """Draw figure 5 as the paper runs it, on the patches of a classifier.
 
     Args:
         classifier: folder or hub name; `reference` trains a small one first.
         samples: samples of the shards.
         budgets: patches that stay: numbers, ratios or percentages, comma-separated.
-        out: folder for `fidelity.json` and `fidelity.png`.
         device: device name.
     """
     model, preprocess, data = ready_classifier(classifier, samples, device)
     rows, columns = grid(model, preprocess(data.images[:1]))
     found = patch_fidelity(model, preprocess, data, parse_budgets(budgets, rows * columns))
-    write_analysis("fidelity", found, fidelity_figure(found), out)
-    return found
+    return found, fidelity_figure(found)
 
 
 def ready_classifier(
@@ -191,14 +185,9 @@ def ready_classifier(
     return model, preprocess, labelled_images(samples, model.config.label2id, label_of)
 
 
-def analyse(kind: str, subject: Subject, out: Path) -> dict[str, Any]:
-    """Run one analysis, write `KIND.json` and `KIND.png` into `out`, and return its numbers."""
-    numbers, figure = ANALYSES[kind](subject)
-    write_analysis(kind, numbers, figure, out)
-    return numbers
-
-
-def write_analysis(kind: str, numbers: dict[str, Any], figure: Figure, out: Path) -> None:
+def write_analysis(kind: str, found: Found, settings: Mapping[str, Any], out: Path) -> None:
+    """Write `KIND.png`, and `KIND.json` with the numbers and the settings, into `out`."""
+    numbers, figure = found
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / f"{kind}.png")
-    write_text(out / f"{kind}.json", json.dumps(numbers, indent=1))
+    write_text(out / f"{kind}.json", json.dumps({**numbers, SETTINGS: settings}, indent=1))
