@@ -148,6 +148,38 @@ def test_files_at_the_top_shadow_no_module():
     assert not names & (set(sys.stdlib_module_names) | third_party)
 
 
+WRITERS = {
+    "files.atomic": "the one atomic write",
+    "evaluation.figures.style": "figures, into a stream of it",
+    "training.checkpoint": "files of a checkpoint, whose folder is renamed as a whole",
+    "tracking.store": "a lock",
+    "tracking.journal": "a lock",
+}
+"""Modules that open a file for writing, and what for."""
+
+
+def writes_a_file(node: ast.AST) -> bool:
+    """Return True for `path.write_text(...)` and the like, and for opening a file to replace it."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+    if name in ("write_text", "write_bytes", "savefig"):
+        return True
+    opens = name == "open" or (isinstance(node.func, ast.Name) and node.func.id == "open")
+    modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+    modes += [own.value.value for own in node.keywords if isinstance(own.value, ast.Constant)]
+    return opens and any(isinstance(mode, str) and mode[:1] in ("w", "x") for mode in modes)
+
+
+def test_files_are_written_atomically():
+    found = {
+        module.removeprefix("autoselect.")
+        for module, path in MODULES.items()
+        if any(map(writes_a_file, ast.walk(ast.parse(path.read_text()))))
+    }
+    assert found == set(WRITERS), "write through autoselect.files, so that a kill leaves no half"
+
+
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_entry_points_are_wiring_only(name):
     assert len((PACKAGE / f"{name}.py").read_text().splitlines()) < 100

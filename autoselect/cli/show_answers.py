@@ -13,6 +13,7 @@ from PIL import Image
 from autoselect.cli.photos import Picture
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, patch_overlays
+from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.latency.timing import Call, measure
 from autoselect.pruning.attachment import attach, detach
 from autoselect.pruning.selector import Selector
@@ -115,9 +116,8 @@ def draw(
         Overlay(label(s, full.tokens), s.kept, s.answer, s.answer == full.answer) for s in shown[1:]
     ]
     row = OverlayRow(seen(vlm, picture, inputs), picture.question, full.answer, tuple(panels))
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{picture.name}.png"
-    patch_overlays([row], grid).savefig(path)
+    save(patch_overlays([row], grid), path)
     return path, ""
 
 

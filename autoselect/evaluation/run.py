@@ -32,6 +32,7 @@ from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.report.examples import audited
 from autoselect.evaluation.report.files import (
     Evaluation,
+    remove_pictures,
     write_figures,
     write_predictions,
     write_report,
@@ -92,6 +93,7 @@ def evaluate(
         out = Path(settings.out)
         write_predictions(out / "predictions.jsonl", asked, replies, plan)
         figures = write_figures(out / "figures", result)
+        remove_pictures(out / "failed")  # new ones are drawn for MLflow only
         write_report(out, report, figures)
         if settings.tracking:
             record.log(report, figures, selectors, question_tables(result, out / "failed"))

@@ -252,7 +252,7 @@ def bench_public(settings: PublicSettings) -> dict[str, Any]:
         )
         more = {"identity": known, "environment": around, "settings": asdict(settings)}
         report = build_public_report(settings.model, results, latency, more)
-        (out / "report.md").write_text(public_markdown(report))
+        write_text(out / "report.md", public_markdown(report))
         _write(out / "report.json", report)
         record.log(report)
     return report

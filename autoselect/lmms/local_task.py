@@ -16,6 +16,7 @@ from PIL import Image
 from autoselect.data.decode import Limits, image_suffix, read_image
 from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.scores.scoring import question_score
+from autoselect.files.atomic import write_bytes, write_text
 
 MAX_NEW_TOKENS = 16
 FUNCTIONS = "from autoselect.lmms.local_task import process_results, text, visual  # noqa: F401\n"
@@ -31,8 +32,8 @@ def write_local_task(
     """
     documents = list(_documents(EvaluationSet.open(shards), folder / "images"))
     data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(one) + "\n" for one in documents))
-    (folder / "utils.py").write_text(FUNCTIONS)
+    write_text(data, "".join(json.dumps(one) + "\n" for one in documents))
+    write_text(folder / "utils.py", FUNCTIONS)
     settings = {
         "task": name,
         "dataset_path": "json",
@@ -54,7 +55,7 @@ def write_local_task(
     }
     written = yaml.safe_dump(settings, sort_keys=False)
     written += "".join(f"{field}: !function {home}\n" for field, home in functions.items())
-    (folder / f"{name}.yaml").write_text(written)
+    write_text(folder / f"{name}.yaml", written)
 
 
 def _documents(samples: EvaluationSet, pictures: Path) -> Iterator[dict[str, Any]]:
@@ -66,7 +67,7 @@ def _documents(samples: EvaluationSet, pictures: Path) -> Iterator[dict[str, Any
         for place, encoded in enumerate(sample.images):
             part = f"-{place}" if place else ""
             picture = pictures / f"{number:06d}{part}.{image_suffix(encoded)}"
-            picture.write_bytes(encoded)
+            write_bytes(picture, encoded)
             paths.append(str(picture.resolve()))
         asked = parse_record(sample.record, sample.key)
         # The marks among several images say where they go.

@@ -20,6 +20,7 @@ from autoselect.evaluation.answers.parts import PartStore, answer_all, code_vers
 from autoselect.evaluation.answers.replies import Replies
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
+from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import Method, selector_method
 from autoselect.files.atomic import write_text
@@ -130,7 +131,7 @@ def tune(
         name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
     }
     write_text(out / REPORT, json.dumps({**report, SETTINGS: asdict(settings)}, indent=1))
-    tuning_figure(found).savefig(out / FIGURE)
+    save(tuning_figure(found), out / FIGURE)
     selector.save_config(folder)  # last, because it marks a finished search
     return Tuning(vlm, selector, out, report)
 

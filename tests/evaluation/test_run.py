@@ -24,6 +24,7 @@ from autoselect.evaluation.answers.likelihood import (
     most_likely,
 )
 from autoselect.evaluation.earlier import check_earlier, remove_earlier
+from autoselect.evaluation.figures.style import new_figure, save
 from autoselect.evaluation.latency import bench
 from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_folders
@@ -278,6 +279,35 @@ def test_a_report_of_other_settings_is_not_replaced(settings, tmp_path, caplog):
     path.write_text("[")
     with pytest.raises(ConfigError, match="holds a report.json that is not a report; remove"):
         check_earlier(path, plain)
+
+
+def test_pictures_of_an_earlier_evaluation_are_removed(settings):
+    plain = dataclasses.replace(settings, methods="none", budgets="4", max_images=2, audit=1)
+    evaluate(plain)
+    out = Path(settings.out)
+    assert (out / "figures" / "audit.png").is_file()
+    (out / "failed").mkdir()
+    (out / "failed" / "failed-07.png").write_bytes(b"old")
+    evaluate(dataclasses.replace(plain, audit=0))
+    assert not list((out / "failed").iterdir())
+    figures = {path.stem for path in (out / "figures").iterdir()}
+    assert "audit" not in figures and "retention" in figures
+
+
+def test_a_result_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+    figure = new_figure(2, 2)
+    path = tmp_path / "retention.png"
+    save(figure, path)
+    before = path.read_bytes()
+
+    def full(stream, **more):
+        stream.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(OSError, match="no space left"):
+        save(figure, path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure, leak_figure
 from autoselect.evaluation.figures.maps import frequency_figure, gate_figure, similarity_figure
+from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text
 from autoselect.reference.classifier import largest_object_colour, train_classifier
@@ -188,6 +189,5 @@ def ready_classifier(
 def write_analysis(kind: str, found: Found, settings: Mapping[str, Any], out: Path) -> None:
     """Write `KIND.png`, and `KIND.json` with the numbers and the settings, into `out`."""
     numbers, figure = found
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{kind}.png")
+    save(figure, out / f"{kind}.png")
     write_text(out / f"{kind}.json", json.dumps({**numbers, SETTINGS: settings}, indent=1))

@@ -1,6 +1,9 @@
 """Give all figures the same colours, fonts and plain axes."""
 
+from pathlib import Path
+
 from autoselect.config.extras import extra
+from autoselect.files.atomic import replacing
 
 with extra("evaluation"):
     from matplotlib.axes import Axes
@@ -33,6 +36,12 @@ def colour_of(method: str) -> str:
 def new_figure(width: float, height: float) -> Figure:
     """Create an empty figure; width and height in inches."""
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+
+
+def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Write a figure as a PNG file, atomically, as `autoselect.files` does."""
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png", dpi=dpi)
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:

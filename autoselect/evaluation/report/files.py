@@ -1,7 +1,7 @@
 """Write the files of a finished evaluation."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from autoselect.evaluation.answers.answering import Plan
 from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
+from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.evaluation.report.examples import choose_places, lost_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
-from autoselect.files.atomic import write_text
+from autoselect.files.atomic import replacing, write_text
 
 ANALYSED_IMAGES = 128
 
@@ -63,7 +64,6 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     The numbers of the analyses go into the report. Analyses need samples of one image each, whose
     tokens form one raster of a fixed size.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = {"retention": retention_curves(result.report)}
     vlm, selector, samples = result.vlm, result.selector, result.samples
     if (grid := result.grid) is not None:
@@ -83,15 +83,21 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
             result.report.setdefault("analyses", {})[kind] = numbers
     paths = {name: folder / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
-        figure.savefig(paths[name])
+        save(figure, paths[name])
+    remove_pictures(folder, keep=paths.values())
     return paths
 
 
+def remove_pictures(folder: Path, keep: Iterable[Path] = ()) -> None:
+    """Remove the pictures that an earlier evaluation left in a folder, except those of `keep`."""
+    for path in set(folder.glob("*.png")) - set(keep):
+        path.unlink()
+
+
 def write_report(out: Path, report: dict[str, Any], figures: dict[str, Path]) -> None:
-    """Write `report.md`, `report.html` and, last and atomically, `report.json`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(markdown(report))
-    (out / "report.html").write_text(html_report(report, figures))
+    """Write `report.md`, `report.html` and, last, `report.json`."""
+    write_text(out / "report.md", markdown(report))
+    write_text(out / "report.html", html_report(report, figures))
     write_text(out / "report.json", json.dumps(report, indent=1))
 
 
@@ -103,7 +109,7 @@ def write_predictions(
     `predictions`, `tokens`, `ended` and `loss` hold the fields of each column's `Reply`.
     """
     columns = [str(column) for column in plan.columns()]
-    with path.open("w") as file:
+    with replacing(path) as file:
         for i, sample in enumerate(samples):
             for r, question in enumerate(sample.questions):
                 own = {column: replies[column][i][r] for column in columns}
@@ -118,4 +124,4 @@ def write_predictions(
                     "ended": {column: reply.ended for column, reply in own.items()},
                     "loss": {column: reply.loss for column, reply in own.items()},
                 }
-                file.write(json.dumps(row) + "\n")
+                file.write(f"{json.dumps(row)}\n".encode())

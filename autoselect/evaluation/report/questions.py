@@ -6,6 +6,7 @@ from typing import Any
 
 from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
 from autoselect.evaluation.figures.overlays import patch_overlays
+from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.methods.registry import SELECTOR
 from autoselect.evaluation.report.examples import failed_places, is_right, overlay_rows
 from autoselect.evaluation.report.files import Evaluation
@@ -59,11 +60,10 @@ def question_tables(result: Evaluation, folder: Path) -> dict[str, Table]:
     failed = failed_places(asked, answers, plan)[:MOST_DRAWN]
     if (grid := result.grid) is None or not failed:
         return tables
-    folder.mkdir(parents=True, exist_ok=True)
     rows = overlay_rows(result.vlm, result.selector, result.samples, asked, answers, plan, failed)
     pictures = [folder / f"failed-{number:02d}.png" for number in range(len(rows))]
     for row, path in zip(rows, pictures, strict=True):
-        patch_overlays([row], grid).savefig(path, dpi=DPI)
+        save(patch_overlays([row], grid), path, DPI)
     columns: dict[str, list[Any]] = {
         "overlay": [str(path) for path in pictures],
         "question": [row.question for row in rows],
