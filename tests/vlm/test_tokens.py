@@ -145,6 +145,31 @@ def test_an_answer_follows_the_prompt_of_inference(answering, rounds, opening):
     assert torch.equal(batch.labels, wanted.labels)
 
 
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_a_template_that_drops_thoughts_of_earlier_turns_is_named_with_what_helps(
+    answering, monkeypatch, convolutions
+):
+    """Templates of thinking models open the last answer with a thought and drop earlier ones."""
+    vlm = answering(PARTS)
+    thought = "{{ '<assistant>' }}{% if loop.last %}{{ '<unk>' }}{% endif %}"
+    template = vlm.processor.chat_template.replace("{{ '<assistant>' }}", thought, 1)
+    vlm.processor.chat_template = template
+    asked = sample(0, PICTURES[:1], ROUNDS)
+    if convolutions:
+        refusal = ("has convolutions", "set data.rounds=conversation")
+        monkeypatch.setattr(
+            "autoselect.vlm.text.dialogue.training_fault", lambda _, rounds: refusal
+        )
+    fix = "make every round a sample of its own" if convolutions else "set data.rounds=independent"
+    with pytest.raises(
+        ConfigError, match=f"rewrites earlier turns, so .* in a conversation; {fix}$"
+    ):
+        Collator(vlm, "conversation")([asked])
+    assert Collator(vlm, "independent")([asked]).num_answer_tokens > 0
+    alone = [sample(0, PICTURES[:1], [one]) for one in ROUNDS]
+    assert Collator(vlm, "conversation")(alone).num_answer_tokens > 0
+
+
 def test_a_template_that_changes_a_question_is_named(answering):
     vlm = answering(PARTS)
     vlm.processor.chat_template = "{{ messages | length }}" + vlm.processor.chat_template

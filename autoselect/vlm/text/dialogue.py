@@ -7,6 +7,7 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.vlm.backbone import FrozenVLM, chat
+from autoselect.vlm.families import training_fault
 from autoselect.vlm.text.placeholders import question_content
 
 Content = list[dict[str, Any]]
@@ -59,6 +60,9 @@ class DialogueWriter:
         self.model_name = vlm.name
         self.mark = mark
         self.answers_in_parts, self.header = self._answers_in_parts()
+        self.without_turns = "set data.rounds=independent"
+        if training_fault(vlm.model.config, "independent"):
+            self.without_turns = "make every round a sample of its own"
 
     def _answers_in_parts(self) -> tuple[bool, str]:
         """Return True if the template takes an answer as a list of parts, else as plain text.
@@ -131,7 +135,7 @@ class DialogueWriter:
             if not asked.startswith(written):
                 raise ConfigError(
                     f"model={self.model_name}: its chat template rewrites earlier turns, so "
-                    "answers cannot be located; train on single-round samples"
+                    f"answers cannot be located in a conversation; {self.without_turns}"
                 )
             parts.append(WrittenRound(asked[len(written) :], self._answer(messages, asked, told)))
             written = told
