@@ -185,4 +185,5 @@ def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
         metavar="--NAME=VALUE",
         help="settings of the training run, after `--`; autoselect/train.py --help lists them",
     )
-    doctor.set_defaults(run=run_doctor)
+    form = "; settings of the training follow `--`, as in: autoselect doctor --gpus 8 -- --model=X"
+    doctor.set_defaults(run=run_doctor, about_settings=form)

@@ -252,4 +252,5 @@ def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
         help="dtype of the frozen VLM (default that of --config)",
     )
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.set_defaults(run=run)
+    form = "; settings of the training are read from the file that --config names"
+    parser.set_defaults(run=run, about_settings=form)
