@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from autoselect.data.decode import decode_image, reuse_image_memory
+from autoselect.data.decode import read_image, reuse_image_memory
 from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.files.atomic import write_text
@@ -87,7 +87,7 @@ def _decode_share(images: list[bytes], count: int, held: int, barrier: Any, resu
     barrier.wait()
     start = time.perf_counter()
     for first in range(0, count, held):
-        pictures = [decode_image(images[n % len(images)]) for n in range(first, first + held)]
+        pictures = [read_image(images[n % len(images)]) for n in range(first, first + held)]
         del pictures
     results.put(time.perf_counter() - start)
 
@@ -136,6 +136,11 @@ def loader(shards: ShardSet, count: int, workers: int) -> Sample:
         images_per_s=(delivered - prefetched) / seconds,
         processor_ms=(processor_seconds() - before) / loaded * 1000,
     )
+
+
+def fewest(workers: int) -> int:
+    """Return the fewest images of a round: a micro-batch is left when all that is ready is gone."""
+    return (2 + workers * PREFETCHED_PER_WORKER) * MICRO_BATCH
 
 
 def resume_seconds(folder: Path, rounds: int) -> dict[str, Any]:
@@ -216,6 +221,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
+    if arguments.count < (least := fewest(cores)):
+        parser.error(
+            f"--count {arguments.count} is too small to measure: the first micro-batch and those "
+            f"that {cores} workers have ready by then do not count; give at least {least}"
+        )
     images = [photo(number, *arguments.size) for number in range(arguments.images)]
     results: dict[str, Any] = {
         "machine": {"processor": processor_name(), "cores": cores, "system": platform.system()},
