@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 
 from autoselect.config.extras import extra
-from autoselect.evaluation.figures.style import INK, SELECTOR_COLOUR, new_figure, tidy, title
+from autoselect.evaluation.figures.style import (
+    INK,
+    SELECTOR_COLOUR,
+    further_colours,
+    new_figure,
+    tidy,
+    title,
+)
 from autoselect.tuning.agreement import TunedBudget
 
 with extra("evaluation"):
@@ -17,8 +24,7 @@ def tuning_figure(found: Sequence[TunedBudget]) -> Figure:
     """Return the curves with their 95 % bands; a ring marks the best weight of each budget."""
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
-    for number, one in enumerate(found):
-        colour = COLOURS[number % len(COLOURS)]
+    for one, colour in zip(found, further_colours(COLOURS), strict=False):
         weights = [row.weight for row in one.measured]
         low, high = ([100 * row.ci95[i] for row in one.measured] for i in (0, 1))
         values = [100 * row.agreement for row in one.measured]

@@ -227,6 +227,16 @@ def test_the_caption_of_the_gates_speaks_of_training_only_where_it_was_logged(re
     assert caption_of("gates", report).endswith("and their polarisation over training.")
 
 
+def test_every_row_has_a_colour_of_its_own(report):
+    names = [f"autoselect:diversity-0.{number}" for number in range(12)]
+    report["rows"] += [dict(one, method=name) for name in names for one in report["rows"][:1]]
+    figure = retention_curves(report)
+    lines = figure.legends[0].get_lines()[:-2]
+    assert len({line.get_color() for line in lines}) == len(lines) == len(names) + 3
+    drawn = [line.get_color() for line in figure.axes[0].lines]
+    assert drawn[: len(lines)] == [line.get_color() for line in reversed(lines)]
+
+
 def test_panels_say_what_their_axes_and_lines_are(report):
     figure = retention_curves(report)
     _, *panels = figure.axes

@@ -7,7 +7,7 @@ from autoselect.evaluation.figures.style import (
     INK,
     MARKERS,
     MUTED,
-    colour_of,
+    colours_of,
     new_figure,
     plain,
     spread,
@@ -50,10 +50,14 @@ def retention_curves(report: dict[str, Any]) -> Figure:
     return figure
 
 
+def _colours(report: dict[str, Any]) -> dict[str, str]:
+    return colours_of(by_method(report))
+
+
 def _legend(report: dict[str, Any]) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=colour_of(method), linestyle=_style(method), label=plain(method))
-        for method in reversed(by_method(report))
+        Line2D([], [], color=colour, linestyle=_style(method), label=plain(method))
+        for method, colour in reversed(_colours(report).items())
     ]
     handles.append(Line2D([], [], color=MUTED, linestyle=FULL_STYLE, label="all tokens"))
     return [*handles, Line2D([], [], color=MUTED, linestyle=BLIND_STYLE, label="blind")]
@@ -72,7 +76,7 @@ def by_method(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _mean_panel(axes: Axes, report: dict[str, Any]) -> None:
-    ends, labels = [], []
+    ends, labels, colours = [], [], _colours(report)
     for method, rows in by_method(report).items():
         rows = [row for row in rows if row["retention"] is not None]
         if not rows:
@@ -83,9 +87,9 @@ def _mean_panel(axes: Axes, report: dict[str, Any]) -> None:
         high = [100 * row["retention_ci95"][1] for row in rows]
         is_selector = method == SELECTOR
         axes.fill_between(
-            budgets, low, high, color=colour_of(method), alpha=0.18 if is_selector else 0.07, lw=0
+            budgets, low, high, color=colours[method], alpha=0.18 if is_selector else 0.07, lw=0
         )
-        _line(axes, method, budgets, values)
+        _line(axes, method, colours[method], budgets, values)
         ends.append(values[-1])
         labels.append(method)
     axes.axhline(100, color=MUTED, linewidth=0.9, linestyle=FULL_STYLE)
@@ -100,18 +104,23 @@ def _mean_panel(axes: Axes, report: dict[str, Any]) -> None:
     )
     _budget_axis(axes, report)
     tidy(axes)
-    _end_labels(axes, ends, labels, max(row["budget"] for row in report["rows"]))
+    _end_labels(
+        axes,
+        ends,
+        {label: colours[label] for label in labels},
+        max(row["budget"] for row in report["rows"]),
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
     axes.set_xlabel("visual tokens kept", fontsize=9, color=INK)
     title(axes, "Accuracy kept, mean over tasks (95 % bands)", 11)
 
 
-def _line(axes: Axes, method: str, budgets: list[int], values: list[float]) -> None:
+def _line(axes: Axes, method: str, colour: str, budgets: list[int], values: list[float]) -> None:
     is_selector = method == SELECTOR
     axes.plot(
         budgets,
         values,
-        color=colour_of(method),
+        color=colour,
         linewidth=2.6 if is_selector else 1.4,
         linestyle=_style(method),
         marker=MARKERS.get(method, "."),
@@ -122,10 +131,11 @@ def _line(axes: Axes, method: str, budgets: list[int], values: list[float]) -> N
     )
 
 
-def _end_labels(axes: Axes, values: list[float], labels: list[str], budget: int) -> None:
+def _end_labels(axes: Axes, values: list[float], labels: dict[str, str], budget: int) -> None:
+    """Write the labels, given with their colours, beside the last values."""
     bottom, top = axes.get_ylim()
     heights = spread(values, (top - bottom) / 25)
-    for label, value, height in zip(labels, values, heights, strict=True):
+    for (label, colour), value, height in zip(labels.items(), values, heights, strict=True):
         axes.annotate(
             plain(label),
             (budget, value),
@@ -133,12 +143,12 @@ def _end_labels(axes: Axes, values: list[float], labels: list[str], budget: int)
             textcoords=("axes fraction", "data"),
             fontsize=9 if label == SELECTOR else 8,
             fontweight="bold" if label == SELECTOR else "normal",
-            color=colour_of(label),
+            color=colour,
             va="center",
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
-                "color": colour_of(label),
+                "color": colour,
                 "lw": 0.5,
                 "alpha": 0.6,
                 "relpos": (0.0, 0.5),
@@ -149,6 +159,7 @@ def _end_labels(axes: Axes, values: list[float], labels: list[str], budget: int)
 
 
 def _task_panel(axes: Axes, report: dict[str, Any], task: str) -> None:
+    colours = _colours(report)
     for method, rows in by_method(report).items():
         budgets = [row["budget"] for row in rows]
         values = [100 * row["tasks"][task] for row in rows]
@@ -156,7 +167,7 @@ def _task_panel(axes: Axes, report: dict[str, Any], task: str) -> None:
         axes.plot(
             budgets,
             values,
-            color=colour_of(method),
+            color=colours[method],
             linewidth=2.0 if is_selector else 0.9,
             alpha=1.0 if is_selector else 0.75,
             linestyle=_style(method),

@@ -1,5 +1,8 @@
 """Give all figures the same colours, fonts and plain axes."""
 
+from collections.abc import Iterable, Iterator
+from colorsys import hls_to_rgb
+from itertools import count
 from pathlib import Path
 
 from autoselect.config.extras import extra
@@ -7,6 +10,7 @@ from autoselect.files.atomic import replacing
 
 with extra("evaluation"):
     from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1f2430", "#6b7280", "#d9dce3"
@@ -26,11 +30,21 @@ COLOURS = {
 }
 MARKERS = {"autoselect": "o", "oracle": "D", "divprune": "s", "cdpruner": "^", "visionzip": "v"}
 SPARE_COLOURS = ("#0e7490", "#9d174d", "#4d7c0f", "#7c2d12")
+GOLDEN_SECTION = 0.618
 DPI = 160
 
 
-def colour_of(method: str) -> str:
-    return COLOURS.get(method) or SPARE_COLOURS[sum(map(ord, method)) % len(SPARE_COLOURS)]
+def colours_of(methods: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each method; no two are alike."""
+    spare = further_colours(SPARE_COLOURS)
+    return {method: COLOURS.get(method) or next(spare) for method in methods}
+
+
+def further_colours(first: Iterable[str]) -> Iterator[str]:
+    """Yield the given colours, and then others without end, each far from the one before."""
+    yield from first
+    for number in count():
+        yield to_hex(hls_to_rgb(number * GOLDEN_SECTION % 1, 0.38, 0.65))
 
 
 def new_figure(width: float, height: float) -> Figure:
