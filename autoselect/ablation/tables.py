@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoselect.evaluation.report.tables import percent, with_interval
+from autoselect.files.markdown import table_row
 
 Table = Callable[[dict[str, Any], Sequence[str]], list[str]]
 NOT_MEASURED = "not measured"
@@ -197,8 +198,5 @@ def _number(value: dict[str, Any] | None, digits: int) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Format a Markdown table; rows shorter than the head are filled with empty cells."""
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows:
-        cells = [*row, *[""] * (len(head) - len(row))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    filled = ([*row, *[""] * (len(head) - len(row))] for row in rows)
+    return [table_row(head), "|---" * len(head) + "|", *map(table_row, filled)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autoselect.evaluation.report.tables import percent
+from autoselect.files.markdown import table_row
 from autoselect.lmms.engine import FULL
 from autoselect.lmms.published import FULL_MODEL, MODEL, PAPER, published_rows
 from autoselect.lmms.tasks import TASKS, label
@@ -80,13 +81,12 @@ def _scores(report: dict[str, Any]) -> list[str]:
         "Scores in the published units; retention is the mean over the tasks of score / full "
         "score, in per cent.",
         "",
-        f"| method | tokens | {' | '.join(names)} | retention |",
+        table_row(["method", "tokens", *names, "retention"]),
         "|---|---:|" + "---:|" * (len(tasks) + 1),
     ]
 
     def line(name: str, tokens: str, scores: dict[str, float], end: str) -> str:
-        found = " | ".join(_number(scores.get(task)) for task in tasks)
-        return f"| {name} | {tokens} | {found} | {end} |"
+        return table_row([name, tokens, *(_number(scores.get(task)) for task in tasks), end])
 
     lines.append(line("upper bound", "all", report["full"]["tasks"], "100.0"))
     for row in report["rows"]:
@@ -115,12 +115,11 @@ def _latency(latency: dict[str, Any]) -> list[str]:
         "|---:|---:|---:|---:|",
     ]
     run = latency["runs"][0]
-    lines.append(f"| {latency['num_tokens']} (all) | – | {run['full_prefill_ms']:.2f} | 1.00 |")
+    full = [f"{latency['num_tokens']} (all)", "–", f"{run['full_prefill_ms']:.2f}", "1.00"]
+    lines.append(table_row(full))
     for row in run["pruned"]:
-        lines.append(
-            f"| {row['budget']} | {row['selector_ms']:.2f} | {row['prefill_ms']:.2f} | "
-            f"{row['speedup']:.2f} |"
-        )
+        numbers = (f"{row[name]:.2f}" for name in ("selector_ms", "prefill_ms", "speedup"))
+        lines.append(table_row([row["budget"], *numbers]))
     return [*lines, "", "Batch 1, the attached model; speedup is full prefill / pruned prefill."]
 
 
@@ -139,5 +138,5 @@ def _published(report: dict[str, Any]) -> list[str]:
     ]
     for row in report["published"]:
         budget = row["budget"] or "not stated"
-        lines.append(f"| {row['method']} | {budget} | {row['retention']:.1f} | {row['source']} |")
+        lines.append(table_row([row["method"], budget, f"{row['retention']:.1f}", row["source"]]))
     return lines

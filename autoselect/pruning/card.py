@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from autoselect.files.markdown import table_row
 from autoselect.pruning.hub import is_hub_name, is_logged_model
 
 CARD_FILE = "README.md"
@@ -112,7 +113,7 @@ def _facts(config: Mapping[str, Any]) -> str:
         "autoselect": config["version"],
         "licence of these weights": training.get("licence", LICENCE),
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *map(table_row, rows.items())])
 
 
 def _rounded(value: Any) -> str:
@@ -129,14 +130,14 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
         "",
         "| tokens | accuracy in % | retention in % | 95 % interval |",
         "|---:|---:|---:|---|",
-        f"| {scores['num_tokens']} (all) | {100 * scores['full_mean']:.1f} | 100.0 | |",
+        table_row(
+            [f"{scores['num_tokens']} (all)", f"{100 * scores['full_mean']:.1f}", "100.0", ""]
+        ),
     ]
     for row in scores["rows"]:
         low, high = row["retention_ci95"]
-        lines.append(
-            f"| {row['budget']} | {100 * row['mean']:.1f} | {_percent(row['retention'])} | "
-            f"{_percent(low)} to {_percent(high)} |"
-        )
+        cells = [row["budget"], f"{100 * row['mean']:.1f}", _percent(row["retention"])]
+        lines.append(table_row([*cells, f"{_percent(low)} to {_percent(high)}"]))
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from autoselect.files.markdown import table_row
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
@@ -96,8 +97,8 @@ def _answers(
 def table(measured: Table, title: str = "visual tokens") -> str:
     """Return a Markdown table of what was measured, in per cent, with the mean over families."""
     families = list(next(iter(measured.values())))
-    lines = [f"| {title} | {' | '.join(families)} | mean |", "|---" * (len(families) + 2) + "|"]
+    lines = [table_row([title, *families, "mean"]), "|---" * (len(families) + 2) + "|"]
     for setting, scores in measured.items():
         values = [*scores.values(), sum(scores.values()) / len(scores)]
-        lines.append(f"| {setting} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")
+        lines.append(table_row([setting, *(f"{100 * value:.1f}" for value in values)]))
     return "\n".join(lines)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoselect.files.markdown import table_row
+
 EVALUATION = "evaluation"
 VIEW, VIEW_NAME = "selectors", "Selectors: retention and speedup"
 VIEW_TAG, NOTE_TAG = f"mlflow.sharedViewState.{VIEW}", "mlflow.note.content"
@@ -151,7 +153,7 @@ def _table(rows: Sequence[Standing], runs: str) -> Iterator[str]:
             speedup = "–" if row.speedup is None else f"{row.speedup:.2f}"
             kept = f"{100 * row.retention:.1f} %" + (row.interval and f" ({row.interval})")
             link = f"[{row.run_name}]({runs}/{row.run_id})"
-            yield f"| {budget} | {row.selector} | {kept} | {speedup} | {link} |"
+            yield table_row([budget, row.selector, kept, speedup, link])
 
 
 def _best(rows: Sequence[Standing]) -> list[Standing]:

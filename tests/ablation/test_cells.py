@@ -197,6 +197,16 @@ def test_differences_are_paired_and_baselines_stand_beside(plan, programs, run_a
     assert rows["reference"]["against_reference"] == {}
 
 
+def test_a_question_with_a_bar_or_a_line_break_keeps_its_table_whole(config, programs, tmp_path):
+    asks = "asks: 'Is |x| enough,\n\n      per channel?'"
+    config.write_text(config.read_text().replace("asks: Is noise per channel enough?", asks))
+    plan = load_plan(config)
+    run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    table = TABLES["settings"](collect(plan, tmp_path), ["channel"])
+    assert table[-1].startswith("| channel | Is \\|x\\| enough, per channel? | ")
+    assert len(table) == 3
+
+
 def test_nothing_unmeasured_looks_measured(plan, programs, tmp_path):
     run_cell(plan, tmp_path, plan.variant("channel"), 1)
     found = collect(plan, tmp_path)

@@ -237,6 +237,13 @@ def test_every_row_has_a_colour_of_its_own(report):
     assert drawn[: len(lines)] == [line.get_color() for line in reversed(lines)]
 
 
+def test_bars_and_line_breaks_in_names_keep_the_tables_whole(report):
+    name = "autoselect:a|b\nc"
+    report["rows"] += [dict(one, method=name) for one in report["rows"] if one["method"] == "grid"]
+    rows = [line for line in markdown(report).splitlines() if line.startswith("| autoselect:a")]
+    assert len(rows) == 4 and all("autoselect:a\\|b c |" in line for line in rows)
+
+
 def test_panels_say_what_their_axes_and_lines_are(report):
     figure = retention_curves(report)
     _, *panels = figure.axes

@@ -80,7 +80,7 @@ def test_recorded_scores_are_in_the_card_and_come_back(tmp_path):
     selector.record_scores(REPORT)
     selector.save_pretrained(tmp_path)
     assert "| 64 | 66.5 | 95.0 | 94.0 to 96.0 |" in card(tmp_path)[1]
-    assert "| 576 (all) | 70.0 | 100.0 | |" in card(tmp_path)[1]
+    assert "| 576 (all) | 70.0 | 100.0 |  |" in card(tmp_path)[1]
     again = Selector.from_pretrained(tmp_path)
     assert again.metadata["scores"]["rows"][0]["retention"] == 0.95
     assert len(again.metadata["scores"]["rows"]) == 1

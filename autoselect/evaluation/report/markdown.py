@@ -20,6 +20,7 @@ from autoselect.evaluation.report.tables import (
     unscored_note,
     unscored_tasks,
 )
+from autoselect.files.markdown import table_row
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -75,12 +76,12 @@ def _detail_tables(report: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for task, numbers in report["full"].get("details", {}).items():
         lines += ["", f"## Further numbers: {task}", ""]
-        lines += ["| method | tokens | " + " | ".join(numbers) + " |"]
+        lines += [table_row(["method", "tokens", *numbers])]
         lines += ["|---|---:|" + "---:|" * len(numbers)]
         full = {"method": UPPER, "budget": report["num_tokens"], **report["full"]}
         for row in [full, *report["rows"]]:
             cells = [f"{row['details'][task][key]:.3f}" for key in numbers]
-            lines.append(f"| {row['method']} | {row['budget']} | " + " | ".join(cells) + " |")
+            lines.append(table_row([row["method"], row["budget"], *cells]))
     return lines
 
 
@@ -90,18 +91,17 @@ def _latency(report: dict[str, Any]) -> list[str]:
     if "protocol" in latency:
         lines += [latency["protocol"], ""]
     head, rows = latency_table(report)
-    lines += ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += [table_row(head), "|" + "---:|" * len(head), *map(table_row, rows)]
     return [*lines, "", *latency_notes(latency)]
 
 
 def markdown_table(table: Table) -> list[str]:
     """Return the lines of a table; marked cells and the selector's name are bold."""
-    lines = ["| " + " | ".join(table.head) + " |", "|---|" + "---:|" * (len(table.head) - 1)]
+    lines = [table_row(table.head), "|---|" + "---:|" * (len(table.head) - 1)]
     for row in table.rows:
         cells = [f"**{cell.text}**" if cell.mark else cell.text for cell in row.cells]
         if row.kind in (OWN, BAND):
             cells[0] = f"**{row.cells[0].text}**"
         cells += [""] * (len(table.head) - len(cells))
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     return lines
