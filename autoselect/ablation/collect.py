@@ -57,7 +57,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
         "model": evaluated["model"],
         "num_tokens": evaluated["num_tokens"],
         "images": len(first.keys),
-        "questions": int(first.tables[FULL, 0].counts.sum()),
+        "questions": evaluated.get("questions") or int(first.tables[FULL, 0].counts.sum()),
         "budgets": analysis.budgets,
         "families": list(first.tables[FULL, 0].tasks),
         "full": {"mean": analysis.full.mean(), "tasks": analysis.full.task_means()},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autoselect.ablation.cells import (
+    Cell,
     check_trainings,
     evaluate_baselines,
     evaluation_settings,
@@ -27,8 +28,12 @@ from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.commands import add_eval_arguments
 from autoselect.evaluation.loading import OWN, parse_diversities
 from autoselect.evaluation.methods.registry import choose_methods
+from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_text
+from autoselect.reference.resources import resolve_model, resolve_shards
+from autoselect.training.budgets import check_budgets
+from autoselect.vlm.loading import fixed_tokens
 
 logger = logging.getLogger(__name__)
 CHANGEABLE = ("steps", "images", "ranks", "port")
@@ -76,6 +81,8 @@ def run_ablation(arguments: argparse.Namespace) -> int:
         return 0
     check_trainings(plan, out)
     cells = list(plan.cells(only))
+    if not all(Cell.of(out, *work).is_finished for work in cells):
+        check_subject(plan)
     logger.info("%d cells in %s", len(cells), out)
     record = AblationRecord(plan, out)
     try:
@@ -121,7 +128,7 @@ def write(out: Path, found: dict[str, Any]) -> None:
 def check_eval_settings(plan: AblationPlan) -> None:
     """Refuse what `autoselect eval` would refuse, before hours of training.
 
-    How many visual tokens the model has is not known yet, so a budget above it is not found.
+    Budgets above the number of the model's visual tokens are found by `check_subject`.
 
     Raises:
         ConfigError: a budget or a baseline is wrong, or a setting of a variant, by name or value.
@@ -142,6 +149,38 @@ def check_eval_settings(plan: AblationPlan) -> None:
                     f"change; choose from {', '.join(free)}"
                 )
         _check_values(plan, variant)
+
+
+def check_subject(plan: AblationPlan) -> None:
+    """Refuse a model or test data that the ablation cannot take, before hours of training.
+
+    Raises:
+        ConfigError: images of the model have different numbers of visual tokens, a budget exceeds
+            their number, or the test data are unusable or have samples of several images.
+    """
+    tokens = fixed_tokens(resolve_model(plan.model))
+    if tokens is None:
+        raise ConfigError(
+            f"model={plan.model} has a varying number of visual tokens per image, which the leak "
+            "measure cannot take; choose a model whose images all have the same number"
+        )
+    parse_budgets(plan.budgets, tokens)
+    if plan.leak_budget > tokens:
+        raise ConfigError(
+            f"leak_budget={plan.leak_budget} exceeds the {tokens} visual tokens of this model; "
+            f"choose 1..{tokens}"
+        )
+    for variant in plan.variants:
+        try:
+            check_budgets(plan.train_config(variant, plan.seeds[0]), tokens)
+        except ConfigError as error:
+            raise ConfigError(f"variants.{variant.name}: {error}") from error
+    shards = resolve_shards(plan.test_shards, "test")
+    if not EvaluationSet.open(shards, plan.images).one_image_each:
+        raise ConfigError(
+            f"test_shards={plan.test_shards} hold samples of several images, which the leak "
+            "measure cannot take; choose other shards"
+        )
 
 
 class _Flags(argparse.ArgumentParser):

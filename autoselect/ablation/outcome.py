@@ -18,6 +18,8 @@ from autoselect.files.digest import same_weights
 from autoselect.tracking.history import metric_history
 
 LOSS, LAST_STEPS = "train/loss", 0.1
+HEAD = ("model", "num_tokens", "questions", "environment", "digests")
+"""What an outcome keeps of a report."""
 
 
 def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, A
     report = _json(folder / "report.json")
     some = next(iter(scores.tables.values()))
     return {
-        "report": {key: report[key] for key in ("model", "num_tokens", "environment", "digests")},
+        "report": {key: report[key] for key in HEAD if key in report},
         "scores": {
             "keys": list(scores.keys),
             "tasks": list(some.parts),

@@ -18,6 +18,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from autoselect.config import ConfigError
 from autoselect.files import digest
+from autoselect.vlm.families import family_of, placeholder_id
 from autoselect.vlm.model_files import (
     ModelFilesError,
     absent,
@@ -30,6 +31,7 @@ from autoselect.vlm.model_files import (
     weight_files,
 )
 from autoselect.vlm.processor_fit import check_processor
+from autoselect.vlm.text.placeholders import fixed_count
 from autoselect.vlm.weight_names import check_loading, check_weight_names, first_names, one_line
 
 
@@ -201,6 +203,22 @@ def load_processor(path: str | Path) -> Any:
             f"model={path} has no processor: {str(error).splitlines()[0]} "
             "Copy processor_config.json and the tokenizer files into it"
         ) from error
+
+
+def fixed_tokens(path: str | Path) -> int | None:
+    """Return the visual tokens of every image of a model, or None if images differ.
+
+    Only the configuration and the processor are read, not the weights.
+
+    Raises:
+        ConfigError: the model or its processor is not whole, or they do not fit each other.
+    """
+    config, processor = check_model(path), load_processor(path)
+    check_processor(path, config, processor)
+    if not family_of(config).fixed_tokens:
+        return None
+    token = processor.tokenizer.convert_ids_to_tokens(placeholder_id(config, "image"))
+    return fixed_count(processor, token)
 
 
 def weights_digest(path: str | Path) -> str:

@@ -15,6 +15,9 @@ from autoselect.config.files import load_config
 from autoselect.evaluation.commands import ANALYSED
 from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.settings import EvalSettings
+from tests.evaluation.conftest import model_folder, shards
+
+__all__ = ["model_folder", "shards"]
 
 YAML = """
 name: small
@@ -130,6 +133,7 @@ class Programs:
         report = {
             "model": "tiny",
             "num_tokens": 144,
+            "questions": len(lines),
             "settings": self.settings,
             "environment": ENVIRONMENT,
             "digests": {"model": self.model_digest, "data": "d", "selector": "s"},

@@ -207,6 +207,22 @@ def test_a_question_with_a_bar_or_a_line_break_keeps_its_table_whole(config, pro
     assert len(table) == 3
 
 
+def test_questions_are_those_that_were_asked(plan, programs, run_all, tmp_path):
+    """MME counts a score per question and one per pair, MMBench one for all rotations."""
+    found = run_all(plan, tmp_path)
+    assert found["questions"] == 2 * found["images"]
+    for note in tmp_path.rglob("cell.json"):
+        cell = json.loads(note.read_text())
+        cell["outcome"]["report"]["questions"] = 999
+        note.write_text(json.dumps(cell))
+    assert collect(plan, tmp_path)["questions"] == 999
+    for note in tmp_path.rglob("cell.json"):
+        cell = json.loads(note.read_text())
+        del cell["outcome"]["report"]["questions"]  # of an earlier version
+        note.write_text(json.dumps(cell))
+    assert collect(plan, tmp_path)["questions"] == 2 * found["images"]
+
+
 def test_nothing_unmeasured_looks_measured(plan, programs, tmp_path):
     run_cell(plan, tmp_path, plan.variant("channel"), 1)
     found = collect(plan, tmp_path)

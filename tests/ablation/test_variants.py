@@ -1,16 +1,21 @@
 """The YAML of an ablation: how settings are resolved, and which mistakes are refused."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
+from PIL import Image
 
 from autoselect.ablation.cells import Cell, check_trainings
-from autoselect.ablation.commands import check_eval_settings
+from autoselect.ablation.commands import check_eval_settings, check_subject
 from autoselect.ablation.variants import changed_settings, load_plan
+from autoselect.cli.main import main
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import flatten, load_config, to_dict
 from autoselect.config.programs import checkout
+from autoselect.data.shards import ShardWriter
+from autoselect.reference.corpus import to_jpeg
 
 
 def test_settings_are_those_of_the_base_and_the_variant(plan):
@@ -165,3 +170,56 @@ def test_the_published_cells_can_be_added_to():
     stored = checkout() / "benchmarks" / "results" / "ablation"
     assert any(Cell.of(stored, variant, seed).is_finished for variant, seed in plan.cells())
     check_trainings(plan, stored)
+
+
+@pytest.fixture
+def subject(config, model_folder, shards):
+    """Return a function that changes the YAML of an ablation on an untrained reference VLM."""
+
+    def changed(**change):
+        values = yaml.safe_load(config.read_text()) | {"model": model_folder, "test_shards": shards}
+        config.write_text(yaml.safe_dump(values | change))
+        return load_plan(config)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budgets": "8,145"}, "budget=145 exceeds the 144 visual tokens"),
+        ({"leak_budget": 145}, r"leak_budget=145 exceeds the 144 visual tokens .*choose 1\.\.144"),
+        (
+            {"base": {"gate.token_budget": 200}},
+            "variants.reference: gate.token_budget=200 exceeds the 144 visual tokens",
+        ),
+        (
+            {"base": {"tune_images": 8, "tune_budgets": "8,200"}},
+            "variants.reference: tune_budgets='8,200': budget=200 exceeds",
+        ),
+        ({"test_shards": "nowhere/*.tar"}, "nowhere/.* matches no shard"),
+    ],
+)
+def test_what_the_model_or_the_data_cannot_take_is_refused_before_a_training(
+    subject, programs, change, message, tmp_path, capsys
+):
+    check_subject(subject())
+    subject(**change)
+    assert main(["ablate", "--config", str(tmp_path / "ablation.yaml"), "--out", "out"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert programs.calls == []
+
+
+def test_a_model_whose_images_differ_in_tokens_is_refused(subject, monkeypatch):
+    monkeypatch.setattr("autoselect.ablation.commands.fixed_tokens", lambda path: None)
+    with pytest.raises(ConfigError, match="has a varying number of visual tokens per image, which"):
+        check_subject(subject())
+
+
+def test_samples_of_several_images_are_refused(subject, tmp_path):
+    turns = [{"from": "human", "value": "<image><image> ?"}, {"from": "gpt", "value": "no"}]
+    picture = to_jpeg(Image.new("RGB", (32, 32)))
+    with ShardWriter(str(tmp_path / "pairs")) as writer:
+        writer.write("0", {"conversations": turns}, [picture, picture])
+    with pytest.raises(ConfigError, match="hold samples of several images, which the leak measure"):
+        check_subject(subject(test_shards=str(tmp_path / "pairs")))
