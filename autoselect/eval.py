@@ -8,8 +8,10 @@ and without that flag they would also wait for one that failed.
 """
 
 import dataclasses
+import io
 import logging
-from typing import Any
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import torch.distributed as dist
 
@@ -18,7 +20,7 @@ from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
 from autoselect.config.flags import CommandParser
 from autoselect.config.programs import EXIT_INTERRUPTED
-from autoselect.ranks import processes
+from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         with explained_imports():
             return _run(arguments)
     except ConfigError as error:
-        logger.error("%s", error)
+        rank_zero.report_end(str(error))
         return 2
     except RankLostError as error:
         logger.error("%s", error)
@@ -45,21 +47,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None) -> int:
     from autoselect.evaluation.commands import add_eval_arguments, settings_of
+    from autoselect.evaluation.run import evaluate
 
+    info = processes.RankInfo.from_environment()
+    processes.setup_logging(info)
     parser = CommandParser(prog="autoselect/eval.py", description=__doc__)
     add_eval_arguments(parser)
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
-    options = parser.parse_args(arguments)
-    info = processes.RankInfo.from_environment()
-    processes.setup_logging(info)
-    return _evaluate(settings_of(options), info)
-
-
-def _evaluate(settings: Any, info: processes.RankInfo) -> int:
-    from autoselect.evaluation.run import evaluate
-
+    silent = None if info.is_main else io.StringIO()  # all ranks are started with the same flags
+    with redirect_stdout(silent or sys.stdout), redirect_stderr(silent or sys.stderr):
+        options = parser.parse_args(arguments)
     device = processes.choose_device(info)
     processes.init_distributed(info, device, WAIT_SECONDS, for_deepspeed=False)
+    settings = settings_of(options)
     settings = dataclasses.replace(settings, device=settings.device or str(device))
     evaluate(settings, rank=info.rank, world_size=info.world_size, barrier=dist.barrier)
     processes.shutdown_distributed()

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         processes.shutdown_distributed()
         return 0 if finished else processes.EXIT_PREEMPTED
     except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:
-        logger.error("%s", error)
+        rank_zero.report_end(str(error))
         return 2 if isinstance(error, ConfigError) else 1
     except RankLostError as error:
         logger.error("%s", error)

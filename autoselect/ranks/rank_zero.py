@@ -8,9 +8,11 @@ result in a collective afterwards.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -21,8 +23,13 @@ from autoselect.config import ConfigError
 PATIENCE_S = 3600.0
 """Longest wait for rank 0, in seconds."""
 
+FAREWELL_S = 5.0
+"""Longest wait for ranks that end for the same reason, in seconds."""
+
 LONGEST_PAUSE_S = 0.25
-_TURNS = "turns"
+_TURNS, _REASON, _ENDING = "turns", "reason", "ending"
+
+logger = logging.getLogger(__name__)
 
 _store: dist.TCPStore | None = None
 _turns = 0
@@ -111,6 +118,40 @@ def on_first_of_node(action: Callable[[], None], local_rank: int) -> None:
         dist.all_gather_object(failures, own)
     if any(failures):
         raise ConfigError(next(filter(None, failures)))
+
+
+def report_end(reason: str) -> None:
+    """Log why this rank ends, unless rank 0 ends for the same reason and logs it.
+
+    Ranks that fail at the same time end together, each with its own exit code: the launcher stops
+    the others when the first one ends. A rank that fails alone ends after `FAREWELL_S`.
+    """
+    if _store is None or not dist.is_initialized():
+        logger.error("%s", reason)
+        return
+    is_first, first = dist.get_rank() == 0, None
+    with suppress(dist.DistError):  # rank 0, which hosts the store, may have ended before
+        if is_first:
+            _store.set(_REASON, reason)
+        elif _comes(lambda store: store.check([_REASON])):
+            first = _store.get(_REASON).decode()
+    if first != reason:
+        logger.error("%s", reason)
+    if is_first or first is not None:
+        with suppress(dist.DistError):
+            _store.add(_ENDING, 1)
+            _comes(lambda store: store.add(_ENDING, 0) == dist.get_world_size())
+
+
+def _comes(condition: Callable[[dist.TCPStore], bool]) -> bool:
+    """Wait until a condition on the store holds; return False after `FAREWELL_S`."""
+    assert _store is not None
+    deadline = time.monotonic() + FAREWELL_S
+    while not condition(_store):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _wait_for_rank_0(store: dist.TCPStore, turn: int) -> None:

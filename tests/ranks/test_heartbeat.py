@@ -79,9 +79,11 @@ def test_the_culprit_is_named_before_the_first_step(what: str, words: str) -> No
 @pytest.mark.slow
 def test_a_rank_that_loads_slowly_is_waited_for() -> None:
     """It may take longer than a stalled one; here every rank then ends by the same error."""
-    for code, log in run_ranks("late", 1, 2, "start_worker.py"):
-        assert code == 2 and "all ranks came to the shards" in log, log
-        assert "stalled" not in log
+    ended = run_ranks("late", 1, 2, "start_worker.py")
+    for code, log in ended:
+        assert code == 2 and "stalled" not in log, log
+    said = ["all ranks came to the shards" in log for _, log in ended]
+    assert said == [True, False], "one rank says what all have"
 
 
 @pytest.mark.parametrize(("what", "rank"), [("nothing", 1), ("apart_late", 1), ("linger", 0)])

@@ -8,7 +8,7 @@ import pytest
 
 from autoselect.config import ConfigError
 from autoselect.ranks import rank_zero
-from tests.launching import start_ranks
+from tests.launching import ROOT, start_ranks
 
 WORKER = """
 import os, time
@@ -92,3 +92,47 @@ def test_one_rank_of_a_node_works_while_the_others_wait(tmp_path: Path) -> None:
     for code, log in [rank.wait(200) for rank in start_ranks(2, tmp_path / "worker.py")]:
         assert code == 0, log
         assert "done by 0\n" in log and "ConfigError: model=org/name is gated" in log, log
+
+
+ENDING = """
+import sys
+from autoselect.ranks import processes, rank_zero
+
+processes.setup_logging()
+info = processes.RankInfo.from_environment()
+processes.setup_logging(info)
+processes.init_distributed(info, processes.choose_device(info), for_deepspeed=False)
+rank_zero.FAREWELL_S = 2.0
+reason = sys.argv[1 + info.rank]
+if reason == "works":
+    import time
+    time.sleep(4)
+    processes.leave(0)
+rank_zero.report_end(reason)
+processes.leave(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("reasons", "logged"),
+    [
+        (("budget=0", "budget=0"), (True, False)),
+        (("budget=0", "no such file"), (True, True)),
+        (("works", "no such file"), (False, True)),
+        (("budget=0", "works"), (True, False)),
+    ],
+)
+def test_a_reason_that_all_ranks_have_is_logged_once(tmp_path, reasons, logged) -> None:
+    (tmp_path / "worker.py").write_text(ENDING)
+    ended = [rank.wait(200) for rank in start_ranks(2, tmp_path / "worker.py", *reasons)]
+    for (code, log), reason, own in zip(ended, reasons, logged, strict=True):
+        assert code == (0 if reason == "works" else 2), log
+        assert (f"ERROR {reason}" in log or f"] {reason}" in log) == own, log
+
+
+def test_a_wrong_evaluation_on_two_ranks_ends_with_one_line(tmp_path: Path) -> None:
+    flags = ["--model=m", "--selector=s", "--shards=t", "--budgets=8", f"--out={tmp_path}"]
+    for mistake, said in (("--random-seeds=0", "is below 1"), ("--nonsense", "unrecognized")):
+        worker = ROOT / "autoselect" / "eval.py"
+        ended = [rank.wait(200) for rank in start_ranks(2, worker, *flags, mistake)]
+        assert [(code, said in log) for code, log in ended] == [(2, True), (2, False)], ended
