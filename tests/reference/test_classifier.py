@@ -176,3 +176,24 @@ def test_rows_that_are_neither_patches_nor_known_tokens_are_refused(tmp_path, mo
     monkeypatch.setattr("autoselect.vlm.image_classifier.EXTRA_TOKENS", ())
     with pytest.raises(ConfigError, match="10 rows for 3 x 3 patches and 0 class and register"):
         load_classifier(saved(dinov2(), tmp_path, 42))
+
+
+def test_a_picture_that_its_processor_refuses_is_named(samples, tmp_path, monkeypatch):
+    folder = train_classifier(samples, tmp_path / "classifier", steps=1)
+    real = hf.AutoImageProcessor.from_pretrained(folder)
+
+    class Strict:
+        def __call__(self, images, **more):
+            if any(image.width == 1 for image in images):
+                raise ValueError("too thin.")
+            return real(images, **more)
+
+    monkeypatch.setattr(hf.AutoImageProcessor, "from_pretrained", lambda _: Strict())
+    _, preprocess = load_classifier(folder)
+    wide, thin = Image.new("RGB", (32, 32)), Image.new("RGB", (1, 64))
+    assert len(preprocess([wide])) == 1
+    said = (
+        f"classifier={folder}: Strict refuses its images of 1 x 64 pixels: too thin; leave it out"
+    )
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        preprocess([wide, thin])
