@@ -61,7 +61,7 @@ def _run(arguments: list[str] | None) -> int:
     processes.init_distributed(info, device, WAIT_SECONDS, for_deepspeed=False)
     settings = settings_of(options)
     settings = dataclasses.replace(settings, device=settings.device or str(device))
-    evaluate(settings, rank=info.rank, world_size=info.world_size, barrier=dist.barrier)
+    evaluate(settings, None, info.rank, info.world_size, dist.barrier, rank_zero.on_main)
     processes.shutdown_distributed()
     return 0
 

@@ -13,13 +13,18 @@ from autoselect.evaluation.settings import EvalSettings
 FOLDER = "data"
 
 
+def alone(action: Callable[[], None]) -> None:
+    """Run an action; the `on_main` of a single process."""
+    action()
+
+
 def with_converted_rows(
-    settings: EvalSettings, rank: int = 0, barrier: Callable[[], None] | None = None
+    settings: EvalSettings, on_main: Callable[[Callable[[], None]], None] = alone
 ) -> EvalSettings:
     """Return settings that name shards; a JSON file is converted into `OUT/data` first.
 
-    Rank 0 converts and `barrier` makes the others wait. A finished conversion is used again, and a
-    changed file gets a folder of its own.
+    A finished conversion is used again, and a changed file gets a folder of its own. `on_main` runs
+    the conversion on rank 0, and raises its ConfigError on every rank.
 
     Raises:
         ConfigError: the file cannot be read, or a row of it cannot be used; an evaluation skips
@@ -38,7 +43,8 @@ def with_converted_rows(
     except OSError as error:
         raise ConfigError(f"shards={source} cannot be read: {error}; check the path") from error
     target = Path(settings.out) / FOLDER / digest
-    if rank == 0:
+
+    def convert() -> None:
         images = settings.image_folder or str(source.resolve().parent)
         found = convert_llava(source, [images], target)
         if found.rejected:
@@ -48,6 +54,6 @@ def with_converted_rows(
                 f"first is row {first.row}: {first.detail}; correct or remove the rows that "
                 f"{target / 'rejected.jsonl'} lists, or name another --image-folder"
             )
-    if barrier is not None:
-        barrier()
+
+    on_main(convert)
     return dataclasses.replace(settings, shards=str(target / "*.tar"), image_folder=None)

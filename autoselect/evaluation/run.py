@@ -39,7 +39,7 @@ from autoselect.evaluation.report.files import (
 )
 from autoselect.evaluation.report.questions import question_tables
 from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
-from autoselect.evaluation.rows import with_converted_rows
+from autoselect.evaluation.rows import alone, with_converted_rows
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import VLLM, EvalSettings
@@ -57,6 +57,7 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
+    on_main: Callable[[Callable[[], None]], None] = alone,
 ) -> Evaluation | None:
     """Run an evaluation and write `report.json`, `report.md` and the predictions into `out`.
 
@@ -66,6 +67,7 @@ def evaluate(
         rank: rank of this process; only rank 0 times, writes and returns something.
         world_size: number of processes.
         barrier: waits for all ranks.
+        on_main: runs an action on rank 0, and raises its ConfigError on every rank.
 
     Raises:
         ConfigError: a setting does not fit, or `out` holds a report of other settings; raised
@@ -73,7 +75,7 @@ def evaluate(
     """
     check_earlier(Path(settings.out) / "report.json", settings, rank)
     extra = {SETTINGS: dataclasses.asdict(settings), **(extra or {})}
-    settings = with_converted_rows(settings, rank, barrier)
+    settings = with_converted_rows(settings, on_main)
     ready = prepare(settings, world_size)
     plan = ready.plan
     record = ready.record(settings) if rank == 0 else TrackedEvaluation.disabled(settings)

@@ -132,7 +132,14 @@ def test_a_reason_that_all_ranks_have_is_logged_once(tmp_path, reasons, logged) 
 
 def test_a_wrong_evaluation_on_two_ranks_ends_with_one_line(tmp_path: Path) -> None:
     flags = ["--model=m", "--selector=s", "--shards=t", "--budgets=8", f"--out={tmp_path}"]
-    for mistake, said in (("--random-seeds=0", "is below 1"), ("--nonsense", "unrecognized")):
+    (tmp_path / "rows.json").write_text('[{"id": "x"}]')  # which only rank 0 converts
+    mistakes = {
+        "--random-seeds=0": "is below 1",
+        "--nonsense": "unrecognized",
+        f"--shards={tmp_path}/rows.json": "1 of 1 rows cannot be used",
+    }
+    for mistake, said in mistakes.items():
         worker = ROOT / "autoselect" / "eval.py"
         ended = [rank.wait(200) for rank in start_ranks(2, worker, *flags, mistake)]
         assert [(code, said in log) for code, log in ended] == [(2, True), (2, False)], ended
+        assert not any("Traceback" in log for _, log in ended), ended
