@@ -34,7 +34,6 @@ from autoselect.reference.resources import (
     SHARDS_FOLDER,
     resolve_model,
 )
-from autoselect.vlm.loading import weights_digest
 
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
@@ -130,6 +129,8 @@ def is_trained(root: Path) -> bool:
         return False
     if tuned_on != ShardSet.open(str(root / data.train_shards)).digest:
         return False
+    from autoselect.vlm.loading import weights_digest  # imports torch and transformers
+
     return same_weights(training.get("model_digest"), weights_digest(config.model))
 
 
@@ -159,11 +160,12 @@ def demo_evaluation(out: Path, methods: str, images: int, seeds: int) -> dict[st
 
 def evaluate(settings: dict[str, Any], ranks: int, again: str = "the demo again") -> None:
     """Evaluate; the report of an earlier demo with other settings, such as `--images`, goes."""
-    from autoselect.evaluation.earlier import remove_earlier
-    from autoselect.evaluation.settings import EvalSettings
-
     report = checkout() / str(settings["out"]) / "report.json"
-    remove_earlier(report, EvalSettings(**settings))
+    if report.is_file():
+        from autoselect.evaluation.earlier import remove_earlier
+        from autoselect.evaluation.settings import EvalSettings
+
+        remove_earlier(report, EvalSettings(**settings))
     step(eval_command(settings, ranks), again)
 
 

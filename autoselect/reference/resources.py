@@ -4,7 +4,6 @@ from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.reference.recipe import ReferenceData
-from autoselect.reference.shards import render_shards
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 SHARDS_FOLDER = Path("runs/reference/shards")
@@ -38,5 +37,7 @@ def resolve_shards(name: str, split: str = "train", folder: Path = SHARDS_FOLDER
     """
     if name != REFERENCE:
         return name
+    from autoselect.reference.shards import render_shards  # imports torch and transformers
+
     render_shards(folder, ReferenceData())
     return str(folder / f"{split}-*.tar")
