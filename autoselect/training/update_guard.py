@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autoselect.config.errors import first_names
 from autoselect.training.engine_state import prepare_moments, trained_parameters
-from autoselect.vlm.weight_names import first_names
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from autoselect.config import ConfigError
+from autoselect.config.errors import first_names
 from autoselect.files import digest
 from autoselect.vlm.families import family_of, placeholder_id
 from autoselect.vlm.model_files import (
@@ -32,7 +33,7 @@ from autoselect.vlm.model_files import (
 )
 from autoselect.vlm.processor_fit import check_processor
 from autoselect.vlm.text.placeholders import fixed_count
-from autoselect.vlm.weight_names import check_loading, check_weight_names, first_names, one_line
+from autoselect.vlm.weight_names import check_loading, check_weight_names, one_line
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

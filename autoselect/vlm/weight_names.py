@@ -18,10 +18,8 @@ from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
+from autoselect.config.errors import first_names
 from autoselect.vlm.model_files import ORIGINALS, ModelFilesError, download_again
-
-SHOWN = 3
-"""Names of weights that a message lists."""
 
 PLACES = {
     "proj": "a projector that was trained alone is usually in a file of its own, such as "
@@ -177,12 +175,6 @@ def _fix(path: str | Path, missing: list[str], unexpected: list[str], other_shap
         f"config.json describes a model {what}; copy the config.json that belongs to the weights, "
         f"or {download_again(path)}"
     )
-
-
-def first_names(names: list[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _shapes(file: Path) -> dict[str, torch.Size]:

@@ -188,8 +188,8 @@ def test_questions_about_several_images(
     seen = []
     real = FrozenVLM.inputs
 
-    def inputs(vlm, images, texts):
-        encoded = real(vlm, images, texts)
+    def inputs(vlm, images, texts, names=None):
+        encoded = real(vlm, images, texts, names)
         counts = (encoded["input_ids"] == vlm.adapter.image_token_id).sum(dim=1).tolist()
         seen.append((sorted(len(row) for row in images), sorted(counts)))
         return encoded
