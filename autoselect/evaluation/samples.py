@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 from PIL import Image
 from tqdm import tqdm
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, GateSite
 from autoselect.data.faults import BadSample
 from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.data.shards import Sample, ShardSet
@@ -65,6 +65,11 @@ class EvaluationSample:
 def names_of(samples: Sequence[EvaluationSample]) -> list[str]:
     """Return what errors call the images of some samples."""
     return [f"sample {sample.key!r}" for sample in samples]
+
+
+def encode_samples(vlm: Any, samples: Sequence[EvaluationSample], site: GateSite) -> Any:
+    """Return the visual tokens of samples of one image each, see `FrozenVLM.encode_images`."""
+    return vlm.encode_images([sample.image for sample in samples], site, names_of(samples))
 
 
 def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -> Parsed:

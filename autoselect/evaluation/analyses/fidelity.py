@@ -27,7 +27,7 @@ from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
-from autoselect.evaluation.samples import EvaluationSample, names_of
+from autoselect.evaluation.samples import EvaluationSample, encode_samples
 from autoselect.evaluation.scores.intervals import Resampling, interval
 from autoselect.evaluation.scores.scoring import known_mean, score_answers
 from autoselect.method.removal import LARGEST_GAP
@@ -64,7 +64,7 @@ def token_noises(
     tokens = []
     for start in range(0, min(CALIBRATION_IMAGES, len(samples)), 32):
         batch = samples[start : start + 32]
-        visual = vlm.encode_images([sample.image for sample in batch], site, names_of(batch))
+        visual = encode_samples(vlm, batch, site)
         tokens.append(visual.tokens.flatten(0, 1).float())
     return Noises(site, calibrate(tokens, None), calibrate(tokens, NOISE_RANK))
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.samples import EvaluationSample, names_of
+from autoselect.evaluation.samples import EvaluationSample, encode_samples
 
 
 @torch.inference_mode()
@@ -21,9 +21,7 @@ def selection_frequency(
     counts: dict[int, Tensor] = {}
     for start in range(0, len(samples), images_per_batch):
         batch = samples[start : start + images_per_batch]
-        visual = vlm.encode_images(
-            [sample.image for sample in batch], selector.site, names_of(batch)
-        )
+        visual = encode_samples(vlm, batch, selector.site)
         for budget in budgets:
             _, positions = selector.select(visual.tokens, budget, visual.mask)
             kept = positions[positions >= 0].flatten()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.samples import EvaluationSample, names_of
+from autoselect.evaluation.samples import EvaluationSample, encode_samples
 from autoselect.method.scorer import standardise
 from autoselect.ops.soft_top_k import soft_top_k
 from autoselect.tracking.history import metric_history
@@ -46,9 +46,7 @@ def gate_samples(
     Args:
         temperatures: temperatures of the soft top-K, in standard deviations of the scores.
     """
-    visual = vlm.encode_images(
-        [sample.image for sample in samples], selector.site, names_of(samples)
-    )
+    visual = encode_samples(vlm, samples, selector.site)
     scores = standardise(selector.score(visual.tokens, visual.mask).float(), visual.mask)
     found = []
     for temperature in temperatures:

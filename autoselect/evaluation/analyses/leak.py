@@ -23,7 +23,7 @@ from autoselect.evaluation.answers.answering import (
 )
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, blind_choices, whole_choices
 from autoselect.evaluation.answers.replies import texts_of
-from autoselect.evaluation.samples import EvaluationSample, names_of
+from autoselect.evaluation.samples import EvaluationSample, encode_samples
 from autoselect.evaluation.scores.scoring import score_answers
 from autoselect.method.denoiser import Denoiser
 from autoselect.method.gating import HARD, GateSetting, gate_tokens
@@ -107,9 +107,7 @@ def leak(
     for start in range(0, len(samples), images_per_batch):
         chosen = list(samples[start : start + images_per_batch])
         encoded = asked.encode(chosen)
-        visual = asked.vlm.encode_images(
-            [sample.image for sample in chosen], gate.site, names_of(chosen)
-        )
+        visual = encode_samples(asked.vlm, chosen, gate.site)
         count = visual.tokens.shape[1]
         sequences: dict[str, ImageChoices | None] = {FULL: None, BLIND: blind_choices(encoded)}
         gated = uniformly_gated(gate, visual.gated, budget, start)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.samples import EvaluationSample, names_of
+from autoselect.evaluation.samples import EvaluationSample, encode_samples
 from autoselect.ops.hard_top_k import hard_top_k
 
 PAPER_COUNT = 64
@@ -48,9 +48,7 @@ def token_similarity(
     total, positions = None, []
     for start in range(0, len(samples), IMAGES_PER_BATCH):
         batch = samples[start : start + IMAGES_PER_BATCH]
-        visual = vlm.encode_images(
-            [sample.image for sample in batch], selector.site, names_of(batch)
-        )
+        visual = encode_samples(vlm, batch, selector.site)
         assert visual.mask is None, "figure 4 compares equally many tokens of every image"
         k = count or min(PAPER_COUNT, visual.tokens.shape[1] // 4)
         scores = selector.score(visual.tokens).float()
