@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None) -> int:
     from autoselect.evaluation.commands import add_eval_arguments, settings_of
-    from autoselect.evaluation.run import evaluate
 
     info = processes.RankInfo.from_environment()
     processes.setup_logging(info)
@@ -57,6 +56,8 @@ def _run(arguments: list[str] | None) -> int:
     silent = None if info.is_main else io.StringIO()  # all ranks are started with the same flags
     with redirect_stdout(silent or sys.stdout), redirect_stderr(silent or sys.stderr):
         options = parser.parse_args(arguments)
+    from autoselect.evaluation.run import evaluate  # imports transformers
+
     device = processes.choose_device(info)
     processes.init_distributed(info, device, WAIT_SECONDS, for_deepspeed=False)
     settings = settings_of(options)

@@ -29,7 +29,7 @@ from autoselect.config import ConfigError
 from autoselect.config.programs import call, checkout, eval_command, train_command
 from autoselect.evaluation.answers.answering import BLIND, FULL
 from autoselect.evaluation.earlier import remove_earlier
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_text
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS

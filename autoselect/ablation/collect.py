@@ -16,7 +16,7 @@ from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import BLIND, BOUNDS, FULL
 from autoselect.evaluation.answers.predictions import StoredScores
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.scores.intervals import Resampling, retention, task_retentions
 from autoselect.evaluation.scores.scoring import ScoreTable
 from autoselect.files.digest import same_weights

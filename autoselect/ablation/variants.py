@@ -23,6 +23,8 @@ COUNTS = (
     "max_new_tokens",
     "rows_per_batch",
 )
+CHANGEABLE = ("steps", "images", "ranks", "port")
+"""Numbers of the YAML that a flag may change."""
 DEFAULTS = flatten(to_dict(TrainConfig()))
 BEFORE_IT_EXISTED = {"tune_images": 0}
 """What a training did before a setting existed, where that is not the setting's default."""

@@ -31,7 +31,10 @@ GROUPS = {
     },
     "train": {
         "plan": ("preflight.plan.add_plan_command", "estimate memory and time of a training run"),
-        "doctor": ("preflight.doctor.add_doctor_command", "check a training run before it starts"),
+        "doctor": (
+            "preflight.commands.add_doctor_command",
+            "check a training run before it starts",
+        ),
         "train": ("cli.launch.add_train_command", "train a selector on this machine"),
         "dashboard": ("cli.demo.add_dashboard_command", "serve the MLflow pages on loopback"),
     },

@@ -22,3 +22,8 @@ def temperature(name: str, value: float) -> None:
 
 def share(name: str, value: float) -> None:
     require(0 <= value <= 1, f"{name}={value} must lie in 0..1; it is a share of the whole")
+
+
+def check_diversity(value: float) -> None:
+    rule = f"diversity={value} must lie in 0..1"
+    require(0 <= value <= 1, f"{rule}: 0 is the score alone, 1 ignores it after the first token")

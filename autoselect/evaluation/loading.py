@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.config.bounds import check_diversity
 from autoselect.evaluation.answers.parts import digest
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.files.digest import same_weights
-from autoselect.ops.diverse_top_k import check_diversity
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.vlm import FrozenVLM

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config.destinations import check_folder
-from autoselect.evaluation.answers.answering import ANSWERS, FULL, MODEL, Column, Plan
+from autoselect.evaluation.answers.answering import FULL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.likelihood import check_scoring
+from autoselect.evaluation.answers.choices import ANSWERS, MODEL
 from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, folder_digest
 from autoselect.evaluation.answers.replies import Replies, answered_by
 from autoselect.evaluation.answers.served import check_served, served
@@ -25,7 +25,8 @@ from autoselect.evaluation.loading import (
     other_weights,
     shown_name,
 )
-from autoselect.evaluation.methods.registry import SELECTOR, choose_methods, selector_method
+from autoselect.evaluation.methods.names import SELECTOR
+from autoselect.evaluation.methods.registry import choose_methods, selector_method
 from autoselect.evaluation.methods.usable import usable_methods
 from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import check_report
@@ -147,7 +148,6 @@ class Prepared:
 
 def prepare(settings: EvalSettings, world_size: int = 1) -> Prepared:
     """Load and check everything an evaluation needs; raise ConfigError for a wrong setting."""
-    check_scoring(settings.scoring)
     check_folder("out", settings.out)
     needs_answers = settings.reference == ANSWERS
     samples = EvaluationSet.open(settings.shards, settings.max_images, needs_answers)

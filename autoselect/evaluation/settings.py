@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from autoselect.config import require
 from autoselect.config.flags import check_counts
 from autoselect.config.setting import required, setting
-from autoselect.evaluation.answers.answering import ANSWERS, REFERENCES
-from autoselect.evaluation.answers.likelihood import GENERATION
-from autoselect.evaluation.methods.registry import METHODS, choose_methods
+from autoselect.evaluation.answers.choices import ANSWERS, GENERATION, REFERENCES, SCORINGS
+from autoselect.evaluation.methods.names import METHOD_NAMES
 
 ONE_SELECTOR = (
     "folder or hub name of the trained selector, or models:/ID or runs:/RUN/selector of the "
@@ -42,7 +41,7 @@ class EvalSettings:
         None, "folder of the images that a JSON file names; that of the file by default"
     )
     methods: str = setting(
-        "all", f"baselines, comma-separated, of {', '.join(METHODS)}; or all, or none"
+        "all", f"baselines, comma-separated, of {', '.join(METHOD_NAMES)}; or all, or none"
     )
     max_images: int | None = setting(None, "evaluate only the first images; all by default")
     random_seeds: int = setting(3, "number of seeds of the random baseline")
@@ -86,6 +85,10 @@ class EvalSettings:
         check_counts(**{name: getattr(self, name) for name in COUNTS})
         require(self.audit >= 0, f"audit={self.audit} must be a number of samples, 0 for none")
         require(
+            self.scoring in SCORINGS,
+            f"scoring={self.scoring!r} is unknown; choose one of {', '.join(SCORINGS)}",
+        )
+        require(
             self.reference in REFERENCES,
             f"reference={self.reference!r} is unknown; choose one of {', '.join(REFERENCES)}",
         )
@@ -103,6 +106,8 @@ class EvalSettings:
 
     def _check_served(self) -> None:
         """Refuse what a vLLM engine cannot do."""
+        from autoselect.evaluation.methods.registry import choose_methods  # imports torch
+
         baselines = ", ".join(method.name for method in choose_methods(self.methods))
         require(
             not baselines,

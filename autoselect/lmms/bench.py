@@ -22,45 +22,19 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import missing
-from autoselect.config.setting import required, setting
 from autoselect.evaluation.answers.parts import folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.files.atomic import write_text
-from autoselect.lmms.engine import BASELINES, FULL, parse_budget
+from autoselect.lmms.engine import FULL, parse_budget
 from autoselect.lmms.report import build_public_report, public_markdown
-from autoselect.lmms.tasks import TEN, task_score
+from autoselect.lmms.settings import BASELINES, PublicSettings
+from autoselect.lmms.tasks import task_score
 from autoselect.lmms.tracked import PublicRecord
 
 logger = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"
-
-
-@dataclass(frozen=True)
-class PublicSettings:
-    model: str = required("folder or hub name of the vision-language model, or reference")
-    selector: str = required("folder or hub name of the trained selector")
-    budgets: str = required(
-        "visual tokens kept: counts, ratios (0.11) or percentages (11%), comma-separated"
-    )
-    out: str = required("folder for report.json, report.md and the finished cells")
-    tasks: str = setting(",".join(TEN), "tasks of lmms-eval, comma-separated")
-    methods: str = setting(
-        SELECTOR, f"{SELECTOR} and baselines ({', '.join(BASELINES)}), comma-separated"
-    )
-    batch_size: int = setting(8, "questions answered together")
-    include: str | None = setting(None, "folder with further tasks of lmms-eval")
-    limit: int | None = setting(
-        None, "only the first questions of every task, to try it out; all by default"
-    )
-    launcher: str | None = setting(
-        None, "words before -m lmms_eval, such as 'accelerate launch --num_processes 8'"
-    )
-    device: str | None = setting(None, "cpu or cuda; by default a GPU if there is one")
-    latency: bool = setting(True, "also measure prefill latency")
-    experiment: str = setting("autoselect-public", "MLflow experiment")
-    tracking: bool = setting(True, "log to MLflow")
 
 
 @dataclass(frozen=True)

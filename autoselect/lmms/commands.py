@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config.flags import add_setting_flags, read_settings
+from autoselect.lmms.settings import PublicSettings
 from autoselect.reference.resources import resolve_model, resolve_shards
 
 
 def add_public_bench(kinds: Any) -> None:
-    from autoselect.lmms.bench import PublicSettings
-
     parser = kinds.add_parser(
         "public", help="run public benchmarks through lmms-eval, unpruned and pruned"
     )
@@ -26,7 +25,7 @@ def add_public_bench(kinds: Any) -> None:
 
 
 def run_public_bench(arguments: argparse.Namespace) -> int:
-    from autoselect.lmms.bench import PublicSettings, bench_public
+    from autoselect.lmms.bench import bench_public
 
     settings = read_settings(PublicSettings, arguments)
     bench_public(dataclasses.replace(settings, model=resolve_model(settings.model)))

@@ -14,8 +14,10 @@ from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
 from autoselect.evaluation.loading import checked_device
 from autoselect.evaluation.methods.choice import choose
-from autoselect.evaluation.methods.registry import METHODS, SELECTOR, Method
+from autoselect.evaluation.methods.names import SELECTOR
+from autoselect.evaluation.methods.registry import METHODS, Method
 from autoselect.evaluation.samples import EvaluationSample
+from autoselect.lmms.settings import BASELINES
 from autoselect.pruning.attachment import attach
 from autoselect.pruning.budget import is_smaller, kept_tokens, written_budget
 from autoselect.pruning.selector import Selector
@@ -23,8 +25,6 @@ from autoselect.vlm import FrozenVLM
 from autoselect.vlm.loading import named_dtype
 
 FULL = "full"
-BASELINES = tuple(name for name, method in METHODS.items() if not {"boxes"} & set(method.needs))
-"""Methods that public tasks are run with: those that need nothing but images and questions."""
 DTYPES = ("auto", "float32", "bfloat16")
 
 

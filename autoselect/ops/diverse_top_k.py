@@ -19,20 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from autoselect.config import ConfigError
+from autoselect.config.bounds import check_diversity
 from autoselect.ops._native import EXTENSION, is_native
 from autoselect.ops.autocast import without_autocast
 from autoselect.ops.checks import check_float, check_row_budgets, check_scores, check_shape
 
 LARGEST_SCORE = 8e37
-
-
-def check_diversity(diversity: float) -> None:
-    if not 0 <= diversity <= 1:
-        raise ConfigError(
-            f"diversity={diversity} must lie in 0..1: 0 is the score alone, 1 ignores it after the "
-            "first token"
-        )
 
 
 def diverse_top_k_reference(

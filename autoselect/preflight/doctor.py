@@ -22,7 +22,6 @@ from autoselect.config.flags import check_counts
 from autoselect.config.programs import DEFAULT_PORT
 from autoselect.preflight.checks import MACHINE_CHECKS, NEED_MODEL, RUN_CHECKS
 from autoselect.preflight.finding import Finding, Machine, Subject
-from autoselect.preflight.plan import GPUS
 from autoselect.preflight.removal_check import check_removal
 
 REMOVAL = "removal"
@@ -152,38 +151,3 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     else:
         print(table(findings))
     return int(any(finding.status == "fail" for finding in findings))
-
-
-def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
-    doctor = subparsers.add_parser(
-        "doctor", help="check a training run, everything but compute, before it starts"
-    )
-    doctor.add_argument("--config", metavar="YAML", help="settings of the training run")
-    json_file, what = "configs/deepspeed/zero2.json", "its batch sizes, ZeRO stage and clipping"
-    doctor.add_argument("--deepspeed", default=json_file, metavar="JSON", help=what)
-    doctor.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
-    doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of GPU, if none is visible here")
-    doctor.add_argument("--gpu-memory", type=float, help="usable GiB per device")
-    doctor.add_argument("--visual-tokens", type=int, help="per image, if the model varies them")
-    doctor.add_argument(
-        "--port",
-        type=int,
-        help=f"port where the ranks meet (default MASTER_PORT, or {DEFAULT_PORT})",
-    )
-    doctor.add_argument(
-        "--removal-images",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also run the model on N training samples with random visual tokens removed, at the "
-        "training budgets: does it bear removal at all? (default 0: the model is not run)",
-    )
-    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
-    doctor.add_argument(
-        "settings",
-        nargs="*",
-        metavar="--NAME=VALUE",
-        help="settings of the training run, after `--`; autoselect/train.py --help lists them",
-    )
-    form = "; settings of the training follow `--`, as in: autoselect doctor --gpus 8 -- --model=X"
-    doctor.set_defaults(run=run_doctor, about_settings=form)

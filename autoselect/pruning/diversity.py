@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.ops.diverse_top_k import check_diversity
+from autoselect.config.bounds import check_diversity
 
 Relevance = Literal["minmax", "rank"]
 RELEVANCES: tuple[Relevance, ...] = ("minmax", "rank")

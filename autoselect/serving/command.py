@@ -16,8 +16,8 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import require_extra
+from autoselect.serving import BLOCK
 from autoselect.serving.plugin import check_version, installed_version
-from autoselect.serving.settings import BLOCK, ServingSettings
 
 SERVER = "vllm.entrypoints.openai.api_server"
 PLUGINS = "VLLM_PLUGINS"
@@ -61,6 +61,8 @@ def server_command(model: str, block: dict[str, Any], flags: Sequence[str]) -> l
     Raises:
         ConfigError: the block is wrong, or the flags have what this command writes.
     """
+    from autoselect.serving.settings import ServingSettings  # imports torch
+
     settings = ServingSettings.of(SimpleNamespace(**{BLOCK: block}))
     assert settings is not None
     block = {**block, "budget": settings.budget}

@@ -16,8 +16,8 @@ from autoselect.pruning.diversity import checked_diversity
 from autoselect.pruning.folder import CONFIG_FILE, WEIGHTS_FILE
 from autoselect.pruning.hub import local_folder
 from autoselect.pruning.selector import Selector
+from autoselect.serving import BLOCK
 
-BLOCK = "autoselect"
 BUDGET_ARGUMENT = "visual_token_budget"
 EXAMPLE = '{"selector": "org/name", "budget": 64}'
 

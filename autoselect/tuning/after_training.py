@@ -13,8 +13,7 @@ import yaml
 from autoselect.config import TrainConfig
 from autoselect.config.files import from_dict
 from autoselect.ranks.rank_zero import broadcast_object
-from autoselect.tuning.commands import tuning_table
-from autoselect.tuning.run import tune
+from autoselect.tuning.run import tune, tuning_table
 from autoselect.tuning.settings import TuneSettings
 from autoselect.tuning.tracked import TRAINING_RUN, log_beside_training
 

@@ -6,9 +6,7 @@ from typing import Any
 
 from autoselect.config.flags import add_setting_flags, read_settings
 from autoselect.reference.resources import resolve_model, resolve_shards
-from autoselect.tuning.run import FIGURE, REPORT, tune
 from autoselect.tuning.settings import TuneSettings
-from autoselect.tuning.tracked import log_alone
 
 
 def add_tune_command(subparsers: Any) -> None:
@@ -20,6 +18,9 @@ def add_tune_command(subparsers: Any) -> None:
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
+    from autoselect.tuning.run import FIGURE, REPORT, tune, tuning_table
+    from autoselect.tuning.tracked import log_alone
+
     settings = read_settings(TuneSettings, arguments)
     settings = dataclasses.replace(
         settings, model=resolve_model(settings.model), shards=resolve_shards(settings.shards)
@@ -32,24 +33,3 @@ def run_tune(arguments: argparse.Namespace) -> int:
     print(f"weights: {settings.selector}/config.json")
     print(f"report: {tuning.out / REPORT}, {tuning.out / FIGURE}")
     return 0
-
-
-def tuning_table(report: dict[str, Any]) -> str:
-    """Return agreement in per cent by weight and budget, the best weight in brackets."""
-    weights = list(report["weights"])
-    head = ["tokens", *weights]
-    rows = [
-        [
-            str(row["budget"]),
-            *(
-                f"[{value:.1f}]" if weight == f"{row['weight']:g}" else f"{value:.1f}"
-                for weight in weights
-                for value in [100 * report["weights"][weight][number]["agreement"]]
-            ),
-        ]
-        for number, row in enumerate(report["best"])
-    ]
-    lines = ["answers that agree with the full model's, in %, by weight of diversity"]
-    return "\n".join(
-        [*lines, *("  ".join(f"{cell:>7}" for cell in line) for line in [head, *rows])]
-    )

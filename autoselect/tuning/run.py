@@ -14,8 +14,9 @@ import torch
 from autoselect.config import ConfigError
 from autoselect.config.destinations import check_folder
 from autoselect.data.shards import ShardSet
-from autoselect.evaluation.answers.answering import FULL, MODEL, Column, Plan
+from autoselect.evaluation.answers.answering import FULL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.answers.choices import MODEL
 from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, digest
 from autoselect.evaluation.answers.replies import Replies
 from autoselect.evaluation.budgets import parse_budgets
@@ -221,3 +222,24 @@ def _report(
             for i, weight in enumerate(settings.tried)
         },
     }
+
+
+def tuning_table(report: dict[str, Any]) -> str:
+    """Return agreement in per cent by weight and budget, the best weight in brackets."""
+    weights = list(report["weights"])
+    head = ["tokens", *weights]
+    rows = [
+        [
+            str(row["budget"]),
+            *(
+                f"[{value:.1f}]" if weight == f"{row['weight']:g}" else f"{value:.1f}"
+                for weight in weights
+                for value in [100 * report["weights"][weight][number]["agreement"]]
+            ),
+        ]
+        for number, row in enumerate(report["best"])
+    ]
+    lines = ["answers that agree with the full model's, in %, by weight of diversity"]
+    return "\n".join(
+        [*lines, *("  ".join(f"{cell:>7}" for cell in line) for line in [head, *rows])]
+    )

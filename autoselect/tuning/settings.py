@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from autoselect.config import ConfigError
+from autoselect.config.bounds import check_diversity
 from autoselect.config.flags import check_counts
 from autoselect.config.setting import required, setting
-from autoselect.ops.diverse_top_k import check_diversity
 
 BUDGETS = "3%,6%,11%,22%"
 WEIGHTS = "0,0.2,0.3,0.35,0.4,0.45,0.5,0.6,0.7"

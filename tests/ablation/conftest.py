@@ -12,7 +12,7 @@ from autoselect.ablation.variants import load_plan
 from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
 from autoselect.config.files import load_config
-from autoselect.evaluation.commands import ANALYSED
+from autoselect.evaluation.analyses.command import ANALYSED
 from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.settings import EvalSettings
 from tests.evaluation.conftest import model_folder, shards

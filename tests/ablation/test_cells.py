@@ -8,7 +8,7 @@ import pytest
 
 from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
 from autoselect.ablation.collect import collect
-from autoselect.ablation.commands import write
+from autoselect.ablation.run import write
 from autoselect.ablation.tables import NOT_MEASURED, TABLES, baseline_table
 from autoselect.ablation.tracked import _columns
 from autoselect.ablation.variants import load_plan

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from autoselect.ablation.commands import write
 from autoselect.ablation.evidence import EMPTY, fill, write_page
+from autoselect.ablation.run import write
 from autoselect.ablation.tables import markdown
 from autoselect.cli.main import main
 from autoselect.config import ConfigError

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from autoselect.ablation.cells import Cell, check_trainings
-from autoselect.ablation.commands import check_eval_settings, check_subject
+from autoselect.ablation.run import check_eval_settings, check_subject
 from autoselect.ablation.variants import changed_settings, load_plan
 from autoselect.cli.main import main
 from autoselect.config import ConfigError, TrainConfig
@@ -211,7 +211,7 @@ def test_what_the_model_or_the_data_cannot_take_is_refused_before_a_training(
 
 
 def test_a_model_whose_images_differ_in_tokens_is_refused(subject, monkeypatch):
-    monkeypatch.setattr("autoselect.ablation.commands.fixed_tokens", lambda path: None)
+    monkeypatch.setattr("autoselect.ablation.run.fixed_tokens", lambda path: None)
     with pytest.raises(ConfigError, match="has a varying number of visual tokens per image, which"):
         check_subject(subject())
 

@@ -1,8 +1,6 @@
 """A finished demo is not trained again; anything that differs is left to the training."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -100,19 +98,3 @@ def test_the_demo_replaces_its_own_report(before, kept, tmp_path, monkeypatch):
     settings = demo.demo_evaluation(demo.RUN, "none", 300, 1)
     demo.evaluate(settings, 1)
     assert called == [kept]
-
-
-@pytest.mark.parametrize("words", ["demo", "show", "plan", "train", "shards", "reference shards"])
-def test_help_comes_without_the_import_of_torch(words):
-    code = (
-        "import sys\nfrom autoselect.cli.main import main\n"
-        "try:\n    main(sys.argv[1:])\nfinally:\n    assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words.split(), "--help"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "usage: autoselect" in done.stdout

@@ -131,6 +131,9 @@ def test_an_extension_of_another_python_is_named(monkeypatch, tmp_path, caplog):
     assert "pip install --no-build-isolation -e ." in caplog.text
 
 
+EVAL_FLAGS = "--model m --selector s --shards d --budgets 4 --out o".split()
+
+
 @pytest.fixture
 def stale(monkeypatch):
     """Let the import of everything behind the entry points fail as a stale extension does."""
@@ -139,7 +142,7 @@ def stale(monkeypatch):
         def __getattr__(self, name):
             raise _native._misfit("does not load (undefined symbol)")
 
-    for name in ("ops", "training.run", "evaluation.commands", "reference.resources"):
+    for name in ("ops", "training.run", "evaluation.run", "reference.resources"):
         monkeypatch.setitem(sys.modules, f"autoselect.{name}", Stale(name))
     monkeypatch.setattr(processes, "init_distributed", lambda *_: None)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
@@ -149,8 +152,8 @@ def stale(monkeypatch):
     "start",
     [
         lambda: main(["info"]),
-        lambda: main(["eval", "--help"]),
-        lambda: evaluation_program.main(["--model", "reference"]),
+        lambda: main(["eval", *EVAL_FLAGS]),
+        lambda: evaluation_program.main(EVAL_FLAGS),
         lambda: training_program.main(["--tracking=false"]),
     ],
     ids=["info", "eval", "distributed eval", "train"],

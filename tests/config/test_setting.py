@@ -11,7 +11,7 @@ from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
 from autoselect.config.setting import described
 from autoselect.evaluation.settings import EvalSettings
-from autoselect.lmms.bench import PublicSettings
+from autoselect.lmms.settings import PublicSettings
 from autoselect.preflight.estimates import Assumptions
 from autoselect.reference.recipe import ReferenceData, ReferenceTraining
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining

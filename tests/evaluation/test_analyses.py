@@ -30,6 +30,7 @@ from autoselect.evaluation.analyses.fidelity import (
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
+from autoselect.evaluation.analyses.kinds import CLASSIFIER, KINDS
 from autoselect.evaluation.analyses.run import ANALYSES, Subject, write_analysis
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.figures.lines import classifier_figure
@@ -264,6 +265,10 @@ def test_the_course_of_training_reaches_the_gate_figure(tmp_path, monkeypatch):
     assert [axes.get_title(loc="left") for axes in figure.axes][1] == "Polarisation over training"
     assert figure.axes[1].lines[0].get_ydata().tolist() == [0.3, 0.8, 0.97]
     assert polarisation_course("unknown-run") == []
+
+
+def test_the_command_offers_every_analysis():
+    assert sorted([*ANALYSES, CLASSIFIER]) == sorted(KINDS)
 
 
 @pytest.mark.parametrize("kind", sorted(set(ANALYSES) - {"leak"}))

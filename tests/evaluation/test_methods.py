@@ -10,6 +10,7 @@ from autoselect.evaluation.methods.coverage import (
     oracle_positions,
     square_pieces,
 )
+from autoselect.evaluation.methods.names import METHOD_NAMES, ORACLES
 from autoselect.evaluation.methods.registry import METHODS, choose_methods
 from tests.evaluation.fakes import GRID, FakeAsked, make_samples
 
@@ -35,6 +36,11 @@ def context(seed: int = 0) -> SelectionContext:
         at_site={PATCHES: tokens / 2},
         onward={"before_encoder": lambda patches: patches * 2},  # a tower that mixes no patches
     )
+
+
+def test_help_texts_name_every_method():
+    assert tuple(METHODS) == METHOD_NAMES
+    assert {name for name, method in METHODS.items() if "boxes" in method.needs} == set(ORACLES)
 
 
 @pytest.mark.parametrize("name", METHODS)

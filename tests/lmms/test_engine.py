@@ -14,8 +14,9 @@ from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.samples import EvaluationSet
-from autoselect.lmms.engine import BASELINES, PrunedVLM, parse_budget
+from autoselect.lmms.engine import PrunedVLM, parse_budget
 from autoselect.lmms.local_task import process_results, visual, write_local_task
+from autoselect.lmms.settings import BASELINES
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER

@@ -10,9 +10,10 @@ import pytest
 
 from autoselect.config import ConfigError
 from autoselect.lmms import bench
-from autoselect.lmms.bench import PublicSettings, TaskRun, bench_public, lmms_command, task_runs
+from autoselect.lmms.bench import TaskRun, bench_public, lmms_command, task_runs
 from autoselect.lmms.published import RETENTION, published_rows
 from autoselect.lmms.report import build_public_report, public_markdown
+from autoselect.lmms.settings import PublicSettings
 from autoselect.lmms.tasks import TASKS, TEN, task_score
 
 SCORES = {"full": 0.8, "64": 0.6, "32": 0.4}

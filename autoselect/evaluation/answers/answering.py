@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from autoselect.evaluation.answers.asking import Encoded, Place, Prompts
+from autoselect.evaluation.answers.choices import ANSWERS, GENERATION
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, blind_choices, other_choices
-from autoselect.evaluation.answers.likelihood import GENERATION, answers_of, candidates
+from autoselect.evaluation.answers.likelihood import answers_of, candidates
 from autoselect.evaluation.answers.replies import Generated, Replies, Reply
 from autoselect.evaluation.methods.choice import Choice, choose
 from autoselect.evaluation.methods.registry import Method
@@ -22,8 +23,6 @@ from autoselect.pruning.budget import budget_to_tokens
 
 FULL, BLIND, OTHER = "full", "blind", "other_image"
 BOUNDS = (FULL, BLIND, OTHER)
-ANSWERS, MODEL = "answers", "model"
-REFERENCES = (ANSWERS, MODEL)
 ROWS_PER_BATCH = 160
 Answers = list[list[str]]
 

@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.config import ConfigError
+from autoselect.evaluation.answers.choices import GENERATION, TEXT_LIKELIHOOD
 from autoselect.evaluation.answers.replies import Generated
 from autoselect.evaluation.scores.metrics import parse_options
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm.adapter import FILL_PER_TOKEN
-
-GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD = "generation", "likelihood", "text_likelihood"
-SCORINGS = (GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD)
 
 
 @dataclass(frozen=True)
@@ -39,18 +36,13 @@ class Candidate:
     answer: str
 
 
-def check_scoring(scoring: str) -> None:
-    if scoring not in SCORINGS:
-        raise ConfigError(f"scoring={scoring!r} is unknown; choose one of {', '.join(SCORINGS)}")
-
-
 def candidates(question: str, accepted: Sequence[str], scoring: str) -> tuple[Candidate, ...]:
     """Return the possible answers of a yes/no or multiple-choice question, none for any other.
 
     Args:
         question: text of the question, with options as lines `A. text`.
         accepted: accepted answers, which show whether Yes and No are capitalised.
-        scoring: one of `SCORINGS`.
+        scoring: one of `SCORINGS` in `choices`.
     """
     if scoring == GENERATION:
         return ()

@@ -14,7 +14,7 @@ from autoselect.evaluation.figures.style import (
     tidy,
     title,
 )
-from autoselect.evaluation.methods.registry import ORACLES, SELECTOR
+from autoselect.evaluation.methods.names import ORACLES, SELECTOR
 
 with extra("evaluation"):
     from matplotlib.axes import Axes

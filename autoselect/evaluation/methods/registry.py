@@ -2,7 +2,7 @@
 
 A method is a function `(context, budget) -> Kept`. It reads the projector outputs and returns K of
 them with their positions in the full sequence. To add one, write such a function and add a `Method`
-to `METHODS`.
+to `METHODS`, and its name to `names`.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,7 @@ from autoselect.evaluation.methods import (
     salience,
 )
 from autoselect.evaluation.methods.context import PATCHES, Kept, SelectionContext
-
-SELECTOR = "autoselect"
-RANDOM = "random"
+from autoselect.evaluation.methods.names import RANDOM, SELECTOR
 
 
 @dataclass(frozen=True)
@@ -172,9 +170,6 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
-
-ORACLES = tuple(name for name, method in METHODS.items() if "boxes" in method.needs)
-"""Methods that read the ground truth, and so do not compete with the others."""
 
 
 def choose_methods(names: str, random_seeds: int = 3) -> tuple[Method, ...]:

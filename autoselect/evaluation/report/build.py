@@ -8,7 +8,7 @@ import numpy as np
 
 from autoselect.evaluation.answers.answering import BLIND, FULL, OTHER, Plan
 from autoselect.evaluation.answers.replies import Replies, texts_of
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.endings import Endings, ending_warnings, measured_endings
 from autoselect.evaluation.scores.intervals import (
     Resampling,

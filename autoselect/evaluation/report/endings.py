@@ -12,7 +12,7 @@ from typing import Any
 
 from autoselect.evaluation.answers.answering import Answers
 from autoselect.evaluation.answers.replies import Reply, texts_of
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.scores.intervals import retention
 from autoselect.evaluation.scores.metrics import exact_match
 from autoselect.evaluation.scores.scoring import (

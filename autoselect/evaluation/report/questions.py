@@ -7,7 +7,7 @@ from typing import Any
 from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.figures.style import save
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.examples import failed_places, is_right, overlay_rows
 from autoselect.evaluation.report.files import Evaluation
 from autoselect.evaluation.scores.scoring import Answered

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoselect.evaluation.methods.registry import ORACLES, SELECTOR
+from autoselect.evaluation.methods.names import ORACLES, SELECTOR
 from autoselect.evaluation.report.latency import speedups
 
 ORACLE = "oracle"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autoselect.evaluation.methods.registry import SELECTOR
+from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.latency import costs, latency_table
 from autoselect.evaluation.report.markdown import markdown_table
 from autoselect.evaluation.report.questions import Table

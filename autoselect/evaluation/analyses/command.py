@@ -1,0 +1,181 @@
+"""`autoselect analyse`: read its flags, load what the analysis looks at, and log what it found."""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autoselect.config import ConfigError, GateSite
+from autoselect.config.flags import check_counts
+from autoselect.data.shards import Sample, ShardSet
+from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, PATCHES
+from autoselect.evaluation.analyses.run import (
+    ANALYSES,
+    Found,
+    Subject,
+    analyse_classifier,
+    analyse_patches,
+    write_analysis,
+)
+from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
+from autoselect.evaluation.budgets import parse_budgets
+from autoselect.evaluation.earlier import check_earlier
+from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
+from autoselect.evaluation.samples import EvaluationSet, decoded, stored
+from autoselect.reference.resources import resolve_model, resolve_shards
+from autoselect.tracking import Tracker
+from autoselect.tracking.ending import ended_truthfully
+from autoselect.vlm import FrozenVLM
+from autoselect.vlm.sites import SITES
+
+NONE = "none"
+ANALYSED = [
+    *(
+        "model",
+        "selector",
+        "shards",
+        "budgets",
+        "out",
+        "train_run",
+        "classifier",
+        "max_images",
+        "site",
+    ),
+    *("max_new_tokens", "device", "experiment"),
+]
+
+
+def analyse(arguments: argparse.Namespace) -> int:
+    """Run the analysis that the flags of `autoselect analyse` name; return the exit code."""
+    check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
+    kind, out = arguments.kind, Path(arguments.out)
+    settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
+    settings["selector"] = arguments.selector or NONE
+    training = None
+    if arguments.site and kind != FIDELITY:
+        raise ConfigError(
+            f"site={arguments.site} belongs to `analyse fidelity`, not to {kind}; leave it out"
+        )
+    if arguments.site == PATCHES:
+        settings["selector"] = settings["model"] = NONE
+    check_earlier(out / f"{kind}.json", settings)
+    if arguments.site == PATCHES:
+        tags, work = _patches(arguments)
+    else:
+        for name in ("model",) if kind == FIDELITY else ("model", "selector"):
+            if getattr(arguments, name) is None:
+                raise ConfigError(f"{name}= is missing; give --{name}, as {kind} needs it")
+        vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
+        tags = {"model": vlm.name, "model_digest": vlm.digest}
+        if selector is not None:
+            tags["selector_digest"] = selector_digest(selector)
+            training = selector.metadata.get("tracking_run_id")
+    tracker = Tracker.disabled()
+    if arguments.tracking:
+        tracker = start_analysis(kind, settings, tags, training)
+        tracker.watch_machine()
+    with ended_truthfully(tracker):
+        numbers, figure = work()
+        write_analysis(kind, (numbers, figure), settings, out)
+        if arguments.tracking:
+            log_analysis(tracker, kind, numbers, out, training)
+    if kind != "frequency":
+        print(json.dumps(numbers, indent=1))
+    print(f"figure: {out / kind}.png")
+    return 0
+
+
+Work = Callable[[], Found]
+
+
+def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
+    """Return VLM, selector and the function that computes the numbers, after all checks."""
+    kind, shards = arguments.kind, resolve_shards(arguments.shards, "test")
+    opened = EvaluationSet.open(shards, arguments.max_images)
+    if not opened.one_image_each:
+        raise ConfigError(
+            f"shards={shards} hold samples of several images; this analysis looks at single ones, "
+            "choose other shards"
+        )
+    samples = list(opened)
+    vlm, selector, budgets = _subject(arguments, samples[0].image)
+    if vlm.num_tokens is None:
+        raise ConfigError(
+            f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
+            f"tokens; only {CLASSIFIER} goes with others"
+        )
+    subject = Subject(
+        vlm,
+        selector,
+        samples,
+        budgets,
+        arguments.train_run,
+        arguments.max_new_tokens,
+        _treated_site(vlm, selector, arguments.site),
+    )
+    return vlm, selector, partial(ANALYSES[kind], subject)
+
+
+def _treated_site(vlm: FrozenVLM, selector: Any, site: GateSite | None) -> GateSite:
+    """Return the site of an analysis: the given one, or that of its selector.
+
+    Raises:
+        ConfigError: they differ, or the model does not have the site.
+    """
+    own: GateSite | None = None if selector is None else selector.site
+    if None not in (site, own) and site != own:
+        raise ConfigError(
+            f"site={site} differs from the site of the selector, {own}; leave --site out, or give "
+            f"a selector of site={site}, or none for random scores alone"
+        )
+    found = site or own or "after_projector"
+    SITES[found].check(vlm.adapter)
+    return found
+
+
+def _patches(arguments: argparse.Namespace) -> tuple[dict[str, str], Work]:
+    """Return tags, and the function that compares treatments of a classifier's patches."""
+    device = checked_device(arguments.device)
+    classifier, samples = arguments.classifier, _shown_samples(arguments)
+    work = partial(analyse_patches, classifier, samples, arguments.budgets, device)
+    return {"model": classifier, "site": PATCHES}, work
+
+
+def _shown_samples(arguments: argparse.Namespace) -> list[Sample]:
+    """Return the first samples of the shards, decoded.
+
+    Raises:
+        ConfigError: a sample is damaged, an image cannot be decoded, or no sample has one.
+    """
+    shards = resolve_shards(arguments.shards, "test")
+    every = ShardSet.open(shards)
+    samples = [stored(every, i) for i in range(min(arguments.max_images, len(every)))]
+    pictures = [decoded(sample) for sample in samples]
+    if not any(pictures):
+        raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
+    return samples
+
+
+def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
+    """Return VLM, selector and the function that computes the numbers of the classifier analysis.
+
+    It reads images only, without their questions.
+    """
+    samples = _shown_samples(arguments)
+    pictures = [sample.pictures[0] for sample in samples if sample.pictures]
+    vlm, selector, budgets = _subject(arguments, pictures[0])
+    work = partial(analyse_classifier, vlm, selector, arguments.classifier, samples, budgets)
+    return vlm, selector, work
+
+
+def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple[int, ...]]:
+    """Return VLM, selector (None if none is given) and the budgets in tokens of such an image."""
+    model, selector = resolve_model(arguments.model), None
+    if arguments.selector is None:
+        vlm = FrozenVLM.from_pretrained(model, device=checked_device(arguments.device))
+    else:
+        vlm, selector = load_pair(model, arguments.selector, arguments.device)
+    num_tokens = vlm.encode_images([image]).tokens.shape[1]
+    return vlm, selector, parse_budgets(arguments.budgets, num_tokens)

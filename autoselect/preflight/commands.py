@@ -1,0 +1,49 @@
+"""The command `autoselect doctor`."""
+
+from __future__ import annotations
+
+import argparse
+
+from autoselect.config.programs import DEFAULT_PORT
+from autoselect.preflight.plan import GPUS
+
+
+def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
+    doctor = subparsers.add_parser(
+        "doctor", help="check a training run, everything but compute, before it starts"
+    )
+    doctor.add_argument("--config", metavar="YAML", help="settings of the training run")
+    json_file, what = "configs/deepspeed/zero2.json", "its batch sizes, ZeRO stage and clipping"
+    doctor.add_argument("--deepspeed", default=json_file, metavar="JSON", help=what)
+    doctor.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
+    doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of GPU, if none is visible here")
+    doctor.add_argument("--gpu-memory", type=float, help="usable GiB per device")
+    doctor.add_argument("--visual-tokens", type=int, help="per image, if the model varies them")
+    doctor.add_argument(
+        "--port",
+        type=int,
+        help=f"port where the ranks meet (default MASTER_PORT, or {DEFAULT_PORT})",
+    )
+    doctor.add_argument(
+        "--removal-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also run the model on N training samples with random visual tokens removed, at the "
+        "training budgets: does it bear removal at all? (default 0: the model is not run)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "settings",
+        nargs="*",
+        metavar="--NAME=VALUE",
+        help="settings of the training run, after `--`; autoselect/train.py --help lists them",
+    )
+    form = "; settings of the training follow `--`, as in: autoselect doctor --gpus 8 -- --model=X"
+    doctor.set_defaults(run=run_doctor, about_settings=form)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from autoselect.preflight.doctor import run_doctor as run
+
+    return run(arguments)
