@@ -129,7 +129,8 @@ for name in modules:
         import_module(name)
     except ValueError as error:
         refused[name] = str(error)
-print(json.dumps([kept, refused, main("eval --model m --selector s --shards d --budgets 4 --out o".split())]))
+flags = ["--model=m", "--selector=s", "--shards=d", "--budgets=4", "--out=o"]
+print(json.dumps([kept, refused, main(["eval", *flags])]))
 """
 
 
