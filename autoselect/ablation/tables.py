@@ -6,6 +6,7 @@ from typing import Any
 from autoselect.evaluation.report.tables import percent, with_interval
 from autoselect.files.markdown import table_row
 
+Row = dict[str, Any]
 Table = Callable[[dict[str, Any], Sequence[str]], list[str]]
 NOT_MEASURED = "not measured"
 
@@ -13,104 +14,93 @@ NOT_MEASURED = "not measured"
 def retention_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
     """Tabulate retention at every budget, polarisation, final loss and leak measure."""
     budgets = found["budgets"]
-    head = ["variant", "seeds", "steps", *(f"K={b}" for b in budgets)]
-    head += ["polarisation", "final loss", *_leak_heads(found)]
-    rows = []
-    for name, row in _chosen(found, names):
-        if row is None:
-            rows.append([name, NOT_MEASURED])
-            continue
-        leak = row["leak"]["excess"]
+
+    def cells(row: Row) -> list[list[str]]:
+        name, leak = row["name"], row["leak"]["excess"]
         cells = [f"**{name}**" if name == found["reference"] else name]
         cells += [str(len(row["seeds"])), str(row["steps"])]
         cells += [_estimate(row["retention"][str(b)]) for b in budgets]
         cells += [_number(row["polarisation"], 2), _number(row["final_loss"], 3)]
         cells += [_share(leak["without_denoiser"]), _share(leak["with_denoiser"])]
-        rows.append(cells)
-    return _table(head, rows)
+        return [cells]
+
+    head = ["variant", "seeds", "steps", *(f"K={b}" for b in budgets)]
+    head += ["polarisation", "final loss", *_leak_heads(found)]
+    return _table(head, _rows(found, names, cells))
 
 
 def seed_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
     """Tabulate the retention of every training seed, because a mean hides a failed seed."""
-    head = ["variant", *(f"K={b}" for b in found["budgets"])]
-    rows = []
-    for name, row in _chosen(found, names):
-        if row is None:
-            rows.append([name, NOT_MEASURED])
-            continue
+
+    def cells(row: Row) -> list[list[str]]:
         seeds = [row["retention"][str(b)]["seeds"] for b in found["budgets"]]
-        rows.append([name, *(", ".join(map(percent, values)) for values in seeds)])
-    return _table(head, rows)
+        return [[row["name"], *(", ".join(map(percent, values)) for values in seeds)]]
+
+    head = ["variant", *(f"K={b}" for b in found["budgets"])]
+    return _table(head, _rows(found, names, cells))
 
 
 def difference_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
     """Tabulate retention minus that of the reference variant with the same seeds, in points."""
-    head = ["variant", "seeds", *(f"K={b}" for b in found["budgets"])]
-    rows = []
-    for name, row in _chosen(found, names):
-        if name == found["reference"]:
-            continue
-        if row is None or not row["against_reference"]:
-            rows.append([name, NOT_MEASURED])
-            continue
+
+    def cells(row: Row) -> list[list[str]]:
+        if not row["against_reference"]:
+            return []
         gaps = [row["against_reference"][str(b)] for b in found["budgets"]]
-        rows.append([name, str(len(gaps[0]["seeds"])), *(_estimate(gap) for gap in gaps)])
-    return _table(head, rows)
+        return [[row["name"], str(len(gaps[0]["seeds"])), *map(_estimate, gaps)]]
+
+    head = ["variant", "seeds", *(f"K={b}" for b in found["budgets"])]
+    others = [name for name in names if name != found["reference"]]
+    return _table(head, _rows(found, others, cells))
 
 
 def baseline_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    head = ["variant", "against", *(f"K={b}" for b in found["budgets"])]
-    rows = []
-    for name, row in _chosen(found, names):
-        if row is None or not row["against"]:
-            rows.append([name, NOT_MEASURED])
-            continue
-        for method, gaps in row["against"].items():
+    def cells(row: Row) -> list[list[str]]:
+        lines = []
+        for method, gaps in (row["against"] or {}).items():
             known = [gaps.get(str(b)) for b in found["budgets"]]
-            rows.append([name, method, *("–" if gap is None else _estimate(gap) for gap in known)])
-    return _table(head, rows)
+            shown = ("–" if gap is None else _estimate(gap) for gap in known)
+            lines.append([row["name"], method, *shown])
+        return lines
+
+    head = ["variant", "against", *(f"K={b}" for b in found["budgets"])]
+    return _table(head, _rows(found, names, cells))
 
 
 def family_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
     """Tabulate retention per task family at every budget, variants before baselines."""
-    head = ["variant", "tokens", *found["families"]]
-    rows = []
-    for name, row in _chosen(found, names):
-        if row is None:
-            rows.append([name, NOT_MEASURED])
-            continue
+
+    def cells(row: Row) -> list[list[str]]:
+        lines = []
         for budget in found["budgets"]:
             families = row["families"][str(budget)]
-            rows.append([name, str(budget), *(_estimate(families[f]) for f in found["families"])])
+            shown = (_estimate(families[family]) for family in found["families"])
+            lines.append([row["name"], str(budget), *shown])
+        return lines
+
+    rows = _rows(found, names, cells)
     for baseline in found["baselines"]:
         shares = [percent(baseline["families"].get(name)) for name in found["families"]]
         rows.append([baseline["method"], str(baseline["budget"]), *shares])
-    return _table(head, rows)
+    return _table(["variant", "tokens", *found["families"]], rows)
 
 
 def leak_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    head = ["variant", "blind", "gates K/N", "gates K/N and Denoiser", "all tokens"]
-    rows = []
-    for name, row in _chosen(found, names):
-        if row is None:
-            rows.append([name, NOT_MEASURED])
-            continue
-        leak = row["leak"]
+    def cells(row: Row) -> list[list[str]]:
         keys = ("blind", "without_denoiser", "with_denoiser", "full")
-        rows.append([name, *(_share(leak[key]) for key in keys)])
-    return _table(head, rows)
+        return [[row["name"], *(_share(row["leak"][key]) for key in keys)]]
+
+    head = ["variant", "blind", "gates K/N", "gates K/N and Denoiser", "all tokens"]
+    return _table(head, _rows(found, names, cells))
 
 
 def setting_table(found: dict[str, Any], names: Sequence[str]) -> list[str]:
-    rows = []
-    for name, row in _chosen(found, names):
-        if row is None:
-            rows.append([name, NOT_MEASURED])
-            continue
+    def cells(row: Row) -> list[list[str]]:
         changed = {**row["train"], **row["eval"]}
         text = ", ".join(f"`{key}={value}`" for key, value in changed.items()) or "–"
-        rows.append([name, row["asks"], text, str(row["steps"])])
-    return _table(["variant", "question", "settings", "steps"], rows)
+        return [[row["name"], row["asks"], text, str(row["steps"])]]
+
+    return _table(["variant", "question", "settings", "steps"], _rows(found, names, cells))
 
 
 def protocol(found: dict[str, Any], names: Sequence[str]) -> list[str]:
@@ -172,9 +162,16 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _chosen(found: dict[str, Any], names: Sequence[str]) -> list[tuple[str, dict[str, Any] | None]]:
-    rows = {row["name"]: row for row in found["variants"]}
-    return [(name, rows.get(name)) for name in names]
+def _rows(
+    found: dict[str, Any], names: Sequence[str], cells: Callable[[Row], list[list[str]]]
+) -> list[list[str]]:
+    """Return the rows of each variant; one row that says so for a variant without any."""
+    known = {row["name"]: row for row in found["variants"]}
+    return [
+        line
+        for name in names
+        for line in (name in known and cells(known[name])) or [[name, NOT_MEASURED]]
+    ]
 
 
 def _leak_heads(found: dict[str, Any]) -> list[str]:
