@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MESSAGE = "torchvision does not fit torch (operator torchvision::nms does not exist)"
+EVAL_FLAGS = "--model reference --selector s --shards d --budgets 4 --out OUT".split()
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def misfit(tmp_path):
     "command",
     [
         ["-m", "autoselect.cli", "doctor", "--config", "configs/train/reference.yaml"],
-        ["-m", "autoselect.cli", "eval", "--model", "reference"],
+        ["-m", "autoselect.cli", "eval", *EVAL_FLAGS],
         ["autoselect/train.py", "--tracking=false", "--output=OUT"],
-        ["autoselect/eval.py", "--model", "reference"],
+        ["autoselect/eval.py", *EVAL_FLAGS],
     ],
     ids=["doctor", "eval", "train", "distributed eval"],
 )
