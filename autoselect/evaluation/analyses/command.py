@@ -32,19 +32,10 @@ from autoselect.vlm.sites import SITES
 
 NONE = "none"
 ANALYSED = [
-    *(
-        "model",
-        "selector",
-        "shards",
-        "budgets",
-        "out",
-        "train_run",
-        "classifier",
-        "max_images",
-        "site",
-    ),
-    *("max_new_tokens", "device", "experiment"),
+    *("model", "selector", "shards", "budgets", "out", "train_run", "classifier"),
+    *("max_images", "site", "max_new_tokens", "device", "experiment"),
 ]
+"""Flags whose values are written beside the numbers, as the settings of the analysis."""
 
 
 def analyse(arguments: argparse.Namespace) -> int:
