@@ -4,4 +4,4 @@ CLASSIFIER, FIDELITY, LEAK = "classifier", "fidelity", "leak"
 KINDS = (CLASSIFIER, FIDELITY, "frequency", "gates", LEAK, "similarity")
 """The keys of `ANALYSES` in `run`, and the analysis of a classifier."""
 PATCHES = "patch_embedding"
-"""The site of `fidelity` that is no site of the gate: the patch embeddings of a classifier."""
+"""A site of `fidelity` only, not of the gate: the patch embeddings of a classifier."""
