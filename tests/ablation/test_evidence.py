@@ -110,7 +110,7 @@ SECOND_VLM = {
     "DivPrune": ["divprune"],
     "FastV": ["fastv"],
     "SCoRe": ["score"],
-    "SCOPE": ["scope"],
+    "the paper's settings": ["paper_tuned", "paper"],
     "random": ["random"],
     "oracle by boxes": ["oracle"],
 }
