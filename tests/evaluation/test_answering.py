@@ -6,13 +6,13 @@ import torch
 from autoselect.evaluation.answers.answering import (
     BLIND,
     FULL,
-    MODEL,
     OTHER,
     Column,
     Plan,
     answer_part,
 )
 from autoselect.evaluation.answers.asking import Encoded, ImageTokens
+from autoselect.evaluation.answers.choices import MODEL
 from autoselect.evaluation.answers.fixed_choices import other_choices
 from autoselect.evaluation.answers.parts import PartStore, answer_all, other_image
 from autoselect.evaluation.answers.replies import Reply, answered_by

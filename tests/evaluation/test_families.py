@@ -10,7 +10,8 @@ import torch
 from autoselect.cli import main as cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
-from autoselect.evaluation import commands, run
+from autoselect.evaluation import run
+from autoselect.evaluation.analyses import command
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
@@ -156,7 +157,7 @@ def test_likelihoods_are_those_of_the_pruned_prompt(other_family, method):
 
 def test_analyses_of_rasters_are_refused_by_name(other_family, monkeypatch, tmp_path):
     vlm, loaded = run.load_selectors()
-    monkeypatch.setattr(commands, "load_pair", lambda *_: (vlm, loaded["autoselect"].selector))
+    monkeypatch.setattr(command, "load_pair", lambda *_: (vlm, loaded["autoselect"].selector))
     words = ["analyse", "frequency", "--model", "m", "--selector", "s", "--budgets", "25%"]
     words += ["--shards", other_family.shards, "--out", str(tmp_path)]
     arguments = cli.parser("analyse").parse_args(words)
