@@ -1,7 +1,7 @@
 """Names of the analyses."""
 
-CLASSIFIER, FIDELITY, LEAK = "classifier", "fidelity", "leak"
-KINDS = (CLASSIFIER, FIDELITY, "frequency", "gates", LEAK, "similarity")
+CLASSIFIER, FIDELITY = "classifier", "fidelity"
+KINDS = (CLASSIFIER, FIDELITY, "frequency", "gates", "leak", "similarity")
 """The keys of `ANALYSES` in `run`, and the analysis of a classifier."""
 PATCHES = "patch_embedding"
 """A site of `fidelity` only, not of the gate: the patch embeddings of a classifier."""
