@@ -48,7 +48,7 @@ def test_the_site_builds_with_tables_figures_and_the_reference(site):
     reference = (site / "commands.html").read_text()
     for name in COMMANDS:
         assert f">autoselect {name}<" in reference
-    assert "--max-rejected FRACTION" in reference and "default: one per core" in reference
+    assert "--max-rejected FRACTION" in reference and "default one per core" in reference
     assert "gate.token_budget" not in reference, "settings have a page of their own"
     for page in site.rglob("*.html"):
         loaded = re.findall(REMOTE, page.read_text())

@@ -7,6 +7,8 @@ from typing import Any
 from autoselect.ablation.variants import CHANGEABLE, AblationPlan
 from autoselect.config.setting import help_of
 
+OF_CONFIG = "that of --config"
+
 
 def add_ablate_command(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -16,11 +18,12 @@ def add_ablate_command(subparsers: Any) -> None:
     parser.add_argument("--config", type=Path, default=plan, help="YAML of the ablation")
     folder = "folder for all cells and the tables"
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help=folder)
-    parser.add_argument("--only", metavar="NAMES", help="variants, comma-separated")
-    seeds = f"{help_of(AblationPlan, 'seeds')}; comma-separated"
+    parser.add_argument("--only", metavar="NAMES", help="variants, comma-separated; by default all")
+    seeds = f"{help_of(AblationPlan, 'seeds')}; comma-separated (default {OF_CONFIG})"
     parser.add_argument("--seeds", help=seeds)
     for name in CHANGEABLE:
-        parser.add_argument(f"--{name}", type=int, help=help_of(AblationPlan, name))
+        text = f"{help_of(AblationPlan, name)} (default {OF_CONFIG})"
+        parser.add_argument(f"--{name}", type=int, help=text)
     parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
     parser.add_argument("--collect", action="store_true", help="only collect what is finished")
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")

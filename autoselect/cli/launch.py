@@ -32,17 +32,12 @@ def add_train_command(subparsers: Any) -> None:
         help="train a selector on this machine",
         description="Train a selector on this machine, one process per GPU.",
         epilog=settings_help(TrainConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     train.add_argument("--ranks", type=int, help="processes; by default one per GPU, or one")
     train.add_argument("--port", type=int, default=DEFAULT_PORT, help="port where the ranks meet")
-    train.add_argument(
-        "--deepspeed",
-        metavar="JSON",
-        default=DEFAULT_DEEPSPEED,
-        help=f"default: {DEFAULT_DEEPSPEED}",
-    )
+    batches = "batch sizes, ZeRO stage and clipping"
+    train.add_argument("--deepspeed", metavar="JSON", default=DEFAULT_DEEPSPEED, help=batches)
     train.add_argument("--config", metavar="YAML", help="settings that the flags below override")
     train.set_defaults(run=run_train, takes_settings=True)
 

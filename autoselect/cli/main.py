@@ -64,7 +64,6 @@ def parser(wanted: str | None) -> argparse.ArgumentParser:
         usage="autoselect COMMAND [--help]",
         description="Learn which visual tokens matter to a frozen VLM.",
         epilog=commands_by_step(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"autoselect {__version__}")
     commands = root.add_subparsers(

@@ -13,12 +13,25 @@ from autoselect.config.setting import described, help_of, scalar_type
 Settings = TypeVar("Settings")
 
 
+class HelpWithDefaults(argparse.RawDescriptionHelpFormatter):
+    """Ends the help of a flag with its default, unless it has none or the text speaks of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        none = default is None or default is False or default in (argparse.SUPPRESS, "", [])
+        shown = not none and action.option_strings and "default" not in text
+        return f"{text} (default %(default)s)" if shown else text
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line and name the way out; its sub-commands get one too.
 
     Flags that it does not know are refused, unless a default `takes_settings` is true. A default
     `about_settings` says where settings are written instead.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpWithDefaults, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)

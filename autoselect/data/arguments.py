@@ -12,15 +12,19 @@ from autoselect.data.quarantine import DEFAULT_BUDGET
 SAMPLES_PER_SHARD = 1000
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+def add_output_arguments(
+    parser: argparse.ArgumentParser,
+    samples_per_shard: int | None = SAMPLES_PER_SHARD,
+    about_samples: str = "",
+) -> None:
     """Add what every converter takes: output folder, sizes, and how much may be unusable."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
         "--samples-per-shard",
         type=int,
-        default=SAMPLES_PER_SHARD,
+        default=samples_per_shard,
         metavar="N",
-        help="samples of a full shard",
+        help=f"samples of a full shard {about_samples}".strip(),
     )
     parser.add_argument(
         "--max-rejected",

@@ -68,8 +68,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     )
     captions.add_argument("--prompt", default=PROMPT, help="request that every caption answers")
     _add_key_prefix(captions)
-    add_output_arguments(captions)
-    captions.set_defaults(samples_per_shard=None)
+    add_output_arguments(captions, None, f"of JSON rows (default {SAMPLES_PER_SHARD})")
     add_public_converters(commands, _add)
 
 
@@ -79,9 +78,7 @@ def _add(
     run: Callable[[argparse.Namespace], int],
     summary: str,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = commands.add_parser(name, help=summary)
     parser.set_defaults(run=run)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     return parser

@@ -230,8 +230,9 @@ def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", help="folder or hub name of the VLM (default that of --config)")
     parser.add_argument("--gpus", type=int, default=8, help="number of devices, all nodes together")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of device")
-    parser.add_argument("--gpu-memory", type=float, help="usable GiB per device")
-    parser.add_argument("--tflops", type=float, help="peak TFLOP/s per device")
+    own = "(default that of --gpu)"
+    parser.add_argument("--gpu-memory", type=float, help=f"usable GiB per device {own}")
+    parser.add_argument("--tflops", type=float, help=f"peak TFLOP/s per device {own}")
     parser.add_argument(
         "--stage",
         choices=("auto", *STAGES),
