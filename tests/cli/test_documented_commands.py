@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
+ABLATIONS = sorted((ROOT / "configs" / "ablation").glob("*.yaml"))
 GPUS_OF_A_MACHINE = 8
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
@@ -85,15 +86,18 @@ def of_the_command_line(command: Command) -> list[str] | None:
 
 def documented() -> list[Command]:
     found = []
-    for source in (*PAGES, *SCRIPTS, *RECIPES):
+    for source in (*PAGES, *SCRIPTS, *RECIPES, *ABLATIONS):
         text = source.read_text()
         if source.suffix == ".md":
             blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
             lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+            indented = text.replace("\\\n", " ")
+            lines += re.findall(r"^    (autoselect .*)$", indented, re.MULTILINE)
             lines += re.findall(r"`(autoselect plan [^`]*)`", text)
         else:
             joined = re.sub(r"\\\n# +", " ", text)
-            lines = re.findall(r"^# +((?:deepspeed|sbatch|[A-Z_]+=).*)$", joined, re.MULTILINE)
+            starts = "deepspeed|sbatch|autoselect |[A-Z_]+="
+            lines = re.findall(rf"^# +((?:{starts}).*)$", joined, re.MULTILINE)
         commands = [shlex.split(line, comments=True) for line in lines]
         found += [Command(source, text, words) for words in commands if "..." not in words]
     return found
@@ -148,4 +152,5 @@ def test_flags_of_every_kind_are_found() -> None:
     assert places >= {
         *(("README.md", "autoselect"), ("reproduce.md", "autoselect")),
         *(("cluster.md", "sbatch"), ("eval.sh", "sbatch")),
+        *(("evaluation.md", "autoselect"), ("captions.yaml", "autoselect")),
     }
