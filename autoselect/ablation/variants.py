@@ -70,8 +70,8 @@ class AblationPlan:
 
     name: str = setting("reference", "name of the MLflow run")
     model: str = setting("reference", "folder or hub name of the VLM, or reference")
-    train_shards: str = setting("reference", "glob of the training shards, or reference")
-    test_shards: str = setting("reference", "glob of the evaluation shards, or reference")
+    train_shards: str = setting("reference", "folder or glob of the training shards, or reference")
+    test_shards: str = setting("reference", "folder or glob of the evaluation shards, or reference")
     deepspeed: str = setting(
         "configs/deepspeed/zero2.json", "DeepSpeed JSON, in the current folder or the checkout"
     )

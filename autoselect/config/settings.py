@@ -55,7 +55,8 @@ class DenoiserConfig:
 @dataclass(frozen=True)
 class DataConfig:
     train_shards: str = setting(
-        "reference", "glob of WebDataset shards; reference renders its own at the first start"
+        "reference",
+        "folder or glob of WebDataset shards; reference renders its own at the first start",
     )
     rounds: Literal["independent", "conversation"] = setting(
         "independent",
@@ -120,7 +121,8 @@ class ValidationConfig:
     )
     shards: str = setting(
         "held-out",
-        "glob of shards to measure on; held-out is the last training rows, which stay unused",
+        "folder or glob of shards to measure on; held-out is the last training rows, which stay "
+        "unused",
     )
     images: int = setting(128, "rows to measure on")
 

@@ -58,7 +58,7 @@ def add_analyse_command(subparsers: Any) -> None:
     parser.add_argument("kind", choices=KINDS, help="what to analyse")
     own = {
         "selector": ONE_SELECTOR,
-        "shards": "glob of the shards that hold the images, or reference",
+        "shards": "folder or glob of the shards that hold the images, or reference",
         "out": "folder for KIND.json and KIND.png",
     }
     for name in ("model", "selector", "shards", "budgets", "out"):

@@ -31,7 +31,8 @@ class EvalSettings:
         "rows autoselect:NAME of one report"
     )
     shards: str = required(
-        "glob of the evaluation shards, a file of LLaVA rows (.json or .jsonl), or reference"
+        "folder or glob of the evaluation shards, a file of LLaVA rows (.json or .jsonl), or "
+        "reference"
     )
     budgets: str = required(
         "visual tokens kept: counts, ratios (0.11) or percentages (11%), comma-separated"

@@ -17,7 +17,9 @@ def add_public_bench(kinds: Any) -> None:
     add_setting_flags(parser, PublicSettings)
     parser.set_defaults(run=run_public_bench)
     local = kinds.add_parser("local-task", help="turn evaluation shards into a task of lmms-eval")
-    local.add_argument("--shards", required=True, help="glob of evaluation shards, or reference")
+    local.add_argument(
+        "--shards", required=True, help="folder or glob of evaluation shards, or reference"
+    )
     local.add_argument("--name", default="local_shards", help="name of the task")
     local.add_argument("--out", type=Path, required=True, help="folder to pass to --include")
     local.add_argument("--max-new-tokens", type=int, default=4, help="longest answer, tokens")

@@ -15,7 +15,9 @@ WEIGHTS = "0,0.2,0.3,0.35,0.4,0.45,0.5,0.6,0.7"
 class TuneSettings:
     model: str = required("folder or hub name of the vision-language model, or reference")
     selector: str = required("folder of the trained selector, whose config.json is rewritten")
-    shards: str = required("glob of shards with images and questions; answers are not read")
+    shards: str = required(
+        "folder or glob of shards with images and questions, or reference; answers are not read"
+    )
     out: str | None = setting(
         None, "folder for tune.json, tune.png and the parts (default tune, beside the selector)"
     )
