@@ -121,8 +121,14 @@ elif [ "$code" -eq "$TERMINATED" ]; then
     ! preempted || again=yes
 elif [ "$code" -eq "$LOST" ] || [ "$code" -eq "$KILLED" ]; then
     # The ranks notice a dead node long before Slurm, which would also requeue the job.
-    echo "start ${SLURM_RESTART_COUNT:-0} ended with code $code" >>"$CRASHED" &&
-        [ "$(wc -l <"$CRASHED")" -le "$CRASHES" ] && again=yes
+    if ! echo "start ${SLURM_RESTART_COUNT:-0} ended with code $code" >>"$CRASHED"; then
+        echo "job $SLURM_JOB_ID is not requeued: $CRASHED cannot be written" >&2
+    elif [ "$(wc -l <"$CRASHED")" -le "$CRASHES" ]; then
+        again=yes
+    else
+        echo "job $SLURM_JOB_ID lost ranks more often than CRASHES=$CRASHES and is not requeued;" \
+            "look at the nodes, then submit it again to resume:" "$(paste -sd, "$CRASHED")" >&2
+    fi
 fi
 # A job that was cancelled or ran out of time is no longer in the state RUNNING.
 if [ "$again" = yes ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then

@@ -204,11 +204,16 @@ def test_a_job_that_lost_a_rank_goes_on_a_limited_number_of_times(
     cluster: Cluster, code: str
 ) -> None:
     """Requeues for other reasons, which Slurm counts too, do not count as crashes."""
-    ends = [
-        cluster.run("train.sh", CODE=code, CRASHES="2", SLURM_RESTART_COUNT=restarts)[0]
-        for restarts in ("7", "90", "91")
-    ]
-    assert ends == [0, 0, int(code)]
+    ends, texts = zip(
+        *(
+            cluster.run("train.sh", CODE=code, CRASHES="2", SLURM_RESTART_COUNT=restarts)
+            for restarts in ("7", "90", "91")
+        ),
+        strict=True,
+    )
+    assert ends == (0, 0, int(code))
+    assert "CRASHES=2" not in texts[1] and "CRASHES=2 and is not requeued" in texts[2]
+    assert f"start 90 ended with code {code},start 91 ended" in texts[2]
     assert cluster.calls().count("scontrol requeue 40123") == 2
 
 
