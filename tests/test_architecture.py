@@ -129,6 +129,14 @@ def test_the_allow_list_names_what_exists():
     assert set(ALLOWED) == {package_of(module) for module in MODULES}
 
 
+def test_the_page_has_the_allow_list():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| .* \| ([^|]*) \|$", page, re.MULTILINE)
+    shown = {name.removesuffix(".py"): set(re.findall("`(.+?)`", cell)) for name, cell in rows}
+    known = {name: shown.get(name) for name in ALLOWED if name != "__init__"}
+    assert known == {name: ALLOWED[name] for name in known}
+
+
 def test_the_top_holds_entry_points_and_packages_only():
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "train.py", "eval.py"}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -154,3 +156,26 @@ def test_flags_of_every_kind_are_found() -> None:
         *(("cluster.md", "sbatch"), ("eval.sh", "sbatch")),
         *(("evaluation.md", "autoselect"), ("captions.yaml", "autoselect")),
     }
+
+
+def benchmark_commands() -> list[list[str]]:
+    """Return the words from the script on of each `python benchmarks/NAME.py ...` of a page."""
+    texts = [found for page in PAGES for found in re.findall("`([^`]+)`", page.read_text())]
+    split = [shlex.split(text) for text in texts if "python benchmarks/" in text]
+    return [words[words.index("python") + 1 :] for words in split]
+
+
+class Parsed(Exception):
+    """Ends a program behind the parsing of its flags."""
+
+
+@pytest.mark.parametrize("words", benchmark_commands(), ids=" ".join)
+def test_a_documented_benchmark_has_all_flags_and_no_unknown_one(words, monkeypatch) -> None:
+    def parse(parser: argparse.ArgumentParser) -> None:
+        assert not parser.parse_known_args(words[1:])[1]
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
