@@ -7,6 +7,9 @@ evaluates the selector beside a few baselines; the report has all of them.
 
 import argparse
 import json
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,7 @@ NEXT = """report      {run}/report.html, {run}/report.md
 selector    {run}/train/selector/
 
 what next
-  autoselect show    ask about a test scene with all and with fewer tokens
+  {program} show    ask about a test scene with all and with fewer tokens
   make dashboard     the MLflow pages of training and evaluation
   make report        all baselines on more images
   docs/tutorial.md   train a selector on your own data
@@ -104,7 +107,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     evaluate(settings, ranks)
     minutes = (time.monotonic() - started) / 60
     print(f"\nfinished in {minutes:.1f} minutes\n\n{own_table(RUN)}\n")
-    print(f"picture     {RUN}/figures/overlays.png\n{NEXT.format(run=RUN)}", end="")
+    print(f"picture     {RUN}/figures/overlays.png")
+    print(NEXT.format(run=RUN, program=program()), end="")
     return 0
 
 
@@ -132,6 +136,13 @@ def is_trained(root: Path) -> bool:
     from autoselect.vlm.loading import weights_digest  # imports torch and transformers
 
     return same_weights(training.get("model_digest"), weights_digest(config.model))
+
+
+def program() -> str:
+    """Return how to call `autoselect` here: by its path if its environment is not activated."""
+    script = Path(sys.executable).with_name("autoselect")
+    known = shutil.which("autoselect") is not None or not script.exists()
+    return "autoselect" if known else os.path.relpath(script)
 
 
 def own_table(run: Path) -> str:

@@ -98,3 +98,16 @@ def test_the_demo_replaces_its_own_report(before, kept, tmp_path, monkeypatch):
     settings = demo.demo_evaluation(demo.RUN, "none", 300, 1)
     demo.evaluate(settings, 1)
     assert called == [kept]
+
+
+@pytest.mark.parametrize("activated", [True, False])
+def test_what_comes_next_can_be_typed_in_this_shell(activated, tmp_path, monkeypatch):
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "autoselect").write_text("#!/bin/sh\n")
+    (folder / "autoselect").chmod(0o755)
+    monkeypatch.setattr(demo.sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(folder) if activated else "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    shown = "autoselect" if activated else ".venv/bin/autoselect"
+    assert f"  {shown} show " in demo.NEXT.format(run=demo.RUN, program=demo.program())
