@@ -12,7 +12,7 @@ from autoselect.cli.import_faults import explained_imports
 from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
 from autoselect.config.destinations import check_file, check_folder
-from autoselect.config.flags import CommandParser
+from autoselect.config.flags import CommandParser, describe_commands
 from autoselect.config.programs import EXIT_INTERRUPTED
 
 GROUPS = {
@@ -42,7 +42,10 @@ GROUPS = {
         "tune": ("tuning.commands.add_tune_command", "find the diversity for each budget"),
         "eval": ("evaluation.commands.add_eval_command", "measure accuracy retention and speed"),
         "bench": ("cli.bench.add_bench_command", "measure latency, or run public benchmarks"),
-        "analyse": ("evaluation.commands.add_analyse_command", "draw figures 3 to 5 and more"),
+        "analyse": (
+            "evaluation.commands.add_analyse_command",
+            "draw figures 3 to 5 of the paper, and more",
+        ),
         "ablate": ("ablation.commands.add_ablate_command", "train and compare variants over seeds"),
         "evidence": (
             "ablation.commands.add_evidence_command",
@@ -75,6 +78,7 @@ def parser(wanted: str | None) -> argparse.ArgumentParser:
             getattr(import_module(f"autoselect.{module}"), add)(commands)
         else:
             commands.add_parser(name, help=summary)
+    describe_commands(root)
     return root
 
 

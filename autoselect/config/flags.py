@@ -47,6 +47,16 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
+def describe_commands(parser: argparse.ArgumentParser) -> None:
+    """Make the summary of each sub-command its description, unless it has one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for summary in action._choices_actions:
+                command, text = action.choices[summary.dest], summary.help or ""
+                command.description = command.description or f"{text[:1].upper()}{text[1:]}."
+                describe_commands(command)
+
+
 def add_setting_flags(
     parser: argparse.ArgumentParser, settings: type, names: Sequence[str] | None = None
 ) -> None:

@@ -43,7 +43,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     _add_paths(verify)
     verify.add_argument("--decode", action="store_true", help="decode every image too")
 
-    convert = _add(commands, "convert-llava", run_convert, "LLaVA-style JSON and images to shards")
+    convert = _add(commands, "convert-llava", run_convert, "convert LLaVA-style JSON and images")
     convert.add_argument("source", type=Path, help="JSON list or JSON lines")
     convert.add_argument(
         "--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="image folders"
@@ -55,7 +55,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
         commands,
         "convert-captions",
         run_captions,
-        "captions to shards of one round each",
+        "convert captions, each as one round",
     )
     captions.add_argument(
         "source",

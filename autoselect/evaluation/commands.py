@@ -21,7 +21,7 @@ BENCH_BUDGETS, BATCHES = "5.5%,11%,22%,33%", "1,8,32"
 def add_eval_command(subparsers: Any) -> None:
     """Add `eval` to the `autoselect` command; `arguments.run(arguments)` executes it."""
     parser = subparsers.add_parser(
-        "eval", help="accuracy retention and prefill speed of a selector beside baselines"
+        "eval", help="measure accuracy retention and prefill speed of a selector beside baselines"
     )
     add_eval_arguments(parser)
     parser.set_defaults(run=run_eval)
@@ -54,7 +54,9 @@ def run_eval(arguments: argparse.Namespace) -> int:
 
 
 def add_analyse_command(subparsers: Any) -> None:
-    parser = subparsers.add_parser("analyse", help="one analysis of a selector, with its figure")
+    parser = subparsers.add_parser(
+        "analyse", help="analyse a selector in one way and draw the figure"
+    )
     parser.add_argument("kind", choices=KINDS, help="what to analyse")
     own = {
         "selector": ONE_SELECTOR,
@@ -94,7 +96,7 @@ def run_analyse(arguments: argparse.Namespace) -> int:
 
 
 def add_prefill_bench(kinds: Any) -> None:
-    parser = kinds.add_parser("prefill", help="prefill latency, full against pruned")
+    parser = kinds.add_parser("prefill", help="measure prefill latency, full against pruned")
     parser.add_argument("--model", required=True, help=help_of(EvalSettings, "model"))
     parser.add_argument("--selector", required=True, help=ONE_SELECTOR)
     parser.add_argument(

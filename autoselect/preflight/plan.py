@@ -225,7 +225,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("plan", help="memory and time of a training run, estimated")
+    parser = subparsers.add_parser("plan", help="estimate memory and time of a training run")
     parser.add_argument("--config", metavar="YAML", help="settings of the training run")
     parser.add_argument("--model", help="folder or hub name of the VLM (default that of --config)")
     parser.add_argument("--gpus", type=int, default=8, help="number of devices, all nodes together")

@@ -49,7 +49,9 @@ def add_reference_commands(subparsers: Any) -> None:
     train.add_argument("--work", type=Path, help=where)
     _add_recipe_flags(train)
     train.set_defaults(run=run_train)
-    measure = kinds.add_parser("measure", help="accuracy and blind accuracy of a reference VLM")
+    measure = kinds.add_parser(
+        "measure", help="measure accuracy and blind accuracy of a reference VLM"
+    )
     model = f"folder of the VLM, or reference (default; {FIRST} only)"
     measure.add_argument("--model", default="reference", help=model)
     images = "test images, per domain (default 1000)"

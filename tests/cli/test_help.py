@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from autoselect.cli.main import COMMANDS, parser
+from autoselect.cli.main import COMMANDS, main, parser
 
 
 @pytest.mark.parametrize("words", [*COMMANDS, "reference shards", "bench prefill", "bench public"])
@@ -46,3 +46,12 @@ def test_help_names_the_default_of_every_flag(name):
             assert "default" in shown, flag
         assert "default None" not in shown and "default: None" not in shown, flag
         assert "(default )" not in shown and "(default: )" not in shown, flag
+
+
+@pytest.mark.parametrize("words", ["eval", "shards convert-llava", "bench prefill", "train"])
+def test_help_says_what_the_command_does(words, capsys):
+    with pytest.raises(SystemExit):
+        main([*words.split(), "--help"])
+    usage, said, *_ = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: autoselect {words}")
+    assert said[0].isupper() and said.endswith(".")
