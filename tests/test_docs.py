@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from autoselect.ranks.judge import EXIT_RANK_FAILED, EXIT_RANK_LOST
 from autoselect.ranks.processes import EXIT_PREEMPTED
 from autoselect.tracking.ending import TERMINATED
 from autoselect.vlm.families import Family
+from autoselect.vlm.release import OLDEST_TRANSFORMERS
 from tests.vlm.stock import model_of
 from tests.vlm.tiny import batch
 
@@ -107,6 +109,17 @@ def test_links_to_files_lead_somewhere(page):
     for address in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if not address.startswith(("http://", "https://")):
             assert (page.parent / address).exists(), address
+
+
+def test_the_pages_name_the_oldest_releases():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest = dict(re.findall(r"(\w+)>=([\d.]+)", " ".join(project["dependencies"])))
+    install = (ROOT / "docs" / "install.md").read_text()
+    assert f"torch ({lowest['torch']} or newer)" in install
+    assert f"transformers from {lowest['transformers']} on" in install
+    assert f"`attach` is tested from {OLDEST_TRANSFORMERS} on" in install
+    backbones = (ROOT / "docs" / "backbones.md").read_text()
+    assert f"transformers model ({OLDEST_TRANSFORMERS} to " in backbones
 
 
 def example(page: str, number: int = 0) -> str:
