@@ -15,6 +15,24 @@ import yaml
 from autoselect.config import ConfigError, require
 
 Config = TypeVar("Config")
+MERGE = "tag:yaml.org,2002:merge"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice: the first value would be lost."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and key.tag != MERGE:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key.value!r} appears twice in one group; keep one of them",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(name)
+        return node
 
 
 def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Config:
@@ -110,7 +128,7 @@ def _place(nested: dict[str, Any], name: str, value: Any) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
         return text
 
@@ -139,8 +157,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config={path} cannot be read: {error}; give a YAML file") from error
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        values = yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date
         raise ConfigError(f"config={path} is not valid YAML: {error}; correct it") from error
     require(isinstance(values, dict | None), f"config={path} must be a mapping of keys to values")
     return values or {}

@@ -105,5 +105,31 @@ def test_bad_files_are_named(tmp_path):
     broken.write_text("1: 2\n")
     with pytest.raises(ConfigError, match="unknown configuration key 1=2"):
         load_config(TrainConfig, str(broken), [])
+    broken.write_text("[" * 3000)
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load_config(TrainConfig, str(broken), [])
     broken.write_text("# nothing\n")
     assert load_config(TrainConfig, str(broken), []) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("gate:\n  token_budget: 64\nsteps: 5\ngate:\n  coverage: 0.5\n", "gate"),
+        ("gate:\n  coverage: 0.5\n  coverage: 1.0\n", "coverage"),
+    ],
+)
+def test_a_setting_given_twice_is_refused(tmp_path, text, key):
+    """YAML would keep the last one, and the whole first group would be lost without a word."""
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"(?s)not valid YAML: key '{key}' appears twice.*line"):
+        load_config(TrainConfig, str(file), [])
+
+
+def test_merged_groups_may_repeat_a_key(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("gate: &a {coverage: 0.5, noise_rank: 8}\n")
+    plain = load_config(TrainConfig, str(file), [])
+    file.write_text("gate:\n  <<: {coverage: 0.1, noise_rank: 8}\n  coverage: 0.5\n")
+    assert load_config(TrainConfig, str(file), []) == plain
