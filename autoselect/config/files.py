@@ -16,6 +16,7 @@ from autoselect.config import ConfigError, require
 
 Config = TypeVar("Config")
 MERGE = "tag:yaml.org,2002:merge"
+QUOTES = ("'", '"')
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -33,6 +34,24 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(name)
         return node
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Flag:
+    """The value of a flag: what it is in YAML, and as it was written, for settings that are text.
+
+    YAML would make a number of the experiment `007`, and end the folder `a #2` at the space.
+    """
+
+    value: Any
+    text: str
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def as_type(self, hint: Any) -> Any:
+        plain = hint is str and not self.text.startswith(QUOTES)
+        return self.text if plain and self.text.strip() else self.value
 
 
 def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Config:
@@ -60,6 +79,8 @@ def from_dict(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Co
 
 def _convert(hint: Any, value: Any, name: str, description: str) -> Any:
     """Check the value of a setting against its type hint; an integer becomes a float if needed."""
+    if isinstance(value, _Flag):
+        value = value.as_type(hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{name}.")
     if get_origin(hint) is Literal:
@@ -77,7 +98,9 @@ def _convert(hint: Any, value: Any, name: str, description: str) -> Any:
         except (ValueError, OverflowError):
             raise ConfigError(f"{name}={value!r} must be a number: {description}") from None
     matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    require(matches, f"{name}={value!r} must be of type {hint.__name__}: {description}")
+    quotable = hint is str and not isinstance(value, dict | list | None)
+    fix = "; write it in quotes" if quotable else ""
+    require(matches, f"{name}={value!r} must be of type {hint.__name__}: {description}{fix}")
     return value
 
 
@@ -94,7 +117,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def parse_flags(flags: list[str]) -> dict[str, Any]:
     """Return flags such as `["--gate.token_budget", "16", "--seed=3"]` as nested mappings.
 
-    Values are read as YAML; a text that is not YAML, such as the pattern `*.tar`, stays a text.
+    Values are read as YAML, unless they are for a setting that is text and are without quotes; what
+    is not YAML, such as the pattern `*.tar`, stays a text. Values are for `from_dict` only.
 
     Raises:
         ConfigError: a flag has no value, or one flag gives a group and another one its member.
@@ -128,9 +152,10 @@ def _place(nested: dict[str, Any], name: str, value: Any) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.load(text, _UniqueKeys)
+        value = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
         return text
+    return value if isinstance(value, dict) else _Flag(value, text)
 
 
 def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config:

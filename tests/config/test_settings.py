@@ -85,6 +85,34 @@ def test_a_flag_that_is_not_yaml_is_text(text):
     assert config.data.train_shards == text
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--tune_budgets=64", "64"),
+        ("--tune_budgets=0.10", "0.10"),
+        ("--experiment=007", "007"),
+        ("--experiment=2026-01-01", "2026-01-01"),
+        ("--experiment=no", "no"),
+        ("--experiment='64'", "64"),
+        ("--experiment=a #2", "a #2"),
+        ("--experiment=[a, b]", "[a, b]"),
+    ],
+)
+def test_a_flag_of_a_text_is_taken_as_it_is_written(flag, value):
+    """YAML would make numbers, dates and truth values of them, or cut them at a comment."""
+    name = flag[2:].partition("=")[0]
+    assert getattr(load_config(TrainConfig, None, [flag]), name) == value
+
+
+def test_a_text_that_yaml_reads_as_a_number_needs_quotes_in_a_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("tune_budgets: 64\n")
+    with pytest.raises(ConfigError, match="tune_budgets=64 must be of type str.*in quotes"):
+        load_config(TrainConfig, str(file), [])
+    file.write_text("tune_budgets: '64'\n")
+    assert load_config(TrainConfig, str(file), []).tune_budgets == "64"
+
+
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(TrainConfig, str(tmp_path / "none.yaml"), [])
