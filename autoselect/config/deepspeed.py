@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ KNOWN_KEYS = REQUIRED_KEYS | {
     "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer",
 }
+OWN_SETTINGS = {"lr": "optimizer.learning_rate", "weight_decay": "optimizer.weight_decay"}
+"""Parameters of the optimiser that the training sets, by the names of its settings."""
 FLOAT32_NAMES = ("fp32", "float32")
 
 
@@ -204,8 +207,20 @@ def _check_values(values: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={values[key]!r} is not a JSON object; give settings in braces"
             )
+    parameters = values.get("optimizer", {}).get("params") or {}
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(
+            f"optimizer.params={parameters!r} is not a JSON object; give settings in braces"
+        )
+    for name, own in OWN_SETTINGS.items():
+        if name in parameters:
+            raise ConfigError(
+                f"optimizer.params.{name}={parameters[name]!r} would have no effect, because it is "
+                f"a setting of the training; remove it here and give --{own}"
+            )
     clipping = values.get("gradient_clipping", 0.0)
-    if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
+    number = isinstance(clipping, int | float) and not isinstance(clipping, bool)
+    if not number or not 0 <= clipping < math.inf:
         raise ConfigError(f"gradient_clipping={clipping!r} must be 0 (off) or a norm above 0")
     accumulation = values.get("data_types", {}).get("grad_accum_dtype", "fp32")
     for key, value in (

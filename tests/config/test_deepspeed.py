@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"communication_data_type": "bf16"}, "communication_data_type='bf16' loses"),
         ({"data_types": {"grad_accum_dtype": "fp16"}}, "grad_accum_dtype='fp16' loses"),
         ({"gradient_clipping": -1.0}, "gradient_clipping=-1.0"),
+        ({"gradient_clipping": math.nan}, "gradient_clipping=nan must be 0"),
+        ({"optimizer": {"params": 3}}, "optimizer.params=3 is not a JSON object"),
+        (
+            {"optimizer": {"params": {"lr": 1e-4}}},
+            "params.lr=0.0001 would have no effect.*--optimizer.learning_rate",
+        ),
+        (
+            {"optimizer": {"params": {"weight_decay": 0.1}}},
+            "params.weight_decay=0.1 would have no effect.*--optimizer.weight_decay",
+        ),
     ],
 )
 def test_mistakes_have_a_fix(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
