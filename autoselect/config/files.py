@@ -17,6 +17,8 @@ from autoselect.config import ConfigError, require
 Config = TypeVar("Config")
 MERGE = "tag:yaml.org,2002:merge"
 QUOTES = ("'", '"')
+RESOLVED = {"train", "deepspeed"}
+"""Groups of the `config.yaml` that a training writes into its run folder."""
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -166,6 +168,11 @@ def load_config(cls: type[Config], path: str | None, flags: list[str]) -> Config
             out of range.
     """
     values = {} if path is None else read_yaml(path)
+    require(
+        values.keys() != RESOLVED,
+        f"config={path} is what a training wrote into its run folder; copy the group `train` of it "
+        "into a file of its own, as the whole file",
+    )
     return from_dict(cls, merge(values, parse_flags(flags)))
 
 
@@ -187,6 +194,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"config={path} is not valid YAML: {error}; correct it") from error
     require(isinstance(values, dict | None), f"config={path} must be a mapping of keys to values")
     return values or {}
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a `config.yaml` which a training is about to write replaces nothing of the user.
+
+    Raises:
+        ConfigError: there is a file of that name with other content.
+    """
+    if path.is_file() and read_yaml(path).keys() != RESOLVED:
+        raise ConfigError(
+            f"output={path.parent}: the training writes its settings into {path.name} there, and "
+            "would replace a file that it did not write; give that file another name or place"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

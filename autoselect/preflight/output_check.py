@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.destinations import cannot_write
+from autoselect.config.files import check_replaceable
 from autoselect.data.paths import expand
 from autoselect.data.shards import ShardSet
 from autoselect.files.digest import quick_digest
@@ -31,6 +32,10 @@ def check_output(subject: Subject) -> Finding:
     if error:
         fix = "choose another `output`, or make the folder writable"
         return Finding("output", "fail", f"{output}: {error}", fix)
+    try:
+        check_replaceable(output / "config.yaml")
+    except ConfigError as refused:
+        return Finding("output", "fail", str(refused), f"do what it says, or {AFRESH}")
     state, wrong = CheckpointStore(output / "checkpoints", config.keep_checkpoints).best()
     problems = "; ".join(wrong)
     if state is None and wrong:

@@ -18,7 +18,7 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
 from autoselect.config.destinations import check_folder
 from autoselect.config.extras import extra
-from autoselect.config.files import flatten, to_dict
+from autoselect.config.files import check_replaceable, flatten, to_dict
 from autoselect.data.loader import pictured_batches
 from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
@@ -62,6 +62,7 @@ FREE_SETTINGS = {
 """Settings that may change when a run resumes: no number of the steps depends on them."""
 
 UNSET = "unset"
+SETTINGS_FILE = "config.yaml"
 
 
 def train(
@@ -103,6 +104,7 @@ def assemble(
 ) -> Trainer:
     """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
     check_folder("output", config.output)
+    rank_zero.on_main(lambda: check_replaceable(Path(config.output) / SETTINGS_FILE))
     device = processes.choose_device(info)
     # cuDNN attention with a mask gives NaN gradients for some lengths:
     # github.com/pytorch/pytorch/issues/196678
@@ -223,7 +225,7 @@ def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:
 def write_resolved(config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
     """Write the resolved configuration to `OUTPUT/config.yaml`."""
     resolved = resolved_settings(config, deepspeed)
-    write_text(Path(config.output) / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    write_text(Path(config.output) / SETTINGS_FILE, yaml.safe_dump(resolved, sort_keys=False))
 
 
 def shared_statistics(

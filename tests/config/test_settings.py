@@ -161,3 +161,10 @@ def test_merged_groups_may_repeat_a_key(tmp_path):
     plain = load_config(TrainConfig, str(file), [])
     file.write_text("gate:\n  <<: {coverage: 0.1, noise_rank: 8}\n  coverage: 0.5\n")
     assert load_config(TrainConfig, str(file), []) == plain
+
+
+def test_the_resolved_configuration_of_a_run_is_named_as_such(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("train:\n  steps: 3\ndeepspeed: {}\n")
+    with pytest.raises(ConfigError, match="config.yaml is what a training wrote.*group `train`"):
+        load_config(TrainConfig, str(file), [])

@@ -350,6 +350,14 @@ def test_a_run_that_lies_there_is_named(run, begun):
     assert "holds a finished run" in run()[1]["output"]["found"]
 
 
+def test_a_configuration_of_the_user_in_the_output_folder_is_found(run, begun):
+    settings = begun(200).parents[1] / "config.yaml"
+    settings.write_text("steps: 3\n")
+    code, findings = run()
+    assert (code, findings["output"]["status"]) == (1, "fail")
+    assert "would replace a file" in findings["output"]["found"]
+
+
 def test_a_damaged_checkpoint_is_found_before_the_run(run, begun):
     begun(200)
     newest = begun(210)

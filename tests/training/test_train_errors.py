@@ -65,6 +65,14 @@ def test_what_does_not_fit_is_named_before_anything_is_written(folder, flag, mes
     assert not (folder / "run").exists()
 
 
+def test_a_configuration_of_the_user_in_the_run_folder_is_not_replaced(folder, tmp_path):
+    own = tmp_path / "config.yaml"
+    own.write_text("steps: 3\n")
+    with pytest.raises(ConfigError, match=f"output={tmp_path}: .* into config.yaml .*another name"):
+        run(folder, f"--output={tmp_path}")
+    assert own.read_text() == "steps: 3\n" and list(tmp_path.iterdir()) == [own]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
