@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.pruning.budget import Budget, OnSmallImage, check_settings
+from autoselect.pruning.budget import Budget, OnSmallImage, check_choices, check_settings
 from autoselect.pruning.calls import CallOfThread, CallSettings
 from autoselect.pruning.overlay import selection_overlay, token_grid
 from autoselect.pruning.plans import plan_call, plan_columns
@@ -305,6 +305,7 @@ class Attachment:
         self, call: dict[str, Any], length: int, settings: CallSettings
     ) -> tuple[dict[str, Any], CacheLayout | None]:
         """Return a call (`length` new columns) with its best tokens, and its cache's layout."""
+        check_choices(self.video_budget_per, self.on_small_image)
         adapter = self.adapter
         per_frame = self.video_budget_per == "frame"
         prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)

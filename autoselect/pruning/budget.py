@@ -83,19 +83,26 @@ def listed_budgets(budget: Any) -> list[Any] | None:
     return list(budget) if isinstance(budget, list | tuple) else None
 
 
-def check_settings(budget: Any, video_budget_per: str, on_small_image: str) -> None:
-    """Check the settings of an attachment.
-
-    Raises:
-        ConfigError: a budget means no number of tokens whatever the image, or a choice is unknown.
-    """
+def check_choices(video_budget_per: str, on_small_image: str) -> None:
+    """Raise ConfigError if a choice of an attachment, which users may change, is unknown."""
     for name, choice, known in (
         ("video_budget_per", video_budget_per, ("clip", "frame")),
         ("on_small_image", on_small_image, ("keep", "error")),
     ):
         if choice not in known:
             raise ConfigError(f"{name}={choice!r} must be {' or '.join(map(repr, known))}")
+
+
+def check_settings(budget: Any, video_budget_per: str, on_small_image: str) -> None:
+    """Check the settings of an attachment.
+
+    Raises:
+        ConfigError: a budget means no number of tokens whatever the image, or a choice is unknown.
+    """
+    check_choices(video_budget_per, on_small_image)
     listed = listed_budgets(budget)
+    if listed == []:
+        raise ConfigError(f"budget={budget!r} is empty; give one for each image, or one for all")
     for one in [budget] if listed is None else listed:
         if not callable(one):
             value = read_budget(one, 1)

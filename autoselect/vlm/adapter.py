@@ -266,9 +266,10 @@ class VisualAdapter:
             ConfigError: the attention mask is not of shape [B, T].
         """
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        if mask is not None and mask.shape != ids.shape:
+        if mask is not None and getattr(mask, "shape", None) != ids.shape:
+            shape = f"shape {list(mask.shape)}" if hasattr(mask, "shape") else type(mask).__name__
             raise ConfigError(
-                f"attention_mask of shape {list(mask.shape)} cannot be pruned; give one of shape "
+                f"attention_mask of {shape} cannot be pruned; give one of shape "
                 f"{list(ids.shape)}, or none"
             )
         columns = plan.spread(kept if kept.device == ids.device else kept.to(ids.device))

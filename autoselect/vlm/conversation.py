@@ -104,7 +104,11 @@ def prune_call(
         the new call, the new columns that stay [B, S] (-1 at padding), and what the cache will
         hold.
     """
-    call, past_mask = new_columns(call, plan.prompt.ids.shape[1])
+    length = plan.prompt.ids.shape[1]
+    given = call.get("attention_mask")
+    if isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] > length:
+        layout.check_mask(given, length)
+    call, past_mask = new_columns(call, length)
     positions, deltas = adapter.positions, None
     if positions.on_grid:
         if call.get("position_ids") is None:

@@ -99,8 +99,9 @@ class HostPrompt:
             )
         ids = ids if length is None else ids[:, -length:]
         rows, new = len(ids), ids.shape[1]
-        if mask is not None and (mask.ndim != 2 or len(mask) != rows or mask.shape[1] < new):
-            mask = None
+        if mask is not None:
+            fits = isinstance(mask, Tensor) and mask.ndim == 2 and len(mask) == rows
+            mask = mask if fits and mask.shape[1] >= new else None
         given = [tensor for tensor in (ids, mask, frames) if isinstance(tensor, Tensor)]
         found = iter(read(given))
         own = next(found)

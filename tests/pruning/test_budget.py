@@ -66,6 +66,7 @@ REFUSED = {
     "budget=None is not a number": None,
     "budget=True is not a number": True,
     "budget=2.0 as a share": [4, 2.0],
+    r"budget=\[\] is empty": [],
 }
 
 
@@ -89,6 +90,17 @@ def test_a_rule_that_returns_no_budget_is_named_when_it_is_used():
 def test_an_unknown_choice_for_small_images_is_refused():
     with pytest.raises(ConfigError, match="on_small_image='drop' must be 'keep' or 'error'"):
         attach(model_of(NAME), selector(), 4, on_small_image="drop")
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"), [("on_small_image", "Error"), ("video_budget_per", "frames")]
+)
+def test_an_unknown_choice_made_after_attaching_is_refused_by_the_next_call(name, choice):
+    """It would count as the other one, without a word."""
+    with attached(NAME, 4) as model:
+        setattr(model.autoselect, name, choice)
+        with pytest.raises(ConfigError, match=f"{name}='{choice}' must be "):
+            model(**INPUTS)
 
 
 def test_every_number_of_numpy_and_torch_is_converted_alike():

@@ -390,6 +390,11 @@ def test_mistakes_in_calls_are_named():
         with pytest.raises(ConfigError, match="attention_mask of shape"):
             four = torch.ones(1, 1, embeds.shape[1], embeds.shape[1])
             model(**{**inputs, "attention_mask": four})
+        columns = embeds.shape[1]
+        with pytest.raises(ConfigError, match="attention_mask of dict cannot be pruned"):
+            model(**{**inputs, "attention_mask": {"full_attention": four}})
+        with pytest.raises(ConfigError, match=f"attention_mask has {columns + 3} columns; give"):
+            model(**{**inputs, "attention_mask": torch.ones(1, columns + 3)})
         with pytest.raises(ConfigError, match="prefill_chunk_size"):
             model.generate(**inputs, **GREEDY, prefill_chunk_size=8)
         cache = model(**inputs).past_key_values
