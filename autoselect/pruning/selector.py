@@ -225,15 +225,30 @@ class Selector(nn.Module):
 
         The card calls the selector `name`, by default the folder's name.
         """
-        weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
+        texts = self._texts(Path(folder), name)  # first, so that what fails changes no file
+        weights = {key: tensor.float() for key, tensor in self.state_dict().items()}
         write_tensors(Path(folder) / WEIGHTS_FILE, weights)
-        self.save_config(folder, name)
+        _write_texts(texts)
 
     def save_config(self, folder: str | Path, name: str | None = None) -> None:
         """Write `config.json` and the card beside weights that are there already."""
-        folder = Path(folder)
-        write_text(folder / CONFIG_FILE, json.dumps(self.config, indent=2) + "\n")
-        write_text(folder / CARD_FILE, card_text(self.config, name or folder.absolute().name))
+        _write_texts(self._texts(Path(folder), name))
+
+    def _texts(self, folder: Path, name: str | None) -> dict[Path, str]:
+        """Return the text files of the selector's folder; see `save_pretrained`.
+
+        Raises:
+            ConfigError: the metadata is not JSON.
+        """
+        try:
+            config = json.dumps(self.config, indent=2)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"metadata={self.metadata!r} cannot be written: {error}; keep text, numbers, lists "
+                "and dictionaries in it"
+            ) from error
+        card = card_text(self.config, name or folder.absolute().name)
+        return {folder / CONFIG_FILE: f"{config}\n", folder / CARD_FILE: card}
 
     def push_to_hub(
         self, repository: str, private: bool = False, message: str = "Upload selector"
@@ -292,3 +307,8 @@ class Selector(nn.Module):
         shapes = {name: tensor.shape for name, tensor in selector.state_dict().items()}
         selector.load_state_dict(read_weights(folder, shapes), assign=True)
         return selector.to(device).eval()
+
+
+def _write_texts(texts: Mapping[Path, str]) -> None:
+    for path, text in texts.items():
+        write_text(path, text)

@@ -30,6 +30,17 @@ def test_it_loads_back_as_it_was_saved(tmp_path, selector, tokens):
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json", ".md"}
 
 
+def test_metadata_that_cannot_be_written_leaves_the_folder_as_it_was(tmp_path, selector):
+    selector.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for parameter in selector.requires_grad_(False).parameters():
+        parameter.add_(1)
+    selector.metadata["made_by"] = tmp_path
+    with pytest.raises(ConfigError, match="metadata=.*PosixPath is not JSON.*keep text, numbers"):
+        selector.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_kept_tokens_are_the_best_in_image_order(selector, tokens):
     scores = selector.score(tokens)
     kept, positions = selector.select(tokens, 5)
