@@ -7,6 +7,7 @@ it. Unusable rows are listed in `rejected.jsonl`.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -247,11 +248,19 @@ def _read_picture(name: str, folders: tuple[str, ...], limits: Limits) -> bytes:
     return data
 
 
+def _lies_inside(path: Path, folders: tuple[str, ...]) -> bool:
+    """Return whether an absolute path lies in a folder, by its name or behind symbolic links."""
+    try:
+        places = (path, Path(os.path.realpath(path.parent)))
+    except ValueError:  # a name that no file system can hold
+        places = (path, path)
+    return any(place.is_relative_to(folder) for place in places for folder in folders)
+
+
 def _find(name: str, folders: tuple[str, ...]) -> Path:
     """Return the first existing file of that name; an absolute one must lie in a folder."""
     path = Path(name)
-    inside = any(path.is_relative_to(folder) for folder in folders) or not path.is_absolute()
-    if ".." in path.parts or not inside:
+    if ".." in path.parts or (path.is_absolute() and not _lies_inside(path, folders)):
         raise RecordError(
             "unreadable",
             f"image {name!r} lies outside of the image folders; give the folder that holds it",

@@ -206,6 +206,18 @@ def test_the_first_folder_with_the_image_wins(tmp_path: Path) -> None:
     assert sample.images == (make_image(2),) and sample.record["source_id"] == 7
 
 
+@pytest.mark.parametrize("given", ["link", "images"])
+@pytest.mark.parametrize("named", ["link", "images"])
+def test_a_folder_behind_a_link_holds_its_images(tmp_path: Path, given: str, named: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.jpg").write_bytes(make_image(1))
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps([make_record(0) | {"image": str(tmp_path / named / "x.jpg")}]))
+    report = convert_llava(source, [tmp_path / given], tmp_path / "out")
+    assert (report.samples, report.rejected) == (1, [])
+
+
 def test_an_answer_without_a_question_is_left_out(tmp_path: Path) -> None:
     row = make_record(3, 0)
     row["conversations"].insert(0, {"from": "gpt", "value": "As I said:"})
