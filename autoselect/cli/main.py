@@ -14,6 +14,7 @@ from autoselect.config import ConfigError
 from autoselect.config.destinations import check_file, check_folder
 from autoselect.config.flags import CommandParser, describe_commands
 from autoselect.config.programs import EXIT_INTERRUPTED
+from autoselect.files.atomic import DISK_FULL
 
 GROUPS = {
     "first steps": {
@@ -142,6 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"autoselect: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(f"autoselect: {error}; free some space and run it again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"autoselect {words[0]}: interrupted; run it again to resume", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -2,7 +2,7 @@
 
 import json
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -130,9 +130,20 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
-        elif self._file is not None:
-            self._tar.close()
-            self._file.__exit__(kind, error, trace)
-            self._tar = self._file = None
+        try:
+            if error is None:
+                self.close()
+        except BaseException as failed:
+            self._discard(failed)
+            raise
+        if error is not None:
+            self._discard(error)
+
+    def _discard(self, error: BaseException) -> None:
+        """Remove what an unfinished shard has on the disk, which may be full."""
+        if self._file is None:
+            return
+        with suppress(OSError):
+            self._tar.close()  # writes the end of the archive
+        file, self._tar, self._file = self._file, None, None
+        file.__exit__(type(error), error, error.__traceback__)

@@ -6,6 +6,7 @@ cut, therefore finds the old content or the new one. Several processes may write
 the last one wins.
 """
 
+import errno
 import functools
 import os
 import time
@@ -17,6 +18,8 @@ from typing import BinaryIO
 
 PARTIAL = ".partial"
 """How the name of every temporary file ends."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a disk, a quota or a file system's file size that is exhausted."""
 ABANDONED_SECONDS = 24 * 3600.0
 """Age at which a temporary file counts as one that a killed process left behind."""
 
@@ -32,7 +35,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         path: local file to write.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, or the disk is full; it names the file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +47,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(target)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     sync_folder(target.parent)
 

@@ -1,5 +1,6 @@
 """Shards are written, read by number, and stay standard WebDataset files."""
 
+import errno
 import hashlib
 import io
 import json
@@ -120,6 +121,25 @@ def test_an_interrupted_writer_leaves_no_half_shard(tmp_path: Path) -> None:
         "shard-000000.tar",
         "shard-000000.tar.index.jsonl",
     ]
+
+
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_a_full_disk_leaves_no_part_of_a_shard_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The end of the archive, which is written after an error too, does not fit either."""
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    close = webdataset.TarWriter.close
+    monkeypatch.setattr(webdataset.TarWriter, "close", lambda tar: full(close(tar)))
+    if method == "write":
+        monkeypatch.setattr(webdataset.TarWriter, "write", full)
+    with pytest.raises(OSError, match="No space.*shard-000000.tar'") as caught:
+        with ShardWriter(tmp_path) as writer:
+            writer.write("0", make_record(0), [make_image(0)])
+    assert not list(tmp_path.iterdir()), caught
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "../x", "/x", "__meta", "a/__meta", "a b"])

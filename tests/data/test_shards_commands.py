@@ -1,11 +1,14 @@
 """`autoselect shards ...`: exit codes and what is printed."""
 
 import argparse
+import errno
 import json
 from pathlib import Path
 
 import pytest
+import webdataset
 
+from autoselect.cli.main import main
 from autoselect.config import ConfigError
 from autoselect.data.commands import add_shards_commands
 from autoselect.data.index import sidecar
@@ -126,3 +129,16 @@ def test_convert_says_how_many_samples_have_pictures(tmp_path: Path, capsys) -> 
         assert call("convert-llava", *words) == 0
         said = "1 of 3 samples have pictures; 2 are text only and train nothing\n"
         assert said in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(webdataset.TarWriter, "write", full)
+    (tmp_path / "rows.json").write_text(json.dumps([make_record(0, 0)]))
+    words = (tmp_path / "rows.json", "--images", tmp_path, "--output", tmp_path / "out")
+    assert main(["shards", "convert-llava", *map(str, words), "--workers", "1"]) == 1
+    shard = tmp_path / "out" / "shard-000000.tar"
+    said = f"No space left on device: '{shard}'; free some space and run it again\n"
+    assert capsys.readouterr().err.endswith(said)

@@ -1,6 +1,8 @@
 """Files that are replaced as a whole or not at all."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +49,16 @@ def test_an_error_in_the_middle_leaves_the_old_file_and_nothing_else(target, err
     with pytest.raises(type(error)), replacing(target) as stream:
         stream.write(b"half")
         raise error
+    assert target.read_text() == "old" and names(target.parent) == ["note.json"]
+
+
+def test_an_error_about_a_full_disk_names_the_file(target):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=re.escape(f"left on device: '{target}'")) as caught:
+        with replacing(target) as stream:
+            stream.write(b"half")
+            raise full
+    assert caught.value.errno == errno.ENOSPC and caught.value.__cause__ is full
     assert target.read_text() == "old" and names(target.parent) == ["note.json"]
 
 
