@@ -41,14 +41,12 @@ class Quarantine:
         self._faults: dict[tuple[str, str, int], Fault] = {}
         self._path = Path(path) if path is not None else None
         self._listings = [*([self._path] if self._path else []), *others]
-        if self._path is not None and self._path.exists():
-            complete, cut = _complete_lines(self._path)
-            if cut:
-                # A crash cut the last line short; its fault will be found again.
-                write_text(self._path, "".join(f"{line}\n" for line in complete))
         for listing in self._listings:
             if listing.exists():
-                self.merge(Fault(**json.loads(line)) for line in _complete_lines(listing)[0])
+                found, damaged = _listed(listing)
+                self.merge(found)
+                if damaged and listing == self._path:
+                    write_text(listing, "".join(map(_line, found)))
 
     @property
     def faults(self) -> list[Fault]:
@@ -87,7 +85,7 @@ class Quarantine:
         if faults and self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as stream:
-                stream.writelines(json.dumps(fault.as_dict()) + "\n" for fault in faults)
+                stream.writelines(map(_line, faults))
 
     def check(self) -> None:
         """Raise QuarantineBudgetError if the fraction of unusable samples exceeds the budget."""
@@ -106,7 +104,21 @@ class Quarantine:
         return True
 
 
-def _complete_lines(path: Path) -> tuple[list[str], bool]:
-    """Return the complete lines of a file, and whether an incomplete one follows."""
-    *lines, rest = path.read_text().split("\n")
-    return lines, bool(rest)
+def _line(fault: Fault) -> str:
+    return json.dumps(fault.as_dict()) + "\n"
+
+
+def _listed(path: Path) -> tuple[list[Fault], bool]:
+    """Return the faults of a file, and whether it has lines that are not one.
+
+    A crash cuts the last line short, a power cut fills lines with zeros; such a fault will be found
+    again.
+    """
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    found, damaged = [], bool(rest)
+    for line in lines:
+        try:
+            found.append(Fault(**json.loads(line)))
+        except (ValueError, TypeError):
+            damaged = True
+    return found, damaged

@@ -145,7 +145,11 @@ class ShardSet:
                 tqdm(opened, "opening shards", len(jobs), unit="shard", disable=None, delay=2)
             )
         if not any(header.samples for header in headers):
-            raise ConfigError(f"paths={paths!r} hold no usable samples in {len(shards)} shards")
+            faults = [fault for header in headers for fault in header.faults]
+            raise ConfigError(
+                f"paths={paths!r} hold no usable samples in {len(shards)} shards; correct what "
+                f"`autoselect shards verify` lists, first: {faults[0] if faults else 'nothing'}"
+            )
         return cls(shards, indexes, headers, limits)
 
     def __len__(self) -> int:

@@ -228,6 +228,13 @@ def test_wrong_contents_are_named_with_key_and_offset(tmp_path: Path) -> None:
     assert all(fault.shard == str(shard) for fault in shards.faults)
 
 
+def test_a_shard_without_any_usable_sample_says_why(tmp_path: Path) -> None:
+    shard = raw_shard(tmp_path / "bad.tar", [("a.v2.jpg", make_image(1)), ("a.v2.txt", b"so")])
+    said = f"no usable samples in 1 shards; correct what .* lists, first: {shard}: sample 'a' .*: m"
+    with pytest.raises(ConfigError, match=said):
+        ShardSet.open(str(shard))
+
+
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
 def test_a_link_to_a_picture_is_named_instead_of_lost(tmp_path: Path, kind: bytes) -> None:
     """tar stores a second hard link of a file as a link, without its content."""
@@ -396,3 +403,14 @@ def test_a_cut_line_of_the_listing_is_dropped(shard: Path, tmp_path: Path) -> No
     again.add(faults)
     assert again.count == 2
     assert len([json.loads(line) for line in listing.read_text().splitlines()]) == 2
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0", b"{}", b"[]", b"\xff\xfe", b'{"kind": "x"}'])
+def test_a_damaged_line_of_the_listing_is_dropped(tmp_path: Path, line: bytes) -> None:
+    listing = tmp_path / "list.jsonl"
+    faults = [Fault("payload", "a.tar", f"{number}", number, "") for number in range(2)]
+    Quarantine(10, budget=1, path=listing).add(faults)
+    first, second = listing.read_bytes().splitlines(keepends=True)
+    listing.write_bytes(first + line + b"\n" + second)
+    assert Quarantine(10, budget=1, path=listing).faults == faults
+    assert listing.read_bytes() == first + second
