@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 CALIBRATION_BATCH = 8
 """Images encoded at once; the states of a tower for 8 images of five tiles take about 1 GB."""
 FREE_SETTINGS = {
+    "model",
+    "data.train_shards",
     "output",
     "save_every",
     "keep_checkpoints",
@@ -59,7 +61,10 @@ FREE_SETTINGS = {
     "data.workers",
     "data.quarantine_budget",
 }
-"""Settings that may change when a run resumes: no number of the steps depends on them."""
+"""Settings that may change when a run resumes: no number of the steps depends on them.
+
+Model and shards may have moved; their digests are compared.
+"""
 
 UNSET = "unset"
 SETTINGS_FILE = "config.yaml"

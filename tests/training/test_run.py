@@ -3,6 +3,7 @@
 import os
 import random
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,17 @@ def test_a_setting_that_is_new_since_the_checkpoint_had_its_default():
     recorded["gate"]["dropout"] = 0.5  # of an earlier version
     with pytest.raises(ConfigError, match=r"\(gate.dropout: 0.5 -> unset\)"):
         check_resumable(state, TrainConfig(), origin({}))
+
+
+def test_a_run_goes_on_with_the_same_model_and_shards_in_another_place():
+    state = begun(to_dict(TrainConfig()), {})
+    places = {"model": "/scratch/vlm", "data": {"train_shards": "/scratch/*.tar"}}
+    moved = from_dict(TrainConfig, places)
+    check_resumable(state, moved, origin({}))
+    with pytest.raises(ConfigError, match="other weights of model=/scratch/vlm"):
+        check_resumable(state, moved, replace(origin({}), model_digest="other"))
+    with pytest.raises(ConfigError, match="a run on other data"):
+        check_resumable(state, moved, replace(origin({}), data_digest="other"))
 
 
 @pytest.mark.parametrize("told", [False, True])
