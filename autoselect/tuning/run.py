@@ -83,6 +83,7 @@ def tune(
         )
     out = folder.absolute().parent / "tune" if settings.out is None else Path(settings.out)
     check_folder("out", str(out))
+    check_folder("selector", folder)
     if settings.out is not None:  # the folder beside the selector can only hold its own results
         check_earlier(out / REPORT, settings, rank)
     shards = ShardSet.open(settings.shards)
@@ -119,7 +120,9 @@ def tune(
     }
     full = replies[str(Column(FULL, 0))]
     found = measure(columns, full, num_tokens)
-    selector = selector.like(best_diversity(found))
+    before, selector = selector, selector.like(best_diversity(found))
+    if (before.diversity, before.relevance) != (selector.diversity, selector.relevance):
+        selector.metadata.pop("scores", None)  # those of another choice
     report = _report(settings, shards, chosen, full, found)
     if state is not None:
         with _cores_of_ranks(world_size):  # the others have ended

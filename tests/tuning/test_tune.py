@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, destinations
 from autoselect.data.order import epoch_slice
 from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.evaluation.loading import load_selectors
@@ -141,6 +141,30 @@ def test_a_report_of_another_selector_is_not_replaced(settings, tmp_path):
         (other / "config.json").read_bytes(),
         (tmp_path / "out/tune.json").read_bytes(),
     ) == before
+
+
+@pytest.mark.parametrize(("found", "stays"), [(0.0, True), (0.5, False)])
+def test_scores_of_an_earlier_choice_do_not_stay_in_the_card(settings, monkeypatch, found, stays):
+    selector = Selector.from_pretrained(settings.selector)
+    selector.metadata["scores"] = {
+        **{"model": "test", "num_tokens": 144, "full_mean": 0.5, "tasks": ["any"]},
+        **{"data_digest": None, "rows": []},
+    }
+    selector.save_config(settings.selector)
+    monkeypatch.setattr(tuning_run, "best_diversity", lambda _measured: found)
+    tune(settings)
+    assert ("scores" in Selector.from_pretrained(settings.selector).metadata) == stays
+    card = (Path(settings.selector) / "README.md").read_text()
+    assert ("Not evaluated yet" in card) != stays
+
+
+def test_a_folder_that_cannot_be_rewritten_is_named_before_the_search(settings, monkeypatch):
+    why = "Read-only file system"
+    monkeypatch.setattr(
+        destinations, "cannot_write", lambda path: why * (path == Path(settings.selector))
+    )
+    with pytest.raises(ConfigError, match=rf"selector={settings.selector} .*\({why}\)"):
+        tune(settings)
 
 
 def test_a_selector_that_is_no_folder_is_refused(settings):
