@@ -44,6 +44,7 @@ from autoselect.vlm.conversation import (
     prune_call,
     with_text_types,
 )
+from autoselect.vlm.copies import check_copies
 from autoselect.vlm.host import HostPrompt
 from autoselect.vlm.pruned_cache import count_columns, layout_of, note_contents, write_layout
 from autoselect.vlm.release import CACHE, named_as_now
@@ -311,6 +312,8 @@ class Attachment:
         prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)
         features = self.site.encode(adapter, call)
         copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
+        if copies > 1:
+            check_copies(adapter.model, prompt.ids, adapter.token_ids, adapter.entries(features))
         plan = plan_call(adapter, prompt, features, copies, per_frame)
         budget = self.budget if settings.budget is None else settings.budget
         budgets = block_budgets(plan.blocks, budget, copies, self.on_small_image)

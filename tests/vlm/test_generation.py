@@ -9,6 +9,7 @@ from transformers import StaticCache
 from autoselect import ConfigError
 from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.columns import PADDING
+from autoselect.vlm.copies import repeats_each_image
 from autoselect.vlm.pruned_cache import layout_of
 from tests.vlm import checks
 from tests.vlm.stock import (
@@ -314,3 +315,23 @@ def test_a_method_that_forgets_the_spared_prompt_is_refused():
         cache = model(**batch("unlimited_ocr", [["s"]])).past_key_values
         with pytest.raises(ConfigError, match="changes it in part or not at all"):
             cache.batch_repeat_interleave(2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "glm4v"])
+def test_each_copy_of_a_prompt_sees_all_its_images_or_the_call_is_refused(name):
+    """Samples of the likeliest token alone are those of greedy search, in every copy."""
+    copies = {**GREEDY, "do_sample": True, "top_k": 1, "num_return_sequences": 2}
+    inputs = {count: batch(name, [["s"] * count, [], ["s"]]) for count in (1, 2)}
+    model = model_of(name)
+    mixed = repeats_each_image(model)
+    assert mixed == (name == "glm4v")
+    with attached(name, 3):
+        for count, own in inputs.items():
+            if mixed and count > 1:
+                for way in (copies, {**GREEDY, "num_beams": 2}):
+                    with pytest.raises(ConfigError, match="several images the wrong ones for Glm"):
+                        model.generate(**own, **way)
+            else:
+                found = model.generate(**own, **GREEDY).repeat_interleave(2, dim=0)
+                assert torch.equal(model.generate(**own, **copies), found)
