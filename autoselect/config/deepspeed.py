@@ -83,8 +83,10 @@ class DeepSpeedConfig:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"deepspeed={path} is not valid JSON: {error}; correct it") from error
+        except OSError as error:
+            raise ConfigError(f"deepspeed={path} cannot be read: {error}; mend that") from error
         if not isinstance(values, dict):
             found = type(values).__name__
             raise ConfigError(f"deepspeed={path} holds a {found}, not a JSON object; use braces")

@@ -72,12 +72,23 @@ def test_no_other_file_is_shipped() -> None:
         ('{"train_batch_size": 8,}', "not valid JSON"),
         ("[]", "not a JSON object"),
         ("", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ('{"train_batch_size": 8, "train_batch_size": 9}', "appears twice"),
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError, match=message):
+        DeepSpeedConfig.load(path)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_arguments: Any, **_named: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path, "{}")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match="config.json cannot be read: .*Permission denied; mend"):
         DeepSpeedConfig.load(path)
 
 
