@@ -103,7 +103,7 @@ def test_the_evidence_page_stays_short():
     assert len(lines) <= 250, "findings first, each table once; the rest is in ablation.md"
 
 
-SECOND_VLM = {
+SCENES = {
     "default training, tuned diversity": ["tuned"],
     "the same, one weight (0.4)": ["one_weight"],
     "the same, hard top-K of the score": ["reference"],
@@ -116,12 +116,18 @@ SECOND_VLM = {
     "random": ["random"],
     "oracle by boxes": ["oracle"],
 }
+SECOND_VLM = [("ablation-siglip-qwen2", 0, row, names) for row, names in SCENES.items()] + [
+    ("ablation-pages", 1, row, names)
+    for row, names in {**SCENES, "PruneSID": ["prunesid"]}.items()
+    if row not in ("the same, one weight (0.4)", "`gate.coverage: 0.25`", "the paper's settings")
+]
 
 
-@pytest.mark.parametrize("row", SECOND_VLM)
-def test_the_table_of_the_second_vlm_is_that_of_its_cells(row):
-    folder = checkout() / "benchmarks" / "results" / "ablation-siglip-qwen2"
+@pytest.mark.parametrize("results, part, row, names", SECOND_VLM)
+def test_the_tables_of_the_second_vlm_are_those_of_their_cells(results, part, row, names):
+    folder = checkout() / "benchmarks" / "results" / results
     found = json.loads((folder / "ablation.json").read_text())
+    assert (folder / "ablation.md").read_text() == markdown(found)
     means = {
         (one["name"], int(budget)): value["mean"]
         for one in found["variants"]
@@ -131,11 +137,11 @@ def test_the_table_of_the_second_vlm_is_that_of_its_cells(row):
         (one["method"], one["budget"]): one["retention"]["mean"] for one in found["baselines"]
     }
     page = (checkout() / "docs" / "evidence.md").read_text().split("## The second VLM")[1]
-    (line,) = (line for line in page.splitlines() if line.startswith(f"| {row}"))
+    lines = page.split("### Pages")[part].splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| {row}"))
     shown = [re.findall(r"\d+\.\d", cell) for cell in line.split("|")[2:-1]]
     for budget, numbers in zip(found["budgets"], shown, strict=True):
-        values = [means[name, budget] for name in SECOND_VLM[row]]
-        assert numbers == [f"{100 * value:.1f}" for value in values]
+        assert numbers == [f"{100 * means[name, budget]:.1f}" for name in names]
 
 
 PAPERS_ABLATION = {
