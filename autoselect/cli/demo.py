@@ -48,10 +48,10 @@ NEXT = """report      {run}/report.html, {run}/report.md
 selector    {run}/train/selector/
 
 what next
-  {program} show    ask about a test scene with all and with fewer tokens
-  make dashboard     the MLflow pages of training and evaluation
-  make report        all baselines on more images
-  docs/tutorial.md   train a selector on your own data
+  {show:<25}  ask about a test scene with all and with fewer tokens
+  make dashboard             the MLflow pages of training and evaluation
+  make report                all baselines on more images
+  docs/tutorial.md           train a selector on your own data
 """
 
 
@@ -108,7 +108,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     minutes = (time.monotonic() - started) / 60
     print(f"\nfinished in {minutes:.1f} minutes\n\n{own_table(RUN)}\n")
     print(f"picture     {RUN}/figures/overlays.png")
-    print(NEXT.format(run=RUN, program=program()), end="")
+    print(NEXT.format(run=RUN, show=f"{program()} show"), end="")
     return 0
 
 

@@ -110,4 +110,4 @@ def test_what_comes_next_can_be_typed_in_this_shell(activated, tmp_path, monkeyp
     monkeypatch.setenv("PATH", str(folder) if activated else "/nowhere")
     monkeypatch.chdir(tmp_path)
     shown = "autoselect" if activated else ".venv/bin/autoselect"
-    assert f"  {shown} show " in demo.NEXT.format(run=demo.RUN, program=demo.program())
+    assert f"  {shown} show " in demo.NEXT.format(run=demo.RUN, show=f"{demo.program()} show")
