@@ -90,12 +90,23 @@ def test_the_shipped_page_has_these_blocks_only():
     assert fill(page, None).count(EMPTY) == len(kinds)
 
 
+RESULTS = checkout() / "benchmarks" / "results"
+
+
 def test_shipped_tables_are_those_of_the_stored_results():
-    results = checkout() / "benchmarks" / "results" / "ablation"
-    found = json.loads((results / "ablation.json").read_text())
+    found = json.loads((RESULTS / "ablation" / "ablation.json").read_text())
     page = (checkout() / "docs" / "evidence.md").read_text()
     assert fill(page, found) == page, "run: autoselect evidence --ablation .../ablation.json"
-    assert (results / "ablation.md").read_text() == markdown(found)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    sorted(path.parent for path in RESULTS.glob("*/ablation.json")),
+    ids=lambda folder: folder.name,
+)
+def test_the_tables_of_each_folder_are_those_of_its_results(folder):
+    found = json.loads((folder / "ablation.json").read_text())
+    assert (folder / "ablation.md").read_text() == markdown(found)
 
 
 def test_the_evidence_page_stays_short():
@@ -125,9 +136,7 @@ SECOND_VLM = [("ablation-siglip-qwen2", 0, row, names) for row, names in SCENES.
 
 @pytest.mark.parametrize("results, part, row, names", SECOND_VLM)
 def test_the_tables_of_the_second_vlm_are_those_of_their_cells(results, part, row, names):
-    folder = checkout() / "benchmarks" / "results" / results
-    found = json.loads((folder / "ablation.json").read_text())
-    assert (folder / "ablation.md").read_text() == markdown(found)
+    found = json.loads((RESULTS / results / "ablation.json").read_text())
     means = {
         (one["name"], int(budget)): value["mean"]
         for one in found["variants"]
@@ -154,8 +163,7 @@ PAPERS_ABLATION = {
 
 @pytest.mark.parametrize("row", PAPERS_ABLATION)
 def test_the_table_of_the_papers_ablation_is_that_of_its_cells(row):
-    results = checkout() / "benchmarks" / "results" / "ablation-paper"
-    found = json.loads((results / "ablation.json").read_text())
+    found = json.loads((RESULTS / "ablation-paper" / "ablation.json").read_text())
     (variant,) = (one for one in found["variants"] if one["name"] == PAPERS_ABLATION[row])
     page = (checkout() / "docs" / "method.md").read_text()
     (line,) = (line for line in page.splitlines() if line.startswith(f"| {row} |"))
