@@ -18,6 +18,7 @@ import yaml
 
 from autoselect.config import ConfigError, DataConfig, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
+from autoselect.config.files import SETTINGS_FILE
 from autoselect.config.flags import check_counts, check_port
 from autoselect.config.programs import (
     DEFAULT_DEEPSPEED,
@@ -118,7 +119,7 @@ def is_trained(root: Path) -> bool:
     Its settings, shards and model must be the present ones. Anything else is for the training
     itself, which resumes or says what has changed.
     """
-    settings, made = root / RUN / "train" / "config.yaml", root / RUN / "train" / "selector"
+    settings, made = root / RUN / "train" / SETTINGS_FILE, root / RUN / "train" / "selector"
     try:
         before = yaml.safe_load(settings.read_text())
         training = json.loads((made / "config.json").read_text())["training"]

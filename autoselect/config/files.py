@@ -17,8 +17,10 @@ from autoselect.config import ConfigError, require
 Config = TypeVar("Config")
 MERGE = "tag:yaml.org,2002:merge"
 QUOTES = ("'", '"')
+SETTINGS_FILE = "config.yaml"
+"""What a training writes into its run folder."""
 RESOLVED = {"train", "deepspeed"}
-"""Groups of the `config.yaml` that a training writes into its run folder."""
+"""Groups of that file."""
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -196,15 +198,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values or {}
 
 
-def check_replaceable(path: Path) -> None:
-    """Check that a `config.yaml` which a training is about to write replaces nothing of the user.
+def check_replaceable(output: Path) -> None:
+    """Check that a training which writes its settings into `output` replaces no file of the user.
 
     Raises:
         ConfigError: there is a file of that name with other content.
     """
+    path = output / SETTINGS_FILE
     if path.is_file() and read_yaml(path).keys() != RESOLVED:
         raise ConfigError(
-            f"output={path.parent}: the training writes its settings into {path.name} there, and "
+            f"output={output}: the training writes its settings into {path.name} there, and "
             "would replace a file that it did not write; give that file another name or place"
         )
 

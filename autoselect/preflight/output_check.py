@@ -33,7 +33,7 @@ def check_output(subject: Subject) -> Finding:
         fix = "choose another `output`, or make the folder writable"
         return Finding("output", "fail", f"{output}: {error}", fix)
     try:
-        check_replaceable(output / "config.yaml")
+        check_replaceable(output)
     except ConfigError as refused:
         return Finding("output", "fail", str(refused), f"do what it says, or {AFRESH}")
     state, wrong = CheckpointStore(output / "checkpoints", config.keep_checkpoints).best()

@@ -18,7 +18,7 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
 from autoselect.config.destinations import check_folder
 from autoselect.config.extras import extra
-from autoselect.config.files import check_replaceable, flatten, to_dict
+from autoselect.config.files import SETTINGS_FILE, check_replaceable, flatten, to_dict
 from autoselect.data.loader import pictured_batches
 from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
@@ -67,7 +67,6 @@ Model and shards may have moved; their digests are compared.
 """
 
 UNSET = "unset"
-SETTINGS_FILE = "config.yaml"
 
 
 def train(
@@ -109,7 +108,7 @@ def assemble(
 ) -> Trainer:
     """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
     check_folder("output", config.output)
-    rank_zero.on_main(lambda: check_replaceable(Path(config.output) / SETTINGS_FILE))
+    rank_zero.on_main(lambda: check_replaceable(Path(config.output)))
     device = processes.choose_device(info)
     # cuDNN attention with a mask gives NaN gradients for some lengths:
     # github.com/pytorch/pytorch/issues/196678

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import yaml
 
 from autoselect.config import TrainConfig
-from autoselect.config.files import from_dict
+from autoselect.config.files import SETTINGS_FILE, from_dict
 from autoselect.ranks.rank_zero import broadcast_object
 from autoselect.tuning.run import tune, tuning_table
 from autoselect.tuning.settings import TuneSettings
@@ -35,7 +35,7 @@ def tune_after_training(
         world_size: number of processes, which share the images.
         leave_group: waits for all ranks and ends their group; what follows is for rank 0 alone.
     """
-    resolved = Path(output) / "config.yaml"
+    resolved = Path(output) / SETTINGS_FILE
     text = broadcast_object(resolved.read_text() if rank == 0 else None)
     config = from_dict(TrainConfig, yaml.safe_load(text)["train"])
     if config.tune_images == 0:
