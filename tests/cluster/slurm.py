@@ -186,9 +186,13 @@ class Slurm:
         self._wait_for(lambda: self._idle() == 2, "two idle nodes", limit_s=180)
 
     def wait_until_all_is_told(self) -> None:
-        """Return True if no message of the controller waits for a node."""
-        queue = re.compile(r"Agent queue size:\s*0\b")
-        self._wait_for(lambda: queue.search(self.run("sdiag")) is not None, "an empty agent queue")
+        """Wait until no message of the controller is on its way to a node or will be sent again."""
+        pending = re.compile(r"^Agent (?:queue size|count):\s*(\d+)$", re.MULTILINE)
+        self._wait_for(
+            lambda: pending.findall(self.run("sdiag")) == ["0", "0"],
+            "delivery of all messages of the controller",
+            limit_s=300,  # it sends again a minute after the first try
+        )
 
     def _wait_for(self, happened, what: str, limit_s: float = 60) -> None:
         deadline = time.monotonic() + limit_s
