@@ -86,22 +86,71 @@ def tune(
     check_folder("selector", folder)
     if settings.out is not None:  # the folder beside the selector can only hold its own results
         check_earlier(out / REPORT, settings, rank)
+    ready = _prepare(settings, out, rank)
+    vlm, chosen, plan = ready.vlm, ready.chosen, ready.plan
+    asked = AskedVLM(vlm)
+    replies = answer_all(asked, chosen.samples, plan, ready.store, rank, world_size, barrier)
+    if rank != 0:
+        return None
+    columns = {
+        (budget, weight): replies[str(Column(method.name, budget))]
+        for budget in plan.budgets
+        for weight, method in zip(settings.tried, plan.methods, strict=True)
+    }
+    full = replies[str(Column(FULL, 0))]
+    found = measure(columns, full, plan.num_tokens)
+    selector = _with_weights(ready.selector, found)
+    report = _report(settings, ready, full, found)
+    if ready.state is not None:
+        with _cores_of_ranks(world_size):  # the others have ended
+            report["gaps"] = _gaps(report["best"], ready.state, selector, ready)
+    selector.metadata["tuning"] = {
+        name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
+    }
+    write_text(out / REPORT, json.dumps({**report, SETTINGS: asdict(settings)}, indent=1))
+    save(tuning_figure(found), out / FIGURE)
+    selector.save_config(folder)  # last, because it marks a finished search
+    return Tuning(vlm, selector, out, report)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that is loaded and checked before the first answer.
+
+    Attributes:
+        vlm: the model.
+        selector: the selector as it was.
+        shards: the data.
+        chosen: the images and questions of the search.
+        plan: the selector with each weight, budgets and sizes.
+        store: store of the answered parts.
+        state: last checkpoint of the training, if the gaps are measured, which rank 0 does.
+    """
+
+    vlm: FrozenVLM
+    selector: Selector
+    shards: ShardSet
+    chosen: TuningSamples
+    plan: Plan
+    store: PartStore
+    state: TrainingState | None
+
+
+def _prepare(settings: TuneSettings, out: Path, rank: int) -> _Prepared:
     shards = ShardSet.open(settings.shards)
     vlm, selector = load_pair(settings.model, settings.selector, settings.device)
     state = None
     if rank == 0 and settings.train_run is not None and not vlm.family.padding_mask_only:
         state = last_state(settings.train_run, selector)
-    asked = AskedVLM(vlm)
     chosen = tuning_samples(
         shards, selector.metadata, settings.images, settings.questions, vlm.refusal
     )
     if state is not None and not chosen.has_answers:
         logger.warning("removal is not compared with noise filling: the rows have no answers")
         state = None
-    num_tokens = len(asked.encode(chosen.samples[:1]).images[0][0])
-    weighted = {weight: _weighted(selector, weight) for weight in settings.tried}
+    num_tokens = len(AskedVLM(vlm).encode(chosen.samples[:1]).images[0][0])
     plan = Plan(
-        methods=tuple(weighted.values()),
+        methods=tuple(_weighted(selector, weight) for weight in settings.tried),
         budgets=parse_budgets(settings.budgets, num_tokens),
         num_tokens=num_tokens,
         images_per_part=settings.images_per_part,
@@ -110,34 +159,15 @@ def tune(
         reference=MODEL,
     )
     store = PartStore(out / "parts", _identity(settings, vlm, selector, shards, plan))
-    replies = answer_all(asked, chosen.samples, plan, store, rank, world_size, barrier)
-    if rank != 0:
-        return None
-    columns = {
-        (budget, weight): replies[str(Column(method.name, budget))]
-        for budget in plan.budgets
-        for weight, method in weighted.items()
-    }
-    full = replies[str(Column(FULL, 0))]
-    found = measure(columns, full, num_tokens)
-    before, selector = selector, selector.like(best_diversity(found))
-    if (before.diversity, before.relevance) != (selector.diversity, selector.relevance):
-        selector.metadata.pop("scores", None)  # those of another choice
-    report = _report(settings, shards, chosen, full, found)
-    if state is not None:
-        with _cores_of_ranks(world_size):  # the others have ended
-            path = store.folder / GAPS
-            measured = _gaps(path, report["best"], state, selector, vlm, chosen, plan)
-        report["gaps"] = measured["rows"]
-        if measured["warning"]:
-            logger.warning("%s", measured["warning"])
-    selector.metadata["tuning"] = {
-        name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
-    }
-    write_text(out / REPORT, json.dumps({**report, SETTINGS: asdict(settings)}, indent=1))
-    save(tuning_figure(found), out / FIGURE)
-    selector.save_config(folder)  # last, because it marks a finished search
-    return Tuning(vlm, selector, out, report)
+    return _Prepared(vlm, selector, shards, chosen, plan, store, state)
+
+
+def _with_weights(selector: Selector, found: tuple[TunedBudget, ...]) -> Selector:
+    """Return the selector with the best weights."""
+    best = selector.like(best_diversity(found))
+    if (best.diversity, best.relevance) != (selector.diversity, selector.relevance):
+        best.metadata.pop("scores", None)  # those of another choice
+    return best
 
 
 @contextmanager
@@ -153,31 +183,29 @@ def _cores_of_ranks(count: int) -> Iterator[None]:
 
 
 def _gaps(
-    path: Path,
-    best: list[dict[str, Any]],
-    state: TrainingState,
-    selector: Selector,
-    vlm: FrozenVLM,
-    chosen: TuningSamples,
-    plan: Plan,
-) -> dict[str, Any]:
+    best: list[dict[str, Any]], state: TrainingState, selector: Selector, ready: _Prepared
+) -> list[dict[str, Any]]:
     """Measure the gaps, or return those of an earlier search with the same answers and outcome.
 
+    A gap that is too large is logged.
+
     Args:
-        path: file of the gaps, in the folder of these answers.
         best: the weights that were found, as in the report.
         state: last checkpoint of the training.
         selector: the selector with these weights.
-        vlm, chosen, plan: those of the search.
+        ready: model, samples and plan of the search; the gaps are kept beside its answers.
     """
+    path = ready.store.folder / GAPS
     of = digest({"best": best, "step": state.step})
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("of") == of:
-        return known
-    gaps = measure_gaps(vlm, selector, chosen.rows, plan.budgets, state)
-    known = {"of": of, "rows": gap_rows(gaps), "warning": gap_warning(gaps)}
-    write_text(path, json.dumps(known))
-    return known
+    if known.get("of") != of:
+        gaps = measure_gaps(ready.vlm, selector, ready.chosen.rows, ready.plan.budgets, state)
+        known = {"of": of, "rows": gap_rows(gaps), "warning": gap_warning(gaps)}
+        write_text(path, json.dumps(known))
+    if known["warning"]:
+        logger.warning("%s", known["warning"])
+    rows: list[dict[str, Any]] = known["rows"]
+    return rows
 
 
 def _weighted(selector: Selector, weight: float) -> Method:
@@ -205,18 +233,14 @@ def _identity(
 
 
 def _report(
-    settings: TuneSettings,
-    shards: ShardSet,
-    chosen: TuningSamples,
-    full: Replies,
-    found: tuple[TunedBudget, ...],
+    settings: TuneSettings, ready: _Prepared, full: Replies, found: tuple[TunedBudget, ...]
 ) -> dict[str, Any]:
     replies = [reply for own in full for reply in own]
     return {
-        "images": len(chosen.samples),
+        "images": len(ready.chosen.samples),
         "questions": len(replies),
-        "held_out": chosen.held_out,
-        "data_digest": shards.digest,
+        "held_out": ready.chosen.held_out,
+        "data_digest": ready.shards.digest,
         "full_unended": sum(not reply.ended for reply in replies) / len(replies),
         "best": [{"budget": one.budget, "share": one.share, **asdict(one.best)} for one in found],
         "budgets": [one.budget for one in found],
