@@ -110,23 +110,11 @@ def assemble(
     check_folder("output", config.output)
     rank_zero.on_main(lambda: check_replaceable(Path(config.output)))
     device = processes.choose_device(info)
-    # cuDNN attention with a mask gives NaN gradients for some lengths:
-    # github.com/pytorch/pytorch/issues/196678
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    dtype = named_dtype(config.dtype)
-    sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
-    patient = processes.patient_collectives()
-    with heartbeat.independently("loading the model"), patient:
-        rank_zero.on_first_of_node(lambda: download(config.model), info.local_rank)
-        if deepspeed.zero_stage == 3:
-            check_model(config.model)  # inside `sharded`, transformers reports less
-        with sharded:
-            vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
-    check_trainable(config.model, vlm.model.config, device)
+    vlm = load_frozen(config, deepspeed, info, device, heartbeat)
     check_budgets(config, vlm.num_tokens)
     SITES[config.gate.site].check(vlm.adapter)
     warn_of_few_cores(config, info)
-    deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
+    sizes = deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
     with heartbeat.independently("opening the shards"):
         shards = ShardSet.open(config.data.train_shards)
     heartbeat.progress("reading the checkpoint or calibrating")
@@ -134,7 +122,6 @@ def assemble(
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
     state = store.load()
     if state is None:
-        sizes = deepspeed.split(info.world_size)
         batch_size = sizes.micro * sizes.accumulation * info.world_size
         with heartbeat.independently("looking for pictures in the indexes"):
             rank_zero.on_main(
@@ -150,6 +137,7 @@ def assemble(
     heartbeat.progress("building the engine")
     processes.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
     model = AutoSelect(vlm, config, statistics.to(device))
+    engine = build_engine(model, config, deepspeed)
     return Trainer(
         Run(
             config,
@@ -160,11 +148,35 @@ def assemble(
             heartbeat,
             shards,
             collator,
-            build_engine(model, config, deepspeed),
+            engine,
             store,
             state,
         )
     )
+
+
+def load_frozen(
+    config: TrainConfig,
+    deepspeed: DeepSpeedConfig,
+    info: processes.RankInfo,
+    device: torch.device,
+    heartbeat: Heartbeat,
+) -> FrozenVLM:
+    """Load the VLM on every rank; at ZeRO-3 each rank keeps a part of it."""
+    # cuDNN attention with a mask gives NaN gradients for some lengths:
+    # github.com/pytorch/pytorch/issues/196678
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    dtype = named_dtype(config.dtype)
+    sharded = sharded_loading(deepspeed, dtype or default_dtype(device))
+    patient = processes.patient_collectives()
+    with heartbeat.independently("loading the model"), patient:
+        rank_zero.on_first_of_node(lambda: download(config.model), info.local_rank)
+        if deepspeed.zero_stage == 3:
+            check_model(config.model)  # inside `sharded`, transformers reports less
+        with sharded:
+            vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
+    check_trainable(config.model, vlm.model.config, device)
+    return vlm
 
 
 def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> None:

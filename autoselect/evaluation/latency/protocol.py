@@ -98,10 +98,33 @@ def latency_report(
         calls |= {f"{COMPILED}{name}": call for name, call in compiled.items()}
     with _many_shapes():
         timings = measure(calls, repeats, warmup, device)
-    machine = environment(device)
+    return {
+        "site": selector.site,
+        **_stage_report(timings, held, peaks, plan.budgets),
+        "compiled": _compiled_report(timings, plan.budgets, device) if compile_too else None,
+        **protocol(vlm, plan, device),
+        "peak_memory_bytes": memory.highest,
+        "timings": {name: timing.summary() for name, timing in timings.items()},
+        "environment": environment(device),
+    }
+
+
+def _stage_report(
+    timings: dict[str, Timing],
+    held: dict[int, int],
+    peaks: dict[int, int | None],
+    budgets: tuple[int, ...],
+) -> dict[str, Any]:
+    """Return the eager calls' times, and bytes, of the full model and of each budget.
+
+    Args:
+        timings: timings by the name of the call.
+        held: bytes of the cache by budget; 0 is the full model.
+        peaks: peak memory by budget, None on a CPU.
+        budgets: tokens kept.
+    """
 
     def row(budget: int) -> dict[str, Any]:
-        """Return the times of a budget; 0 is the full model."""
         found: dict[str, Any] = {
             f"{stage}_ms": timings[name].median
             for stage in ("prefill", "first_token", "decode")
@@ -129,19 +152,13 @@ def latency_report(
         }
 
     return {
-        "site": selector.site,
         "full_prefill_ms": full["prefill_ms"],
         "full": full,
-        "pruned": [pruned(budget) for budget in plan.budgets],
+        "pruned": [pruned(budget) for budget in budgets],
         "vision_ms": timings["vision"].median,
         "tower_ms": timings["tower"].median if "tower" in timings else None,
         "projector_ms": timings["projector"].median if "projector" in timings else None,
         "scorer_ms": timings["scorer"].median,
-        "compiled": _compiled_report(timings, plan.budgets, device) if compile_too else None,
-        **protocol(vlm, plan, device),
-        "peak_memory_bytes": memory.highest,
-        "timings": {name: timing.summary() for name, timing in timings.items()},
-        "environment": machine,
     }
 
 
