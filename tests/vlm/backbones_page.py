@@ -15,7 +15,7 @@ from autoselect import attach
 from autoselect.vlm.families import FAMILIES, REFUSED, family_of
 from tests.vlm import checks, tiny_models
 from tests.vlm.backbones_names import NAMES
-from tests.vlm.loaded_models import NOT, WAYS, works
+from tests.vlm.loaded_models import NOT, WAYS, tested
 from tests.vlm.stock import model_of, selector
 from tests.vlm.tiny import ALL, padded
 from tests.vlm.tiny_prompts import BOS, IMAGE
@@ -23,6 +23,7 @@ from tests.vlm.tiny_prompts import BOS, IMAGE
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 TEMPLATE = Path(__file__).with_name("backbones_template.md")
 Check = Callable[[str], None]
+Cell = Callable[[str, str], bool]
 
 
 def pruning_checks(name: str) -> None:
@@ -119,27 +120,43 @@ REMARKS = {
 }
 
 
-def cell(name: str, column: str) -> str:
-    """`yes` when its tests pass, `no` when one fails, a dash without a video input."""
-    if column == "video" and ALL[name].clip is None:
-        return "–"
+def has_cell(name: str, column: str) -> bool:
+    """Return False for a video input that a family does not have."""
+    return column != "video" or ALL[name].clip is not None
+
+
+def measured(name: str, column: str) -> bool:
+    """Return whether the checks of a cell pass."""
     try:
         COLUMNS[column](name)
     except AssertionError:
-        return "no"
-    return "yes"
+        return False
+    return True
 
 
-def family_table() -> str:
+def shown(name: str, column: str) -> bool:
+    """Return whether the committed page says `yes` in a cell."""
+    start = f"| {_known(name)} | `{name}` | "
+    (line,) = (line for line in PAGE.read_text().splitlines() if line.startswith(start))
+    return line.removeprefix(start).split(" | ")[list(COLUMNS).index(column)] == "yes"
+
+
+def _known(name: str) -> str:
+    title, hub = NAMES[name]
+    return title if hub is None else f"{title}<br>`{hub}`"
+
+
+def family_table(passes: Cell) -> str:
     """Return one row per family, by the name of its models."""
     assert set(FAMILIES) <= set(ALL), "every family of the table is tested"
     head = ["model", "family", *COLUMNS, "remarks"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in sorted(ALL, key=lambda name: NAMES[name][0].lower()):
-        title, hub = NAMES[name]
-        known = title if hub is None else f"{title}<br>`{hub}`"
-        cells = " | ".join(cell(name, column) for column in COLUMNS)
-        lines.append(f"| {known} | `{name}` | {cells} | {remark(name)} |")
+        cells = " | ".join(
+            ("yes" if passes(name, column) else "no") if has_cell(name, column) else "–"
+            for column in COLUMNS
+        )
+        lines.append(f"| {_known(name)} | `{name}` | {cells} | {remark(name)} |")
     return "\n".join(lines)
 
 
@@ -168,8 +185,8 @@ def refused_table() -> str:
 
 
 def loaded_table() -> str:
-    """Return one row per way to load or call a model."""
-    rows = [f"| {way} | {works(way)} |" for way in WAYS]
+    """Return one row per way to load or call a model; `test_loaded_models` runs their checks."""
+    rows = [f"| {way} | {tested(way)} |" for way in WAYS]
     rows += [f"| {way} | {reason} |" for way, reason in NOT.items()]
     return "\n".join(["| way | works |", "|---|---|", *rows])
 
@@ -224,11 +241,15 @@ def peak_of(module: torch.nn.Module) -> Iterator[list[int]]:
         del module.forward
 
 
-def page() -> str:
-    """Return the text of docs/backbones.md."""
+def page(passes: Cell) -> str:
+    """Return the text of docs/backbones.md.
+
+    Args:
+        passes: whether the checks of a family and a column pass.
+    """
     text = TEMPLATE.read_text()
     for mark, table in (
-        ("{families}", family_table),
+        ("{families}", lambda: family_table(passes)),
         ("{untrained}", untrained_table),
         ("{refused}", refused_table),
         ("{loaded}", loaded_table),
@@ -241,4 +262,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(measured))

@@ -22,7 +22,6 @@ from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
 from autoselect.vlm.rasters import nearest_raster
-from tests.vlm import checks
 from tests.vlm.checks import KeepPlaces
 from tests.vlm.stock import asked_inputs, attached, model_of, selector
 from tests.vlm.tiny import TINY, batch, build, clip_batch
@@ -77,11 +76,6 @@ def test_denoiser_and_noise_are_never_called(monkeypatch):
     monkeypatch.setattr(soft_top_k, "soft_top_k", forbidden)
     with attached("llava", 4) as model:
         model.generate(**batch("llava", [["s"]]), **GREEDY)
-
-
-@pytest.mark.parametrize("name", sorted(TINY))
-def test_known_places_are_kept_at_their_original_positions(name):
-    checks.known_places_are_kept_at_their_original_positions(name)
 
 
 def test_the_budget_of_a_call():

@@ -11,7 +11,6 @@ from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.columns import PADDING
 from autoselect.vlm.copies import repeats_each_image
 from autoselect.vlm.pruned_cache import layout_of
-from tests.vlm import checks
 from tests.vlm.stock import (
     attached,
     close,
@@ -63,11 +62,6 @@ def test_labels_are_ignored_as_by_the_untouched_generate(way):
         expected = model.generate(**inputs, **arguments)
         labelled = model.generate(**inputs, labels=inputs["input_ids"], **arguments)
     assert torch.equal(labelled, expected)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_cached_greedy_generation_equals_recomputation_step_by_step(name):
-    checks.cached_greedy_generation_equals_recomputation_step_by_step(name)
 
 
 @pytest.mark.parametrize("name", KINDS)

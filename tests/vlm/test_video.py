@@ -1,26 +1,13 @@
-"""Clips: a budget per clip or per frame, the untouched model at K = N, masking below."""
+"""Clips beyond the checks of docs/backbones.md, which test_page runs."""
 
 import pytest
 import torch
 
 from autoselect import ConfigError
-from tests.vlm import checks
 from tests.vlm.stock import attached, masked_generate
-from tests.vlm.tiny import TINY, clip_batch
+from tests.vlm.tiny import clip_batch
 
-VIDEO = [name for name in sorted(TINY) if TINY[name].clip]
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
-
-
-@pytest.mark.parametrize("name", VIDEO)
-def test_all_tokens_of_a_clip_kept_is_the_untouched_model(name):
-    checks.all_tokens_of_a_clip_kept_is_the_untouched_model(name)
-
-
-@pytest.mark.parametrize("name", VIDEO)
-@pytest.mark.parametrize("per", ["clip", "frame"])
-def test_pruning_a_clip_equals_masking(name, per):
-    checks.pruning_a_clip_equals_masking(name, per)
 
 
 def test_beams_share_the_budget_of_a_frame():
