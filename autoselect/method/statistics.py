@@ -126,16 +126,15 @@ def calibrate(
         raise ConfigError(
             "calibration met visual tokens that are not finite; check the frozen model's dtype"
         )
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    eigenvalues = eigenvalues.clamp(min=0)
     rounding = len(covariance) * torch.finfo(torch.float64).eps * square[:width].sum()
-    total = eigenvalues.sum()
-    ratio = float(total**2 / eigenvalues.square().sum()) if total > rounding else 0.0
+    total = covariance.trace()  # the sum of its eigenvalues, and below that of their squares
+    ratio = float(total**2 / covariance.square().sum()) if total > rounding else 0.0
     if rank is None:
         return TokenStatistics(mean.float(), variance.sqrt().float(), participation_ratio=ratio)
     rank = min(rank, len(covariance))
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
     factor = mean.new_zeros(rank, len(mean))
-    factor[:, :width] = (vectors[:, -rank:] * eigenvalues[-rank:].sqrt()).T
+    factor[:, :width] = (vectors[:, -rank:] * eigenvalues[-rank:].clamp(min=0).sqrt()).T
     rest = (variance - factor.square().sum(dim=0)).clamp(min=0)
     std = rest.sqrt().float()
     return TokenStatistics(mean.float(), std, factor.float(), participation_ratio=ratio)

@@ -38,7 +38,9 @@ def test_enough_rank_matches_the_whole_covariance(tokens):
     statistics = calibrate([tokens], 10)
     covariance = statistics.factor.T @ statistics.factor + statistics.std.square().diag()
     torch.testing.assert_close(covariance, tokens.T.cov(correction=0), rtol=1e-3, atol=1e-3)
-    assert 1 < statistics.participation_ratio < 4
+    eigenvalues = torch.linalg.eigvalsh(tokens.double().T.cov(correction=0))
+    ratio = float(eigenvalues.sum().square() / eigenvalues.square().sum())
+    assert statistics.participation_ratio == pytest.approx(ratio, rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 0.1, 1.0, 1e4])
