@@ -1,8 +1,8 @@
 """The CUDA kernels compute the right numbers: run block by block on the CPU, without a GPU.
 
 `emulation/cuda_runtime.h` runs a thread block as fibers; the kernels are the files of `csrc/`,
-untouched but for the launch syntax. It finds wrong indices, barriers and sums. It says nothing
-about speed, memory ordering or the GPU's own special functions.
+untouched but for the launch syntax and `kManyTokens`, which is smaller. It finds wrong indices,
+barriers and sums. It says nothing about speed, memory ordering or the GPU's own special functions.
 """
 
 import ctypes
@@ -28,6 +28,7 @@ from autoselect.ops.soft_top_k import soft_top_k_reference
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
+MANY = 512
 LAUNCH = re.compile(r"([\w<>, ]+?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
 
 
@@ -41,7 +42,10 @@ def _as_cpp(source: str) -> str:
     source = LAUNCH.sub(call, source)
     declared = r"extern __shared__ int64_t own_positions\[\];"
     pointer = "int64_t* own_positions = reinterpret_cast<int64_t*>(emulation::dynamic_shared);"
-    return re.sub(declared, pointer, source)
+    source = re.sub(declared, pointer, source)
+    many, replaced = re.subn(r"kManyTokens = \d+", f"kManyTokens = {MANY}", source)
+    assert replaced == ("kManyTokens" in source)
+    return many
 
 
 @pytest.fixture(scope="module")
@@ -243,8 +247,8 @@ def test_noise_gate(kernels, dtype, width, rank, from_logits):
 @pytest.mark.parametrize("width, rank", [(8, 0), (136, 5)])
 def test_noise_gate_of_many_tokens(kernels, dtype, width, rank):
     """A block takes several tokens, and the last one fewer than the others."""
-    _check_noise_gate(kernels, dtype, 4096, width, rank, True, batch=3)
-    _check_noise_gate(kernels, dtype, 8193, width, rank, True, batch=1)
+    _check_noise_gate(kernels, dtype, MANY // 2, width, rank, True, batch=3)
+    _check_noise_gate(kernels, dtype, MANY + 1, width, rank, True, batch=1)
 
 
 def _check_noise_gate(kernels, dtype, n, width, rank, from_logits, batch=2):
