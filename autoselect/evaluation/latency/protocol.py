@@ -98,6 +98,7 @@ def latency_report(
         calls |= {f"{COMPILED}{name}": call for name, call in compiled.items()}
     with _many_shapes():
         timings = measure(calls, repeats, warmup, device)
+    machine = environment(device)
     return {
         "site": selector.site,
         **_stage_report(timings, held, peaks, plan.budgets),
@@ -105,7 +106,7 @@ def latency_report(
         **protocol(vlm, plan, device),
         "peak_memory_bytes": memory.highest,
         "timings": {name: timing.summary() for name, timing in timings.items()},
-        "environment": environment(device),
+        "environment": machine,
     }
 
 
