@@ -5,12 +5,19 @@ import torch
 
 from autoselect.config import ScorerConfig
 from autoselect.data.shards import ShardWriter
+from autoselect.evaluation.latency.protocol import Rounds
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.reference.vlm import build_model, save_vlm
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    """Time two rounds unless a test says otherwise, which shows the shape of a report."""
+    monkeypatch.setattr(Rounds, "on", lambda own, device: (own.repeats or 2, own.warmup or 0))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
 from autoselect.evaluation.latency.calls import Prompt, user_calls
-from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import LoadedSelector, load_pair
 from autoselect.evaluation.methods.choice import choose
 from autoselect.evaluation.methods.registry import METHODS, selector_method
@@ -33,11 +32,6 @@ from autoselect.vlm import FrozenVLM
 from tests.vlm import tiny_processors
 from tests.vlm.stock import model_of
 from tests.vlm.tiny_prompts import WIDTH
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch):
-    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
 
 
 def test_it_gives_the_answers_of_an_attached_model(model_folder, selector_folder, shards):

@@ -10,7 +10,6 @@ from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import FULL, Column
-from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.rows import with_converted_rows
 from autoselect.evaluation.run import evaluate
@@ -45,7 +44,6 @@ def source(tmp_path):
 
 @pytest.fixture
 def settings(model_folder, selector_folder, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
     return EvalSettings(
         model=model_folder,
         selector=selector_folder,

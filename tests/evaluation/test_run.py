@@ -26,7 +26,6 @@ from autoselect.evaluation.answers.likelihood import (
 from autoselect.evaluation.earlier import check_earlier, remove_earlier
 from autoselect.evaluation.figures.style import new_figure, save
 from autoselect.evaluation.latency import bench
-from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_folders
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
@@ -36,12 +35,6 @@ from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch):
-    """Time two rounds, which are enough for the shape of a latency report."""
-    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from autoselect.cli import main as cli
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.evaluation.analyses.tracked_analysis import points
 from autoselect.evaluation.latency import bench
-from autoselect.evaluation.latency.protocol import LatencyPlan
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.report.tracked_evaluation import shown_folder, shown_selector
 from autoselect.evaluation.run import evaluate
@@ -34,7 +33,6 @@ def template(tmp_path_factory):
 @pytest.fixture
 def tracked(template, model_folder, shards, tmp_path, monkeypatch):
     """Settings, in a folder with a store that holds the run in which the selector was trained."""
-    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (2, 0))
     (tmp_path / "mlflow.db").write_bytes(template)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -10,7 +10,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it
 
 from autoselect.data.shards import ShardWriter  # noqa: E402
 from autoselect.evaluation.answers import served  # noqa: E402
-from autoselect.evaluation.latency.protocol import LatencyPlan  # noqa: E402
+from autoselect.evaluation.latency.protocol import Rounds  # noqa: E402
 from autoselect.evaluation.report.check import check_report  # noqa: E402
 from autoselect.evaluation.run import evaluate  # noqa: E402
 from autoselect.evaluation.settings import EvalSettings  # noqa: E402
@@ -23,7 +23,7 @@ BUDGETS = (8, 16)
 
 @pytest.fixture
 def settings(selector, tmp_path, monkeypatch):
-    monkeypatch.setattr(LatencyPlan, "rounds", lambda plan, device: (1, 0))
+    monkeypatch.setattr(Rounds, "on", lambda own, device: (1, 0))
     monkeypatch.setattr(served, "MOST_CACHE", 64 << 20)
     with ShardWriter(str(tmp_path / "shards")) as writer:
         for number in range(IMAGES):
