@@ -46,7 +46,14 @@ from autoselect.vlm.conversation import (
 )
 from autoselect.vlm.copies import check_copies
 from autoselect.vlm.host import HostPrompt
-from autoselect.vlm.pruned_cache import count_columns, layout_of, note_contents, write_layout
+from autoselect.vlm.pruned_cache import (
+    LAYOUT,
+    count_columns,
+    layout_of,
+    note_contents,
+    undo_call,
+    write_layout,
+)
 from autoselect.vlm.release import CACHE, named_as_now
 from autoselect.vlm.sites import SITES
 
@@ -170,7 +177,7 @@ class Attachment:
         model = adapter.model
         self._hooks = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
         self._own: dict[str, Callable[..., Any]] = {
             name: vars(model)[name] for name in REPLACED if name in vars(model)
@@ -270,15 +277,22 @@ class Attachment:
             return None
         call = self.adapter.bind(args, kwargs)
         settings = CallSettings(call.pop(BUDGET_ARGUMENT, None), self.adapter.clip_frames(call))
-        if self.adapter.has_images(call):
-            ids = call.get("input_ids")
-            length = 0 if ids is None else ids.shape[1]
-            call, pruned = self._prune(call, length, settings)
-            if pruned is not None:
-                setattr(call["input_ids"], PRUNED, pruned)
-        elif (layout := layout_of(call.get(CACHE))) is not None:
-            call = continue_call(self.adapter, call, layout)
+        if self.adapter.has_images(call) or getattr(call.get(CACHE), LAYOUT, None) is not None:
+            call = self._fit(call, settings)
         return (), call
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _fit(self, call: dict[str, Any], settings: CallSettings) -> dict[str, Any]:
+        """Return a call of `forward` that brings images, or continues from a pruned cache."""
+        if not self.adapter.has_images(call):
+            layout = layout_of(call[CACHE])
+            return call if layout is None else continue_call(self.adapter, call, layout)
+        ids = call.get("input_ids")
+        length = 0 if ids is None else ids.shape[1]
+        call, pruned = self._prune(call, length, settings)
+        if pruned is not None:
+            setattr(call["input_ids"], PRUNED, pruned)
+        return call
 
     def _is_prepared(self, kwargs: Mapping[str, Any]) -> bool:
         """Return True if `generate` makes this call, on inputs that are pruned already."""
@@ -293,11 +307,22 @@ class Attachment:
     def _after_forward(
         self, _model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        if torch.compiler.is_compiling():
+        """Note what the caches of a call hold; `output` is None if the call failed."""
+        ids, cache = kwargs.get("input_ids"), kwargs.get(CACHE)
+        if torch.compiler.is_compiling() and hasattr(ids, PREPARED):
+            return  # decoding by `generate`, whose columns are counted already
+        if hasattr(ids, PRUNED) or getattr(cache, LAYOUT, None) is not None:
+            self._note(ids, cache, output)
+
+    @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _note(ids: Tensor | None, cache: Any, output: Any) -> None:
+        layout = getattr(ids, PRUNED, None)
+        if output is None:
+            undo_call(cache, layout)
             return
-        layout = getattr(kwargs.get("input_ids"), PRUNED, None)
         values = output if isinstance(output, tuple) else output.values()
-        for value in (kwargs.get(CACHE), *values):
+        for value in (cache, *values):
             if hasattr(value, "get_seq_length"):
                 write_layout(value, layout) if layout is not None else note_contents(value)
 
@@ -330,6 +355,8 @@ class Attachment:
         left = chosen.unhidden(prompt) if plan.hides_tokens else chosen
         columns = plan_columns(plan, left.counts)
         pruned, kept_columns, after = prune_call(adapter, call, outputs, columns, left.kept, layout)
+        if layout.full_length:
+            write_layout(call[CACHE], layout)  # true still if the call fails
         self.last = Selection(chosen, copies, layout.full_length, budgets, kept_columns)
         return pruned, after
 

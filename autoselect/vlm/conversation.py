@@ -167,7 +167,6 @@ def continue_call(
     layout.check_rows(len(given))
     mask = call.get("attention_mask")
     layout.check_mask(mask, length)
-    count_columns(call[CACHE], length)
     fitted = {**call, "attention_mask": layout.mask(mask, length)}
     if (types := call.get("token_type_ids")) is not None:
         fitted["token_type_ids"] = layout.token_types(types, length)
@@ -175,6 +174,7 @@ def continue_call(
         numbered = {"input_ids": given[..., 0] if ids is None else ids}
         past_mask = None if mask is None else mask[:, : layout.full_length]
         fitted["position_ids"] = adapter.positions.of_call(numbered, layout, past_mask)
+    count_columns(call[CACHE], length)
     return fitted
 
 
