@@ -1,4 +1,4 @@
-"""The files of a selector's folder: reading with checks, and the names of tensors that differ."""
+"""The files of a selector's folder: checks before writing and reading, and tensors that differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,26 @@ KEYS: dict[str, tuple[type, ...]] = {
 
 NEEDED = ("format", "width", "scorer")
 """Keys that selectors of every version have."""
+
+
+def check_own(folder: Path) -> None:
+    """Check that saving a selector into a folder replaces files of a selector only.
+
+    Raises:
+        ConfigError: its `config.json` is another one, such as that of a model.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file() or (folder / WEIGHTS_FILE).is_file():
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict) or known.get("format") != FORMAT:
+        raise ConfigError(
+            f"folder={folder} has a {CONFIG_FILE} that is not a selector's, which saving would "
+            "replace; give the selector a folder of its own"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

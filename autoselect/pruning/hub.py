@@ -52,7 +52,13 @@ def _download(name: str, revision: str | None, files: Sequence[str]) -> Path:
         ) from error
 
 
-def upload(repository: str, write: Callable[[str], None], private: bool, message: str) -> str:
+def upload(
+    repository: str,
+    write: Callable[[str], None],
+    files: tuple[str, str],
+    private: bool,
+    message: str,
+) -> str:
     """Upload a folder to `org/name` on the hub and return the address of the commit.
 
     A missing repository is created.
@@ -60,11 +66,14 @@ def upload(repository: str, write: Callable[[str], None], private: bool, message
     Args:
         repository: `org/name`.
         write: writes the files into the folder that it is given.
+        files: names of the configuration and of the weights; a repository that has the first alone
+            holds something else.
         private: visibility of a repository that is created.
         message: subject of the commit.
 
     Raises:
-        ConfigError: the name has another form, or the hub refuses or cannot be reached.
+        ConfigError: the name has another form, the repository holds something else, or the hub
+            refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
@@ -76,12 +85,19 @@ def upload(repository: str, write: Callable[[str], None], private: bool, message
         write(folder)
         try:
             api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message=message
-            )
+            is_free = [api.file_exists(repository, name) for name in files] != [True, False]
+            if is_free:
+                commit = api.upload_folder(
+                    repo_id=repository, folder_path=folder, commit_message=message
+                )
         except (HTTPError, OSError, ValueError) as error:
             raise ConfigError(
                 f"repository={repository} cannot be written: {str(error).splitlines()[0]}; "
                 "log in with `hf auth login`, and check the name"
             ) from error
+    if not is_free:
+        raise ConfigError(
+            f"repository={repository} has a {files[0]} that is not a selector's, which uploading "
+            "would replace; give the selector a repository of its own"
+        )
     return str(commit.commit_url)

@@ -38,6 +38,7 @@ from autoselect.pruning.folder import (
     CONFIG_FILE,
     FORMAT,
     WEIGHTS_FILE,
+    check_own,
     read_config,
     read_weights,
 )
@@ -224,6 +225,10 @@ class Selector(nn.Module):
         """Write `selector.safetensors`, `config.json` and the model card `README.md`.
 
         The card calls the selector `name`, by default the folder's name.
+
+        Raises:
+            ConfigError: the metadata is not JSON, or the folder has the `config.json` of a model.
+            OSError: the folder cannot be written, or the disk is full.
         """
         texts = self._texts(Path(folder), name)  # first, so that what fails changes no file
         weights = {key: tensor.float() for key, tensor in self.state_dict().items()}
@@ -238,8 +243,9 @@ class Selector(nn.Module):
         """Return the text files of the selector's folder; see `save_pretrained`.
 
         Raises:
-            ConfigError: the metadata is not JSON.
+            ConfigError: the metadata is not JSON, or the folder is not one for a selector.
         """
+        check_own(folder)
         try:
             config = json.dumps(self.config, indent=2)
         except (TypeError, ValueError) as error:
@@ -258,10 +264,16 @@ class Selector(nn.Module):
         A missing repository is created, `private` or public.
 
         Raises:
-            ConfigError: the name has another form, or the hub refuses or cannot be reached.
+            ConfigError: the name has another form, the repository holds a model, or the hub
+                refuses or cannot be reached.
         """
+        files = (CONFIG_FILE, WEIGHTS_FILE)
         return upload(
-            repository, lambda folder: self.save_pretrained(folder, repository), private, message
+            repository,
+            lambda folder: self.save_pretrained(folder, repository),
+            files,
+            private,
+            message,
         )
 
     @classmethod
