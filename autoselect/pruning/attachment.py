@@ -223,7 +223,9 @@ class Attachment:
         ids = kwargs.get("input_ids") if inputs is None else inputs
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
-        settings = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
+        given = kwargs.pop(BUDGET_ARGUMENT, None)
+        # Without a cache each step prunes again, though the attachment's budget may have changed.
+        settings = CallSettings(self.budget if given is None else given, frames, rows)
         kwargs = self.site.given(self.adapter, named_as_now(kwargs))
         layout = layout_of(kwargs.get(CACHE), counted=True)
         if layout is not None:
