@@ -9,10 +9,11 @@ pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it
 
 from vllm import EngineArgs  # noqa: E402
 
-from autoselect.config import ScorerConfig  # noqa: E402
+from autoselect.config import ConfigError, ScorerConfig  # noqa: E402
 from autoselect.method.scorer import Scorer  # noqa: E402
 from autoselect.pruning.selector import Selector  # noqa: E402
 from autoselect.serving.guards import extend_rope_table, refused_modes  # noqa: E402
+from autoselect.serving.processor import PrunedProcessor  # noqa: E402
 from tests.serving.cases import Case  # noqa: E402
 from tests.serving.engine import DEFAULTS, answers, engine, stop  # noqa: E402
 
@@ -104,5 +105,42 @@ def test_wrong_requests_are_refused_and_others_go_on(native, block):
         with pytest.raises(ValueError, match="tokens before pruning"):
             answers(llm, [Case(tuple(range(8)), good.question, "", 16)])
         assert len(answers(llm, [good])) == 1
+    finally:
+        stop(llm)
+
+
+@pytest.mark.parametrize("error", [ConfigError("too long"), AssertionError("no mark")])
+def test_a_refused_request_leaves_no_image_in_the_cache(error):
+    """The engine does not have it, so the next request with the image would get no answer."""
+
+    class Refusing(PrunedProcessor):
+        def _get_mm_hashes(self, inputs):
+            return {"image": ["a", "b"]}
+
+    class Family:
+        def apply(self, inputs, timing_ctx):
+            raise error
+
+    removed = []
+    inputs = SimpleNamespace(cache=SimpleNamespace(invalidate=removed.append))
+    with pytest.raises(type(error)):
+        type("Own", (Refusing, Family), {})().apply(inputs, None)
+    assert removed == ["a", "b"]
+
+
+def test_the_selector_survives_a_sleep_that_discards_all_but_buffers(native, block):
+    def sleep(model):
+        """Do what a worker of vLLM does at level 2, to the selector's weights."""
+        before = [weight.clone() for weight in model.selector.state_dict().values()]
+        saved = {name: buffer.cpu().clone() for name, buffer in model.named_buffers()}
+        for weight in model.selector.state_dict().values():
+            weight.fill_(torch.nan)
+        for name, buffer in model.named_buffers():
+            buffer.data.copy_(saved[name].data)
+        return all(map(torch.equal, model.selector.state_dict().values(), before))
+
+    llm = engine(native, block)
+    try:
+        assert llm.apply_model(sleep) == [True]
     finally:
         stop(llm)
