@@ -66,14 +66,9 @@ def check_selector(settings: ServingSettings, model_config: Any) -> None:
     """Load the selector, and refuse one for other visual tokens than those of the model.
 
     Raises:
-        ConfigError: it selects at another site than behind the projector, or for another width.
+        ConfigError: it cannot be loaded, or selects at another site or for another width.
     """
     selector, width = settings.load(), model_config.hf_text_config.hidden_size
-    if selector.site != "after_projector":
-        raise ConfigError(
-            f"{BLOCK}.selector={settings.selector} selects at site={selector.site}; vLLM gives "
-            "projector outputs only: use a selector of site=after_projector"
-        )
     if selector.width != width:
         raise ConfigError(
             f"{BLOCK}.selector={settings.selector} has the width {selector.width}, and the visual "

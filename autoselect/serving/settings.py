@@ -71,8 +71,17 @@ class ServingSettings:
         return cls(**{**block, "budget": checked_budget(f"{BLOCK}.budget", block["budget"])})
 
     def load(self, device: Any = "cpu") -> Selector:
-        """Return the selector, with the diversity of these settings if they have one."""
+        """Return the selector, with the diversity of these settings if they have one.
+
+        Raises:
+            ConfigError: it cannot be loaded, or selects at another site than behind the projector.
+        """
         selector = Selector.from_pretrained(self.selector, device, self.revision)
+        if selector.site != "after_projector":
+            raise ConfigError(
+                f"{BLOCK}.selector={self.selector} selects at site={selector.site}; vLLM gives "
+                "projector outputs only: use a selector of site=after_projector"
+            )
         if self.diversity is not None:
             selector.diversity = checked_diversity(self.diversity)
         return selector
