@@ -55,7 +55,7 @@ from autoselect.vlm.pruned_cache import (
     write_layout,
 )
 from autoselect.vlm.release import CACHE, named_as_now
-from autoselect.vlm.sites import SITES
+from autoselect.vlm.sites import SITES, AfterProjector
 
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
@@ -147,7 +147,7 @@ class Attachment:
     """The object that `attach` puts on a model, as `model.autoselect`; it does not keep the model.
 
     Attributes:
-        selector: ranks visual tokens.
+        selector: ranks visual tokens; may be replaced between calls.
         budget, on_small_image: as in `attach`; may be changed at any time.
         last: what was chosen in the last call that had images, in any thread.
 
@@ -168,7 +168,6 @@ class Attachment:
         self.adapter = adapter
         self.kept = kept
         self.selector = selector
-        self.site = SITES["after_projector" if selector is None else selector.site]
         self.budget = budget
         self.on_small_image = on_small_image
         self.video_budget_per = video_budget_per
@@ -184,6 +183,11 @@ class Attachment:
         }
         for name in REPLACED:
             setattr(model, name, _Replacement(self, name))
+
+    @property
+    def site(self) -> AfterProjector:
+        """Return the place where the selector scores tokens."""
+        return SITES["after_projector" if self.selector is None else self.selector.site]
 
     def replaced(self, name: str) -> Callable[..., Any]:
         """Return what the attachment calls in turn: the object's own method, or its class's."""
@@ -323,8 +327,9 @@ class Attachment:
         if output is None:
             undo_call(cache, layout)
             return
-        values = output if isinstance(output, tuple) else output.values()
-        for value in (cache, *values):
+        values = output.values() if isinstance(output, Mapping) else output
+        # An earlier hook of the user may have put a single tensor in the place of the output.
+        for value in (cache, *(() if isinstance(values, Tensor) else values)):
             if hasattr(value, "get_seq_length"):
                 write_layout(value, layout) if layout is not None else note_contents(value)
 
@@ -337,7 +342,8 @@ class Attachment:
         adapter = self.adapter
         per_frame = self.video_budget_per == "frame"
         prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)
-        features = self.site.encode(adapter, call)
+        site = self.site
+        features = site.encode(adapter, call)
         copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
         if copies > 1:
             check_copies(adapter.model, prompt.ids, adapter.token_ids, adapter.entries(features))
@@ -350,7 +356,7 @@ class Attachment:
             assert self.selector is not None
             chosen = select(adapter, self.selector, plan, features, budgets)
         layout = layout_before(adapter, call.get(CACHE), call["input_ids"])
-        outputs = self.site.pruned(adapter, features, chosen.kept, chosen.counts)
+        outputs = site.pruned(adapter, features, chosen.kept, chosen.counts)
         if chosen.removes_nothing and not layout.is_pruned:
             self.last = Selection(chosen, copies, layout.full_length, budgets)
             return adapter.with_outputs(call, outputs), None
