@@ -42,6 +42,7 @@ from autoselect.vlm.conversation import (
     continued_prompt,
     layout_before,
     prune_call,
+    whole_call,
     with_text_types,
 )
 from autoselect.vlm.copies import check_copies
@@ -254,7 +255,7 @@ class Attachment:
             call = with_text_types({**kwargs, "input_ids": input_ids})
             kwargs, pruned = self._prune(call, length, self._call.settings)
             input_ids = kwargs.pop("input_ids")
-            if pruned is not None:
+            if pruned is not None and pruned.is_pruned:
                 kwargs["next_sequence_length"] = None
         elif layout is not None:
             new = kwargs.get("next_sequence_length") or input_ids.shape[1]
@@ -359,7 +360,8 @@ class Attachment:
         outputs = site.pruned(adapter, features, chosen.kept, chosen.counts)
         if chosen.removes_nothing and not layout.is_pruned:
             self.last = Selection(chosen, copies, layout.full_length, budgets)
-            return adapter.with_outputs(call, outputs), None
+            whole = adapter.with_outputs(call, outputs)
+            return whole_call(adapter, whole, plan_columns(plan, chosen.counts), layout)
         left = chosen.unhidden(prompt) if plan.hides_tokens else chosen
         columns = plan_columns(plan, left.counts)
         pruned, kept_columns, after = prune_call(adapter, call, outputs, columns, left.kept, layout)

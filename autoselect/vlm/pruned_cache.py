@@ -81,7 +81,7 @@ class PrunedCache:
         self.autoselect_layout = None
 
     def __iter__(self) -> Any:
-        if self.autoselect_layout is not None:
+        if self.autoselect_layout is not None and self.autoselect_layout.is_pruned:
             raise ConfigError(
                 f"{CACHE} of a pruned prompt cannot be taken apart and put together again, "
                 "because keys and values do not tell which columns were removed; hand on the cache "
