@@ -13,6 +13,7 @@ Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -24,6 +25,7 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.pruning.budget import Budget, OnSmallImage, check_choices, check_settings
 from autoselect.pruning.calls import CallOfThread, CallSettings
+from autoselect.pruning.hub import other_model
 from autoselect.pruning.overlay import selection_overlay, token_grid
 from autoselect.pruning.plans import plan_call, plan_columns
 from autoselect.pruning.selection import (
@@ -58,6 +60,7 @@ from autoselect.vlm.pruned_cache import (
 from autoselect.vlm.release import CACHE, named_as_now
 from autoselect.vlm.sites import SITES, AfterProjector
 
+logger = logging.getLogger(__name__)
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
 PREPARED, PRUNED = "autoselect_prepared", "autoselect_pruned"
@@ -94,6 +97,8 @@ def attach(
     check_settings(budget, video_budget_per, on_small_image)
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)
+    if warning := other_model(selector.metadata, model.config.name_or_path):
+        logger.warning(warning)
     model.autoselect = Attachment(
         adapter, selector.eval(), budget, video_budget_per, on_small_image=on_small_image
     )

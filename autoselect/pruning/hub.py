@@ -2,8 +2,9 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoselect.config import ConfigError
 
@@ -19,6 +20,22 @@ def is_hub_name(name: object) -> bool:
 def is_logged_model(name: object) -> bool:
     """Return True for the address of a logged model, `models:/ID` or `runs:/RUN/NAME`."""
     return isinstance(name, str) and bool(LOGGED_MODEL.fullmatch(name))
+
+
+def other_model(metadata: Mapping[str, Any], model: object) -> str | None:
+    """Return a warning if a selector was trained for another model of the hub, else None.
+
+    Args:
+        metadata: facts about the selector's training.
+        model: what the model is called now; names of folders tell nothing.
+    """
+    trained = metadata.get("model")
+    if trained == model or not is_hub_name(trained) or not is_hub_name(model):
+        return None
+    return (
+        f"the selector was trained for {trained}, not for {model}: its ranking may not fit; "
+        "measure it with `autoselect eval`"
+    )
 
 
 def local_folder(name: str | Path, revision: str | None, files: Sequence[str]) -> Path:

@@ -9,14 +9,17 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import extra
+from autoselect.pruning.hub import other_model
 from autoselect.serving.families import FAMILIES
 from autoselect.serving.settings import BLOCK, ServingSettings
 
 with extra("serving"):
     from vllm import ModelRegistry
+    from vllm.logger import init_logger
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
     from vllm.transformers_utils.config import uses_mrope
 
+logger = init_logger("vllm.autoselect")
 EXTENDABLE = ("default", "linear", "llama3", "mrope")
 """Kinds of rotary embeddings whose table may be longer without other values."""
 
@@ -63,7 +66,7 @@ class ConfigurationGuard(VerifyAndUpdateConfig):
 
 
 def check_selector(settings: ServingSettings, model_config: Any) -> None:
-    """Load the selector, and refuse one for other visual tokens than those of the model.
+    """Load the selector; refuse one of another width, and warn of one for another model.
 
     Raises:
         ConfigError: it cannot be loaded, or selects at another site or for another width.
@@ -75,6 +78,8 @@ def check_selector(settings: ServingSettings, model_config: Any) -> None:
             f"tokens of {model_config.model} have {width}; use the selector trained for it (this "
             f"one: {selector.metadata.get('model', 'unknown')})"
         )
+    if warning := other_model(selector.metadata, model_config.model):
+        logger.warning_once(warning)
 
 
 def refused_modes(vllm_config: Any) -> list[tuple[str, str]]:

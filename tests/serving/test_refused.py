@@ -12,8 +12,10 @@ from vllm import EngineArgs  # noqa: E402
 from autoselect.config import ConfigError, ScorerConfig  # noqa: E402
 from autoselect.method.scorer import Scorer  # noqa: E402
 from autoselect.pruning.selector import Selector  # noqa: E402
+from autoselect.serving import guards  # noqa: E402
 from autoselect.serving.guards import extend_rope_table, refused_modes  # noqa: E402
 from autoselect.serving.processor import PrunedProcessor  # noqa: E402
+from autoselect.serving.settings import ServingSettings  # noqa: E402
 from tests.serving.cases import Case  # noqa: E402
 from tests.serving.engine import DEFAULTS, answers, engine, stop  # noqa: E402
 
@@ -93,6 +95,17 @@ def test_a_selector_of_another_width_is_refused(native, tmp_path):
     Selector(Scorer(64, ScorerConfig()), {"model": "other"}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has the width 64.*this one: other"):
         configured(native, {"selector": str(tmp_path), "budget": 16})
+
+
+def test_a_selector_for_another_model_of_the_hub_is_a_warning(tmp_path, monkeypatch):
+    Selector(Scorer(64, ScorerConfig()), {"model": "org/one"}).save_pretrained(tmp_path)
+    told, text = [], SimpleNamespace(hidden_size=64)
+    monkeypatch.setattr(guards.logger, "warning_once", told.append)
+    for name in ("org/one", "org/other", "/models/here"):
+        model = SimpleNamespace(model=name, hf_text_config=text)
+        guards.check_selector(ServingSettings(str(tmp_path), 16), model)
+    (line,) = told
+    assert line.startswith("the selector was trained for org/one, not for org/other")
 
 
 def test_wrong_requests_are_refused_and_others_go_on(native, block):

@@ -374,6 +374,26 @@ def test_mistakes_in_attaching_are_named(monkeypatch):
     assert not hasattr(model, "autoselect")
 
 
+@pytest.mark.parametrize(
+    ("trained", "name", "warns"),
+    [
+        ("org/one", "org/other", True),
+        ("org/one", "org/one", False),
+        ("runs/here/model", "org/other", False),
+        ("org/one", "", False),
+        (None, "org/other", False),
+    ],
+)
+def test_a_selector_for_another_model_of_the_hub_is_a_warning(caplog, trained, name, warns):
+    model = build("llava")
+    model.config.name_or_path = name
+    attach(model, Selector(selector().scorer, {"model": trained}), 4)
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0] for text in told] == warns * [
+        "the selector was trained for org/one, not for org/other"
+    ]
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_families_are_refused(kind):
     with pytest.raises(ConfigError, match=kind):

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.vlm.stock import attached, close, model_of
-from tests.vlm.test_generation import PER_TOKEN, with_text
+from tests.vlm.stock import PER_TOKEN, attached, close, model_of, with_text
 from tests.vlm.tiny import batch
 
 ON_GRID = ["glm4v", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
