@@ -11,7 +11,7 @@ from autoselect.config import ConfigError
 from autoselect.config.extras import extra
 from autoselect.pruning.hub import other_model
 from autoselect.serving.families import FAMILIES
-from autoselect.serving.settings import BLOCK, ServingSettings
+from autoselect.serving.settings import BLOCK, BUDGET_ARGUMENT, ServingSettings
 
 with extra("serving"):
     from vllm import ModelRegistry
@@ -123,6 +123,11 @@ def refused_modes(vllm_config: Any) -> list[tuple[str, str]]:
             multimodal is not None and multimodal.enable_mm_embeds,
             "--enable-mm-embeds",
             "embeddings of users have no block of tokens to choose from",
+        ),
+        (
+            multimodal is not None and BUDGET_ARGUMENT in (multimodal.mm_processor_kwargs or {}),
+            f"{BUDGET_ARGUMENT} in --mm-processor-kwargs",
+            f"it is for single requests; write the budget of all into {BLOCK}.budget",
         ),
         (
             multimodal is not None and multimodal.mm_encoder_only,

@@ -78,9 +78,16 @@ def test_every_mode_that_is_not_right_is_refused(mode):
         for part, names in MODES.items()
     }
     parts["parallel_config"].pipeline_parallel_size = 1
+    parts["multimodal_config"].mm_processor_kwargs = None
     multimodal = SimpleNamespace(multimodal_config=parts.pop("multimodal_config"))
     config = SimpleNamespace(speculative_config=None, model_config=multimodal, **parts)
     assert len(refused_modes(config)) == 1
+
+
+def test_a_budget_of_the_engine_in_the_place_of_a_request_is_refused(native, block):
+    """The processor would ignore it."""
+    with pytest.raises(ValueError, match="visual_token_budget in --mm-processor-kwargs does not"):
+        configured(native, block, mm_processor_kwargs={"visual_token_budget": 8})
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
