@@ -41,6 +41,7 @@ from autoselect.pruning.folder import (
     check_own,
     read_config,
     read_weights,
+    weights_digest,
 )
 from autoselect.pruning.hub import local_folder, upload
 from autoselect.vlm.host import send
@@ -247,7 +248,8 @@ class Selector(nn.Module):
         """
         check_own(folder)
         try:
-            config = json.dumps(self.config, indent=2)
+            stored = {**self.config, "weights": weights_digest(self.state_dict())}
+            config = json.dumps(stored, indent=2)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"metadata={self.metadata!r} cannot be written: {error}; keep text, numbers, lists "
@@ -317,7 +319,8 @@ class Selector(nn.Module):
                 f"selector={folder}/{CONFIG_FILE}: {error}; copy both files from one selector"
             ) from error
         shapes = {name: tensor.shape for name, tensor in selector.state_dict().items()}
-        selector.load_state_dict(read_weights(folder, shapes), assign=True)
+        weights = read_weights(folder, shapes, config.get("weights"))
+        selector.load_state_dict(weights, assign=True)
         return selector.to(device).eval()
 
 
