@@ -47,8 +47,14 @@ def local_folder(name: str | Path, revision: str | None, files: Sequence[str]) -
         files: names of the files to download from the hub.
 
     Raises:
-        ConfigError: the hub or the store lacks it or cannot be reached.
+        ConfigError: the hub or the store lacks it or cannot be reached, or there is a revision of
+            something else.
     """
+    if revision is not None and not is_hub_name(str(name)):
+        raise ConfigError(
+            f"selector={name} is not a name on the hub, or is a folder here, so "
+            f"revision={revision} would be ignored; leave the revision out, or move the folder"
+        )
     if is_logged_model(name):
         from autoselect.tracking.models import download_model
 

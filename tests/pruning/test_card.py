@@ -139,6 +139,8 @@ def test_a_folder_of_that_name_comes_first(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(METADATA).save_pretrained("runs/selector")
     Selector.from_pretrained("runs/selector")
+    with pytest.raises(ConfigError, match="is a folder here, so revision=v1 would be ignored"):
+        Selector.from_pretrained("runs/selector", revision="v1")
     assert hub.asked == []
 
 
