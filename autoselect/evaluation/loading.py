@@ -1,6 +1,5 @@
 """Loading of a VLM and of selectors that fit it."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from autoselect.config.bounds import check_diversity
 from autoselect.evaluation.answers.parts import digest
 from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.files.digest import same_weights
+from autoselect.pruning.folder import weights_digest
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.vlm import FrozenVLM
@@ -146,10 +146,7 @@ def selector_folders(text: str) -> dict[str, str]:
 
 def selector_digest(selector: Selector) -> str:
     """Return a digest of a selector's weights and configuration, wherever it was loaded from."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(selector.state_dict().items()):
-        weights.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest([selector.config, weights.hexdigest()])
+    return digest([selector.config, weights_digest(selector.state_dict())])
 
 
 def shown_name(model: str, vlm: Any) -> str:

@@ -94,9 +94,10 @@ class Scorer(nn.Module):
         if versions != self._versions:
             self._fitted.clear()
             self._versions = versions
-        if key not in self._fitted:
-            self._fitted[key] = FlatScorer(self, *key)
-        return self._fitted[key]
+        found = self._fitted.get(key)
+        if found is None:  # another thread may forget it at once
+            found = self._fitted[key] = FlatScorer(self, *key)
+        return found
 
     def _forget(self) -> None:
         """Forget what was derived from the weights; they may be other ones from now on."""

@@ -13,6 +13,7 @@ Dimension letters: B rows, T prompt tokens, S tokens that stay.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -24,6 +25,7 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.pruning.budget import Budget, OnSmallImage, check_choices, check_settings
 from autoselect.pruning.calls import CallOfThread, CallSettings
+from autoselect.pruning.hub import other_model
 from autoselect.pruning.overlay import selection_overlay, token_grid
 from autoselect.pruning.plans import plan_call, plan_columns
 from autoselect.pruning.selection import (
@@ -42,14 +44,23 @@ from autoselect.vlm.conversation import (
     continued_prompt,
     layout_before,
     prune_call,
+    whole_call,
     with_text_types,
 )
 from autoselect.vlm.copies import check_copies
 from autoselect.vlm.host import HostPrompt
-from autoselect.vlm.pruned_cache import count_columns, layout_of, note_contents, write_layout
+from autoselect.vlm.pruned_cache import (
+    LAYOUT,
+    count_columns,
+    layout_of,
+    note_contents,
+    undo_call,
+    write_layout,
+)
 from autoselect.vlm.release import CACHE, named_as_now
-from autoselect.vlm.sites import SITES
+from autoselect.vlm.sites import SITES, AfterProjector
 
+logger = logging.getLogger(__name__)
 BUDGET_ARGUMENT = "visual_token_budget"
 REPLACED = ("generate", "prepare_inputs_for_generation")
 PREPARED, PRUNED = "autoselect_prepared", "autoselect_pruned"
@@ -86,6 +97,8 @@ def attach(
     check_settings(budget, video_budget_per, on_small_image)
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)
+    if warning := other_model(selector.metadata, model.config.name_or_path):
+        logger.warning(warning)
     model.autoselect = Attachment(
         adapter, selector.eval(), budget, video_budget_per, on_small_image=on_small_image
     )
@@ -140,7 +153,7 @@ class Attachment:
     """The object that `attach` puts on a model, as `model.autoselect`; it does not keep the model.
 
     Attributes:
-        selector: ranks visual tokens.
+        selector: ranks visual tokens; may be replaced between calls.
         budget, on_small_image: as in `attach`; may be changed at any time.
         last: what was chosen in the last call that had images, in any thread.
 
@@ -161,7 +174,6 @@ class Attachment:
         self.adapter = adapter
         self.kept = kept
         self.selector = selector
-        self.site = SITES["after_projector" if selector is None else selector.site]
         self.budget = budget
         self.on_small_image = on_small_image
         self.video_budget_per = video_budget_per
@@ -170,13 +182,18 @@ class Attachment:
         model = adapter.model
         self._hooks = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
         self._own: dict[str, Callable[..., Any]] = {
             name: vars(model)[name] for name in REPLACED if name in vars(model)
         }
         for name in REPLACED:
             setattr(model, name, _Replacement(self, name))
+
+    @property
+    def site(self) -> AfterProjector:
+        """Return the place where the selector scores tokens."""
+        return SITES["after_projector" if self.selector is None else self.selector.site]
 
     def replaced(self, name: str) -> Callable[..., Any]:
         """Return what the attachment calls in turn: the object's own method, or its class's."""
@@ -216,7 +233,9 @@ class Attachment:
         ids = kwargs.get("input_ids") if inputs is None else inputs
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
-        settings = CallSettings(kwargs.pop(BUDGET_ARGUMENT, None), frames, rows)
+        given = kwargs.pop(BUDGET_ARGUMENT, None)
+        # Without a cache each step prunes again, though the attachment's budget may have changed.
+        settings = CallSettings(self.budget if given is None else given, frames, rows)
         kwargs = self.site.given(self.adapter, named_as_now(kwargs))
         layout = layout_of(kwargs.get(CACHE), counted=True)
         if layout is not None:
@@ -241,7 +260,7 @@ class Attachment:
             call = with_text_types({**kwargs, "input_ids": input_ids})
             kwargs, pruned = self._prune(call, length, self._call.settings)
             input_ids = kwargs.pop("input_ids")
-            if pruned is not None:
+            if pruned is not None and pruned.is_pruned:
                 kwargs["next_sequence_length"] = None
         elif layout is not None:
             new = kwargs.get("next_sequence_length") or input_ids.shape[1]
@@ -270,15 +289,22 @@ class Attachment:
             return None
         call = self.adapter.bind(args, kwargs)
         settings = CallSettings(call.pop(BUDGET_ARGUMENT, None), self.adapter.clip_frames(call))
-        if self.adapter.has_images(call):
-            ids = call.get("input_ids")
-            length = 0 if ids is None else ids.shape[1]
-            call, pruned = self._prune(call, length, settings)
-            if pruned is not None:
-                setattr(call["input_ids"], PRUNED, pruned)
-        elif (layout := layout_of(call.get(CACHE))) is not None:
-            call = continue_call(self.adapter, call, layout)
+        if self.adapter.has_images(call) or getattr(call.get(CACHE), LAYOUT, None) is not None:
+            call = self._fit(call, settings)
         return (), call
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _fit(self, call: dict[str, Any], settings: CallSettings) -> dict[str, Any]:
+        """Return a call of `forward` that brings images, or continues from a pruned cache."""
+        if not self.adapter.has_images(call):
+            layout = layout_of(call[CACHE])
+            return call if layout is None else continue_call(self.adapter, call, layout)
+        ids = call.get("input_ids")
+        length = 0 if ids is None else ids.shape[1]
+        call, pruned = self._prune(call, length, settings)
+        if pruned is not None:
+            setattr(call["input_ids"], PRUNED, pruned)
+        return call
 
     def _is_prepared(self, kwargs: Mapping[str, Any]) -> bool:
         """Return True if `generate` makes this call, on inputs that are pruned already."""
@@ -293,11 +319,23 @@ class Attachment:
     def _after_forward(
         self, _model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        if torch.compiler.is_compiling():
+        """Note what the caches of a call hold; `output` is None if the call failed."""
+        ids, cache = kwargs.get("input_ids"), kwargs.get(CACHE)
+        if torch.compiler.is_compiling() and hasattr(ids, PREPARED):
+            return  # decoding by `generate`, whose columns are counted already
+        if hasattr(ids, PRUNED) or getattr(cache, LAYOUT, None) is not None:
+            self._note(ids, cache, output)
+
+    @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _note(ids: Tensor | None, cache: Any, output: Any) -> None:
+        layout = getattr(ids, PRUNED, None)
+        if output is None:
+            undo_call(cache, layout)
             return
-        layout = getattr(kwargs.get("input_ids"), PRUNED, None)
-        values = output if isinstance(output, tuple) else output.values()
-        for value in (kwargs.get(CACHE), *values):
+        values = output.values() if isinstance(output, Mapping) else output
+        # An earlier hook of the user may have put a single tensor in the place of the output.
+        for value in (cache, *(() if isinstance(values, Tensor) else values)):
             if hasattr(value, "get_seq_length"):
                 write_layout(value, layout) if layout is not None else note_contents(value)
 
@@ -310,7 +348,8 @@ class Attachment:
         adapter = self.adapter
         per_frame = self.video_budget_per == "frame"
         prompt = HostPrompt.of(call, length, settings.frames if per_frame else None)
-        features = self.site.encode(adapter, call)
+        site = self.site
+        features = site.encode(adapter, call)
         copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
         if copies > 1:
             check_copies(adapter.model, prompt.ids, adapter.token_ids, adapter.entries(features))
@@ -323,13 +362,16 @@ class Attachment:
             assert self.selector is not None
             chosen = select(adapter, self.selector, plan, features, budgets)
         layout = layout_before(adapter, call.get(CACHE), call["input_ids"])
-        outputs = self.site.pruned(adapter, features, chosen.kept, chosen.counts)
+        outputs = site.pruned(adapter, features, chosen.kept, chosen.counts)
         if chosen.removes_nothing and not layout.is_pruned:
             self.last = Selection(chosen, copies, layout.full_length, budgets)
-            return adapter.with_outputs(call, outputs), None
+            whole = adapter.with_outputs(call, outputs)
+            return whole_call(adapter, whole, plan_columns(plan, chosen.counts), layout)
         left = chosen.unhidden(prompt) if plan.hides_tokens else chosen
         columns = plan_columns(plan, left.counts)
         pruned, kept_columns, after = prune_call(adapter, call, outputs, columns, left.kept, layout)
+        if layout.full_length:
+            write_layout(call[CACHE], layout)  # true still if the call fails
         self.last = Selection(chosen, copies, layout.full_length, budgets, kept_columns)
         return pruned, after
 

@@ -62,7 +62,7 @@ def read_budget(budget: Any, num_tokens: int) -> int | float:
         return budget
     if isinstance(budget, str):
         return written_budget(budget)
-    if isinstance(budget, Tensor) and budget.ndim == 0:
+    if isinstance(budget, Tensor | np.ndarray) and budget.ndim == 0:
         return read_budget(budget.item(), num_tokens)
     if isinstance(budget, Integral) and not isinstance(budget, bool):
         return int(budget)

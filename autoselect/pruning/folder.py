@@ -1,5 +1,6 @@
-"""The files of a selector's folder: reading with checks, and the names of tensors that differ."""
+"""The files of a selector's folder: checks before writing and reading, and tensors that differ."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,32 @@ KEYS: dict[str, tuple[type, ...]] = {
     "relevance": (str,),
     "site": (str,),
     "training": (dict,),
+    "weights": (str,),
 }
 """Keys of `config.json` with the types of their values."""
 
 NEEDED = ("format", "width", "scorer")
 """Keys that selectors of every version have."""
+
+
+def check_own(folder: Path) -> None:
+    """Check that saving a selector into a folder replaces files of a selector only.
+
+    Raises:
+        ConfigError: its `config.json` is another one, such as that of a model.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file() or (folder / WEIGHTS_FILE).is_file():
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict) or known.get("format") != FORMAT:
+        raise ConfigError(
+            f"folder={folder} has a {CONFIG_FILE} that is not a selector's, which saving would "
+            "replace; give the selector a folder of its own"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -83,16 +105,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of a selector's weights as float32, by which a mixed folder is noticed."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def read_weights(
+    folder: Path, shapes: Mapping[str, Sequence[int]], digest: str | None
+) -> dict[str, Tensor]:
     """Return the tensors of a selector, float32.
 
     Args:
         folder: the selector's folder.
         shapes: shape of every tensor by its name, as `config.json` says.
+        digest: what `weights_digest` gave when `config.json` was written; None if it does not say.
 
     Raises:
         ConfigError: the file cannot be read or is damaged; a tensor is missing, unexpected, of
-            another shape, not of floating point, or holds numbers that are not finite.
+            another shape, not of floating point, or holds numbers that are not finite; the weights
+            are not those that `config.json` was written with.
     """
     where = f"selector={folder}/{WEIGHTS_FILE}"
     try:
@@ -119,6 +153,11 @@ def read_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str,
         raise ConfigError(
             f"{where} has numbers that are not finite in {', '.join(broken[:3])}; take an earlier "
             "selector, or train again"
+        )
+    if digest is not None and digest != weights_digest(weights):
+        raise ConfigError(
+            f"{where} is not the one that {CONFIG_FILE} was written with; copy both files from one "
+            "selector, or export it again"
         )
     return {name: tensor.to(torch.float32) for name, tensor in weights.items()}
 

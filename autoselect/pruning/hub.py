@@ -2,8 +2,9 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoselect.config import ConfigError
 
@@ -21,6 +22,22 @@ def is_logged_model(name: object) -> bool:
     return isinstance(name, str) and bool(LOGGED_MODEL.fullmatch(name))
 
 
+def other_model(metadata: Mapping[str, Any], model: object) -> str | None:
+    """Return a warning if a selector was trained for another model of the hub, else None.
+
+    Args:
+        metadata: facts about the selector's training.
+        model: what the model is called now; names of folders tell nothing.
+    """
+    trained = metadata.get("model")
+    if trained == model or not is_hub_name(trained) or not is_hub_name(model):
+        return None
+    return (
+        f"the selector was trained for {trained}, not for {model}: its ranking may not fit; "
+        "measure it with `autoselect eval`"
+    )
+
+
 def local_folder(name: str | Path, revision: str | None, files: Sequence[str]) -> Path:
     """Return the folder that a selector's name means, downloaded if it is not a local one.
 
@@ -30,8 +47,14 @@ def local_folder(name: str | Path, revision: str | None, files: Sequence[str]) -
         files: names of the files to download from the hub.
 
     Raises:
-        ConfigError: the hub or the store lacks it or cannot be reached.
+        ConfigError: the hub or the store lacks it or cannot be reached, or there is a revision of
+            something else.
     """
+    if revision is not None and not is_hub_name(str(name)):
+        raise ConfigError(
+            f"selector={name} is not a name on the hub, or is a folder here, so "
+            f"revision={revision} would be ignored; leave the revision out, or move the folder"
+        )
     if is_logged_model(name):
         from autoselect.tracking.models import download_model
 
@@ -52,7 +75,13 @@ def _download(name: str, revision: str | None, files: Sequence[str]) -> Path:
         ) from error
 
 
-def upload(repository: str, write: Callable[[str], None], private: bool, message: str) -> str:
+def upload(
+    repository: str,
+    write: Callable[[str], None],
+    files: tuple[str, str],
+    private: bool,
+    message: str,
+) -> str:
     """Upload a folder to `org/name` on the hub and return the address of the commit.
 
     A missing repository is created.
@@ -60,11 +89,14 @@ def upload(repository: str, write: Callable[[str], None], private: bool, message
     Args:
         repository: `org/name`.
         write: writes the files into the folder that it is given.
+        files: names of the configuration and of the weights; a repository that has the first alone
+            holds something else.
         private: visibility of a repository that is created.
         message: subject of the commit.
 
     Raises:
-        ConfigError: the name has another form, or the hub refuses or cannot be reached.
+        ConfigError: the name has another form, the repository holds something else, or the hub
+            refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
@@ -76,12 +108,19 @@ def upload(repository: str, write: Callable[[str], None], private: bool, message
         write(folder)
         try:
             api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message=message
-            )
+            is_free = [api.file_exists(repository, name) for name in files] != [True, False]
+            if is_free:
+                commit = api.upload_folder(
+                    repo_id=repository, folder_path=folder, commit_message=message
+                )
         except (HTTPError, OSError, ValueError) as error:
             raise ConfigError(
                 f"repository={repository} cannot be written: {str(error).splitlines()[0]}; "
                 "log in with `hf auth login`, and check the name"
             ) from error
+    if not is_free:
+        raise ConfigError(
+            f"repository={repository} has a {files[0]} that is not a selector's, which uploading "
+            "would replace; give the selector a repository of its own"
+        )
     return str(commit.commit_url)

@@ -38,8 +38,10 @@ from autoselect.pruning.folder import (
     CONFIG_FILE,
     FORMAT,
     WEIGHTS_FILE,
+    check_own,
     read_config,
     read_weights,
+    weights_digest,
 )
 from autoselect.pruning.hub import local_folder, upload
 from autoselect.vlm.host import send
@@ -224,6 +226,10 @@ class Selector(nn.Module):
         """Write `selector.safetensors`, `config.json` and the model card `README.md`.
 
         The card calls the selector `name`, by default the folder's name.
+
+        Raises:
+            ConfigError: the metadata is not JSON, or the folder has the `config.json` of a model.
+            OSError: the folder cannot be written, or the disk is full.
         """
         texts = self._texts(Path(folder), name)  # first, so that what fails changes no file
         weights = {key: tensor.float() for key, tensor in self.state_dict().items()}
@@ -238,10 +244,12 @@ class Selector(nn.Module):
         """Return the text files of the selector's folder; see `save_pretrained`.
 
         Raises:
-            ConfigError: the metadata is not JSON.
+            ConfigError: the metadata is not JSON, or the folder is not one for a selector.
         """
+        check_own(folder)
         try:
-            config = json.dumps(self.config, indent=2)
+            stored = {**self.config, "weights": weights_digest(self.state_dict())}
+            config = json.dumps(stored, indent=2)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"metadata={self.metadata!r} cannot be written: {error}; keep text, numbers, lists "
@@ -258,10 +266,16 @@ class Selector(nn.Module):
         A missing repository is created, `private` or public.
 
         Raises:
-            ConfigError: the name has another form, or the hub refuses or cannot be reached.
+            ConfigError: the name has another form, the repository holds a model, or the hub
+                refuses or cannot be reached.
         """
+        files = (CONFIG_FILE, WEIGHTS_FILE)
         return upload(
-            repository, lambda folder: self.save_pretrained(folder, repository), private, message
+            repository,
+            lambda folder: self.save_pretrained(folder, repository),
+            files,
+            private,
+            message,
         )
 
     @classmethod
@@ -305,7 +319,8 @@ class Selector(nn.Module):
                 f"selector={folder}/{CONFIG_FILE}: {error}; copy both files from one selector"
             ) from error
         shapes = {name: tensor.shape for name, tensor in selector.state_dict().items()}
-        selector.load_state_dict(read_weights(folder, shapes), assign=True)
+        weights = read_weights(folder, shapes, config.get("weights"))
+        selector.load_state_dict(weights, assign=True)
         return selector.to(device).eval()
 
 

@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import require_extra
 from autoselect.serving import BLOCK
 from autoselect.serving.plugin import check_version, installed_version
+
+if TYPE_CHECKING:
+    from autoselect.serving.settings import ServingSettings
 
 SERVER = "vllm.entrypoints.openai.api_server"
 PLUGINS = "VLLM_PLUGINS"
@@ -44,10 +47,26 @@ def run_serve(arguments: argparse.Namespace) -> int:
     block = {"selector": arguments.selector, "budget": arguments.budget}
     if arguments.diversity is not None:
         block["diversity"] = arguments.diversity
+    settings = read_block(block)
+    block["budget"] = settings.budget
     command = server_command(arguments.model, block, arguments.settings)
     check_installation()
+    settings.load()  # a wrong selector is named here, before vLLM starts and adds a traceback
     print(f"$ {shlex.join(command)}", flush=True)
     os.execvp(command[0], command)
+
+
+def read_block(block: dict[str, Any]) -> "ServingSettings":
+    """Return the settings in the block `autoselect` of a model's configuration.
+
+    Raises:
+        ConfigError: the block is wrong.
+    """
+    from autoselect.serving.settings import ServingSettings  # imports torch
+
+    settings = ServingSettings.of(SimpleNamespace(**{BLOCK: block}))
+    assert settings is not None
+    return settings
 
 
 def server_command(model: str, block: dict[str, Any], flags: Sequence[str]) -> list[str]:
@@ -59,13 +78,8 @@ def server_command(model: str, block: dict[str, Any], flags: Sequence[str]) -> l
         flags: further flags of vLLM.
 
     Raises:
-        ConfigError: the block is wrong, or the flags have what this command writes.
+        ConfigError: the flags have what this command writes.
     """
-    from autoselect.serving.settings import ServingSettings  # imports torch
-
-    settings = ServingSettings.of(SimpleNamespace(**{BLOCK: block}))
-    assert settings is not None
-    block = {**block, "budget": settings.budget}
     flags = list(flags[1:] if flags[:1] == ["--"] else flags)
     given = {_plain(word) for word in flags if word.startswith("--")}
     for name in ("--hf-overrides", "--model"):

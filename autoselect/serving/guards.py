@@ -9,14 +9,17 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import extra
+from autoselect.pruning.hub import other_model
 from autoselect.serving.families import FAMILIES
-from autoselect.serving.settings import BLOCK, ServingSettings
+from autoselect.serving.settings import BLOCK, BUDGET_ARGUMENT, ServingSettings
 
 with extra("serving"):
     from vllm import ModelRegistry
+    from vllm.logger import init_logger
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
     from vllm.transformers_utils.config import uses_mrope
 
+logger = init_logger("vllm.autoselect")
 EXTENDABLE = ("default", "linear", "llama3", "mrope")
 """Kinds of rotary embeddings whose table may be longer without other values."""
 
@@ -63,23 +66,20 @@ class ConfigurationGuard(VerifyAndUpdateConfig):
 
 
 def check_selector(settings: ServingSettings, model_config: Any) -> None:
-    """Load the selector, and refuse one for other visual tokens than those of the model.
+    """Load the selector; refuse one of another width, and warn of one for another model.
 
     Raises:
-        ConfigError: it selects at another site than behind the projector, or for another width.
+        ConfigError: it cannot be loaded, or selects at another site or for another width.
     """
     selector, width = settings.load(), model_config.hf_text_config.hidden_size
-    if selector.site != "after_projector":
-        raise ConfigError(
-            f"{BLOCK}.selector={settings.selector} selects at site={selector.site}; vLLM gives "
-            "projector outputs only: use a selector of site=after_projector"
-        )
     if selector.width != width:
         raise ConfigError(
             f"{BLOCK}.selector={settings.selector} has the width {selector.width}, and the visual "
             f"tokens of {model_config.model} have {width}; use the selector trained for it (this "
             f"one: {selector.metadata.get('model', 'unknown')})"
         )
+    if warning := other_model(selector.metadata, model_config.model):
+        logger.warning_once(warning)
 
 
 def refused_modes(vllm_config: Any) -> list[tuple[str, str]]:
@@ -123,6 +123,11 @@ def refused_modes(vllm_config: Any) -> list[tuple[str, str]]:
             multimodal is not None and multimodal.enable_mm_embeds,
             "--enable-mm-embeds",
             "embeddings of users have no block of tokens to choose from",
+        ),
+        (
+            multimodal is not None and BUDGET_ARGUMENT in (multimodal.mm_processor_kwargs or {}),
+            f"{BUDGET_ARGUMENT} in --mm-processor-kwargs",
+            f"it is for single requests; write the budget of all into {BLOCK}.budget",
         ),
         (
             multimodal is not None and multimodal.mm_encoder_only,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from autoselect.config.extras import extra
 from autoselect.pruning.selector import Selector
+from autoselect.serving import BLOCK
 from autoselect.serving.batches import some_images, sub_batches
 from autoselect.serving.blocks import (
     Block,
@@ -71,8 +72,11 @@ class PrunedModel(FamilyModel):
             return
         self.coordinates = 3 if uses_mrope(hf_config.get_text_config()) else 1
         device = torch.device(vllm_config.device_config.device)
-        # Not registered as a module: vLLM would look for its weights among the model's.
+        # Not registered as a module: vLLM would look for its weights among the model's. As buffers
+        # they are restored after vLLM's sleep, whose second level discards all but buffers.
         object.__setattr__(self, "selector", self.settings.load(device))
+        for name, weight in self.selector.state_dict().items():
+            self.register_buffer(f"{BLOCK}_{name.replace('.', '_')}", weight, persistent=False)
         scheduler, compilation = vllm_config.scheduler_config, vllm_config.compilation_config
         self.most_unpruned = scheduler.max_num_encoder_input_tokens
         tokens = max(scheduler.max_num_batched_tokens, compilation.max_cudagraph_capture_size or 0)

@@ -6,6 +6,7 @@ stays, and the full one travels with the image, as one more field that the engin
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -36,10 +37,6 @@ KEPT_WITH_PREFIX = MultiModalBatchedField(keep_on_cpu=True)
 
 FamilyProcessor: Any = object
 """The base that the mixin has for type checks; the class beside it is known only in vLLM."""
-
-
-class PromptTooLong(ConfigError):
-    """Tokens of a prompt, or those generated after it, lack a position."""
 
 
 class PrunedProcessor(FamilyProcessor):
@@ -73,10 +70,11 @@ class PrunedProcessor(FamilyProcessor):
         """
         try:
             return super().apply(inputs, timing_ctx)
-        except PromptTooLong:
+        except Exception:  # too long, or other marks than images
             if inputs.cache is not None:
-                for item in itertools.chain.from_iterable(self._get_mm_hashes(inputs).values()):
-                    inputs.cache.invalidate(item)
+                with suppress(ValueError):  # a budget without a meaning, which has no hash
+                    for item in itertools.chain.from_iterable(self._get_mm_hashes(inputs).values()):
+                        inputs.cache.invalidate(item)
             raise
 
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
@@ -100,14 +98,14 @@ class PrunedProcessor(FamilyProcessor):
         if known is None:
             return
         if full_length > known:
-            raise PromptTooLong(
+            raise ConfigError(
                 f"the prompt has {full_length} tokens before pruning, and kept tokens retain "
                 f"their positions, of which the model knows {known} (max_position_embeddings); "
                 "send fewer or smaller images"
             )
         last = full_length + config.max_model_len - length
         if last > config.hf_text_config.max_position_embeddings:
-            raise PromptTooLong(
+            raise ConfigError(
                 f"with {config.max_model_len} tokens (--max-model-len) the sequence would reach "
                 f"position {last}, and the model knows {known}; lower --max-model-len by the "
                 f"{full_length - length} tokens that are removed"

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from autoselect.config import ConfigError
 from autoselect.files.digest import sha256_of
 from autoselect.pruning.budget import budget_to_tokens, written_budget
@@ -68,8 +71,17 @@ class ServingSettings:
         return cls(**{**block, "budget": checked_budget(f"{BLOCK}.budget", block["budget"])})
 
     def load(self, device: Any = "cpu") -> Selector:
-        """Return the selector, with the diversity of these settings if they have one."""
+        """Return the selector, with the diversity of these settings if they have one.
+
+        Raises:
+            ConfigError: it cannot be loaded, or selects at another site than behind the projector.
+        """
         selector = Selector.from_pretrained(self.selector, device, self.revision)
+        if selector.site != "after_projector":
+            raise ConfigError(
+                f"{BLOCK}.selector={self.selector} selects at site={selector.site}; vLLM gives "
+                "projector outputs only: use a selector of site=after_projector"
+            )
         if self.diversity is not None:
             selector.diversity = checked_diversity(self.diversity)
         return selector
@@ -88,13 +100,15 @@ def checked_budget(name: str, value: Any) -> int | float:
 
     Args:
         name: what the value is called in an error.
-        value: a number, or text such as `64`, `0.11` or `11%`.
+        value: a number, also of NumPy or torch, or text such as `64`, `0.11` or `11%`.
 
     Raises:
         ConfigError: not a number, below one token, or a share outside 0..1.
     """
     if isinstance(value, str):
         value = written_budget(value)
+    elif isinstance(value, np.generic | Tensor) and value.ndim == 0:
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(
             f"{name}={value!r} must be a number of tokens per image (64) or the share that stays "

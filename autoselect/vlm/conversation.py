@@ -130,6 +130,29 @@ def prune_call(
     return pruned, columns.numbers, layout.followed_by(columns.numbers, plan, deltas)
 
 
+def whole_call(
+    adapter: VisualAdapter, call: dict[str, Any], plan: PrunePlan, layout: CacheLayout
+) -> tuple[dict[str, Any], CacheLayout | None]:
+    """Return a call that keeps all columns, and what its cache will hold if its layout is needed.
+
+    On a grid it is: transformers keeps on the model what later positions add to the number of
+    columns, where the next call, of any conversation, replaces it.
+    """
+    positions, length = adapter.positions, plan.prompt.ids.shape[1]
+    if not positions.on_grid:
+        return call, None
+    part, past_mask = new_columns(call, length)
+    found = part.get("position_ids")
+    if found is None:
+        found = positions.of_call(part, layout, past_mask)
+        if layout.full_length:
+            call = {**call, "position_ids": found}
+    rows, before = len(plan.prompt.ids), layout.full_length
+    after = CacheLayout.unpruned(rows, before + length, call["input_ids"].device)
+    deltas = positions.rope_deltas(found, plan.prompt, layout, past_mask)
+    return call, replace(after, rope_deltas=deltas, images_end=before + plan.images_end)
+
+
 def one_sequence(new: int, total: int, device: torch.device) -> dict[str, Any]:
     """Return arguments that tell flash attention that one row without padding is one sequence.
 
@@ -167,7 +190,6 @@ def continue_call(
     layout.check_rows(len(given))
     mask = call.get("attention_mask")
     layout.check_mask(mask, length)
-    count_columns(call[CACHE], length)
     fitted = {**call, "attention_mask": layout.mask(mask, length)}
     if (types := call.get("token_type_ids")) is not None:
         fitted["token_type_ids"] = layout.token_types(types, length)
@@ -175,6 +197,7 @@ def continue_call(
         numbered = {"input_ids": given[..., 0] if ids is None else ids}
         past_mask = None if mask is None else mask[:, : layout.full_length]
         fitted["position_ids"] = adapter.positions.of_call(numbered, layout, past_mask)
+    count_columns(call[CACHE], length)
     return fitted
 
 

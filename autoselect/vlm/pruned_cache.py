@@ -30,7 +30,7 @@ from autoselect.config import ConfigError
 from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.release import CACHE
 
-LAYOUT, CONTENTS = "autoselect_layout", "autoselect_contents"
+LAYOUT, CONTENTS, BEFORE = "autoselect_layout", "autoselect_contents", "autoselect_before"
 HOLDING_MORE = (
     getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer),
     LinearAttentionCacheLayerMixin,
@@ -47,10 +47,13 @@ class PrunedCache:
         autoselect_contents: the tensors of its first attention layer after the last call, as weak
             references, with their version (the number of changes in place); None while the cache
             is being changed.
+        autoselect_before: layout and contents before the columns of a call were counted ahead;
+            None when the call has ended.
     """
 
     autoselect_layout: CacheLayout | None
     autoselect_contents: "list[tuple[weakref.ref, int | None]] | None"
+    autoselect_before: "tuple[CacheLayout, list[tuple[weakref.ref, int | None]]] | None" = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._change("reorder_cache", beam_idx, lambda layout: layout.of_rows(beam_idx))
@@ -78,7 +81,7 @@ class PrunedCache:
         self.autoselect_layout = None
 
     def __iter__(self) -> Any:
-        if self.autoselect_layout is not None:
+        if self.autoselect_layout is not None and self.autoselect_layout.is_pruned:
             raise ConfigError(
                 f"{CACHE} of a pruned prompt cannot be taken apart and put together again, "
                 "because keys and values do not tell which columns were removed; hand on the cache "
@@ -88,7 +91,7 @@ class PrunedCache:
 
     def __reduce__(self) -> tuple:
         check_contents(self)
-        state = {name: value for name, value in vars(self).items() if name != CONTENTS}
+        state = {n: value for n, value in vars(self).items() if n not in (CONTENTS, BEFORE)}
         return _restored, (type(self).__mro__[2],), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -151,7 +154,7 @@ def layout_of(cache: Any, counted: bool = False) -> CacheLayout | None:
     if isinstance(length, Tensor):
         if not counted:
             return layout
-        length = int(length)
+        length, cache.autoselect_before = int(length), None
     if length == 0:
         cache.autoselect_layout = None
         return None
@@ -198,8 +201,22 @@ def count_columns(cache: Any, new: int) -> None:
     """
     layout = getattr(cache, LAYOUT, None)
     if layout is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers):
+        cache.autoselect_before = layout, cache.autoselect_contents
         cache.autoselect_layout = layout.grown_to(layout.cached + new)
         cache.autoselect_contents = [(tensor, None) for tensor, _ in cache.autoselect_contents]
+
+
+def undo_call(cache: Any, pruned: CacheLayout | None) -> None:
+    """Take back what was counted for a call that failed, and refuse a cache that it filled in part.
+
+    `pruned` is what the cache would hold after a call whose prompt was pruned; None after others.
+    """
+    if (before := getattr(cache, BEFORE, None)) is not None:
+        cache.autoselect_layout, cache.autoselect_contents = before
+        cache.autoselect_before = None
+    elif pruned is not None and getattr(cache, LAYOUT, None) is None and cached_length(cache):
+        write_layout(cache, pruned)
+        cache.autoselect_contents = None
 
 
 def forget_prompt_length(cache: Any) -> None:
@@ -216,6 +233,7 @@ def note_contents(cache: Any) -> None:
     """Note the tensors that a cache holds after a call, so that other changes are noticed."""
     if getattr(cache, LAYOUT, None) is not None:
         cache.autoselect_contents = [(weakref.ref(t), _version(t)) for t in _contents(cache)]
+        cache.autoselect_before = None
 
 
 def check_contents(cache: Any) -> None:
@@ -233,9 +251,9 @@ def check_contents(cache: Any) -> None:
         for (known, version), tensor in zip(noted, now, strict=True)
     ):
         raise ConfigError(
-            f"{CACHE} of a pruned prompt were changed layer by layer, by a method that "
-            "failed, or by a call of another model, so it is not known which columns they hold; "
-            "use the methods of the cache itself, or start a new cache"
+            f"{CACHE} of a pruned prompt were changed layer by layer, by a call or a method "
+            "that failed, or by a call of another model, so it is not known which columns they "
+            "hold; use the methods of the cache itself, or start a new cache"
         )
 
 

@@ -172,3 +172,16 @@ def test_empty_tensors(shape, layers):
     for dtype in checks.FLOAT_DTYPES:
         assert scorer.infer(torch.zeros(shape, dtype=dtype)).shape == shape[:2]
     assert scorer(torch.zeros(shape)).shape == shape[:2]
+
+
+def test_scores_survive_that_another_thread_forgets_derived_weights(selector):
+    """Threads that score first at the same time all find other weights than before."""
+
+    class Forgotten(dict):
+        def __setitem__(self, key, value):
+            super().__setitem__(key, value)
+            self.clear()
+
+    before = selector.score(tokens_of())
+    selector.scorer._fitted = Forgotten()
+    assert torch.equal(selector.score(tokens_of()), before)

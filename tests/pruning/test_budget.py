@@ -16,6 +16,7 @@ INPUTS = batch(NAME, [["s", "l"]])
 MEANT = {
     "NumPy integer": (np.int64(4), (4, 4)),
     "torch integer": (torch.tensor(4), (4, 4)),
+    "NumPy array of one number": (np.array(4), (4, 4)),
     "NumPy share": (np.float32(0.25), (2, 4)),
     "torch share": (torch.tensor(0.25), (2, 4)),
     "percentage": ("25%", (2, 4)),
@@ -85,6 +86,24 @@ def test_a_rule_that_returns_no_budget_is_named_when_it_is_used():
             model(**INPUTS)
         with pytest.raises(ConfigError, match="is not a number"):
             model(**INPUTS, visual_token_budget=lambda tokens: lambda more: 3)
+
+
+def test_a_budget_that_changes_during_generate_holds_for_the_next_call():
+    """Without a cache every step selects again; another thread may change the budget meanwhile."""
+    call = {**INPUTS, "max_new_tokens": 3, "do_sample": False, "use_cache": False}
+    with attached(NAME, 4) as model:
+        want = model.generate(**call, return_dict_in_generate=True, output_logits=True)
+        change = model.get_decoder().register_forward_hook(
+            lambda *_: setattr(model.autoselect, "budget", 1)
+        )
+        try:
+            ours = model.generate(**call, return_dict_in_generate=True, output_logits=True)
+        finally:
+            change.remove()
+        assert counts_of(model) == (4, 4)
+        assert all(map(torch.equal, ours.logits, want.logits))
+        model.generate(**call)
+        assert counts_of(model) == (1, 1)
 
 
 def test_an_unknown_choice_for_small_images_is_refused():

@@ -102,6 +102,9 @@ class FakeHub:
         assert exist_ok
         (self.root / name).mkdir(parents=True, exist_ok=True)
 
+    def file_exists(self, name, file):
+        return (self.root / name / file).is_file()
+
     def upload_folder(self, repo_id, folder_path, commit_message):
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
         return SimpleNamespace(commit_url=f"https://hub.example/{repo_id}/commit/1")
@@ -136,7 +139,19 @@ def test_a_folder_of_that_name_comes_first(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(METADATA).save_pretrained("runs/selector")
     Selector.from_pretrained("runs/selector")
+    with pytest.raises(ConfigError, match="is a folder here, so revision=v1 would be ignored"):
+        Selector.from_pretrained("runs/selector", revision="v1")
     assert hub.asked == []
+
+
+def test_the_repository_of_a_model_is_not_overwritten(hub):
+    (hub.root / "org/model").mkdir(parents=True)
+    (hub.root / "org/model/config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ConfigError, match="^repository=org/model has a config.json .* its own$"):
+        make(METADATA).push_to_hub("org/model")
+    assert [path.name for path in (hub.root / "org/model").iterdir()] == ["config.json"]
+    make(METADATA).push_to_hub("org/selector")
+    make(METADATA).push_to_hub("org/selector")
 
 
 def test_what_the_hub_refuses_is_one_line_with_the_fix(hub, monkeypatch):

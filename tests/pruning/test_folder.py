@@ -77,6 +77,10 @@ FAULTS = {
     ),
     "nan": (spoil("scorer.score.weight", math.nan), "not finite in scorer.score.weight"),
     "infinite": (spoil("scorer.projection.bias", math.inf), "not finite in scorer.projection.bias"),
+    "other weights": (
+        changed(lambda w: {n: t + 1 for n, t in w.items()}),
+        "selector.safetensors is not the one that config.json was written with; copy both files",
+    ),
     "cut": (cut, "selector.safetensors is damaged"),
     "empty": (written(WEIGHTS_FILE, b""), "selector.safetensors is damaged"),
     "pointer": (written(WEIGHTS_FILE, LFS), "selector.safetensors is a git-lfs pointer"),
@@ -114,7 +118,7 @@ def test_folders_of_earlier_versions_still_load(folder):
     before = Selector.from_pretrained(folder)
     change_json(
         folder / CONFIG_FILE,
-        lambda c: [c.pop(key) for key in ("diversity", "version", "relevance")],
+        lambda c: [c.pop(key) for key in ("diversity", "version", "relevance", "weights")],
     )
     change_weights(folder, lambda weights: {n: t.bfloat16() for n, t in weights.items()})
     after = Selector.from_pretrained(folder)
@@ -143,7 +147,7 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = ("format", "version", "width", "scorer", "diversity", "relevance", "training")
+KEYS = ("format", "version", "width", "scorer", "diversity", "relevance", "training", "weights")
 
 
 @BOUNDED

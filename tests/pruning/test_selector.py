@@ -41,6 +41,24 @@ def test_metadata_that_cannot_be_written_leaves_the_folder_as_it_was(tmp_path, s
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("content", ['{"model_type": "llava"}', "[]", "{"])
+def test_the_folder_of_a_model_is_not_overwritten(tmp_path, selector, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="config.json that is not a selector's.*of its own"):
+        selector.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_damaged_folder_of_a_selector_is_written_again(tmp_path, selector, tokens):
+    selector.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    selector.save_pretrained(tmp_path)
+    (tmp_path / "selector.safetensors").unlink()
+    selector.save_pretrained(tmp_path)
+    assert torch.equal(Selector.from_pretrained(tmp_path).score(tokens), selector.score(tokens))
+
+
 def test_kept_tokens_are_the_best_in_image_order(selector, tokens):
     scores = selector.score(tokens)
     kept, positions = selector.select(tokens, 5)

@@ -4,24 +4,33 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from autoselect import ConfigError
+from autoselect import ConfigError, Selector
 from autoselect.cli import main as cli
-from autoselect.config import extras
+from autoselect.config import ScorerConfig, extras
+from autoselect.method.scorer import Scorer
 from autoselect.serving import command, plugin
 
 SERVE = ["serve", "org/model", "--selector", "org/name", "--budget"]
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """Return the commands that would replace this process."""
+def started(monkeypatch, tmp_path):
+    """Return the commands that would replace this process; `org/name` is a selector here."""
     found: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    make_selector("org/name")
     monkeypatch.setattr(command, "check_installation", lambda: None)
     monkeypatch.setattr(os, "execvp", lambda _program, words: found.append(words))
     return found
+
+
+def make_selector(folder, site="after_projector"):
+    scorer = Scorer(8, ScorerConfig(hidden_size=8, num_heads=2))
+    Selector(scorer, site=site).save_pretrained(folder)
 
 
 @pytest.mark.parametrize(("budget", "meaning"), [("64", 64), ("11%", 0.11), ("0.25", 0.25)])
@@ -48,6 +57,24 @@ def test_the_command_has_the_block_and_the_flags_of_vllm(started, budget, meanin
 def test_a_wrong_command_starts_nothing(started, capsys, words, reason):
     assert cli.main(words) == 2
     assert reason in capsys.readouterr().err
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing", "selector=missing is not a folder here"),
+        ("half", "selector=half has no selector.safetensors"),
+        ("before", "autoselect.selector=before selects at site=before_projector"),
+    ],
+)
+def test_a_wrong_selector_is_named_in_one_line_before_vllm_starts(started, capsys, name, reason):
+    make_selector("half")
+    Path("half/selector.safetensors").unlink()
+    make_selector("before", "before_projector")
+    assert cli.main(["serve", "org/model", "--selector", name, "--budget", "8"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert reason in line
     assert not started
 
 

@@ -9,10 +9,13 @@ pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it
 
 from vllm import EngineArgs  # noqa: E402
 
-from autoselect.config import ScorerConfig  # noqa: E402
+from autoselect.config import ConfigError, ScorerConfig  # noqa: E402
 from autoselect.method.scorer import Scorer  # noqa: E402
 from autoselect.pruning.selector import Selector  # noqa: E402
+from autoselect.serving import guards  # noqa: E402
 from autoselect.serving.guards import extend_rope_table, refused_modes  # noqa: E402
+from autoselect.serving.processor import PrunedProcessor  # noqa: E402
+from autoselect.serving.settings import ServingSettings  # noqa: E402
 from tests.serving.cases import Case  # noqa: E402
 from tests.serving.engine import DEFAULTS, answers, engine, stop  # noqa: E402
 
@@ -75,9 +78,16 @@ def test_every_mode_that_is_not_right_is_refused(mode):
         for part, names in MODES.items()
     }
     parts["parallel_config"].pipeline_parallel_size = 1
+    parts["multimodal_config"].mm_processor_kwargs = None
     multimodal = SimpleNamespace(multimodal_config=parts.pop("multimodal_config"))
     config = SimpleNamespace(speculative_config=None, model_config=multimodal, **parts)
     assert len(refused_modes(config)) == 1
+
+
+def test_a_budget_of_the_engine_in_the_place_of_a_request_is_refused(native, block):
+    """The processor would ignore it."""
+    with pytest.raises(ValueError, match="visual_token_budget in --mm-processor-kwargs does not"):
+        configured(native, block, mm_processor_kwargs={"visual_token_budget": 8})
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -94,6 +104,17 @@ def test_a_selector_of_another_width_is_refused(native, tmp_path):
         configured(native, {"selector": str(tmp_path), "budget": 16})
 
 
+def test_a_selector_for_another_model_of_the_hub_is_a_warning(tmp_path, monkeypatch):
+    Selector(Scorer(64, ScorerConfig()), {"model": "org/one"}).save_pretrained(tmp_path)
+    told, text = [], SimpleNamespace(hidden_size=64)
+    monkeypatch.setattr(guards.logger, "warning_once", told.append)
+    for name in ("org/one", "org/other", "/models/here"):
+        model = SimpleNamespace(model=name, hf_text_config=text)
+        guards.check_selector(ServingSettings(str(tmp_path), 16), model)
+    (line,) = told
+    assert line.startswith("the selector was trained for org/one, not for org/other")
+
+
 def test_wrong_requests_are_refused_and_others_go_on(native, block):
     torch.manual_seed(0)
     llm = engine(native, block, limit_mm_per_prompt={"image": 8}, max_num_batched_tokens=1024)
@@ -104,5 +125,42 @@ def test_wrong_requests_are_refused_and_others_go_on(native, block):
         with pytest.raises(ValueError, match="tokens before pruning"):
             answers(llm, [Case(tuple(range(8)), good.question, "", 16)])
         assert len(answers(llm, [good])) == 1
+    finally:
+        stop(llm)
+
+
+@pytest.mark.parametrize("error", [ConfigError("too long"), AssertionError("no mark")])
+def test_a_refused_request_leaves_no_image_in_the_cache(error):
+    """The engine does not have it, so the next request with the image would get no answer."""
+
+    class Refusing(PrunedProcessor):
+        def _get_mm_hashes(self, inputs):
+            return {"image": ["a", "b"]}
+
+    class Family:
+        def apply(self, inputs, timing_ctx):
+            raise error
+
+    removed = []
+    inputs = SimpleNamespace(cache=SimpleNamespace(invalidate=removed.append))
+    with pytest.raises(type(error)):
+        type("Own", (Refusing, Family), {})().apply(inputs, None)
+    assert removed == ["a", "b"]
+
+
+def test_the_selector_survives_a_sleep_that_discards_all_but_buffers(native, block):
+    def sleep(model):
+        """Do what a worker of vLLM does at level 2, to the selector's weights."""
+        before = [weight.clone() for weight in model.selector.state_dict().values()]
+        saved = {name: buffer.cpu().clone() for name, buffer in model.named_buffers()}
+        for weight in model.selector.state_dict().values():
+            weight.fill_(torch.nan)
+        for name, buffer in model.named_buffers():
+            buffer.data.copy_(saved[name].data)
+        return all(map(torch.equal, model.selector.state_dict().values(), before))
+
+    llm = engine(native, block)
+    try:
+        assert llm.apply_model(sleep) == [True]
     finally:
         stop(llm)

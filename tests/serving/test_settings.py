@@ -2,7 +2,9 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from autoselect import ConfigError
 from autoselect.serving.settings import ServingSettings, split_request
@@ -46,7 +48,13 @@ def test_a_wrong_block_is_refused_by_name(block, words):
         read(block)
 
 
-@pytest.mark.parametrize("budget", [0, -1, 1.5, None, [8, 16], "many"])
+def test_numbers_of_numpy_and_torch_count_as_those_of_python():
+    for number in (np.int64(16), np.float32(0.25), torch.tensor(16), np.float64(0.25)):
+        _, found = split_request({"visual_token_budget": number})
+        assert found == number and type(found) in (int, float)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, None, [8, 16], "many", np.bool_(True)])
 def test_a_wrong_budget_of_a_request_is_refused_by_name(budget):
     with pytest.raises(ConfigError, match="visual_token_budget|is not a number"):
         split_request({"visual_token_budget": budget})

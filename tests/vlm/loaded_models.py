@@ -108,15 +108,27 @@ def in_a_pipeline() -> None:
 
 def traced(compile_in: Callable[[Any], Any]) -> None:
     """Compare answers when torch.compile traces, and runs what it traced without a compiler."""
-    torch._dynamo.reset()
     inputs = batch("llava", [["s"]])
     with attached("llava", 4) as model:
-        tokens, logits = model.generate(**inputs, **GREEDY), model(**inputs).logits
-    model = attach(build("llava"), selector(), 4)
-    with torch.no_grad():
+        tokens, logits = model.generate(**inputs, **GREEDY), turns(model, inputs)
+    for is_static in (False, True):
+        torch._dynamo.reset()
+        model = attach(build("llava"), selector(), 4)
         ours = compile_in(model)
-        torch.testing.assert_close(ours(**inputs).logits, logits, rtol=1e-4, atol=1e-4)
+        config = model.config.get_text_config()
+        cache = hf.StaticCache(config=config, max_cache_len=128) if is_static else None
+        torch.testing.assert_close(turns(ours, inputs, cache), logits, rtol=1e-4, atol=1e-4)
         assert torch.equal(ours.generate(**inputs, **GREEDY), tokens)
+
+
+@torch.no_grad()
+def turns(model: Any, inputs: dict[str, Any], cache: Any = None) -> list[torch.Tensor]:
+    """Return the logits of a prompt, and of further turns on its cache."""
+    output = model(**inputs, past_key_values=cache)
+    cache, found = output.past_key_values, [output.logits]
+    for _ in range(2):
+        found.append(model(input_ids=torch.tensor([[40, 41]]), past_key_values=cache).logits)
+    return found
 
 
 def compiled() -> None:

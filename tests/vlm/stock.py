@@ -122,6 +122,17 @@ PER_TOKEN = (
 )
 
 
+def with_text(inputs, new):
+    """Return a prompt with text behind it, [B, new]."""
+    longer = dict(inputs)
+    for name in PER_TOKEN:
+        if name in inputs:
+            value = {"input_ids": new, "attention_mask": torch.ones_like(new)}
+            added = value.get(name, torch.zeros_like(new)).to(inputs[name].dtype)
+            longer[name] = torch.cat([inputs[name], added], dim=1)
+    return longer
+
+
 def masked_generate(model: Any, inputs: dict[str, Any], selection: Any, **more: Any) -> Any:
     """`generate` of the untouched model with removed tokens masked out."""
     positions = original_positions(model, inputs, generating=True)

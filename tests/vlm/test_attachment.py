@@ -19,9 +19,10 @@ from autoselect.ops import noise_gate, soft_top_k
 from autoselect.pruning.attachment import keeping
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
-from autoselect.vlm import FrozenVLM
+from autoselect.vlm import FrozenVLM, VisualAdapter
 from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
 from autoselect.vlm.rasters import nearest_raster
+from autoselect.vlm.sites import SITES
 from tests.vlm.checks import KeepPlaces
 from tests.vlm.stock import asked_inputs, attached, model_of, selector
 from tests.vlm.tiny import TINY, batch, build, clip_batch
@@ -178,6 +179,31 @@ def test_a_copy_has_a_selector_of_its_own(copied):
     detach(model)
     assert torch.equal(other.generate(**inputs, **GREEDY), tokens)
     assert detach(other).generate(**inputs, **GREEDY).equal(model.generate(**inputs, **GREEDY))
+
+
+@torch.no_grad()
+def test_a_selector_that_replaces_another_selects_at_its_own_site():
+    inputs, first = batch("llava", [["s"]]), selector()
+    width = SITES["before_projector"].width(VisualAdapter(model_of("llava")))
+    torch.manual_seed(11)
+    other = Selector(
+        Scorer(width, ScorerConfig(hidden_size=16, num_heads=2)), site="before_projector"
+    )
+    model = attach(model_of("llava"), other, 4)
+    want = model(**inputs).logits
+    attach(detach(model), first, 4)
+    model.autoselect.selector = other
+    assert torch.equal(model(**inputs).logits, want)
+    detach(model)
+
+
+@torch.no_grad()
+def test_a_hook_of_the_user_may_change_what_the_model_returns():
+    inputs, model = batch("llava", [["s"]]), build("llava")
+    model.register_forward_hook(lambda model, args, output: output.logits)
+    ours = attach(model, selector(), 4)(**inputs)
+    with attached("llava", 4) as other:
+        assert torch.equal(ours, other(**inputs).logits)
 
 
 @pytest.mark.parametrize("name", ["generate", "prepare_inputs_for_generation"])
@@ -340,6 +366,26 @@ def test_mistakes_in_attaching_are_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"transformers>=5\.20"):
         attach(old, selector(), 4)
     assert not hasattr(model, "autoselect")
+
+
+@pytest.mark.parametrize(
+    ("trained", "name", "warns"),
+    [
+        ("org/one", "org/other", True),
+        ("org/one", "org/one", False),
+        ("runs/here/model", "org/other", False),
+        ("org/one", "", False),
+        (None, "org/other", False),
+    ],
+)
+def test_a_selector_for_another_model_of_the_hub_is_a_warning(caplog, trained, name, warns):
+    model = build("llava")
+    model.config.name_or_path = name
+    attach(model, Selector(selector().scorer, {"model": trained}), 4)
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0] for text in told] == warns * [
+        "the selector was trained for org/one, not for org/other"
+    ]
 
 
 @pytest.mark.parametrize("kind", REFUSED)

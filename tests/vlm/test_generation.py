@@ -12,6 +12,7 @@ from autoselect.vlm.columns import PADDING
 from autoselect.vlm.copies import repeats_each_image
 from autoselect.vlm.pruned_cache import layout_of
 from tests.vlm.stock import (
+    PER_TOKEN,
     attached,
     close,
     masked,
@@ -19,6 +20,7 @@ from tests.vlm.stock import (
     model_of,
     original_positions,
     reduced,
+    with_text,
 )
 from tests.vlm.tiny import TINY, batch, build
 from tests.vlm.tiny_prompts import FIRST_TEXT
@@ -151,20 +153,6 @@ def test_a_second_turn_by_hand_goes_on_from_the_cache_of_the_first(name):
     mask = masked(longer, selection)
     expected = model(**{**longer, "attention_mask": mask, "position_ids": positions}).logits
     close(new, expected[:, -9:], tolerance=2e-6)
-
-
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-def with_text(inputs, new):
-    """Return the prompt with text behind it."""
-    longer = dict(inputs)
-    for name in PER_TOKEN:
-        if name in inputs:
-            value = {"input_ids": new, "attention_mask": torch.ones_like(new)}
-            added = value.get(name, torch.zeros_like(new)).to(inputs[name].dtype)
-            longer[name] = torch.cat([inputs[name], added], dim=1)
-    return longer
 
 
 @pytest.mark.parametrize("name", CAUSAL)
