@@ -76,10 +76,16 @@ def _solve_logits(scores: Tensor, budget: Tensor, temperature: Tensor, valid: Te
     return logits - _offset(logits, budget, valid)
 
 
+def _threshold_weights(logits: Tensor, counts: Tensor) -> Tensor:
+    """Return w, [B, N]: the derivative of each row's threshold by its scores."""
+    logits = logits.masked_fill(~counts, torch.inf)
+    return torch.softmax(logsigmoid(logits) + logsigmoid(-logits), dim=-1).nan_to_num(0.0)
+
+
 def soft_top_k_logits_reference(
     scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Compute gate logits u, [B, N], float64, differentiable once in the scores.
+    """Compute gate logits u, [B, N], float64, differentiable twice in the scores.
 
     Padded tokens have logit -inf; rows with `k` or fewer valid tokens have logit +inf.
     """
@@ -93,14 +99,15 @@ def soft_top_k_logits_reference(
     budget = budget[:, None]
 
     u = _solve_logits(scores, budget, temperature, valid)
-    log_slope = (logsigmoid(u) + logsigmoid(-u)).masked_fill(~valid, -torch.inf)
-    weights = torch.softmax(log_slope, dim=-1).nan_to_num(0.0)
-
-    # The implicit gradient: a threshold of unchanged value whose derivative by score j is w_j.
-    change = (scores - scores.detach()).double().nan_to_num(0.0) / temperature
-    logits = u + change - (weights * change).sum(-1, keepdim=True)
-
     all_kept = valid.sum(-1, keepdim=True) <= budget
+
+    # The implicit gradient: a threshold of unchanged value whose derivative by score j is w_j. The
+    # mean of w before and after the change makes its second derivatives right, too.
+    change = (scores - scores.detach()).double().nan_to_num(0.0) / temperature
+    counts = valid & ~all_kept
+    before = _threshold_weights(u, counts)
+    after = _threshold_weights(u + change - (before * change).sum(-1, keepdim=True), counts)
+    logits = u + change - ((before + after) / 2 * change).sum(-1, keepdim=True)
     return logits.masked_fill(all_kept, torch.inf).masked_fill(~valid, -torch.inf)
 
 
