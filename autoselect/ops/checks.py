@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ def check_row_budgets(
                 "width is missing: the largest value of a tensor k cannot be read here without "
                 "waiting for the device; give the number of columns"
             )
-        return k, largest
+        return k, check_count(largest, scores.shape[1])
     width = check_count(width, scores.shape[1])
     if largest is not None and largest > width:
         raise ConfigError(f"width={width} is below the largest k={largest}; give at least that")
@@ -123,9 +124,10 @@ def check_row_budgets(
 
 def check_count(k: int, num_tokens: int) -> int:
     """Return the budget as an integer, after checking that it is in 1..N."""
-    if isinstance(k, (bool, float)):
+    if isinstance(k, bool) or not isinstance(k, SupportsIndex):
         raise ConfigError(f"k={k!r} must be an integer number of tokens; choose 1..{num_tokens}")
-    k = operator.index(k)
+    if not isinstance(k, (int, torch.SymInt)):  # which would end as a number in a compiled graph
+        k = operator.index(k)
     if k < 1:
         raise ConfigError(f"k={k} keeps no token; choose 1..{num_tokens}")
     if k > num_tokens:

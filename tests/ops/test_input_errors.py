@@ -32,6 +32,7 @@ NAN_SCORES = torch.tensor([[0.0] * N, [0.0, float("nan"), 0, 0, 0]])
         ({"k": -3}, "k=-3"),
         ({"k": 6}, "k=6 exceeds the 5 tokens of a row; choose 1..5"),
         ({"k": 2.5}, "k=2.5 must be an integer"),
+        ({"k": [1, 2]}, r"k=\[1, 2\] must be an integer"),
         ({"k": True}, "k=True must be an integer"),
         ({"k": torch.tensor([1, 6])}, r"k=\[1, 6\]"),
         ({"k": torch.tensor([1.0, 2.0])}, "k has dtype torch.float32"),
@@ -58,7 +59,13 @@ def test_soft_top_k(op, change, message):
 
 @pytest.mark.parametrize("op", [hard_top_k, hard_top_k_reference])
 @pytest.mark.parametrize(
-    "scores, k", [(NAN_SCORES, 2), (torch.zeros(B, N), 6), (torch.zeros(N), 2)]
+    "scores, k",
+    [
+        (NAN_SCORES, 2),
+        (torch.zeros(B, N), 6),
+        (torch.zeros(N), 2),
+        (torch.zeros(0, 0), torch.zeros(0).long()),
+    ],
 )
 def test_hard_top_k(op, scores, k):
     with pytest.raises(ConfigError):

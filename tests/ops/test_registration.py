@@ -10,11 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-import autoselect.ops.marginal_order  # noqa: F401  its registration
 from autoselect.ops import build_info, runs_on
 from autoselect.ops._native import OPERATORS, is_native
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens
+from autoselect.ops.marginal_order import marginal_order
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
@@ -157,6 +157,35 @@ def test_one_compiled_graph_serves_every_step_and_temperature(native, device):
         expected = gate(x, r, temperature, step + number)
         torch.testing.assert_close(compiled(x, r, temperature, step + number), expected)
     assert len(graphs) <= 2
+
+
+SELECTIONS = {
+    "soft_top_k": lambda x, r, k, weight: soft_top_k(r, k, 0.5),
+    "hard_top_k": lambda x, r, k, weight: hard_top_k(r, k),
+    "select_tokens": lambda x, r, k, weight: select_tokens(x, r, k)[0],
+    "diverse_top_k": lambda x, r, k, weight: diverse_top_k(r, x, k, weight),
+    "marginal_order": lambda x, r, k, weight: marginal_order(r, x @ x.mT, k, weight),
+}
+
+
+@pytest.mark.parametrize("operator", SELECTIONS)
+def test_one_compiled_graph_serves_every_budget(operator, native, device):
+    x, r, *_ = _arguments(device)
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(SELECTIONS[operator], fullgraph=True, backend=count)
+    for k in range(2, N):
+        expected = SELECTIONS[operator](x, r, k, 0.4)
+        assert torch.equal(compiled(x, r, k, 0.4), expected)
+    assert len(graphs) <= 2
+    for weight in (0.1, 0.2, 0.3):
+        expected = SELECTIONS[operator](x, r, K, weight)
+        assert torch.equal(compiled(x, r, K, weight), expected)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
