@@ -53,6 +53,12 @@ def check_shape(field: str, tensor: Tensor, shape: Sequence[int], device: torch.
         )
 
 
+def check_constant(field: str, tensor: Tensor) -> None:
+    """Raise ConfigError if autograd expects a gradient that the operators do not compute."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ConfigError(f"{field} requires a gradient, but gets none; detach it")
+
+
 def check_scores(scores: Tensor, mask: Tensor | None) -> None:
     """Raise ConfigError unless scores are [B, N] without NaN at valid tokens; mask bool, [B, N]."""
     check_float("scores", scores, "[batch, tokens]", 2)
@@ -135,11 +141,15 @@ def check_count(k: int, num_tokens: int) -> int:
     return k
 
 
-def check_temperature(temperature: float | Tensor) -> Tensor:
+def check_temperature(temperature: float | Tensor, device: torch.device) -> Tensor:
     """Return the temperature as a float64 tensor, 0-d, after checking it: 1e-30..1e30.
 
     A compiled graph takes a tensor as an input; it would be compiled again for every new number of
     an annealed temperature. A number becomes a CPU tensor, which kernels get as a launch argument.
+
+    Args:
+        temperature: a number or a tensor, 0-d, on the CPU or on `device`.
+        device: where the other arguments are.
     """
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0 or not temperature.is_floating_point():
@@ -147,6 +157,12 @@ def check_temperature(temperature: float | Tensor) -> Tensor:
                 f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}, "
                 "but must be one floating-point number; use a float or a 0-d tensor"
             )
+        if temperature.device.type != "cpu" and temperature.device != device:
+            raise ConfigError(
+                f"temperature is on {temperature.device}, but the other arguments are on {device}; "
+                "move it, or use a float"
+            )
+        check_constant("temperature", temperature)
         value = temperature.detach().double()
     else:
         value = torch.full((), temperature, dtype=torch.float64)

@@ -91,7 +91,7 @@ def soft_top_k_logits_reference(
     """
     check_scores(scores, mask)
     k = check_budget(k, scores)
-    temperature = check_temperature(temperature)
+    temperature = check_temperature(temperature, scores.device)
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     if scores.numel() == 0:
         return scores.double()
@@ -181,6 +181,6 @@ def soft_top_k(
     if not is_native(scores.device):
         return soft_top_k_reference(scores, k, temperature, mask)
     check_scores(scores, mask)
-    temperature = check_temperature(temperature)
+    temperature = check_temperature(temperature, scores.device)
     budget = budget_arguments(check_budget(k, scores))
     return torch.ops.autoselect.soft_top_k(scores, *budget, temperature, mask)[0]

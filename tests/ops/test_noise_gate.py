@@ -185,6 +185,18 @@ def test_a_closed_gate_lets_nothing_through(reference, rank, dtype, junk, device
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("op", [noise_gate, noise_gate_reference])
+def test_gates_finer_than_the_arithmetic_count_as_rounded(op, device, make_key):
+    """These float64 gates are 0 and 1 in float32, where a gate gets no gradient."""
+    gates = torch.tensor([[1e-60, 1 - 1e-12, 0.25]], dtype=torch.float64, device=device)
+    tokens, upstream = (torch.randn(1, 3, 8, device=device) for _ in range(2))
+    arguments = (_moved(_statistics(8), device), make_key(1, device))
+    out, _, grad = _run_gate(op, tokens, gates, upstream, arguments)
+    rounded, _, expected = _run_gate(op, tokens, gates.float(), upstream, arguments)
+    assert torch.equal(out, rounded) and torch.equal(grad.float(), expected)
+    assert grad[0, :2].tolist() == [0.0, 0.0] and grad.isfinite().all()
+
+
 def test_fused_equals_the_separate_operators(device, make_key):
     from autoselect.ops.soft_top_k import soft_top_k
 

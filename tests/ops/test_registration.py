@@ -297,7 +297,7 @@ def test_fake_tensors_have_shapes_and_no_values(native):
             x, r, torch.full((B,), K), 0.5, _statistics("cpu"), NoiseKey(*key)
         )
         kept, positions = select_tokens(
-            noise_gate(x, gates, NoiseStatistics(r[0, :D], r[0, :D]), NoiseKey(*key)), r, K
+            noise_gate(x, gates, _statistics("cpu"), NoiseKey(*key)), r, K
         )
         assert gated.shape == (B, N, D) and gates.shape == soft_top_k(r, K, 0.5).shape == (B, N)
         assert kept.shape == (B, K, D) and positions.shape == hard_top_k(r, K).shape == (B, K)
