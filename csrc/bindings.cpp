@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 #include "diverse_top_k.h"
 #include "hard_top_k.h"
 #include "noise_gate.h"
@@ -83,7 +83,7 @@ pybind11::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["compiler"] = std::string("g++ or clang ") + __VERSION__;
   info["cuda_architectures"] = AUTOSELECT_CUDA_ARCHITECTURES;
-  info["cpu_instruction_set"] = cpu_rows().instruction_set;
+  info["cpu_instruction_set"] = cpu_kernels().instruction_set;
   return info;
 }
 

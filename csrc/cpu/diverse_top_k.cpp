@@ -3,10 +3,10 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <atomic>
+#include <cmath>
 #include <vector>
 
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 #include "relevance.h"
 
 namespace autoselect {
@@ -45,7 +45,6 @@ class GreedyRow {
   GreedyRow(const T* tokens, const float* scores, const bool* mask, int64_t num_tokens,
             int64_t width, float diversity, float relevance_weight)
       : tokens_(tokens),
-        num_tokens_(num_tokens),
         width_(width),
         diversity_(diversity),
         relevance_weight_(relevance_weight),
@@ -142,7 +141,6 @@ class GreedyRow {
 
   const TokenKernels<T>& kernels_ = token_kernels<T>();
   const T* tokens_;
-  int64_t num_tokens_;
   int64_t width_;
   float diversity_;
   float relevance_weight_;
@@ -181,6 +179,12 @@ void take_in_turn(const float* scores, const float* likeness, const bool* mask, 
   }
 }
 
+// `score` is float32, and `valid` bool or undefined.
+void refuse_nan(const at::Tensor& score, const at::Tensor& valid) {
+  const at::Tensor nan = valid.defined() ? score.isnan().logical_and(valid) : score.isnan();
+  TORCH_CHECK_VALUE(!nan.any().item<bool>(), "scores must be numbers, but contain NaN");
+}
+
 }  // namespace
 
 void check_marginal_order(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,
@@ -189,7 +193,8 @@ void check_marginal_order(const at::Tensor& scores, const at::Tensor& likeness, 
   check_float("likeness", likeness, 3);
   check_shape("likeness", likeness, {scores.size(0), scores.size(1), scores.size(1)}, scores);
   check_budget(k, scores.size(1));
-  TORCH_CHECK_VALUE(weight >= 0, "weight must be 0 or more, but is ", weight);
+  TORCH_CHECK_VALUE(weight >= 0 && weight <= kLargestRelevance, "weight must be in 0..",
+                    kLargestRelevance, ", but is ", weight);
 }
 
 at::Tensor marginal_order_cpu(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,
@@ -199,6 +204,7 @@ at::Tensor marginal_order_cpu(const at::Tensor& scores, const at::Tensor& likene
   const at::Tensor score = in_type(scores, at::kFloat);
   const at::Tensor pairs = in_type(likeness, at::kFloat);
   const at::Tensor valid = in_type(mask, at::kBool);
+  refuse_nan(score, valid);
   at::Tensor order = at::empty({scores.size(0), k}, scores.options().dtype(at::kLong));
   int64_t* out = order.mutable_data_ptr<int64_t>();
   const float* all_scores = score.const_data_ptr<float>();
@@ -238,9 +244,7 @@ at::Tensor diverse_top_k_cpu(const at::Tensor& scores, const at::Tensor& tokens,
   const at::Tensor x = tokens.contiguous();
   const at::Tensor valid = in_type(mask, at::kBool);
   const at::Tensor budgets = in_type(k_rows, at::kLong);
-  TORCH_CHECK_VALUE(
-      !(valid.defined() ? score.isnan().logical_and(valid) : score.isnan()).any().item<bool>(),
-      "scores must be numbers, but contain NaN");
+  refuse_nan(score, valid);
   at::Tensor positions = at::full({batch, k}, -1, scores.options().dtype(at::kLong));
   int64_t* out = positions.mutable_data_ptr<int64_t>();
   AS_DISPATCH_TOKENS(x.scalar_type(), [&] {

@@ -1,4 +1,4 @@
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 
 #include <c10/util/Exception.h>
 
@@ -21,7 +21,7 @@ int best_level() {
 #endif
 }
 
-CpuRows choose() {
+CpuKernels choose() {
   const char* names[] = {"baseline", "avx2", "avx512"};
   int level = best_level();
   if (const char* wanted = std::getenv("AUTOSELECT_CPU_ISA")) {
@@ -33,13 +33,15 @@ CpuRows choose() {
                 " is not available on this processor; use one up to ", names[level]);
     level = asked;
   }
-  return level == 2 ? cpu_rows_avx512() : level == 1 ? cpu_rows_avx2() : cpu_rows_baseline();
+  return level == 2   ? cpu_kernels_avx512()
+         : level == 1 ? cpu_kernels_avx2()
+                      : cpu_kernels_baseline();
 }
 
 }  // namespace
 
-const CpuRows& cpu_rows() {
-  static const CpuRows rows = choose();
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels rows = choose();
   return rows;
 }
 
