@@ -43,6 +43,12 @@ inline void check_scores(const at::Tensor& scores, const OptionalTensor& mask) {
   }
 }
 
+// Scores in float32, and the mask as bool or an undefined tensor; on a CPU.
+inline void refuse_nan(const at::Tensor& score, const at::Tensor& valid) {
+  const at::Tensor nan = valid.defined() ? score.isnan().logical_and(valid) : score.isnan();
+  TORCH_CHECK_VALUE(!nan.any().item<bool>(), "scores must be numbers, but contain NaN");
+}
+
 inline void check_budget(int64_t k, int64_t num_tokens) {
   TORCH_CHECK_VALUE(k >= 1 && k <= num_tokens, "k must be in 1..", num_tokens, ", but is ", k);
 }
