@@ -59,7 +59,7 @@ def diverse_top_k_reference(
         gain = gain.masked_fill(~valid, -torch.inf)
     chosen_in_order = torch.stack(kept, dim=1)
     if budgets is not None:
-        late = torch.arange(columns, device=scores.device) >= budgets[:, None]
+        late = torch.arange(columns, device=scores.device) >= budgets.clamp(min=1)[:, None]
         chosen_in_order = chosen_in_order.masked_fill(late, count)
     positions = chosen_in_order.sort(dim=1).values
     return positions.masked_fill(positions == count, -1)

@@ -95,8 +95,8 @@ def soft_top_k_logits_reference(
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     if scores.numel() == 0:
         return scores.double()
-    budget = torch.as_tensor(k, dtype=torch.float64, device=scores.device).expand(scores.shape[0])
-    budget = budget[:, None]
+    budget = torch.as_tensor(k, dtype=torch.float64, device=scores.device)
+    budget = budget.clamp(1, scores.shape[1]).expand(scores.shape[0])[:, None]
 
     u = _solve_logits(scores, budget, temperature, valid)
     all_kept = valid.sum(-1, keepdim=True) <= budget
@@ -175,8 +175,9 @@ def soft_top_k(
 
     Raises:
         ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, the temperature is
-            outside 1e-30..1e30, or (on a CPU) a score is NaN. On a GPU values are not checked, and
-            a NaN score makes the gates of its row NaN.
+            outside 1e-30..1e30, or (on a CPU) a score is NaN. On a GPU values are not checked:
+            budgets outside 1..N count as the nearest of them, and a NaN score makes the gates of
+            its row NaN.
     """
     if not is_native(scores.device):
         return soft_top_k_reference(scores, k, temperature, mask)

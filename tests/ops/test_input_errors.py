@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.ops import checks
+from autoselect.ops.diverse_top_k import diverse_top_k, diverse_top_k_reference
 from autoselect.ops.hard_top_k import hard_top_k, hard_top_k_reference, select_tokens
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import (
@@ -72,6 +74,35 @@ def test_soft_top_k(op, change, message):
 def test_hard_top_k(op, scores, k):
     with pytest.raises(ConfigError):
         op(scores, k)
+
+
+X3 = torch.randn(3, N, D, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "op, options",
+    [
+        (soft_top_k, {"temperature": 0.5}),
+        (soft_top_k_reference, {"temperature": 0.5}),
+        (hard_top_k, {"width": N}),
+        (hard_top_k_reference, {"width": N}),
+        (diverse_top_k, {"tokens": X3, "diversity": 0.5, "width": N}),
+        (diverse_top_k_reference, {"tokens": X3, "diversity": 0.5, "width": N}),
+    ],
+)
+def test_budgets_count_as_the_nearest_where_they_are_not_refused(op, options, device, monkeypatch):
+    if device.type == "cpu":
+        if not op.__name__.endswith("reference"):
+            pytest.skip("the CPU kernels refuse them")
+        monkeypatch.setattr(checks, "values_are_checkable", lambda tensor: False)  # as on a GPU
+    if "tokens" in options:
+        options = {**options, "tokens": X3.to(device)}
+    scores = torch.randn(3, N, device=device)
+    found, expected = (
+        op(scores=scores, k=torch.tensor(k, device=device), **options)
+        for k in ([0, -7, N + 4], [1, 1, N])
+    )
+    assert torch.equal(found, expected)
 
 
 def test_select_tokens_refuses_scores_of_other_tokens():
