@@ -1,6 +1,7 @@
 """The operators under opcheck, torch.compile, checkpointing, torch.func; how they load."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -394,3 +395,19 @@ def test_a_build_without_cuda_is_one_warning_on_a_gpu_or_an_error_when_required(
         assert run.returncode != 0 and "ImportError: AUTOSELECT_REQUIRE_NATIVE=1" in run.stderr
     else:
         assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("wanted", ["", "baseline", "neon"])
+def test_an_instruction_set_that_the_processor_lacks_is_named(wanted, native):
+    run = subprocess.run(
+        [sys.executable, "-c", "from autoselect.ops import build_info; print(build_info())"],
+        env={**os.environ, "AUTOSELECT_CPU_ISA": wanted},
+        capture_output=True,
+        text=True,
+    )
+    if wanted == "neon":
+        words = r"AUTOSELECT_CPU_ISA=neon must be baseline.* or unset on this processor"
+        assert re.search(words, run.stderr) and run.returncode != 0
+    else:
+        expected = wanted or native.build_info()["cpu_instruction_set"]
+        assert f"'cpu_instruction_set': '{expected}'" in run.stdout, run.stderr
