@@ -27,12 +27,12 @@ USUAL_ARCHITECTURES = {(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)}
 
 
 def flag(name: str) -> bool:
-    """Whether an environment switch is on."""
+    """Return True if an environment switch is on."""
     return os.environ.get(name, "0") not in ("", "0")
 
 
 def package_version() -> str:
-    """The version, read without importing the package."""
+    """Return the version, read without importing the package."""
     text = (ROOT / "autoselect" / "__init__.py").read_text()
     found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     assert found, "autoselect/__init__.py states no __version__"
@@ -61,9 +61,14 @@ PROBES = {
 """What the build needs of the compiler: flags and code that use it, and what to do without."""
 
 
+def cxx_command() -> list[str]:
+    """Return the C++ compiler that torch would use, with its own flags."""
+    return shlex.split(os.environ.get("CXX") or "c++")
+
+
 def require_compiler() -> None:
     """Stop with a plain message when there is no C++ compiler."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
+    compiler = cxx_command()[0]
     if shutil.which(compiler) is None:
         raise SystemExit(
             f"autoselect: no C++ compiler found (looked for {compiler!r}). Install one, for "
@@ -84,7 +89,7 @@ def require_tools() -> None:
             f"autoselect: ninja cannot build in the folder {str(ROOT.resolve())!r}, because its "
             "path has a dollar sign, a colon or a line break; move the project."
         )
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    compiler = cxx_command()
     for need, (flags, code, fix) in PROBES.items():
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.cpp")
@@ -101,7 +106,7 @@ def require_tools() -> None:
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """The build of torch, with ninja, after a look at the tools it needs."""
+    """Build as torch does, with ninja, after a look at the tools it needs."""
 
     def run(self):
         require_tools()
@@ -109,7 +114,7 @@ class BuildExtension(cpp_extension.BuildExtension):
 
 
 def ask_nvcc(question: str) -> str:
-    """What the compiler that torch would use answers; empty where there is none."""
+    """Return what the nvcc that torch would use answers; empty if there is none."""
     if cpp_extension.CUDA_HOME is None:
         return ""
     nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
@@ -120,7 +125,7 @@ def ask_nvcc(question: str) -> str:
 
 
 def why_no_cuda() -> str:
-    """What CUDA code cannot be built for want of; empty where it can."""
+    """Return why CUDA code cannot be built; empty if it can."""
     home, wanted = cpp_extension.CUDA_HOME, torch.version.cuda
     if wanted is None:
         return f"torch {torch.__version__} is built without CUDA"
@@ -141,14 +146,14 @@ def why_no_cuda() -> str:
 
 def finds_header(name: str) -> bool:
     """Return True if the C++ compiler finds a header of CUDA; a wrapper of nvcc may be alone."""
-    command = [*shlex.split(os.environ.get("CXX") or "c++"), "-fsyntax-only", "-x", "c++"]
+    command = [*cxx_command(), "-fsyntax-only", "-x", "c++"]
     command += [f"-I{folder}" for folder in cpp_extension.include_paths("cuda")] + ["-"]
     program = f"#include <{name}>\n"
     return subprocess.run(command, input=program, capture_output=True, text=True).returncode == 0
 
 
 def wants_cuda() -> bool:
-    """CUDA needs nvcc and a torch built with the same CUDA; a visible GPU is not needed."""
+    """Return True if CUDA is built: nvcc and torch have the same CUDA; no GPU is needed."""
     if flag("FORCE_CPU"):
         return False
     reason = why_no_cuda()
@@ -160,7 +165,7 @@ def wants_cuda() -> bool:
 
 
 def cuda_architectures() -> str:
-    """What TORCH_CUDA_ARCH_LIST says, or the usual ones and visible GPUs that nvcc knows."""
+    """Return what TORCH_CUDA_ARCH_LIST says, or the usual ones and GPUs here that nvcc knows."""
     named = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if named:
         return named
@@ -176,7 +181,7 @@ def cuda_architectures() -> str:
 
 
 def extension():
-    """The extension with its sources and flags."""
+    """Return the extension with its sources and flags."""
     require_compiler()
     cuda = wants_cuda()
     sources = [*sorted(Path("csrc").glob("*.cpp")), *sorted(Path("csrc/cpu").glob("*.cpp"))]

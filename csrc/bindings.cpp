@@ -4,11 +4,10 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
-#include <string>
-
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 #include "diverse_top_k.h"
 #include "hard_top_k.h"
+#include "marginal_order.h"
 #include "noise_gate.h"
 #include "soft_top_k.h"
 
@@ -81,9 +80,13 @@ pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = AUTOSELECT_VERSION;
   info["torch"] = TORCH_VERSION;
-  info["compiler"] = std::string("g++ or clang ") + __VERSION__;
+#if defined(__clang__)
+  info["compiler"] = __VERSION__;  // "Clang 14.0.6" and more
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
   info["cuda_architectures"] = AUTOSELECT_CUDA_ARCHITECTURES;
-  info["cpu_instruction_set"] = cpu_rows().instruction_set;
+  info["cpu_instruction_set"] = cpu_kernels().instruction_set;
   return info;
 }
 

@@ -5,11 +5,11 @@
 
 #include <optional>
 
+#include "philox.h"
+
 namespace autoselect {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-constexpr int64_t kLargestRank = 64;
 
 inline bool is_float_type(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
@@ -43,6 +43,12 @@ inline void check_scores(const at::Tensor& scores, const OptionalTensor& mask) {
   }
 }
 
+// Scores in float32, and the mask as bool or an undefined tensor; on a CPU.
+inline void refuse_nan(const at::Tensor& score, const at::Tensor& valid) {
+  const at::Tensor nan = valid.defined() ? score.isnan().logical_and(valid) : score.isnan();
+  TORCH_CHECK_VALUE(!nan.any().item<bool>(), "scores must be numbers, but contain NaN");
+}
+
 inline void check_budget(int64_t k, int64_t num_tokens) {
   TORCH_CHECK_VALUE(k >= 1 && k <= num_tokens, "k must be in 1..", num_tokens, ", but is ", k);
 }
@@ -63,8 +69,8 @@ inline void check_temperature(const at::Tensor& temperature, const at::Tensor& b
                     " must lie in 1e-30..1e30; the usual range is 0.01..10");
 }
 
-// One budget per row, int64 [B]; looked at on a CPU alone.
-inline void check_row_budgets(const at::Tensor& k_rows, int64_t k, const at::Tensor& scores) {
+// One budget per row, int64 [B], in 1..most; looked at on a CPU alone.
+inline void check_row_budgets(const at::Tensor& k_rows, int64_t most, const at::Tensor& scores) {
   check_shape("k_rows", k_rows, {scores.size(0)}, scores);
   TORCH_CHECK_TYPE(k_rows.scalar_type() == at::kLong, "k_rows must be int64, but is ",
                    k_rows.scalar_type());
@@ -72,8 +78,8 @@ inline void check_row_budgets(const at::Tensor& k_rows, int64_t k, const at::Ten
   const at::Tensor budgets = k_rows.contiguous();
   for (int64_t row = 0; row < budgets.numel(); ++row) {
     const int64_t budget = budgets.const_data_ptr<int64_t>()[row];
-    TORCH_CHECK_VALUE(budget >= 1 && budget <= k, "k_rows must be in 1..", k, ", but row ", row,
-                      " has ", budget);
+    TORCH_CHECK_VALUE(budget >= 1 && budget <= most, "k_rows must be in 1..", most, ", but row ",
+                      row, " has ", budget);
   }
 }
 
@@ -83,12 +89,17 @@ inline void check_soft_top_k(const at::Tensor& scores, const OptionalTensor& k_r
   check_scores(scores, mask);
   check_temperature(temperature, scores);
   if (k_rows.has_value()) {
-    check_shape("k_rows", *k_rows, {scores.size(0)}, scores);
-    TORCH_CHECK_TYPE(k_rows->scalar_type() == at::kLong, "k_rows must be int64, but is ",
-                     k_rows->scalar_type());
+    check_row_budgets(*k_rows, scores.size(1), scores);
   } else {
     check_budget(k, scores.size(1));
   }
+}
+
+// Gate logits as soft top-K returns them.
+inline void check_logits(const at::Tensor& logits) {
+  check_float("logits", logits, 2);
+  TORCH_CHECK_TYPE(logits.scalar_type() == work_type(logits),
+                   "logits must be float32 or float64, but are ", logits.scalar_type());
 }
 
 inline void check_statistics(const at::Tensor& tokens, const at::Tensor& mean,
@@ -140,7 +151,7 @@ inline at::Tensor in_type(const OptionalTensor& tensor, at::ScalarType type) {
   return tensor.has_value() ? in_type(*tensor, type) : at::Tensor();
 }
 
-// Runs `body.template operator()<T>()` with the storage type of tokens of this dtype.
+// Calls a function in which T is the storage type of tokens of this dtype.
 #define AS_DISPATCH_TOKENS(dtype, ...)                        \
   [&] {                                                       \
     switch (dtype) {                                          \
@@ -165,6 +176,7 @@ inline at::Tensor in_type(const OptionalTensor& tensor, at::ScalarType type) {
     }                                                         \
   }()
 
+// Calls a function in which W is the type of the arithmetic.
 #define AS_DISPATCH_WORK(dtype, ...) \
   [&] {                              \
     if ((dtype) == at::kDouble) {    \

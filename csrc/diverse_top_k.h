@@ -11,14 +11,6 @@ at::Tensor diverse_top_k_cpu(const at::Tensor& scores, const at::Tensor& tokens,
                              double diversity, const OptionalTensor& mask,
                              const OptionalTensor& k_rows);
 
-// Positions int64 [B, K] in the order in which tokens are taken, then -1 if a row has fewer than k
-// valid tokens; `likeness` [B, N, N] is that of all pairs. See autoselect/method/coverage.py.
-at::Tensor marginal_order_cpu(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,
-                              double weight, const OptionalTensor& mask);
-
-void check_marginal_order(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,
-                          double weight, const OptionalTensor& mask);
-
 void check_diverse_top_k(const at::Tensor& scores, const at::Tensor& tokens, int64_t k,
                          double diversity, const OptionalTensor& mask,
                          const OptionalTensor& k_rows);

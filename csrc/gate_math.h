@@ -1,7 +1,8 @@
 // Gate and amplitudes from the gate logit u, never forming 1 / sqrt(s).
 //
-//   s = sigmoid(u),  a = sqrt(s) = exp(logsigmoid(u) / 2),  b = sqrt(1 - s) = exp(logsigmoid(-u) /
-//   2) da/du = a b^2 / 2,  db/du = -b a^2 / 2
+//   s = sigmoid(u)
+//   a = sqrt(s) = exp(logsigmoid(u) / 2),        da/du = a b^2 / 2
+//   b = sqrt(1 - s) = exp(logsigmoid(-u) / 2),   db/du = -b a^2 / 2
 #pragma once
 
 #include "platform.h"
@@ -66,14 +67,14 @@ struct Amplitudes {
 template <typename T>
 AS_INLINE Amplitudes<T> amplitudes(T u) {
   const T half = exp_nonpositive(-magnitude(u) * T(0.5));
-  const T larger = T(1) / sqrt(T(1) + half * half);
+  const T larger = T(T(1) / sqrt(Wide<T>(T(1) + half * half)));
   const T smaller = half * larger;
   return u >= T(0) ? Amplitudes<T>{larger, smaller} : Amplitudes<T>{smaller, larger};
 }
 
 template <typename T>
 AS_INLINE Amplitudes<T> amplitudes_of_gate(T gate) {
-  return {T(sqrt(gate)), T(sqrt(T(1) - gate))};
+  return {T(sqrt(Wide<T>(gate))), T(sqrt(Wide<T>(T(1) - gate)))};
 }
 
 // A value times its amplitude; it does not count if that is 0, even where it is infinite or NaN.

@@ -19,6 +19,9 @@ struct PhiloxWords {
 
 constexpr uint32_t kStreamTag = 0x41535431u;
 
+// Most rows of the factor, which share noise among the channels of a token.
+constexpr int64_t kLargestRank = 64;
+
 AS_INLINE PhiloxWords philox4x32(PhiloxWords c, PhiloxKey key) {
 #if defined(__CUDACC__)
 #pragma unroll

@@ -60,6 +60,16 @@ struct WorkOf<double> {
 template <typename T>
 using Work = typename WorkOf<T>::type;
 
+// The type in which `sqrt` and `log` take a value. On the host it is double, stated here because
+// which functions a name finds for a float depends on the headers of a file.
+#if defined(__CUDA_ARCH__)
+template <typename W>
+using Wide = W;
+#else
+template <typename W>
+using Wide = double;
+#endif
+
 AS_INLINE float to_work(float value) { return value; }
 AS_INLINE double to_work(double value) { return value; }
 AS_INLINE float to_work(BFloat16 value) { return bits_float(uint32_t(value.bits) << 16); }

@@ -5,11 +5,13 @@
 
 namespace autoselect {
 
+// Scores beyond this count as this: differences of them stay finite.
+constexpr float kLargestRelevance = 8e37f;
+
 // The score as relevance is scaled from it; NaN, which a CPU refuses, counts as the lowest.
 AS_INLINE float relevance_score(float score) {
-  constexpr float kLimit = 8e37f;
-  if (!(score > -kLimit)) return -kLimit;
-  return score > kLimit ? kLimit : score;
+  if (!(score > -kLargestRelevance)) return -kLargestRelevance;
+  return score > kLargestRelevance ? kLargestRelevance : score;
 }
 
 // Scaled to 0..1 within the row.

@@ -75,11 +75,11 @@ struct ThresholdSearch {
     budget = k;
     temperature = tau;
     done = false;
-    const T shift = T(log(k / (count - k)));
+    const T shift = T(log(Wide<T>(k / (count - k))));
     low = moved(Threshold<T>{row.smallest, T(0)}, -tau * shift);
     high = moved(Threshold<T>{row.largest, T(0)}, -tau * shift);
     last_step = step_before = distance(low, high);
-    const T spread = T(sqrt(row.variance * T(0.3452) + tau * tau));
+    const T spread = T(sqrt(Wide<T>(row.variance * T(0.3452) + tau * tau)));
     current = moved(Threshold<T>{row.mean, T(0)}, -spread * shift);
     const bool inside = distance(low, current) >= T(0) && distance(current, high) >= T(0);
     if (!inside) current = moved(low, T(0.5) * last_step);

@@ -2,7 +2,7 @@
 
 import math
 
-from autoselect.config.errors import require
+from autoselect.config.errors import ConfigError, require
 
 
 def at_least(least: int, name: str, value: int) -> None:
@@ -25,5 +25,6 @@ def share(name: str, value: float) -> None:
 
 
 def check_diversity(value: float) -> None:
-    rule = f"diversity={value} must lie in 0..1"
-    require(0 <= value <= 1, f"{rule}: 0 is the score alone, 1 ignores it after the first token")
+    if not 0 <= value <= 1:  # no text before: torch.compile cannot trace that of a changing number
+        rule = f"diversity={value} must lie in 0..1"
+        raise ConfigError(f"{rule}: 0 is the score alone, 1 ignores it after the first token")

@@ -142,9 +142,10 @@ def differentiable_once(operator: str) -> None:
     """Turn the derivative of a backward operator, a wrong zero by default, into an error."""
 
     def refuse(ctx, *grads):
+        name = operator.removesuffix("_backward")
         raise NotImplementedError(
-            f"autoselect::{operator.removesuffix('_backward')} is differentiable once: its "
-            "gradient has no gradient; take it without create_graph=True"
+            f"autoselect::{name} is differentiable once: its gradient has no gradient; take it "
+            f"without create_graph=True; or use {name}_reference, which is differentiable twice"
         )
 
     torch.library.register_autograd(f"autoselect::{operator}", refuse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -50,6 +51,12 @@ def check_shape(field: str, tensor: Tensor, shape: Sequence[int], device: torch.
         raise ConfigError(
             f"{field} is on {tensor.device}, but the other arguments are on {device}; move it"
         )
+
+
+def check_constant(field: str, tensor: Tensor) -> None:
+    """Raise ConfigError if autograd expects a gradient that the operators do not compute."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ConfigError(f"{field} requires a gradient, but gets none; detach it")
 
 
 def check_scores(scores: Tensor, mask: Tensor | None) -> None:
@@ -114,7 +121,7 @@ def check_row_budgets(
                 "width is missing: the largest value of a tensor k cannot be read here without "
                 "waiting for the device; give the number of columns"
             )
-        return k, largest
+        return k, check_count(largest, scores.shape[1])
     width = check_count(width, scores.shape[1])
     if largest is not None and largest > width:
         raise ConfigError(f"width={width} is below the largest k={largest}; give at least that")
@@ -123,9 +130,10 @@ def check_row_budgets(
 
 def check_count(k: int, num_tokens: int) -> int:
     """Return the budget as an integer, after checking that it is in 1..N."""
-    if isinstance(k, (bool, float)):
+    if isinstance(k, bool) or not isinstance(k, SupportsIndex):
         raise ConfigError(f"k={k!r} must be an integer number of tokens; choose 1..{num_tokens}")
-    k = operator.index(k)
+    if not isinstance(k, (int, torch.SymInt)):  # which would end as a number in a compiled graph
+        k = operator.index(k)
     if k < 1:
         raise ConfigError(f"k={k} keeps no token; choose 1..{num_tokens}")
     if k > num_tokens:
@@ -133,11 +141,15 @@ def check_count(k: int, num_tokens: int) -> int:
     return k
 
 
-def check_temperature(temperature: float | Tensor) -> Tensor:
+def check_temperature(temperature: float | Tensor, device: torch.device) -> Tensor:
     """Return the temperature as a float64 tensor, 0-d, after checking it: 1e-30..1e30.
 
     A compiled graph takes a tensor as an input; it would be compiled again for every new number of
     an annealed temperature. A number becomes a CPU tensor, which kernels get as a launch argument.
+
+    Args:
+        temperature: a number or a tensor, 0-d, on the CPU or on `device`.
+        device: where the other arguments are.
     """
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0 or not temperature.is_floating_point():
@@ -145,6 +157,12 @@ def check_temperature(temperature: float | Tensor) -> Tensor:
                 f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}, "
                 "but must be one floating-point number; use a float or a 0-d tensor"
             )
+        if temperature.device.type != "cpu" and temperature.device != device:
+            raise ConfigError(
+                f"temperature is on {temperature.device}, but the other arguments are on {device}; "
+                "move it, or use a float"
+            )
+        check_constant("temperature", temperature)
         value = temperature.detach().double()
     else:
         value = torch.full((), temperature, dtype=torch.float64)

@@ -54,12 +54,12 @@ def diverse_top_k_reference(
         valid = valid.scatter(1, chosen[:, None], False)
         with without_autocast(tokens.device):
             similarity = (unit @ unit[row, chosen][:, :, None]).squeeze(-1)
-        nearest = torch.maximum(nearest, similarity)
+        nearest = torch.fmax(nearest, similarity)  # leaves NaN out
         gain = (1 - diversity) * relevance - diversity * nearest
         gain = gain.masked_fill(~valid, -torch.inf)
     chosen_in_order = torch.stack(kept, dim=1)
     if budgets is not None:
-        late = torch.arange(columns, device=scores.device) >= budgets[:, None]
+        late = torch.arange(columns, device=scores.device) >= budgets.clamp(min=1)[:, None]
         chosen_in_order = chosen_in_order.masked_fill(late, count)
     positions = chosen_in_order.sort(dim=1).values
     return positions.masked_fill(positions == count, -1)
@@ -115,11 +115,11 @@ def diverse_top_k(
 
     Token i has the gain `(1 - diversity) * relevance_i - diversity * similarity_i`. Relevance is
     its score, scaled to 0..1 within the row; similarity is the largest cosine to a kept token,
-    after subtracting the image's mean token, which all tokens share. The first token kept has the
-    best score; ties go to the lowest position. Scores beyond `LARGEST_SCORE` count as this, and
-    NaN, which a CPU refuses, as the lowest. A row with fewer than K tokens to list, because `k`
-    or the number of its valid tokens is smaller, ends with -1. It has no gradient. Everything is
-    computed in float32.
+    after subtracting the image's mean token, which all tokens share. NaN, which a token that is not
+    finite makes of a similarity, does not count. The first token kept has the best score; ties go
+    to the lowest position. Scores beyond `LARGEST_SCORE` count as this, and NaN, which a CPU
+    refuses, as the lowest. A row with fewer than K tokens to list, because `k` or the number of its
+    valid tokens is smaller, ends with -1. It has no gradient. Everything is computed in float32.
 
     Args:
         scores: importance logits, [B, N].

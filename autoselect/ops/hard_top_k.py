@@ -32,7 +32,7 @@ def hard_top_k_reference(
     kept = order.gather(1, torch.argsort(below.gather(1, order), dim=-1, stable=True))[:, :columns]
     if budgets is not None:
         kept = kept.masked_fill(
-            torch.arange(columns, device=kept.device) >= budgets[:, None], num_tokens
+            torch.arange(columns, device=kept.device) >= budgets.clamp(min=1)[:, None], num_tokens
         )
     if mask is not None:
         real = torch.cat([mask, mask.new_zeros(mask.shape[0], 1)], dim=1)

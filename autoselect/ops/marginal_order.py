@@ -32,7 +32,7 @@ def marginal_order_reference(
     """Compute `marginal_order` in plain PyTorch."""
     _check(scores, likeness, k, weight, mask)
     free = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    scores = scores.float().clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    scores = scores.float().nan_to_num(-LARGEST_SCORE).clamp(-LARGEST_SCORE, LARGEST_SCORE)
     gain, nearest = scores, torch.full_like(scores, -1.0)
     row = torch.arange(len(scores), device=scores.device)
     order: list[Tensor] = []
@@ -40,7 +40,7 @@ def marginal_order_reference(
         taken = gain.masked_fill(~free, -torch.inf).argmax(dim=-1)
         order.append(torch.where(free[row, taken], taken, -1))
         free = free.scatter(1, taken[:, None], False)
-        nearest = torch.maximum(nearest, likeness[row, taken].float())
+        nearest = torch.fmax(nearest, likeness[row, taken].float())
         gain = scores - weight * nearest
     return torch.stack(order, dim=1)
 
@@ -48,8 +48,10 @@ def marginal_order_reference(
 def _check(scores: Tensor, likeness: Tensor, k: int, weight: float, mask: Tensor | None) -> None:
     check_scores(scores, mask)
     check_count(k, scores.shape[1])
-    if not weight >= 0:
-        raise ConfigError(f"weight={weight} must be 0 or more; 0 is the order of the scores")
+    if not 0 <= weight <= LARGEST_SCORE:
+        raise ConfigError(
+            f"weight={weight} must lie in 0..{LARGEST_SCORE}; 0 is the order of the scores"
+        )
     check_float("likeness", likeness, "[batch, tokens, tokens]", 3)
     check_shape("likeness", likeness, (*scores.shape, scores.shape[1]), scores.device)
 
@@ -66,19 +68,19 @@ def marginal_order(
 ) -> Tensor:
     """Return positions in the order in which tokens are taken, int64, [B, K].
 
-    Ties go to the lowest position. A row with fewer than K valid tokens ends with -1. It has no
-    gradient. Everything is computed in float32.
+    Ties go to the lowest position. A row with fewer than K valid tokens ends with -1. NaN among the
+    likenesses does not count. It has no gradient. Everything is computed in float32.
 
     Args:
         scores: importance logits r, [B, N].
         likeness: c, [B, N, N].
         k: K, 1..N.
-        weight: weight of the likeness, 0 or more, in units of the scores.
+        weight: weight of the likeness, 0..`LARGEST_SCORE`, in units of the scores.
         mask: true at real tokens, [B, N].
 
     Raises:
-        ConfigError: shapes, dtypes or devices do not fit, K is outside 1..N, or the weight is
-            negative.
+        ConfigError: shapes, dtypes or devices do not fit, K or the weight is outside its range, or
+            (on a CPU) a score is NaN, which counts as the lowest on a GPU.
     """
     scores, likeness = scores.detach(), likeness.detach()
     if not is_native(scores.device) or (scores.is_cuda and scores.shape[1] > MOST_TOKENS):

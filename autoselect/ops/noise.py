@@ -7,13 +7,19 @@ eps and eta are standard normals keyed by run seed, step, sample, token and chan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.ops.autocast import without_autocast
-from autoselect.ops.checks import check_float, check_shape, values_are_checkable
+from autoselect.ops.checks import (
+    check_constant,
+    check_float,
+    check_shape,
+    values_are_checkable,
+)
 from autoselect.ops.philox import standard_normals
 
 MAX_FACTOR_RANK = 64
@@ -60,8 +66,8 @@ class NoiseKey:
         if isinstance(value, Tensor):
             check_shape(f"noise_key.{field}", value, (), device)
             return value
-        if isinstance(value, float) or value < 0:
-            raise ConfigError(f"noise_key.{field}={value} must be an integer from 0 on")
+        if not isinstance(value, SupportsIndex) or not 0 <= value < 2**63:
+            raise ConfigError(f"noise_key.{field}={value} must be an integer in 0..2^63 - 1")
         return torch.full((), value, dtype=torch.int64, device=device)
 
 
@@ -88,6 +94,7 @@ class NoiseStatistics:
         for field, value in (("mean", self.mean), ("std", self.std)):
             check_float(field, value, "[channels]", 1)
             check_shape(field, value, (width,), tokens.device)
+            check_constant(field, value)
         if values_are_checkable(self.std) and bool((~(self.std.detach() >= 0)).any()):
             raise ConfigError("std must be non-negative in every channel; calibrate it again")
         if self.factor is not None:
@@ -99,6 +106,7 @@ class NoiseStatistics:
                     "leading directions"
                 )
             check_shape("factor", self.factor, (rank, width), tokens.device)
+            check_constant("factor", self.factor)
 
 
 def draw(

@@ -54,9 +54,10 @@ def noise_gate_reference(
     """Compute `noise_gate` in plain PyTorch."""
     check_gates(tokens, gates, statistics)
     noise = draw(tokens, statistics, noise_key, work_dtype(tokens))
+    gates = gates.to(noise.dtype)
     inside = (gates > 0) & (gates < 1)
-    open_gates = torch.where(inside, gates, 0.5).to(noise.dtype)
-    constant = gates.detach().to(noise.dtype)
+    open_gates = torch.where(inside, gates, 0.5)
+    constant = gates.detach()
     a = torch.where(inside, torch.sqrt(open_gates), constant)
     b = torch.where(inside, torch.sqrt(1 - open_gates), 1 - constant)
     return _mix(tokens, a, b, statistics.mean, noise)
@@ -246,7 +247,7 @@ def soft_top_k_noise_gate(
     statistics.check(tokens)
     check_shape("scores", scores, tokens.shape[:2], tokens.device)
     check_scores(scores, mask)
-    temperature = check_temperature(temperature)
+    temperature = check_temperature(temperature, scores.device)
     budget = budget_arguments(check_budget(k, scores))
     gated, gates, _ = torch.ops.autoselect.soft_top_k_noise_gate(
         tokens,

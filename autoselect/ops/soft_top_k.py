@@ -76,31 +76,38 @@ def _solve_logits(scores: Tensor, budget: Tensor, temperature: Tensor, valid: Te
     return logits - _offset(logits, budget, valid)
 
 
+def _threshold_weights(logits: Tensor, counts: Tensor) -> Tensor:
+    """Return w, [B, N]: the derivative of each row's threshold by its scores."""
+    logits = logits.masked_fill(~counts, torch.inf)
+    return torch.softmax(logsigmoid(logits) + logsigmoid(-logits), dim=-1).nan_to_num(0.0)
+
+
 def soft_top_k_logits_reference(
     scores: Tensor, k: int | Tensor, temperature: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Compute gate logits u, [B, N], float64, differentiable once in the scores.
+    """Compute gate logits u, [B, N], float64, differentiable twice in the scores.
 
     Padded tokens have logit -inf; rows with `k` or fewer valid tokens have logit +inf.
     """
     check_scores(scores, mask)
     k = check_budget(k, scores)
-    temperature = check_temperature(temperature)
+    temperature = check_temperature(temperature, scores.device)
     valid = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
     if scores.numel() == 0:
         return scores.double()
-    budget = torch.as_tensor(k, dtype=torch.float64, device=scores.device).expand(scores.shape[0])
-    budget = budget[:, None]
+    budget = torch.as_tensor(k, dtype=torch.float64, device=scores.device)
+    budget = budget.clamp(1, scores.shape[1]).expand(scores.shape[0])[:, None]
 
     u = _solve_logits(scores, budget, temperature, valid)
-    log_slope = (logsigmoid(u) + logsigmoid(-u)).masked_fill(~valid, -torch.inf)
-    weights = torch.softmax(log_slope, dim=-1).nan_to_num(0.0)
-
-    # The implicit gradient: a threshold of unchanged value whose derivative by score j is w_j.
-    change = (scores - scores.detach()).double().nan_to_num(0.0) / temperature
-    logits = u + change - (weights * change).sum(-1, keepdim=True)
-
     all_kept = valid.sum(-1, keepdim=True) <= budget
+
+    # The implicit gradient: a threshold of unchanged value whose derivative by score j is w_j. The
+    # mean of w before and after the change makes its second derivatives right, too.
+    change = (scores - scores.detach()).double().nan_to_num(0.0) / temperature
+    counts = valid & ~all_kept
+    before = _threshold_weights(u, counts)
+    after = _threshold_weights(u + change - (before * change).sum(-1, keepdim=True), counts)
+    logits = u + change - ((before + after) / 2 * change).sum(-1, keepdim=True)
     return logits.masked_fill(all_kept, torch.inf).masked_fill(~valid, -torch.inf)
 
 
@@ -168,12 +175,13 @@ def soft_top_k(
 
     Raises:
         ConfigError: shape, dtype or device do not fit, `k` is outside 1..N, the temperature is
-            outside 1e-30..1e30, or (on a CPU) a score is NaN. On a GPU values are not checked, and
-            a NaN score makes the gates of its row NaN.
+            outside 1e-30..1e30, or (on a CPU) a score is NaN. On a GPU values are not checked:
+            budgets outside 1..N count as the nearest of them, and a NaN score makes the gates of
+            its row NaN.
     """
     if not is_native(scores.device):
         return soft_top_k_reference(scores, k, temperature, mask)
     check_scores(scores, mask)
-    temperature = check_temperature(temperature)
+    temperature = check_temperature(temperature, scores.device)
     budget = budget_arguments(check_budget(k, scores))
     return torch.ops.autoselect.soft_top_k(scores, *budget, temperature, mask)[0]

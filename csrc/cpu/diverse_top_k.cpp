@@ -3,10 +3,10 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <atomic>
+#include <cmath>
 #include <vector>
 
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 #include "relevance.h"
 
 namespace autoselect {
@@ -45,7 +45,6 @@ class GreedyRow {
   GreedyRow(const T* tokens, const float* scores, const bool* mask, int64_t num_tokens,
             int64_t width, float diversity, float relevance_weight)
       : tokens_(tokens),
-        num_tokens_(num_tokens),
         width_(width),
         diversity_(diversity),
         relevance_weight_(relevance_weight),
@@ -142,7 +141,6 @@ class GreedyRow {
 
   const TokenKernels<T>& kernels_ = token_kernels<T>();
   const T* tokens_;
-  int64_t num_tokens_;
   int64_t width_;
   float diversity_;
   float relevance_weight_;
@@ -155,65 +153,7 @@ class GreedyRow {
   std::vector<Candidate> heap_;
 };
 
-// The order of one row; ties go to the lowest position.
-void take_in_turn(const float* scores, const float* likeness, const bool* mask, int64_t num_tokens,
-                  int64_t k, float weight, int64_t* order) {
-  std::vector<float> nearest(num_tokens, -1.0f);
-  std::vector<char> free(num_tokens, 1);
-  if (mask != nullptr) std::copy(mask, mask + num_tokens, free.begin());
-  for (int64_t step = 0; step < k; ++step) {
-    int64_t best = -1;
-    float largest = 0.0f;
-    for (int64_t i = 0; i < num_tokens; ++i) {
-      if (!free[i]) continue;
-      const float score = relevance_score(scores[i]);
-      const float gain = step == 0 ? score : score - weight * nearest[i];
-      if (best < 0 || gain > largest) {
-        best = i;
-        largest = gain;
-      }
-    }
-    order[step] = best;
-    if (best < 0) continue;
-    free[best] = 0;
-    const float* nearby = likeness + best * num_tokens;
-    for (int64_t i = 0; i < num_tokens; ++i) nearest[i] = std::max(nearest[i], nearby[i]);
-  }
-}
-
 }  // namespace
-
-void check_marginal_order(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,
-                          double weight, const OptionalTensor& mask) {
-  check_scores(scores, mask);
-  check_float("likeness", likeness, 3);
-  check_shape("likeness", likeness, {scores.size(0), scores.size(1), scores.size(1)}, scores);
-  check_budget(k, scores.size(1));
-  TORCH_CHECK_VALUE(weight >= 0, "weight must be 0 or more, but is ", weight);
-}
-
-at::Tensor marginal_order_cpu(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,
-                              double weight, const OptionalTensor& mask) {
-  check_marginal_order(scores, likeness, k, weight, mask);
-  const int64_t num_tokens = scores.size(1);
-  const at::Tensor score = in_type(scores, at::kFloat);
-  const at::Tensor pairs = in_type(likeness, at::kFloat);
-  const at::Tensor valid = in_type(mask, at::kBool);
-  at::Tensor order = at::empty({scores.size(0), k}, scores.options().dtype(at::kLong));
-  int64_t* out = order.mutable_data_ptr<int64_t>();
-  const float* all_scores = score.const_data_ptr<float>();
-  const float* all_pairs = pairs.const_data_ptr<float>();
-  const bool* all_valid = valid.defined() ? valid.const_data_ptr<bool>() : nullptr;
-  at::parallel_for(0, scores.size(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t at = row * num_tokens;
-      take_in_turn(all_scores + at, all_pairs + at * num_tokens,
-                   all_valid != nullptr ? all_valid + at : nullptr, num_tokens, k, float(weight),
-                   out + row * k);
-    }
-  });
-  return order;
-}
 
 void check_diverse_top_k(const at::Tensor& scores, const at::Tensor& tokens, int64_t k,
                          double diversity, const OptionalTensor& mask,
@@ -238,9 +178,7 @@ at::Tensor diverse_top_k_cpu(const at::Tensor& scores, const at::Tensor& tokens,
   const at::Tensor x = tokens.contiguous();
   const at::Tensor valid = in_type(mask, at::kBool);
   const at::Tensor budgets = in_type(k_rows, at::kLong);
-  TORCH_CHECK_VALUE(
-      !(valid.defined() ? score.isnan().logical_and(valid) : score.isnan()).any().item<bool>(),
-      "scores must be numbers, but contain NaN");
+  refuse_nan(score, valid);
   at::Tensor positions = at::full({batch, k}, -1, scores.options().dtype(at::kLong));
   int64_t* out = positions.mutable_data_ptr<int64_t>();
   AS_DISPATCH_TOKENS(x.scalar_type(), [&] {

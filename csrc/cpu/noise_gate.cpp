@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 #include "gate_math.h"
 #include "soft_top_k.h"
 
@@ -47,6 +47,10 @@ class PreparedNoise {
     for (int64_t row = 0; row < sample_ids_.numel(); ++row) {
       TORCH_CHECK_VALUE(ids_[row] >= 0, "sample_ids must not be negative, but row ", row, " has ",
                         ids_[row]);
+    }
+    for (int64_t c = 0; c < source_.width; ++c) {
+      TORCH_CHECK_VALUE(source_.std[c] >= 0, "std must not be negative, but channel ", c, " has ",
+                        source_.std[c]);
     }
   }
 
@@ -214,6 +218,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
   check_grad(grad, tokens);
+  check_logits(logits);
   check_gate_shape("logits", logits, tokens);
   if (grad_gates.has_value()) check_shape("grad_gates", *grad_gates, logits.sizes(), tokens);
   const at::Tensor u = in_type(logits, work_type(tokens));
@@ -229,8 +234,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cpu(
           out[i] = logit_gradient(amp, dot_signal, dot_noise);
         });
   });
-  const at::Tensor row_logits = in_type(logits, work_type(logits));
-  return {grad_tokens, score_gradient_cpu(row_logits, grad_gates, grad_u, temperature)};
+  return {grad_tokens, score_gradient_cpu(logits, grad_gates, grad_u, temperature)};
 }
 
 }  // namespace autoselect

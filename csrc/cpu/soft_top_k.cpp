@@ -2,11 +2,12 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 #include <vector>
 
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 #include "threshold.h"
 
 namespace autoselect {
@@ -49,8 +50,8 @@ void solve_collected(const std::vector<W>& scores, const std::vector<int64_t>& p
     return;
   }
   std::vector<W> row_logits(count), row_gates(count);
-  solve_row_kernel<W>()(scores.data(), count, W(budget), temperature, row_logits.data(),
-                        row_gates.data());
+  row_kernels<W>().solve(scores.data(), count, W(budget), temperature, row_logits.data(),
+                         row_gates.data());
   for (int64_t i = 0; i < count; ++i) {
     gates[positions[i]] = row_gates[i];
     logits[positions[i]] = row_logits[i];
@@ -72,9 +73,6 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_cpu(const at::Tensor& scores,
   const at::Tensor budgets = in_type(k_rows, at::kLong);
   const bool* valid_data = valid.defined() ? valid.const_data_ptr<bool>() : nullptr;
   const int64_t* budget_data = budgets.defined() ? budgets.const_data_ptr<int64_t>() : nullptr;
-  for (int64_t row = 0; budget_data != nullptr && row < batch; ++row) {
-    check_budget(budget_data[row], num_tokens);
-  }
 
   at::Tensor gates = at::zeros_like(input);
   at::Tensor logits = at::full_like(input, -std::numeric_limits<double>::infinity());
@@ -121,9 +119,9 @@ at::Tensor score_gradient_cpu(const at::Tensor& logits, const OptionalTensor& gr
     at::parallel_for(0, batch, rows_per_task(num_tokens), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t at = row * num_tokens;
-        score_gradient_kernel<W>()(u_data + at, gate_data ? gate_data + at : nullptr,
-                                   logit_data ? logit_data + at : nullptr, num_tokens, W(tau),
-                                   out + at);
+        row_kernels<W>().score_gradient(u_data + at, gate_data ? gate_data + at : nullptr,
+                                        logit_data ? logit_data + at : nullptr, num_tokens, W(tau),
+                                        out + at);
       }
     });
   });
@@ -132,10 +130,9 @@ at::Tensor score_gradient_cpu(const at::Tensor& logits, const OptionalTensor& gr
 
 at::Tensor soft_top_k_backward_cpu(const at::Tensor& grad_gates, const at::Tensor& logits,
                                    const at::Tensor& temperature) {
-  check_float("logits", logits, 2);
+  check_logits(logits);
   check_shape("grad_gates", grad_gates, logits.sizes(), logits);
-  return score_gradient_cpu(in_type(logits, work_type(logits)), grad_gates, std::nullopt,
-                            temperature);
+  return score_gradient_cpu(logits, grad_gates, std::nullopt, temperature);
 }
 
 }  // namespace autoselect

@@ -7,13 +7,13 @@
 #include <type_traits>
 
 #include "cuda/glue.h"
+#include "cuda/grid.h"
 
 namespace autoselect {
 namespace {
 
 // Rows go through in parts whose directions and pairs fill about 256 MiB at most.
 constexpr int64_t kMostFloats = int64_t(1) << 26;
-constexpr int64_t kMostRows = 65535;  // of a grid in its second direction
 
 // Tokens of 16 bits are compared in half precision with float32 sums: rounding a unit vector to
 // 2^-11 of each component changes it less than the rounding of the tokens did.
@@ -71,6 +71,8 @@ at::Tensor diverse_top_k_cuda(const at::Tensor& scores, const at::Tensor& tokens
   const c10::cuda::CUDAGuard guard(tokens.device());
   const int64_t batch = scores.size(0);
   const int64_t num_tokens = scores.size(1);
+  TORCH_CHECK_VALUE(num_tokens < (int64_t(1) << 32), "scores has ", num_tokens,
+                    " tokens in a row, but at most 2^32 - 1 can be ranked on a GPU");
   const at::Tensor score = in_type(scores, at::kFloat);
   const at::Tensor valid = in_type(mask, at::kBool);
   const at::Tensor budgets = in_type(k_rows, at::kLong);
@@ -92,7 +94,7 @@ at::Tensor diverse_top_k_cuda(const at::Tensor& scores, const at::Tensor& tokens
                       write<int64_t>(order)};
   const int64_t floats = num_tokens * (tokens.size(2) + std::min(num_tokens, kMostTokensOfPairs));
   const int64_t part =
-      std::clamp<int64_t>(kMostFloats / std::max<int64_t>(1, floats), 1, kMostRows);
+      std::clamp<int64_t>(kMostFloats / std::max<int64_t>(1, floats), 1, kMostBlocksBeside);
   AS_DISPATCH_TOKENS(x.scalar_type(), [&] {
     for (int64_t begin = 0; begin < batch; begin += part) {
       DiverseArgs rows = args;
@@ -110,37 +112,6 @@ at::Tensor diverse_top_k_cuda(const at::Tensor& scores, const at::Tensor& tokens
   return positions;
 }
 
-at::Tensor marginal_order_cuda(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,
-                               double weight, const OptionalTensor& mask) {
-  check_marginal_order(scores, likeness, k, weight, mask);
-  const int64_t num_tokens = scores.size(1);
-  TORCH_CHECK_VALUE(num_tokens <= kMostTokensOfPairs, "scores must have at most ",
-                    kMostTokensOfPairs, " tokens, but have ", num_tokens);
-  const c10::cuda::CUDAGuard guard(scores.device());
-  const at::Tensor score = in_type(scores, at::kFloat);
-  const at::Tensor pairs = in_type(likeness, at::kFloat);
-  const at::Tensor valid = in_type(mask, at::kBool);
-  at::Tensor relevance = at::empty_like(score);
-  at::Tensor order = at::empty({scores.size(0), k}, scores.options().dtype(at::kLong));
-  const DiverseArgs args = {read<float>(score),
-                            read<bool>(valid),
-                            nullptr,
-                            float(weight),
-                            1.0f,
-                            k,
-                            scores.size(0),
-                            num_tokens,
-                            write<float>(relevance),
-                            nullptr,
-                            write<int64_t>(order)};
-  C10_CUDA_CHECK(launch_scores(args, stream_of(score)));
-  C10_CUDA_CHECK(launch_diverse_pairs(args, read<float>(pairs), stream_of(score)));
-  return order;
-}
-
-TORCH_LIBRARY_IMPL(autoselect, CUDA, m) {
-  m.impl("diverse_top_k", &diverse_top_k_cuda);
-  m.impl("marginal_order", &marginal_order_cuda);
-}
+TORCH_LIBRARY_IMPL(autoselect, CUDA, m) { m.impl("diverse_top_k", &diverse_top_k_cuda); }
 
 }  // namespace autoselect

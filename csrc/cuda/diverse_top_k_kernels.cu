@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/block_sum.cuh"
+#include "cuda/grid.h"
 #include "cuda/kernels.h"
 #include "rank_key.h"
 #include "relevance.h"
@@ -12,8 +13,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kStepThreads = 256;
-constexpr int kStepWarps = kStepThreads / kWarp;
 
 // Block (x, row): a warp reads 32 channels, the warps of the block every kWarps-th token.
 template <typename T>
@@ -70,19 +69,19 @@ __global__ void __launch_bounds__(kThreads, 2)
 // The relevance of a token that cannot be kept (any more).
 __device__ constexpr float kTaken = -INFINITY;
 
-__global__ void __launch_bounds__(kStepThreads, 2) relevance_kernel(DiverseArgs args) {
-  __shared__ float extremes[2 * kStepWarps];
+__global__ void __launch_bounds__(kThreads, 2) relevance_kernel(DiverseArgs args) {
+  __shared__ float extremes[2 * kWarps];
   const int64_t at = int64_t(blockIdx.x) * args.num_tokens;
   float low = INFINITY;
   float high = -INFINITY;
-  for (int64_t i = threadIdx.x; i < args.num_tokens; i += kStepThreads) {
+  for (int64_t i = threadIdx.x; i < args.num_tokens; i += kThreads) {
     if (args.mask != nullptr && !args.mask[at + i]) continue;
     const float score = relevance_score(args.scores[at + i]);
     low = score < low ? score : low;
     high = score > high ? score : high;
   }
-  block_extremes<kStepThreads>(low, high, extremes);
-  for (int64_t i = threadIdx.x; i < args.num_tokens; i += kStepThreads) {
+  block_extremes<kThreads>(low, high, extremes);
+  for (int64_t i = threadIdx.x; i < args.num_tokens; i += kThreads) {
     const bool valid = args.mask == nullptr || args.mask[at + i];
     args.relevance[at + i] =
         valid ? relevance(relevance_score(args.scores[at + i]), low, high) : kTaken;
@@ -90,8 +89,8 @@ __global__ void __launch_bounds__(kStepThreads, 2) relevance_kernel(DiverseArgs 
   }
 }
 
-__global__ void __launch_bounds__(kStepThreads, 2) scores_kernel(DiverseArgs args, int64_t total) {
-  const int64_t i = int64_t(blockIdx.x) * kStepThreads + threadIdx.x;
+__global__ void __launch_bounds__(kThreads, 2) scores_kernel(DiverseArgs args, int64_t total) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= total) return;
   const bool valid = args.mask == nullptr || args.mask[i];
   args.relevance[i] = valid ? relevance_score(args.scores[i]) : kTaken;
@@ -113,7 +112,7 @@ __device__ __forceinline__ uint64_t block_largest(uint64_t key, uint64_t* shared
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = key;
   __syncthreads();
 #pragma unroll
-  for (int w = 0; w < kStepWarps; ++w) key = shared[w] > key ? shared[w] : key;
+  for (int w = 0; w < kWarps; ++w) key = shared[w] > key ? shared[w] : key;
   return key;
 }
 
@@ -139,11 +138,11 @@ __device__ __forceinline__ uint64_t compare(const DiverseArgs& args, int64_t i, 
   return candidate_key(diverse_gain(relevance, nearest, args.relevance_weight, args.diversity), i);
 }
 
-// All steps of a row of up to kOwn * kStepThreads tokens; what is known of a token is in registers.
+// All steps of a row of up to kOwn * kThreads tokens; what is known of a token is in registers.
 template <int kOwn>
-__global__ void __launch_bounds__(kStepThreads, 2)
+__global__ void __launch_bounds__(kThreads, 2)
     diverse_pairs_kernel(DiverseArgs args, const float* __restrict__ similarity) {
-  __shared__ uint64_t best[2][kStepWarps];  // two, so that a step needs one barrier
+  __shared__ uint64_t best[2][kWarps];  // two, so that a step needs one barrier
   const int64_t row = blockIdx.x;
   const int64_t at = row * args.num_tokens;
   int64_t* order = args.order + row * args.k;
@@ -153,7 +152,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   uint64_t key = 0;
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
-    const int64_t i = own * kStepThreads + threadIdx.x;
+    const int64_t i = own * kThreads + threadIdx.x;
     relevance[own] = i < args.num_tokens ? args.relevance[at + i] : kTaken;
     nearest[own] = -1.0f;
     const uint64_t first = relevance[own] == kTaken ? 0 : first_key(args, at, i);
@@ -168,13 +167,13 @@ __global__ void __launch_bounds__(kStepThreads, 2)
       float likeness[kOwn];
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const int64_t i = own * kStepThreads + threadIdx.x;
+        const int64_t i = own * kThreads + threadIdx.x;
         likeness[own] = i < args.num_tokens ? nearby[i] : 0.0f;
         if (i == chosen) relevance[own] = kTaken;
       }
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const int64_t i = own * kStepThreads + threadIdx.x;
+        const int64_t i = own * kThreads + threadIdx.x;
         if (relevance[own] == kTaken) continue;
         const uint64_t other = compare(args, i, relevance[own], likeness[own], nearest[own]);
         key = other > key ? other : key;
@@ -186,16 +185,16 @@ __global__ void __launch_bounds__(kStepThreads, 2)
 }
 
 // One step; `similarity` [B, N] is that to the token of the step before.
-__global__ void __launch_bounds__(kStepThreads, 2)
+__global__ void __launch_bounds__(kThreads, 2)
     diverse_step_kernel(DiverseArgs args, const float* __restrict__ similarity, int64_t step) {
-  __shared__ uint64_t best[kStepWarps];
+  __shared__ uint64_t best[kWarps];
   const int64_t row = blockIdx.x;
   const int64_t at = row * args.num_tokens;
   int64_t* order = args.order + row * args.k;
   const int64_t budget = args.k_rows != nullptr ? args.k_rows[row] : args.k;
   const bool goes_on = step == 0 || (order[step - 1] >= 0 && step < budget);
   uint64_t key = 0;
-  for (int64_t i = threadIdx.x; goes_on && i < args.num_tokens; i += kStepThreads) {
+  for (int64_t i = threadIdx.x; goes_on && i < args.num_tokens; i += kThreads) {
     const float relevance = args.relevance[at + i];
     if (relevance == kTaken) continue;
     const uint64_t own =
@@ -204,7 +203,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     key = own > key ? own : key;
   }
   const int64_t chosen = position_of(block_largest(key, best));
-  if (chosen >= 0 && chosen % kStepThreads == threadIdx.x) args.relevance[at + chosen] = kTaken;
+  if (chosen >= 0 && chosen % kThreads == threadIdx.x) args.relevance[at + chosen] = kTaken;
   if (threadIdx.x == 0) order[step] = chosen;
 }
 
@@ -247,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename T>
 cudaError_t launch_mean_token(const T* tokens, const bool* mask, int64_t batch, int64_t num_tokens,
                               int64_t width, float* mean, cudaStream_t stream) {
-  const dim3 grid(unsigned((width + kWarp - 1) / kWarp), unsigned(batch));
+  const dim3 grid(blocks_for(width, kWarp), unsigned(batch));
   if (batch == 0 || width == 0) return cudaSuccess;
   mean_token_kernel<T><<<grid, kThreads, 0, stream>>>(tokens, mask, num_tokens, width, mean);
   return cudaGetLastError();
@@ -257,7 +256,7 @@ template <typename T, typename D>
 cudaError_t launch_directions(const T* tokens, const float* mean, int64_t batch, int64_t num_tokens,
                               int64_t width, D* directions, cudaStream_t stream) {
   const int64_t total = batch * num_tokens;
-  const unsigned grid = unsigned((total + kWarps - 1) / kWarps);
+  const unsigned grid = blocks_for(total, kWarps);
   if (total == 0) return cudaSuccess;
   directions_kernel<T, D>
       <<<grid, kThreads, 0, stream>>>(tokens, mean, total, num_tokens, width, directions);
@@ -265,46 +264,46 @@ cudaError_t launch_directions(const T* tokens, const float* mean, int64_t batch,
 }
 
 cudaError_t launch_relevance(const DiverseArgs& args, cudaStream_t stream) {
-  const unsigned grid = unsigned(args.batch);
+  const unsigned grid = blocks_for(args.batch);
   if (grid == 0) return cudaSuccess;
-  relevance_kernel<<<grid, kStepThreads, 0, stream>>>(args);
+  relevance_kernel<<<grid, kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
 cudaError_t launch_scores(const DiverseArgs& args, cudaStream_t stream) {
   const int64_t total = args.batch * args.num_tokens;
-  const unsigned grid = unsigned((total + kStepThreads - 1) / kStepThreads);
+  const unsigned grid = blocks_for(total, kThreads);
   if (grid == 0) return cudaSuccess;
-  scores_kernel<<<grid, kStepThreads, 0, stream>>>(args, total);
+  scores_kernel<<<grid, kThreads, 0, stream>>>(args, total);
   return cudaGetLastError();
 }
 
 cudaError_t launch_diverse_pairs(const DiverseArgs& args, const float* similarity,
                                  cudaStream_t stream) {
-  const unsigned grid = unsigned(args.batch);
+  const unsigned grid = blocks_for(args.batch);
   if (grid == 0) return cudaSuccess;
   constexpr int kFew = 3;
-  constexpr int kMost = int(kMostTokensOfPairs / kStepThreads);
-  const auto holds = [&](int own) { return args.num_tokens <= own * kStepThreads; };
+  constexpr int kMost = int(kMostTokensOfPairs / kThreads);
+  const auto holds = [&](int own) { return args.num_tokens <= own * kThreads; };
   const auto kernel = holds(kFew)        ? diverse_pairs_kernel<kFew>
                       : holds(kMost / 2) ? diverse_pairs_kernel<kMost / 2>
                                          : diverse_pairs_kernel<kMost>;
-  kernel<<<grid, kStepThreads, 0, stream>>>(args, similarity);
+  kernel<<<grid, kThreads, 0, stream>>>(args, similarity);
   return cudaGetLastError();
 }
 
 cudaError_t launch_diverse_step(const DiverseArgs& args, const float* similarity, int64_t step,
                                 cudaStream_t stream) {
-  const unsigned grid = unsigned(args.batch);
+  const unsigned grid = blocks_for(args.batch);
   if (grid == 0) return cudaSuccess;
-  diverse_step_kernel<<<grid, kStepThreads, 0, stream>>>(args, similarity, step);
+  diverse_step_kernel<<<grid, kThreads, 0, stream>>>(args, similarity, step);
   return cudaGetLastError();
 }
 
 template <typename D>
 cudaError_t launch_similarity_row(const DiverseArgs& args, const D* directions, int64_t width,
                                   int64_t step, float* similarity, cudaStream_t stream) {
-  const unsigned grid = unsigned((args.batch * args.num_tokens + kWarps - 1) / kWarps);
+  const unsigned grid = blocks_for(args.batch * args.num_tokens, kWarps);
   if (grid == 0) return cudaSuccess;
   similarity_row_kernel<D>
       <<<grid, kThreads, 0, stream>>>(args, directions, width, step, similarity);
@@ -312,7 +311,7 @@ cudaError_t launch_similarity_row(const DiverseArgs& args, const D* directions, 
 }
 
 cudaError_t launch_sort_order(const DiverseArgs& args, int64_t* positions, cudaStream_t stream) {
-  const unsigned grid = unsigned(args.batch);
+  const unsigned grid = blocks_for(args.batch);
   if (grid == 0) return cudaSuccess;
   sort_order_kernel<<<grid, kThreads, 0, stream>>>(args, positions);
   return cudaGetLastError();

@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/block_sum.cuh"
+#include "cuda/grid.h"
 #include "cuda/kernels.h"
 #include "rank_key.h"
 
@@ -10,6 +11,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kDigits = 256;  // values of one byte of a key
+static_assert(kThreads == kDigits, "a thread counts one digit");
 
 template <typename W>
 __device__ __forceinline__ RankKey<W> key_at(const HardTopKArgs<W>& args, int64_t at, int64_t i) {
@@ -48,7 +51,7 @@ __device__ __forceinline__ int prefix_sum(int value, int* shared, int& total) {
 }
 
 struct SelectShared {
-  unsigned histogram[256];
+  unsigned histogram[kDigits];
   int sums[kWarps];
   int remaining;
   int digit;
@@ -71,8 +74,8 @@ __device__ RankKey<W> kth_largest(const HardTopKArgs<W>& args, int64_t at, int64
       if ((key & known) == prefix) atomicAdd(&shared.histogram[(key >> shift) & 0xff], 1u);
     }
     __syncthreads();
-    // Thread t looks at digit 255 - t; `above` counts the keys with a larger digit.
-    const int digit = 255 - int(threadIdx.x);
+    // Thread t looks at digit kDigits - 1 - t; `above` counts the keys with a larger digit.
+    const int digit = kDigits - 1 - int(threadIdx.x);
     int total;
     const int count = int(shared.histogram[digit]);
     const int above = prefix_sum(count, shared.sums, total);
@@ -196,7 +199,6 @@ bool whole_rows(const TokenRows& tokens, const void* kept) {
 
 constexpr int64_t kMostShared = 4096;  // positions that fit into shared memory: 32 KiB
 constexpr int64_t kBlocksPerRow = 64;
-constexpr int64_t kMostRowsOfGrid = 65535;
 
 }  // namespace
 
@@ -204,7 +206,7 @@ template <typename W>
 cudaError_t launch_hard_top_k(const HardTopKArgs<W>& args, int64_t* positions,
                               cudaStream_t stream) {
   if (args.batch == 0) return cudaSuccess;
-  hard_top_k_kernel<W><<<unsigned(args.batch), kThreads, 0, stream>>>(args, positions);
+  hard_top_k_kernel<W><<<blocks_for(args.batch), kThreads, 0, stream>>>(args, positions);
   return cudaGetLastError();
 }
 
@@ -214,7 +216,7 @@ cudaError_t launch_select_tokens(const HardTopKArgs<W>& args, const TokenRows& t
   if (args.batch == 0) return cudaSuccess;
   const bool whole = whole_rows(tokens, kept);
   char* to = static_cast<char*>(kept);
-  if (args.k <= kMostShared && args.batch <= kMostRowsOfGrid) {
+  if (args.k <= kMostShared && args.batch <= kMostBlocksBeside) {
     const dim3 grid(unsigned(args.k < kBlocksPerRow ? args.k : kBlocksPerRow),
                     unsigned(args.batch));
     const size_t shared = size_t(args.k) * sizeof(int64_t);
@@ -225,7 +227,7 @@ cudaError_t launch_select_tokens(const HardTopKArgs<W>& args, const TokenRows& t
   const cudaError_t status = launch_hard_top_k(args, positions, stream);
   if (status != cudaSuccess) return status;
   const auto kernel = whole ? gather_kernel<true> : gather_kernel<false>;
-  const unsigned kept_tokens = unsigned(args.batch * args.k);
+  const unsigned kept_tokens = blocks_for(args.batch * args.k);
   kernel<<<kept_tokens, kThreads, 0, stream>>>(tokens, positions, to, args.k);
   return cudaGetLastError();
 }
@@ -236,9 +238,9 @@ cudaError_t launch_select_backward(const void* grad, const int64_t* positions, v
   if (batch == 0 || k == 0 || row_bytes == 0) return cudaSuccess;
   const bool whole = whole_rows(grad, grad_tokens, row_bytes);
   const auto kernel = whole ? select_backward_kernel<true> : select_backward_kernel<false>;
-  kernel<<<unsigned(batch * k), kThreads, 0, stream>>>(static_cast<const char*>(grad), positions,
-                                                       static_cast<char*>(grad_tokens), row_bytes,
-                                                       k, num_tokens);
+  kernel<<<blocks_for(batch * k), kThreads, 0, stream>>>(static_cast<const char*>(grad), positions,
+                                                         static_cast<char*>(grad_tokens), row_bytes,
+                                                         k, num_tokens);
   return cudaGetLastError();
 }
 

@@ -127,6 +127,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cuda(
     const at::Tensor& step, const at::Tensor& sample_ids, bool token_gradient) {
   check_statistics(tokens, mean, std, factor);
   check_noise_key(tokens, seed, step, sample_ids);
+  check_logits(logits);
   check_gate_shape("logits", logits, tokens);
   check_grad(grad, tokens);
   if (grad_gates.has_value()) check_shape("grad_gates", *grad_gates, logits.sizes(), tokens);
@@ -134,8 +135,7 @@ std::tuple<at::Tensor, at::Tensor> soft_top_k_noise_gate_backward_cuda(
   const NoiseTensors noise = {mean, std, factor, seed, step, sample_ids};
   const auto [grad_tokens, grad_logits] =
       run_backward({tokens, logits, noise}, true, grad, token_gradient);
-  const at::Tensor row_logits = in_type(logits, work_type(logits));
-  return {grad_tokens, score_gradient_cuda(row_logits, grad_gates, grad_logits, temperature)};
+  return {grad_tokens, score_gradient_cuda(logits, grad_gates, grad_logits, temperature)};
 }
 
 TORCH_LIBRARY_IMPL(autoselect, CUDA, m) {

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/block_sum.cuh"
+#include "cuda/grid.h"
 #include "cuda/kernels.h"
 #include "gate_math.h"
 #include "philox.h"
@@ -233,11 +234,6 @@ bool packs_are_whole(const GateArgs<T>& args, const void* other, const void* out
 constexpr unsigned kManyTokens = 8192;
 constexpr int kTileTokens = 2;
 
-template <typename T>
-unsigned grid_of(const GateArgs<T>& args, int64_t tokens_of_block) {
-  return unsigned((args.batch * args.num_tokens + tokens_of_block - 1) / tokens_of_block);
-}
-
 }  // namespace
 
 template <typename T>
@@ -245,15 +241,15 @@ cudaError_t launch_eta(const GateArgs<T>& args, int64_t rank, T* eta, cudaStream
   const int64_t blocks = (args.width + rank + 3) / 4 - args.width / 4;
   const int64_t tasks = args.batch * args.num_tokens * blocks;
   if (tasks == 0) return cudaSuccess;
-  const unsigned grid = unsigned((tasks + kThreads - 1) / kThreads);
+  const unsigned grid = blocks_for(tasks, kThreads);
   eta_kernel<T><<<grid, kThreads, 0, stream>>>(args, rank, eta);
   return cudaGetLastError();
 }
 
 template <typename T>
 cudaError_t launch_gate_forward(const GateArgs<T>& args, T* gated, cudaStream_t stream) {
-  const unsigned tokens = grid_of(args, 1);
-  const unsigned tiles = grid_of(args, kTileTokens);
+  const unsigned tokens = blocks_for(args.batch * args.num_tokens);
+  const unsigned tiles = blocks_for(args.batch * args.num_tokens, kTileTokens);
   if (tokens == 0 || args.width == 0) return cudaSuccess;
   if (!packs_are_whole(args, args.tokens, gated)) {
     gate_forward_kernel<T, false, 1><<<tokens, kThreads, 0, stream>>>(args, gated);
@@ -268,8 +264,8 @@ cudaError_t launch_gate_forward(const GateArgs<T>& args, T* gated, cudaStream_t 
 template <typename T>
 cudaError_t launch_gate_backward(const GateArgs<T>& args, const T* grad, T* grad_tokens,
                                  Work<T>* grad_gate, cudaStream_t stream) {
-  const unsigned tokens = grid_of(args, 1);
-  const unsigned tiles = grid_of(args, kTileTokens);
+  const unsigned tokens = blocks_for(args.batch * args.num_tokens);
+  const unsigned tiles = blocks_for(args.batch * args.num_tokens, kTileTokens);
   if (tokens == 0) return cudaSuccess;
   if (!packs_are_whole(args, grad, grad_tokens)) {
     gate_backward_kernel<T, false, 1>

@@ -44,11 +44,10 @@ at::Tensor score_gradient_cuda(const at::Tensor& logits, const OptionalTensor& g
 
 at::Tensor soft_top_k_backward_cuda(const at::Tensor& grad_gates, const at::Tensor& logits,
                                     const at::Tensor& temperature) {
-  check_float("logits", logits, 2);
+  check_logits(logits);
   check_shape("grad_gates", grad_gates, logits.sizes(), logits);
   const c10::cuda::CUDAGuard guard(logits.device());
-  return score_gradient_cuda(in_type(logits, work_type(logits)), grad_gates, std::nullopt,
-                             temperature);
+  return score_gradient_cuda(logits, grad_gates, std::nullopt, temperature);
 }
 
 TORCH_LIBRARY_IMPL(autoselect, CUDA, m) {

@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/block_sum.cuh"
+#include "cuda/grid.h"
 #include "cuda/kernels.h"
 #include "threshold.h"
 
@@ -175,7 +176,7 @@ template <typename W>
 cudaError_t launch_soft_top_k(const SoftTopKArgs<W>& args, W* gates, W* logits,
                               cudaStream_t stream) {
   if (args.batch == 0 || args.num_tokens == 0) return cudaSuccess;
-  soft_top_k_kernel<W><<<unsigned(args.batch), kThreads, 0, stream>>>(args, gates, logits);
+  soft_top_k_kernel<W><<<blocks_for(args.batch), kThreads, 0, stream>>>(args, gates, logits);
   return cudaGetLastError();
 }
 
@@ -183,7 +184,7 @@ template <typename W>
 cudaError_t launch_score_gradient(const ScoreGradientArgs<W>& args, W* grad_scores,
                                   cudaStream_t stream) {
   if (args.batch == 0 || args.num_tokens == 0) return cudaSuccess;
-  score_gradient_kernel<W><<<unsigned(args.batch), kThreads, 0, stream>>>(args, grad_scores);
+  score_gradient_kernel<W><<<blocks_for(args.batch), kThreads, 0, stream>>>(args, grad_scores);
   return cudaGetLastError();
 }
 

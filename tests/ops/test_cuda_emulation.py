@@ -99,6 +99,20 @@ def _poison(*shape, dtype=torch.float32):
     return torch.full(shape, torch.nan, dtype=dtype)
 
 
+def test_a_grid_that_is_too_large_is_refused_by_the_launch(kernels):
+    """The largest grid has 2^31 - 1 blocks; a size cut to 32 bits would leave work undone."""
+    kernels.grid_size.restype = ctypes.c_int64
+    for work, each, blocks in (
+        (0, 8, 0),
+        (9, 8, 2),
+        (2**31 - 1, 1, 2**31 - 1),
+        (2**31, 1, 2**31),
+        (2**32 + 5, 1, 2**31),
+        (2**33, 8, 2**30),
+    ):
+        assert kernels.grid_size(ctypes.c_int64(work), ctypes.c_int64(each)) == blocks
+
+
 @pytest.mark.parametrize("n, k", [(1, 1), (2, 1), (63, 7), (300, 299), (576, 64), (2500, 40)])
 @pytest.mark.parametrize("kind", ["normal", "ties", "huge", "outlier"])
 def test_soft_top_k(kernels, n, k, kind):

@@ -171,6 +171,16 @@ def test_padding_may_be_anything(op, junk, device):
     assert torch.equal(op(scores, tokens, 9, 0.5, mask), expected)
 
 
+@pytest.mark.parametrize("op", [diverse_top_k, diverse_top_k_reference])
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf])
+def test_similarities_that_are_not_numbers_do_not_count(op, junk, device):
+    """One such token makes the mean of its image such, and so every similarity of that image."""
+    tokens, scores = _clustered(2, 40, 8, torch.float32, device)
+    expected = torch.cat([hard_top_k(scores[:1], 9), op(scores[1:], tokens[1:], 9, 0.5)])
+    tokens[0, 3, 1] = junk
+    assert torch.equal(op(scores, tokens, 9, 0.5), expected)
+
+
 @pytest.mark.parametrize(
     ("k", "diversity", "words"),
     [

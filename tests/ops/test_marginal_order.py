@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.ops import checks
 from autoselect.ops.marginal_order import marginal_order, marginal_order_reference
 
 BOTH = pytest.mark.parametrize("op", [marginal_order, marginal_order_reference])
@@ -61,10 +62,29 @@ def test_a_token_far_below_does_not_blur_the_others(op, least, device):
 
 
 @BOTH
+def test_likenesses_that_are_not_numbers_do_not_count(op, device):
+    scores, likeness, _ = inputs(40, device)
+    likeness[0, 7] = likeness[0, :, 7] = torch.nan
+    numbers = likeness.nan_to_num(-1.0)
+    assert torch.equal(op(scores, likeness, 20, 0.7), op(scores, numbers, 20, 0.7))
+
+
+@BOTH
+def test_nan_ranks_below_every_number_where_it_is_not_refused(op, device, monkeypatch):
+    if device.type == "cpu":
+        if op is marginal_order:
+            pytest.skip("the CPU kernel refuses NaN")
+        monkeypatch.setattr(checks, "values_are_checkable", lambda tensor: False)  # as on a GPU
+    scores = torch.tensor([[torch.nan, 1.0, -1e30, 2.0]], device=device)
+    assert op(scores, torch.zeros(1, 4, 4, device=device), 4, 0.5).tolist() == [[3, 1, 2, 0]]
+
+
+@BOTH
 def test_bad_arguments_are_refused(op):
     scores, likeness = torch.zeros(2, 6), torch.zeros(2, 6, 6)
-    with pytest.raises(ConfigError, match="weight=-1"):
-        op(scores, likeness, 3, -1)
+    for weight in (-1, 1e39, torch.inf, torch.nan):
+        with pytest.raises(ConfigError, match="weight=.* must lie in 0..8e"):
+            op(scores, likeness, 3, weight)
     with pytest.raises(ConfigError, match="likeness"):
         op(scores, likeness.long(), 3, 1.0)
     with pytest.raises(ConfigError, match="likeness"):

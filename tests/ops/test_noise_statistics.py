@@ -2,8 +2,10 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,3 +164,33 @@ def test_instruction_sets_and_thread_counts_give_the_same_bits(native):
     }
     digests.add(_digest(OMP_NUM_THREADS="2"))
     assert len(digests) == 1
+
+
+AMPLITUDES = """
+#include <cstdio>
+#include "threshold.h"
+int main() {
+  for (float u = -9.0f; u < 9.0f; u += 0.01f) {
+    const auto found = autoselect::amplitudes(u);
+    autoselect::ThresholdSearch<float> search;
+    search.begin({u, 1.3f, u - 3.0f, u + 3.0f}, 3.0f, 9.0f, 0.3f);
+    std::printf("%a %a %a\\n", found.a, found.b, search.current.base);
+  }
+}
+"""
+
+
+def test_the_headers_of_a_file_do_not_change_its_numbers(tmp_path):
+    """With math.h the name `sqrt` finds a function of floats; without it, that of doubles."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ on this machine")
+    folder = Path(__file__).parents[2] / "csrc"
+    printed = set()
+    for header in ("cmath", "math.h"):
+        source, program = tmp_path / "amplitudes.cpp", tmp_path / "amplitudes"
+        source.write_text(f"#include <{header}>\n{AMPLITUDES}")
+        flags = ["-std=c++20", "-O2", "-ffp-contract=off", f"-I{folder}", "-o", str(program)]
+        subprocess.run([compiler, *flags, str(source)], check=True)
+        printed.add(subprocess.run([program], capture_output=True, check=True).stdout)
+    assert len(printed) == 1

@@ -1,6 +1,7 @@
 """The operators under opcheck, torch.compile, checkpointing, torch.func; how they load."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,11 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-import autoselect.ops.marginal_order  # noqa: F401  its registration
 from autoselect.ops import build_info, runs_on
 from autoselect.ops._native import OPERATORS, is_native
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens
+from autoselect.ops.marginal_order import marginal_order
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
@@ -159,6 +160,35 @@ def test_one_compiled_graph_serves_every_step_and_temperature(native, device):
     assert len(graphs) <= 2
 
 
+SELECTIONS = {
+    "soft_top_k": lambda x, r, k, weight: soft_top_k(r, k, 0.5),
+    "hard_top_k": lambda x, r, k, weight: hard_top_k(r, k),
+    "select_tokens": lambda x, r, k, weight: select_tokens(x, r, k)[0],
+    "diverse_top_k": lambda x, r, k, weight: diverse_top_k(r, x, k, weight),
+    "marginal_order": lambda x, r, k, weight: marginal_order(r, x @ x.mT, k, weight),
+}
+
+
+@pytest.mark.parametrize("operator", SELECTIONS)
+def test_one_compiled_graph_serves_every_budget(operator, native, device):
+    x, r, *_ = _arguments(device)
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(SELECTIONS[operator], fullgraph=True, backend=count)
+    for k in range(2, N):
+        expected = SELECTIONS[operator](x, r, k, 0.4)
+        assert torch.equal(compiled(x, r, k, 0.4), expected)
+    assert len(graphs) <= 2
+    for weight in (0.1, 0.2, 0.3):
+        expected = SELECTIONS[operator](x, r, K, weight)
+        assert torch.equal(compiled(x, r, K, weight), expected)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_draws_the_same_noise_again(reentrant, device):
     arguments = _arguments(device)
@@ -236,8 +266,29 @@ def test_a_second_derivative_is_refused(operator, native, device):
     }[operator]()
     leaf = r if operator == "soft_top_k" else x
     (grad,) = torch.autograd.grad(result.square().sum(), leaf, create_graph=True)
-    with pytest.raises(NotImplementedError, match=f"autoselect::{operator} is differentiable once"):
+    words = f"autoselect::{operator} is differentiable once.*; or use {operator}_reference"
+    with pytest.raises(NotImplementedError, match=words):
         torch.autograd.grad(grad.sum(), leaf)
+
+
+@pytest.mark.parametrize(
+    "operator", ["soft_top_k", "noise_gate", "soft_top_k_noise_gate", "select_tokens"]
+)
+def test_a_second_derivative_inside_a_transform_is_the_slope_of_the_gradient(operator, device):
+    x, r, seed, step, ids = _arguments(device)
+    function, leaf = _calls(x.detach().double(), r.detach().double(), seed, step, ids)[operator]
+    upstream = torch.randn_like(function(leaf))
+
+    def loss(value):
+        return (function(value).pow(3) * upstream).sum()
+
+    direction, size = torch.randn_like(leaf), 1e-4
+    around = [torch.func.grad(loss)(leaf + sign * size * direction) for sign in (-1, 1)]
+    expected = (around[1] - around[0]) / (2 * size)
+    product = torch.func.jvp(torch.func.grad(loss), (leaf,), (direction,))[1]
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
+    again = torch.func.grad(lambda value: (torch.func.grad(loss)(value) * direction).sum())(leaf)
+    torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_fake_tensors_have_shapes_and_no_values(native):
@@ -247,7 +298,7 @@ def test_fake_tensors_have_shapes_and_no_values(native):
             x, r, torch.full((B,), K), 0.5, _statistics("cpu"), NoiseKey(*key)
         )
         kept, positions = select_tokens(
-            noise_gate(x, gates, NoiseStatistics(r[0, :D], r[0, :D]), NoiseKey(*key)), r, K
+            noise_gate(x, gates, _statistics("cpu"), NoiseKey(*key)), r, K
         )
         assert gated.shape == (B, N, D) and gates.shape == soft_top_k(r, K, 0.5).shape == (B, N)
         assert kept.shape == (B, K, D) and positions.shape == hard_top_k(r, K).shape == (B, K)
@@ -344,3 +395,19 @@ def test_a_build_without_cuda_is_one_warning_on_a_gpu_or_an_error_when_required(
         assert run.returncode != 0 and "ImportError: AUTOSELECT_REQUIRE_NATIVE=1" in run.stderr
     else:
         assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("wanted", ["", "baseline", "neon"])
+def test_an_instruction_set_that_the_processor_lacks_is_named(wanted, native):
+    run = subprocess.run(
+        [sys.executable, "-c", "from autoselect.ops import build_info; print(build_info())"],
+        env={**os.environ, "AUTOSELECT_CPU_ISA": wanted},
+        capture_output=True,
+        text=True,
+    )
+    if wanted == "neon":
+        words = r"AUTOSELECT_CPU_ISA=neon must be baseline.* or unset on this processor"
+        assert re.search(words, run.stderr) and run.returncode != 0
+    else:
+        expected = wanted or native.build_info()["cpu_instruction_set"]
+        assert f"'cpu_instruction_set': '{expected}'" in run.stdout, run.stderr

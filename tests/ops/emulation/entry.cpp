@@ -1,9 +1,12 @@
 // C functions around the launchers, for ctypes.
+#include "cuda/grid.h"
 #include "cuda/kernels.h"
 
 using namespace autoselect;
 
 extern "C" {
+
+int64_t grid_size(int64_t work, int64_t each) { return blocks_for(work, each); }
 
 void soft_top_k_f32(const float *scores, const bool *mask,
                     const int64_t *k_rows, int64_t k, double temperature,

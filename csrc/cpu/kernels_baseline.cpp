@@ -1,12 +1,12 @@
 // The CPU kernels for any processor.
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 #include "threshold.h"
 
 namespace autoselect {
 namespace {
-#include "cpu/rows.inl"
+#include "cpu/kernels.inl"
 }  // namespace
 
-CpuRows cpu_rows_baseline() { return rows_here("baseline"); }
+CpuKernels cpu_kernels_baseline() { return kernels_here("baseline"); }
 
 }  // namespace autoselect

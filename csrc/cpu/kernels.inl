@@ -1,4 +1,4 @@
-// Included by rows_*.cpp inside one anonymous namespace per instruction set; see rows.h.
+// Included by kernels_*.cpp inside one anonymous namespace per instruction set; see kernels.h.
 //
 // Sums run over kLanes partial sums, so that the compiler can vectorise them without reordering.
 
@@ -92,7 +92,10 @@ void score_gradient(const W* logits, const W* grad_gates, const W* grad_logits, 
     const W size = magnitude(logits[i]);
     nearest = size < nearest ? size : nearest;
   }
-  const bool settled = nearest == W(INFINITY);
+  if (nearest == W(INFINITY)) {  // every gate is exactly 0 or 1
+    for (int64_t i = 0; i < count; ++i) grad_scores[i] = W(0);
+    return;
+  }
   double sums[2];
   sum_terms<W, 2>(count, sums, [&](int64_t i, W* terms) {
     W h = grad_logits != nullptr ? grad_logits[i] : W(0);
@@ -105,15 +108,16 @@ void score_gradient(const W* logits, const W* grad_gates, const W* grad_logits, 
   const W inverse = W(1) / temperature;
   for (int64_t i = 0; i < count; ++i) {
     const W weight = threshold_weight(logits[i], nearest);
-    grad_scores[i] = settled ? W(0) : (grad_scores[i] - weight * mean) * inverse;
+    grad_scores[i] = (grad_scores[i] - weight * mean) * inverse;
   }
 }
 
-// Random words of `lanes` Philox blocks from `block` on; lanes is a multiple of kLanes.
 struct BlockWords {
   uint32_t x0[kTileBlocks], x1[kTileBlocks], x2[kTileBlocks], x3[kTileBlocks];
 };
 
+// draw_words: the random words of `lanes` Philox blocks from `block` on; lanes is a multiple of
+// kLanes.
 #if defined(AUTOSELECT_AVX512)
 // One counter per 64-bit lane: the widening product takes one instruction, which the compiler does
 // not find by itself. What is left above bit 32 of a lane is never read.
@@ -196,8 +200,6 @@ inline void draw_normals(PhiloxKey stream, TokenPlace place, int64_t block, int6
     normals[4 * i + 3] = n3;
   }
 }
-
-constexpr int64_t kMaxRank = 64;
 
 #if defined(AUTOSELECT_AVX512)
 constexpr int kVectorBytes = 64;
@@ -318,7 +320,7 @@ class GroupNoise {
   int64_t count_ = 0;
   int64_t tokens_[kGroup];
   TokenPlace places_[kGroup];
-  W eta_[kGroup][kMaxRank];
+  W eta_[kGroup][kLargestRank];
   W noise_[kGroup][kTile];
 };
 
@@ -523,20 +525,23 @@ void direction_of(const T* x, const float* mean, float length, int64_t width, fl
   for (int64_t c = 0; c < width; ++c) direction[c] = (float(to_work(x[c])) - mean[c]) / length;
 }
 
+template <typename W>
+RowKernels<W> row_kernels_of() {
+  return {solve_row<W>, score_gradient<W>};
+}
+
 template <typename T>
-TokenKernels<T> token_kernels_here() {
+TokenKernels<T> token_kernels_of() {
   return {gate_forward<T>,   gate_backward<T>, mean_token<T>,
           centred_square<T>, centred_dots<T>,  direction_of<T>};
 }
 
-inline CpuRows rows_here(const char* instruction_set) {
-  return {instruction_set,
-          solve_row<float>,
-          solve_row<double>,
-          score_gradient<float>,
-          score_gradient<double>,
-          token_kernels_here<float>(),
-          token_kernels_here<double>(),
-          token_kernels_here<BFloat16>(),
-          token_kernels_here<Half16>()};
+inline CpuKernels kernels_here(const char* instruction_set) {
+  return {row_kernels_of<float>(),
+          row_kernels_of<double>(),
+          token_kernels_of<float>(),
+          token_kernels_of<double>(),
+          token_kernels_of<BFloat16>(),
+          token_kernels_of<Half16>(),
+          instruction_set};
 }

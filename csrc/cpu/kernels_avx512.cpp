@@ -1,5 +1,5 @@
 // The CPU kernels for processors with AVX-512.
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
@@ -16,15 +16,15 @@
 
 namespace autoselect {
 namespace {
-#include "cpu/rows.inl"
+#include "cpu/kernels.inl"
 }  // namespace
 #pragma GCC pop_options
 
-CpuRows cpu_rows_avx512() { return rows_here("avx512"); }
+CpuKernels cpu_kernels_avx512() { return kernels_here("avx512"); }
 
 }  // namespace autoselect
 #else
 namespace autoselect {
-CpuRows cpu_rows_avx512() { return cpu_rows_baseline(); }
+CpuKernels cpu_kernels_avx512() { return cpu_kernels_baseline(); }
 }  // namespace autoselect
 #endif

@@ -1,4 +1,4 @@
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 
 #include <c10/util/Exception.h>
 
@@ -21,26 +21,30 @@ int best_level() {
 #endif
 }
 
-CpuRows choose() {
+CpuKernels choose() {
   const char* names[] = {"baseline", "avx2", "avx512"};
   int level = best_level();
-  if (const char* wanted = std::getenv("AUTOSELECT_CPU_ISA")) {
+  const char* wanted = std::getenv("AUTOSELECT_CPU_ISA");
+  if (wanted != nullptr && *wanted != 0) {
     int asked = -1;
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i <= level; ++i) {
       if (std::string(wanted) == names[i]) asked = i;
     }
-    TORCH_CHECK(asked >= 0 && asked <= level, "AUTOSELECT_CPU_ISA=", wanted,
-                " is not available on this processor; use one up to ", names[level]);
+    TORCH_CHECK(asked >= 0, "AUTOSELECT_CPU_ISA=", wanted, " must be baseline",
+                level > 0 ? ", avx2" : "", level > 1 ? ", avx512" : "",
+                " or unset on this processor");
     level = asked;
   }
-  return level == 2 ? cpu_rows_avx512() : level == 1 ? cpu_rows_avx2() : cpu_rows_baseline();
+  return level == 2   ? cpu_kernels_avx512()
+         : level == 1 ? cpu_kernels_avx2()
+                      : cpu_kernels_baseline();
 }
 
 }  // namespace
 
-const CpuRows& cpu_rows() {
-  static const CpuRows rows = choose();
-  return rows;
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels kernels = choose();
+  return kernels;
 }
 
 }  // namespace autoselect

@@ -1,7 +1,8 @@
 // The CPU kernels: plain loops over one row or one token, compiled once per instruction set.
 //
 // The compiler vectorises them; every build computes the same bits, because products and sums are
-// never contracted or reordered.
+// never contracted or reordered. The files of an instruction set define no function with external
+// linkage, such as a template of the standard library: the linker could use that build everywhere.
 #pragma once
 
 #include "philox.h"
@@ -81,6 +82,12 @@ template <typename T>
 using Direction = void (*)(const T* x, const float* mean, float length, int64_t width,
                            float* direction);
 
+template <typename W>
+struct RowKernels {
+  SolveRow<W> solve;
+  ScoreGradient<W> score_gradient;
+};
+
 template <typename T>
 struct TokenKernels {
   GateForward<T> forward;
@@ -91,64 +98,31 @@ struct TokenKernels {
   Direction<T> direction;
 };
 
-struct CpuRows {
+// All kernels of one instruction set; those of a type are the base of that type.
+struct CpuKernels : RowKernels<float>,
+                    RowKernels<double>,
+                    TokenKernels<float>,
+                    TokenKernels<double>,
+                    TokenKernels<BFloat16>,
+                    TokenKernels<Half16> {
   const char* instruction_set;
-  SolveRow<float> solve_float;
-  SolveRow<double> solve_double;
-  ScoreGradient<float> score_gradient_float;
-  ScoreGradient<double> score_gradient_double;
-  TokenKernels<float> tokens_float;
-  TokenKernels<double> tokens_double;
-  TokenKernels<BFloat16> tokens_bfloat16;
-  TokenKernels<Half16> tokens_half;
 };
 
-CpuRows cpu_rows_baseline();
-CpuRows cpu_rows_avx2();
-CpuRows cpu_rows_avx512();
+CpuKernels cpu_kernels_baseline();
+CpuKernels cpu_kernels_avx2();
+CpuKernels cpu_kernels_avx512();
 
 // The kernels for this processor; AUTOSELECT_CPU_ISA=baseline|avx2|avx512 chooses simpler ones.
-const CpuRows& cpu_rows();
+const CpuKernels& cpu_kernels();
 
 template <typename W>
-SolveRow<W> solve_row_kernel();
-template <>
-inline SolveRow<float> solve_row_kernel() {
-  return cpu_rows().solve_float;
-}
-template <>
-inline SolveRow<double> solve_row_kernel() {
-  return cpu_rows().solve_double;
-}
-
-template <typename W>
-ScoreGradient<W> score_gradient_kernel();
-template <>
-inline ScoreGradient<float> score_gradient_kernel() {
-  return cpu_rows().score_gradient_float;
-}
-template <>
-inline ScoreGradient<double> score_gradient_kernel() {
-  return cpu_rows().score_gradient_double;
+const RowKernels<W>& row_kernels() {
+  return cpu_kernels();
 }
 
 template <typename T>
-const TokenKernels<T>& token_kernels();
-template <>
-inline const TokenKernels<float>& token_kernels() {
-  return cpu_rows().tokens_float;
-}
-template <>
-inline const TokenKernels<double>& token_kernels() {
-  return cpu_rows().tokens_double;
-}
-template <>
-inline const TokenKernels<BFloat16>& token_kernels() {
-  return cpu_rows().tokens_bfloat16;
-}
-template <>
-inline const TokenKernels<Half16>& token_kernels() {
-  return cpu_rows().tokens_half;
+const TokenKernels<T>& token_kernels() {
+  return cpu_kernels();
 }
 
 }  // namespace autoselect
