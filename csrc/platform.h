@@ -80,12 +80,14 @@ AS_INLINE float to_work(Half16 value) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
   return result;
 #else
-  const uint32_t magnitude = uint32_t(value.bits & 0x7fffu) << 13;
-  const float scaled = bits_float(magnitude) * 0x1p112f;
-  const uint32_t finite = float_bits(scaled);
-  const uint32_t special = magnitude | 0x7f800000u;
+  const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
-  return bits_float((magnitude >= 0x0f800000u ? special : finite) | sign);
+  const uint32_t normal = (magnitude << 13) + 0x38000000u;
+  // No product with a float below 2^-126, which torch.set_flush_denormal makes 0.
+  const uint32_t subnormal = float_bits(bits_float(magnitude | 0x3f000000u) - 0.5f);
+  const uint32_t finite = magnitude < 0x0400u ? subnormal : normal;
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;
+  return bits_float((magnitude >= 0x7c00u ? special : finite) | sign);
 #endif
 }
 

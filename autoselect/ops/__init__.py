@@ -1,4 +1,4 @@
-"""The operators of the method: soft top-K, noise gate, hard top-K, and a diverse top-K.
+"""The operators: soft top-K, noise gate, hard top-K, diverse top-K and marginal order.
 
 The file of an operator holds its equation, a readable reference, the autograd and fake registration
 of its native kernel, and the public function.

@@ -198,6 +198,21 @@ def test_gates_finer_than_the_arithmetic_count_as_rounded(op, device, make_key):
     assert grad[0, :2].tolist() == [0.0, 0.0] and grad.isfinite().all()
 
 
+@pytest.mark.parametrize("flush", [False, True])
+def test_an_open_gate_lets_every_float16_through(flush, native, make_key):
+    """Also those below 2^-14, if the processor flushes floats below 2^-126 to zero."""
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    tokens = bits.view(torch.float16).reshape(1, 1024, 64)
+    statistics = NoiseStatistics(torch.zeros(64), torch.ones(64))
+    if not torch.set_flush_denormal(flush):
+        pytest.skip("this processor cannot flush small numbers")
+    try:
+        found = noise_gate(tokens, torch.ones(1, 1024), statistics, make_key(1))
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(found.nan_to_num(7.0), tokens.nan_to_num(7.0))
+
+
 def test_fused_equals_the_separate_operators(device, make_key):
     from autoselect.ops.soft_top_k import soft_top_k
 
