@@ -234,6 +234,8 @@ class Attachment:
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
         given = kwargs.pop(BUDGET_ARGUMENT, None)
+        if given is None:
+            given = getattr(kwargs.get("generation_config"), BUDGET_ARGUMENT, None)
         # Without a cache each step prunes again, though the attachment's budget may have changed.
         settings = CallSettings(self.budget if given is None else given, frames, rows)
         kwargs = self.site.given(self.adapter, named_as_now(kwargs))
@@ -303,7 +305,9 @@ class Attachment:
         length = 0 if ids is None else ids.shape[1]
         call, pruned = self._prune(call, length, settings)
         if pruned is not None:
-            setattr(call["input_ids"], PRUNED, pruned)
+            own = call["input_ids"].view_as(call["input_ids"])  # the caller's stays as it is
+            setattr(own, PRUNED, pruned)
+            call["input_ids"] = own
         return call
 
     def _is_prepared(self, kwargs: Mapping[str, Any]) -> bool:
@@ -366,7 +370,7 @@ class Attachment:
         if chosen.removes_nothing and not layout.is_pruned:
             self.last = Selection(chosen, copies, layout.full_length, budgets)
             whole = adapter.with_outputs(call, outputs)
-            return whole_call(adapter, whole, plan_columns(plan, chosen.counts), layout)
+            return whole_call(adapter, whole, prompt, plan.blocks, layout)
         left = chosen.unhidden(prompt) if plan.hides_tokens else chosen
         columns = plan_columns(plan, left.counts)
         pruned, kept_columns, after = prune_call(adapter, call, outputs, columns, left.kept, layout)

@@ -6,7 +6,7 @@ translate between the two. Arguments are those of the stock `forward`.
 Dimension letters: B rows, T new columns of a call, L columns of the conversation before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.adapter import FILL_PER_TOKEN, VisualAdapter
+from autoselect.vlm.blocks import Block
 from autoselect.vlm.cache_layout import CacheLayout
 from autoselect.vlm.columns import PrunePlan
-from autoselect.vlm.host import send
+from autoselect.vlm.host import HostPrompt, send
 from autoselect.vlm.pruned_cache import (
     cached_length,
     check_kind,
@@ -131,14 +132,18 @@ def prune_call(
 
 
 def whole_call(
-    adapter: VisualAdapter, call: dict[str, Any], plan: PrunePlan, layout: CacheLayout
+    adapter: VisualAdapter,
+    call: dict[str, Any],
+    prompt: HostPrompt,
+    blocks: Sequence[Block],
+    layout: CacheLayout,
 ) -> tuple[dict[str, Any], CacheLayout | None]:
     """Return a call that keeps all columns, and what its cache will hold if its layout is needed.
 
     On a grid it is: transformers keeps on the model what later positions add to the number of
     columns, where the next call, of any conversation, replaces it.
     """
-    positions, length = adapter.positions, plan.prompt.ids.shape[1]
+    positions, (rows, length) = adapter.positions, prompt.ids.shape
     if not positions.on_grid:
         return call, None
     part, past_mask = new_columns(call, length)
@@ -147,10 +152,10 @@ def whole_call(
         found = positions.of_call(part, layout, past_mask)
         if layout.full_length:
             call = {**call, "position_ids": found}
-    rows, before = len(plan.prompt.ids), layout.full_length
-    after = CacheLayout.unpruned(rows, before + length, call["input_ids"].device)
-    deltas = positions.rope_deltas(found, plan.prompt, layout, past_mask)
-    return call, replace(after, rope_deltas=deltas, images_end=before + plan.images_end)
+    after = CacheLayout.unpruned(rows, layout.full_length + length, call["input_ids"].device)
+    deltas = positions.rope_deltas(found, prompt, layout, past_mask)
+    end = layout.full_length + 1 + max(int(block.columns[-1]) for block in blocks)
+    return call, replace(after, rope_deltas=deltas, images_end=end)
 
 
 def one_sequence(new: int, total: int, device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from autoselect import ConfigError, attach
 from autoselect.pruning.budget import budget_to_tokens
@@ -104,6 +105,18 @@ def test_a_budget_that_changes_during_generate_holds_for_the_next_call():
         assert all(map(torch.equal, ours.logits, want.logits))
         model.generate(**call)
         assert counts_of(model) == (1, 1)
+
+
+def test_a_budget_in_a_generation_config_is_the_budget_of_its_calls():
+    """transformers keeps what it does not know there, without a word."""
+    settings = GenerationConfig(max_new_tokens=2, visual_token_budget=2)
+    with attached(NAME, 4) as model:
+        model.generate(**INPUTS, generation_config=settings)
+        assert counts_of(model) == (2, 2)
+        model.generate(**INPUTS, generation_config=settings, visual_token_budget=3)
+        assert counts_of(model) == (3, 3)
+        model.generate(**INPUTS, generation_config=GenerationConfig(max_new_tokens=2))
+        assert counts_of(model) == (4, 4)
 
 
 def test_an_unknown_choice_for_small_images_is_refused():

@@ -81,3 +81,14 @@ def test_a_cache_of_all_tokens_may_be_taken_apart():
     with attached("qwen2_5_vl", MANY) as model:
         cache = model(**batch("qwen2_5_vl", [["s"]])).past_key_values
     assert DynamicCache(cache).get_seq_length() == cache.get_seq_length()
+
+
+@pytest.mark.parametrize("budget", [4, MANY])
+@torch.no_grad()
+def test_what_is_known_of_a_call_is_not_left_on_the_callers_tensors(budget):
+    """The same ids, a template's, may come again in a call without the image."""
+    inputs = batch("qwen2_5_vl", [["s"]])
+    with attached("qwen2_5_vl", budget) as model:
+        model(**inputs)
+        model.generate(**inputs, **GREEDY)
+        assert not any(vars(value) for value in inputs.values())
