@@ -115,6 +115,18 @@ def test_compiles_as_one_graph(backend, native, device):
         torch.testing.assert_close(actual, value)
 
 
+def _counted(function):
+    """Return the function compiled as one graph, and the list of graphs that its calls make."""
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=count), graphs
+
+
 def _select_by_row(x, r, budgets):
     """Compute a number through the selections with one budget per row."""
     kept, positions = select_tokens(x, r, budgets, width=K)
@@ -124,14 +136,7 @@ def _select_by_row(x, r, budgets):
 
 def test_selections_with_a_budget_per_row_compile_as_one_graph(native, device):
     x, r, *_ = _arguments(device)
-    graphs = []
-
-    def count(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(_select_by_row, fullgraph=True, backend=count)
+    compiled, graphs = _counted(_select_by_row)
     for budgets in ([1, K], [K, 2]):
         arguments = (x, r, torch.tensor(budgets, device=device))
         (expected,) = torch.autograd.grad(_select_by_row(*arguments), x)
@@ -142,18 +147,12 @@ def test_selections_with_a_budget_per_row_compile_as_one_graph(native, device):
 
 def test_one_compiled_graph_serves_every_step_and_temperature(native, device):
     x, r, seed, step, ids = _arguments(device)
-    graphs = []
-
-    def count(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
 
     def gate(x, r, temperature, step):
         key = NoiseKey(seed, step, ids)
         return soft_top_k_noise_gate(x, r, K, temperature, _statistics(device), key)[0]
 
-    torch._dynamo.reset()
-    compiled = torch.compile(gate, fullgraph=True, backend=count)
+    compiled, graphs = _counted(gate)
     for number, temperature in enumerate((0.9, 0.7, 0.5, 0.3)):
         expected = gate(x, r, temperature, step + number)
         torch.testing.assert_close(compiled(x, r, temperature, step + number), expected)
@@ -172,14 +171,7 @@ SELECTIONS = {
 @pytest.mark.parametrize("operator", SELECTIONS)
 def test_one_compiled_graph_serves_every_budget(operator, native, device):
     x, r, *_ = _arguments(device)
-    graphs = []
-
-    def count(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(SELECTIONS[operator], fullgraph=True, backend=count)
+    compiled, graphs = _counted(SELECTIONS[operator])
     for k in range(2, N):
         expected = SELECTIONS[operator](x, r, k, 0.4)
         assert torch.equal(compiled(x, r, k, 0.4), expected)
