@@ -159,6 +159,7 @@ def evaluation_settings(
         "max_images": plan.images,
         "max_new_tokens": plan.max_new_tokens,
         "rows_per_batch": plan.rows_per_batch,
+        "latency_repeats": 1,  # an ablation has no table of latencies
         "out": out,
         "tracking": False,
         **variant.eval,

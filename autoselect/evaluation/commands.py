@@ -107,9 +107,7 @@ def add_prefill_bench(kinds: Any) -> None:
     parser.add_argument(
         "--batches", default=BATCHES, help=f"batch sizes, comma-separated (default {BATCHES})"
     )
-    parser.add_argument(
-        "--repeats", type=int, help="measured rounds (default 100 on a GPU, 20 on a CPU)"
-    )
+    parser.add_argument("--repeats", type=int, help=help_of(EvalSettings, "latency_repeats"))
     parser.add_argument(
         "--warmup", type=int, help="rounds before, not measured (default 20 on a GPU, 3 on a CPU)"
     )

@@ -15,7 +15,7 @@ SETTINGS = "settings"
 """Key of a report that holds the settings that it was made with."""
 PATHS = ("model", "selector", "shards", "image_folder", "train_run")
 FREE = (
-    *("out", "images_per_part", "rows_per_batch", "audit", "latency_compiled"),
+    *("out", "images_per_part", "rows_per_batch", "audit", "latency_repeats", "latency_compiled"),
     *("device", "experiment", "tracking"),
 )
 """Settings that may differ from those of the report that is replaced."""

@@ -208,7 +208,7 @@ def measure(
     """
     vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
     selector = ready.selectors[SELECTOR].selector
-    rounds = Rounds(compiled=settings.latency_compiled)
+    rounds = Rounds(settings.latency_repeats, compiled=settings.latency_compiled)
     timed = LatencyPlan(plan.budgets, settings.latency_batch, rounds)
     latency = latency_report(vlm, selector, sample.images[0], sample.questions[0], timed)
     warnings = (other_weights(vlm, own.selector) for own in ready.selectors.values())

@@ -20,6 +20,7 @@ COUNTS = (
     "rows_per_batch",
     "max_new_tokens",
     "latency_batch",
+    "latency_repeats",
 )
 
 
@@ -70,6 +71,9 @@ class EvalSettings:
         0, "number of samples that lose most likelihood by pruning, to list and draw in the report"
     )
     latency_batch: int = setting(1, "batch size of the latency measurement")
+    latency_repeats: int | None = setting(
+        None, "measured rounds of the latency measurement; 100 on a GPU, 20 on a CPU by default"
+    )
     latency_compiled: bool = setting(
         False, "also time the language model and the selector compiled (CUDA graphs on a GPU)"
     )

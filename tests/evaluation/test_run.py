@@ -52,6 +52,7 @@ def settings(model_folder, selector_folder, shards, tmp_path):
 
 
 def test_an_evaluation_writes_the_promised_files(settings):
+    settings = dataclasses.replace(settings, latency_repeats=3)
     result = evaluate(settings, extra={"polarisation": 0.97})
     out = Path(settings.out)
     report = json.loads((out / "report.json").read_text())
@@ -68,6 +69,7 @@ def test_an_evaluation_writes_the_promised_files(settings):
         "text",
     }
     assert [row["budget"] for row in report["latency"]["pruned"]] == [4, 16]
+    assert report["latency"]["repeats"] == 3
     for row in report["rows"]:
         assert row["details"].keys() == report["full"]["details"].keys() == {"existence"}
         assert row["details"]["existence"].keys() == report["full"]["details"]["existence"].keys()
@@ -538,7 +540,10 @@ def test_another_revision_of_the_model_does_not_reuse_answers(settings, monkeypa
 
 @pytest.mark.parametrize(
     "name",
-    ["rows_per_batch", "images_per_part", "latency_batch", "max_new_tokens", "random_seeds"],
+    [
+        *("rows_per_batch", "images_per_part", "max_new_tokens", "random_seeds"),
+        *("latency_batch", "latency_repeats"),
+    ],
 )
 def test_sizes_below_one_are_refused_by_name(settings, name):
     with pytest.raises(ConfigError, match=f"{name}=0 is below 1; choose 1 or more"):
