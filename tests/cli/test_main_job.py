@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
         folder,
         *("autoselect", "eval", "--model", str(MODEL), "--selector", "run/selector"),
         *("--shards", "shards/test-*.tar", "--budgets", "8,144", "--methods", "random"),
-        *("--out", "evaluation"),
+        *("--latency-repeats", "2", "--out", "evaluation"),
     )
     return folder, log
 
