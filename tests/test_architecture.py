@@ -44,7 +44,7 @@ ALLOWED = {
         *("config", "files", "data", "tracking", "vlm", "pruning"),
         *("reference", "evaluation"),
     },
-    "serving": {"config", "files", "pruning"},
+    "serving": {"config", "files", "vlm", "pruning"},
     "cli": {
         "config",
         "data",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autoselect.config import ConfigError
 from autoselect.config.extras import require_extra
 from autoselect.serving import BLOCK
+from autoselect.serving.families import check_site
 from autoselect.serving.plugin import check_version, installed_version
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
     block["budget"] = settings.budget
     command = server_command(arguments.model, block, arguments.settings)
     check_installation()
-    settings.load()  # a wrong selector is named here, before vLLM starts and adds a traceback
+    # A wrong selector is named here, before vLLM starts and adds a traceback.
+    check_site(settings.load().site)
     print(f"$ {shlex.join(command)}", flush=True)
     os.execvp(command[0], command)
 

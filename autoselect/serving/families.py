@@ -4,6 +4,8 @@ One is in the list if `tests/serving` finds that its tiny model equals `attach()
 pixels. Every other one is refused when a model's configuration asks for a selector.
 """
 
+from autoselect.config import ConfigError
+
 FAMILIES = {
     "Glm4vForConditionalGeneration": "glm4v",
     "Gemma3ForConditionalGeneration": "gemma3",
@@ -19,3 +21,22 @@ FAMILIES = {
     "SmolVLMForConditionalGeneration": "smolvlm",
 }
 """Architectures with their model types."""
+
+BEFORE_PROJECTOR = ("InternVLForConditionalGeneration", "LlavaForConditionalGeneration")
+"""Architectures that can also be pruned before their projector."""
+
+
+def check_site(site: str, architecture: str | None = None) -> None:
+    """Raise ConfigError if vLLM does not give what a selector of a site scores.
+
+    Args:
+        site: that of the selector, see `autoselect.vlm.sites`.
+        architecture: name of the model's class; None if it is not known yet.
+    """
+    fitting = site == "before_projector" and architecture in (None, *BEFORE_PROJECTOR)
+    if site != "after_projector" and not fitting:
+        raise ConfigError(
+            f"a selector of site={site} cannot prune {architecture or 'models'} in vLLM; use one "
+            "of site=after_projector, or of site=before_projector for "
+            f"{' and '.join(BEFORE_PROJECTOR)}"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.config.extras import extra
 from autoselect.pruning.hub import other_model
-from autoselect.serving.families import FAMILIES
+from autoselect.serving.families import FAMILIES, check_site
 from autoselect.serving.settings import BLOCK, BUDGET_ARGUMENT, ServingSettings
 
 with extra("serving"):
@@ -66,13 +66,16 @@ class ConfigurationGuard(VerifyAndUpdateConfig):
 
 
 def check_selector(settings: ServingSettings, model_config: Any) -> None:
-    """Load the selector; refuse one of another width, and warn of one for another model.
+    """Load the selector; refuse one of another site or width, and warn of one for another model.
+
+    The width before the projector is known when the model is built, see `model.check_width`.
 
     Raises:
         ConfigError: it cannot be loaded, or selects at another site or for another width.
     """
     selector, width = settings.load(), model_config.hf_text_config.hidden_size
-    if selector.width != width:
+    check_site(selector.site, model_config.architecture)
+    if selector.site == "after_projector" and selector.width != width:
         raise ConfigError(
             f"{BLOCK}.selector={settings.selector} has the width {selector.width}, and the visual "
             f"tokens of {model_config.model} have {width}; use the selector trained for it (this "

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoselect.config import ConfigError
 from autoselect.config.extras import extra
 from autoselect.pruning.selector import Selector
 from autoselect.serving import BLOCK
@@ -33,6 +34,7 @@ from autoselect.serving.blocks import (
 )
 from autoselect.serving.processor import BLOCK_FIELD, ROWS_FIELD, pruned_factory
 from autoselect.serving.settings import ServingSettings
+from autoselect.vlm.projectors import projector_inputs
 
 with extra("serving"):
     from vllm.logger import init_logger
@@ -75,6 +77,8 @@ class PrunedModel(FamilyModel):
         # Not registered as a module: vLLM would look for its weights among the model's. As buffers
         # they are restored after vLLM's sleep, whose second level discards all but buffers.
         object.__setattr__(self, "selector", self.settings.load(device))
+        if self.selector.site == "before_projector":
+            check_width(self.settings, self.selector, self.multi_modal_projector)
         for name, weight in self.selector.state_dict().items():
             self.register_buffer(f"{BLOCK}_{name.replace('.', '_')}", weight, persistent=False)
         scheduler, compilation = vllm_config.scheduler_config, vllm_config.compilation_config
@@ -109,32 +113,55 @@ class PrunedModel(FamilyModel):
         sizes = [int(block.visual.sum()) for block in blocks]
         found: list[Tensor] = []
         for part, arguments in sub_batches(kwargs, rows, sizes, self.most_unpruned):
-            features = list(super().embed_multimodal(**arguments))
-            for number, kept in enumerate(self._choose(features, blocks[part])):
+            features, scored = self._encode(arguments, sizes[part])
+            for number, kept in enumerate(self._choose(scored, blocks[part])):
                 image = part.start + number
                 own = some_images(kwargs, rows, slice(image, image + 1))
                 found.append(self._fill_slots(blocks[image], features[number], kept, own))
         return found
 
-    def _choose(self, features: Sequence[Tensor], blocks: Sequence[Block]) -> list[Tensor]:
+    def _encode(
+        self, arguments: Mapping[str, Any], sizes: Sequence[int]
+    ) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """Return the projector outputs of each image [N, D], and what the Scorer reads [N, C].
+
+        Args:
+            arguments: those of the family's `embed_multimodal`.
+            sizes: N of each image in its prompt.
+        """
+        if self.selector.site == "after_projector":
+            features = list(super().embed_multimodal(**arguments))
+            # Behind the outputs may be deepstack features.
+            scored: Sequence[Tensor] = [own[:, : self.selector.width] for own in features]
+        else:
+            with projector_inputs(self.multi_modal_projector) as seen:
+                features = list(super().embed_multimodal(**arguments))
+            if len(seen) != 1:
+                raise RuntimeError(f"{type(self).__name__} ran its projector {len(seen)} times")
+            inputs = seen[0][0]
+            scored = inputs.reshape(-1, inputs.shape[-1]).split([len(own) for own in features])
+        found = [len(own) for own in features]
+        if found != list(sizes):
+            raise RuntimeError(
+                f"{type(self).__name__} encoded {found} tokens for images with {list(sizes)} in "
+                "their prompts"
+            )
+        return features, scored
+
+    def _choose(self, scored: Sequence[Tensor], blocks: Sequence[Block]) -> list[Tensor]:
         """Return the positions that stay among the N tokens of each image, int64, [K] each.
 
-        `features` has the projector outputs of each image, [N, D]; behind them deepstack features.
+        `scored` has what the Scorer reads of each image, [N, C].
         """
         alike: dict[tuple[int, int], list[int]] = {}
-        for number, (own, block) in enumerate(zip(features, blocks, strict=True)):
-            if len(own) != int(block.visual.sum()):
-                raise RuntimeError(
-                    f"{type(self).__name__} encoded {len(own)} tokens for an image with "
-                    f"{int(block.visual.sum())} in its prompt"
-                )
+        for number, (own, block) in enumerate(zip(scored, blocks, strict=True)):
             alike.setdefault((len(own), block.kept), []).append(number)
         kept: dict[int, Tensor] = {}
         for (count, stay), numbers in alike.items():
             if stay == count:
-                kept |= {n: torch.arange(count, device=features[n].device) for n in numbers}
+                kept |= {n: torch.arange(count, device=scored[n].device) for n in numbers}
                 continue
-            tokens = torch.stack([features[n][:, : self.selector.width] for n in numbers])
+            tokens = torch.stack([scored[n] for n in numbers])
             chosen = self.selector.choose(self.selector.score(tokens), tokens, stay)
             kept |= dict(zip(numbers, chosen, strict=True))
         return [kept[number] for number in range(len(blocks))]
@@ -230,6 +257,19 @@ class PrunedModel(FamilyModel):
             positions = moved if self.coordinates > 1 else moved[0]
         return super().forward(
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+
+def check_width(settings: ServingSettings, selector: Selector, projector: Any) -> None:
+    """Raise ConfigError if a selector's width is not that of the inputs of vLLM's projector."""
+    names = ("input_size", "in_features")  # of vLLM's linear layers, and of PyTorch's
+    sizes = (getattr(part, name, None) for part in projector.modules() for name in names)
+    width = next(size for size in sizes if size is not None)
+    if width != selector.width:
+        raise ConfigError(
+            f"{BLOCK}.selector={settings.selector} has the width {selector.width}, and the "
+            f"projector of the model takes {width} channels; use the selector trained for it (this "
+            f"one: {selector.metadata.get('model', 'unknown')})"
         )
 
 

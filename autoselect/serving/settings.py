@@ -74,14 +74,9 @@ class ServingSettings:
         """Return the selector, with the diversity of these settings if they have one.
 
         Raises:
-            ConfigError: it cannot be loaded, or selects at another site than behind the projector.
+            ConfigError: it cannot be loaded.
         """
         selector = Selector.from_pretrained(self.selector, device, self.revision)
-        if selector.site != "after_projector":
-            raise ConfigError(
-                f"{BLOCK}.selector={self.selector} selects at site={selector.site}; vLLM gives "
-                "projector outputs only: use a selector of site=after_projector"
-            )
         if self.diversity is not None:
             selector.diversity = checked_diversity(self.diversity)
         return selector

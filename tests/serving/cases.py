@@ -20,7 +20,7 @@ from autoselect.reference.scenes import make_scene
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "autoselect" / "reference" / "model"
-WIDTH = 192
+WIDTH, TOWER_WIDTH = 192, 128
 NEW_TOKENS = 6
 
 

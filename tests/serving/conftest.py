@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from autoselect.config import ScorerConfig
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
-from tests.serving.cases import REFERENCE, WIDTH
+from tests.serving.cases import REFERENCE, TOWER_WIDTH, WIDTH
 
 
 @pytest.fixture(scope="session")
@@ -34,4 +34,14 @@ def selector(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("selector")
     curve = [{"share": 0.05, "weight": 0.5}, {"share": 0.3, "weight": 0.1}]
     Selector(Scorer(WIDTH, ScorerConfig()), {"model": "reference"}, curve).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def before_projector(tmp_path_factory) -> Path:
+    """Return a selector with random weights that scores what the projector takes."""
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("before")
+    scorer = Scorer(TOWER_WIDTH, ScorerConfig())
+    Selector(scorer, diversity=0.3, site="before_projector").save_pretrained(folder)
     return folder

@@ -65,13 +65,13 @@ def test_a_wrong_command_starts_nothing(started, capsys, words, reason):
     [
         ("missing", "selector=missing is not a folder here"),
         ("half", "selector=half has no selector.safetensors"),
-        ("before", "autoselect.selector=before selects at site=before_projector"),
+        ("before", "a selector of site=before_encoder cannot prune models in vLLM"),
     ],
 )
 def test_a_wrong_selector_is_named_in_one_line_before_vllm_starts(started, capsys, name, reason):
     make_selector("half")
     Path("half/selector.safetensors").unlink()
-    make_selector("before", "before_projector")
+    make_selector("before", "before_encoder")
     assert cli.main(["serve", "org/model", "--selector", name, "--budget", "8"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert reason in line

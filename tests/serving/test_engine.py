@@ -94,6 +94,19 @@ def test_with_consecutive_positions_the_answers_differ(served, truth, monkeypatc
     assert largest_difference(found, truth(CASES)) > 0.5
 
 
+def test_a_selector_before_the_projector(native, before_projector, tmp_path):
+    """Compiled; images of a step are encoded in parts, and requests have their own budgets."""
+    cases = [*MIXED[:40], *THREE[:8]]
+    settings = {"enforce_eager": False, "max_num_batched_tokens": 450}
+    llm = engine(native, {"selector": str(before_projector), "budget": K}, **settings)
+    try:
+        found = answers(llm, cases, by_request=True)
+    finally:
+        stop(llm)
+    truth = truths(tmp_path / "truth", before_projector, cases)
+    assert_equal(found, truth)
+
+
 def test_compiled(served, truth):
     assert_equal(served(CASES, enforce_eager=False), truth(CASES))
 

@@ -104,12 +104,34 @@ def test_a_selector_of_another_width_is_refused(native, tmp_path):
         configured(native, {"selector": str(tmp_path), "budget": 16})
 
 
+def test_a_selector_of_another_width_before_the_projector_is_refused(native, tmp_path):
+    selector = Selector(Scorer(64, ScorerConfig()), {"model": "other"}, site="before_projector")
+    selector.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has the width 64, and the projector .* takes 128"):
+        engine(native, {"selector": str(tmp_path), "budget": 16})
+
+
+@pytest.mark.parametrize(
+    ("site", "architecture"),
+    [
+        ("before_encoder", "LlavaForConditionalGeneration"),
+        ("before_projector", "Qwen3VLForConditionalGeneration"),
+    ],
+)
+def test_a_selector_of_a_site_that_vllm_does_not_give_is_refused(tmp_path, site, architecture):
+    Selector(Scorer(64, ScorerConfig()), site=site).save_pretrained(tmp_path)
+    text = SimpleNamespace(hidden_size=64)
+    model = SimpleNamespace(model="org/one", hf_text_config=text, architecture=architecture)
+    with pytest.raises(ConfigError, match=f"site={site} cannot prune {architecture} in vLLM"):
+        guards.check_selector(ServingSettings(str(tmp_path), 16), model)
+
+
 def test_a_selector_for_another_model_of_the_hub_is_a_warning(tmp_path, monkeypatch):
     Selector(Scorer(64, ScorerConfig()), {"model": "org/one"}).save_pretrained(tmp_path)
     told, text = [], SimpleNamespace(hidden_size=64)
     monkeypatch.setattr(guards.logger, "warning_once", told.append)
     for name in ("org/one", "org/other", "/models/here"):
-        model = SimpleNamespace(model=name, hf_text_config=text)
+        model = SimpleNamespace(model=name, hf_text_config=text, architecture="other")
         guards.check_selector(ServingSettings(str(tmp_path), 16), model)
     (line,) = told
     assert line.startswith("the selector was trained for org/one, not for org/other")

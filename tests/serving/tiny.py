@@ -321,6 +321,12 @@ BUILDERS = {
     "qwen3_vl": qwen3_vl,
     "smolvlm": smolvlm,
 }
+BEFORE_PROJECTOR, PROJECTED = ("internvl",), 4 * WIDTH
+"""Families that are also pruned before their projector, and the channels that it takes."""
+
+BEFORE = "-before"
+"""End of the folders of their second runs."""
+
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 PLACEHOLDERS = {
     "gemma3": "<start_of_image>",

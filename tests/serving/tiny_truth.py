@@ -34,16 +34,25 @@ def main(folder: Path, names: list[str]) -> None:
     torch.manual_seed(5)
     selector = Selector(Scorer(tiny.WIDTH, ScorerConfig()), {"model": "tiny"})
     selector.save_pretrained(folder / "selector")
+    before = Selector(
+        Scorer(tiny.PROJECTED, ScorerConfig()), {"model": "tiny"}, site="before_projector"
+    )
+    before.save_pretrained(folder / "before")
     for name in names:
         try:
             write(folder / name, name, selector)
+            if name in tiny.BEFORE_PROJECTOR:
+                write(folder / f"{name}{tiny.BEFORE}", name, before)
         except Exception:
             (folder / name).mkdir(exist_ok=True)
             (folder / name / "error.txt").write_text(traceback.format_exc())
 
 
 def write(folder: Path, name: str, selector: Selector) -> None:
-    """Write the model, the budget of each prompt, and its answers, `full/` and `pruned/`."""
+    """Write the model, the budget of each prompt, and its answers, `full/` and `pruned/`.
+
+    `name` is that of the family.
+    """
     model, processor = tiny.build(name, folder)
     model.generation_config.eos_token_id = None
     prompts = [inputs_of(name, processor, images) for images in tiny.PROMPTS]

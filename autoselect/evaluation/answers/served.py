@@ -17,11 +17,11 @@ from autoselect.evaluation.answers.endings import up_to_end
 from autoselect.evaluation.answers.replies import Replies, Reply
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.serving.command import check_installation
+from autoselect.serving.families import check_site
 from autoselect.serving.offline import EngineProcess, Prompt
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.text.tokens import adds_special_tokens, end_ids
 
-SITE = "after_projector"
 MEMORY_FOR_ENGINE = 0.85
 """Of the memory that a GPU has free beside transformers' model."""
 
@@ -106,11 +106,10 @@ def check_served(
             f"{', '.join(selectors)}; evaluate each on its own"
         )
     (selector,) = selectors.values()
-    if selector.site != SITE:
-        raise ConfigError(
-            f"engine=vllm takes selectors of site={SITE}, this one has site={selector.site}; use "
-            "engine=transformers"
-        )
+    try:
+        check_site(selector.site, type(asked.vlm.model).__name__)
+    except ConfigError as error:
+        raise ConfigError(f"engine=vllm: {error}; or use engine=transformers") from error
     blocks = len(asked.encode([sample]).images[0])
     if blocks != len(sample.images):
         raise ConfigError(
