@@ -44,6 +44,6 @@ def test_several_selectors_sites_and_processes_are_refused(
         served.check_served({"autoselect": selector}, asked, sample, 2)
     with pytest.raises(ConfigError, match="here are autoselect, autoselect:b"):
         served.check_served({"autoselect": selector, "autoselect:b": selector}, asked, sample, 1)
-    selector.site = "before_projector"
-    with pytest.raises(ConfigError, match="site=before_projector; use engine=transformers"):
+    selector.site = "before_encoder"
+    with pytest.raises(ConfigError, match="site=before_encoder cannot prune .* engine=transformers"):
         served.check_served({"autoselect": selector}, asked, sample, 1)
