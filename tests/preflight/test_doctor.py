@@ -289,6 +289,14 @@ def test_devices_that_do_not_divide_the_batch_are_found(run):
     assert "another number of --gpus" in findings["deepspeed"]["fix"]
 
 
+def test_settings_of_zero_that_deepspeed_refuses_are_found(run, tmp_path):
+    path = tmp_path / "zero2.json"
+    path.write_text(ZERO2.read_text().replace("overlap_comm", "overlap_com"))
+    code, findings = run("--deepspeed", str(path))
+    assert code == 1 and findings["deepspeed"]["status"] == "fail"
+    assert "zero_optimization.overlap_com=False is refused" in findings["deepspeed"]["found"]
+
+
 def test_a_dead_tracking_server_is_no_fault_of_a_run_that_does_not_track(run, monkeypatch):
     """The test follows the advice of the failing check."""
     plant_dead_server(monkeypatch)

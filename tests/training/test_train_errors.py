@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, *flags: str, batch: int = 16) -> None:
+def run(folder: Path, *flags: str, batch: int = 16, zero: dict | None = None) -> None:
     defaults = [
         f"--model={folder / 'vlm'}",
         f"--data.train_shards={folder / 'shards' / 'train-*.tar'}",
@@ -45,7 +45,10 @@ def run(folder: Path, *flags: str, batch: int = 16) -> None:
         "--tracking=false",
     ]
     config = load_config(TrainConfig, None, [*defaults, *flags])
-    train(config, DeepSpeedConfig.load(DEEPSPEED).with_batch(batch, batch), ALONE)
+    deepspeed = DeepSpeedConfig.load(DEEPSPEED).with_batch(batch, batch)
+    if zero is not None:
+        deepspeed = DeepSpeedConfig({**deepspeed.values, "zero_optimization": zero})
+    train(config, deepspeed, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,18 @@ def test_what_does_not_fit_is_named_before_anything_is_written(folder, flag, mes
     with pytest.raises(ConfigError, match=message.replace("*", r"\*")):
         run(folder, flag)
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        ({"stage": 2, "overlap_com": True}, "zero_optimization.overlap_com=True is refused"),
+        ({"stage": 2, "overlap_comm": "yess"}, "zero_optimization.overlap_comm='yess' is refused"),
+    ],
+)
+def test_what_deepspeed_refuses_is_named_before_the_model_is_loaded(folder, zero, message):
+    with pytest.raises(ConfigError, match=message):
+        run(folder, "--model=/nowhere/vlm", zero=zero)
 
 
 def test_a_configuration_of_the_user_in_the_run_folder_is_not_replaced(folder, tmp_path):
