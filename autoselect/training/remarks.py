@@ -32,6 +32,8 @@ def report_smaller_images(smaller: int, images: int) -> None:
 
 def summary(metrics: dict[str, float]) -> str:
     """Return the most important metrics as one line."""
+    if "train/loss" not in metrics:
+        return "nothing to train on"
     return (
         f"loss {metrics['train/loss']:.3f}, polarisation {metrics['train/polarisation']:.3f}, "
         f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "

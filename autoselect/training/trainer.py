@@ -178,7 +178,7 @@ class Trainer:
             metrics = self.update(micro_batches, waited)
             self.step += 1
             self.remaining.done += 1
-            self.polarisation = metrics["train/polarisation"]
+            self.polarisation = metrics.get("train/polarisation", self.polarisation)
             bar.update()
             bar.set_postfix_str(summary(metrics))
             self.log(metrics)
@@ -259,6 +259,7 @@ class Trainer:
         setting: GateSetting,
         rate: float,
     ) -> dict[str, float]:
+        """Return the metrics of the last update; those of its answers and gates if it had any."""
         loss, gates, top, best, images, smaller = sum_over_ranks(
             [
                 total([o.loss_sum.detach() for o in outputs]),
@@ -272,10 +273,14 @@ class Trainer:
         )
         self.images += int(images)
         self.smaller_images += int(smaller)
-        return {
-            "train/loss": loss / max(work.answers, 1.0),
-            "train/polarisation": top / max(best, 1.0),
-            "train/budget_error_tokens": abs(gates - best) / max(images, 1.0),
+        measured = {}
+        if images:
+            measured = {
+                "train/loss": loss / max(work.answers, 1.0),
+                "train/polarisation": top / best,
+                "train/budget_error_tokens": abs(gates - best) / images,
+            }
+        return measured | {
             "train/token_budget": setting.token_budget,
             "train/temperature": setting.temperature,
             "train/learning_rate": rate,

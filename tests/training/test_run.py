@@ -1,5 +1,6 @@
 """A run in this process, on one rank: what its steps depend on, and when it may resume."""
 
+import json
 import os
 import random
 from contextlib import contextmanager, nullcontext
@@ -143,6 +144,12 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
         n > 0 for n in images
     ]
     assert logged[5]["train/empty_steps"] == 4
+    trained = images.index(1) + 1
+    measured = {"train/loss", "train/polarisation", "train/budget_error_tokens"}
+    for step, metrics in logged.items():
+        assert measured & metrics.keys() == (measured if step == trained else set())
+    selector = json.loads((tmp_path / "run" / "selector" / "config.json").read_text())
+    assert selector["training"]["polarisation"] == logged[trained]["train/polarisation"]
     first = images.index(0) + 1
     assert f"step {first} trains nothing" in caplog.text
 
