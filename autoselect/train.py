@@ -14,6 +14,7 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import settings_help
 from autoselect.config.programs import DEFAULT_DEEPSPEED
+from autoselect.data.loader import death_of_worker
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
@@ -66,14 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:
         rank_zero.report_end(str(error))
         return 2 if isinstance(error, ConfigError) else 1
-    except RankLostError as error:
-        logger.error("%s", error)
-        return EXIT_RANK_LOST
     except RuntimeError as error:
-        if not lost_contact(error):
+        died = death_of_worker(error)
+        if not (died or isinstance(error, RankLostError) or lost_contact(error)):
             raise
-        logger.error("the other ranks were lost: %s", error)
-        return EXIT_RANK_LOST
+        logger.error("%s", died or error)
+        return 1 if died else EXIT_RANK_LOST
 
 
 def _train(
