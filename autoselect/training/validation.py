@@ -7,6 +7,7 @@ close, and the training would end although the Scorer still learns.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -151,6 +152,27 @@ def judged(progress: Progress, step: int, loss: float) -> Progress:
     elif progress.best_loss is None or loss < progress.best_loss:
         return replace(progress, best_loss=loss, best_step=step, since_best=0)
     return replace(progress, since_best=progress.since_best + 1)
+
+
+def check_best(output: Path, progress: Progress) -> None:
+    """Check that the selector of the lowest held-out loss so far is where training left it.
+
+    Raises:
+        ConfigError: it is missing, or of another step.
+    """
+    if progress.best_step is None:
+        return
+    folder = output / BEST_FOLDER
+    try:
+        step = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["steps"]
+    except (OSError, ValueError, LookupError, TypeError):
+        step = None
+    if step != progress.best_step:
+        raise ConfigError(
+            f"{folder} must hold the selector of step {progress.best_step}, which had the lowest "
+            f"held-out loss, and holds {'none' if step is None else f'that of step {step}'}; "
+            "restore it from a backup, or choose another output folder to train anew"
+        )
 
 
 def take_best(output: Path, selector: Path, progress: Progress) -> None:
