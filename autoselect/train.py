@@ -14,12 +14,12 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import settings_help
 from autoselect.config.programs import DEFAULT_DEEPSPEED
-from autoselect.data.loader import death_of_worker
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankFailedError, RankLostError
 from autoselect.ranks.signals import SignalFlag
+from autoselect.training.remarks import cause_of_end
 from autoselect.training.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:
         rank_zero.report_end(str(error))
         return 2 if isinstance(error, ConfigError) else 1
-    except RuntimeError as error:
-        died = death_of_worker(error)
-        if not (died or isinstance(error, RankLostError) or lost_contact(error)):
+    except (OSError, RuntimeError) as error:
+        cause = cause_of_end(error)
+        if not (cause or isinstance(error, RankLostError) or lost_contact(error)):
             raise
-        logger.error("%s", died or error)
-        return 1 if died else EXIT_RANK_LOST
+        logger.error("%s", cause or error)
+        return 1 if cause else EXIT_RANK_LOST
 
 
 def _train(

@@ -1,6 +1,8 @@
 """Bad input to training or evaluation: one clear message, exit code 2, nothing half-done."""
 
+import errno
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -100,6 +102,20 @@ def test_a_configuration_of_the_user_in_the_run_folder_is_not_replaced(folder, t
 def test_wrong_settings_end_with_code_two(capsys, arguments, message):
     assert entry.main(["--deepspeed", str(DEEPSPEED), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_one_line_and_other_faults_with_a_traceback(monkeypatch, capsys):
+    def failing(number):
+        def fail(*_given):
+            raise OSError(number, os.strerror(number), "run/config.yaml")
+
+        monkeypatch.setattr(entry.processes, "init_distributed", fail)
+        return entry.main(["--deepspeed", str(DEEPSPEED)])
+
+    assert failing(errno.ENOSPC) == 1
+    assert "'run/config.yaml'; free some space, then start again" in capsys.readouterr().err
+    with pytest.raises(PermissionError):
+        failing(errno.EACCES)
 
 
 EVALUATION = ["--model=m", "--selector=s", "--shards=t", "--out=o", "--budgets=8"]
