@@ -75,8 +75,8 @@ class Trainer:
         self.images, self.smaller_images = progress.images, progress.smaller_images
         self.empty_steps = progress.empty_steps
         self.polarisation = progress.polarisation
-        self.progress = progress
         self.validation = validation_of(run, self.sizes.micro, self.loader.batch_size)
+        self.progress = self.validation.resumed(progress) if self.validation else progress
         # What earlier runs could not deliver may take long.
         with run.heartbeat.independently("starting the tracked run"):
             self.tracker = start_tracker(run, progress.tracking_run_id)

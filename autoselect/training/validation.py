@@ -7,6 +7,7 @@ close, and the training would end although the Scorer still learns.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -84,6 +85,16 @@ def held_out_rows(config: TrainConfig, shards: ShardSet, batch_size: int) -> lis
     return found
 
 
+def rows_digest(rows: Sequence[Sample]) -> str:
+    """Return a digest of texts and pictures."""
+    digest = hashlib.sha256()
+    for row in rows:
+        text = json.dumps([row.key, row.record, [len(image) for image in row.images]])
+        for part in (text.encode(), *row.images):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 class Validation:
     """Measures the held-out loss and remembers the lowest one.
 
@@ -99,6 +110,7 @@ class Validation:
     def __init__(self, run: Run, micro_batch: int, rows: Sequence[Sample]) -> None:
         self.run = run
         self.config = run.config.validation
+        self.digest = rows_digest(rows)
         chunks = [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
         world = run.info.world_size
         own = chunks[run.info.rank :: world]
@@ -115,6 +127,19 @@ class Validation:
                 f"validation: none of {len(rows)} rows has a usable answer, so the held-out loss "
                 "is unknown; give other validation.shards"
             )
+
+    def resumed(self, progress: Progress) -> Progress:
+        """Return the progress with the digest of the rows.
+
+        Raises:
+            ConfigError: earlier losses were measured on other rows.
+        """
+        if progress.held_out_digest not in (None, self.digest):
+            raise ConfigError(
+                f"output={self.run.config.output} holds a run whose held-out rows were others; "
+                f"restore validation.shards={self.config.shards}, or choose another output folder"
+            )
+        return replace(progress, held_out_digest=self.digest)
 
     def due(self, step: int) -> bool:
         return step % self.config.every == 0 or step == self.run.config.steps

@@ -147,6 +147,20 @@ def test_a_run_killed_around_its_best_step_ends_with_the_selector_of_that_step(
             run(iter([]))
 
 
+def test_a_run_that_resumes_with_other_held_out_rows_is_refused(alone, folder, tmp_path):
+    """Its losses could not be compared with the lowest one of the checkpoint."""
+    own = tmp_path / "held-out"
+    shutil.copytree(folder / "shards", own, ignore=shutil.ignore_patterns("train-*", "test-*"))
+    config = config_of(folder, tmp_path / "run", f"--validation.shards={own}", "--steps=1")
+    with Heartbeat(alone) as heartbeat:
+        assert trainer_of(config, alone, heartbeat).run()
+        assert trainer_of(config, alone, heartbeat).run()
+        shutil.rmtree(own)
+        shutil.copytree(folder / "shards", own, ignore=shutil.ignore_patterns("train-*", "val-*"))
+        with pytest.raises(ConfigError, match="held-out rows were others; restore validation"):
+            trainer_of(config, alone, heartbeat)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_never_the_best(bad, tmp_path):
     progress = Progress()
