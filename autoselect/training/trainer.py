@@ -25,6 +25,7 @@ from autoselect.training.update_guard import UpdateGuard
 from autoselect.training.validation import (
     BEST_FOLDER,
     check_best,
+    is_over,
     judged,
     take_best,
     validation_of,
@@ -158,7 +159,7 @@ class Trainer:
         self.progress = judged(self.progress, self.step, loss)
         self.tracker.log_metrics({"validation/loss": loss}, self.step)
         logger.info("step %d: held-out loss %.4f", self.step, loss)
-        return bool(self.validation.is_over(self.progress))
+        return is_over(self.config.validation, self.progress)
 
     @property
     def at_best(self) -> bool:
@@ -180,7 +181,7 @@ class Trainer:
             self._export_best()
         elif self.config.validation.patience:
             rank_zero.on_main(lambda: check_best(self.parts.output, self.progress))
-        if self.validation is not None and self.validation.is_over(self.progress):
+        if is_over(self.config.validation, self.progress):
             return True
         self.engine.train()
         self.parts.signals.steps_begin()

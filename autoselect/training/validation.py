@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, TrainConfig, ValidationConfig
 from autoselect.data.faults import BadSample
 from autoselect.data.loader import collate_usable
 from autoselect.data.order import epoch_slice
@@ -161,8 +161,10 @@ class Validation:
         dist.all_reduce(totals)
         return float(totals[0] / totals[1])
 
-    def is_over(self, progress: Progress) -> bool:
-        return 0 < self.config.patience <= progress.since_best
+
+def is_over(config: ValidationConfig, progress: Progress) -> bool:
+    """Return True if the held-out loss has not fallen for as long as a training waits."""
+    return 0 < config.patience <= progress.since_best
 
 
 def judged(progress: Progress, step: int, loss: float) -> Progress:

@@ -1,5 +1,6 @@
 """`autoselect doctor` finds every planted fault and names the fix; a sound run passes."""
 
+import json
 import re
 import shutil
 import socket
@@ -23,7 +24,7 @@ from autoselect.preflight import checks as doctor_checks
 from autoselect.preflight import doctor
 from autoselect.preflight.finding import Machine, Subject
 from autoselect.preflight.model_check import check_model
-from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.checkpoint import CheckpointStore, read_checkpoint
 from autoselect.training.state import Origin
 from autoselect.vlm import loading
 from autoselect.vlm.backbone import FrozenVLM
@@ -356,6 +357,21 @@ def test_a_run_that_lies_there_is_named(run, begun):
     assert run("--gpus", "2")[1]["output"] == findings["output"], "at any number of ranks"
     begun(TrainConfig().steps)
     assert "holds a finished run" in run()[1]["output"]["found"]
+
+
+def test_a_run_that_a_validation_ended_is_finished_if_its_best_selector_is_there(run, begun):
+    validation = {"every": 10, "patience": 2, "images": 1, "shards": "shards/train-*.tar"}
+    run(validation=validation)
+    checkpoint = begun(200)
+    state = read_checkpoint(checkpoint)
+    shutil.rmtree(checkpoint)
+    progress = replace(state.progress, best_loss=1.0, best_step=180, since_best=2)
+    CheckpointStore("run/checkpoints").save(replace(state, progress=progress))
+    code, findings = run(validation=validation)
+    assert code == 1 and "run/best must hold the selector of step 180" in str(findings["output"])
+    Path("run/best").mkdir()
+    Path("run/best/config.json").write_text(json.dumps({"training": {"steps": 180}}))
+    assert "holds a finished run" in run(validation=validation)[1]["output"]["found"]
 
 
 def test_a_configuration_of_the_user_in_the_output_folder_is_found(run, begun):
