@@ -19,6 +19,7 @@ from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat, lost_contact
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankFailedError, RankLostError
 from autoselect.ranks.signals import SignalFlag
+from autoselect.training.remarks import cause_of_end
 from autoselect.training.update_guard import NumbersError
 
 logger = logging.getLogger(__name__)
@@ -66,14 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, NumbersError, QuarantineBudgetError, RankFailedError) as error:
         rank_zero.report_end(str(error))
         return 2 if isinstance(error, ConfigError) else 1
-    except RankLostError as error:
-        logger.error("%s", error)
-        return EXIT_RANK_LOST
-    except RuntimeError as error:
-        if not lost_contact(error):
+    except (OSError, RuntimeError) as error:
+        cause = cause_of_end(error)
+        if not (cause or isinstance(error, RankLostError) or lost_contact(error)):
             raise
-        logger.error("the other ranks were lost: %s", error)
-        return EXIT_RANK_LOST
+        logger.error("%s", cause or error)
+        return 1 if cause else EXIT_RANK_LOST
 
 
 def _train(

@@ -11,6 +11,7 @@ from autoselect import __version__
 from autoselect.cli.import_faults import explained_imports
 from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
+from autoselect.config.bounds import place
 from autoselect.config.destinations import check_file, check_folder
 from autoselect.config.flags import CommandParser, describe_commands
 from autoselect.config.programs import EXIT_INTERRUPTED
@@ -118,6 +119,7 @@ def _in_line(value: object) -> str:
 def check_destinations(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if isinstance(value, str | Path) and name in ("out", "output", "work", "json"):
+            place(name, str(value))
             (check_file if name == "json" else check_folder)(name, value)
 
 

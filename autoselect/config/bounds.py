@@ -1,6 +1,7 @@
 """Bounds of numbers in settings, as checks that name the setting."""
 
 import math
+import re
 
 from autoselect.config.errors import ConfigError, require
 
@@ -22,6 +23,14 @@ def temperature(name: str, value: float) -> None:
 
 def share(name: str, value: float) -> None:
     require(0 <= value <= 1, f"{name}={value} must lie in 0..1; it is a share of the whole")
+
+
+def place(name: str, value: str) -> None:
+    """Raise ConfigError unless a text names a place: only shells expand `~` and `$NAME`."""
+    require(value.strip() != "", f"{name}={value!r} is empty; name a folder, file or address")
+    unexpanded = re.match(r"~|.*\$[A-Za-z_{]", value)
+    rule = f"{name}={value}: ~ and $NAME stay as they are in files and behind an equals sign"
+    require(unexpanded is None, f"{rule}; write the whole path")
 
 
 def check_diversity(value: float) -> None:

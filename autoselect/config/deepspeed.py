@@ -17,27 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.adam import EXAMPLE, check_adam
 from autoselect.config.files import to_dict
 
-REQUIRED_KEYS = frozenset({"train_batch_size", "train_micro_batch_size_per_gpu"})
-KNOWN_KEYS = REQUIRED_KEYS | {
+BATCH_KEYS = frozenset({"train_batch_size", "train_micro_batch_size_per_gpu"})
+KNOWN_KEYS = BATCH_KEYS | {
     "gradient_clipping",
     "communication_data_type",
     "data_types",
     "optimizer",
     "zero_optimization",
-    "activation_checkpointing",
     "comms_logger",
     "flops_profiler",
-    "prescale_gradients",
-    "gradient_predivide_factor",
     "steps_per_print",
     "wall_clock_breakdown",
     "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer",
 }
-OWN_SETTINGS = {"lr": "optimizer.learning_rate", "weight_decay": "optimizer.weight_decay"}
-"""Parameters of the optimiser that the training sets, by the names of its settings."""
 FLOAT32_NAMES = ("fp32", "float32")
 
 
@@ -120,8 +116,8 @@ class DeepSpeedConfig:
 
     @property
     def optimizer(self) -> dict[str, Any]:
-        """Type and parameters of the optimiser; empty if the file has none."""
-        return dict(self.values.get("optimizer", {}))
+        """Type and parameters of the optimiser."""
+        return dict(self.values["optimizer"])
 
     @property
     def zero_stage(self) -> int:
@@ -189,42 +185,47 @@ def _check_keys(values: Mapping[str, Any]) -> None:
             "bf16/fp16 would convert the trained part, which is kept in float32; remove the key "
             "(the dtype of the frozen model is an option of the training configuration)"
         )
+    if "activation_checkpointing" in unknown:
+        raise ConfigError(
+            "activation_checkpointing would have no effect here, because it is a setting of the "
+            "training; remove the key and give --activation_checkpointing true"
+        )
     if unknown:
         known = ", ".join(sorted(KNOWN_KEYS))
         raise ConfigError(f"unknown key {', '.join(unknown)}; known keys: {known}")
-    missing = sorted(REQUIRED_KEYS - set(values))
+    missing = sorted(BATCH_KEYS - set(values))
     if missing:
         raise ConfigError(f"missing key {', '.join(missing)}; add it as a positive integer")
+    if "optimizer" not in values:
+        raise ConfigError(f"missing key optimizer; add {EXAMPLE}")
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
-    for key in sorted(REQUIRED_KEYS):
+    for key in sorted(BATCH_KEYS):
         value = values[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(
                 f"{key}={value!r} is not a positive integer; give a number of samples"
             )
-    for key in ("zero_optimization", "data_types", "optimizer"):
+    for key in ("zero_optimization", "data_types"):
         if not isinstance(values.get(key, {}), Mapping):
             raise ConfigError(
                 f"{key}={values[key]!r} is not a JSON object; give settings in braces"
             )
-    parameters = values.get("optimizer", {}).get("params") or {}
-    if not isinstance(parameters, Mapping):
-        raise ConfigError(
-            f"optimizer.params={parameters!r} is not a JSON object; give settings in braces"
-        )
-    for name, own in OWN_SETTINGS.items():
-        if name in parameters:
-            raise ConfigError(
-                f"optimizer.params.{name}={parameters[name]!r} would have no effect, because it is "
-                f"a setting of the training; remove it here and give --{own}"
-            )
+    check_adam(values["optimizer"])
     clipping = values.get("gradient_clipping", 0.0)
     number = isinstance(clipping, int | float) and not isinstance(clipping, bool)
     if not number or not 0 <= clipping < math.inf:
         raise ConfigError(f"gradient_clipping={clipping!r} must be 0 (off) or a norm above 0")
-    accumulation = values.get("data_types", {}).get("grad_accum_dtype", "fp32")
+    every = values.get("steps_per_print", 10)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ConfigError(f"steps_per_print={every!r} is not a positive integer; leave it out")
+    data_types = dict(values.get("data_types", {}))
+    accumulation = data_types.pop("grad_accum_dtype", "fp32")
+    if data_types:
+        raise ConfigError(
+            f"unknown key data_types.{next(iter(data_types))}; known key: grad_accum_dtype"
+        )
     for key, value in (
         ("data_types.grad_accum_dtype", accumulation),
         ("communication_data_type", values.get("communication_data_type", "fp32")),

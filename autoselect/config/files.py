@@ -134,7 +134,8 @@ def parse_flags(flags: list[str]) -> dict[str, Any]:
         require(flag.startswith("--"), f"unexpected argument {flag!r}; write --NAME VALUE")
         name, equals, text = flag[2:].partition("=")
         if not equals:
-            require(bool(remaining), f"flag --{name} has no value; write --{name} VALUE")
+            given = remaining and not remaining[0].startswith("--")
+            require(bool(given), f"flag --{name} has no value; write --{name} VALUE")
             text = remaining.pop(0)
         _place(nested, name, _value(text))
     return nested

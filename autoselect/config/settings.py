@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from autoselect.config.bounds import at_least, positive, share
+from autoselect.config.bounds import at_least, place, positive, share
 from autoselect.config.errors import require
 from autoselect.config.gate import GateConfig
 from autoselect.config.setting import setting
@@ -79,6 +79,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        place("data.train_shards", self.train_shards)
         at_least(1, "data.max_text_tokens", self.max_text_tokens)
         at_least(0, "data.workers", self.workers)
         share("data.quarantine_budget", self.quarantine_budget)
@@ -127,6 +128,7 @@ class ValidationConfig:
     images: int = setting(128, "rows to measure on")
 
     def __post_init__(self) -> None:
+        place("validation.shards", self.shards)
         at_least(0, "validation.every", self.every)
         at_least(0, "validation.patience", self.patience)
         at_least(1, "validation.images", self.images)
@@ -185,6 +187,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "keep_checkpoints", "log_every", "max_skipped_steps"):
             at_least(1, name, getattr(self, name))
+        place("model", self.model)
+        place("output", self.output)
+        require(
+            self.experiment.strip() != "", "experiment is empty; give it a name, such as autoselect"
+        )
         at_least(0, "tune_images", self.tune_images)
         require(
             0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0..2^63-1; choose another number"

@@ -19,6 +19,7 @@ from autoselect.data.convert import (
     Rejected,
     claim,
     convert_llava,
+    name_of,
     write_json_lines,
 )
 from autoselect.data.decode import ImageError, ImageTooLarge, Limits, read_image
@@ -60,23 +61,23 @@ def _caption_row(row: Any, prompt: str) -> tuple[dict[str, Any], str]:
     listed as rejected.
     """
     fields = row if isinstance(row, Mapping) else {}
-    image = next((fields[name] for name in IMAGES if name in fields), None)
+    image = next((fields[name] for name in IMAGES if _filled(fields.get(name))), None)
     turns, fault = [], ""
     try:
         turns = caption_turns(_caption_of(row), prompt)
     except RecordError as error:
         fault = str(error)
-    own = {"id": str(fields.get("id", "")), "conversations": turns}
+    own = {"id": name_of(row), "conversations": turns}
     return own if image is None else {**own, "image": image}, fault
 
 
 def _caption_of(row: Any) -> Any:
-    """Return the caption of a row; raise RecordError if it has none."""
+    """Return the first caption of a row that is not empty; raise RecordError if it has none."""
     if not isinstance(row, Mapping):
         raise RecordError("wrong_json", f"expected an object, found {type(row).__name__}")
-    for name in CAPTIONS:
-        if name in row:
-            return row[name]
+    known = [row[name] for name in CAPTIONS if name in row]
+    if known:
+        return next(filter(_filled, known), known[0])
     talks = any(plain_key(key) in TURN_KEYS for key in row)
     hint = "; conversations are for `autoselect shards convert-llava`" if talks else ""
     raise RecordError(
@@ -84,6 +85,11 @@ def _caption_of(row: Any) -> Any:
         f"every row needs a caption as {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]}; "
         f"the row has the keys {', '.join(map(str, row)) or '(none)'}{hint}",
     )
+
+
+def _filled(value: Any) -> bool:
+    """Return False for what an empty column becomes: null, an empty list, or white space."""
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def convert_caption_rows(

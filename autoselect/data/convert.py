@@ -134,6 +134,12 @@ def convert_llava(
     return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected, pictured)
 
 
+def name_of(row: Any) -> str:
+    """Return the `id` of a row as text, empty if it has none."""
+    name = row.get("id") if isinstance(row, dict) else None
+    return "" if name is None else str(name)
+
+
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     write_bytes(path, b"".join(_dump(value) + b"\n" for value in values))
 
@@ -188,8 +194,7 @@ def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
                 record, images = _read_row(fields, job.image_folders, job.limits)
                 writer.write(f"{job.key_prefix}{row:09d}", record, images)
             except RecordError as error:
-                name = str(fields.get("id", "")) if isinstance(fields, dict) else ""
-                rejected.append(Rejected(row, name, error.kind, str(error)))
+                rejected.append(Rejected(row, name_of(fields), error.kind, str(error)))
     write_bytes(note, _dump([asdict(one) for one in rejected]))
     return rejected, _count_pictured(job, rejected)
 

@@ -7,6 +7,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -170,7 +171,9 @@ class ShardSet:
         """Raise ConfigError if a key comes twice, in one shard or in two."""
         seen: dict[str, int] = {}
         for number, (path, header) in enumerate(zip(self._indexes, self.headers, strict=True)):
-            for key in read_keys(path, header):
+            with _reading(f"index={path}"):
+                keys = read_keys(path, header)
+            for key in keys:
                 if (first := seen.setdefault(key, number)) != number:
                     table = self._table(number)
                     offset = table.members(table.keys.index(key))[0].start
@@ -212,13 +215,14 @@ class ShardSet:
         Raises:
             BadSample: the shard is cut or damaged there, or the record breaks a rule.
             IndexError: the number is out of range.
-            OSError: the shard cannot be reached.
+            ConfigError: the shard or its index cannot be reached.
         """
         number, key, entries = self.locate(sample_id)
         shard, start = self.shards[number], entries[0].start
         limits = self.limits or self.headers[number].limits
         try:
-            members = self._read_members(shard, entries, limits)
+            with _reading(f"shard={shard}"):
+                members = self._read_members(shard, entries, limits)
             record = parse_record(members["json"])
             suffixes = image_order(record, key, list(members))
         except RecordError as error:
@@ -262,10 +266,22 @@ class ShardSet:
         return members
 
     def _load_table(self, number: int) -> IndexTable:
-        return read_table(self._indexes[number], self.headers[number])
+        with _reading(f"index={self._indexes[number]}"):
+            return read_table(self._indexes[number], self.headers[number])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardSet, (self.shards, self._indexes, self.headers, self.limits)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Raise ConfigError for a file that was there when the shards were opened, and now fails."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{name} cannot be read any more: {error}; mend the storage, then start again"
+        ) from error
 
 
 def _damage(piece: memoryview, entry: Entry) -> tuple[FaultKind, str]:

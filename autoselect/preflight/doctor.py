@@ -23,6 +23,7 @@ from autoselect.config.programs import DEFAULT_PORT
 from autoselect.preflight.checks import MACHINE_CHECKS, NEED_MODEL, RUN_CHECKS
 from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.removal_check import check_removal
+from autoselect.training.zero_settings import check_zero
 
 REMOVAL = "removal"
 MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
@@ -41,6 +42,7 @@ def read_configuration(
         findings.append(_refused("config", error, f"correct {path or 'the flags'}"))
     try:
         settings = DeepSpeedConfig.load(deepspeed)
+        check_zero(settings)
         sizes = settings.split(machine.gpus)
         found = f"{deepspeed}: {sizes.total} = {sizes.micro} x {machine.gpus} devices"
         findings.append(Finding("deepspeed", "ok", f"{found} x {sizes.accumulation} accumulated"))

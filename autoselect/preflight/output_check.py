@@ -16,6 +16,7 @@ from autoselect.preflight.shards_check import without_index
 from autoselect.reference.resources import REFERENCE, SHARDS_FOLDER, resolve_model
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import Origin, TrainingState
+from autoselect.training.validation import check_best, is_over
 from autoselect.vlm.model_files import local_folder
 
 AFRESH = "choose another `output` to start afresh"
@@ -48,7 +49,7 @@ def check_output(subject: Subject) -> Finding:
     if refusal:
         return Finding("output", "fail", refusal, f"do what it says, or {AFRESH}")
     found = f"{output} holds a run; it resumes at step {state.step} of {config.steps}"
-    if state.step >= config.steps:
+    if state.step >= config.steps or is_over(config.validation, state.progress):
         found = f"{output} holds a finished run; a new start trains no further"
     if problems:
         found += f", because later checkpoints are not usable: {problems}"
@@ -70,6 +71,8 @@ def _refusal(state: TrainingState, subject: Subject) -> str:
     )
     try:
         check_resumable(state, config, now)
+        if config.validation.patience and state.progress.best_step != state.step:
+            check_best(Path(config.output), state.progress)
     except ConfigError as error:
         return str(error)
     return ""

@@ -67,12 +67,16 @@ class CheckpointStore:
         assert keep >= 1, keep
         self.folder = Path(folder)
         self.keep = keep
+        self._loaded = False
+        self._own: Path | None = None
+        """What the pointer named when this store last read or wrote it."""
 
     def save(self, state: TrainingState) -> Path:
         """Write a checkpoint of rank 0's state and return its folder, once it is complete.
 
         Raises:
-            CheckpointError: rank 0 could not write; raised on every rank.
+            CheckpointError: rank 0 could not write, or another run has written into the folder
+                since `load`; raised on every rank.
         """
         target = self.folder / _name(state.step)
         _on_main(lambda: self._write(state, target), f"checkpoint {target} could not be written")
@@ -89,6 +93,12 @@ class CheckpointStore:
         return _on_main(self._read_best, f"no usable checkpoint: {self.folder}")
 
     def _write(self, state: TrainingState, target: Path) -> None:
+        named = self._named()
+        if self._loaded and named not in (None, self._own):
+            raise CheckpointError(
+                f"another run has written {named} meanwhile, and two runs must not share an output "
+                "folder; end one of them, or give each an `output` of its own"
+            )
         if self._is_current(target):
             return  # the same step of the same run; replacing it would open a gap
         partial = target.with_name(target.name + PARTIAL)
@@ -114,6 +124,7 @@ class CheckpointStore:
         _write_text(new, name + "\n")
         new.replace(self.folder / POINTER)
         sync_folder(self.folder)
+        self._own = self._named()
 
     def _prune(self) -> None:
         """Remove half-written checkpoints and, beyond `keep`, those that `load` would try last.
@@ -171,6 +182,7 @@ class CheckpointStore:
         return None, wrong
 
     def _read_best(self) -> TrainingState | None:
+        self._loaded, self._own = True, self._named()
         state, wrong = self.best()
         for problem in wrong:
             logger.warning("checkpoint refused: %s", problem)

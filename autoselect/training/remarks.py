@@ -2,6 +2,9 @@
 
 import logging
 
+from autoselect.data.loader import death_of_worker
+from autoselect.files.atomic import DISK_FULL
+
 logger = logging.getLogger(__name__)
 LEAST_POLARISATION = 0.95
 """Share of the budget at the K best gates below which the end of training warns."""
@@ -32,8 +35,18 @@ def report_smaller_images(smaller: int, images: int) -> None:
 
 def summary(metrics: dict[str, float]) -> str:
     """Return the most important metrics as one line."""
+    if "train/loss" not in metrics:
+        return "nothing to train on"
     return (
         f"loss {metrics['train/loss']:.3f}, polarisation {metrics['train/polarisation']:.3f}, "
         f"budget error {metrics['train/budget_error_tokens']:.1e} tokens, "
         f"{metrics['train/tokens_per_s']:.0f} answer tokens/s"
     )
+
+
+def cause_of_end(error: OSError | RuntimeError) -> str:
+    """Return what to tell users of a full disk or a killed worker; empty for any other error."""
+    if isinstance(error, OSError):
+        full = error.errno in DISK_FULL
+        return f"{error}; free some space, then start again, and the run resumes" if full else ""
+    return death_of_worker(error)

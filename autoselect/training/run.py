@@ -35,6 +35,7 @@ from autoselect.training.parts import Run
 from autoselect.training.sharded_loading import sharded_loading
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
+from autoselect.training.zero_settings import check_zero
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.loading import check_model, default_dtype, download, named_dtype
 from autoselect.vlm.quantised import check_trainable
@@ -107,6 +108,7 @@ def assemble(
     heartbeat: Heartbeat,
 ) -> Trainer:
     """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
+    check_zero(deepspeed)
     check_folder("output", config.output)
     rank_zero.on_main(lambda: check_replaceable(Path(config.output)))
     device = processes.choose_device(info)

@@ -64,6 +64,7 @@ class Progress:
         best_step: updates made when it was measured.
         since_best: measurements since then.
         empty_steps: updates so far whose batch had no answer to learn from.
+        held_out_digest: digest of the rows of the validation; None without one.
     """
 
     tracking_run_id: str | None = None
@@ -75,6 +76,7 @@ class Progress:
     best_step: int | None = None
     since_best: int = 0
     empty_steps: int = 0
+    held_out_digest: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

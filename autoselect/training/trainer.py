@@ -14,6 +14,7 @@ from autoselect.data.loader import BatchPlan, Loader
 from autoselect.method import schedules
 from autoselect.method.gating import GateSetting
 from autoselect.method.model import StepOutput
+from autoselect.ranks import rank_zero
 from autoselect.training.engine_state import capture, restore
 from autoselect.training.export import export
 from autoselect.training.parts import Run, start_quarantine, start_tracker
@@ -21,7 +22,14 @@ from autoselect.training.remarks import report_smaller_images, summary, warn_of_
 from autoselect.training.state import Progress, TrainingState
 from autoselect.training.sums import sum_over_ranks, total
 from autoselect.training.update_guard import UpdateGuard
-from autoselect.training.validation import BEST_FOLDER, judged, take_best, validation_of
+from autoselect.training.validation import (
+    BEST_FOLDER,
+    check_best,
+    is_over,
+    judged,
+    take_best,
+    validation_of,
+)
 from autoselect.training.work import ModelSize, StepWork
 from autoselect.vlm.sharded import gathered
 from autoselect.vlm.text.batch import TrainBatch
@@ -68,8 +76,8 @@ class Trainer:
         self.images, self.smaller_images = progress.images, progress.smaller_images
         self.empty_steps = progress.empty_steps
         self.polarisation = progress.polarisation
-        self.progress = progress
         self.validation = validation_of(run, self.sizes.micro, self.loader.batch_size)
+        self.progress = self.validation.resumed(progress) if self.validation else progress
         # What earlier runs could not deliver may take long.
         with run.heartbeat.independently("starting the tracked run"):
             self.tracker = start_tracker(run, progress.tracking_run_id)
@@ -145,21 +153,35 @@ class Trainer:
                 export(self.parts, self.step, self.loader.batch_size, self.now(), folder)
 
     def validate(self) -> bool:
-        """Measure the held-out loss and keep the best selector; return True to end training."""
+        """Measure the held-out loss; return True to end training."""
         self.heartbeat.progress(f"validation of step {self.step}")
         loss = self.validation.loss()
         self.progress = judged(self.progress, self.step, loss)
-        if self.config.validation.patience and self.progress.since_best == 0:
-            self._export_gathered(self.parts.output / BEST_FOLDER)
         self.tracker.log_metrics({"validation/loss": loss}, self.step)
         logger.info("step %d: held-out loss %.4f", self.step, loss)
-        return bool(self.validation.is_over(self.progress))
+        return is_over(self.config.validation, self.progress)
+
+    @property
+    def at_best(self) -> bool:
+        """Return True if a selector of this step is what training would end with."""
+        return bool(self.config.validation.patience) and self.progress.best_step == self.step
+
+    def _export_best(self) -> None:
+        """Write `OUTPUT/best`, after the checkpoint that says so (a collective).
+
+        A run that is killed between the two writes it when it resumes.
+        """
+        self._export_gathered(self.parts.output / BEST_FOLDER)
 
     def _on_lost(self, verdict: str) -> None:
         self.tracker.finish("FAILED")
 
     def _run(self) -> bool:
-        if self.validation is not None and self.validation.is_over(self.progress):
+        if self.at_best:
+            self._export_best()
+        elif self.config.validation.patience:
+            rank_zero.on_main(lambda: check_best(self.parts.output, self.progress))
+        if is_over(self.config.validation, self.progress):
             return True
         self.engine.train()
         self.parts.signals.steps_begin()
@@ -178,7 +200,7 @@ class Trainer:
             metrics = self.update(micro_batches, waited)
             self.step += 1
             self.remaining.done += 1
-            self.polarisation = metrics["train/polarisation"]
+            self.polarisation = metrics.get("train/polarisation", self.polarisation)
             bar.update()
             bar.set_postfix_str(summary(metrics))
             self.log(metrics)
@@ -186,9 +208,11 @@ class Trainer:
             if self.validation is not None and self.validation.due(self.step):
                 last = self.validate() or last
             stopping = self.parts.signals.raised_anywhere(self.device)
-            if stopping or last or self.step % self.config.save_every == 0:
+            if stopping or last or self.at_best or self.step % self.config.save_every == 0:
                 self.heartbeat.progress(f"checkpoint of step {self.step}")
                 self.save()
+            if self.at_best:
+                self._export_best()
             if stopping and not last:
                 logger.warning("stopped by a signal after step %d, checkpoint saved", self.step)
                 return False
@@ -259,6 +283,7 @@ class Trainer:
         setting: GateSetting,
         rate: float,
     ) -> dict[str, float]:
+        """Return the metrics of the last update; those of its answers and gates if it had any."""
         loss, gates, top, best, images, smaller = sum_over_ranks(
             [
                 total([o.loss_sum.detach() for o in outputs]),
@@ -272,10 +297,14 @@ class Trainer:
         )
         self.images += int(images)
         self.smaller_images += int(smaller)
-        return {
-            "train/loss": loss / max(work.answers, 1.0),
-            "train/polarisation": top / max(best, 1.0),
-            "train/budget_error_tokens": abs(gates - best) / max(images, 1.0),
+        measured = {}
+        if images:
+            measured = {
+                "train/loss": loss / max(work.answers, 1.0),
+                "train/polarisation": top / best,
+                "train/budget_error_tokens": abs(gates - best) / images,
+            }
+        return measured | {
             "train/token_budget": setting.token_budget,
             "train/temperature": setting.temperature,
             "train/learning_rate": rate,

@@ -7,6 +7,8 @@ close, and the training would end although the Scorer still learns.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import shutil
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, TrainConfig, ValidationConfig
 from autoselect.data.faults import BadSample
 from autoselect.data.loader import collate_usable
 from autoselect.data.order import epoch_slice
@@ -83,6 +85,16 @@ def held_out_rows(config: TrainConfig, shards: ShardSet, batch_size: int) -> lis
     return found
 
 
+def rows_digest(rows: Sequence[Sample]) -> str:
+    """Return a digest of texts and pictures."""
+    digest = hashlib.sha256()
+    for row in rows:
+        text = json.dumps([row.key, row.record, [len(image) for image in row.images]])
+        for part in (text.encode(), *row.images):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 class Validation:
     """Measures the held-out loss and remembers the lowest one.
 
@@ -98,6 +110,7 @@ class Validation:
     def __init__(self, run: Run, micro_batch: int, rows: Sequence[Sample]) -> None:
         self.run = run
         self.config = run.config.validation
+        self.digest = rows_digest(rows)
         chunks = [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
         world = run.info.world_size
         own = chunks[run.info.rank :: world]
@@ -114,6 +127,19 @@ class Validation:
                 f"validation: none of {len(rows)} rows has a usable answer, so the held-out loss "
                 "is unknown; give other validation.shards"
             )
+
+    def resumed(self, progress: Progress) -> Progress:
+        """Return the progress with the digest of the rows.
+
+        Raises:
+            ConfigError: earlier losses were measured on other rows.
+        """
+        if progress.held_out_digest not in (None, self.digest):
+            raise ConfigError(
+                f"output={self.run.config.output} holds a run whose held-out rows were others; "
+                f"restore validation.shards={self.config.shards}, or choose another output folder"
+            )
+        return replace(progress, held_out_digest=self.digest)
 
     def due(self, step: int) -> bool:
         return step % self.config.every == 0 or step == self.run.config.steps
@@ -135,8 +161,10 @@ class Validation:
         dist.all_reduce(totals)
         return float(totals[0] / totals[1])
 
-    def is_over(self, progress: Progress) -> bool:
-        return 0 < self.config.patience <= progress.since_best
+
+def is_over(config: ValidationConfig, progress: Progress) -> bool:
+    """Return True if the held-out loss has not fallen for as long as a training waits."""
+    return 0 < config.patience <= progress.since_best
 
 
 def judged(progress: Progress, step: int, loss: float) -> Progress:
@@ -151,6 +179,27 @@ def judged(progress: Progress, step: int, loss: float) -> Progress:
     elif progress.best_loss is None or loss < progress.best_loss:
         return replace(progress, best_loss=loss, best_step=step, since_best=0)
     return replace(progress, since_best=progress.since_best + 1)
+
+
+def check_best(output: Path, progress: Progress) -> None:
+    """Check that the selector of the lowest held-out loss so far is where training left it.
+
+    Raises:
+        ConfigError: it is missing, or of another step.
+    """
+    if progress.best_step is None:
+        return
+    folder = output / BEST_FOLDER
+    try:
+        step = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["steps"]
+    except (OSError, ValueError, LookupError, TypeError):
+        step = None
+    if step != progress.best_step:
+        raise ConfigError(
+            f"{folder} must hold the selector of step {progress.best_step}, which had the lowest "
+            f"held-out loss, and holds {'none' if step is None else f'that of step {step}'}; "
+            "restore it from a backup, or choose another output folder to train anew"
+        )
 
 
 def take_best(output: Path, selector: Path, progress: Progress) -> None:

@@ -22,7 +22,12 @@ STAGES = {
     "zero3_offload": 3,
 }
 PUBLIC_STAGES = {f"public_{name}": stage for name, stage in STAGES.items() if stage > 0}
-MINIMAL = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}
+ADAM: dict[str, Any] = {"type": "AdamW", "params": {"torch_adam": True}}
+MINIMAL = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "optimizer": ADAM}
+
+
+def adam(**parameters: Any) -> dict[str, Any]:
+    return {"optimizer": {"type": "AdamW", "params": ADAM["params"] | parameters}}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -113,13 +118,27 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"data_types": {"grad_accum_dtype": "fp16"}}, "grad_accum_dtype='fp16' loses"),
         ({"gradient_clipping": -1.0}, "gradient_clipping=-1.0"),
         ({"gradient_clipping": math.nan}, "gradient_clipping=nan must be 0"),
-        ({"optimizer": {"params": 3}}, "optimizer.params=3 is not a JSON object"),
+        ({"data_types": {"grad_acum_dtype": "fp32"}}, "unknown key data_types.grad_acum_dtype"),
+        ({"steps_per_print": "x"}, "steps_per_print='x' is not a positive integer"),
+        ({"activation_checkpointing": {}}, "no effect here.*--activation_checkpointing true"),
+        ({"optimizer": "AdamW"}, "optimizer='AdamW' is not a JSON object"),
+        ({"optimizer": {"type": "AdamW", "params": 3}}, "optimizer.params=3 is not a JSON object"),
+        ({"optimizer": {}}, "optimizer.type=None is not supported.*torch_adam"),
+        ({"optimizer": {"type": "SGD"}}, "optimizer.type='SGD' is not supported"),
+        ({"optimizer": {"type": "AdamW"}}, "optimizer.params.torch_adam=None is not supported"),
+        ({"optimizer": ADAM | {"parms": {}}}, "unknown key optimizer.parms"),
+        (adam(torch_adam="true"), "optimizer.params.torch_adam='true' is not supported"),
+        (adam(beta=[0.9, 0.9]), "unknown key optimizer.params.beta; known keys: .*betas"),
+        (adam(maximize=True), "unknown key optimizer.params.maximize"),
+        (adam(amsgrad=True), "unknown key optimizer.params.amsgrad"),
+        (adam(betas=[0.9]), r"betas=\[0.9\] must be two numbers"),
+        (adam(betas=[0.9, 1.0]), "must be two numbers of 0..1, below 1"),
+        (adam(eps="1e-8"), "eps='1e-8' must be a number above 0"),
+        (adam(eps=0), "eps=0 must be a number above 0"),
+        (adam(adam_w_mode=False), "adam_w_mode=False must be true"),
+        (adam(lr=1e-4), "params.lr=0.0001 would have no effect.*--optimizer.learning_rate"),
         (
-            {"optimizer": {"params": {"lr": 1e-4}}},
-            "params.lr=0.0001 would have no effect.*--optimizer.learning_rate",
-        ),
-        (
-            {"optimizer": {"params": {"weight_decay": 0.1}}},
+            adam(weight_decay=0.1),
             "params.weight_decay=0.1 would have no effect.*--optimizer.weight_decay",
         ),
     ],

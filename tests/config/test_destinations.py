@@ -42,6 +42,11 @@ def test_every_command_looks_at_its_destination_first(command, capsys):
     assert "/proc/none" in capsys.readouterr().err
 
 
+def test_a_destination_that_no_shell_has_expanded_is_named(capsys):
+    assert cli.main([*EVAL, "--out=~/none"]) == 2
+    assert "out=~/none: ~ and $NAME stay as they are" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -61,6 +61,21 @@ def test_json_lines_of_image_and_caption_become_rounds(tmp_path, capsys):
         convert_caption_rows(source, [tmp_path], out, "And now?")
 
 
+def test_an_empty_column_does_not_hide_a_filled_one(tmp_path):
+    """Tables that become JSON have every column in every row."""
+    (tmp_path / "a.jpg").write_bytes(jpeg("red"))
+    rows = [
+        {"id": None, "image": None, "file_name": "a.jpg", "caption": None, "text": "red"},
+        {"id": 7, "image": "", "path": "a.jpg", "caption": " ", "captions": [], "text": "a red"},
+        {"id": None, "image": "a.jpg", "caption": None, "text": None},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    report = convert_caption_rows(tmp_path / "rows.json", [tmp_path], tmp_path / "out")
+    assert [given[1] for given in answers(tmp_path / "out")] == ["red", "a red"]
+    assert [(one.row, one.id) for one in report.rejected] == [(2, "")]
+    assert report.rejected[0].detail == "caption=None is not a text; write one per image"
+
+
 NO_CAPTION = {
     "text": ("red", "expected an object, found str"),
     "number": ({"image": "a.jpg", "caption": 3}, "caption=3 is not a text; write one per image"),

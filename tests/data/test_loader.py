@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.data.loader import death_of_worker
 from autoselect.data.order import global_batch
 from autoselect.data.shards import Sample, ShardSet, ShardWriter
 from tests.data.loaders import make_loader
@@ -41,6 +42,31 @@ def refuse(samples: list[Sample]) -> None:
 def test_a_setting_that_collate_refuses_is_named_without_a_traceback(open_set, workers) -> None:
     with pytest.raises(ConfigError, match=r"^data\.rounds=wrong; set another$"):
         next(iter(make_loader(open_set(), refuse, 5, 4, workers=workers)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("lost", ["shard-000001.tar", "shard-000001.tar.index.jsonl"])
+def test_a_file_that_is_lost_meanwhile_is_named_without_a_traceback(
+    open_set, shard_folder, lost, workers
+) -> None:
+    loader = make_loader(open_set(), ids, 5, 4, workers=workers, group_by_length=True)
+    (shard_folder / lost).unlink()
+    name = "index" if lost.endswith(".jsonl") else "shard"
+    message = rf"^{name}=\S*{lost} cannot be read any more: "
+    with pytest.raises(ConfigError, match=message) as caught:
+        list(loader)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_worker_that_is_killed_is_named(open_set) -> None:
+    loader = make_loader(open_set(), ids, 5, 4, workers=2)
+    with pytest.raises(RuntimeError) as caught:
+        for _ in loader:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(60)
+    assert "is killed by signal: Killed. Usually the host ran out" in death_of_worker(caught.value)
+    assert death_of_worker(RuntimeError("CUDA out of memory")) == ""
 
 
 def test_every_sample_comes_once_per_epoch(open_set) -> None:

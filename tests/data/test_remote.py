@@ -155,7 +155,7 @@ def test_a_passing_failure_is_tried_again(server: Server, open_set, quick_retrie
     server.failures = 2
     assert remote[7].images == open_set()[7].images
     server.failures = 100
-    with pytest.raises(OSError, match="bytes"):
+    with pytest.raises(ConfigError, match="shard=http.*cannot be read any more: .*bytes"):
         _ = remote[8]
 
 

@@ -1,5 +1,6 @@
 """`autoselect doctor` finds every planted fault and names the fix; a sound run passes."""
 
+import json
 import re
 import shutil
 import socket
@@ -23,7 +24,7 @@ from autoselect.preflight import checks as doctor_checks
 from autoselect.preflight import doctor
 from autoselect.preflight.finding import Machine, Subject
 from autoselect.preflight.model_check import check_model
-from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.checkpoint import CheckpointStore, read_checkpoint
 from autoselect.training.state import Origin
 from autoselect.vlm import loading
 from autoselect.vlm.backbone import FrozenVLM
@@ -289,6 +290,14 @@ def test_devices_that_do_not_divide_the_batch_are_found(run):
     assert "another number of --gpus" in findings["deepspeed"]["fix"]
 
 
+def test_settings_of_zero_that_deepspeed_refuses_are_found(run, tmp_path):
+    path = tmp_path / "zero2.json"
+    path.write_text(ZERO2.read_text().replace("overlap_comm", "overlap_com"))
+    code, findings = run("--deepspeed", str(path))
+    assert code == 1 and findings["deepspeed"]["status"] == "fail"
+    assert "zero_optimization.overlap_com=False is refused" in findings["deepspeed"]["found"]
+
+
 def test_a_dead_tracking_server_is_no_fault_of_a_run_that_does_not_track(run, monkeypatch):
     """The test follows the advice of the failing check."""
     plant_dead_server(monkeypatch)
@@ -348,6 +357,21 @@ def test_a_run_that_lies_there_is_named(run, begun):
     assert run("--gpus", "2")[1]["output"] == findings["output"], "at any number of ranks"
     begun(TrainConfig().steps)
     assert "holds a finished run" in run()[1]["output"]["found"]
+
+
+def test_a_run_that_a_validation_ended_is_finished_if_its_best_selector_is_there(run, begun):
+    validation = {"every": 10, "patience": 2, "images": 1, "shards": "shards/train-*.tar"}
+    run(validation=validation)
+    checkpoint = begun(200)
+    state = read_checkpoint(checkpoint)
+    shutil.rmtree(checkpoint)
+    progress = replace(state.progress, best_loss=1.0, best_step=180, since_best=2)
+    CheckpointStore("run/checkpoints").save(replace(state, progress=progress))
+    code, findings = run(validation=validation)
+    assert code == 1 and "run/best must hold the selector of step 180" in str(findings["output"])
+    Path("run/best").mkdir()
+    Path("run/best/config.json").write_text(json.dumps({"training": {"steps": 180}}))
+    assert "holds a finished run" in run(validation=validation)[1]["output"]["found"]
 
 
 def test_a_configuration_of_the_user_in_the_output_folder_is_found(run, begun):

@@ -274,6 +274,21 @@ def test_a_checkpoint_newer_than_the_pointer_waits_for_its_turn(tmp_path: Path) 
     assert loaded is not None and loaded.step == 6
 
 
+@pytest.mark.parametrize("begun", [(), (3,)])
+def test_two_runs_in_one_folder_are_found_out(tmp_path: Path, begun: tuple[int, ...]) -> None:
+    """The second to save would take the other's checkpoint of that step for its own."""
+    saved(tmp_path, begun)
+    one, other = CheckpointStore(tmp_path), CheckpointStore(tmp_path)
+    for store in (one, other):
+        store.load()
+    one.save(make_state(6))
+    with pytest.raises(CheckpointError, match="another run has written .*step-00000006 meanwhile"):
+        other.save(make_state(6))
+    one.save(make_state(9))
+    shutil.rmtree(tmp_path)
+    one.save(make_state(12))
+
+
 class Died(Exception):
     """Raised where the process is meant to end."""
 

@@ -1,5 +1,6 @@
 """A run in this process, on one rank: what its steps depend on, and when it may resume."""
 
+import json
 import os
 import random
 from contextlib import contextmanager, nullcontext
@@ -33,6 +34,10 @@ from tests.vlm.conversations import picture
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
+
+
+def adam(kind="AdamW", **parameters):
+    return {"optimizer": {"type": kind, "params": {"torch_adam": True, **parameters}}}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,12 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
         n > 0 for n in images
     ]
     assert logged[5]["train/empty_steps"] == 4
+    trained = images.index(1) + 1
+    measured = {"train/loss", "train/polarisation", "train/budget_error_tokens"}
+    for step, metrics in logged.items():
+        assert measured & metrics.keys() == (measured if step == trained else set())
+    selector = json.loads((tmp_path / "run" / "selector" / "config.json").read_text())
+    assert selector["training"]["polarisation"] == logged[trained]["train/polarisation"]
     first = images.index(0) + 1
     assert f"step {first} trains nothing" in caplog.text
 
@@ -177,19 +188,15 @@ def test_a_task_with_too_few_cores_is_told(monkeypatch, caplog, source, cores, w
 @pytest.mark.parametrize(
     ("now", "refused"),
     [
-        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}}, None),
-        ({"optimizer": {"type": "AdamW"}}, r"optimizer.params.betas: \[0.9, 0.95\] -> unset"),
-        ({}, r"optimizer.type: AdamW -> unset, optimizer.params.betas: \[0.9, 0.95\] -> unset"),
-        (
-            {"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95], "eps": 1e-6}}},
-            r"\(optimizer.params.eps: unset -> 1e-06\)",
-        ),
+        (adam(betas=[0.9, 0.95]), None),
+        (adam(), r"\(optimizer.params.betas: \[0.9, 0.95\] -> unset\)"),
+        (adam("Adam", betas=[0.9, 0.95]), r"\(optimizer.type: AdamW -> Adam\)"),
+        (adam(betas=[0.9, 0.95], eps=1e-6), r"\(optimizer.params.eps: unset -> 1e-06\)"),
     ],
 )
 def test_what_the_optimiser_is_given_stays(now, refused):
     """A parameter that is left out on resume is a change, like one that is added."""
-    adam = {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}
-    state = begun(to_dict(TrainConfig()), {"optimizer": adam})
+    state = begun(to_dict(TrainConfig()), adam(betas=[0.9, 0.95]))
     with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
         check_resumable(state, TrainConfig(), origin(now))
 
@@ -248,7 +255,7 @@ def test_a_lowest_budget_in_tokens_is_the_share_that_means_the_same():
 
 def origin(changes: dict) -> Origin:
     """Return what a run with these changes to its DeepSpeed file is begun with."""
-    return Origin("data", "model", DeepSpeedConfig(SIZES | changes).step_settings())
+    return Origin("data", "model", DeepSpeedConfig(SIZES | adam() | changes).step_settings())
 
 
 def begun(recorded: dict, changes: dict) -> TrainingState:

@@ -1,6 +1,8 @@
 """Bad input to training or evaluation: one clear message, exit code 2, nothing half-done."""
 
+import errno
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -37,7 +39,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, *flags: str, batch: int = 16) -> None:
+def run(folder: Path, *flags: str, batch: int = 16, zero: dict | None = None) -> None:
     defaults = [
         f"--model={folder / 'vlm'}",
         f"--data.train_shards={folder / 'shards' / 'train-*.tar'}",
@@ -45,7 +47,10 @@ def run(folder: Path, *flags: str, batch: int = 16) -> None:
         "--tracking=false",
     ]
     config = load_config(TrainConfig, None, [*defaults, *flags])
-    train(config, DeepSpeedConfig.load(DEEPSPEED).with_batch(batch, batch), ALONE)
+    deepspeed = DeepSpeedConfig.load(DEEPSPEED).with_batch(batch, batch)
+    if zero is not None:
+        deepspeed = DeepSpeedConfig({**deepspeed.values, "zero_optimization": zero})
+    train(config, deepspeed, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,18 @@ def test_what_does_not_fit_is_named_before_anything_is_written(folder, flag, mes
     with pytest.raises(ConfigError, match=message.replace("*", r"\*")):
         run(folder, flag)
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        ({"stage": 2, "overlap_com": True}, "zero_optimization.overlap_com=True is refused"),
+        ({"stage": 2, "overlap_comm": "yess"}, "zero_optimization.overlap_comm='yess' is refused"),
+    ],
+)
+def test_what_deepspeed_refuses_is_named_before_the_model_is_loaded(folder, zero, message):
+    with pytest.raises(ConfigError, match=message):
+        run(folder, "--model=/nowhere/vlm", zero=zero)
 
 
 def test_a_configuration_of_the_user_in_the_run_folder_is_not_replaced(folder, tmp_path):
@@ -85,6 +102,20 @@ def test_a_configuration_of_the_user_in_the_run_folder_is_not_replaced(folder, t
 def test_wrong_settings_end_with_code_two(capsys, arguments, message):
     assert entry.main(["--deepspeed", str(DEEPSPEED), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_one_line_and_other_faults_with_a_traceback(monkeypatch, capsys):
+    def failing(number):
+        def fail(*_given):
+            raise OSError(number, os.strerror(number), "run/config.yaml")
+
+        monkeypatch.setattr(entry.processes, "init_distributed", fail)
+        return entry.main(["--deepspeed", str(DEEPSPEED)])
+
+    assert failing(errno.ENOSPC) == 1
+    assert "'run/config.yaml'; free some space, then start again" in capsys.readouterr().err
+    with pytest.raises(PermissionError):
+        failing(errno.EACCES)
 
 
 EVALUATION = ["--model=m", "--selector=s", "--shards=t", "--out=o", "--budgets=8"]

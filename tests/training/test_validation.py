@@ -1,6 +1,8 @@
 """The held-out loss: which rows it is measured on, and how it ends a training."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.training.run import assemble
 from autoselect.training.state import Progress
+from autoselect.training.trainer import Trainer
 from autoselect.training.update_guard import NumbersError
 from autoselect.training.validation import held_out_rows, judged, take_best
 
@@ -105,6 +108,57 @@ def test_training_ends_early_with_the_selector_of_the_lowest_loss(alone, folder,
     exported = Selector.from_pretrained(tmp_path / "run" / "selector").scorer.state_dict()
     assert all(torch.equal(exported[name], tensor) for name, tensor in seen[1].items())
     assert not torch.equal(seen[1]["projection.weight"], seen[3]["projection.weight"])
+
+
+def test_a_run_killed_around_its_best_step_ends_with_the_selector_of_that_step(
+    alone, folder, tmp_path, monkeypatch
+):
+    """The checkpoint of the best step comes first, and a resumed run writes what it lacks."""
+    flags = ("--validation.patience=2", "--save_every=100", *FIVE)
+    config = config_of(folder, tmp_path / "run", *flags)
+    best = tmp_path / "run" / "best" / "config.json"
+
+    def killed_at_step_2(trainer):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+
+    def run(losses):
+        trainer = trainer_of(config, alone, heartbeat)
+        trainer.validation.loss = lambda: next(losses)
+        began = trainer.step
+        assert trainer.run()
+        return began
+
+    with Heartbeat(alone) as heartbeat:
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "_export_best", killed_at_step_2)
+            with pytest.raises(KeyboardInterrupt):
+                run(iter([3.0, 2.0]))
+        assert not best.exists()
+        assert run(iter([2.5, 2.5])) == 2
+        assert json.loads(best.read_text())["training"]["steps"] == 2
+        exported = (tmp_path / "run" / "selector" / "selector.safetensors").read_bytes()
+        assert exported == best.with_name("selector.safetensors").read_bytes()
+        best.write_text(best.read_text().replace('"steps": 2', '"steps": 3'))
+        with pytest.raises(ConfigError, match="must hold the selector of step 2.* that of step 3"):
+            run(iter([]))
+        shutil.rmtree(best.parent)
+        with pytest.raises(ConfigError, match="must hold the selector of step 2.*holds none"):
+            run(iter([]))
+
+
+def test_a_run_that_resumes_with_other_held_out_rows_is_refused(alone, folder, tmp_path):
+    """Its losses could not be compared with the lowest one of the checkpoint."""
+    own = tmp_path / "held-out"
+    shutil.copytree(folder / "shards", own, ignore=shutil.ignore_patterns("train-*", "test-*"))
+    config = config_of(folder, tmp_path / "run", f"--validation.shards={own}", "--steps=1")
+    with Heartbeat(alone) as heartbeat:
+        assert trainer_of(config, alone, heartbeat).run()
+        assert trainer_of(config, alone, heartbeat).run()
+        shutil.rmtree(own)
+        shutil.copytree(folder / "shards", own, ignore=shutil.ignore_patterns("train-*", "val-*"))
+        with pytest.raises(ConfigError, match="held-out rows were others; restore validation"):
+            trainer_of(config, alone, heartbeat)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
