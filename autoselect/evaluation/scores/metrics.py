@@ -20,6 +20,8 @@ from autoselect.data.benchmarks.mme import COGNITION, PERCEPTION
 from autoselect.evaluation.scores.vqa_text import normalise_vqa_answer
 
 ANLS_THRESHOLD = 0.5
+NEITHER = "other"
+"""What a yes/no answer is read as if it is neither."""
 
 
 def exact_match(prediction: str, answer: str) -> float:
@@ -57,13 +59,25 @@ def parse_yes_no(text: str) -> str:
 def parse_mme(text: str) -> str:
     """Return "yes" or "no" if the first four characters contain it, else "other" (MME rule)."""
     start = text.strip().lower()[:4]
-    return next((word for word in ("yes", "no") if word in start), "other")
+    return next((word for word in ("yes", "no") if word in start), NEITHER)
 
 
 def parse_exact(text: str) -> str:
     """Return "yes" or "no" if that is the whole answer to `exact_match`, else "other"."""
     word = _plain(text)
-    return word if word in ("yes", "no") else "other"
+    return word if word in ("yes", "no") else NEITHER
+
+
+def yes_no_accuracy(prediction: str, answer: str, parse: Callable[[str], str]) -> float:
+    """Return 1 if `parse` reads the same word in prediction and answer, else 0.
+
+    An answer that is neither yes nor no, such as the full model's own as the reference, is compared
+    as text.
+    """
+    wanted = parse(answer)
+    if wanted == NEITHER:
+        return exact_match(prediction, answer)
+    return float(parse(prediction) == wanted)
 
 
 def first_word_match(prediction: str, answer: str) -> float:
