@@ -412,7 +412,17 @@ TURNS = [{"from": "human", "value": "<image>\nq ?"}, {"from": "gpt", "value": "a
         ({"tasks": ["a", "b"]}, "tasks of sample 'bad' has 2 entries for 1 rounds"),
         ({"answers": [[]]}, "answers of sample 'bad' are empty"),
         ({"answers": ["yes"]}, "answers of sample 'bad' must be a list of accepted answers for"),
+        ({"answers": [[{"answer": "yes"}]]}, "answers of sample 'bad' must be a list of accepted"),
+        ({"answers": [[None]]}, "answers of sample 'bad' must be a list of accepted"),
+        ({"answers": 5}, "answers of sample 'bad' must be a list with one entry per round, not 5"),
+        ({"tasks": "c"}, "tasks of sample 'bad' must be a list with one entry per round, not 'c'"),
+        ({"tasks": [None]}, "tasks of sample 'bad' must be the name of a task for every round"),
         ({"boxes": [[[1, 2, 3]]]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [[1, 2, 3, 4]]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [None]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [[["1", 2, 3, 4]]]}, r"boxes of sample 'bad' must be \(left, top, right"),
+        ({"boxes": [[{"x": 1}]]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [[[0.1, 0.2, 0.3, 0.4]]]}, r"boxes of sample 'bad' must be .* in pixels"),
     ],
 )
 def test_records_that_cannot_be_scored_are_refused(tmp_path, change, message):
