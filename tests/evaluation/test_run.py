@@ -26,7 +26,7 @@ from autoselect.evaluation.answers.likelihood import (
 from autoselect.evaluation.earlier import check_earlier, remove_earlier
 from autoselect.evaluation.figures.style import new_figure, save
 from autoselect.evaluation.latency import bench
-from autoselect.evaluation.loading import load_pair, selector_folders
+from autoselect.evaluation.loading import load_pair, load_selectors, selector_folders
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.run import evaluate, prepare
@@ -174,6 +174,14 @@ def test_an_answer_is_as_likely_while_it_is_generated(asked, shards):
     forced = asked.losses(call, kept, [one.ids for one in found])
     assert [one.loss for one in found] == pytest.approx(forced, abs=1e-4)
     assert [one.text for one in found] == asked.generate(call, kept, options)
+
+
+def test_answers_are_greedy_whatever_the_models_own_configuration_says(asked, shards, monkeypatch):
+    samples = list(EvaluationSet.open(shards))[:2]
+    plan = Plan((METHODS["grid"],), (9,), 144, max_new_tokens=3)
+    before = answer_part(asked, samples, plan)
+    monkeypatch.setattr(asked.vlm.model.generation_config, "num_beams", 3)
+    assert answer_part(asked, samples, plan) == before
 
 
 class UnlikelyAsked:
@@ -388,6 +396,18 @@ def test_unclear_diversities_are_refused(settings, text, words):
 def test_unclear_selectors_are_refused(selector, words):
     with pytest.raises(ConfigError, match=words):
         selector_folders(selector)
+
+
+def test_the_folder_of_a_selector_may_hold_an_equals_sign():
+    found = selector_folders("runs/lr=1/selector, small=runs/lr=2/selector, ./lr=3")
+    assert list(found.values()) == ["runs/lr=1/selector", "runs/lr=2/selector", "./lr=3"]
+    assert list(found) == ["autoselect", "autoselect:small", "autoselect:./lr=3"]
+
+
+def test_no_row_of_a_selector_takes_the_name_of_another(settings):
+    own = settings.selector
+    with pytest.raises(ConfigError, match="names autoselect:diversity-0.4, as diversity=0,0.4"):
+        load_selectors(settings.model, f"{own},diversity-0.4={own}", "cpu", "0,0.4")
 
 
 def test_a_selector_of_another_width_is_refused(settings, tmp_path):
