@@ -91,8 +91,8 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
     if not asked or len(asked) != len(given):
         raise ConfigError(
             f"conversations of sample {key!r} have {len(asked)} questions, {len(given)} answers; "
-            "give every question its gpt turn, or measure agreement with the full model "
-            "(--reference model)"
+            "give every question its gpt turn, or, in `autoselect eval`, measure agreement with "
+            "the full model (--reference model)"
         )
     questions = tuple(q.replace(IMAGE_PLACEHOLDER, "").strip() for q in asked)
     own = partial(_per_round, record, key, len(questions))
