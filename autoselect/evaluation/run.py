@@ -226,7 +226,7 @@ def measure(
         **(extra or {}),
     }
     name = shown_name(settings.model, vlm)
-    return build_report(asked, replies, plan, name, plan.num_tokens, latency, more)
+    return build_report(asked, replies, plan, name, latency, more)
 
 
 def _engine_version(settings: EvalSettings) -> dict[str, Any]:
