@@ -248,6 +248,8 @@ def test_labels_come_from_the_records():
     assert labelled_images([Stored(), Stored()], names).labels is None
     with pytest.raises(ConfigError, match="label='bird' is not one of"):
         labelled_images([Stored(label="bird")], names)
+    with pytest.raises(ConfigError, match=r"label=\['dog'\] is not one of"):
+        labelled_images([Stored(label=["dog"])], names)
     with pytest.raises(ConfigError, match="is missing while others have one"):
         labelled_images([Stored(label="dog"), Stored()], names)
 
