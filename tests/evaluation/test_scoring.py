@@ -154,7 +154,7 @@ def test_a_few_accepted_answers_are_alternatives_and_ten_are_annotators():
     assert score_answers(few, [["Kitten."]]).task_means() == {"vqa": 1.0}
     ten = [sample("a", ("vqa", "q", ("cat",) * 2 + ("kitten",) * 8))]
     assert score_answers(ten, [["cat"]]).task_means() == {"vqa": pytest.approx(0.6)}
-    named = [sample("a", ("textvqa_val", "q", ("cat", "cat", "kitten")))]
+    named = [sample("a", ("textvqa_val", "q", ("cat",) * 2 + ("kitten",) * 2))]
     assert score_answers(named, [["cat"]]).task_means()["textvqa_val"] < 1
 
 

@@ -20,6 +20,8 @@ from autoselect.data.benchmarks.mme import COGNITION, PERCEPTION
 from autoselect.evaluation.scores.vqa_text import normalise_vqa_answer
 
 ANLS_THRESHOLD = 0.5
+VQA_AGREEING = 3
+"""Other annotators that must give an answer for it to be fully right."""
 NEITHER = "other"
 """What a yes/no answer is read as if it is neither."""
 
@@ -37,17 +39,18 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Return the mean over annotators i of min(1, matches among the other annotators / 3).
 
     Prediction and answers are always normalised, as in the TextVQA evaluator; the first VQA script
-    skips that if all annotators agree. A single answer counts as exact match.
+    skips that if all annotators agree. Of fewer than four answers no prediction could reach 1, so
+    they are alternatives.
 
     Args:
         answers: one answer per annotator, normally ten.
     """
     given = normalise_vqa_answer(prediction)
     matches = [given == normalise_vqa_answer(answer) for answer in answers]
-    if len(matches) == 1:
-        return float(matches[0])
+    if len(matches) <= VQA_AGREEING:
+        return float(any(matches))
     total = sum(matches)
-    return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
+    return sum(min(1.0, (total - match) / VQA_AGREEING) for match in matches) / len(matches)
 
 
 def parse_yes_no(text: str) -> str:
