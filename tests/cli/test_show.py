@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from autoselect.cli.main import main
-from autoselect.cli.photos import Picture
+from autoselect.cli.photos import Picture, unique_names
 from autoselect.cli.show_answers import ask, count_tokens, inputs_of
 from autoselect.config import ScorerConfig
 from autoselect.method.scorer import Scorer
@@ -71,6 +72,11 @@ def test_photos_and_folders_are_shown_as_the_encoder_sees_them(selector, tmp_pat
     assert "reference VLM knows only its own drawn scenes" in printed
     assert sorted(file.name for file in out.iterdir()) == ["cat-2.png", "cat.png"]
     assert {answer["tokens"] for answer in json.loads(facts.read_text())[0]["answers"]} == {14, 144}
+
+
+def test_no_overlay_replaces_another():
+    files = [Path(name) for name in ("a/cat.png", "cat-2.png", "b/cat.png", "cat.jpg")]
+    assert unique_names(files) == ["cat", "cat-2", "cat-3", "cat-4"]
 
 
 def test_a_picture_that_the_processor_refuses_is_named(selector, tmp_path, capsys, monkeypatch):
