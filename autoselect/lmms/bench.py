@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import missing
-from autoselect.evaluation.answers.parts import folder_digest
+from autoselect.evaluation.answers.parts import code_version, folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.names import SELECTOR
@@ -195,13 +195,13 @@ def _latency(
 ) -> dict[str, Any]:
     """Measure prefill at batch 1 for all budgets, or return the reason why that failed.
 
-    An earlier measurement with the same settings on such a machine is used again; `around` is the
-    present one, from `environment`.
+    An earlier measurement with the same settings and code on such a machine is used again; `around`
+    is the present one, from `environment`.
     """
     path = Path(settings.out) / LATENCY_FILE
     machine = {name: around.get(name) for name in ("processor", "threads", "gpu", "torch")}
     asked = {"budgets": settings.budgets, "device": settings.device, "identity": known}
-    asked |= {"machine": machine}
+    asked |= {"machine": machine, "code": code_version()}
     if path.exists() and (before := json.loads(path.read_text())).get("asked") == asked:
         return dict(before)
     try:

@@ -145,6 +145,16 @@ def test_prefill_of_another_machine_is_measured_again(settings, lmms, monkeypatc
         assert len(measured) == times
 
 
+def test_prefill_is_measured_again_by_another_version(settings, lmms, monkeypatch):
+    """An older version timed other calls, whose speedups do not compare."""
+    measured = []
+    monkeypatch.setattr(bench, "bench_prefill", lambda *_, **__: {"missing": measured.append(1)})
+    for version, times in (("1", 1), ("1", 1), ("2", 2)):
+        monkeypatch.setattr(bench, "code_version", lambda own=version: {"autoselect": own})
+        bench_public(replace(settings, latency=True))
+        assert len(measured) == times
+
+
 def test_prefill_is_measured_again_for_other_budgets_and_after_a_refusal(
     settings, lmms, monkeypatch
 ):
