@@ -122,7 +122,7 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
     return Parsed(
         questions,
         tuple(tuple(str(a) for a in accepted) for accepted in answers),
-        tuple(tasks),
+        tuple(" ".join(task.split()) for task in tasks),
         tuple(tuple((b[0], b[1], b[2], b[3]) for b in regions) for regions in boxes),
         tuple(asked),
     )

@@ -30,7 +30,7 @@ from autoselect.evaluation.loading import load_pair, load_selectors, selector_fo
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.run import evaluate, prepare
-from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
@@ -451,6 +451,12 @@ def test_records_that_cannot_be_scored_are_refused(tmp_path, change, message):
         writer.write("bad", {**record, **change}, [JPEG])
     with pytest.raises(ConfigError, match=message):
         EvaluationSet.open(str(tmp_path))
+
+
+def test_spaces_around_the_name_of_a_task_make_no_other_task():
+    turns = [*TURNS, TURNS[0], TURNS[1]]
+    record = {"conversations": turns, "tasks": ["counting", " counting\n"]}
+    assert set(parse_record(record, "one").tasks) == {"counting"}
 
 
 def test_a_sample_without_image_is_refused(tmp_path):
