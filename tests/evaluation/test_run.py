@@ -625,7 +625,7 @@ def test_help_shows_defaults_and_names_of_methods(command, capsys):
     shown = {
         "eval": ["visionzip", "questions answered together (default 32)", "(default 16)"],
         "analyse": ["(default 256)", "log to MLflow (default yes)"],
-        "bench": ["(default 1,8,32)", "(default 5.5%,11%,22%,33%)", "default 100 on a GPU"],
+        "bench": ["(default 1,8,32)", "(default 5.5%,11%,22%,33%)", "100 on a GPU, 20 on a CPU"],
     }
     for part in shown[command]:
         assert part in text
