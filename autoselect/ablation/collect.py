@@ -48,7 +48,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
     named = next((row for row in rows if row.variant.name == plan.reference), rows[0])
     first = next(iter(named.scores.values()))
     outcome = next(iter(named.notes.values()))["outcome"]
-    _check_alike(rows, first)
+    _check_alike(rows, first, subject_of(outcome)["data"])
     analysis = _Analysis(plan, first, _baselines(out, outcome))
     evaluated = outcome["report"]
     return {
@@ -85,7 +85,7 @@ def _environments(rows: Sequence[VariantResults]) -> list[dict[str, Any]]:
     return found
 
 
-def _check_alike(rows: Sequence[VariantResults], first: StoredScores) -> None:
+def _check_alike(rows: Sequence[VariantResults], first: StoredScores, data: str) -> None:
     budgets = _budgets(first)
     models: dict[str | None, Path] = {}
     for row in rows:
@@ -95,6 +95,11 @@ def _check_alike(rows: Sequence[VariantResults], first: StoredScores) -> None:
                 raise ConfigError(
                     f"{folder} was evaluated on other images than the rest; run `autoselect "
                     "ablate` for all variants with the same --images"
+                )
+            if subject_of(row.notes[seed]["outcome"])["data"] != data:
+                raise ConfigError(
+                    f"{folder} was evaluated on other test data of the same keys than the rest; "
+                    "remove eval and cell.json of the older cells, and run `autoselect ablate`"
                 )
             if _budgets(scores) != budgets:
                 raise ConfigError(

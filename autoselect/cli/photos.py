@@ -1,5 +1,6 @@
 """Pictures for `autoselect show`: files of the user, or a scene of the reference test data."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +54,12 @@ def find_pictures(photos: list[str], question: str | None, scene: int) -> list[P
 
 def unique_names(files: list[Path]) -> list[str]:
     """Return the stem of each file; stems that come again are numbered."""
-    seen: dict[str, int] = {}
-    names = []
+    names: dict[str, None] = {}
     for file in files:
-        again = seen[file.stem] = seen.get(file.stem, 0) + 1
-        names.append(file.stem if again == 1 else f"{file.stem}-{again}")
-    return names
+        numbered = (f"{file.stem}-{number}" for number in itertools.count(2))
+        tried = itertools.chain([file.stem], numbered)
+        names[next(name for name in tried if name not in names)] = None
+    return list(names)
 
 
 def read_photo(file: Path) -> Image.Image:

@@ -89,8 +89,11 @@ def ask(
     }
     timings = measure(calls, TIMED_ROUNDS, 1, vlm.device)
     return [
-        Shown(count, answers[name], timings[name].median, kept.get(name))
-        for name, count in counts.items()
+        # A budget holds for each tile if the prompt does not tell tiles from images.
+        Shown(
+            len(kept.get(name, range(total))), answers[name], timings[name].median, kept.get(name)
+        )
+        for name in counts
     ]
 
 

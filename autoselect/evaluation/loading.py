@@ -78,6 +78,11 @@ def load_selectors(
             weight = own if value == OWN else float(value)
             other = trained.like(weight, trained.relevance)
             row = f"{name}{':' if name == SELECTOR else '-'}diversity-{value}"
+            if row in folders:
+                raise ConfigError(
+                    f"selector={selectors!r} names {row}, as diversity={diversity} names a row of "
+                    f"{name}; choose another NAME"
+                )
             loaded[row] = LoadedSelector(other, selector_digest(other))
     return vlm, loaded
 
@@ -129,12 +134,14 @@ def checked_device(device: str | None) -> str:
 def selector_folders(text: str) -> dict[str, str]:
     """Read `A,small=B` as `{"autoselect": "A", "autoselect:small": "B"}`.
 
+    A name holds no slash, so `runs/lr=1` is a folder.
+
     Raises:
         ConfigError: an empty entry, or a name that comes twice.
     """
     folders: dict[str, str] = {}
     for entry in text.split(","):
-        label, _, folder = entry.strip().rpartition("=")
+        label, folder = _named(entry.strip())
         if not folder:
             raise ConfigError(f"selector={text!r} has an empty entry; write FOLDER or NAME=FOLDER")
         name = f"{SELECTOR}:{label or folder}" if folders else SELECTOR
@@ -142,6 +149,12 @@ def selector_folders(text: str) -> dict[str, str]:
             raise ConfigError(f"selector={text!r} names {name} twice; write NAME=FOLDER")
         folders[name] = folder
     return folders
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """Split `NAME=FOLDER`; the name may be missing, and the folder may hold `=` behind a slash."""
+    label, named, folder = entry.partition("=")
+    return (label, folder) if named and "/" not in label else ("", entry)
 
 
 def selector_digest(selector: Selector) -> str:

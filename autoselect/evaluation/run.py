@@ -12,7 +12,12 @@ from autoselect.config.destinations import check_folder
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.choices import ANSWERS, MODEL
-from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, folder_digest
+from autoselect.evaluation.answers.parts import (
+    PartStore,
+    answer_all,
+    code_version,
+    model_files_digest,
+)
 from autoselect.evaluation.answers.replies import Replies, answered_by
 from autoselect.evaluation.answers.served import check_served, served
 from autoselect.evaluation.budgets import parse_budgets
@@ -47,7 +52,6 @@ from autoselect.evaluation.settings import VLLM, EvalSettings
 from autoselect.serving.plugin import installed_version
 from autoselect.tracking import Data
 from autoselect.vlm import FrozenVLM
-from autoselect.vlm.model_files import local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +189,7 @@ def prepare(settings: EvalSettings, world_size: int = 1) -> Prepared:
         digests["selectors"] = {name: own.digest for name, own in selectors.items()}
     identity = {
         **digests,
-        "model_files": _files_digest(settings.model),
+        "model_files": model_files_digest(settings.model),
         **_plan_identity(plan),
         "dtype": str(vlm.dtype),
         "code": code_version(),
@@ -222,17 +226,11 @@ def measure(
         **(extra or {}),
     }
     name = shown_name(settings.model, vlm)
-    return build_report(asked, replies, plan, name, plan.num_tokens, latency, more)
+    return build_report(asked, replies, plan, name, latency, more)
 
 
 def _engine_version(settings: EvalSettings) -> dict[str, Any]:
     return {VLLM: installed_version()} if settings.engine == VLLM else {}
-
-
-def _files_digest(model: str) -> str | None:
-    """Return a digest that also changes with the processor or the chat template."""
-    folder = local_folder(model)
-    return folder_digest(folder) if folder else None
 
 
 def _plan_identity(plan: Plan) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Read what is evaluated: images with independent questions, from evaluation shards."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 from PIL import Image
@@ -79,7 +81,7 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
 
     Raises:
         ConfigError: questions and answers differ in number, an answer is empty, or `tasks`, `boxes`
-            or `answers` do not have one entry per round.
+            or `answers` do not have one entry per round, or one of another form.
     """
     turns = record.get("conversations") or []
     asked = [t["value"] for t in turns if t.get("from") == "human"]
@@ -89,40 +91,75 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
     if not asked or len(asked) != len(given):
         raise ConfigError(
             f"conversations of sample {key!r} have {len(asked)} questions, {len(given)} answers; "
-            "give every question its gpt turn, or measure agreement with the full model "
-            "(--reference model)"
+            "give every question its gpt turn, or, in `autoselect eval`, measure agreement with "
+            "the full model (--reference model)"
         )
     questions = tuple(q.replace(IMAGE_PLACEHOLDER, "").strip() for q in asked)
-    answers = record.get("answers") or [[answer] for answer in given]
-    tasks = record.get("tasks") or [DEFAULT_TASK] * len(questions)
-    boxes = record.get("boxes") or [[] for _ in questions]
-    for field, values in (("answers", answers), ("tasks", tasks), ("boxes", boxes)):
-        if len(values) != len(questions):
-            raise ConfigError(
-                f"{field} of sample {key!r} has {len(values)} entries for {len(questions)} rounds; "
-                "give one entry per round"
-            )
-    if any(not isinstance(accepted, list) for accepted in answers):
+    own = partial(_per_round, record, key, len(questions))
+    answers = own("answers") or [[answer] for answer in given]
+    tasks = own("tasks") or [DEFAULT_TASK] * len(questions)
+    boxes = own("boxes") or [[] for _ in questions]
+    if not all(map(_are_answers, answers)):
         raise ConfigError(
-            f"answers of sample {key!r} must be a list of accepted answers for every round, are "
-            f'{answers!r}; write [["yes"], ["a cat", "cat"]]'
+            f"answers of sample {key!r} must be a list of accepted answers for every round, text "
+            f'or numbers, are {answers!r}; write [["yes"], ["a cat", "cat"]]'
         )
     empty = any(not accepted or not str(accepted[0]).strip() for accepted in answers)
     if needs_answers and empty:
         raise ConfigError(
             f"answers of sample {key!r} are empty in a round; give at least one answer per round"
         )
-    if any(len(box) != 4 for regions in boxes for box in regions):
+    if not all(isinstance(task, str) and task.strip() for task in tasks):
         raise ConfigError(
-            f"boxes of sample {key!r} must be (left, top, right, bottom) in pixels, are {boxes!r}; "
-            "correct the record"
+            f"tasks of sample {key!r} must be the name of a task for every round, are {tasks!r}; "
+            'write ["counting", "reading"]'
+        )
+    if not all(map(_are_boxes, boxes)):
+        raise ConfigError(
+            f"boxes of sample {key!r} must be (left, top, right, bottom) in pixels, a list for "
+            f"every round, are {boxes!r}; write [[[10, 20, 60, 80]], []]"
         )
     return Parsed(
         questions,
         tuple(tuple(str(a) for a in accepted) for accepted in answers),
-        tuple(str(task) for task in tasks),
+        tuple(" ".join(task.split()) for task in tasks),
         tuple(tuple((b[0], b[1], b[2], b[3]) for b in regions) for regions in boxes),
         tuple(asked),
+    )
+
+
+def _per_round(record: Mapping[str, Any], key: str, rounds: int, field: str) -> list[Any]:
+    """Return the entries of a field, one per round; empty if the record does not have it."""
+    values = record.get(field)
+    if values is None or values == []:
+        return []
+    if not isinstance(values, list):
+        raise ConfigError(
+            f"{field} of sample {key!r} must be a list with one entry per round, not {values!r}"
+        )
+    if len(values) != rounds:
+        raise ConfigError(
+            f"{field} of sample {key!r} has {len(values)} entries for {rounds} rounds; give one "
+            "entry per round"
+        )
+    return values
+
+
+def _are_answers(accepted: Any) -> bool:
+    return isinstance(accepted, list) and all(
+        isinstance(answer, str | int | float) and not isinstance(answer, bool)
+        for answer in accepted
+    )
+
+
+def _are_boxes(regions: Any) -> bool:
+    """Return True for a list of boxes: four finite numbers each, and not fractions of a picture."""
+    return isinstance(regions, list) and all(
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(n, int | float) and math.isfinite(n) for n in box)
+        and (max(box) > 1 or not any(box))
+        for box in regions
     )
 
 

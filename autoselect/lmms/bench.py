@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import missing
-from autoselect.evaluation.answers.parts import folder_digest
+from autoselect.evaluation.answers.parts import code_version, folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.names import SELECTOR
@@ -32,6 +32,7 @@ from autoselect.lmms.report import build_public_report, public_markdown
 from autoselect.lmms.settings import BASELINES, PublicSettings
 from autoselect.lmms.tasks import task_score
 from autoselect.lmms.tracked import PublicRecord
+from autoselect.pruning.budget import check_budget
 
 logger = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"
@@ -62,8 +63,10 @@ def task_runs(settings: PublicSettings) -> list[TaskRun]:
                 f"methods={method!r} is unknown here; choose {SELECTOR}, {', '.join(BASELINES)}"
             )
     for budget in budgets:
-        if parse_budget(budget) is None:
+        value = parse_budget(budget)
+        if value is None:
             raise ConfigError("budgets=full is always run; give the smaller budgets only")
+        check_budget(value)
     if not tasks or not budgets or not methods:
         raise ConfigError("tasks, budgets and methods must each hold at least one name")
     columns = [(FULL, FULL)] + [(method, budget) for budget in budgets for method in methods]
@@ -113,8 +116,13 @@ def run_cell(settings: PublicSettings, cell: TaskRun) -> dict[str, Any]:
                 f"{ended.returncode}:\n{tail}\nFix the cause and start again: finished cells are "
                 "kept"
             )
-        results = json.loads(found[-1].read_text())["results"][cell.task]
-    score, numbers = task_score(cell.task, results)
+        results = json.loads(found[-1].read_text())["results"]
+    if cell.task not in results:
+        raise ConfigError(
+            f"task={cell.task} has no score of its own in lmms-eval, which gave those of "
+            f"{', '.join(results) or 'none'}; name tasks instead of a group of them"
+        )
+    score, numbers = task_score(cell.task, results[cell.task])
     seconds = time.monotonic() - started
     return {**asdict(cell), "score": score, "metrics": numbers, "seconds": seconds}
 
@@ -187,13 +195,13 @@ def _latency(
 ) -> dict[str, Any]:
     """Measure prefill at batch 1 for all budgets, or return the reason why that failed.
 
-    An earlier measurement with the same settings on such a machine is used again; `around` is the
-    present one, from `environment`.
+    An earlier measurement with the same settings and code on such a machine is used again; `around`
+    is the present one, from `environment`.
     """
     path = Path(settings.out) / LATENCY_FILE
     machine = {name: around.get(name) for name in ("processor", "threads", "gpu", "torch")}
     asked = {"budgets": settings.budgets, "device": settings.device, "identity": known}
-    asked |= {"machine": machine}
+    asked |= {"machine": machine, "code": code_version()}
     if path.exists() and (before := json.loads(path.read_text())).get("asked") == asked:
         return dict(before)
     try:

@@ -3,7 +3,6 @@
 If a start is repeated, or adds budgets and tasks in its folder, it continues the same runs.
 """
 
-import re
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,6 @@ from autoselect.tracking.note import RunNote
 KIND, PARENT = "public benchmarks", "parent"
 GROWING = ("tasks", "budgets", "methods")
 """Settings that a later start may extend, logged as tags because MLflow parameters are fixed."""
-NOT_IN_NAMES = re.compile(r"[^\w./ -]")
 
 
 class PublicRecord:
@@ -81,4 +79,4 @@ class PublicRecord:
 
 
 def _metrics(prefix: str, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{NOT_IN_NAMES.sub('_', task)}": score for task, score in scores.items()}
+    return {f"{prefix}/{task}": score for task, score in scores.items()}

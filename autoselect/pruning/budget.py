@@ -105,8 +105,13 @@ def check_settings(budget: Any, video_budget_per: str, on_small_image: str) -> N
         raise ConfigError(f"budget={budget!r} is empty; give one for each image, or one for all")
     for one in [budget] if listed is None else listed:
         if not callable(one):
-            value = read_budget(one, 1)
-            budget_to_tokens(one, value if isinstance(value, int) else 1)
+            check_budget(one)
+
+
+def check_budget(budget: OneBudget) -> None:
+    """Raise ConfigError if a budget means no number of tokens, whatever the image."""
+    value = read_budget(budget, 1)
+    budget_to_tokens(budget, value if isinstance(value, int) else 1)
 
 
 def _unknown(budget: Any) -> ConfigError:

@@ -10,21 +10,32 @@ from typing import Any
 
 import yaml
 
+from autoselect.config import ConfigError
 from autoselect.files.markdown import table_row
+from autoselect.pruning.diversity import Diversity
 from autoselect.pruning.hub import is_hub_name, is_logged_model
 
 CARD_FILE = "README.md"
 LICENCE = "apache-2.0"
-METHOD = "autoselect"
+METHOD, OWN = "autoselect", "own"
 REFERENCE = ("autoselect", "reference", "model")
 
 
-def scores_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scores that a card shows: the selector's rows of an evaluation's `report.json`."""
+def scores_of(report: Mapping[str, Any], diversity: Diversity) -> dict[str, Any]:
+    """Return the scores that a card shows.
+
+    Args:
+        report: `report.json` of an evaluation whose first selector is this one.
+        diversity: the selector's own; its rows may stand beside those of others.
+
+    Raises:
+        ConfigError: the report does not have rows of this diversity.
+    """
+    own = _row_of(report, diversity)
     rows = [
         {name: row[name] for name in ("budget", "mean", "retention", "retention_ci95")}
         for row in report["rows"]
-        if row["method"] == METHOD
+        if row["method"] == own
     ]
     return {
         "model": report["model"],
@@ -34,6 +45,21 @@ def scores_of(report: Mapping[str, Any]) -> dict[str, Any]:
         "data_digest": report.get("digests", {}).get("data"),
         "rows": rows,
     }
+
+
+def _row_of(report: Mapping[str, Any], diversity: Diversity) -> str:
+    """Return the method of a report's rows that select as the selector itself does."""
+    given = report.get("settings", {}).get("diversity")
+    if given is None:
+        return METHOD
+    for place, value in enumerate(value.strip() for value in given.split(",")):
+        if value == OWN or float(value) == diversity:
+            shown = value if value == OWN else f"{float(value):g}"
+            return METHOD if place == 0 else f"{METHOD}:diversity-{shown}"
+    raise ConfigError(
+        f"report has diversity={given} and no row of the selector's own, {diversity}; evaluate it "
+        f"without --diversity, or with --diversity {given},{OWN}"
+    )
 
 
 def card_text(config: Mapping[str, Any], name: str) -> str:

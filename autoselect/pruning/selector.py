@@ -219,8 +219,12 @@ class Selector(nn.Module):
         return rows
 
     def record_scores(self, report: Mapping[str, Any]) -> None:
-        """Copy the scores of an evaluation's `report.json` to the metadata, for the model card."""
-        self.metadata["scores"] = scores_of(report)
+        """Copy the scores of an evaluation's `report.json` to the metadata, for the model card.
+
+        Raises:
+            ConfigError: the evaluation chose tokens in another way than the selector does.
+        """
+        self.metadata["scores"] = scores_of(report, self.diversity)
 
     def save_pretrained(self, folder: str | Path, name: str | None = None) -> None:
         """Write `selector.safetensors`, `config.json` and the model card `README.md`.

@@ -23,6 +23,8 @@ RETENTION = re.compile(r"retention_at_(\d+)_tokens(?:/(.+))?")
 ROWS_PER_BUDGET, BUDGETS = 8, 6
 DIVERSITY, OWN = "diversity-", "own"
 """How `autoselect eval` names rows by their diversity, and the diversity of a selector's folder."""
+MEASURED = {"reference": "answers", "scoring": "generation"}
+"""Settings of `autoselect eval` that change what a retention is, and their usual values."""
 LONGEST_NOTE = 19000
 COLUMN_WIDTH = 185
 
@@ -37,7 +39,8 @@ class Standing:
     """One selector at one token budget in one evaluation.
 
     Attributes:
-        data: `(model, data)` of the measurement; only equal ones can be compared.
+        data: `(model, data)` of the measurement, with what was measured if it is not the usual;
+            only equal ones can be compared.
         budget: K, in tokens.
         retention: score / score with all tokens, mean over the tasks, as a fraction.
         interval: 95 % interval of the retention, as text.
@@ -69,7 +72,7 @@ def standings(runs: Sequence[Any]) -> list[Standing]:
 
 
 def _of_run(run: Any) -> Iterator[Standing]:
-    metrics, tags = run.data.metrics, run.data.tags
+    metrics = run.data.metrics
     for name, value in metrics.items():
         match = RETENTION.fullmatch(name)
         if match is None:
@@ -78,7 +81,7 @@ def _of_run(run: Any) -> Iterator[Standing]:
         ends = [metrics.get(metric_at(f"retention_{end}", budget)) for end in ("low", "high")]
         shown = [f"{100 * end:.1f}" for end in ends if end is not None and other is None]
         yield Standing(
-            data=(tags.get("model", "unknown model"), tags.get("data", "unknown data")),
+            data=_subject(run),
             selector=_shown(run, other),
             budget=budget,
             retention=value,
@@ -88,6 +91,16 @@ def _of_run(run: Any) -> Iterator[Standing]:
             run_name=run.info.run_name,
             time_ms=run.info.start_time,
         )
+
+
+def _subject(run: Any) -> tuple[str, str]:
+    """Return the model, told apart from others of its name, and the data with what was measured."""
+    tags, params = run.data.tags, run.data.params
+    model, data = tags.get("model", "unknown model"), tags.get("data", "unknown data")
+    if digest := tags.get("model_digest"):
+        model = f"{model} ({digest[:8]})"
+    unusual = [f"{n}={params[n]}" for n, usual in MEASURED.items() if params.get(n, usual) != usual]
+    return model, ", ".join([data, *unusual])
 
 
 def _shown(run: Any, other: str | None) -> str:

@@ -10,11 +10,13 @@ caller; `delivery` carries it to the server, now or when the server answers agai
 
 import atexit
 import logging
+import re
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 from autoselect.config import ConfigError
@@ -31,6 +33,8 @@ from autoselect.tracking.store import Store
 PARENT_TAG, SOURCE_TAG = "mlflow.parentRunId", "mlflow.source.name"
 NODE_TAG = "node"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
+REFUSED, LONGEST_NAME = re.compile(r"[^\w./ :-]"), 250
+"""Characters that MLflow refuses in the name of a metric, and the most that it takes."""
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +128,10 @@ class Tracker:
         """Log numbers; a (metric, step) that the run has already is left out.
 
         Args:
-            metrics: values by name, with the unit in the name.
+            metrics: values by name, with the unit in the name, see `accepted_name`.
             step: update count; None for values without a course, which overwrite earlier ones.
         """
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {accepted_name(name): float(value) for name, value in metrics.items()}
         self._log({"kind": "metrics", "values": values, "step": step, "time_ms": _now_ms()})
 
     def flush(self, timeout: float | None = None) -> None:
@@ -186,7 +190,7 @@ class Tracker:
 
     def log_model_metrics(self, name: str, metrics: Mapping[str, float], data: Data) -> None:
         """Log numbers of the model that `log_model` logged as `name`, measured on `data`."""
-        values = {key: float(value) for key, value in metrics.items()}
+        values = {accepted_name(key): float(value) for key, value in metrics.items()}
         known = {"data": data.name, "digest": data.digest, "time_ms": _now_ms()}
         self._log({"kind": "model_metrics", "name": name, "values": values, **known})
 
@@ -274,6 +278,18 @@ class Tracker:
                     error,
                 )
             self._told = True
+
+
+@lru_cache(maxsize=4096)
+def accepted_name(name: str) -> str:
+    """Return the name of a metric as MLflow takes it, which refuses others with all beside them.
+
+    Names of tasks and selectors may hold anything: other characters become `_`, and a path has no
+    empty part, `.` or `..`.
+    """
+    parts = [part for part in REFUSED.sub("_", name).split("/") if part]
+    shown = "/".join("_" * len(part) if part in (".", "..") else part for part in parts)
+    return shown[:LONGEST_NAME].rstrip("/")
 
 
 def _now_ms() -> int:

@@ -17,7 +17,13 @@ from autoselect.data.shards import ShardSet
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.choices import MODEL
-from autoselect.evaluation.answers.parts import PartStore, answer_all, code_version, digest
+from autoselect.evaluation.answers.parts import (
+    PartStore,
+    answer_all,
+    code_version,
+    digest,
+    model_files_digest,
+)
 from autoselect.evaluation.answers.replies import Replies
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
@@ -220,6 +226,7 @@ def _identity(
     """Return what the answers depend on; not the weights that the selector has at present."""
     return {
         "model": vlm.digest or settings.model,
+        "model_files": model_files_digest(settings.model),
         "selector": selector_digest(Selector(selector.scorer, site=selector.site)),
         "data": shards.digest,
         "rows": [selector.metadata.get(name) for name in ("data_digest", "seed", "samples")],

@@ -88,7 +88,8 @@ def _usable(
     try:
         stored = shards[index]
         pictures = stored.pictures
-        parsed = parse_record(stored.record, stored.key, needs_answers=False)
+        turns = {"conversations": stored.record.get("conversations")}  # labels are not read
+        parsed = parse_record(turns, stored.key, needs_answers=False)
     except (BadSample, ConfigError):
         return
     if not pictures or refusal(pictures) is not None:

@@ -79,7 +79,7 @@ class Programs:
         self.images = images
         self.calls = []
         self.fail_at = None
-        self.model_digest = "weights"
+        self.model_digest, self.data_digest = "weights", "d"
 
     def __call__(self, command, again, folder=None, log=None):
         flags = dict(zip(command[::1], command[1::1], strict=False))
@@ -136,7 +136,7 @@ class Programs:
             "questions": len(lines),
             "settings": self.settings,
             "environment": ENVIRONMENT,
-            "digests": {"model": self.model_digest, "data": "d", "selector": "s"},
+            "digests": {"model": self.model_digest, "data": self.data_digest, "selector": "s"},
         }
         (out / "report.json").write_text(json.dumps(report))
 

@@ -1,6 +1,8 @@
 """`autoselect show`: answers with all and with fewer tokens, and a picture of what stayed."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +10,14 @@ import torch
 from PIL import Image
 
 from autoselect.cli.main import main
+from autoselect.cli.photos import Picture, unique_names
+from autoselect.cli.show_answers import ask, count_tokens, inputs_of
 from autoselect.config import ScorerConfig
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
-from tests.vlm.conversations import frozen
+from autoselect.vlm.families import FAMILIES
+from tests.vlm.conversations import frozen, picture
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,11 @@ def test_photos_and_folders_are_shown_as_the_encoder_sees_them(selector, tmp_pat
     assert {answer["tokens"] for answer in json.loads(facts.read_text())[0]["answers"]} == {14, 144}
 
 
+def test_no_overlay_replaces_another():
+    files = [Path(name) for name in ("a/cat.png", "cat-2.png", "b/cat.png", "cat.jpg")]
+    assert unique_names(files) == ["cat", "cat-2", "cat-3", "cat-4"]
+
+
 def test_a_picture_that_the_processor_refuses_is_named(selector, tmp_path, capsys, monkeypatch):
     vlm = frozen("llava_pixtral")
     loaded = vlm, Selector(Scorer(vlm.width, ScorerConfig(hidden_size=8, num_layers=1)))
@@ -77,6 +87,18 @@ def test_a_picture_that_the_processor_refuses_is_named(selector, tmp_path, capsy
     code, _, error = show(capsys, tmp_path / "thin.png", "--selector", selector)
     assert code == 2
     assert "autoselect: picture 'thin': PixtralWriting refuses its images of 1 x 64 pixels" in error
+
+
+def test_the_tokens_of_all_tiles_are_counted(monkeypatch):
+    """A budget holds for each tile of a family that does not tell tiles from images."""
+    blind = dataclasses.replace(FAMILIES["idefics3"], tiles=None)
+    monkeypatch.setitem(FAMILIES, "idefics3", blind)
+    vlm = frozen("idefics3")
+    selector = Selector(Scorer(vlm.width, ScorerConfig(hidden_size=8, num_layers=1)))
+    inputs = inputs_of(vlm, Picture("wide", picture(0, (48, 24)), "is there a red star ?"))
+    full, few = ask(vlm, selector, inputs, (3,), 2)
+    assert few.tokens == len(few.kept) and 3 < few.tokens < full.tokens
+    assert (full.tokens, full.kept) == (count_tokens(vlm, inputs), None)
 
 
 @pytest.mark.parametrize(

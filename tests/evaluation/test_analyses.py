@@ -10,7 +10,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from autoselect.cli.main import main
 from autoselect.config import ConfigError
-from autoselect.data.shards import ShardWriter
+from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.evaluation.analyses import classifier as analyses_classifier
 from autoselect.evaluation.analyses import run as analyses
 from autoselect.evaluation.analyses.classifier import (
@@ -35,6 +35,7 @@ from autoselect.evaluation.analyses.run import ANALYSES, Subject, write_analysis
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
+from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.scenes import make_scene
 from autoselect.tracking import Tracker
 from autoselect.vlm.image_classifier import only_patches
@@ -247,6 +248,8 @@ def test_labels_come_from_the_records():
     assert labelled_images([Stored(), Stored()], names).labels is None
     with pytest.raises(ConfigError, match="label='bird' is not one of"):
         labelled_images([Stored(label="bird")], names)
+    with pytest.raises(ConfigError, match=r"label=\['dog'\] is not one of"):
+        labelled_images([Stored(label=["dog"])], names)
     with pytest.raises(ConfigError, match="is missing while others have one"):
         labelled_images([Stored(label="dog"), Stored()], names)
 
@@ -299,6 +302,22 @@ def test_an_analysis_of_other_settings_is_not_replaced(
         f"choose another folder, or remove {out / 'similarity.json'} to replace it"
     ) in capsys.readouterr().err
     assert (out / "similarity.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("kind", "code"), [("similarity", 0), ("fidelity", 2)])
+def test_answers_are_needed_by_what_scores_them_alone(
+    kind, code, model_folder, selector_folder, shards, tmp_path, capsys
+):
+    stored = ShardSet.open(shards)
+    with ShardWriter(str(tmp_path / "open")) as writer:
+        for sample in (stored[0], stored[1]):
+            turns = sample.record["conversations"][:1]
+            writer.write(sample.key, {"conversations": turns}, [to_jpeg(sample.pictures[0])])
+    words = ["analyse", kind, "--model", model_folder, "--selector", selector_folder]
+    words += ["--shards", str(tmp_path / "open"), "--budgets", "4", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--no-tracking"]) == code
+    if code:
+        assert "give every question its gpt turn" in capsys.readouterr().err
 
 
 def test_labels_are_spread_apart_in_order():

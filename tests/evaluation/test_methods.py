@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -140,6 +142,13 @@ def test_visionzip_keeps_the_dominant_tokens_as_they_are():
         for position in dominant[row].tolist():
             where = kept.positions[row].tolist().index(position)
             assert torch.equal(kept.tokens[row, where], one.tokens[row, position])
+
+
+def test_visionzip_merges_equal_tokens_without_losing_any():
+    """Newline tokens and flat parts of a picture may be equal to the last bit."""
+    one = dataclasses.replace(context(), tokens=torch.ones(3, N, 5))
+    kept = METHODS["visionzip"].keep(one, 13)
+    assert torch.allclose(kept.tokens, torch.ones(3, 13, 5))
 
 
 def test_pooling_to_a_quarter_averages_blocks():

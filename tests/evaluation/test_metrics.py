@@ -35,6 +35,12 @@ def test_vqa_accuracy_leaves_one_annotator_out(matching, score):
     assert metrics.vqa_soft_accuracy("2.", answers) == pytest.approx(score)
 
 
+@pytest.mark.parametrize("answers", [["stop"], ["stop", "stop sign"], ["go", "stop", "halt"]])
+def test_fewer_answers_than_annotators_can_agree_on_are_alternatives(answers):
+    assert metrics.vqa_soft_accuracy("Stop.", answers) == 1.0
+    assert metrics.vqa_soft_accuracy("no", answers) == 0.0
+
+
 def test_exact_match_ignores_case_spaces_and_final_stop():
     assert metrics.exact_match(" A7. ", "a7") == 1.0
     assert metrics.exact_match("A", "A7") == 0.0

@@ -64,7 +64,7 @@ def finished(tmp_path_factory):
     ]
     more = {"environment": {"git_commit": "abc"}, "digests": {"data": "d", "selector": "s"}}
     latency = {"full_prefill_ms": 3.0, "pruned": pruned}
-    report = build_report(samples, replies, plan, "<stand-in>", GRID * GRID, latency, more)
+    report = build_report(samples, replies, plan, "<stand-in>", latency, more)
     places = choose_places(samples, answers, plan)
     rows = overlay_rows(FakeVLM(), FakeSelector(), samples, samples, answers, plan, places)
     figures = {"retention": out / "retention.png", "overlays": out / "overlays.png"}

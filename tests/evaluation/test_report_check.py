@@ -33,7 +33,7 @@ def sound():
         "digests": {"model": "m", "selector": "s", "data": "d"},
     }
     answers = answer_part(FakeAsked(), samples, plan)
-    return build_report(samples, answers, plan, "fake", GRID * GRID, LATENCY, more)
+    return build_report(samples, answers, plan, "fake", LATENCY, more)
 
 
 def changed(report, path, value):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,30 @@ def test_rows_that_cannot_be_used_are_named(settings, source):
         with_converted_rows(
             dataclasses.replace(settings, shards="x/*.tar", image_folder="pictures")
         )
+
+
+def test_pictures_that_were_changed_or_added_are_read_anew(settings, source):
+    first = with_converted_rows(settings)
+    pictures = source.parent / "pictures"
+    make_scene(4, "test", 9).image.save(pictures / "0.png")
+    second = with_converted_rows(settings)
+    before, after = (EvaluationSet.open(one.shards, None, False)[0] for one in (first, second))
+    assert before.image.tobytes() != after.image.tobytes()
+    (pictures / "1.png").rename(pictures / "later.png")
+    with pytest.raises(ConfigError, match="1 of 3 rows cannot be used"):
+        with_converted_rows(settings)
+    (pictures / "later.png").rename(pictures / "1.png")
+    assert len(EvaluationSet.open(with_converted_rows(settings).shards, None, False)) == 3
+
+
+def test_another_folder_of_pictures_is_taken_as_the_error_proposes(settings, source, tmp_path):
+    elsewhere = source.parent.rename(tmp_path / "elsewhere")
+    source = Path(shutil.copy(elsewhere / "rows.json", tmp_path))
+    settings = dataclasses.replace(settings, shards=str(source))
+    with pytest.raises(ConfigError, match="or name another --image-folder"):
+        with_converted_rows(settings)
+    found = with_converted_rows(dataclasses.replace(settings, image_folder=str(elsewhere)))
+    assert len(EvaluationSet.open(found.shards, None, False)) == 3
 
 
 def test_labels_are_needed_unless_the_model_is_the_reference(settings):

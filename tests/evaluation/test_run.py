@@ -26,11 +26,11 @@ from autoselect.evaluation.answers.likelihood import (
 from autoselect.evaluation.earlier import check_earlier, remove_earlier
 from autoselect.evaluation.figures.style import new_figure, save
 from autoselect.evaluation.latency import bench
-from autoselect.evaluation.loading import load_pair, selector_folders
+from autoselect.evaluation.loading import load_pair, load_selectors, selector_folders
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.run import evaluate, prepare
-from autoselect.evaluation.samples import EvaluationSet
+from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
@@ -174,6 +174,14 @@ def test_an_answer_is_as_likely_while_it_is_generated(asked, shards):
     forced = asked.losses(call, kept, [one.ids for one in found])
     assert [one.loss for one in found] == pytest.approx(forced, abs=1e-4)
     assert [one.text for one in found] == asked.generate(call, kept, options)
+
+
+def test_answers_are_greedy_whatever_the_models_own_configuration_says(asked, shards, monkeypatch):
+    samples = list(EvaluationSet.open(shards))[:2]
+    plan = Plan((METHODS["grid"],), (9,), 144, max_new_tokens=3)
+    before = answer_part(asked, samples, plan)
+    monkeypatch.setattr(asked.vlm.model.generation_config, "num_beams", 3)
+    assert answer_part(asked, samples, plan) == before
 
 
 class UnlikelyAsked:
@@ -390,6 +398,18 @@ def test_unclear_selectors_are_refused(selector, words):
         selector_folders(selector)
 
 
+def test_the_folder_of_a_selector_may_hold_an_equals_sign():
+    found = selector_folders("runs/lr=1/selector, small=runs/lr=2/selector, ./lr=3")
+    assert list(found.values()) == ["runs/lr=1/selector", "runs/lr=2/selector", "./lr=3"]
+    assert list(found) == ["autoselect", "autoselect:small", "autoselect:./lr=3"]
+
+
+def test_no_row_of_a_selector_takes_the_name_of_another(settings):
+    own = settings.selector
+    with pytest.raises(ConfigError, match="names autoselect:diversity-0.4, as diversity=0,0.4"):
+        load_selectors(settings.model, f"{own},diversity-0.4={own}", "cpu", "0,0.4")
+
+
 def test_a_selector_of_another_width_is_refused(settings, tmp_path):
     Selector(Scorer(64, ScorerConfig()), {}).save_pretrained(tmp_path / "narrow")
     with pytest.raises(ConfigError, match="width 64.*width 192"):
@@ -412,7 +432,17 @@ TURNS = [{"from": "human", "value": "<image>\nq ?"}, {"from": "gpt", "value": "a
         ({"tasks": ["a", "b"]}, "tasks of sample 'bad' has 2 entries for 1 rounds"),
         ({"answers": [[]]}, "answers of sample 'bad' are empty"),
         ({"answers": ["yes"]}, "answers of sample 'bad' must be a list of accepted answers for"),
+        ({"answers": [[{"answer": "yes"}]]}, "answers of sample 'bad' must be a list of accepted"),
+        ({"answers": [[None]]}, "answers of sample 'bad' must be a list of accepted"),
+        ({"answers": 5}, "answers of sample 'bad' must be a list with one entry per round, not 5"),
+        ({"tasks": "c"}, "tasks of sample 'bad' must be a list with one entry per round, not 'c'"),
+        ({"tasks": [None]}, "tasks of sample 'bad' must be the name of a task for every round"),
         ({"boxes": [[[1, 2, 3]]]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [[1, 2, 3, 4]]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [None]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [[["1", 2, 3, 4]]]}, r"boxes of sample 'bad' must be \(left, top, right"),
+        ({"boxes": [[{"x": 1}]]}, r"boxes of sample 'bad' must be \(left, top, right, bottom\)"),
+        ({"boxes": [[[0.1, 0.2, 0.3, 0.4]]]}, r"boxes of sample 'bad' must be .* in pixels"),
     ],
 )
 def test_records_that_cannot_be_scored_are_refused(tmp_path, change, message):
@@ -421,6 +451,12 @@ def test_records_that_cannot_be_scored_are_refused(tmp_path, change, message):
         writer.write("bad", {**record, **change}, [JPEG])
     with pytest.raises(ConfigError, match=message):
         EvaluationSet.open(str(tmp_path))
+
+
+def test_spaces_around_the_name_of_a_task_make_no_other_task():
+    turns = [*TURNS, TURNS[0], TURNS[1]]
+    record = {"conversations": turns, "tasks": ["counting", " counting\n"]}
+    assert set(parse_record(record, "one").tasks) == {"counting"}
 
 
 def test_a_sample_without_image_is_refused(tmp_path):
@@ -589,7 +625,7 @@ def test_help_shows_defaults_and_names_of_methods(command, capsys):
     shown = {
         "eval": ["visionzip", "questions answered together (default 32)", "(default 16)"],
         "analyse": ["(default 256)", "log to MLflow (default yes)"],
-        "bench": ["(default 1,8,32)", "(default 5.5%,11%,22%,33%)", "default 100 on a GPU"],
+        "bench": ["(default 1,8,32)", "(default 5.5%,11%,22%,33%)", "100 on a GPU, 20 on a CPU"],
     }
     for part in shown[command]:
         assert part in text

@@ -124,12 +124,37 @@ def test_an_answer_that_is_neither_yes_nor_no_is_wrong_in_mme():
     assert score_answers(samples, [["YES.", "No, it is not"]]).task_means() == {"mme": 1.0}
 
 
+def test_every_accepted_answer_counts_whatever_the_metric():
+    samples = [
+        sample(
+            "a",
+            ("scienceqa_img", OPTIONS, ("A", "B")),
+            ("mme_color", "q", ("No", "Yes")),
+            ("gqa", "q", ("left", "on the left")),
+        )
+    ]
+    table = score_answers(samples, [["B", "Yes", "on the left"]])
+    assert set(table.task_means().values()) == {1.0}
+
+
+def test_a_reference_that_is_neither_yes_nor_no_is_compared_as_text():
+    samples = [sample("a", ("mme_color", "q", ("It is blue.",)))]
+    assert score_answers(samples, [["it is blue"]]).task_means() == {"mme": 1.0}
+    assert score_answers(samples, [["it is red"]]).task_means() == {"mme": 0.0}
+
+
+def test_colons_in_the_name_of_a_task_join_no_tasks():
+    samples = [sample("a", ("mine::colour", "q", ("x",)), ("mine::count", "r", ("x",)))]
+    table = score_answers(samples, [["x", "y"]])
+    assert table.task_means() == {"mine::colour": 1.0, "mine::count": 0.0}
+
+
 def test_a_few_accepted_answers_are_alternatives_and_ten_are_annotators():
     few = [sample("a", ("vqa", "q", ("cat", "kitten")))]
     assert score_answers(few, [["Kitten."]]).task_means() == {"vqa": 1.0}
     ten = [sample("a", ("vqa", "q", ("cat",) * 2 + ("kitten",) * 8))]
     assert score_answers(ten, [["cat"]]).task_means() == {"vqa": pytest.approx(0.6)}
-    named = [sample("a", ("textvqa_val", "q", ("cat", "cat", "kitten")))]
+    named = [sample("a", ("textvqa_val", "q", ("cat",) * 2 + ("kitten",) * 2))]
     assert score_answers(named, [["cat"]]).task_means()["textvqa_val"] < 1
 
 

@@ -145,6 +145,16 @@ def test_prefill_of_another_machine_is_measured_again(settings, lmms, monkeypatc
         assert len(measured) == times
 
 
+def test_prefill_is_measured_again_by_another_version(settings, lmms, monkeypatch):
+    """An older version timed other calls, whose speedups do not compare."""
+    measured = []
+    monkeypatch.setattr(bench, "bench_prefill", lambda *_, **__: {"missing": measured.append(1)})
+    for version, times in (("1", 1), ("1", 1), ("2", 2)):
+        monkeypatch.setattr(bench, "code_version", lambda own=version: {"autoselect": own})
+        bench_public(replace(settings, latency=True))
+        assert len(measured) == times
+
+
 def test_prefill_is_measured_again_for_other_budgets_and_after_a_refusal(
     settings, lmms, monkeypatch
 ):
@@ -228,11 +238,26 @@ def test_a_failing_task_is_named_with_the_end_of_its_output(settings, monkeypatc
         bench_public(settings)
 
 
+def test_a_group_of_tasks_is_named_with_its_members(settings, monkeypatch):
+    def run(command, **options):
+        folder = Path(command[command.index("--output_path") + 1])
+        value = {"results": {"gqa_a": {"exact_match,none": 0.5}, "gqa_b": {}}}
+        (folder / "20261122_results.json").write_text(json.dumps(value))
+        return subprocess.CompletedProcess([], 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ConfigError, match="task=gqa has no score .* gqa_a, gqa_b; name tasks"):
+        bench_public(settings)
+
+
 def test_settings_that_do_not_fit_are_refused(settings, monkeypatch):
     with pytest.raises(ConfigError, match="methods='oracle' is unknown here"):
         task_runs(replace(settings, methods="oracle"))
     with pytest.raises(ConfigError, match="full is always run"):
         task_runs(replace(settings, budgets="full"))
+    for budgets, words in (("64,0", "budget=0 is below 1"), ("200%", "up to 1")):
+        with pytest.raises(ConfigError, match=words):
+            task_runs(replace(settings, budgets=budgets))
     with pytest.raises(ConfigError, match="at least one"):
         task_runs(replace(settings, tasks=" "))
 

@@ -86,6 +86,23 @@ def test_recorded_scores_are_in_the_card_and_come_back(tmp_path):
     assert len(again.metadata["scores"]["rows"]) == 1
 
 
+def test_the_scores_are_those_of_the_selectors_own_diversity():
+    """`autoselect eval --diversity 0,own`, as the demo evaluates, has hard top-K first."""
+    row = {"budget": 64, "mean": 0.7, "retention_ci95": [0.9, 1.0]}
+    names = {"autoselect": 0.8, "autoselect:diversity-own": 0.95, "autoselect:diversity-0.4": 0.9}
+    rows = [{**row, "method": name, "retention": value} for name, value in names.items()]
+    report = {**REPORT, "rows": rows, "settings": {"diversity": "0, 0.40,own"}}
+    selector = make(METADATA)
+    for diversity, retention in ((0.4, 0.9), (0.5, 0.95), (0.0, 0.8)):
+        selector.diversity = diversity
+        selector.record_scores(report)
+        (found,) = selector.metadata["scores"]["rows"]
+        assert found["retention"] == retention
+    selector.diversity = 0.7
+    with pytest.raises(ConfigError, match="diversity=0,0.4 and no row of the selector's own, 0.7"):
+        selector.record_scores({**report, "settings": {"diversity": "0,0.4"}})
+
+
 def test_the_shipped_model_is_called_by_what_it_is(tmp_path):
     make({"model": "/somewhere/autoselect/reference/model"}).save_pretrained(tmp_path / "mine")
     assert "# mine: which visual tokens of the reference VLM matter" in card(tmp_path / "mine")[1]

@@ -76,6 +76,27 @@ def test_rows_of_a_diversity_belong_to_the_selector_of_their_evaluation():
     assert "two | 94.0 %" in page(), "a run without diversities has the selector's own"
 
 
+def test_what_was_measured_in_another_way_or_on_another_model_of_the_name_stands_apart():
+    for digest, params in (
+        ("a" * 64, {}),
+        ("a" * 64, {"reference": "model"}),
+        ("a" * 64, {"scoring": "likelihood", "reference": "answers"}),
+        ("b" * 64, {}),
+    ):
+        tags = {"kind": "evaluation", "model": "tiny", "data": "9 images", "selector": "one"}
+        run = Tracker.start("project", "eval", params, tags | {"model_digest": digest})
+        run.log_metrics({metric_at("retention", 64): 0.9})
+        run.rank_selectors("project")
+        run.finish()
+    heads = {line for line in page().splitlines() if line.startswith("####")}
+    assert heads == {
+        "#### tiny (aaaaaaaa), 9 images",
+        "#### tiny (aaaaaaaa), 9 images, reference=model",
+        "#### tiny (aaaaaaaa), 9 images, scoring=likelihood",
+        "#### tiny (bbbbbbbb), 9 images",
+    }
+
+
 def test_an_evaluation_that_failed_is_not_ranked():
     run = Tracker.start("project", "eval", tags={"kind": "evaluation"})
     run.log_metrics({metric_at("retention", 8): 0.5})

@@ -36,6 +36,29 @@ def test_a_run_holds_what_was_logged(project):
     assert [f.path for f in client().list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("accuracy/Zählen (%)", "accuracy/Zählen ___"),
+        ("accuracy/$a|b$", "accuracy/_a_b_"),
+        ("accuracy/two\nlines", "accuracy/two_lines"),
+        ("accuracy/../x/", "accuracy/__/x"),
+        ("retention_at_8_tokens//runs/lr=1/selector", "retention_at_8_tokens/runs/lr_1/selector"),
+        ("accuracy/" + "x" * 400, "accuracy/" + "x" * 241),
+    ],
+)
+def test_a_name_that_mlflow_refuses_is_changed_and_nothing_is_lost(project, name, shown):
+    tracker = start()
+    tracker.log_metrics({"retention": 0.9, name: 0.5})
+    (project / "selector").mkdir()
+    tracker.log_model(project / "selector", "selector", {})
+    tracker.log_model_metrics("selector", {name: 0.5}, Data("data", "d", "here", ""))
+    tracker.finish()
+    run = client().get_run(tracker.run_id)
+    assert run.data.metrics == {"retention": 0.9, shown: 0.5}
+    assert not list(project.glob("mlruns/spool/*-refused"))
+
+
 def test_a_resumed_run_goes_on_without_repeats_and_reports_changes(caplog):
     first = start()
     for step in (1, 2, 3):

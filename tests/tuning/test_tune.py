@@ -100,6 +100,17 @@ def test_rows_without_answers_are_enough(settings, shards, tmp_path, kind):
     assert chosen.has_answers == (kind == "last question open")
 
 
+def test_labels_in_a_form_that_no_evaluation_takes_leave_out_no_row(settings, shards, tmp_path):
+    stored = ShardSet.open(shards)
+    with ShardWriter(str(tmp_path / "others")) as writer:
+        for index in range(len(stored)):
+            sample = stored[index]
+            odd = {"answers": "yes", "tasks": 5, "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+            writer.write(sample.key, sample.record | odd, [to_jpeg(sample.pictures[0])])
+    chosen = tuning_samples(ShardSet.open(str(tmp_path / "others")), {}, 4, 2)
+    assert len(chosen.samples) == 4 and chosen.has_answers
+
+
 def every_row(report):
     return [*report["best"], *(row for rows in report["weights"].values() for row in rows)]
 
@@ -120,6 +131,17 @@ def test_an_interrupted_search_repeats_no_finished_part(settings, monkeypatch):
     again = tune(settings).report  # the selector has other weights of diversity now
     assert sum(asked) == 1 + 2, "the image whose tokens are counted, and the missing part"
     assert again == whole
+
+
+def test_answers_of_another_chat_template_are_not_used_again(settings, tmp_path):
+    shutil.copytree(settings.model, tmp_path / "model")
+    settings = dataclasses.replace(settings, model=str(tmp_path / "model"))
+    tune(settings)
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(f"{template.read_text()} ")
+    tune(settings)
+    stores = list(Path(settings.selector).parent.glob("tune/parts/*"))
+    assert len(stores) == 2
 
 
 def test_a_report_of_another_selector_is_not_replaced(settings, tmp_path):

@@ -72,7 +72,7 @@ def _label(record: dict[str, Any], names: dict[str, int]) -> int | None:
     label = record.get("label")
     if label is None or (isinstance(label, int) and label in names.values()):
         return label
-    if label not in names:
+    if not isinstance(label, str) or label not in names:
         raise ConfigError(
             f"label={label!r} is not one of the classifier's {len(names)} classes; write its "
             "index or one of its names"

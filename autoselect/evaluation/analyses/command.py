@@ -10,7 +10,7 @@ from typing import Any
 from autoselect.config import ConfigError, GateSite
 from autoselect.config.flags import check_counts
 from autoselect.data.shards import Sample, ShardSet
-from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, PATCHES
+from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, PATCHES, SCORED
 from autoselect.evaluation.analyses.run import (
     ANALYSES,
     Found,
@@ -84,7 +84,7 @@ Work = Callable[[], Found]
 def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
     """Return VLM, selector and the function that computes the numbers, after all checks."""
     kind, shards = arguments.kind, resolve_shards(arguments.shards, "test")
-    opened = EvaluationSet.open(shards, arguments.max_images)
+    opened = EvaluationSet.open(shards, arguments.max_images, kind in SCORED)
     if not opened.one_image_each:
         raise ConfigError(
             f"shards={shards} hold samples of several images; this analysis looks at single ones, "

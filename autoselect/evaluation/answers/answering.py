@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from autoselect.evaluation.answers.asking import Encoded, Place, Prompts
-from autoselect.evaluation.answers.choices import ANSWERS, GENERATION
+from autoselect.evaluation.answers.choices import ANSWERS, GENERATION, GREEDY
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, blind_choices, other_choices
 from autoselect.evaluation.answers.likelihood import answers_of, candidates
 from autoselect.evaluation.answers.replies import Generated, Replies, Reply
@@ -204,7 +204,7 @@ def answer_sequences(
 
     `sequences` names what the model sees of every image; None for the untouched model.
     """
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    options = {"max_new_tokens": max_new_tokens, **GREEDY}
     replies = {
         name: [[Reply("")] * len(sample.questions) for sample in samples] for name in sequences
     }

@@ -8,3 +8,5 @@ GENERATION, LIKELIHOOD, TEXT_LIKELIHOOD = SCORINGS = (
     "text_likelihood",
 )
 """How answers are found: as generated text, or as the likeliest of the possible ones."""
+GREEDY = {"do_sample": False, "num_beams": 1}
+"""Arguments of `generate` that make answers greedy, whatever the model's own configuration says."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.answers.choices import GENERATION, TEXT_LIKELIHOOD
+from autoselect.evaluation.answers.choices import GENERATION, GREEDY, TEXT_LIKELIHOOD
 from autoselect.evaluation.answers.replies import Generated
 from autoselect.evaluation.scores.metrics import parse_options
 from autoselect.pruning.attachment import keeping
@@ -195,7 +195,7 @@ def answers_of(
     given = most_likely(asked, call, kept, options) if any(options) else [None] * len(options)
     if all(answer is not None for answer in given):
         return [Generated(answer or "", [], True) for answer in given]
-    settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    settings = {"max_new_tokens": max_new_tokens, **GREEDY}
     rows = asked.generated(call, kept, settings, likelihood=True)
     return [
         row if answer is None else Generated(answer, [], True)

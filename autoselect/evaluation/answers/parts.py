@@ -21,6 +21,7 @@ from autoselect.evaluation.answers.replies import Replies, Reply
 from autoselect.evaluation.answers.served import ServedVLM, served_part
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text
+from autoselect.vlm.model_files import local_folder
 
 logger = logging.getLogger(__name__)
 WHOLE_FILE_BYTES = 256 * 2**20
@@ -53,6 +54,12 @@ def code_version() -> dict[str, str]:
     """Return versions of packages and a digest of our sources, on which answers depend too."""
     versions = {package: metadata.version(package) for package in ANSWERING}
     return {**versions, "autoselect": folder_digest(PACKAGE, "*.py")}
+
+
+def model_files_digest(model: str) -> str | None:
+    """Return a digest of a model's folder that also changes with the processor or its template."""
+    folder = local_folder(model)
+    return folder_digest(folder) if folder else None
 
 
 class PartStore:

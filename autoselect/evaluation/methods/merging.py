@@ -42,7 +42,9 @@ def visionzip(context: SelectionContext, budget: int) -> Kept:
     targets = rest[:, steps.to(rest.device)]
     unit = context.unit_tokens()
     similarity = unit @ tokens_at(unit, targets).transpose(1, 2)
-    weights = torch.nn.functional.one_hot(similarity.argmax(dim=-1), contextual).float()
+    owner = similarity.argmax(dim=-1)
+    owner.scatter_(1, targets, torch.arange(contextual, device=owner.device).expand(batch, -1))
+    weights = torch.nn.functional.one_hot(owner, contextual).float()
     weights.scatter_(1, kept[..., None].expand(-1, -1, contextual), 0.0)
     merged = _weighted_mean(context, weights)
     positions = torch.cat([kept, targets], dim=1)

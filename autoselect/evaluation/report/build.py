@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
 from autoselect.evaluation.answers.answering import BLIND, FULL, OTHER, Plan
 from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.methods.names import SELECTOR
@@ -25,6 +23,7 @@ from autoselect.evaluation.scores.scoring import (
 )
 
 Place = tuple[str, int]
+"""A method at a budget; full, blind and another image stand at budget 0."""
 Details = dict[str, dict[str, float]]
 Found = TypeVar("Found")
 
@@ -34,7 +33,6 @@ def build_report(
     replies: dict[str, Replies],
     plan: Plan,
     model: str,
-    num_tokens: int,
     latency: dict[str, Any],
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -43,55 +41,26 @@ def build_report(
     Args:
         samples: questions and accepted answers; their images are not needed.
         replies: replies by column name, image and round.
-        num_tokens: visual tokens of one image.
+        plan: methods and budgets.
+        model: the model's name.
         latency: measured times, for all tokens and for each budget.
         extra: further keys of the report, such as `environment` and `digests`. `left_out` maps
             methods that were not evaluated to the reason; it becomes a list of rows.
     """
-    answers = {column: texts_of(own) for column, own in replies.items()}
-    tables = _by_place(plan, lambda column: score_answers(samples, answers[column]), average)
-    details = _by_place(plan, lambda column: task_details(samples, answers[column]), _mean_details)
-    endings = _by_place(
-        plan,
-        lambda column: Endings.of(samples, replies[column], answers[str(plan.bounds()[0])]),
-        Endings.mean,
-    )
-    full = tables[FULL, 0]
-    draws = Resampling.of(len(samples))
-    retained = {p: draws.retention(t, full) for p, t in tables.items() if p != (FULL, 0)}
-
-    def scores(place: Place) -> dict[str, Any]:
-        table = tables[place]
-        found = {"mean": table.mean(), "tasks": table.task_means(), "details": details[place]}
-        found["answers"] = measured_endings(endings[place], endings[FULL, 0])
-        if place != (FULL, 0):
-            found["retention"] = retention(table, full)
-            found["retention_ci95"] = list(interval(retained[place]))
-        return found
-
-    rows = [
-        {
-            "method": method.name,
-            "budget": budget,
-            **scores((method.name, budget)),
-            "retention_tasks": task_retentions(tables[method.name, budget], full),
-            "retention_tasks_ci95": _task_intervals(draws, tables[method.name, budget], full),
-        }
-        for budget in plan.budgets
-        for method in plan.methods
-    ]
+    scored = _Scored(samples, replies, plan)
+    names = [method.name for method in plan.methods]
     more = dict(extra or {})
     left_out = more.pop("left_out", {})
     report = {
         "model": model,
-        "num_tokens": num_tokens,
-        "full": scores((FULL, 0)),
-        "blind": scores((BLIND, 0)),
-        **({"other_image": scores((OTHER, 0))} if plan.others else {}),
+        "num_tokens": plan.num_tokens,
+        "full": scored.scores((FULL, 0)),
+        "blind": scored.scores((BLIND, 0)),
+        **({"other_image": scored.scores((OTHER, 0))} if plan.others else {}),
         "reference": plan.reference,
-        "rows": rows,
+        "rows": [scored.row((name, budget)) for budget in plan.budgets for name in names],
         "left_out": [{"method": name, "reason": why} for name, why in left_out.items()],
-        "intervals": _differences(rows, retained, plan),
+        "intervals": scored.differences(plan.budgets, names),
         "latency": latency,
         "images": len(samples),
         "questions": sum(len(sample.questions) for sample in samples),
@@ -102,10 +71,85 @@ def build_report(
     return dict(_without_nan(report))
 
 
+class _Scored:
+    """What was answered at every place, all on the same resamples of the images."""
+
+    def __init__(
+        self, samples: Sequence[Answered], replies: dict[str, Replies], plan: Plan
+    ) -> None:
+        answers = {column: texts_of(own) for column, own in replies.items()}
+        full = answers[str(plan.bounds()[0])]
+        self.tables = _by_place(plan, lambda c: score_answers(samples, answers[c]), average)
+        self.details = _by_place(plan, lambda c: task_details(samples, answers[c]), _mean_details)
+        self.endings = _by_place(
+            plan, lambda c: Endings.of(samples, replies[c], full), Endings.mean
+        )
+        self.full = self.tables[FULL, 0]
+        self.draws = Resampling.of(len(samples))
+        self.retained = {
+            place: self.draws.retention(table, self.full)
+            for place, table in self.tables.items()
+            if place != (FULL, 0)
+        }
+
+    def scores(self, place: Place) -> dict[str, Any]:
+        """Return scores and answers of a place, with its retention unless it is the full model."""
+        table = self.tables[place]
+        found = {"mean": table.mean(), "tasks": table.task_means(), "details": self.details[place]}
+        found["answers"] = measured_endings(self.endings[place], self.endings[FULL, 0])
+        if place != (FULL, 0):
+            found["retention"] = self.retention(place)
+            found["retention_ci95"] = list(interval(self.retained[place]))
+        return found
+
+    def row(self, place: Place) -> dict[str, Any]:
+        """Return the row of a method at a budget, with its retention in each task."""
+        method, budget = place
+        table = self.tables[place]
+        return {
+            "method": method,
+            "budget": budget,
+            **self.scores(place),
+            "retention_tasks": task_retentions(table, self.full),
+            "retention_tasks_ci95": self._task_intervals(table),
+        }
+
+    def retention(self, place: Place) -> float:
+        return retention(self.tables[place], self.full)
+
+    def _task_intervals(self, table: ScoreTable) -> dict[str, list[float]]:
+        """Return the 95 % interval of each task's retention, paired with the full model."""
+        ratios = self.draws.task_retentions(table, self.full)
+        return {
+            task: list(interval(ratios[:, table.tasks.index(task)]))
+            for task in task_retentions(table, self.full)
+        }
+
+    def differences(self, budgets: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the selector's retention minus each other method's, with its paired interval."""
+        others = [name for name in names if name != SELECTOR]
+        return [
+            self._difference(name, budget)
+            for budget in budgets
+            for name in (others if SELECTOR in names else ())
+        ]
+
+    def _difference(self, name: str, budget: int) -> dict[str, Any]:
+        own, other = (SELECTOR, budget), (name, budget)
+        low, high = interval(self.retained[own] - self.retained[other])
+        return {
+            "budget": budget,
+            "against": name,
+            "difference": self.retention(own) - self.retention(other),
+            "ci95": [low, high],
+            "better": low > 0,
+        }
+
+
 def _by_place(
     plan: Plan, measure: Callable[[str], Found], merge: Callable[[Sequence[Found]], Found]
 ) -> dict[Place, Found]:
-    """Measure every column and merge its seeds; full and blind stand at budget 0."""
+    """Measure every column and merge its seeds."""
     seeds: dict[Place, list[Found]] = {}
     for column in plan.columns():
         seeds.setdefault((column.method, column.budget), []).append(measure(str(column)))
@@ -117,47 +161,6 @@ def _mean_details(found: Sequence[Details]) -> Details:
         task: {key: sum(d[task][key] for d in found) / len(found) for key in numbers}
         for task, numbers in found[0].items()
     }
-
-
-def _task_intervals(
-    draws: Resampling, table: ScoreTable, full: ScoreTable
-) -> dict[str, list[float]]:
-    """Return the 95 % interval of each task's retention, paired by image with the full model."""
-    ratios = draws.task_retentions(table, full)
-    return {
-        task: list(interval(ratios[:, table.tasks.index(task)]))
-        for task in task_retentions(table, full)
-    }
-
-
-def _differences(
-    measured: list[dict[str, Any]], retained: dict[Place, np.ndarray], plan: Plan
-) -> list[dict[str, Any]]:
-    """Return the selector's retention minus each other method's, with its paired interval.
-
-    Args:
-        retained: retention in every bootstrap draw, [draws], by method and budget.
-    """
-    kept = {(row["method"], row["budget"]): row["retention"] for row in measured}
-    names = [method.name for method in plan.methods]
-    if SELECTOR not in names:
-        return []
-    rows = []
-    for budget in plan.budgets:
-        for name in names:
-            if name == SELECTOR:
-                continue
-            low, high = interval(retained[SELECTOR, budget] - retained[name, budget])
-            rows.append(
-                {
-                    "budget": budget,
-                    "against": name,
-                    "difference": kept[SELECTOR, budget] - kept[name, budget],
-                    "ci95": [low, high],
-                    "better": low > 0,
-                }
-            )
-    return rows
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from autoselect.evaluation.loading import selector_folders
 from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.latency import costs, latency_table
 from autoselect.evaluation.report.markdown import markdown_table
@@ -205,7 +206,7 @@ def shown_folder(out: str) -> str:
 
 def shown_selector(address: str) -> str:
     """Return a short name: `a/seed-0` for `runs/a/seed-0/train/selector`."""
-    address = address.split(",")[0].rpartition("=")[2].strip()
+    address = selector_folders(address)[SELECTOR]
     if ":/" in address:
         return address
     parts = [part for part in Path(address).parts if part not in FOLDERS_WITHOUT_NAME]

@@ -20,6 +20,10 @@ from autoselect.data.benchmarks.mme import COGNITION, PERCEPTION
 from autoselect.evaluation.scores.vqa_text import normalise_vqa_answer
 
 ANLS_THRESHOLD = 0.5
+VQA_AGREEING = 3
+"""Other annotators that must give an answer for it to be fully right."""
+NEITHER = "other"
+"""What a yes/no answer is read as if it is neither."""
 
 
 def exact_match(prediction: str, answer: str) -> float:
@@ -35,17 +39,18 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Return the mean over annotators i of min(1, matches among the other annotators / 3).
 
     Prediction and answers are always normalised, as in the TextVQA evaluator; the first VQA script
-    skips that if all annotators agree. A single answer counts as exact match.
+    skips that if all annotators agree. Of fewer than four answers no prediction could reach 1, so
+    they are alternatives.
 
     Args:
         answers: one answer per annotator, normally ten.
     """
     given = normalise_vqa_answer(prediction)
     matches = [given == normalise_vqa_answer(answer) for answer in answers]
-    if len(matches) == 1:
-        return float(matches[0])
+    if len(matches) <= VQA_AGREEING:
+        return float(any(matches))
     total = sum(matches)
-    return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
+    return sum(min(1.0, (total - match) / VQA_AGREEING) for match in matches) / len(matches)
 
 
 def parse_yes_no(text: str) -> str:
@@ -57,13 +62,25 @@ def parse_yes_no(text: str) -> str:
 def parse_mme(text: str) -> str:
     """Return "yes" or "no" if the first four characters contain it, else "other" (MME rule)."""
     start = text.strip().lower()[:4]
-    return next((word for word in ("yes", "no") if word in start), "other")
+    return next((word for word in ("yes", "no") if word in start), NEITHER)
 
 
 def parse_exact(text: str) -> str:
     """Return "yes" or "no" if that is the whole answer to `exact_match`, else "other"."""
     word = _plain(text)
-    return word if word in ("yes", "no") else "other"
+    return word if word in ("yes", "no") else NEITHER
+
+
+def yes_no_accuracy(prediction: str, answer: str, parse: Callable[[str], str]) -> float:
+    """Return 1 if `parse` reads the same word in prediction and answer, else 0.
+
+    An answer that is neither yes nor no, such as the full model's own as the reference, is compared
+    as text.
+    """
+    wanted = parse(answer)
+    if wanted == NEITHER:
+        return exact_match(prediction, answer)
+    return float(parse(prediction) == wanted)
 
 
 def first_word_match(prediction: str, answer: str) -> float:

@@ -42,15 +42,20 @@ def question_score(task: str, question: str, answers: Sequence[str]) -> Question
         answers: accepted answers; ten of them, or a VQA task, select VQA soft accuracy.
     """
     if metrics.parse_options(question):
-        return lambda text, given: metrics.option_accuracy(text, question, given[0])
+        return _best(lambda text, accepted: metrics.option_accuracy(text, question, accepted))
     if task.startswith(ANLS_TASKS):
         return metrics.anls
     if task.startswith(tuple(YES_NO_TASKS)):
         parse = yes_no_parser(task)
-        return lambda text, given: float(parse(text) == parse(given[0]))
+        return _best(lambda text, accepted: metrics.yes_no_accuracy(text, accepted, parse))
     if task.startswith(VQA_TASKS) or len(answers) >= VQA_ANNOTATORS:
         return metrics.vqa_soft_accuracy
-    return lambda text, given: max(metrics.exact_match(text, accepted) for accepted in given)
+    return _best(metrics.exact_match)
+
+
+def _best(score: Callable[[str, str], float]) -> QuestionScore:
+    """Return the best score over all accepted answers."""
+    return lambda text, given: max(score(text, accepted) for accepted in given)
 
 
 def yes_no_parser(task: str) -> Callable[[str], str]:
@@ -65,12 +70,12 @@ def yes_no_parser(task: str) -> Callable[[str], str]:
 
 def exact_score(sample: Answered, turn: int, text: str) -> float:
     """Return 1 if an answer is one of the accepted ones, whatever the task's metric."""
-    return max(metrics.exact_match(text, accepted) for accepted in sample.answers[turn])
+    return _best(metrics.exact_match)(text, sample.answers[turn])
 
 
 def first_word_score(sample: Answered, turn: int, text: str) -> float:
     """Return 1 if an answer begins with the first word of an accepted one, however it goes on."""
-    return max(metrics.first_word_match(text, accepted) for accepted in sample.answers[turn])
+    return _best(metrics.first_word_match)(text, sample.answers[turn])
 
 
 def answer_score(sample: Answered, turn: int, text: str) -> float:
@@ -98,11 +103,11 @@ class ScoreTable:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(part.split(PART)[0] for part in self.parts))
+        return tuple(dict.fromkeys(map(_owner, self.parts)))
 
     def by_task(self, means: np.ndarray) -> np.ndarray:
         """Average known means of parts, [..., parts], into scores of tasks, [..., tasks]."""
-        owners = [part.split(PART)[0] for part in self.parts]
+        owners = list(map(_owner, self.parts))
         columns = [[i for i, own in enumerate(owners) if own == task] for task in self.tasks]
         found = np.stack([known_mean(means[..., own]) for own in columns], axis=-1)
         return found.astype(means.dtype)
@@ -163,6 +168,12 @@ def _part(task: str) -> str:
         if task.startswith(prefix):
             return f"{prefix.rstrip('_')}{PART}{task.removeprefix(prefix)}"
     return task
+
+
+def _owner(part: str) -> str:
+    """Return the task of a part; a task of the user may hold `::` in its name."""
+    task = part.split(PART)[0]
+    return task if f"{task}_" in (MME, POPE) else part
 
 
 def _rotations(
