@@ -114,24 +114,24 @@ def test_the_evidence_page_stays_short():
     assert len(lines) <= 250, "findings first, each table once; the rest is in ablation.md"
 
 
-SCENES = {
+BOTH = {
     "default training, tuned diversity": ["tuned"],
-    "the same, one weight (0.4)": ["one_weight"],
     "the same, hard top-K of the score": ["reference"],
     "`gate.coverage: 0.5`": ["coverage_tuned", "coverage"],
-    "`gate.coverage: 0.25`": ["coverage_light"],
     "DivPrune": ["divprune"],
     "FastV": ["fastv"],
-    "SCoRe": ["score"],
-    "the paper's settings": ["paper_tuned", "paper"],
     "random": ["random"],
     "oracle by boxes": ["oracle"],
 }
-SECOND_VLM = [("ablation-siglip-qwen2", 0, row, names) for row, names in SCENES.items()] + [
-    ("ablation-pages", 1, row, names)
-    for row, names in {**SCENES, "PruneSID": ["prunesid"]}.items()
-    if row not in ("the same, one weight (0.4)", "`gate.coverage: 0.25`", "the paper's settings")
-]
+SCENES = BOTH | {
+    "the same, one weight (0.4)": ["one_weight"],
+    "`gate.coverage: 0.25`": ["coverage_light"],
+    "the paper's settings": ["paper_tuned", "paper"],
+    "default training with the paper's site": ["site"],
+}
+PAGES = BOTH | {"SCoRe": ["score"], "PruneSID": ["prunesid"]}
+SECOND_VLM = [("ablation-siglip-qwen2", 0, row, names) for row, names in SCENES.items()]
+SECOND_VLM += [("ablation-pages", 1, row, names) for row, names in PAGES.items()]
 
 
 @pytest.mark.parametrize("results, part, row, names", SECOND_VLM)
