@@ -16,8 +16,8 @@ from autoselect.config.flags import settings_help
 from autoselect.config.programs import DEFAULT_DEEPSPEED
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.ranks import processes, rank_zero
-from autoselect.ranks.heartbeat import Heartbeat, lost_contact
-from autoselect.ranks.judge import EXIT_RANK_LOST, RankFailedError, RankLostError
+from autoselect.ranks.heartbeat import Heartbeat
+from autoselect.ranks.judge import RankFailedError
 from autoselect.ranks.signals import SignalFlag
 from autoselect.training.remarks import cause_of_end
 from autoselect.training.update_guard import NumbersError
@@ -68,11 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
         rank_zero.report_end(str(error))
         return 2 if isinstance(error, ConfigError) else 1
     except (OSError, RuntimeError) as error:
-        cause = cause_of_end(error)
-        if not (cause or isinstance(error, RankLostError) or lost_contact(error)):
+        cause, code = cause_of_end(error)
+        if not cause:
             raise
-        logger.error("%s", cause or error)
-        return 1 if cause else EXIT_RANK_LOST
+        logger.error("%s", cause)
+        return code
 
 
 def _train(

@@ -4,6 +4,8 @@ import logging
 
 from autoselect.data.loader import death_of_worker
 from autoselect.files.atomic import DISK_FULL
+from autoselect.ranks.heartbeat import lost_contact
+from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
 
 logger = logging.getLogger(__name__)
 LEAST_POLARISATION = 0.95
@@ -44,9 +46,17 @@ def summary(metrics: dict[str, float]) -> str:
     )
 
 
-def cause_of_end(error: OSError | RuntimeError) -> str:
-    """Return what to tell users of a full disk or a killed worker; empty for any other error."""
+def cause_of_end(error: OSError | RuntimeError) -> tuple[str, int]:
+    """Return what to tell users of lost ranks, a full disk or a killed worker, and the exit code.
+
+    The text is empty for any other error.
+    """
+    if isinstance(error, RankLostError):
+        return str(error), EXIT_RANK_LOST
+    if lost_contact(error):
+        return f"the other ranks were lost: {error}", EXIT_RANK_LOST
     if isinstance(error, OSError):
         full = error.errno in DISK_FULL
-        return f"{error}; free some space, then start again, and the run resumes" if full else ""
-    return death_of_worker(error)
+        told = f"{error}; free some space, then start again, and the run resumes" if full else ""
+        return told, 1
+    return death_of_worker(error), 1

@@ -18,10 +18,12 @@ from autoselect.config.files import load_config
 from autoselect.data.order import global_batch
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.data.shards import ShardSet
+from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
 from autoselect.ranks.processes import RankInfo
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
+from autoselect.training.remarks import cause_of_end
 from autoselect.training.run import train
 from autoselect.training.trainer import Trainer
 from tests.launching import Worker, environment
@@ -229,3 +231,20 @@ def test_a_run_whose_selector_cannot_be_written_is_not_a_finished_one(
     tracked = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run_id = json.loads((output / "tracking.json").read_text())["train"]["runs"]["train"]
     assert tracked.get_run(run_id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "code"),
+    [
+        (RankLostError("rank 1 is dead"), "rank 1 is dead", EXIT_RANK_LOST),
+        (
+            RuntimeError("[gloo] Connection closed by peer"),
+            "the other ranks were lost: [gloo] Connection closed by peer",
+            EXIT_RANK_LOST,
+        ),
+        (RuntimeError("CUDA out of memory"), "", 1),
+        (PermissionError(errno.EACCES, "no"), "", 1),
+    ],
+)
+def test_lost_ranks_are_told_and_other_errors_keep_their_traceback(error, told, code):
+    assert cause_of_end(error) == (told, code)
