@@ -266,20 +266,19 @@ def test_a_changed_variant_is_refused_before_any_cell_runs(config, programs, tmp
     assert programs.calls == []
 
 
-def test_cells_on_changed_test_data_are_not_compared(plan, programs, tmp_path):
-    """The shards were written anew, with the same names and keys."""
+@pytest.mark.parametrize(
+    ("digest", "message"),
+    [
+        ("data_digest", "channel/seed-0 was evaluated on other test data"),
+        ("model_digest", "were trained on different weights of the model"),
+    ],
+)
+def test_cells_on_other_data_or_weights_are_not_compared(plan, programs, tmp_path, digest, message):
+    """The shards were written anew with the same names and keys, or the model was retrained."""
     run_cell(plan, tmp_path, plan.variant("reference"), 0)
-    programs.data_digest = "rendered anew"
+    setattr(programs, digest, "made anew")
     run_cell(plan, tmp_path, plan.variant("channel"), 0)
-    with pytest.raises(ConfigError, match="channel/seed-0 was evaluated on other test data"):
-        collect(plan, tmp_path)
-
-
-def test_cells_on_other_weights_are_not_compared(plan, programs, tmp_path):
-    run_cell(plan, tmp_path, plan.variant("reference"), 0)
-    programs.model_digest = "retrained"
-    run_cell(plan, tmp_path, plan.variant("channel"), 0)
-    with pytest.raises(ConfigError, match="were trained on different weights of the model"):
+    with pytest.raises(ConfigError, match=message):
         collect(plan, tmp_path)
 
 
