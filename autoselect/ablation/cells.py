@@ -27,9 +27,9 @@ from autoselect.ablation.variants import (
 )
 from autoselect.config import ConfigError
 from autoselect.config.programs import call, checkout, eval_command, train_command
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import BLIND, FULL
 from autoselect.evaluation.earlier import remove_earlier
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_text
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS

@@ -14,9 +14,9 @@ from autoselect.ablation.outcome import same_subject, stored_scores, subject_of
 from autoselect.ablation.spread import Estimate, Measured, estimate
 from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.config import ConfigError
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import BLIND, BOUNDS, FULL
 from autoselect.evaluation.answers.predictions import StoredScores
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.scores.intervals import Resampling, retention, task_retentions
 from autoselect.evaluation.scores.scoring import ScoreTable
 from autoselect.files.digest import same_weights

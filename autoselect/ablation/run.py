@@ -22,9 +22,10 @@ from autoselect.ablation.tracked import AblationRecord
 from autoselect.ablation.variants import CHANGEABLE, AblationPlan, Variant, load_plan
 from autoselect.config import ConfigError
 from autoselect.config.programs import eval_command
+from autoselect.config.row_names import OWN
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.commands import add_eval_arguments
-from autoselect.evaluation.loading import OWN, parse_diversities
+from autoselect.evaluation.loading import parse_diversities
 from autoselect.evaluation.methods.registry import choose_methods
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.settings import EvalSettings

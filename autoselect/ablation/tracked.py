@@ -7,7 +7,7 @@ from typing import Any
 from autoselect.ablation.cells import Cell
 from autoselect.ablation.tables import markdown
 from autoselect.ablation.variants import AblationPlan
-from autoselect.evaluation.methods.names import SELECTOR
+from autoselect.config.row_names import SELECTOR
 from autoselect.tracking import Tracker
 from autoselect.tracking.note import ABLATION, RunNote
 

@@ -9,8 +9,8 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.config.bounds import check_diversity
+from autoselect.config.row_names import OWN, SELECTOR, diversity_row, diversity_text
 from autoselect.evaluation.answers.parts import digest
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.files.digest import same_weights
 from autoselect.pruning.folder import weights_digest
 from autoselect.pruning.selector import Selector
@@ -18,8 +18,6 @@ from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.vlm import FrozenVLM
 
 logger = logging.getLogger(__name__)
-OWN = "own"
-"""Diversity that stands for the one that a selector's folder names."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def load_selectors(
         for value in further:
             weight = own if value == OWN else float(value)
             other = trained.like(weight, trained.relevance)
-            row = f"{name}{':' if name == SELECTOR else '-'}diversity-{value}"
+            row = diversity_row(name, value)
             if row in folders:
                 raise ConfigError(
                     f"selector={selectors!r} names {row}, as diversity={diversity} names a row of "
@@ -100,17 +98,16 @@ def parse_diversities(text: str) -> tuple[str, ...]:
 
 
 def _written_diversity(value: str, text: str) -> str:
-    if value == OWN:
-        return value
     try:
-        number = float(value)
+        written = diversity_text(value)
     except ValueError:
         raise ConfigError(
             f"diversity={text!r} must be numbers of 0..1 or {OWN}, comma-separated, for example "
             f"0,{OWN}"
         ) from None
-    check_diversity(number)
-    return f"{number:g}"
+    if written != OWN:
+        check_diversity(float(written))
+    return written
 
 
 def checked_device(device: str | None) -> str:

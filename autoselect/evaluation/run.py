@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config.destinations import check_folder
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.choices import ANSWERS, MODEL
@@ -30,7 +31,6 @@ from autoselect.evaluation.loading import (
     other_weights,
     shown_name,
 )
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
 from autoselect.evaluation.methods.usable import usable_methods
 from autoselect.evaluation.report.build import build_report

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError
 from autoselect.config.extras import missing
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.parts import code_version, folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.files.atomic import write_text
 from autoselect.lmms.engine import FULL, parse_budget
 from autoselect.lmms.report import build_public_report, public_markdown

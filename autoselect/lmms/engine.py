@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.config.row_names import SELECTOR
 from autoselect.data.decode import read_image
 from autoselect.evaluation.answers.asking import AskedVLM
 from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
 from autoselect.evaluation.loading import checked_device
 from autoselect.evaluation.methods.choice import choose
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.methods.registry import METHODS, Method
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.lmms.settings import BASELINES

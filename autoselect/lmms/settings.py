@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.config.setting import required, setting
-from autoselect.evaluation.methods.names import METHOD_NAMES, ORACLES, SELECTOR
+from autoselect.evaluation.methods.names import METHOD_NAMES, ORACLES
 from autoselect.lmms.tasks import TEN
 
 BASELINES = tuple(name for name in METHOD_NAMES if name not in ORACLES)

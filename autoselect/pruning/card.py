@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from autoselect.config import ConfigError
+from autoselect.config.row_names import OWN, SELECTOR, diversity_row, diversity_text
 from autoselect.files.markdown import table_row
 from autoselect.pruning.diversity import Diversity
 from autoselect.pruning.hub import is_hub_name, is_logged_model
 
 CARD_FILE = "README.md"
 LICENCE = "apache-2.0"
-METHOD, OWN = "autoselect", "own"
 REFERENCE = ("autoselect", "reference", "model")
 
 
@@ -51,11 +51,10 @@ def _row_of(report: Mapping[str, Any], diversity: Diversity) -> str:
     """Return the method of a report's rows that select as the selector itself does."""
     given = report.get("settings", {}).get("diversity")
     if given is None:
-        return METHOD
+        return SELECTOR
     for place, value in enumerate(value.strip() for value in given.split(",")):
         if value == OWN or float(value) == diversity:
-            shown = value if value == OWN else f"{float(value):g}"
-            return METHOD if place == 0 else f"{METHOD}:diversity-{shown}"
+            return SELECTOR if place == 0 else diversity_row(SELECTOR, diversity_text(value))
     raise ConfigError(
         f"report has diversity={given} and no row of the selector's own, {diversity}; evaluate it "
         f"without --diversity, or with --diversity {given},{OWN}"

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoselect.config.row_names import DIVERSITY, OWN
 from autoselect.files.markdown import table_row
 
 EVALUATION = "evaluation"
@@ -21,8 +22,6 @@ ANSWER = "**Best selector**"
 OWN_TEXT = "*Text below this line is kept.*"
 RETENTION = re.compile(r"retention_at_(\d+)_tokens(?:/(.+))?")
 ROWS_PER_BUDGET, BUDGETS = 8, 6
-DIVERSITY, OWN = "diversity-", "own"
-"""How `autoselect eval` names rows by their diversity, and the diversity of a selector's folder."""
 MEASURED = {"reference": "answers", "scoring": "generation"}
 """Settings of `autoselect eval` that change what a retention is, and their usual values."""
 LONGEST_NOTE = 19000

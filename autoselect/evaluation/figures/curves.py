@@ -3,6 +3,7 @@
 from typing import Any
 
 from autoselect.config.extras import extra
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.figures.style import (
     INK,
     MARKERS,
@@ -14,7 +15,7 @@ from autoselect.evaluation.figures.style import (
     tidy,
     title,
 )
-from autoselect.evaluation.methods.names import ORACLES, SELECTOR
+from autoselect.evaluation.methods.names import ORACLES
 
 with extra("evaluation"):
     from matplotlib.axes import Axes

@@ -1,6 +1,5 @@
 """Names of the methods, for help texts that must not wait for the import of torch."""
 
-SELECTOR = "autoselect"
 RANDOM = "random"
 ORACLES = ("oracle", "oracle_before_encoder")
 """Methods that read the ground truth, and so do not compete with the others."""

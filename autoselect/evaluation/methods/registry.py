@@ -11,6 +11,7 @@ from typing import Any
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.config.bounds import at_least
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.methods import (
     coverage,
     duplication,
@@ -19,7 +20,7 @@ from autoselect.evaluation.methods import (
     salience,
 )
 from autoselect.evaluation.methods.context import PATCHES, Kept, SelectionContext
-from autoselect.evaluation.methods.names import RANDOM, SELECTOR
+from autoselect.evaluation.methods.names import RANDOM
 
 
 @dataclass(frozen=True)

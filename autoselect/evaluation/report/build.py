@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import BLIND, FULL, OTHER, Plan
 from autoselect.evaluation.answers.replies import Replies, texts_of
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.endings import Endings, ending_warnings, measured_endings
 from autoselect.evaluation.scores.intervals import (
     Resampling,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from autoselect.evaluation.methods.names import SELECTOR
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.report.latency import expected_speedups
 from autoselect.evaluation.report.schema import violations
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import Answers
 from autoselect.evaluation.answers.replies import Reply, texts_of
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.scores.intervals import retention
 from autoselect.evaluation.scores.metrics import exact_match
 from autoselect.evaluation.scores.scoring import (

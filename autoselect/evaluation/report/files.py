@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.analyses.run import ANALYSES, Subject
 from autoselect.evaluation.answers.answering import Plan
 from autoselect.evaluation.answers.replies import Replies, texts_of
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.figures.style import save
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.examples import choose_places, lost_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.report.markdown import markdown

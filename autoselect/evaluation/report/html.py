@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.figures.style import DPI
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.answer_table import ANSWER_NOTE, ANSWER_TITLE, answer_table
 from autoselect.evaluation.report.latency import latency_notes, latency_table, speedups
 from autoselect.evaluation.report.tables import (

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.figures.style import save
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.examples import failed_places, is_right, overlay_rows
 from autoselect.evaluation.report.files import Evaluation
 from autoselect.evaluation.scores.scoring import Answered

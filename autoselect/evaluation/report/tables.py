@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoselect.evaluation.methods.names import ORACLES, SELECTOR
+from autoselect.config.row_names import SELECTOR
+from autoselect.evaluation.methods.names import ORACLES
 from autoselect.evaluation.report.latency import speedups
 
 ORACLE = "oracle"

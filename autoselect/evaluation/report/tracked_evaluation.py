@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.loading import selector_folders
-from autoselect.evaluation.methods.names import SELECTOR
 from autoselect.evaluation.report.latency import costs, latency_table
 from autoselect.evaluation.report.markdown import markdown_table
 from autoselect.evaluation.report.questions import Table
