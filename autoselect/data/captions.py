@@ -3,6 +3,7 @@
 A caption becomes one round: a fixed request beside the image, and the caption as its answer.
 """
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from autoselect.data.convert import (
     ConvertReport,
     Rejected,
     claim,
-    convert_llava,
+    convert_rows,
     name_of,
     write_json_lines,
 )
@@ -102,17 +103,16 @@ def convert_caption_rows(
         images: folders of the images.
         output: folder for the shards.
         prompt: request that the caption answers.
-        more: further arguments of `convert_llava`.
+        more: further arguments of `convert_rows`.
 
     Raises:
-        ConfigError: under the conditions of `convert_llava`.
+        ConfigError: the input cannot be read, or under the conditions of `convert_rows`.
     """
-    rows, _ = read_json_rows(source)
-    rewritten = output / NOTES / "captions.jsonl"
-    read = [_caption_row(row, prompt) for row in rows]
-    write_text(rewritten, "".join(f"{json.dumps(own, sort_keys=True)}\n" for own, _ in read))
-    report = convert_llava(rewritten, images, output, **more)
-    rejected = [replace(one, detail=read[one.row][1] or one.detail) for one in report.rejected]
+    read = [_caption_row(row, prompt) for row in read_json_rows(source)[0]]
+    rows, faults = [own for own, _ in read], [fault for _, fault in read]
+    text = "".join(f"{json.dumps(own, sort_keys=True)}\n" for own in rows)
+    report = convert_rows((rows, hashlib.sha256(text.encode()).hexdigest()), images, output, **more)
+    rejected = [replace(one, detail=faults[one.row] or one.detail) for one in report.rejected]
     write_json_lines(output / REJECTED, map(asdict, rejected))
     return replace(report, rejected=rejected)
 

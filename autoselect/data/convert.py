@@ -81,14 +81,7 @@ class _Job:
 
 
 def convert_llava(
-    source: str | Path,
-    image_folders: Sequence[str | Path],
-    output: str | Path,
-    *,
-    samples_per_shard: int = 1000,
-    workers: int = 1,
-    limits: Limits | None = None,
-    key_prefix: str = "",
+    source: str | Path, image_folders: Sequence[str | Path], output: str | Path, **more: Any
 ) -> ConvertReport:
     """Convert a LLaVA-style file.
 
@@ -98,13 +91,37 @@ def convert_llava(
             fields are kept.
         image_folders: folders of the images; the first that holds a path wins.
         output: folder for the shards; an interrupted conversion in it is completed.
+        more: further arguments of `convert_rows`.
+
+    Raises:
+        ConfigError: the input cannot be read, or under the conditions of `convert_rows`.
+    """
+    return convert_rows(read_json_rows(Path(source)), image_folders, output, **more)
+
+
+def convert_rows(
+    source: tuple[list[Any], str],
+    image_folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    samples_per_shard: int = 1000,
+    workers: int = 1,
+    limits: Limits | None = None,
+    key_prefix: str = "",
+) -> ConvertReport:
+    """Convert rows in the form of `convert_llava`.
+
+    Args:
+        source: the rows, and a SHA-256 by which an interrupted conversion knows them again.
+        image_folders: folders of the images; the first that holds a path wins.
+        output: folder for the shards; an interrupted conversion in it is completed.
         limits: caps on image bytes and pixels, stored in the indexes.
         key_prefix: text before the row number in every key; conversions that are trained on
             together need different prefixes.
 
     Raises:
-        ConfigError: the input or a folder cannot be read, a value is out of range, or the output
-            folder belongs to another conversion.
+        ConfigError: a folder cannot be read, a value is out of range, or the output folder belongs
+            to another conversion.
     """
     if key_prefix:
         check_key("key_prefix", key_prefix)
@@ -115,7 +132,7 @@ def convert_llava(
         if not Path(folder).is_dir():
             raise ConfigError(f"image_folder={folder} is not a folder; check the path")
     limits = limits or Limits()
-    rows, sha256 = read_json_rows(Path(source))
+    rows, sha256 = source
     target = Path(output)
     plan = {
         "source_sha256": sha256,

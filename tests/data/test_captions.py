@@ -57,8 +57,10 @@ def test_json_lines_of_image_and_caption_become_rounds(tmp_path, capsys):
     assert left_out[0]["detail"] == "caption='  ' is not a text; write one per image"
     again = convert_caption_rows(source, [tmp_path], out, "What is it?")
     assert (again.samples, len(again.rejected)) == (2, 2)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="other settings"):
         convert_caption_rows(source, [tmp_path], out, "And now?")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_an_empty_column_does_not_hide_a_filled_one(tmp_path):
