@@ -58,6 +58,7 @@ class Progress:
         tracking_run_id: id of the tracked run; None without tracking.
         polarisation: gates of the K best tokens in the last update, as a share of K, 0..1.
         skipped_steps: updates skipped so far because a number was not finite.
+        skipped_in_row: those since the last update that was made.
         images: images trained on so far, each as often as it came.
         smaller_images: those with fewer visual tokens than the budget of their step.
         best_loss: lowest held-out loss so far; None before the first measurement.
@@ -70,6 +71,7 @@ class Progress:
     tracking_run_id: str | None = None
     polarisation: float | None = None
     skipped_steps: int = 0
+    skipped_in_row: int = 0
     images: int = 0
     smaller_images: int = 0
     best_loss: float | None = None

@@ -73,6 +73,7 @@ class Trainer:
             restore(run.engine, state.trained, f"checkpoint of step {self.step}")
             logger.info("resuming at step %d of %d", self.step, run.config.steps)
         self.guard.skipped = progress.skipped_steps
+        self.guard.skipped_in_row = progress.skipped_in_row
         self.images, self.smaller_images = progress.images, progress.smaller_images
         self.empty_steps = progress.empty_steps
         self.polarisation = progress.polarisation
@@ -107,6 +108,7 @@ class Trainer:
             tracking_run_id=self.tracking_run_id,
             polarisation=self.polarisation,
             skipped_steps=self.guard.skipped,
+            skipped_in_row=self.guard.skipped_in_row,
             images=self.images,
             smaller_images=self.smaller_images,
             empty_steps=self.empty_steps,

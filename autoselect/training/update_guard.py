@@ -42,7 +42,7 @@ class UpdateGuard:
 
     Attributes:
         skipped: updates skipped so far; a resumed run sets it from its checkpoint.
-        skipped_in_row: updates skipped since the last one that was made.
+        skipped_in_row: those since the last update that was made; set likewise.
     """
 
     def __init__(self, engine: Any, patience: int = 10) -> None:

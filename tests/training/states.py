@@ -22,6 +22,11 @@ def make_state(step: int) -> TrainingState:
         statistics={"mean": torch.randn(5, generator=generator)},
         origin=Origin("abc", "def", {"train_batch_size": 8}),
         progress=Progress(
-            "r1", 0.5 / step, skipped_steps=step, images=2 * step, smaller_images=step
+            "r1",
+            0.5 / step,
+            skipped_steps=step,
+            skipped_in_row=step,
+            images=2 * step,
+            smaller_images=step,
         ),
     )

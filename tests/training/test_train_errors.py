@@ -26,6 +26,7 @@ from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.training.remarks import cause_of_end
 from autoselect.training.run import train
 from autoselect.training.trainer import Trainer
+from autoselect.training.update_guard import NumbersError, UpdateGuard
 from tests.launching import Worker, environment
 
 ROOT = Path(__file__).parents[2]
@@ -248,3 +249,21 @@ def test_a_run_whose_selector_cannot_be_written_is_not_a_finished_one(
 )
 def test_lost_ranks_are_told_and_other_errors_keep_their_traceback(error, told, code):
     assert cause_of_end(error) == (told, code)
+
+
+def test_skipped_updates_in_a_row_are_counted_over_a_restart(alone, folder, tmp_path, monkeypatch):
+    """Else a run that is often preempted would skip updates without end."""
+    flags = (f"--output={tmp_path / 'run'}", "--steps=9", "--save_every=1", "--max_skipped_steps=3")
+    save = Trainer.save
+
+    def preempted_after_two(trainer):
+        save(trainer)
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(UpdateGuard, "_take_names", lambda guard: ["loss"])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "save", preempted_after_two)
+        run(folder, *flags, "--gate.calibration_images=2", batch=2)
+    with pytest.raises(NumbersError, match=r"3 updates in a row .* \(last: update 2, rank 0: loss"):
+        run(folder, *flags, "--gate.calibration_images=2", batch=2)
