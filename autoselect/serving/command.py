@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autoselect.config import ConfigError
 from autoselect.config.extras import require_extra
 from autoselect.serving import BLOCK
-from autoselect.serving.families import check_site
+from autoselect.serving.families import check_architecture, check_site
 from autoselect.serving.plugin import check_version, installed_version
 
 if TYPE_CHECKING:
@@ -52,8 +52,11 @@ def run_serve(arguments: argparse.Namespace) -> int:
     block["budget"] = settings.budget
     command = server_command(arguments.model, block, arguments.settings)
     check_installation()
-    # A wrong selector is named here, before vLLM starts and adds a traceback.
-    check_site(settings.load().site)
+    # What is wrong is named here, before vLLM starts and adds a traceback.
+    architecture = known_architecture(arguments.model)
+    if architecture is not None:
+        check_architecture(architecture)
+    check_site(settings.load().site, architecture)
     print(f"$ {shlex.join(command)}", flush=True)
     os.execvp(command[0], command)
 
@@ -69,6 +72,23 @@ def read_block(block: dict[str, Any]) -> "ServingSettings":
     settings = ServingSettings.of(SimpleNamespace(**{BLOCK: block}))
     assert settings is not None
     return settings
+
+
+def known_architecture(model: str) -> str | None:
+    """Return the class that a model's configuration names; None if it is not on this machine.
+
+    Args:
+        model: folder, or name on the hub.
+
+    Raises:
+        ConfigError: the configuration is damaged, or not that of a VLM.
+    """
+    from autoselect.vlm.loading import read_config
+    from autoselect.vlm.model_files import has_config
+
+    if not has_config(model):
+        return None
+    return next(iter(read_config(model).architectures or ()), None)
 
 
 def server_command(model: str, block: dict[str, Any], flags: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ pixels. Every other one is refused when a model's configuration asks for a selec
 """
 
 from autoselect.config import ConfigError
+from autoselect.serving import BLOCK
 
 FAMILIES = {
     "Glm4vForConditionalGeneration": "glm4v",
@@ -24,6 +25,15 @@ FAMILIES = {
 
 BEFORE_PROJECTOR = ("InternVLForConditionalGeneration", "LlavaForConditionalGeneration")
 """Architectures that can also be pruned before their projector."""
+
+
+def check_architecture(name: str) -> None:
+    """Raise ConfigError if models of a class cannot be pruned in vLLM."""
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"{name} cannot be pruned in vLLM, so {BLOCK} in its configuration is refused; choose "
+            f"a model of {', '.join(sorted(FAMILIES))}"
+        )
 
 
 def check_site(site: str, architecture: str | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.config.extras import extra
 from autoselect.pruning.hub import other_model
-from autoselect.serving.families import FAMILIES, check_site
+from autoselect.serving.families import check_architecture, check_site
 from autoselect.serving.settings import BLOCK, BUDGET_ARGUMENT, ServingSettings
 
 with extra("serving"):
@@ -45,11 +45,7 @@ class ConfigurationGuard(VerifyAndUpdateConfig):
         settings = ServingSettings.of(model_config.hf_config)
         if settings is None:
             return
-        if model_config.architecture not in FAMILIES:
-            raise ConfigError(
-                f"{model_config.architecture} cannot be pruned in vLLM, so {BLOCK} in its "
-                f"configuration is refused; choose a model of {', '.join(sorted(FAMILIES))}"
-            )
+        check_architecture(model_config.architecture)
         check_selector(settings, model_config)
         if not uses_mrope(model_config.hf_config.get_text_config()):
             model_config.hf_config.mrope_section = [1, 1, 1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,31 @@ def test_a_wrong_selector_is_named_in_one_line_before_vllm_starts(started, capsy
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert reason in line
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("architecture", "selector", "reason"),
+    [
+        ("PaliGemmaForConditionalGeneration", "org/name", "PaliGemma.* cannot be pruned in vLLM"),
+        ("LlavaNextForConditionalGeneration", "before", "site=before_projector .* LlavaNext"),
+        ("LlavaForConditionalGeneration", "before", None),
+    ],
+)
+def test_a_model_that_cannot_be_pruned_is_named_before_vllm_starts(
+    started, capsys, architecture, selector, reason
+):
+    make_selector("before", "before_projector")
+    Path("model").mkdir()
+    kinds = {"LlavaNext": "llava_next", "Llava": "llava", "PaliGemma": "paligemma"}
+    kind = kinds[architecture.removesuffix("ForConditionalGeneration")]
+    config = {"model_type": kind, "architectures": [architecture]}
+    Path("model/config.json").write_text(json.dumps(config))
+    code = cli.main(["serve", "model", "--selector", selector, "--budget", "8"])
+    if reason is None:
+        assert (code, len(started)) == (0, 1)
+        return
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and re.search(reason, line) and not started
 
 
 def test_a_missing_vllm_is_named(monkeypatch):
