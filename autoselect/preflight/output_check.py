@@ -68,6 +68,7 @@ def _refusal(state: TrainingState, subject: Subject) -> str:
         _data_digest(config.data.train_shards) or begun.data_digest,
         _model_digest(config.model) or begun.model_digest,
         subject.deepspeed.step_settings(),
+        None if config.dtype == "auto" else config.dtype,
     )
     try:
         check_resumable(state, config, now)

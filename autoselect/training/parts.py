@@ -22,6 +22,7 @@ from autoselect.tracking.note import TRAINING, RunNote
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.shared_quarantine import SharedQuarantine
 from autoselect.training.state import Origin, TrainingState
+from autoselect.vlm import FrozenVLM
 from autoselect.vlm.text.batch import Collator
 
 
@@ -62,9 +63,13 @@ class Run:
 
     @property
     def origin(self) -> Origin:
-        return Origin(
-            self.shards.digest, self.engine.module.vlm.digest, self.deepspeed.step_settings()
-        )
+        return origin_of(self.shards, self.engine.module.vlm, self.deepspeed)
+
+
+def origin_of(shards: ShardSet, vlm: FrozenVLM, deepspeed: DeepSpeedConfig) -> Origin:
+    """Return what a run on these shards with this VLM is begun with."""
+    dtype = str(vlm.dtype).removeprefix("torch.")
+    return Origin(shards.digest, vlm.digest, deepspeed.step_settings(), dtype)
 
 
 def start_quarantine(run: Run, anew: bool) -> SharedQuarantine:

@@ -31,7 +31,7 @@ from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.signals import SignalFlag
 from autoselect.training.budgets import check_budgets
 from autoselect.training.checkpoint import CheckpointStore
-from autoselect.training.parts import Run
+from autoselect.training.parts import Run, origin_of
 from autoselect.training.sharded_loading import sharded_loading
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
@@ -131,8 +131,7 @@ def assemble(
             )
         statistics = shared_statistics(vlm, shards, collator, config, deepspeed.zero_stage)
     else:
-        now = Origin(shards.digest, vlm.digest, deepspeed.step_settings())
-        check_resumable(state, config, now)
+        check_resumable(state, config, origin_of(shards, vlm, deepspeed))
         statistics = TokenStatistics.from_tensors(state.statistics)
     if info.is_main:
         write_resolved(config, deepspeed)
@@ -209,6 +208,8 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
     recorded = flatten(state.config) | flatten(begun.step_settings)
     before = flatten(to_dict(TrainConfig())) | recorded
     present = flatten(to_dict(config)) | flatten(now.step_settings)
+    if begun.dtype is not None:  # `auto` may mean another one on this device
+        before["dtype"], present["dtype"] = begun.dtype, now.dtype or begun.dtype
     pairs = {
         k: (before.get(k, UNSET), present.get(k, UNSET))
         for k in present | before

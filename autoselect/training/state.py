@@ -29,24 +29,30 @@ class Origin:
         data_digest: digest of the shards.
         model_digest: digest of the frozen VLM's weights.
         step_settings: settings of the DeepSpeed file that decide the numbers of a step.
+        dtype: that of the frozen VLM, which `dtype: auto` takes from the device; None if unknown.
     """
 
     data_digest: str | None = None
     model_digest: str | None = None
     step_settings: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "digest": self.data_digest,
             "model_digest": self.model_digest,
             "step_settings": self.step_settings,
+            "dtype": self.dtype,
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Origin:
         """Read what `to_dict` returned, also in earlier versions with other or fewer keys."""
         return cls(
-            values.get("digest"), values.get("model_digest"), values.get("step_settings", {})
+            values.get("digest"),
+            values.get("model_digest"),
+            values.get("step_settings", {}),
+            values.get("dtype"),
         )
 
 

@@ -214,6 +214,18 @@ def test_a_setting_that_is_new_since_the_checkpoint_had_its_default():
         check_resumable(state, TrainConfig(), origin({}))
 
 
+def test_auto_is_the_dtype_that_the_run_was_begun_with():
+    """A run that began in bfloat16 on a GPU does not go on in float32 on a CPU unnoticed."""
+    recorded = begun(to_dict(TrainConfig()), {})
+    state = replace(recorded, origin=replace(recorded.origin, dtype="bfloat16"))
+    state = TrainingState.from_dict(state.to_dict(), TrainedState(), {})
+    with pytest.raises(ConfigError, match=r"\(dtype: bfloat16 -> float32\)"):
+        check_resumable(state, TrainConfig(), replace(origin({}), dtype="float32"))
+    named = from_dict(TrainConfig, {"dtype": "bfloat16"})
+    check_resumable(state, named, replace(origin({}), dtype="bfloat16"))
+    check_resumable(state, TrainConfig(), origin({}))  # a check without the device
+
+
 def test_a_run_goes_on_with_the_same_model_and_shards_in_another_place():
     state = begun(to_dict(TrainConfig()), {})
     places = {"model": "/scratch/vlm", "data": {"train_shards": "/scratch/*.tar"}}
