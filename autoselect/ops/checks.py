@@ -130,9 +130,10 @@ def check_row_budgets(
 
 def check_count(k: int, num_tokens: int) -> int:
     """Return the budget as an integer, after checking that it is in 1..N."""
-    if isinstance(k, bool) or not isinstance(k, SupportsIndex):
+    known = isinstance(k, (int, torch.SymInt))  # first, as a protocol is slow to ask for
+    if isinstance(k, bool) or not (known or isinstance(k, SupportsIndex)):
         raise ConfigError(f"k={k!r} must be an integer number of tokens; choose 1..{num_tokens}")
-    if not isinstance(k, (int, torch.SymInt)):  # which would end as a number in a compiled graph
+    if not known:  # an integer of NumPy would end as a number in a compiled graph
         k = operator.index(k)
     if k < 1:
         raise ConfigError(f"k={k} keeps no token; choose 1..{num_tokens}")
