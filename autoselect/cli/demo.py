@@ -42,7 +42,7 @@ from autoselect.reference.resources import (
 RUN = Path("runs/demo")
 REPORT = Path("runs/report")
 BUDGETS = "8,16,32"
-DIVERSITIES = "0,own"
+DIVERSITIES = "own,0"
 DEMO_METHODS = "random,cls_attention,scope,score"
 DEMO_SEEDS, REPORT_SEEDS = 1, 3
 NEXT = """report      {run}/report.html, {run}/report.md

@@ -103,7 +103,7 @@ def _written_diversity(value: str, text: str) -> str:
     except ValueError:
         raise ConfigError(
             f"diversity={text!r} must be numbers of 0..1 or {OWN}, comma-separated, for example "
-            f"0,{OWN}"
+            f"{OWN},0"
         ) from None
     if written != OWN:
         check_diversity(float(written))

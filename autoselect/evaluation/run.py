@@ -211,15 +211,15 @@ def measure(
     `replies` maps column name -> image -> round -> reply.
     """
     vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
-    selector = ready.selectors[SELECTOR].selector
     rounds = Rounds(settings.latency_repeats, compiled=settings.latency_compiled)
     timed = LatencyPlan(plan.budgets, settings.latency_batch, rounds)
-    latency = latency_report(vlm, selector, sample.images[0], sample.questions[0], timed)
+    named = {name: own.selector for name, own in ready.selectors.items()}
+    latency = latency_report(vlm, named, sample.images[0], sample.questions[0], timed)
     warnings = (other_weights(vlm, own.selector) for own in ready.selectors.values())
     more = {
         "environment": latency["environment"] | _engine_version(settings),
         "digests": ready.digests,
-        "training": selector.metadata,
+        "training": named[SELECTOR].metadata,
         "warnings": [text for text in warnings if text],
         "left_out": ready.left_out,
         "audit": audited(asked, replies, plan, settings.audit),

@@ -65,7 +65,7 @@ class EvalSettings:
     diversity: str | None = setting(
         None,
         "0..1: how much kept tokens must differ from each other; 0 is the paper's top-K, own the "
-        "selector's own setting (default); several, as 0,own, give rows of their own",
+        "selector's own setting (default); several, as own,0, give rows of their own",
     )
     audit: int = setting(
         0, "number of samples that lose most likelihood by pruning, to list and draw in the report"

@@ -77,15 +77,16 @@ def _of_run(run: Any) -> Iterator[Standing]:
         if match is None:
             continue
         budget, other = int(match[1]), match[2]
-        ends = [metrics.get(metric_at(f"retention_{end}", budget)) for end in ("low", "high")]
-        shown = [f"{100 * end:.1f}" for end in ends if end is not None and other is None]
+        row = f"/{other}" if other else ""
+        ends = [metrics.get(metric_at(f"retention_{e}", budget) + row) for e in ("low", "high")]
+        shown = [f"{100 * end:.1f}" for end in ends if end is not None]
         yield Standing(
             data=_subject(run),
             selector=_shown(run, other),
             budget=budget,
             retention=value,
             interval=" to ".join(shown) if len(shown) == 2 else "",
-            speedup=metrics.get(metric_at("speedup", budget)) if other is None else None,
+            speedup=metrics.get(metric_at("speedup", budget) + row),
             run_id=run.info.run_id,
             run_name=run.info.run_name,
             time_ms=run.info.start_time,

@@ -52,5 +52,5 @@ def test_the_machine_is_asked_right_after_the_timed_rounds(monkeypatch):
     plan = latency.LatencyPlan((2,))
     with pytest.raises(Stop):
         image = make_samples(1)[0].image
-        latency.latency_report(FakeVLM(), FakeSelector(), image, "what ?", plan)
+        latency.latency_report(FakeVLM(), {"autoselect": FakeSelector()}, image, "what ?", plan)
     assert order == ["rounds", "environment of cpu"]

@@ -99,7 +99,7 @@ def test_a_sound_report_passes_also_after_json(sound):
             r"latency.pruned\[0\].speedup=None: input should",
         ),
         (("latency", "pruned", 0, "speedup"), 3.0, r"latency.pruned\[0\].speedup=3.0 does not"),
-        (("latency", "pruned", 1), ..., "latency.pruned lacks 6 tokens"),
+        (("latency", "pruned", 1), ..., "latency.pruned lacks autoselect with 6 tokens"),
         (("full", "mean"), True, "full.mean=True: input should be a valid number"),
         (("blind", "tasks"), {"short": 0.1}, r"blind.tasks are \['short'\]"),
     ],

@@ -213,6 +213,22 @@ def test_the_latency_table_shows_only_columns_that_were_measured(report):
     assert "Speedup is full prefill / pruned prefill" in markdown(report)
 
 
+def test_each_timed_selector_has_rows_of_its_own_in_the_latency_table(report):
+    timed = report["latency"]["pruned"]
+    name = "autoselect:diversity-0"
+    timed += [{**row, "method": name, "prefill_ms": 0.5, "speedup": 8.0} for row in timed]
+    head, rows = latency_table(report)
+    assert head[:2] == ["method", "tokens"] and rows[0][:2] == ["", "64 (full)"]
+    assert [row[:2] for row in rows[1:]] == [
+        [method, budget] for method in ("autoselect", name) for budget in ("8", "16")
+    ]
+    lines = terminal_table(report).splitlines()
+    speeds = lines.index("prefill speedup")
+    assert lines[speeds + 1].split() == ["autoselect", *["2.00", "x"] * 2]
+    assert lines[speeds + 2].split() == [name, *["8.00", "x"] * 2]
+    assert lines[speeds + 3] == "with vision tower"
+
+
 def test_figures_of_the_html_report_have_one_scale(report, tmp_path):
     for name, width in (("retention", 1600), ("gates", 800)):
         Image.new("RGB", (width, 40)).save(tmp_path / f"{name}.png")

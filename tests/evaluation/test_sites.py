@@ -69,19 +69,25 @@ def test_the_oracle_can_stand_before_the_encoder(vlm, shards):
 
 def test_encoder_selection_and_prefill_are_timed_apart(vlm):
     plan = LatencyPlan((4, 16), 2, Rounds(2, 0))
-    report = latency_report(vlm, selector_at(vlm, "before_encoder"), fixed_image(), "a ?", plan)
+    selectors = {name: selector_at(vlm, "before_encoder") for name in ("autoselect", "other")}
+    report = latency_report(vlm, selectors, fixed_image(), "a ?", plan)
     assert report["site"] == "before_encoder"
     rows = [report["full"], *report["pruned"]]
     for row in rows:
         assert min(row[f"{part}_ms"] for part in ("vision", "prefill", "first_token")) > 0
     for row in report["pruned"]:
-        kept = report["timings"][f"vision@{row['budget']}"]["median_ms"]
-        assert row["vision_ms"] == pytest.approx(report["timings"]["patches"]["median_ms"] + kept)
+        prefix = "" if row["method"] == "autoselect" else "other "
+        patches, kept = (
+            report["timings"][f"{prefix}{name}"]["median_ms"]
+            for name in ("patches", f"vision@{row['budget']}")
+        )
+        assert row["vision_ms"] == pytest.approx(patches + kept)
         assert row["selector_ms"] > 0
     head, cells = latency_table({"latency": report, "num_tokens": 144})
-    assert head[1:4] == ["vision ms", "selector ms", "prefill ms"] and len(cells) == 3
+    assert head[2:5] == ["vision ms", "selector ms", "prefill ms"] and len(cells) == 5
     assert "kept patches only" in latency_notes(report)[0]
-    other = latency_report(vlm, selector_at(vlm, "before_projector"), fixed_image(), "a ?", plan)
+    selectors = {"autoselect": selector_at(vlm, "before_projector")}
+    other = latency_report(vlm, selectors, fixed_image(), "a ?", plan)
     assert (
         "vision_ms" not in other["full"]
         and "selector ms (in prefill)" in latency_table({"latency": other, "num_tokens": 144})[0]

@@ -79,7 +79,7 @@ def test_what_is_around_a_call_is_outside_the_clock():
 def test_stages_are_apart_and_the_speedup_is_that_of_the_attached_call(pair):
     vlm, selector = pair
     plan = LatencyPlan((8, 32), 2, Rounds(3, 1))
-    report = latency_report(vlm, selector, fixed_image(), "is there a star ?", plan)
+    report = latency_report(vlm, {"autoselect": selector}, fixed_image(), "is there a star ?", plan)
     assert [row["budget"] for row in report["pruned"]] == [8, 32]
     for row in report["pruned"]:
         assert row["speedup"] == pytest.approx(report["full_prefill_ms"] / row["prefill_ms"])
@@ -93,6 +93,23 @@ def test_stages_are_apart_and_the_speedup_is_that_of_the_attached_call(pair):
     assert report["peak_memory_bytes"] is None or torch.cuda.is_available()
     assert report["compiled"] is None
     assert getattr(vlm.model, "autoselect", None) is None, "the model is what it was"
+
+
+def test_further_selectors_are_timed_in_the_same_rounds(pair):
+    """The weight of diversity changes the choice, so its cost is not that of hard top-K."""
+    vlm, selector = pair
+    plan = LatencyPlan((8, 32), 2, Rounds(3, 1))
+    selectors = {"autoselect": selector, "autoselect:diversity-0.5": selector.like(0.5)}
+    report = latency_report(vlm, selectors, fixed_image(), "is there a star ?", plan)
+    places = [(row["method"], row["budget"]) for row in report["pruned"]]
+    assert places == [(name, budget) for name in selectors for budget in (8, 32)]
+    for row in report["pruned"]:
+        prefix = "" if row["method"] == "autoselect" else "autoselect:diversity-0.5 "
+        own = report["timings"][f"{prefix}prefill@{row['budget']}"]
+        assert row["prefill_ms"] == own["median_ms"]
+        assert row["speedup"] == pytest.approx(report["full_prefill_ms"] / row["prefill_ms"])
+        assert min(row["first_token_ms"], row["selector_ms"], row["kv_cache_bytes"]) > 0
+        assert ("decode_ms" in row) == (row["method"] == "autoselect")
 
 
 @torch.inference_mode()
@@ -203,7 +220,7 @@ def test_the_peak_of_a_prefill_is_taken_before_other_calls_hold_caches(pair, mon
     monkeypatch.setattr(latency._Memory, "peak", peak)
     monkeypatch.setattr(latency, "decode_calls", with_caches)
     plan = LatencyPlan((8, 32), rounds=Rounds(1, 0))
-    report = latency_report(vlm, selector, fixed_image(), "a ?", plan)
+    report = latency_report(vlm, {"autoselect": selector}, fixed_image(), "a ?", plan)
     assert order == ["peak"] * 3 + ["caches"]
     assert report["full"]["peak_memory_bytes"] == 1
     assert [row["peak_memory_bytes"] for row in report["pruned"]] == [2, 3]
@@ -221,7 +238,7 @@ def test_compiled_calls_stand_beside_the_eager_ones(pair, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiler)
     vlm, selector = pair
     plan = LatencyPlan((8,), rounds=Rounds(2, 0, compiled=True))
-    report = latency_report(vlm, selector, fixed_image(), "a ?", plan)
+    report = latency_report(vlm, {"autoselect": selector}, fixed_image(), "a ?", plan)
     assert compiled == [("forward", "default", False), ("select", "default", False)]
     (row,) = report["compiled"]["pruned"]
     whole = row["prefill_ms"] + row["selector_ms"]

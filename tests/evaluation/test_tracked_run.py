@@ -149,6 +149,8 @@ def test_the_columns_of_a_run_are_those_of_its_first_selector(tracked):
         name = f"retention_at_{k}_tokens"
         assert run.data.metrics[name] == retention["autoselect", k]
         assert run.data.metrics[f"{name}/{other.partition(':')[2]}"] == retention[other, k]
+        for cost in ("retention_low", "retention_high", "speedup"):
+            assert f"{cost}_at_{k}_tokens/{other.partition(':')[2]}" in run.data.metrics
         history = MlflowClient(default_uri()).get_metric_history(run.info.run_id, name)
         assert {metric.value for metric in history} == {retention["autoselect", k]}
 

@@ -87,7 +87,7 @@ def test_recorded_scores_are_in_the_card_and_come_back(tmp_path):
 
 
 def test_the_scores_are_those_of_the_selectors_own_diversity():
-    """`autoselect eval --diversity 0,own`, as the demo evaluates, has hard top-K first."""
+    """With `autoselect eval --diversity 0,own` the row of hard top-K comes first."""
     row = {"budget": 64, "mean": 0.7, "retention_ci95": [0.9, 1.0]}
     names = {"autoselect": 0.8, "autoselect:diversity-own": 0.95, "autoselect:diversity-0.4": 0.9}
     rows = [{**row, "method": name, "retention": value} for name, value in names.items()]

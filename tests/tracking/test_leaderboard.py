@@ -16,6 +16,9 @@ def evaluation_of(selector, retentions, data="24 images", diversity=None, others
     run = Tracker.start("project", f"eval {selector}", {"diversity": diversity}, tags)
     for name, value in dict(others).items():
         run.log_metrics({f"{metric_at('retention', 64)}/{name}": value})
+        run.log_metrics({f"{metric_at('retention_low', 64)}/{name}": value - 0.02})
+        run.log_metrics({f"{metric_at('retention_high', 64)}/{name}": value + 0.02})
+        run.log_metrics({f"{metric_at('speedup', 64)}/{name}": 1.75})
     for budget, value in retentions.items():
         run.log_metrics({metric_at("retention", budget): value})
         run.log_metrics({metric_at("retention_low", budget): value - 0.01})
@@ -74,6 +77,7 @@ def test_rows_of_a_diversity_belong_to_the_selector_of_their_evaluation():
         "small",
     ]
     assert "two | 94.0 %" in page(), "a run without diversities has the selector's own"
+    assert "| one | 95.0 % (93.0 to 97.0) | 1.75 |" in page(), "each row has its own cost"
 
 
 def test_what_was_measured_in_another_way_or_on_another_model_of_the_name_stands_apart():

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from autoselect.config import ConfigError
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.calls import Prompt
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
@@ -53,7 +54,7 @@ def bench_prefill(
     runs = []
     for size in batches:
         plan = LatencyPlan(counts, size, rounds or Rounds())
-        run = latency_report(vlm, trained, image, QUESTION, plan)
+        run = latency_report(vlm, {SELECTOR: trained}, image, QUESTION, plan)
         run["kv_cache_bytes"] = {str(num_tokens): run["full"]["kv_cache_bytes"]} | {
             str(row["budget"]): row["kv_cache_bytes"] for row in run["pruned"]
         }

@@ -81,11 +81,20 @@ class Prompt:
 def user_calls(
     vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
 ) -> dict[str, Call]:
+    """Return `full_prefill` and `full_first_token`, then `prefill@K` and `first_token@K`."""
     model = vlm.model
     calls = {
         "full_prefill": Call(lambda: model(**prompt.encoded)),
         "full_first_token": Call(lambda: first_token(vlm, prompt)),
     }
+    return calls | attached_calls(vlm, selector, prompt, budgets)
+
+
+def attached_calls(
+    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
+) -> dict[str, Call]:
+    """Return `prefill@K` and `first_token@K`."""
+    model, calls = vlm.model, {}
     for budget in budgets:
         around = attached(model, selector, budget)
         if selector.site == PATCHES:
@@ -95,6 +104,17 @@ def user_calls(
             calls[f"prefill@{budget}"] = Call(lambda: model(**prompt.attached), around)
         calls[f"first_token@{budget}"] = Call(lambda: first_token(vlm, prompt), around)
     return calls
+
+
+def pruned_calls(
+    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
+) -> dict[str, Call]:
+    """Return all calls whose time depends on which selector prunes."""
+    return {
+        **attached_calls(vlm, selector, prompt, budgets),
+        **selector_calls(selector, prompt, budgets),
+        **kept_vision_calls(vlm, selector, prompt, budgets),
+    }
 
 
 def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:

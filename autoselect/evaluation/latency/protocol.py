@@ -2,11 +2,12 @@
 
 Protocol: fixed prompt and image, warm-up, interleaved rounds, medians with 5th and 95th percentile.
 A selector is attached and detached outside the clock; everything that an attached call does is
-inside. On request the compiled language model and selector are timed too (`torch.compile`; on a GPU
-with CUDA graphs), in the same rounds as the eager calls.
+inside. Further selectors are timed in the same rounds, without what depends on the budget alone:
+cache, decoding step, peak memory. On request the compiled language model and first selector are
+timed too (`torch.compile`; on a GPU with CUDA graphs).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from autoselect.evaluation.latency.calls import (
     Prompt,
     compiled_calls,
     kept_vision_calls,
+    pruned_calls,
     selector_calls,
     user_calls,
     vision_calls,
@@ -76,15 +78,23 @@ class LatencyPlan:
 
 @torch.inference_mode()
 def latency_report(
-    vlm: Any, selector: Any, image: Image.Image, question: str, plan: LatencyPlan
+    vlm: Any, selectors: Mapping[str, Any], image: Image.Image, question: str, plan: LatencyPlan
 ) -> dict[str, Any]:
     """Time one prompt at every budget: medians in milliseconds, the distribution in `timings`.
 
-    `vlm` is a `FrozenVLM` without a selector attached, `selector` a `Selector` of its width. Every
-    row of the batch has the same image and question.
+    Every row of the batch has the same image and question.
+
+    Args:
+        vlm: a `FrozenVLM` without a selector attached.
+        selectors: each `Selector` by the name of its row, at least one.
+        image: image of the prompt.
+        question: question of the prompt.
+        plan: budgets, batch and rounds.
     """
     device, compile_too = torch.device(vlm.device), plan.rounds.compiled
     repeats, warmup = plan.rounds.on(device)
+    first, *others = selectors
+    selector = selectors[first]
     prompt = Prompt.of(vlm, image, question, plan.batch_size, selector.site)
     calls = user_calls(vlm, selector, prompt, plan.budgets)
     memory = _Memory(device)  # measured before each decode call holds a cache
@@ -93,6 +103,11 @@ def latency_report(
     calls |= vision_calls(vlm, prompt) | selector_calls(selector, prompt, plan.budgets)
     calls |= decode_calls(vlm, selector, prompt, plan.budgets)
     calls |= kept_vision_calls(vlm, selector, prompt, plan.budgets)
+    for other in others:
+        own = selectors[other]
+        seen = Prompt.of(vlm, image, question, plan.batch_size, own.site)
+        found = pruned_calls(vlm, own, seen, plan.budgets)
+        calls |= {f"{other} {name}": call for name, call in found.items()}
     if compile_too:
         compiled = compiled_calls(vlm, selector, prompt, plan.budgets)
         calls |= {f"{COMPILED}{name}": call for name, call in compiled.items()}
@@ -101,7 +116,7 @@ def latency_report(
     machine = environment(device)
     return {
         "site": selector.site,
-        **_stage_report(timings, held, peaks, plan.budgets),
+        **_stage_report(timings, held, peaks, plan.budgets, list(selectors)),
         "compiled": _compiled_report(timings, plan.budgets, device) if compile_too else None,
         **protocol(vlm, plan, device),
         "peak_memory_bytes": memory.highest,
@@ -115,39 +130,44 @@ def _stage_report(
     held: dict[int, int],
     peaks: dict[int, int | None],
     budgets: tuple[int, ...],
+    names: list[str],
 ) -> dict[str, Any]:
-    """Return the eager calls' times, and bytes, of the full model and of each budget.
+    """Return the eager calls' times, and bytes, of the full model and of each row and budget.
 
     Args:
         timings: timings by the name of the call.
         held: bytes of the cache by budget; 0 is the full model.
         peaks: peak memory by budget, None on a CPU.
         budgets: tokens kept.
+        names: names of the selectors' rows, the first one's calls have no prefix.
     """
 
-    def row(budget: int) -> dict[str, Any]:
+    def row(budget: int, prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {
             f"{stage}_ms": timings[name].median
             for stage in ("prefill", "first_token", "decode")
-            if (name := _named(stage, budget)) in timings
+            if (name := prefix + _named(stage, budget)) in timings
         }
-        found["kv_cache_bytes"] = held[budget]
-        found["peak_memory_bytes"] = peaks[budget]
-        if "patches" in timings:  # the encoder sees the kept patches only
-            own = f"vision@{budget}"
+        if not prefix:
+            found["peak_memory_bytes"] = peaks[budget]
+        found["kv_cache_bytes"] = held[budget]  # the same whichever tokens stay
+        if f"{prefix}patches" in timings:  # the encoder sees the kept patches only
             found["vision_ms"] = timings["vision"].median
             if budget:
-                found["vision_ms"] = timings["patches"].median + timings[own].median
+                own = timings[f"{prefix}vision@{budget}"].median
+                found["vision_ms"] = timings[f"{prefix}patches"].median + own
         return found
 
     full = row(0)
 
-    def pruned(budget: int) -> dict[str, Any]:
-        own = row(budget)
+    def pruned(number: int, name: str, budget: int) -> dict[str, Any]:
+        prefix = f"{name} " if number else ""
+        own = row(budget, prefix)
         return {
+            "method": name,
             "budget": budget,
             **own,
-            "selector_ms": timings[f"selector@{budget}"].median,
+            "selector_ms": timings[f"{prefix}selector@{budget}"].median,
             "speedup": full["prefill_ms"] / own["prefill_ms"],
             "speedup_with_vision": full["first_token_ms"] / own["first_token_ms"],
         }
@@ -155,7 +175,7 @@ def _stage_report(
     return {
         "full_prefill_ms": full["prefill_ms"],
         "full": full,
-        "pruned": [pruned(budget) for budget in budgets],
+        "pruned": [pruned(n, name, k) for n, name in enumerate(names) for k in budgets],
         "vision_ms": timings["vision"].median,
         "tower_ms": timings["tower"].median if "tower" in timings else None,
         "projector_ms": timings["projector"].median if "projector" in timings else None,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from autoselect.config.row_names import SELECTOR
-from autoselect.evaluation.report.latency import expected_speedups
+from autoselect.evaluation.report.latency import expected_speedups, timed
 from autoselect.evaluation.report.schema import violations
 
 TOLERANCE = 1e-6
@@ -125,9 +125,10 @@ def _differences(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _latency(report: Mapping[str, Any]) -> Iterator[str]:
     latency = report["latency"]
-    timed = {row["budget"] for row in latency["pruned"]}
-    for budget in sorted({row["budget"] for row in report["rows"]} - timed):
-        yield f"latency.pruned lacks {budget} tokens"
+    measured = {row["budget"] for row in report["rows"]}
+    for method, rows in timed(report).items():
+        for budget in sorted(measured - set(rows)):
+            yield f"latency.pruned lacks {method} with {budget} tokens"
     for position, row in enumerate(latency["pruned"]):
         for key, expected in expected_speedups(latency, row).items():
             if not math.isclose(row[key], expected, rel_tol=TOLERANCE):

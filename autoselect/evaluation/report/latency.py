@@ -8,6 +8,7 @@ the vision encoder `prefill_ms` is the language model alone, and `vision_ms` dif
 from collections.abc import Mapping
 from typing import Any
 
+from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.methods.context import PATCHES
 
 COLUMNS = {
@@ -37,25 +38,35 @@ def expected_speedups(latency: Mapping[str, Any], row: Mapping[str, Any]) -> dic
     return found
 
 
+def timed(report: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return the timed calls of a report, by row name and budget."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in report["latency"]["pruned"]:
+        found.setdefault(row.get("method", SELECTOR), {})[row["budget"]] = row
+    return found
+
+
 def speedups(report: Mapping[str, Any]) -> dict[int, float]:
-    """Return the prefill speedup at each timed budget."""
-    return {row["budget"]: row["speedup"] for row in report["latency"]["pruned"]}
+    """Return the first selector's prefill speedup at each budget."""
+    return {budget: row["speedup"] for budget, row in timed(report)[SELECTOR].items()}
 
 
-def costs(report: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Return the measured times, speedups and cache bytes by budget."""
+def costs(report: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
+    """Return the measured times, speedups and cache bytes by row name and budget."""
     return {
-        row["budget"]: {name: row[name] for name in COSTS if row.get(name) is not None}
-        for row in report["latency"]["pruned"]
+        (name, budget): {key: row[key] for key in COSTS if row.get(key) is not None}
+        for name, rows in timed(report).items()
+        for budget, row in rows.items()
     }
 
 
 def latency_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the latency table, the full model first.
 
-    A column that no row has is left out; a single missing number is shown as a dash.
+    A column that no row has is left out; a single missing number is shown as a dash. The names of
+    the rows come first if several selectors were timed.
     """
-    latency = report["latency"]
+    latency, several = report["latency"], len(timed(report)) > 1
     full = {"speedup": 1.0, "speedup_with_vision": 1.0, "prefill_ms": latency["full_prefill_ms"]}
     rows = [full | latency.get("full", {}), *latency["pruned"]]
     shown = {
@@ -64,13 +75,14 @@ def latency_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         if any(row.get(key) is not None for row in latency["pruned"])
     }
     names = [f"{report['num_tokens']} (full)", *(str(row["budget"]) for row in latency["pruned"])]
+    methods = ["", *(row.get("method", SELECTOR) for row in latency["pruned"])]
     cells = [
-        [name, *(_number(row.get(key), key) for key in shown.values())]
-        for name, row in zip(names, rows, strict=True)
+        [*([method] if several else []), name, *(_number(row.get(k), k) for k in shown.values())]
+        for method, name, row in zip(methods, names, rows, strict=True)
     ]
     inside = latency.get("site") != PATCHES
     head = [f"{name} (in prefill)" if name == "selector ms" and inside else name for name in shown]
-    return ["tokens", *head], cells
+    return [*(["method"] if several else []), "tokens", *head], cells
 
 
 def _number(value: float | None, key: str) -> str:

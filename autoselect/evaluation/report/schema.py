@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from autoselect.config.extras import extra
+from autoselect.config.row_names import SELECTOR
 
 with extra("evaluation"):
     from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -82,8 +83,9 @@ class Difference(_Part):
 
 
 class PrunedLatency(_Part):
-    """Times of one call with a token budget."""
+    """Times of one call with a token budget; `method` is missing where only one was timed."""
 
+    method: Text = SELECTOR
     budget: Count
     prefill_ms: Positive
     selector_ms: Positive

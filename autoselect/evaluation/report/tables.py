@@ -10,7 +10,7 @@ from typing import Any
 
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.methods.names import ORACLES
-from autoselect.evaluation.report.latency import speedups
+from autoselect.evaluation.report.latency import speedups, timed
 
 ORACLE = "oracle"
 UPPER, LOWER = "upper bound", "lower bound (blind)"
@@ -264,11 +264,15 @@ def terminal_table(report: dict[str, Any]) -> str:
     lines = [["retention in %", *table.head[1:]]]
     for row in table.rows:
         lines.append([cell.text + (" *" if cell.mark else "  ") for cell in row.cells])
-    speeds = {row["budget"]: row for row in report["latency"]["pruned"]}
+    rows = timed(report)
     for key, name in (("speedup", "prefill speedup"), ("speedup_with_vision", "with vision tower")):
-        found = [speeds.get(budget, {}).get(key) for budget in budgets_of(report)]
-        if any(found):
-            lines.append([name, *("–  " if x is None else f"{x:.2f} x  " for x in found)])
+        if len(rows) > 1:
+            lines.append([name, *("" for _ in budgets_of(report))])
+        for method, own in rows.items():
+            found = [own.get(budget, {}).get(key) for budget in budgets_of(report)]
+            shown_name = f"  {method}" if len(rows) > 1 else name
+            if any(found):
+                lines.append([shown_name, *("–  " if x is None else f"{x:.2f} x  " for x in found)])
     lines[0] = [lines[0][0], *(f"{name}  " for name in lines[0][1:])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     shown = [

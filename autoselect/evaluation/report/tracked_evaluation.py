@@ -186,8 +186,7 @@ class TrackedEvaluation:
             low, high = row["retention_ci95"]
             metrics |= {"retention": row["retention"], "retention_low": low, "retention_high": high}
         metrics |= _answer_metrics(row)
-        if method == SELECTOR:
-            metrics |= costs(report).get(budget, {})
+        metrics |= costs(report).get((method, budget), {})
         child.log_metrics(metrics)
         child.finish()
 
@@ -219,24 +218,27 @@ def _model_name(name: str) -> str:
 
 
 def _model_metrics(report: dict[str, Any], row: str) -> dict[str, float]:
-    """Return retention by budget of one selector, and the speedup of the one that is timed.
+    """Return retention by budget of one selector, and its speedup.
 
     MLflow makes them metrics of the run too, so each has the name that it has in `_summary`.
     """
     found = {
-        _retention_name(row, own["budget"]): own["retention"]
+        _row_metric("retention", row, own["budget"]): own["retention"]
         for own in report["rows"]
         if own["method"] == row and own["retention"] is not None
     }
-    if row == SELECTOR:
-        found |= {metric_at("speedup", k): cost["speedup"] for k, cost in costs(report).items()}
-    return found
+    speeds = {
+        _row_metric("speedup", row, budget): cost["speedup"]
+        for (method, budget), cost in costs(report).items()
+        if method == row
+    }
+    return found | speeds
 
 
-def _retention_name(row: str, budget: int) -> str:
+def _row_metric(name: str, row: str, budget: int) -> str:
     """Return the metric of a selector's row: the first one's is a column of the list of runs."""
     other = row.removeprefix(SELECTOR).removeprefix(":")
-    return metric_at("retention", budget) + (f"/{other}" if other else "")
+    return metric_at(name, budget) + (f"/{other}" if other else "")
 
 
 def _summary(report: dict[str, Any]) -> dict[str, float]:
@@ -249,19 +251,19 @@ def _summary(report: dict[str, Any]) -> dict[str, float]:
     }
     for row in report["rows"]:
         method, budget = row["method"], row["budget"]
-        if row["retention"] is None:
+        if row["retention"] is None or method.partition(":")[0] != SELECTOR:
             continue
-        if method == SELECTOR:
-            low, high = row["retention_ci95"]
-            found[_retention_name(method, budget)] = row["retention"]
-            found[metric_at("retention_low", budget)] = low
-            found[metric_at("retention_high", budget)] = high
-        elif method.startswith(f"{SELECTOR}:"):
-            found[_retention_name(method, budget)] = row["retention"]
-    for budget, cost in costs(report).items():
-        found[metric_at("speedup", budget)] = cost["speedup"]
-        if "speedup_with_vision" in cost:
-            found[metric_at("speedup_with_vision", budget)] = cost["speedup_with_vision"]
+        low, high = row["retention_ci95"]
+        for name, value in (
+            ("retention", row["retention"]),
+            ("retention_low", low),
+            ("retention_high", high),
+        ):
+            found[_row_metric(name, method, budget)] = value
+    for (method, budget), cost in costs(report).items():
+        for name in ("speedup", "speedup_with_vision"):
+            if name in cost:
+                found[_row_metric(name, method, budget)] = cost[name]
     similarity = report.get("analyses", {}).get("similarity", {})
     return found | {f"similarity/{name}": value for name, value in similarity.items()}
 
