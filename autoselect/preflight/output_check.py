@@ -17,7 +17,7 @@ from autoselect.reference.resources import REFERENCE, SHARDS_FOLDER, resolve_mod
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.validation import check_best, is_over
-from autoselect.vlm.model_files import local_folder
+from autoselect.vlm.model_files import local_folder, processor_digests
 
 AFRESH = "choose another `output` to start afresh"
 
@@ -69,6 +69,7 @@ def _refusal(state: TrainingState, subject: Subject) -> str:
         _model_digest(config.model) or begun.model_digest,
         subject.deepspeed.step_settings(),
         None if config.dtype == "auto" else config.dtype,
+        processor_digests(config.model),
     )
     try:
         check_resumable(state, config, now)

@@ -23,10 +23,11 @@ from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.shared_quarantine import SharedQuarantine
 from autoselect.training.state import Origin, TrainingState
 from autoselect.vlm import FrozenVLM
+from autoselect.vlm.model_files import processor_digests
 from autoselect.vlm.text.batch import Collator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that the steps of a training run need.
 
@@ -41,6 +42,7 @@ class Run:
         collator: builds micro-batches from samples.
         engine: DeepSpeed engine around an `AutoSelect` model.
         store: folder of the checkpoints.
+        origin: what the run was begun with, read before its first step.
         state: the checkpoint that the run resumes from; None for a new run, and once it is
             restored.
     """
@@ -55,21 +57,23 @@ class Run:
     collator: Collator
     engine: Any
     store: CheckpointStore
+    origin: Origin
     state: TrainingState | None
 
     @property
     def output(self) -> Path:
         return Path(self.config.output)
 
-    @property
-    def origin(self) -> Origin:
-        return origin_of(self.shards, self.engine.module.vlm, self.deepspeed)
 
-
-def origin_of(shards: ShardSet, vlm: FrozenVLM, deepspeed: DeepSpeedConfig) -> Origin:
-    """Return what a run on these shards with this VLM is begun with."""
-    dtype = str(vlm.dtype).removeprefix("torch.")
-    return Origin(shards.digest, vlm.digest, deepspeed.step_settings(), dtype)
+def origin_of(shards: ShardSet, vlm: FrozenVLM, deepspeed: DeepSpeedConfig, model: str) -> Origin:
+    """Return what a run on these shards with this VLM, loaded from `model`, is begun with."""
+    return Origin(
+        shards.digest,
+        vlm.digest,
+        deepspeed.step_settings(),
+        str(vlm.dtype).removeprefix("torch."),
+        processor_digests(model),
+    )
 
 
 def start_quarantine(run: Run, anew: bool) -> SharedQuarantine:

@@ -122,6 +122,7 @@ def assemble(
     heartbeat.progress("reading the checkpoint or calibrating")
     collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)
+    origin = origin_of(shards, vlm, deepspeed, config.model)
     state = store.load()
     if state is None:
         batch_size = sizes.micro * sizes.accumulation * info.world_size
@@ -131,7 +132,7 @@ def assemble(
             )
         statistics = shared_statistics(vlm, shards, collator, config, deepspeed.zero_stage)
     else:
-        check_resumable(state, config, origin_of(shards, vlm, deepspeed))
+        check_resumable(state, config, origin)
         statistics = TokenStatistics.from_tensors(state.statistics)
     if info.is_main:
         write_resolved(config, deepspeed)
@@ -141,17 +142,18 @@ def assemble(
     engine = build_engine(model, config, deepspeed)
     return Trainer(
         Run(
-            config,
-            deepspeed,
-            info,
-            device,
-            signals,
-            heartbeat,
-            shards,
-            collator,
-            engine,
-            store,
-            state,
+            config=config,
+            deepspeed=deepspeed,
+            info=info,
+            device=device,
+            signals=signals,
+            heartbeat=heartbeat,
+            shards=shards,
+            collator=collator,
+            engine=engine,
+            store=store,
+            origin=origin,
+            state=state,
         )
     )
 
@@ -199,6 +201,13 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
         raise ConfigError(
             f"output={config.output} holds a run on other weights of model={config.model}; "
             "choose another output folder, or remove this one to train anew"
+        )
+    others = begun.other_processor_files(now, whole=Path(config.model).is_dir())
+    if others:
+        raise ConfigError(
+            f"output={config.output} holds a run with another processor of model={config.model}: "
+            f"{', '.join(others)} changed, so it would get other pixels or token ids; put the old "
+            "files back, or choose another output folder to train with these"
         )
     if begun.data_digest != now.data_digest:
         raise ConfigError(

@@ -30,12 +30,14 @@ class Origin:
         model_digest: digest of the frozen VLM's weights.
         step_settings: settings of the DeepSpeed file that decide the numbers of a step.
         dtype: that of the frozen VLM, which `dtype: auto` takes from the device; None if unknown.
+        processor: digest of each file that decides pixels and token ids, by name; None if unknown.
     """
 
     data_digest: str | None = None
     model_digest: str | None = None
     step_settings: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+    processor: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -43,6 +45,7 @@ class Origin:
             "model_digest": self.model_digest,
             "step_settings": self.step_settings,
             "dtype": self.dtype,
+            "processor": self.processor,
         }
 
     @classmethod
@@ -53,7 +56,21 @@ class Origin:
             values.get("model_digest"),
             values.get("step_settings", {}),
             values.get("dtype"),
+            values.get("processor"),
         )
+
+    def other_processor_files(self, now: Origin, whole: bool) -> list[str]:
+        """Return the names of processor files that differ now.
+
+        `whole` says that a file which is there only before or only now differs. In the hub's cache
+        it does not: files come there when somebody asks for them.
+        """
+        if self.processor is None or now.processor is None:
+            return []
+        names = set(self.processor) & set(now.processor)
+        if whole:
+            names = set(self.processor) | set(now.processor)
+        return sorted(n for n in names if self.processor.get(n) != now.processor.get(n))
 
 
 @dataclass(frozen=True)

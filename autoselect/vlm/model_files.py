@@ -18,6 +18,7 @@ from transformers.utils import (
 )
 
 from autoselect.config import ConfigError
+from autoselect.files.digest import sha256_of
 
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 POINTER_BYTES = 1024
@@ -31,6 +32,15 @@ ORIGINALS = {
     "MultiModalityCausalLM": "deepseek-community (such as deepseek-community/Janus-Pro-1B)",
 }
 """Classes of original code, and whose repositories hold their models for transformers."""
+
+
+PROCESSOR_FILES = (
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json"),
+    *("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
+    *("merges.txt", "vocab.txt"),
+)
+"""Files that decide which pixels and token ids a model gets, by their names in transformers."""
 
 
 class ModelFilesError(ConfigError):
@@ -57,6 +67,15 @@ def local_folder(path: str | Path) -> Path | None:
     except HFValidationError:  # neither a folder nor a hub name
         return None
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def processor_digests(path: str | Path) -> dict[str, str] | None:
+    """Return the sha256 of each processor file of a model by name; None if it is not here."""
+    folder = local_folder(path)
+    if folder is None:
+        return None
+    found = (folder / name for name in PROCESSOR_FILES)
+    return {file.name: sha256_of(file) for file in found if file.is_file()}
 
 
 def has_config(path: str | Path) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from autoselect.training import validation
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.run import assemble, check_resumable, warn_of_few_cores
 from autoselect.training.state import Origin, TrainingState
+from autoselect.vlm.model_files import processor_digests
 from tests.lmms.hub_folder import write_next_folder
 from tests.vlm.conversations import picture
 
@@ -263,6 +265,27 @@ def test_a_lowest_budget_in_tokens_is_the_share_that_means_the_same():
     named = from_dict(TrainConfig, {"gate": {"min_token_budget": 6.0}})
     assert named == TrainConfig() and isinstance(named.gate.min_token_budget, int)
     check_resumable(begun(recorded, {}), named, origin({}))
+
+
+def test_a_run_goes_on_with_the_processor_that_it_began_with(folder, tmp_path):
+    """Other pixels or another chat template change what is trained, and no weight."""
+    model = tmp_path / "vlm"
+    shutil.copytree(folder / "vlm", model)
+    config = TrainConfig(model=str(model))
+    at_start = Origin(processor=processor_digests(model))
+    state = TrainingState(1, TrainedState(), to_dict(config), origin=at_start)
+    check_resumable(state, config, Origin(processor=processor_digests(model)))
+    check_resumable(replace(state, origin=Origin()), config, at_start)  # of an earlier version
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    with pytest.raises(ConfigError, match="another processor .*: chat_template.jinja changed"):
+        check_resumable(state, config, Origin(processor=processor_digests(model)))
+    template.unlink()
+    with pytest.raises(ConfigError, match="chat_template.jinja changed"):
+        check_resumable(state, config, Origin(processor=processor_digests(model)))
+    fewer = {n: d for n, d in at_start.processor.items() if n != template.name}
+    on_hub = replace(config, model="org/name")  # whose cache is filled file by file
+    check_resumable(replace(state, config=to_dict(on_hub)), on_hub, Origin(processor=fewer))
 
 
 def origin(changes: dict) -> Origin:
