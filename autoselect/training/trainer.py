@@ -262,7 +262,7 @@ class Trainer:
             self.guard.observe(loss)
             self.engine.backward(loss)
             outputs.append(output)
-        self.guard.update_allowed(self.step)
+        self.guard.update_allowed(self.step, trains=answers > 0)
         self.engine.step()
         metrics = self._metrics(outputs, work, setting, rate)
         seconds = time.perf_counter() - started

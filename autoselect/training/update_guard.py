@@ -82,13 +82,15 @@ class UpdateGuard:
 
         optimizer.step = gated_step
 
-    def update_allowed(self, step: int) -> bool:
+    def update_allowed(self, step: int, trains: bool = True) -> bool:
         """Return True if loss and gradients were finite on all ranks (a collective).
 
         Call `engine.step()` in both cases: it clears the gradients, and updates only after True.
 
         Args:
             step: number of the update, for the log line.
+            trains: false if no rank had anything to learn from. Then the update is left out,
+                because momentum and weight decay would still move the weights.
 
         Raises:
             NumbersError: `patience` updates in a row were skipped.
@@ -96,10 +98,10 @@ class UpdateGuard:
         blame = self._agree(self._take_names())
         if self.engine.zero_optimization_stage() == 0:
             self._norm_at_stage_0 = _norm(trained_parameters(self.engine).values())
-        self._open = not blame
-        if self._open:
+        self._open = trains and not blame
+        if not blame:
             self.skipped_in_row = 0
-            return True
+            return self._open
         self.skipped += 1
         self.skipped_in_row += 1
         logger.log(

@@ -136,7 +136,13 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
         trainer = assemble(config, deepspeed.with_batch(1, 1), alone, SignalFlag(), heartbeat)
         assert "1 of 5 samples have a picture" in caplog.text
         assert "4 of the first 5 steps will train nothing" in caplog.text
-        trainer.tracker.log_metrics = lambda metrics, step: logged.update({step: metrics})
+        scorer, weights = trainer.engine.module.scorer, {}
+
+        def note(metrics, step):
+            logged[step] = metrics
+            weights[step] = [weight.detach().clone() for weight in scorer.parameters()]
+
+        trainer.tracker.log_metrics = note
         assert trainer.run()
         again = assemble(config, deepspeed.with_batch(1, 1), alone, SignalFlag(), heartbeat)
         assert again.step == 5 and again.empty_steps == 4, "a resumed run counts on"
@@ -150,6 +156,8 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
     measured = {"train/loss", "train/polarisation", "train/budget_error_tokens"}
     for step, metrics in logged.items():
         assert measured & metrics.keys() == (measured if step == trained else set())
+        if step not in (1, trained):  # momentum and weight decay alone move nothing
+            assert all(map(torch.equal, weights[step], weights[step - 1]))
     selector = json.loads((tmp_path / "run" / "selector" / "config.json").read_text())
     assert selector["training"]["polarisation"] == logged[trained]["train/polarisation"]
     first = images.index(0) + 1
