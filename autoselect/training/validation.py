@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from autoselect.data.loader import collate_usable
 from autoselect.data.order import epoch_slice
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.method.gating import GateSetting
+from autoselect.pruning.selector import Selector
 from autoselect.ranks.processes import any_true
 from autoselect.training.state import Progress
 from autoselect.training.update_guard import NumbersError
@@ -203,7 +203,7 @@ def check_best(output: Path, progress: Progress) -> None:
 
 
 def take_best(output: Path, selector: Path, progress: Progress) -> None:
-    """Copy the selector of the lowest held-out loss to where users look for it.
+    """Write the selector of the lowest held-out loss to where users look for it.
 
     Raises:
         NumbersError: no held-out loss was finite.
@@ -214,7 +214,7 @@ def take_best(output: Path, selector: Path, progress: Progress) -> None:
             f"the checkpoints of {output}. Look for rows of validation.shards whose numbers "
             "overflow in the VLM's dtype, or set validation.patience to 0"
         )
-    shutil.copytree(output / BEST_FOLDER, selector, dirs_exist_ok=True)
+    Selector.from_pretrained(output / BEST_FOLDER).save_pretrained(selector)
     logger.info(
         "selector of step %s, with the lowest held-out loss %.4f, written to %s",
         progress.best_step,

@@ -1,5 +1,6 @@
 """The held-out loss: which rows it is measured on, and how it ends a training."""
 
+import errno
 import json
 import math
 import shutil
@@ -9,17 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, ScorerConfig, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.data.order import epoch_slice, stream_slice
 from autoselect.data.shards import ShardSet, ShardWriter
+from autoselect.method.scorer import Scorer
+from autoselect.pruning import selector as selector_module
 from autoselect.pruning.selector import Selector
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.signals import SignalFlag
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
+from autoselect.training import validation
+from autoselect.training.remarks import cause_of_end
 from autoselect.training.run import assemble
 from autoselect.training.state import Progress
 from autoselect.training.trainer import Trainer
@@ -171,6 +176,27 @@ def test_a_loss_that_is_not_finite_is_never_the_best(bad, tmp_path):
     assert only_bad.since_best == 1
     with pytest.raises(NumbersError, match="no held-out loss was finite"):
         take_best(tmp_path, tmp_path / "selector", only_bad)
+
+
+def test_a_full_disk_leaves_the_selector_that_was_there(tmp_path, monkeypatch):
+    """The best selector replaces it file by file, weights first; none of them is left cut."""
+    progress = judged(Progress(), 1, 2.0)
+    old, best = (Selector(Scorer(8, ScorerConfig()), {"steps": steps}) for steps in (5, 1))
+    old.save_pretrained(tmp_path / "selector")
+    best.save_pretrained(tmp_path / validation.BEST_FOLDER)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(selector_module, "write_tensors", full)
+        with pytest.raises(OSError) as error:
+            take_best(tmp_path, tmp_path / "selector", progress)
+    assert "free some space" in cause_of_end(error.value)[0]
+    assert Selector.from_pretrained(tmp_path / "selector").metadata["steps"] == 5
+    take_best(tmp_path, tmp_path / "selector", progress)
+    assert Selector.from_pretrained(tmp_path / "selector").metadata["steps"] == 1
+    assert "# selector:" in (tmp_path / "selector" / "README.md").read_text()
 
 
 def test_the_loss_is_that_of_the_last_gates_and_changes_nothing(alone, folder, tmp_path):
