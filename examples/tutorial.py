@@ -22,13 +22,18 @@ from autoselect.reference.shards import render_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = (48, 16)
+MARK = ".tutorial"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tutorial"))
     out = parser.parse_args().out.resolve()
+    if out.exists() and not (out / MARK).exists():
+        sys.exit(f"--out {out} exists and is not of this tutorial; give a new folder")
     shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
 
     print("1. Your data: pictures, and a LLaVA file of conversations about them")
     write_own_data(out / "raw", "train", 64)

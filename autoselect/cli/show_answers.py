@@ -119,7 +119,7 @@ def draw(
         Overlay(label(s, full.tokens), s.kept, s.answer, s.answer == full.answer) for s in shown[1:]
     ]
     row = OverlayRow(seen(vlm, picture, inputs), picture.question, full.answer, tuple(panels))
-    path = folder / f"{picture.name}.png"
+    path = folder / f"{picture.name}-kept.png"  # not the name of the photo, which may be there
     save(patch_overlays([row], grid), path)
     return path, ""
 

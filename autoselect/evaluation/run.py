@@ -37,7 +37,9 @@ from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.report.examples import audited
 from autoselect.evaluation.report.files import (
+    FAILED,
     Evaluation,
+    check_own,
     remove_pictures,
     write_figures,
     write_predictions,
@@ -75,10 +77,11 @@ def evaluate(
         on_main: runs an action on rank 0, and raises its ConfigError on every rank.
 
     Raises:
-        ConfigError: a setting does not fit, or `out` holds a report of other settings; raised
-            before anything is computed.
+        ConfigError: a setting does not fit, or `out` holds a report of other settings or files
+            that no evaluation wrote; raised before anything is computed.
     """
     check_earlier(Path(settings.out) / "report.json", settings, rank)
+    on_main(lambda: check_own(Path(settings.out)))
     extra = {SETTINGS: dataclasses.asdict(settings), **(extra or {})}
     settings = with_converted_rows(settings, on_main)
     ready = prepare(settings, world_size)
@@ -100,7 +103,7 @@ def evaluate(
         out = Path(settings.out)
         write_predictions(out / "predictions.jsonl", asked, replies, plan)
         figures = write_figures(out / "figures", result)
-        remove_pictures(out / "failed")  # new ones are drawn for MLflow only
+        remove_pictures(out / "failed", [FAILED])  # new ones are drawn for MLflow only
         write_report(out, report, figures)
         if settings.tracking:
             record.log(report, figures, selectors, question_tables(result, out / "failed"))

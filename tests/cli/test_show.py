@@ -61,16 +61,19 @@ def test_photos_and_folders_are_shown_as_the_encoder_sees_them(selector, tmp_pat
     for name in ("a/cat.png", "b/cat.png"):
         (tmp_path / name).parent.mkdir()
         Image.fromarray(pixels).save(tmp_path / name)
-    out, facts = tmp_path / "out", tmp_path / "facts.json"
+    out, facts = tmp_path / "b", tmp_path / "facts.json"
+    photo = (out / "cat.png").read_bytes()
     code, printed, _ = show(
         capsys,
-        *(tmp_path / "a", tmp_path / "b" / "cat.png"),
+        *(tmp_path / "a", out / "cat.png"),
         *("--selector", selector, "--budget", "10%", "--question", "is there a red star ?"),
         *("--out", out, "--json", facts),
     )
     assert code == 0
     assert "reference VLM knows only its own drawn scenes" in printed
-    assert sorted(file.name for file in out.iterdir()) == ["cat-2.png", "cat.png"]
+    written = sorted(file.name for file in out.iterdir())
+    assert written == ["cat-2-kept.png", "cat-kept.png", "cat.png"]
+    assert (out / "cat.png").read_bytes() == photo
     assert {answer["tokens"] for answer in json.loads(facts.read_text())[0]["answers"]} == {14, 144}
 
 

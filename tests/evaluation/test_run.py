@@ -29,6 +29,7 @@ from autoselect.evaluation.latency import bench
 from autoselect.evaluation.loading import load_pair, load_selectors, selector_folders
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
+from autoselect.evaluation.report.files import FIGURES, remove_pictures
 from autoselect.evaluation.run import evaluate, prepare
 from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.settings import EvalSettings
@@ -49,6 +50,23 @@ def settings(model_folder, selector_folder, shards, tmp_path):
         random_seeds=1,
         tracking=False,
     )
+
+
+@pytest.mark.parametrize("name", ["report.md", "figures/retention.png", "failed/failed-00.png"])
+def test_files_of_somebody_else_are_not_replaced(settings, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"would replace .*{name}, which no evaluation wrote"):
+        evaluate(dataclasses.replace(settings, out=str(tmp_path)))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_pictures_with_other_names_stay_in_the_folder_of_figures(tmp_path):
+    kept = tmp_path / "overlays.png"
+    for name in ("overlays.png", "gates.png", "my_plot.png"):
+        (tmp_path / name).touch()
+    remove_pictures(tmp_path, FIGURES, keep=[kept])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["my_plot.png", "overlays.png"]
 
 
 def test_an_evaluation_writes_the_promised_files(settings):

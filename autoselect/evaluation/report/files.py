@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoselect.config import ConfigError
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.analyses.run import ANALYSES, Subject
 from autoselect.evaluation.answers.answering import Plan
@@ -21,6 +22,11 @@ from autoselect.evaluation.scores.scoring import Answered
 from autoselect.files.atomic import replacing, write_text
 
 ANALYSED_IMAGES = 128
+ANALYSED = ("similarity", "frequency", "gates")
+FIGURES = tuple(f"{n}.png" for n in ("retention", "overlays", "audit", *ANALYSED))
+FAILED = "failed-*.png"
+TEXTS = ("report.md", "report.html", "predictions.jsonl")
+"""Files that an evaluation writes beside `report.json`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,25 @@ class Evaluation:
         return self.vlm.grid_of(self.samples[0].image)
 
 
+def check_own(out: Path) -> None:
+    """Check that a folder without a report holds no file that an evaluation would replace.
+
+    An evaluation that was stopped left its answers in `parts`.
+
+    Raises:
+        ConfigError: it holds one.
+    """
+    if (out / "report.json").exists() or (out / "parts").exists():
+        return
+    names = (*TEXTS, *(f"figures/{name}" for name in FIGURES), f"failed/{FAILED}")
+    found = sorted(path for name in names for path in out.glob(name))
+    if found:
+        raise ConfigError(
+            f"out={out}: the evaluation would replace {found[0]}, which no evaluation wrote; "
+            "choose another folder"
+        )
+
+
 def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     """Draw the figures that the model and the data allow, as PNG files by name.
 
@@ -78,19 +103,19 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
             if rows:
                 drawn[name] = patch_overlays(rows, grid)
         subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
-        for kind in ("similarity", "frequency", "gates"):
+        for kind in ANALYSED:
             numbers, drawn[kind] = ANALYSES[kind](subject)
             result.report.setdefault("analyses", {})[kind] = numbers
     paths = {name: folder / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
         save(figure, paths[name])
-    remove_pictures(folder, keep=paths.values())
+    remove_pictures(folder, FIGURES, keep=paths.values())
     return paths
 
 
-def remove_pictures(folder: Path, keep: Iterable[Path] = ()) -> None:
-    """Remove the pictures that an earlier evaluation left in a folder, except those of `keep`."""
-    for path in set(folder.glob("*.png")) - set(keep):
+def remove_pictures(folder: Path, names: Iterable[str], keep: Iterable[Path] = ()) -> None:
+    """Remove the pictures with these names (patterns) from a folder, except those of `keep`."""
+    for path in {path for name in names for path in folder.glob(name)} - set(keep):
         path.unlink()
 
 
