@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from autoselect.config import ConfigError
+from autoselect.pruning.folder import CONFIG_FILE, weights_digest
 from autoselect.pruning.selector import Selector
 from autoselect.training.parts import Run
 from autoselect.training.state import Progress
@@ -34,6 +36,29 @@ def export(run: Run, step: int, batch_size: int, progress: Progress, folder: Pat
         "polarisation": progress.polarisation,
         "tracking_run_id": progress.tracking_run_id,
     }
-    selector = Selector(model.scorer, metadata, site=config.gate.site)
-    selector.save_pretrained(folder)
+    write_selector(Selector(model.scorer, metadata, site=config.gate.site), folder)
     logger.info("selector written to %s", folder)
+
+
+def write_selector(selector: Selector, folder: Path) -> None:
+    """Write a trained selector into a folder.
+
+    If the folder has its weights already, because a finished training was started again, the
+    selector there leaves it its diversity and what was added to its metadata (search, scores).
+    """
+    if (before := _of_these_weights(selector, folder)) is not None:
+        metadata = before.metadata | selector.metadata
+        own = selector.scorer, metadata, before.diversity, before.relevance, selector.site
+        selector = Selector(*own)
+    selector.save_pretrained(folder)
+
+
+def _of_these_weights(selector: Selector, folder: Path) -> Selector | None:
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    try:
+        before = Selector.from_pretrained(folder)
+    except ConfigError:  # damaged, or of another version; it is replaced
+        return None
+    same = weights_digest(before.state_dict()) == weights_digest(selector.state_dict())
+    return before if same else None

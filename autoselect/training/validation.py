@@ -27,6 +27,7 @@ from autoselect.data.shards import Sample, ShardSet
 from autoselect.method.gating import GateSetting
 from autoselect.pruning.selector import Selector
 from autoselect.ranks.processes import any_true
+from autoselect.training.export import write_selector
 from autoselect.training.state import Progress
 from autoselect.training.update_guard import NumbersError
 
@@ -214,7 +215,7 @@ def take_best(output: Path, selector: Path, progress: Progress) -> None:
             f"the checkpoints of {output}. Look for rows of validation.shards whose numbers "
             "overflow in the VLM's dtype, or set validation.patience to 0"
         )
-    Selector.from_pretrained(output / BEST_FOLDER).save_pretrained(selector)
+    write_selector(Selector.from_pretrained(output / BEST_FOLDER), selector)
     logger.info(
         "selector of step %s, with the lowest held-out loss %.4f, written to %s",
         progress.best_step,

@@ -195,7 +195,13 @@ def test_a_full_disk_leaves_the_selector_that_was_there(tmp_path, monkeypatch):
     assert "free some space" in cause_of_end(error.value)[0]
     assert Selector.from_pretrained(tmp_path / "selector").metadata["steps"] == 5
     take_best(tmp_path, tmp_path / "selector", progress)
-    assert Selector.from_pretrained(tmp_path / "selector").metadata["steps"] == 1
+    tuned = Selector.from_pretrained(tmp_path / "selector")
+    assert tuned.metadata["steps"] == 1 and tuned.diversity == 0
+    tuned.diversity, tuned.metadata["note"] = 0.4, "kept"
+    tuned.save_config(tmp_path / "selector")
+    take_best(tmp_path, tmp_path / "selector", progress)  # the training is started again
+    again = Selector.from_pretrained(tmp_path / "selector")
+    assert again.diversity == 0.4 and again.metadata["note"] == "kept"
     assert "# selector:" in (tmp_path / "selector" / "README.md").read_text()
 
 
