@@ -43,8 +43,15 @@ def scores_of(report: Mapping[str, Any], diversity: Diversity) -> dict[str, Any]
         "full_mean": report["full"]["mean"],
         "tasks": sorted(report["full"]["tasks"]),
         "data_digest": report.get("digests", {}).get("data"),
+        "measured": _unusual(report.get("settings", {})),
         "rows": rows,
     }
+
+
+def _unusual(settings: Mapping[str, Any]) -> str:
+    """Return which settings of an evaluation make its accuracy another quantity, as text."""
+    usual = {"reference": "answers", "scoring": "generation"}
+    return ", ".join(f"{n}={settings[n]}" for n in usual if settings.get(n, usual[n]) != usual[n])
 
 
 def _row_of(report: Mapping[str, Any], diversity: Diversity) -> str:
@@ -93,12 +100,20 @@ def card_text(config: Mapping[str, Any], name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def without_folders(model: str) -> str:
+    """Return a hub name as it is, and of a local folder only what names the model."""
+    last = Path(model).parts[-len(REFERENCE) :]
+    if is_hub_name(model) or last == REFERENCE:
+        return str(Path(*last))
+    return Path(model).name
+
+
 def _base(training: Mapping[str, Any]) -> str:
     """Return the card's name for the model: its hub name, or the last part of a local folder."""
     model = training.get("model")
     if is_hub_name(model):
         return str(model)
-    if model and Path(model).parts[-len(REFERENCE) :] == REFERENCE:
+    if model and without_folders(model) == str(Path(*REFERENCE)):
         return "the reference VLM"
     return str(training.get("model_name") or (Path(model).name if model else "an unnamed model"))
 
@@ -147,11 +162,17 @@ def _rounded(value: Any) -> str:
 
 def _scores(scores: Mapping[str, Any] | None) -> str:
     if not scores:
-        return "Not evaluated yet: `autoselect eval`, then `Selector.record_scores(report)`."
+        return (
+            "Not evaluated yet: `autoselect eval`, then "
+            "`selector.record_scores(json.load(open('OUT/report.json')))` and "
+            "`selector.save_config(FOLDER)`."
+        )
     lines = [
         f"On {scores['model']} ({scores['num_tokens']} visual tokens); tasks: "
-        f"{', '.join(scores['tasks'])}; data {scores['data_digest'] or 'unknown'}. Retention is "
-        "the mean over the tasks of score / full score, with its 95 % bootstrap interval.",
+        f"{', '.join(scores['tasks'])}; data {scores['data_digest'] or 'unknown'}. "
+        + (f"Measured with {scores['measured']}. " if scores.get("measured") else "")
+        + "Retention is the mean over the tasks of score / full score, with its 95 % bootstrap "
+        "interval.",
         "",
         "| tokens | accuracy in % | retention in % | 95 % interval |",
         "|---:|---:|---:|---|",

@@ -24,7 +24,7 @@ from autoselect.method.scorer import Scorer
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
 from autoselect.pruning.budget import budget_to_tokens
-from autoselect.pruning.card import CARD_FILE, card_text, scores_of
+from autoselect.pruning.card import CARD_FILE, card_text, scores_of, without_folders
 from autoselect.pruning.diversity import (
     Diversity,
     Relevance,
@@ -222,8 +222,15 @@ class Selector(nn.Module):
         """Copy the scores of an evaluation's `report.json` to the metadata, for the model card.
 
         Raises:
-            ConfigError: the evaluation chose tokens in another way than the selector does.
+            ConfigError: the evaluation was of other weights, or chose tokens in another way than
+                the selector does.
         """
+        measured = report.get("selector_weights")
+        if measured is not None and measured != weights_digest(self.state_dict()):
+            raise ConfigError(
+                "report is of another selector (its `selector_weights` are others); give the "
+                "report.json of this one, whose row is `autoselect`"
+            )
         self.metadata["scores"] = scores_of(report, self.diversity)
 
     def save_pretrained(self, folder: str | Path, name: str | None = None) -> None:
@@ -263,20 +270,35 @@ class Selector(nn.Module):
         return {folder / CONFIG_FILE: f"{config}\n", folder / CARD_FILE: card}
 
     def push_to_hub(
-        self, repository: str, private: bool = False, message: str = "Upload selector"
+        self,
+        repository: str,
+        private: bool = False,
+        message: str = "Upload selector",
+        licence: str | None = None,
     ) -> str:
         """Upload the selector with its card to `org/name` on the hub; return the commit's address.
 
-        A missing repository is created, `private` or public.
+        What is uploaded calls a model of this machine by its name, without its path.
+
+        Args:
+            repository: `org/name`; it is created if it is missing.
+            private: whether a repository that is created is private; else everybody can read it.
+            message: message of the commit.
+            licence: licence of these weights on the card, such as `mit`; None for the one in the
+                metadata (`licence`), by default `apache-2.0`. That of the model may ask for more.
 
         Raises:
             ConfigError: the name has another form, the repository holds a model, or the hub
                 refuses or cannot be reached.
         """
         files = (CONFIG_FILE, WEIGHTS_FILE)
+        shown = self.like(self.diversity, self.relevance)
+        shown.metadata |= {"licence": licence} if licence else {}
+        if model := self.metadata.get("model"):
+            shown.metadata["model"] = without_folders(model)
         return upload(
             repository,
-            lambda folder: self.save_pretrained(folder, repository),
+            lambda folder: shown.save_pretrained(folder, repository),
             files,
             private,
             message,

@@ -11,6 +11,7 @@ import yaml
 
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.method.scorer import Scorer
+from autoselect.pruning.folder import weights_digest
 from autoselect.pruning.selector import Selector
 
 METADATA = {
@@ -86,6 +87,18 @@ def test_recorded_scores_are_in_the_card_and_come_back(tmp_path):
     assert len(again.metadata["scores"]["rows"]) == 1
 
 
+def test_scores_of_other_weights_are_refused_and_their_kind_is_told(tmp_path):
+    selector = make(METADATA)
+    own = {**REPORT, "selector_weights": weights_digest(selector.state_dict())}
+    selector.record_scores({**own, "settings": {"reference": "model"}})
+    selector.save_pretrained(tmp_path)
+    assert "Measured with reference=model." in card(tmp_path)[1]
+    with torch.no_grad():
+        selector.scorer.score.bias += 1
+    with pytest.raises(ConfigError, match="report is of another selector"):
+        selector.record_scores(own)
+
+
 def test_the_scores_are_those_of_the_selectors_own_diversity():
     """With `autoselect eval --diversity 0,own` the row of hard top-K comes first."""
     row = {"budget": 64, "mean": 0.7, "retention_ci95": [0.9, 1.0]}
@@ -150,6 +163,23 @@ def test_a_selector_travels_through_the_hub(hub):
     tokens = torch.randn(1, 20, 12)
     assert torch.equal(loaded.score(tokens), selector.score(tokens))
     assert hub.asked == ["org/selector@v1"]
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("/home/me/secret/vlm", "vlm"),
+        ("/home/me/autoselect/reference/model", "autoselect/reference/model"),
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+    ],
+)
+def test_what_is_uploaded_tells_no_path_of_this_machine(hub, model, shown):
+    selector = make({"model": model})
+    selector.push_to_hub("org/selector", licence="mit")
+    uploaded = Selector.from_pretrained("org/selector")
+    assert uploaded.metadata == {"model": shown, "licence": "mit"}
+    assert card(hub.root / "org/selector")[0]["license"] == "mit"
+    assert selector.metadata == {"model": model}
 
 
 def test_a_folder_of_that_name_comes_first(hub, tmp_path, monkeypatch):
