@@ -47,10 +47,12 @@ from autoselect.evaluation.report.files import (
 )
 from autoselect.evaluation.report.questions import question_tables
 from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
+from autoselect.evaluation.report.warnings import seen_in_training
 from autoselect.evaluation.rows import alone, with_converted_rows
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import VLLM, EvalSettings
+from autoselect.pruning.folder import weights_digest
 from autoselect.serving.plugin import installed_version
 from autoselect.tracking import Data
 from autoselect.vlm import FrozenVLM
@@ -218,11 +220,14 @@ def measure(
     timed = LatencyPlan(plan.budgets, settings.latency_batch, rounds)
     named = {name: own.selector for name, own in ready.selectors.items()}
     latency = latency_report(vlm, named, sample.images[0], sample.questions[0], timed)
-    warnings = (other_weights(vlm, own.selector) for own in ready.selectors.values())
+    warnings = [other_weights(vlm, own) for own in named.values()]
+    data = ready.samples.digest
+    warnings += [seen_in_training(name, own.metadata, data) for name, own in named.items()]
     more = {
         "environment": latency["environment"] | _engine_version(settings),
         "digests": ready.digests,
         "training": named[SELECTOR].metadata,
+        "selector_weights": weights_digest(named[SELECTOR].state_dict()),
         "warnings": [text for text in warnings if text],
         "left_out": ready.left_out,
         "audit": audited(asked, replies, plan, settings.audit),

@@ -21,6 +21,7 @@ from autoselect.evaluation.methods.registry import choose_methods, selector_meth
 from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.report.markdown import markdown
+from autoselect.evaluation.report.warnings import seen_in_training
 from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, make_samples
 
 
@@ -194,6 +195,25 @@ def test_with_the_model_as_reference_accuracy_is_agreement_with_it():
     assert report["full"]["mean"] == 1.0 and report["full"]["answers"]["loss"] == 0.0
     for row in report["rows"]:
         assert row["mean"] == pytest.approx(row["answers"]["agreement"])
+
+
+def test_a_full_model_that_cannot_be_compared_with_is_reported():
+    samples, chosen = make_samples(10), plan(budgets=(2,), names="grid")
+    replies = answer_part(FakeAsked(), samples, chosen)
+    wrong = [dataclasses.replace(s, answers=(("mauve",),) * len(s.questions)) for s in samples]
+    (warning,) = report_of(wrong, replies, chosen)["warnings"]
+    assert warning.startswith("the full model scores 0.0 %, and 0.0 % without the picture")
+    full = replies[str(Column(FULL, 0))]
+    full[0], full[1] = ([dataclasses.replace(r, ended=False) for r in own] for own in full[:2])
+    (warning,) = report_of(samples, replies, chosen)["warnings"]
+    assert warning.startswith("20.0 % of the full model's answers reach the token limit")
+
+
+def test_a_selector_is_not_judged_on_what_it_was_trained_on():
+    training = {"data_digest": "ab", "samples": 3}
+    assert "was trained on these shards" in seen_in_training("autoselect", training, "ab:300")
+    assert not seen_in_training("autoselect", training, "cd:300")
+    assert not seen_in_training("autoselect", {**training, "samples": 0}, "ab:300")
 
 
 def test_a_selector_that_leaves_answers_unended_is_reported():

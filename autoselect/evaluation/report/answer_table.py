@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from autoselect.evaluation.report.endings import MOST_UNENDED
 from autoselect.evaluation.report.tables import (
     BOUND,
     UPPER,
@@ -17,6 +16,7 @@ from autoselect.evaluation.report.tables import (
     lower_bounds,
     percent,
 )
+from autoselect.evaluation.report.warnings import MOST_UNENDED
 
 ANSWER_TITLE = "Answers and their endings"
 ANSWER_NOTE = (

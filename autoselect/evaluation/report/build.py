@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import BLIND, FULL, OTHER, Plan
 from autoselect.evaluation.answers.replies import Replies, texts_of
-from autoselect.evaluation.report.endings import Endings, ending_warnings, measured_endings
+from autoselect.evaluation.report.endings import Endings, measured_endings
+from autoselect.evaluation.report.warnings import report_warnings
 from autoselect.evaluation.scores.intervals import (
     Resampling,
     interval,
@@ -67,7 +68,7 @@ def build_report(
         "methods": {method.name: method.source for method in plan.methods},
         **more,
     }
-    report["warnings"] = [*more.get("warnings", []), *ending_warnings(report)]
+    report["warnings"] = [*more.get("warnings", []), *report_warnings(report)]
     return dict(_without_nan(report))
 
 

@@ -8,9 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
-from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import Answers
 from autoselect.evaluation.answers.replies import Reply, texts_of
 from autoselect.evaluation.scores.intervals import retention
@@ -23,9 +21,6 @@ from autoselect.evaluation.scores.scoring import (
     first_word_score,
     score_answers,
 )
-
-MOST_UNENDED = 0.02
-"""Share of unended answers above the full model's that is reported as a warning."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +92,6 @@ def measured_endings(own: Endings, full: Endings) -> dict[str, float]:
         "first_word": own.first_word.mean(),
         "first_word_retention": retention(own.first_word, full.first_word),
     }
-
-
-def ending_warnings(report: dict[str, Any]) -> list[str]:
-    """Return one warning per selector whose pruning leaves more answers unended."""
-    whole = report["full"]["answers"]["unended"]
-    found: dict[str, list[str]] = {}
-    for row in report["rows"]:
-        share = row["answers"]["unended"]
-        if row["method"].split(":")[0] == SELECTOR and share - whole > MOST_UNENDED:
-            text = f"{100 * share:.1f} % with {row['budget']} tokens"
-            found.setdefault(row["method"], []).append(text)
-    return [
-        f"pruning by {method} changes the endings: answers that reach the token limit are "
-        f"{', '.join(shares)}, but {100 * whole:.1f} % with all tokens; keep more tokens, or "
-        "tokens that differ more (autoselect tune finds how much)"
-        for method, shares in found.items()
-    ]
 
 
 def _mean(values: Sequence[float]) -> float:
