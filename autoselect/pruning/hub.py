@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError
+from autoselect.files.digest import quick_digest, same_weights
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+DIGEST = re.compile(r"([0-9a-f]{64}\+)?[0-9a-f]{64}")
 LOGGED_MODEL = re.compile(r"models:/\S+|runs:/[^/\s]+/\S+")
 
 
@@ -23,18 +25,28 @@ def is_logged_model(name: object) -> bool:
 
 
 def other_model(metadata: Mapping[str, Any], model: object) -> str | None:
-    """Return a warning if a selector was trained for another model of the hub, else None.
+    """Return a warning if a selector was trained for another model, else None.
+
+    Of a hub name the name tells; of a folder, `config.json` and the ends of the weight files.
 
     Args:
         metadata: facts about the selector's training.
-        model: what the model is called now; names of folders tell nothing.
+        model: what the model is called now: hub name or folder; another name tells nothing.
     """
-    trained = metadata.get("model")
-    if trained == model or not is_hub_name(trained) or not is_hub_name(model):
+    trained, digest = metadata.get("model"), str(metadata.get("model_digest"))
+    if is_hub_name(trained) and is_hub_name(model):
+        known = trained == model
+    elif model and DIGEST.fullmatch(digest) and (Path(str(model)) / "config.json").is_file():
+        known = same_weights(digest, quick_digest(Path(str(model)) / "config.json"))
+    else:
         return None
     return (
-        f"the selector was trained for {trained}, not for {model}: its ranking may not fit; "
-        "measure it with `autoselect eval`"
+        None
+        if known
+        else (
+            f"the selector was trained for {trained}, not for {model}: its ranking may not fit; "
+            "measure it with `autoselect eval`"
+        )
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlavaForConditionalGeneration
 
 from autoselect import ConfigError, Selector, attach, detach
 from autoselect.config import ScorerConfig
@@ -21,6 +22,7 @@ from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm import FrozenVLM, VisualAdapter
 from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
+from autoselect.vlm.loading import weights_digest
 from autoselect.vlm.rasters import nearest_raster
 from autoselect.vlm.sites import SITES
 from tests.vlm.checks import KeepPlaces
@@ -397,6 +399,19 @@ def test_a_selector_for_another_model_of_the_hub_is_a_warning(caplog, trained, n
     assert [text.split(":")[0] for text in told] == warns * [
         "the selector was trained for org/one, not for org/other"
     ]
+
+
+def test_a_selector_for_other_weights_of_a_folder_is_a_warning(tmp_path, caplog):
+    """Models of one architecture have one width, so nothing else tells them apart."""
+    for seed, name in enumerate(("one", "other")):
+        build("llava", seed).save_pretrained(tmp_path / name)
+    metadata = {"model": "elsewhere/one/x", "model_digest": weights_digest(tmp_path / "one")}
+    for name, warns in (("one", False), ("other", True)):
+        model = LlavaForConditionalGeneration.from_pretrained(tmp_path / name)
+        caplog.clear()
+        attach(model, Selector(selector().scorer, metadata), 4)
+        told = [r.getMessage() for r in caplog.records if "was trained for" in r.getMessage()]
+        assert [f"not for {tmp_path / name}" in text for text in told] == [True] * warns
 
 
 @pytest.mark.parametrize("kind", REFUSED)
