@@ -46,6 +46,7 @@ class Journal:
         self._resolved = folder / f"{name}.run"
         self._owned = False
         self._thread_lock = threading.RLock()
+        self._is_held = False
 
     @staticmethod
     def offline_name() -> str:
@@ -170,8 +171,17 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with self._thread_lock, _locked(self.folder / f"{self.name}.lock"):
-            yield
+        """Hold the journal's locks; a handler of signals may write while its thread holds them."""
+        with self._thread_lock:
+            if self._is_held:
+                yield
+                return
+            with _locked(self.folder / f"{self.name}.lock"):
+                self._is_held = True
+                try:
+                    yield
+                finally:
+                    self._is_held = False
 
     def _lines(self) -> list[Event]:
         """Return every line, except a last one that a killed process left half written."""

@@ -61,7 +61,8 @@ def tune_after_training(
     try:
         tuning = tune(settings, rank, world_size, leave_group)
     except Exception:
-        logger.exception(
+        logger.exception("the search for the weight of diversity failed")
+        logger.error(
             "the weight of diversity was not tuned, and %s keeps hard top-K; when the fault is "
             "mended, run: autoselect tune --model %s --selector %s --shards '%s' --train-run %s",
             selector,

@@ -1,6 +1,8 @@
 """Delivery to a server that is down, refuses or hangs, and after processes that died."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -32,6 +34,26 @@ def test_metrics_leave_the_caller_at_once_and_arrive_by_themselves(monkeypatch):
         time.sleep(0.05)
     assert history(tracker.run_id, "loss") == [(step, float(step)) for step in range(50)]
     tracker.finish()
+
+
+def test_a_signal_in_the_middle_of_a_line_can_end_the_run(tmp_path):
+    """The handler writes the end of the run, and its thread holds the locks already."""
+    journal = Journal(tmp_path, "0" * 32)
+
+    def handled(*_):
+        journal.append({"kind": "status", "status": "KILLED"})
+
+    before = signal.signal(signal.SIGUSR2, handled)
+    try:
+        thread = threading.Timer(20, lambda: os._exit(1))  # instead of waiting for ever
+        thread.start()
+        with journal._writing():
+            signal.raise_signal(signal.SIGUSR2)
+        thread.cancel()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    journal.append({"kind": "tag"})
+    assert [event["kind"] for event in journal.events()] == ["status", "tag"]
 
 
 def test_a_journal_that_its_own_process_delivers_meanwhile_is_passed_over(project, monkeypatch):
