@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoselect.config import GateKind
+from autoselect.config import GateConfig, GateKind
+from autoselect.method.coverage import covered_scores
+from autoselect.method.scorer import standardise
 from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
@@ -58,6 +60,29 @@ class Gated:
 
     tokens: Tensor
     gates: Tensor
+
+
+def gate_scores(
+    config: GateConfig,
+    scores: Tensor,
+    tokens: Tensor,
+    token_budget: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return what soft top-K takes, [I, N], float32: scores standardised, and less what is covered.
+
+    Args:
+        scores: importance logits, [I, N].
+        tokens: visual tokens that were scored, [I, N, D].
+        token_budget: K; images with fewer tokens keep all.
+        mask: true at real tokens, [I, N].
+    """
+    if config.standardise:
+        scores = standardise(scores, mask)
+    if config.coverage:
+        budget = min(token_budget, scores.shape[1])
+        scores = covered_scores(scores, tokens, budget, config.coverage, mask)
+    return scores.float()
 
 
 def gate_tokens(

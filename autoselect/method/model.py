@@ -20,10 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.method.coverage import covered_scores
 from autoselect.method.denoiser import Denoiser
-from autoselect.method.gating import Gated, GateSetting, gate_tokens
-from autoselect.method.scorer import Scorer, standardise
+from autoselect.method.gating import Gated, GateSetting, gate_scores, gate_tokens
+from autoselect.method.scorer import Scorer
 from autoselect.method.statistics import TokenStatistics
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.forward import answer_loss
@@ -76,10 +75,8 @@ class AutoSelect(nn.Module):
         self.vlm = vlm
         self.adapter = vlm.adapter
         self.frozen = vlm.model
-        self.standardise = config.gate.standardise
-        self.gate_kind = config.gate.kind
+        self.gate_config = config.gate
         self.soft_removal = config.gate.soft_removal
-        self.coverage = config.gate.coverage
         if self.soft_removal and vlm.family.padding_mask_only:
             raise ConfigError(
                 f"gate.soft_removal=true: the attention of model={vlm.name} "
@@ -138,15 +135,11 @@ class AutoSelect(nn.Module):
     def gate(self, visual: VisualTokens, setting: GateSetting, image_ids: Tensor) -> Gated:
         """Return gated tokens [I, N, C] and gates [I, N]."""
         scores = self.scorer(visual.tokens, visual.mask)
-        if self.standardise:
-            scores = standardise(scores, visual.mask)
-        if self.coverage:
-            budget = min(setting.token_budget, scores.shape[1])
-            scores = covered_scores(scores, visual.tokens, budget, self.coverage, visual.mask)
+        budget = setting.token_budget
         return gate_tokens(
-            self.gate_kind,
+            self.gate_config.kind,
             visual.gated,
-            scores.float(),
+            gate_scores(self.gate_config, scores, visual.tokens, budget, visual.mask),
             setting,
             self.statistics,
             image_ids,

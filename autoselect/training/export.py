@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from autoselect.config import ConfigError
+from autoselect.config.files import to_dict
 from autoselect.pruning.folder import CONFIG_FILE, weights_digest
 from autoselect.pruning.selector import Selector
 from autoselect.training.parts import Run
@@ -33,6 +34,7 @@ def export(run: Run, step: int, batch_size: int, progress: Progress, folder: Pat
         "samples": step * batch_size,
         "token_budget": config.gate.token_budget,
         "min_token_budget": config.gate.lowest_budget,
+        "gate": to_dict(config.gate),
         "polarisation": progress.polarisation,
         "tracking_run_id": progress.tracking_run_id,
     }

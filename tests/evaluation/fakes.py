@@ -1,11 +1,13 @@
 """Small stand-ins for `FrozenVLM` and `AskedVLM`: colours of image cells are tokens and answers."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from autoselect.config import GateConfig
 from autoselect.evaluation.answers.asking import Encoded, ImageTokens, Prompts, sample_boxes
 from autoselect.evaluation.answers.replies import Generated
 from autoselect.evaluation.samples import EvaluationSample
@@ -144,7 +146,7 @@ class FakeSelector:
     diversity = 0.0
     site = "after_projector"
     width = FakeVLM.width
-    metadata: dict[str, str] = {}
+    metadata: dict[str, Any] = {"gate": asdict(GateConfig())}
 
     def score(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return tokens[..., :3].amax(dim=-1) - tokens[..., :3].amin(dim=-1)

@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoselect.cli.main import main
-from autoselect.config import ConfigError
+from autoselect.config import ConfigError, GateConfig, TrainConfig
 from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.evaluation.analyses import classifier as analyses_classifier
 from autoselect.evaluation.analyses import run as analyses
@@ -35,9 +35,15 @@ from autoselect.evaluation.analyses.run import ANALYSES, Subject, write_analysis
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
+from autoselect.evaluation.samples import encode_samples
+from autoselect.method.gating import GateSetting
+from autoselect.method.model import AutoSelect
+from autoselect.method.statistics import calibrate
+from autoselect.pruning.selector import Selector
 from autoselect.reference.corpus import to_jpeg
 from autoselect.reference.scenes import make_scene
 from autoselect.tracking import Tracker
+from autoselect.vlm import FrozenVLM
 from autoselect.vlm.image_classifier import only_patches
 from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, FakeVLM, make_samples
 
@@ -111,11 +117,61 @@ def test_the_gap_under_the_learned_scores_is_that_of_removal_alone(caplog):
 
 
 def test_gates_sum_to_the_budget_and_polarise_as_the_temperature_falls():
-    found = gate_samples(FakeVLM(), FakeSelector(), make_samples(8), 1, (3.0, 1.0, 0.05))
+    selector = selector_of(GateConfig(temperature_start=9.0, temperature_end=0.01))
+    found = gate_samples(FakeVLM(), selector, make_samples(8), 1)
+    assert [sample.temperature for sample in found] == pytest.approx([9.0, 0.3, 0.01])
     for sample in found:
         assert float(sample.gates.sum()) == pytest.approx(8, rel=1e-3)
     assert found[0].polarisation < found[1].polarisation < found[2].polarisation
     assert found[2].polarisation > 0.99
+
+
+def selector_of(gate):
+    """Return a stand-in that was trained with these settings of the gate."""
+    selector = FakeSelector()
+    selector.metadata = {"gate": asdict(gate)}
+    return selector
+
+
+PAPER = GateConfig(standardise=False, temperature_start=2.0, temperature_end=0.1)
+
+
+@pytest.mark.parametrize("gate", [PAPER, GateConfig(coverage=0.5), GateConfig(kind="zero_fill")])
+def test_gates_are_those_of_the_model_in_training(gate, model_folder):
+    torch.manual_seed(0)
+    vlm = FrozenVLM.from_pretrained(model_folder)
+    samples = make_samples(3)
+    visual = encode_samples(vlm, samples, gate.site)
+    statistics = calibrate([visual.gated.flatten(0, 1)], 8)
+    model = AutoSelect(vlm, TrainConfig(gate=gate), statistics).eval()
+    selector = Selector(model.scorer, {"gate": asdict(gate)})
+    found = gate_samples(vlm, selector, samples, 16)
+    assert (found[0].temperature, found[-1].temperature) == (
+        gate.temperature_start,
+        gate.temperature_end,
+    )
+    for sample in found:
+        setting = GateSetting(16, sample.temperature, seed=0, step=0)
+        with torch.no_grad():
+            gates = model.gate(visual, setting, torch.arange(3)).gates
+        torch.testing.assert_close(sample.gates, gates.flatten())
+        share = gates.topk(16, dim=-1).values.sum(-1) / 16
+        assert sample.polarisation == pytest.approx(float(share.mean()))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({}, "training.gate is missing .* copy the group train.gate"),
+        ({"gate": {"heat": 1}}, "training.gate .* unknown configuration key gate.heat=1"),
+        ({"gate": asdict(GateConfig(kind="gumbel"))}, "gate.kind=gumbel .* gates of 0 and 1"),
+    ],
+)
+def test_gates_that_are_unknown_or_hard_are_not_analysed(metadata, reason):
+    selector = FakeSelector()
+    selector.metadata = metadata
+    with pytest.raises(ConfigError, match=reason):
+        gate_samples(FakeVLM(), selector, make_samples(2), 1)
 
 
 def test_resized_selection_covers_the_same_area():
@@ -262,7 +318,7 @@ def test_the_course_of_training_reaches_the_gate_figure(tmp_path, monkeypatch):
         run.log_metrics({"train/polarisation": value}, step)
     run.finish()
     selector = FakeSelector()
-    selector.metadata = {"tracking_run_id": run.run_id}
+    selector.metadata = {**selector.metadata, "tracking_run_id": run.run_id}
     numbers, figure = ANALYSES["gates"](Subject(FakeVLM(), selector, make_samples(8), (2,)))
     assert numbers["course"] == [(1, 0.3), (2, 0.8), (3, 0.97)]
     assert [axes.get_title(loc="left") for axes in figure.axes][1] == "Polarisation over training"

@@ -96,6 +96,10 @@ def test_an_evaluation_writes_the_promised_files(settings):
     for name in ("retention", "similarity", "frequency"):
         assert Image.open(out / "figures" / f"{name}.png").size[0] > 500
     html = (out / "report.html").read_text()
+    unknown = report["analyses"]["gates"]["left_out"]
+    assert "training.gate is missing" in unknown and not (out / "figures" / "gates.png").exists()
+    for page in (html, (out / "report.md").read_text()):
+        assert "The analysis gates is left out: training.gate is missing" in page
     assert html.count("data:image/png;base64,") == len(list((out / "figures").iterdir()))
     assert "http://" not in html and "https://" not in html and "<script" not in html
     lines = (out / "predictions.jsonl").read_text().splitlines()

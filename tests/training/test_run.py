@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, GateConfig, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict, load_config, to_dict
 from autoselect.data.shards import ShardWriter
@@ -160,6 +160,7 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
             assert all(map(torch.equal, weights[step], weights[step - 1]))
     selector = json.loads((tmp_path / "run" / "selector" / "config.json").read_text())
     assert selector["training"]["polarisation"] == logged[trained]["train/polarisation"]
+    assert from_dict(GateConfig, selector["training"]["gate"]) == config.gate
     first = images.index(0) + 1
     assert f"step {first} trains nothing" in caplog.text
 

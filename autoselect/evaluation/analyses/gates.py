@@ -1,6 +1,7 @@
-"""Compute the gates of a trained selector at several training temperatures."""
+"""Compute the gates of a trained selector at temperatures of its training."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoselect.config import ConfigError, GateConfig, require
+from autoselect.config.files import from_dict
 from autoselect.evaluation.samples import EvaluationSample, encode_samples
-from autoselect.method.scorer import standardise
+from autoselect.method.gating import HARD, gate_scores
 from autoselect.ops.soft_top_k import soft_top_k
 from autoselect.tracking.history import metric_history
 
 logger = logging.getLogger(__name__)
 POLARISATION = "train/polarisation"
-
-TEMPERATURES = (0.5, 0.1, 0.02)
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,53 @@ class GateSample:
     polarisation: float
 
 
+def trained_gate(selector: Any) -> GateConfig:
+    """Return the settings of the gate that a selector was trained with.
+
+    Raises:
+        ConfigError: the selector does not have them, this version does not know them, or such gates
+            are 0 or 1 at every temperature.
+    """
+    stored = selector.metadata.get("gate")
+    require(
+        stored is not None,
+        "training.gate is missing in the selector's config.json, as in those of older versions, "
+        "so the gates of its training are unknown; copy the group train.gate of the training's "
+        "config.yaml there, or train again",
+    )
+    try:
+        gate = from_dict(GateConfig, stored, "gate.")
+    except ConfigError as error:
+        raise ConfigError(f"training.gate in the selector's config.json: {error}") from error
+    require(
+        gate.kind not in HARD,
+        f"gate.kind={gate.kind} of the training passes gates of 0 and 1 at every temperature; "
+        "analyse a selector of another kind of gate",
+    )
+    return gate
+
+
+def temperatures(gate: GateConfig) -> list[float]:
+    """Return the first, the middle (geometric) and the last temperature of a training."""
+    start, end = gate.temperature_start, gate.temperature_end
+    return list(dict.fromkeys([start, math.sqrt(start * end), end]))
+
+
 @torch.inference_mode()
 def gate_samples(
-    vlm: Any,
-    selector: Any,
-    samples: Sequence[EvaluationSample],
-    budget: int,
-    temperatures: Sequence[float] = TEMPERATURES,
+    vlm: Any, selector: Any, samples: Sequence[EvaluationSample], budget: int
 ) -> list[GateSample]:
-    """Return the gates that training would have used if it had ended at each temperature.
+    """Return the gates of the selector's training for its final scores, at `temperatures`.
 
-    Args:
-        temperatures: temperatures of the soft top-K, in standard deviations of the scores.
+    Raises:
+        ConfigError: see `trained_gate`.
     """
+    gate = trained_gate(selector)
     visual = encode_samples(vlm, samples, selector.site)
-    scores = standardise(selector.score(visual.tokens, visual.mask).float(), visual.mask)
+    raw = selector.score(visual.tokens, visual.mask)
+    scores = gate_scores(gate, raw, visual.tokens, budget, visual.mask)
     found = []
-    for temperature in temperatures:
+    for temperature in temperatures(gate):
         gates = soft_top_k(scores, budget, temperature, visual.mask)
         mass = gates.topk(budget, dim=-1).values.sum(dim=-1) / budget
         found.append(GateSample(temperature, gates.flatten().cpu(), float(mass.mean())))

@@ -108,7 +108,7 @@ def frequency(subject: Subject) -> Found:
 
 
 def gates(subject: Subject) -> Found:
-    """Draw gates at several temperatures (smallest budget), and polarisation over training."""
+    """Draw gates of the training (smallest budget), and the polarisation over its steps."""
     images = subject.samples[:GATE_IMAGES]
     found = gate_samples(subject.vlm, subject.selector, images, subject.budgets[0])
     numbers: dict[str, Any] = {f"temperature {g.temperature:g}": g.polarisation for g in found}

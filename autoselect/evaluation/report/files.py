@@ -1,6 +1,7 @@
 """Write the files of a finished evaluation."""
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.report.examples import choose_places, lost_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.report.markdown import markdown
+from autoselect.evaluation.report.tables import LEFT_OUT, analysis_note
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.files.atomic import replacing, write_text
 
+logger = logging.getLogger(__name__)
 ANALYSED_IMAGES = 128
 ANALYSED = ("similarity", "frequency", "gates")
 FIGURES = tuple(f"{n}.png" for n in ("retention", "overlays", "audit", *ANALYSED))
@@ -86,8 +89,8 @@ def check_own(out: Path) -> None:
 def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
     """Draw the figures that the model and the data allow, as PNG files by name.
 
-    The numbers of the analyses go into the report. Analyses need samples of one image each, whose
-    tokens form one raster of a fixed size.
+    The numbers of the analyses go into the report, and why one is left out. Analyses need samples
+    of one image each, whose tokens form one raster of a fixed size.
     """
     drawn = {"retention": retention_curves(result.report)}
     vlm, selector, samples = result.vlm, result.selector, result.samples
@@ -104,7 +107,11 @@ def write_figures(folder: Path, result: Evaluation) -> dict[str, Path]:
                 drawn[name] = patch_overlays(rows, grid)
         subject = Subject(vlm, selector, samples[:ANALYSED_IMAGES], result.plan.budgets)
         for kind in ANALYSED:
-            numbers, drawn[kind] = ANALYSES[kind](subject)
+            try:
+                numbers, drawn[kind] = ANALYSES[kind](subject)
+            except ConfigError as error:
+                numbers = {LEFT_OUT: str(error)}
+                logger.warning("%s", analysis_note(kind, str(error)))
             result.report.setdefault("analyses", {})[kind] = numbers
     paths = {name: folder / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():

@@ -21,6 +21,7 @@ from autoselect.evaluation.report.tables import (
     TableCell,
     TableRow,
     accuracy_table,
+    analysis_notes,
     difference_table,
     method_sources,
     percent,
@@ -95,6 +96,7 @@ def html_report(report: dict[str, Any], figures: Mapping[str, Path]) -> str:
             f"<figure><img alt='{caption}' width='{width}' src='data:image/png;base64,{image}'>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
+    parts += [f"<p class='note'>{escape(text)}</p>" for text in analysis_notes(report)]
     parts += [_latency(report), "<h2>Methods</h2>", _list(method_sources(report))]
     parts += [_environment(report), "</body></html>"]
     return "\n".join(parts)

@@ -13,6 +13,7 @@ from autoselect.evaluation.report.tables import (
     UPPER,
     Table,
     accuracy_table,
+    analysis_notes,
     answer_line,
     difference_table,
     method_sources,
@@ -47,6 +48,7 @@ def markdown(report: dict[str, Any]) -> str:
     if report.get("audit"):
         lines += ["", "## Samples that lose most by pruning", "", AUDIT_NOTE, ""]
         lines += [_audited(row) for row in report["audit"]]
+    lines += [f"\n{text}" for text in analysis_notes(report)]
     lines += _detail_tables(report) + _latency(report)
     lines += ["", "## Methods", ""]
     lines += [f"* **{name}**: {source}" for name, source in method_sources(report).items()]

@@ -13,6 +13,8 @@ from autoselect.evaluation.methods.names import ORACLES
 from autoselect.evaluation.report.latency import speedups, timed
 
 ORACLE = "oracle"
+LEFT_OUT = "left_out"
+"""Key of the reason of an analysis without numbers."""
 UPPER, LOWER = "upper bound", "lower bound (blind)"
 STRANGE = "lower bound (another image)"
 BEST, BETTER, WORSE = "best", "better", "worse"
@@ -97,6 +99,16 @@ def unscored_note(report: dict[str, Any]) -> str:
     """Return which tasks have no retention, and why."""
     names = ", ".join(unscored_tasks(report))
     return f"Left out of every retention, because the full model scores nothing there: {names}."
+
+
+def analysis_notes(report: dict[str, Any]) -> list[str]:
+    """Return which analyses are left out, and why."""
+    found = report.get("analyses", {})
+    return [analysis_note(kind, own[LEFT_OUT]) for kind, own in found.items() if LEFT_OUT in own]
+
+
+def analysis_note(kind: str, reason: str) -> str:
+    return f"The analysis {kind} is left out: {reason}."
 
 
 def method_sources(report: dict[str, Any]) -> dict[str, str]:
