@@ -12,16 +12,19 @@ import io
 import logging
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import torch.distributed as dist
 
 from autoselect.cli.import_faults import explained_imports
 from autoselect.cli.surroundings import settle_in
 from autoselect.config import ConfigError
+from autoselect.config.destinations import check_folder
 from autoselect.config.flags import CommandParser
 from autoselect.config.programs import EXIT_INTERRUPTED
 from autoselect.ranks import processes, rank_zero
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
+from autoselect.ranks.shared_folder import is_shared
 
 logger = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
@@ -62,9 +65,30 @@ def _run(arguments: list[str] | None) -> int:
     processes.init_distributed(info, device, WAIT_SECONDS, for_deepspeed=False)
     settings = settings_of(options)
     settings = dataclasses.replace(settings, device=settings.device or str(device))
+    check_shared(settings.out)
     evaluate(settings, None, info.rank, info.world_size, dist.barrier, rank_zero.on_main)
     processes.shutdown_distributed()
     return 0
+
+
+def check_shared(out: str) -> None:
+    """Create the output folder, where ranks exchange their answers (a collective).
+
+    Raises:
+        ConfigError: it cannot be written, or some rank does not see the files of rank 0 there.
+    """
+
+    def create() -> None:
+        check_folder("out", out)
+        Path(out).mkdir(parents=True, exist_ok=True)
+
+    rank_zero.on_main(create)  # before others look it up: NFS remembers what was missing
+    if not is_shared(Path(out)):
+        raise ConfigError(
+            f"--out {out} must be a folder that all ranks see, because they exchange their answers "
+            "there, and some do not see the files of rank 0; choose a folder on a shared file "
+            "system, or start the ranks on one node"
+        )
 
 
 if __name__ == "__main__":

@@ -2,17 +2,15 @@
 
 import gc
 import logging
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import torch.distributed as dist
 import yaml
 
 from autoselect.config import TrainConfig
 from autoselect.config.files import SETTINGS_FILE, from_dict
 from autoselect.ranks.rank_zero import broadcast_object
+from autoselect.ranks.shared_folder import is_shared
 from autoselect.tuning.run import tune, tuning_table
 from autoselect.tuning.settings import TuneSettings
 from autoselect.tuning.tracked import TRAINING_RUN, log_beside_training
@@ -52,7 +50,7 @@ def tune_after_training(
         tracking=config.tracking,
     )
     gc.collect()  # the engine holds itself in circles, and the model is loaded again
-    if not _is_shared(Path(output), rank, world_size):  # rank 0 has written the selector
+    if not is_shared(Path(output)):  # rank 0 has written the selector
         leave_group()
         if rank != 0:
             return
@@ -78,17 +76,3 @@ def tune_after_training(
     run_id = tuning.selector.metadata.get(TRAINING_RUN)
     if config.tracking and run_id is not None:
         log_beside_training(tuning, config.experiment, run_id)
-
-
-def _is_shared(folder: Path, rank: int, world_size: int) -> bool:
-    """Return True if every rank sees what rank 0 writes into the folder (a collective)."""
-    mark = folder / broadcast_object(f"shared-{uuid.uuid4().hex}")
-    if rank == 0:
-        with suppress(OSError):  # what cannot be written is reported by the search
-            mark.touch()
-    dist.barrier()
-    seen = [False] * world_size
-    dist.all_gather_object(seen, mark.exists())
-    if rank == 0:
-        mark.unlink(missing_ok=True)
-    return all(seen)

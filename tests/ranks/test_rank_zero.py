@@ -143,3 +143,26 @@ def test_a_wrong_evaluation_on_two_ranks_ends_with_one_line(tmp_path: Path) -> N
         ended = [rank.wait(200) for rank in start_ranks(2, worker, *flags, mistake)]
         assert [(code, said in log) for code, log in ended] == [(2, True), (2, False)], ended
         assert not any("Traceback" in log for _, log in ended), ended
+
+
+APART = """
+import os, sys
+from autoselect import eval
+from autoselect.ranks import processes
+
+folder = sys.argv[1:3][int(os.environ["RANK"])]
+flags = ["--model=m", "--selector=s", "--shards=t", "--budgets=8", "--device=cpu"]
+processes.leave(eval.main([*flags, f"--out={folder}"]))
+"""
+
+
+def test_an_evaluation_whose_ranks_do_not_share_its_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(APART)
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    ended = [rank.wait(200) for rank in start_ranks(2, tmp_path / "worker.py", *folders)]
+    for (code, log), folder in zip(ended, folders, strict=True):
+        assert code == 2 and f"--out {folder} must be a folder that all ranks see" in log, log
+        assert "Traceback" not in log
+    assert not list(tmp_path.glob("first/*")), "the mark is removed"
+    ended = [rank.wait(200) for rank in start_ranks(2, tmp_path / "worker.py", *folders[:1] * 2)]
+    assert not any("all ranks see" in log for _, log in ended), "a shared folder is accepted"
