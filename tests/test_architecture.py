@@ -39,7 +39,9 @@ ALLOWED = {
         *("config", "files", "ops", "ranks", "data", "tracking", "vlm", "method", "pruning"),
         *("training", "reference", "evaluation"),
     },
-    "ablation": {"config", "files", "tracking", "vlm", "training", "reference", "evaluation"},
+    "ablation": {
+        *("config", "files", "tracking", "vlm", "pruning", "training", "reference", "evaluation"),
+    },
     "lmms": {
         *("config", "files", "data", "tracking", "vlm", "pruning"),
         *("reference", "evaluation"),

@@ -32,6 +32,7 @@ from autoselect.evaluation.answers.answering import BLIND, FULL
 from autoselect.evaluation.earlier import remove_earlier
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_text
+from autoselect.pruning.folder import CONFIG_FILE, WEIGHTS_FILE, missing_of_training
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
 AGAIN = "`autoselect ablate` again"
@@ -85,19 +86,39 @@ def run_cell(
     }
     for one in (cell, trained_as):
         check_training(one, note["training"])
-    if cell.is_finished and _says(cell.read(), note):
+    trained = not missing_of_training(train / "selector", note["training"]["tune_images"])
+    if cell.is_finished and _says(cell.read(), note) and (trained or not _is_here(train)):
         return cell
     cell.folder.mkdir(parents=True, exist_ok=True)
     _write(cell.folder / BEGUN, note)
-    if not (train / "selector" / "config.json").is_file():
-        if not (trained_as.folder / BEGUN).is_file():
-            _write(trained_as.folder / BEGUN, {"training": note["training"]})
-        call(_training(plan, trained_as.variant, seed, train), AGAIN, log=log)
+    if not trained:
+        _train(plan, trained_as, note["training"], log)
     evaluate(plan, cell.folder / "eval", train / "selector", variant, "none", log)
     # The leak is that of the scores alone, so cells that share them share it.
     measure_leak(plan, train, trained_as.folder / "leak", log)
     _write(cell.note, {**note, "outcome": outcome_of(cell.folder, train, COLUMNS)})
     return cell
+
+
+def _is_here(train: Path) -> bool:
+    """Return True if a run folder has its selector; next to a copied `cell.json` there is none."""
+    return all((train / "selector" / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+
+
+def _train(
+    plan: AblationPlan, cell: Cell, training: Mapping[str, Any], log: Path | None = None
+) -> None:
+    """Train the selector of a cell, or resume, and tune it if its settings ask for that.
+
+    Raises:
+        ConfigError: the program failed, or it ended without what its settings ask for.
+    """
+    if not (cell.folder / BEGUN).is_file():
+        _write(cell.folder / BEGUN, {"training": training})
+    train = cell.folder / "train"
+    call(_training(plan, cell.variant, cell.seed, train), AGAIN, log=log)
+    if why := missing_of_training(train / "selector", training["tune_images"]):
+        raise ConfigError(f"{cell.folder} is not trained as its settings ask: {why}")
 
 
 def _says(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -122,9 +122,7 @@ def is_trained(root: Path) -> bool:
     settings, made = root / RUN / "train" / SETTINGS_FILE, root / RUN / "train" / "selector"
     try:
         before = yaml.safe_load(settings.read_text())
-        training = json.loads((made / "config.json").read_text())["training"]
-        tuned_on = training["tuning"]["data_digest"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return False
     data = DataConfig(train_shards=f"{SHARDS_FOLDER}/train-*.tar")
     output = str(RUN / "train")
@@ -132,10 +130,15 @@ def is_trained(root: Path) -> bool:
     deepspeed = DeepSpeedConfig.load(root / DEFAULT_DEEPSPEED)
     if before != resolved_settings(config, deepspeed):
         return False
-    if tuned_on != ShardSet.open(str(root / data.train_shards)).digest:
-        return False
+    from autoselect.pruning.folder import missing_of_training, read_config  # imports torch
     from autoselect.vlm.loading import weights_digest  # imports torch and transformers
 
+    if missing_of_training(made, config.tune_images):
+        return False
+    training = read_config(made)["training"]
+    tuned_on = training["tuning"].get("data_digest")
+    if tuned_on != ShardSet.open(str(root / data.train_shards)).digest:
+        return False
     return same_weights(training.get("model_digest"), weights_digest(config.model))
 
 

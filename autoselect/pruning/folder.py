@@ -105,6 +105,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def missing_of_training(folder: Path, tune_images: int) -> str:
+    """Return why a training has not finished its selector, or an empty string.
+
+    Args:
+        folder: where the training exports its selector.
+        tune_images: the setting of the training; unless 0, the search at its end writes a note.
+    """
+    try:
+        training = read_config(folder).get("training") or {}
+    except ConfigError as error:
+        return str(error)
+    if tune_images and not isinstance(training.get("tuning"), dict):
+        return (
+            f"selector={folder} has no weights of diversity, and tune_images={tune_images} asks "
+            "for them; mend what the log of the search names, or set tune_images to 0"
+        )
+    return ""
+
+
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """Return the sha256 of a selector's weights as float32, by which a mixed folder is noticed."""
     found = hashlib.sha256()

@@ -4,17 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from autoselect import train
 from autoselect.ablation import cells
 from autoselect.ablation.collect import collect
 from autoselect.ablation.variants import load_plan
 from autoselect.cli import main as cli
-from autoselect.config import TrainConfig
+from autoselect.config import ScorerConfig, TrainConfig
 from autoselect.config.files import load_config
 from autoselect.evaluation.analyses.command import ANALYSED
 from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.settings import EvalSettings
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
 from tests.evaluation.conftest import model_folder, shards
 
 __all__ = ["model_folder", "shards"]
@@ -79,6 +82,7 @@ class Programs:
         self.images = images
         self.calls = []
         self.fail_at = None
+        self.tunes, self.weights = True, 0
         self.model_digest, self.data_digest = "weights", "d"
 
     def __call__(self, command, again, folder=None, log=None):
@@ -93,9 +97,12 @@ class Programs:
         getattr(self, kind)(out, flags)
 
     def train(self, out, flags):
-        (out / "selector").mkdir(exist_ok=True)
         training = {"polarisation": 0.97, "model_digest": self.model_digest}
-        (out / "selector" / "config.json").write_text(json.dumps({"training": training}))
+        if self.tunes:
+            training["tuning"] = {"best": []}
+        torch.manual_seed(self.weights)
+        scorer = Scorer(8, ScorerConfig(hidden_size=4, num_layers=0, num_heads=1))
+        Selector(scorer, training).save_pretrained(out / "selector")
 
     def leak(self, out, flags):
         accuracies = {"full": 0.9, "blind": 0.3, "without_denoiser": 0.4, "with_denoiser": 0.5}

@@ -31,6 +31,39 @@ def test_a_killed_ablation_goes_on_and_gives_the_same_result(plan, programs, run
         assert again == whole
 
 
+@pytest.fixture
+def tuned(config):
+    """Return the plan with a search behind every training."""
+    config.write_text(config.read_text().replace("tune_images: 0", "tune_images: 3"))
+    return load_plan(config)
+
+
+def test_a_training_that_ended_before_its_search_goes_on(tuned, programs, tmp_path):
+    """The selector is exported before the search, which a signal may end."""
+    programs.tunes = False
+    with pytest.raises(ConfigError, match=r"channel/seed-0 is not trained .*tune_images=3 asks"):
+        run_cell(tuned, tmp_path, tuned.variant("channel"), 0)
+    programs.tunes, programs.calls = True, []
+    assert run_cell(tuned, tmp_path, tuned.variant("channel"), 0).is_finished
+    assert [call[0] for call in programs.calls] == ["train", "eval", "leak"]
+
+
+def test_a_cell_that_was_finished_without_its_search_is_tuned(tuned, programs, tmp_path):
+    """Versions before this rule evaluated such selectors as tuned ones."""
+    cell = run_cell(tuned, tmp_path, tuned.variant("channel"), 0)
+    selector = cell.folder / "train" / "selector" / "config.json"
+    config = json.loads(selector.read_text())
+    del config["training"]["tuning"]
+    selector.write_text(json.dumps(config))
+    programs.calls = []
+    run_cell(tuned, tmp_path, tuned.variant("channel"), 0)
+    assert programs.calls[0][0] == "train"
+    programs.calls = []
+    shutil.rmtree(cell.folder / "train")
+    run_cell(tuned, tmp_path, tuned.variant("channel"), 0)
+    assert programs.calls == [], "a note alone is finished"
+
+
 def test_a_finished_ablation_starts_nothing(plan, programs, run_all, tmp_path):
     run_all(plan, tmp_path)
     programs.calls = []

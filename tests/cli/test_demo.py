@@ -14,6 +14,8 @@ from autoselect.config.files import to_dict
 from autoselect.config.programs import DEFAULT_DEEPSPEED, checkout
 from autoselect.data.shards import ShardSet
 from autoselect.evaluation.settings import EvalSettings
+from autoselect.method.scorer import Scorer
+from autoselect.pruning.selector import Selector
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.resources import REFERENCE, resolve_model
 from autoselect.reference.shards import render_shards
@@ -38,11 +40,10 @@ def finished(tmp_path):
         "deepspeed": DeepSpeedConfig.load(tmp_path / DEFAULT_DEEPSPEED).to_dict(),
     }
     tuning = {"data_digest": ShardSet.open(str(tmp_path / pattern)).digest}
-    selector = tmp_path / "runs/demo/train/selector"
-    selector.mkdir(parents=True)
+    run = tmp_path / "runs/demo/train"
     training = {"tuning": tuning, "model_digest": weights_digest(config.model)}
-    (selector / "config.json").write_text(json.dumps({"training": training}))
-    (selector.parent / "config.yaml").write_text(yaml.safe_dump(settings))
+    Selector(Scorer(8, config.scorer), training).save_pretrained(run / "selector")
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path
 
 
