@@ -66,7 +66,7 @@ def _run(arguments: list[str] | None) -> int:
     settings = settings_of(options)
     settings = dataclasses.replace(settings, device=settings.device or str(device))
     check_shared(settings.out)
-    evaluate(settings, None, info.rank, info.world_size, dist.barrier, rank_zero.on_main)
+    evaluate(settings, info.rank, info.world_size, dist.barrier, rank_zero.on_main)
     processes.shutdown_distributed()
     return 0
 

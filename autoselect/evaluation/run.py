@@ -62,7 +62,6 @@ logger = logging.getLogger(__name__)
 
 def evaluate(
     settings: EvalSettings,
-    extra: dict[str, Any] | None = None,
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
@@ -72,7 +71,6 @@ def evaluate(
 
     Args:
         settings: what to evaluate.
-        extra: further keys for the report, for example the polarisation at the end of training.
         rank: rank of this process; only rank 0 times, writes and returns something.
         world_size: number of processes.
         barrier: waits for all ranks.
@@ -84,7 +82,7 @@ def evaluate(
     """
     check_earlier(Path(settings.out) / "report.json", settings, rank)
     on_main(lambda: check_own(Path(settings.out)))
-    extra = {SETTINGS: dataclasses.asdict(settings), **(extra or {})}
+    given = dataclasses.asdict(settings)
     settings = with_converted_rows(settings, on_main)
     ready = prepare(settings, world_size)
     plan = ready.plan
@@ -96,7 +94,7 @@ def evaluate(
         asked: Sequence[Answered] = ready.samples.answered()  # read once, scored once per column
         if plan.reference == MODEL:
             asked = answered_by(asked, replies[str(Column(FULL, 0))])
-        report = measure(settings, ready, asked, replies, extra)
+        report = measure(settings, ready, asked, replies) | {SETTINGS: given}
         for text in report["warnings"]:
             logger.warning("%s", text)
         check_report(report)
@@ -209,9 +207,8 @@ def measure(
     ready: Prepared,
     asked: Sequence[Answered],
     replies: dict[str, Replies],
-    extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Time the first sample's prompt, and build the report with the `extra` keys.
+    """Time the first sample's prompt, and build the report.
 
     `replies` maps column name -> image -> round -> reply.
     """
@@ -231,7 +228,6 @@ def measure(
         "warnings": [text for text in warnings if text],
         "left_out": ready.left_out,
         "audit": audited(asked, replies, plan, settings.audit),
-        **(extra or {}),
     }
     name = shown_name(settings.model, vlm)
     return build_report(asked, replies, plan, name, latency, more)
