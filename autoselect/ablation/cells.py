@@ -5,9 +5,10 @@
       eval/      output of `autoselect eval`: report and predictions of the selector
       leak/      output of `autoselect analyse leak`, if the cell trained its selector
       log.txt    output of the programs, if several cells ran at the same time
-      cell.json  settings and outcome; written last, so it marks a finished cell
+      cell.json  settings, selector's digest and outcome; written last: it marks a finished cell
 
-Every step is a program that resumes after it was killed. A step whose result exists is skipped.
+Every step is a program that resumes after it was killed. A step is skipped if its result exists and
+is of the present selector.
 The baselines do not depend on the variant and are evaluated once, in `OUT/baselines`. The tables
 need nothing but the `cell.json` files: everything else may be removed, and an ablation can be
 continued from a copy of those files.
@@ -32,12 +33,19 @@ from autoselect.evaluation.answers.answering import BLIND, FULL
 from autoselect.evaluation.earlier import remove_earlier
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_text
-from autoselect.pruning.folder import CONFIG_FILE, WEIGHTS_FILE, missing_of_training
+from autoselect.pruning.folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    choice_digest,
+    missing_of_training,
+)
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS
 
 AGAIN = "`autoselect ablate` again"
 BEGUN, LOG = "begun.json", "log.txt"
 COLUMNS = (SELECTOR, FULL, BLIND)
+CHOICE = "selector"
+"""Key of a record: `choice_digest` of the selector that was evaluated."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +94,37 @@ def run_cell(
     }
     for one in (cell, trained_as):
         check_training(one, note["training"])
-    trained = not missing_of_training(train / "selector", note["training"]["tune_images"])
-    if cell.is_finished and _says(cell.read(), note) and (trained or not _is_here(train)):
-        return cell
+    selector = train / "selector"
+    trained = not missing_of_training(selector, note["training"]["tune_images"])
+    if cell.is_finished and _says(cell.read(), note):
+        if not _is_here(selector) or (trained and _is_of(cell.note, selector)):
+            return cell
     cell.folder.mkdir(parents=True, exist_ok=True)
     _write(cell.folder / BEGUN, note)
     if not trained:
         _train(plan, trained_as, note["training"], log)
-    evaluate(plan, cell.folder / "eval", train / "selector", variant, "none", log)
+    subject = {CHOICE: choice_digest(selector)}
+    evaluate(plan, cell.folder / "eval", selector, variant, "none", subject, log)
     # The leak is that of the scores alone, so cells that share them share it.
-    measure_leak(plan, train, trained_as.folder / "leak", log)
-    _write(cell.note, {**note, "outcome": outcome_of(cell.folder, train, COLUMNS)})
+    measure_leak(plan, train, trained_as.folder / "leak", subject, log)
+    _write(cell.note, {**note, **subject, "outcome": outcome_of(cell.folder, train, COLUMNS)})
     return cell
 
 
-def _is_here(train: Path) -> bool:
-    """Return True if a run folder has its selector; next to a copied `cell.json` there is none."""
-    return all((train / "selector" / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+def _is_here(selector: Path) -> bool:
+    """Return True if a selector has its files; next to a copied `cell.json` there are none."""
+    return all((selector / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+
+
+def _is_of(record: Path, selector: Path) -> bool:
+    """Return True if a record is of the present selector.
+
+    One of an earlier version names no digest, and is if it is not older than the selector.
+    """
+    known = json.loads(record.read_text()).get(CHOICE)
+    if known is None:
+        return record.stat().st_mtime >= (selector / CONFIG_FILE).stat().st_mtime
+    return bool(known == choice_digest(selector))
 
 
 def _train(
@@ -144,7 +166,7 @@ def evaluate_baselines(plan: AblationPlan, out: Path, beside: Cell) -> None:
         if found["evaluation"] == note["evaluation"] and alike:
             return
     selector = out / cell["train"] / "selector"
-    evaluate(plan, folder, selector, plain, plan.baselines, subject=subject)
+    evaluate(plan, folder, selector, plain, plan.baselines, subject)
     _write(file, {**note, "outcome": evaluated(folder)})
 
 
@@ -154,15 +176,15 @@ def evaluate(
     selector: Path,
     variant: Variant,
     methods: str,
+    subject: Mapping[str, str],
     log: Path | None = None,
-    subject: Mapping[str, str] | None = None,
 ) -> None:
     """Evaluate a selector and `methods` into `out`, unless the same evaluation exists there.
 
-    `subject` holds digests from `subject_of`, if the selector does not identify the model.
+    `subject` holds the digests of what is evaluated: the selector, or `subject_of` for baselines.
     """
     settings = evaluation_settings(plan, out, selector, variant, methods)
-    identity = evaluation_of(plan, variant, methods) | dict(subject or {})
+    identity = evaluation_of(plan, variant, methods) | dict(subject)
     report = out / "report.json"
     _once(eval_command(settings), report, EvalSettings(**settings), identity, log)
 
@@ -259,7 +281,13 @@ def _training(plan: AblationPlan, variant: Variant, seed: int, output: Path) -> 
     return train_command(output, plan.ranks, plan.port, script, deepspeed, settings)
 
 
-def measure_leak(plan: AblationPlan, train: Path, out: Path, log: Path | None = None) -> None:
+def measure_leak(
+    plan: AblationPlan,
+    train: Path,
+    out: Path,
+    subject: Mapping[str, str],
+    log: Path | None = None,
+) -> None:
     """Measure the leak of a training into `out`, unless the same measure exists there."""
     settings = {
         "model": plan.model,
@@ -274,7 +302,8 @@ def measure_leak(plan: AblationPlan, train: Path, out: Path, log: Path | None = 
     for name, value in settings.items():
         flag = "run" if name == "train_run" else name.replace("_", "-")
         command += [f"--{flag}", str(value)]
-    _once(command, out / "leak.json", settings, _leak_of(plan) | {"run": str(train)}, log)
+    identity = _leak_of(plan) | {"run": str(train)} | dict(subject)
+    _once(command, out / "leak.json", settings, identity, log)
 
 
 def _leak_of(plan: AblationPlan) -> dict[str, int]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoselect.ablation.cells import Cell
+from autoselect.ablation.cells import CHOICE, Cell
 from autoselect.ablation.tables import markdown
 from autoselect.ablation.variants import AblationPlan
 from autoselect.config.row_names import SELECTOR
@@ -32,12 +32,13 @@ class AblationRecord:
             self._note.keep(PARENT, self.parent.run_id)
 
     def cell(self, cell: Cell) -> None:
-        """Log a finished cell once; a cell without its report was logged elsewhere."""
+        """Log a finished cell once per selector; one without its report was logged elsewhere."""
         name = f"{cell.variant.name}, seed {cell.seed}"
         evaluated = cell.folder / "eval" / "report.json"
-        if not self.plan.tracking or self._note.get(name) or not evaluated.is_file():
-            return
         note = cell.read()
+        known = f"{name}, selector {note[CHOICE][:12]}" if CHOICE in note else name
+        if not self.plan.tracking or self._note.get(known) or not evaluated.is_file():
+            return
         report = json.loads(evaluated.read_text())
         leak = note["outcome"]["leak"]
         training = report["training"]
@@ -59,7 +60,7 @@ class AblationRecord:
             text = f"ablation {self.out.name}: {name}"
             child.mention_on(training["tracking_run_id"], "evaluations", "Evaluations", text)
         child.finish()
-        self._note.keep(name, child.run_id)
+        self._note.keep(known, child.run_id)
 
     def finish(self, found: dict[str, Any]) -> None:
         self.parent.describe(markdown(found))

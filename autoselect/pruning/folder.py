@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.files.digest import sha256_of
 from autoselect.files.tensors import read_tensors
 from autoselect.vlm.model_files import is_pointer
 
@@ -103,6 +104,20 @@ def read_config(folder: Path) -> dict[str, Any]:
                 f"{' or '.join(kind.__name__ for kind in types)}"
             )
     return config
+
+
+def choice_digest(folder: Path) -> str:
+    """Return a digest of everything that the choice of a stored selector depends on.
+
+    It covers the weights and `config.json` without version and metadata.
+
+    Raises:
+        ConfigError: the folder is not that of a selector.
+    """
+    config = read_config(folder)
+    chosen = {key: config.get(key) for key in KEYS if key not in ("version", "training", "weights")}
+    text = json.dumps([chosen, sha256_of(folder / WEIGHTS_FILE)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def missing_of_training(folder: Path, tune_images: int) -> str:

@@ -82,7 +82,7 @@ class Programs:
         self.images = images
         self.calls = []
         self.fail_at = None
-        self.tunes, self.weights = True, 0
+        self.tunes, self.weights, self.diversity = True, 0, 0.0
         self.model_digest, self.data_digest = "weights", "d"
 
     def __call__(self, command, again, folder=None, log=None):
@@ -102,7 +102,7 @@ class Programs:
             training["tuning"] = {"best": []}
         torch.manual_seed(self.weights)
         scorer = Scorer(8, ScorerConfig(hidden_size=4, num_layers=0, num_heads=1))
-        Selector(scorer, training).save_pretrained(out / "selector")
+        Selector(scorer, training, self.diversity).save_pretrained(out / "selector")
 
     def leak(self, out, flags):
         accuracies = {"full": 0.9, "blind": 0.3, "without_denoiser": 0.4, "with_denoiser": 0.5}
@@ -142,6 +142,7 @@ class Programs:
             "num_tokens": 144,
             "questions": len(lines),
             "settings": self.settings,
+            "training": {},
             "environment": ENVIRONMENT,
             "digests": {"model": self.model_digest, "data": self.data_digest, "selector": "s"},
         }

@@ -46,4 +46,8 @@ def test_one_cell_from_training_to_the_tables(tmp_path):
     assert "$ " not in again, "a finished cell starts no program"
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == found
     tracked = json.loads((tmp_path / "out" / "tracking.json").read_text())["ablation"]
-    assert set(tracked["runs"]) == {"parent", "reference, seed 0"}
+    note = json.loads(
+        (tmp_path / "out" / "cells" / "reference" / "seed-0" / "cell.json").read_text()
+    )
+    logged = f"reference, seed 0, selector {note['selector'][:12]}"
+    assert set(tracked["runs"]) == {"parent", logged}

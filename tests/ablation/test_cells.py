@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from autoselect.ablation import tracked
 from autoselect.ablation.cells import Cell, evaluate_baselines, run_cell
 from autoselect.ablation.collect import collect
 from autoselect.ablation.run import write
@@ -14,6 +17,7 @@ from autoselect.ablation.tracked import _columns
 from autoselect.ablation.variants import load_plan
 from autoselect.cli.main import main
 from autoselect.config import ConfigError
+from autoselect.pruning.selector import Selector
 
 
 def test_a_killed_ablation_goes_on_and_gives_the_same_result(plan, programs, run_all, tmp_path):
@@ -55,13 +59,98 @@ def test_a_cell_that_was_finished_without_its_search_is_tuned(tuned, programs, t
     config = json.loads(selector.read_text())
     del config["training"]["tuning"]
     selector.write_text(json.dumps(config))
-    programs.calls = []
+    programs.calls, programs.diversity = [], 0.5
     run_cell(tuned, tmp_path, tuned.variant("channel"), 0)
-    assert programs.calls[0][0] == "train"
+    assert [call[0] for call in programs.calls] == ["train", "eval", "leak"]
     programs.calls = []
     shutil.rmtree(cell.folder / "train")
     run_cell(tuned, tmp_path, tuned.variant("channel"), 0)
     assert programs.calls == [], "a note alone is finished"
+
+
+@pytest.mark.parametrize("changed", ["weights", "diversity"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_selector_is_measured_anew(plan, programs, tmp_path, changed, killed):
+    """It was trained or tuned again in the same folder; settings and paths are the same."""
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    first = cell.read()
+    if killed:
+        cell.note.unlink()
+    selector = Selector.from_pretrained(cell.folder / "train" / "selector")
+    if changed == "diversity":
+        selector.diversity = 0.5
+    else:
+        next(selector.parameters()).data.add_(1)
+    selector.save_pretrained(cell.folder / "train" / "selector")
+    programs.calls = []
+    second = run_cell(plan, tmp_path, plan.variant("channel"), 0).read()
+    assert [call[0] for call in programs.calls] == ["eval", "leak"]
+    assert second["selector"] != first["selector"]
+    programs.calls = []
+    run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    assert programs.calls == []
+
+
+def test_metadata_alone_do_not_make_another_selector(plan, programs, tmp_path):
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    selector = Selector.from_pretrained(cell.folder / "train" / "selector")
+    selector.metadata["scores"] = None
+    selector.save_pretrained(cell.folder / "train" / "selector")
+    programs.calls = []
+    run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    assert programs.calls == []
+
+
+@pytest.mark.parametrize(("older", "repeated"), [(False, []), (True, ["eval", "leak"])])
+def test_a_cell_of_an_earlier_version_is_of_a_selector_older_than_it(
+    plan, programs, tmp_path, older, repeated
+):
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    for record in (cell.note, *cell.folder.glob("*/measured.json")):
+        known = json.loads(record.read_text())
+        del known["selector"]
+        record.write_text(json.dumps(known))
+    written = (cell.folder / "train" / "selector" / "config.json").stat().st_mtime
+    os.utime(cell.note, (written + 1 - 2 * older,) * 2)
+    programs.calls = []
+    run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    assert [call[0] for call in programs.calls] == repeated
+
+
+def test_baselines_are_those_of_any_selector(plan, programs, tmp_path):
+    evaluate_baselines(plan, tmp_path, run_cell(plan, tmp_path, plan.variant("channel"), 0))
+    (tmp_path / "baselines" / "cell.json").unlink()
+    programs.weights, programs.calls = 1, []
+    evaluate_baselines(plan, tmp_path, run_cell(plan, tmp_path, plan.variant("reference"), 0))
+    assert [call[0] for call in programs.calls] == ["train", "eval", "leak"]
+
+
+def test_a_cell_is_logged_once_for_each_selector(plan, programs, tmp_path, monkeypatch):
+    began = []
+
+    class Recorded:
+        @staticmethod
+        def disabled():
+            return None
+
+        @staticmethod
+        def start(experiment, name, *_, **__):
+            began.append(name)
+            run = SimpleNamespace(run_id=f"run {len(began)}", log_metrics=lambda _: None)
+            run.log_artifact = run.finish = lambda *_: None
+            return run
+
+    monkeypatch.setattr(tracked, "Tracker", Recorded)
+    monkeypatch.setattr(tracked, "_metrics", lambda *_: {})
+    plan = dataclasses.replace(plan, tracking=True)
+    for weights in (0, 0, 1):
+        if weights != programs.weights:
+            shutil.rmtree(tmp_path / "cells" / "channel" / "seed-0" / "train")
+            (tmp_path / "cells" / "channel" / "seed-0" / "cell.json").unlink()
+        programs.weights = weights
+        cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+        tracked.AblationRecord(plan, tmp_path).cell(cell)
+    assert began.count("channel, seed 0") == 2
 
 
 def test_a_finished_ablation_starts_nothing(plan, programs, run_all, tmp_path):
