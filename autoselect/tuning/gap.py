@@ -15,6 +15,7 @@ from autoselect.method.statistics import TokenStatistics
 from autoselect.pruning.selector import Selector
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import TrainingState
+from autoselect.training.validation import HELD_OUT
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.text.batch import Collator, TrainBatch
 
@@ -46,6 +47,20 @@ def last_state(run: str, selector: Selector) -> TrainingState:
     return state
 
 
+def rows_of_run(selector: Selector, state: TrainingState) -> dict[str, Any]:
+    """Return a selector's metadata, with the rows that its whole training used and was judged by.
+
+    After an early stop the checkpoint has seen more rows than the selector, and the held-out rows
+    of the validation have chosen the selector: they become `samples` and `judged_by`.
+    """
+    metadata, own = selector.metadata, state.train_config().validation
+    samples, steps = metadata.get("samples"), metadata.get("steps")
+    found = metadata | {"judged_by": own.images if own.patience and own.shards == HELD_OUT else 0}
+    if samples and steps:
+        found["samples"] = max(samples, samples // steps * state.step)
+    return found
+
+
 def measure_gaps(
     vlm: FrozenVLM,
     selector: Selector,
@@ -61,7 +76,7 @@ def measure_gaps(
     Args:
         vlm: the frozen model of the training.
         selector: the selector as it is used, with its diversity.
-        samples: rows that were not trained on.
+        samples: rows that neither of them was trained on, see `rows_of_run`.
         budgets: numbers K.
         state: `last_state` of the training.
     """

@@ -35,7 +35,7 @@ from autoselect.pruning.selector import Selector
 from autoselect.training.state import TrainingState
 from autoselect.tuning.agreement import TunedBudget, best_diversity, measure
 from autoselect.tuning.figure import tuning_figure
-from autoselect.tuning.gap import gap_rows, gap_warning, last_state, measure_gaps
+from autoselect.tuning.gap import gap_rows, gap_warning, last_state, measure_gaps, rows_of_run
 from autoselect.tuning.samples import TuningSamples, tuning_samples
 from autoselect.tuning.settings import TuneSettings
 from autoselect.vlm import FrozenVLM
@@ -145,12 +145,12 @@ class _Prepared:
 def _prepare(settings: TuneSettings, out: Path, rank: int) -> _Prepared:
     shards = ShardSet.open(settings.shards)
     vlm, selector = load_pair(settings.model, settings.selector, settings.device)
-    state = None
-    if rank == 0 and settings.train_run is not None and not vlm.family.padding_mask_only:
-        state = last_state(settings.train_run, selector)
-    chosen = tuning_samples(
-        shards, selector.metadata, settings.images, settings.questions, vlm.refusal
-    )
+    state, training = None, selector.metadata
+    if settings.train_run is not None and not vlm.family.padding_mask_only:
+        last = last_state(settings.train_run, selector)
+        training = rows_of_run(selector, last)
+        state = last if rank == 0 else None
+    chosen = tuning_samples(shards, training, settings.images, settings.questions, vlm.refusal)
     if state is not None and not chosen.has_answers:
         logger.warning("removal is not compared with noise filling: the rows have no answers")
         state = None
@@ -164,7 +164,9 @@ def _prepare(settings: TuneSettings, out: Path, rank: int) -> _Prepared:
         max_new_tokens=settings.max_new_tokens,
         reference=MODEL,
     )
-    store = PartStore(out / "parts", _identity(settings, vlm, selector, shards, plan))
+    rows = [row.sample_id for row in chosen.rows]
+    identity = _identity(settings, vlm, selector, plan) | {"data": shards.digest, "rows": rows}
+    store = PartStore(out / "parts", identity)
     return _Prepared(vlm, selector, shards, chosen, plan, store, state)
 
 
@@ -221,15 +223,16 @@ def _weighted(selector: Selector, weight: float) -> Method:
 
 
 def _identity(
-    settings: TuneSettings, vlm: FrozenVLM, selector: Selector, shards: ShardSet, plan: Plan
+    settings: TuneSettings, vlm: FrozenVLM, selector: Selector, plan: Plan
 ) -> dict[str, Any]:
-    """Return what the answers depend on; not the weights that the selector has at present."""
+    """Return what the answers depend on, the rows excepted.
+
+    The weights that the selector has at present are not among it.
+    """
     return {
         "model": vlm.digest or settings.model,
         "model_files": model_files_digest(settings.model),
         "selector": selector_digest(Selector(selector.scorer, site=selector.site)),
-        "data": shards.digest,
-        "rows": [selector.metadata.get(name) for name in ("data_digest", "seed", "samples")],
         "images": settings.images,
         "questions": settings.questions,
         "columns": [str(column) for column in plan.columns()],

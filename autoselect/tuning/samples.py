@@ -22,7 +22,7 @@ class TuningSamples:
     Attributes:
         samples: images and questions.
         rows: the same rows as they are stored.
-        held_out: how many of them the training did not use.
+        held_out: how many of them the training did not use, for its validation neither.
     """
 
     samples: tuple[EvaluationSample, ...]
@@ -48,13 +48,14 @@ def tuning_samples(
 ) -> TuningSamples:
     """Return the first usable samples in the order of the training, behind the last one it used.
 
-    If the training went through all rows, its oldest ones are taken. Rows that cannot be used are
-    left out. Other shards than those of the training are new as a whole.
+    If the training went through all rows, its oldest ones are taken. Rows of its validation are the
+    last of the others. Rows that cannot be used are left out. Other shards than those of the
+    training are new as a whole.
 
     Args:
         shards: shards of the training or others.
         training: metadata of the selector, with `data_digest`, `seed` and `samples`, the number of
-            rows that the training used.
+            rows that the training used, and optionally `judged_by`, that of its validation.
         images: number of samples.
         questions: largest number of questions of each.
         refusal: what the model's processor says against the images of a row, None if it takes them.
@@ -65,6 +66,7 @@ def tuning_samples(
     count = len(shards)
     trained = training.get("data_digest") == shards.digest
     used = min(count, training.get("samples") or count) if trained else 0
+    judged_by = training.get("judged_by", 0) if trained else 0
     seed = training.get("seed", 0) if trained else 0
     order = [*epoch_slice(count, seed, 0, used, count), *epoch_slice(count, seed, 0, 0, used)]
     found: list[tuple[EvaluationSample, Sample]] = []
@@ -74,7 +76,7 @@ def tuning_samples(
             break
         for pair in _usable(shards, int(index), questions, refusal):
             found.append(pair)
-            held_out += place < count - used
+            held_out += place < count - used - judged_by
     if not found:
         raise ConfigError("shards: no row has an image and a question; give other shards")
     samples, rows = zip(*found, strict=True)

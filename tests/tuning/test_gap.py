@@ -8,6 +8,8 @@ import torch
 
 from autoselect.config import ConfigError, ScorerConfig, TrainConfig
 from autoselect.config.files import to_dict
+from autoselect.data.order import epoch_slice
+from autoselect.data.shards import ShardSet
 from autoselect.method.model import AutoSelect
 from autoselect.method.removal import Outcome, RemovalGap
 from autoselect.method.scorer import Scorer
@@ -17,6 +19,7 @@ from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import TrainingState
 from autoselect.tuning import gap, run
+from autoselect.tuning.samples import tuning_samples
 from autoselect.tuning.settings import TuneSettings
 from autoselect.vlm import FrozenVLM
 
@@ -48,6 +51,41 @@ def test_the_gap_is_that_of_the_selector_and_not_of_the_last_scorer(
     assert all(torch.equal(own[name], t) for name, t in model.scorer.state_dict().items())
     for name, tensor in model.denoiser.state_dict().items():
         assert torch.equal(tensor, weights[f"denoiser.{name}"])
+
+
+@pytest.mark.parametrize(("patience", "held_out"), [(0, 1), (4, 0)])
+def test_after_an_early_stop_rows_of_the_denoiser_are_not_held_out(
+    training, model_folder, selector_folder, shards, tmp_path, patience, held_out
+):
+    """Of five rows, the selector used two, the Denoiser four; the last one chose the selector.
+
+    A search without the Denoiser asks for rows that are new to the selector.
+    """
+    store = CheckpointStore(tmp_path / "checkpoints")
+    state, _ = store.best()
+    config = state.config | {"validation": {"every": 1, "patience": patience, "images": 1}}
+    store.save(replace(state, step=4, config=config))
+    selector = Selector.from_pretrained(selector_folder)
+    data = ShardSet.open(shards)
+    selector.metadata |= {"data_digest": data.digest, "seed": 0, "steps": 2, "samples": 2}
+    selector.save_pretrained(tmp_path / "selector")
+    settings = TuneSettings(
+        model=model_folder,
+        selector=str(tmp_path / "selector"),
+        shards=shards,
+        train_run=str(tmp_path),
+        budgets="4",
+        weights="0",
+        images=2,
+        questions=1,
+        max_new_tokens=2,
+        tracking=False,
+    )
+    assert run.tune(settings).report["held_out"] == held_out
+    assert run.tune(replace(settings, train_run=None)).report["held_out"] == 2
+    order = epoch_slice(5, 0, 0, 0, 5).tolist()
+    chosen = tuning_samples(data, gap.rows_of_run(selector, store.best()[0]), 2, 1)
+    assert [row.sample_id for row in chosen.rows] == [order[4], order[0]]
 
 
 @pytest.mark.parametrize("unended", [0, 30])
