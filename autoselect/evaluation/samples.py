@@ -1,7 +1,7 @@
 """Read what is evaluated: images with independent questions, from evaluation shards."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -187,6 +187,44 @@ def decoded(sample: Sample) -> tuple[Image.Image, ...]:
         raise ConfigError(f"shards: {error}; replace the image") from error
 
 
+def check_images(read: Callable[[int], Sample], count: int) -> None:
+    """Decode the images of the samples `read(0)` to `read(count - 1)`, and keep none.
+
+    Raises:
+        ConfigError: an image cannot be decoded, or `read` raised it.
+    """
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=count, desc="checking images", disable=None) as bar,
+    ):
+        for start in range(0, count, CHECKED_TOGETHER):
+            some = [read(index) for index in range(start, min(start + CHECKED_TOGETHER, count))]
+            bar.update(len(list(pool.map(decoded, some))))
+
+
+class StoredSamples(Sequence[Sample]):
+    """The first samples of shards, at most `count`; each is read when requested, and not kept."""
+
+    def __init__(self, shards: ShardSet, count: int) -> None:
+        self._shards, self._length = shards, min(count, len(shards))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        if not 0 <= index < self._length:
+            raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
+        return stored(self._shards, index)
+
+
 class EvaluationSet(Sequence[EvaluationSample]):
     """Evaluation shards as a sequence; images are decoded when a sample is requested.
 
@@ -230,14 +268,7 @@ class EvaluationSet(Sequence[EvaluationSample]):
                 f"{shards.faults[0]}; write the shard again, because an evaluation skips no sample"
             )
         samples = cls(shards, max_images, needs_answers)
-        with (
-            ThreadPoolExecutor() as pool,
-            tqdm(total=len(samples), desc="checking images", disable=None) as bar,
-        ):
-            for start in range(0, len(samples), CHECKED_TOGETHER):
-                stop = min(start + CHECKED_TOGETHER, len(samples))
-                read = [samples.read(index) for index in range(start, stop)]
-                bar.update(len(list(pool.map(decoded, read))))
+        check_images(samples.read, len(samples))
         return samples
 
     def read(self, index: int) -> Sample:

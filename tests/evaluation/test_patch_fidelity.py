@@ -1,12 +1,17 @@
 """Figure 5 on patches: all patches change nothing, noise carries nothing, removal removes."""
 
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 
 from autoselect.cli.main import main
-from autoselect.evaluation.analyses.classifier import LabelledImages
+from autoselect.evaluation.analyses.classifier import LabelledImages, labelled_images
 from autoselect.evaluation.analyses.patch_fidelity import (
     TREATMENTS,
     patch_fidelity,
@@ -63,6 +68,48 @@ def test_all_patches_are_the_untouched_classifier(classifier):
     assert fidelity_figure(found).axes[0].get_ylabel() == "top-1 accuracy"
     own = patch_fidelity(classifier, preprocess, LabelledImages(images(12), None, "own"), (2, 9))
     assert own["curves"] == found["curves"], "here the labels are its own predictions"
+
+
+class Watched:
+    """Count how many of the objects that passed by are alive at most at the same time."""
+
+    def __init__(self):
+        self.seen, self.most = [], 0
+
+    def note(self, value):
+        self.seen.append(weakref.ref(value))
+        self.most = max(self.most, sum(ref() is not None for ref in self.seen))
+        return value
+
+
+class ShardLike(Sequence):
+    """Samples whose images are decoded anew at each request, as those of shards are."""
+
+    def __init__(self, count, watched):
+        self.sources, self.watched = images(count), watched
+
+    def __len__(self):
+        return len(self.sources)
+
+    def __getitem__(self, index):
+        picture = self.watched.note(self.sources[index].copy())
+        return SimpleNamespace(key="key", record={}, images=(b"",), pictures=(picture,))
+
+
+def test_pictures_and_pixels_are_held_batch_by_batch(classifier):
+    pictures, pixels = Watched(), Watched()
+    data = labelled_images(ShardLike(30, pictures), {})
+    patch_fidelity(classifier, lambda batch: pixels.note(preprocess(batch)), data, (2,), 3)
+    assert 0 < pictures.most <= 6 and 0 < pixels.most <= 2
+
+
+@pytest.mark.parametrize("labels", [None, [0] * 11])
+def test_reading_images_one_by_one_changes_no_digit(labels, classifier):
+    every = images(11)
+    lazy = LabelledImages(labelled_images(ShardLike(11, Watched()), {}).images, labels, "own")
+    held = LabelledImages(every, labels, "own")
+    measured = partial(patch_fidelity, classifier, preprocess)
+    assert measured(lazy, (2, 5), 4) == measured(held, (2, 5), 4)
 
 
 def test_the_grid_is_that_of_the_pixels_and_not_of_the_configuration():

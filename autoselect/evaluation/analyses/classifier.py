@@ -6,7 +6,7 @@ are removed from its sequence. A selection that keeps what matters keeps the cla
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from autoselect.config import ConfigError
 from autoselect.data.shards import Sample
 from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
+from autoselect.evaluation.samples import decoded
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.pruning.budget import budget_to_tokens
 from autoselect.vlm.image_classifier import Preprocess, grid, only_patches
@@ -33,9 +34,33 @@ class LabelledImages:
         source: where the labels come from.
     """
 
-    images: list[Image.Image]
+    images: Sequence[Image.Image]
     labels: list[int] | None
     source: str
+
+
+class FirstImages(Sequence[Image.Image]):
+    """The first image of each sample at `places`, decoded when requested."""
+
+    def __init__(self, samples: Sequence[Sample], places: Sequence[int]) -> None:
+        self._samples, self._places = samples, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Image.Image]: ...
+
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self._image(place) for place in self._places[index]]
+        return self._image(self._places[index])
+
+    def _image(self, place: int) -> Image.Image:
+        return decoded(self._samples[place])[0]
 
 
 def labelled_images(
@@ -53,18 +78,18 @@ def labelled_images(
     Raises:
         ConfigError: only some records have a class, or the classifier does not know a class.
     """
-    shown = [sample for sample in samples if sample.pictures]
     read = label_of or (lambda record: _label(record, names))
-    labels = [read(sample.record) for sample in shown]
+    found = {i: read(sample.record) for i, sample in enumerate(samples) if sample.images}
+    places, labels = list(found), list(found.values())
     known = [label for label in labels if label is not None]
     if known and len(known) < len(labels):
-        lacking = shown[labels.index(None)].key
+        lacking = samples[places[labels.index(None)]].key
         raise ConfigError(
             f"label of sample {lacking!r} is missing while others have one; label every record, "
             "or none"
         )
     source = ("the colour of the largest object" if label_of else "the records") if known else ""
-    images = [sample.pictures[0] for sample in shown]
+    images = FirstImages(samples, places)
     return LabelledImages(images, known or None, source or OWN_PREDICTION)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
-from autoselect.evaluation.samples import EvaluationSet, decoded, stored
+from autoselect.evaluation.samples import EvaluationSet, StoredSamples, check_images
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully
@@ -134,17 +134,16 @@ def _patches(arguments: argparse.Namespace) -> tuple[dict[str, str], Work]:
     return {"model": classifier, "site": PATCHES}, work
 
 
-def _shown_samples(arguments: argparse.Namespace) -> list[Sample]:
-    """Return the first samples of the shards, decoded.
+def _shown_samples(arguments: argparse.Namespace) -> Sequence[Sample]:
+    """Return the first samples of the shards, whose images can be decoded.
 
     Raises:
         ConfigError: a sample is damaged, an image cannot be decoded, or no sample has one.
     """
     shards = resolve_shards(arguments.shards, "test")
-    every = ShardSet.open(shards)
-    samples = [stored(every, i) for i in range(min(arguments.max_images, len(every)))]
-    pictures = [decoded(sample) for sample in samples]
-    if not any(pictures):
+    samples = StoredSamples(ShardSet.open(shards), arguments.max_images)
+    check_images(samples.__getitem__, len(samples))
+    if not any(sample.images for sample in samples):
         raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
     return samples
 
@@ -155,8 +154,8 @@ def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
     It reads images only, without their questions.
     """
     samples = _shown_samples(arguments)
-    pictures = [sample.pictures[0] for sample in samples if sample.pictures]
-    vlm, selector, budgets = _subject(arguments, pictures[0])
+    first = next(sample.pictures[0] for sample in samples if sample.images)
+    vlm, selector, budgets = _subject(arguments, first)
     work = partial(analyse_classifier, vlm, selector, arguments.classifier, samples, budgets)
     return vlm, selector, work
 

@@ -9,7 +9,7 @@ Dimension letters: B images, N patches, P class and register tokens, C channels,
 stay.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,7 @@ def _ranks(logits: Tensor, truth: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def patch_statistics(
-    classifier: Any, pixels: Sequence[Tensor]
+    classifier: Any, pixels: Iterable[Tensor]
 ) -> tuple[NoiseStatistics, NoiseStatistics]:
     """Return the statistics of patch embeddings per channel, and with their covariance."""
     seen: list[Tensor] = []
@@ -96,13 +96,17 @@ def patch_fidelity(
     """
     images = data.images
     starts = range(0, len(images), images_per_batch)
-    batches = [preprocess(images[i : i + images_per_batch]).to(classifier.device) for i in starts]
-    channel, covariance = patch_statistics(
-        classifier, batches[: -(-CALIBRATION_IMAGES // images_per_batch)]
-    )
-    rows, columns = grid(classifier, batches[0])
+
+    def pixels_from(start: int) -> Tensor:
+        batch = list(images[start : start + images_per_batch])
+        return preprocess(batch).to(classifier.device)
+
+    first = starts[: -(-CALIBRATION_IMAGES // images_per_batch)]
+    channel, covariance = patch_statistics(classifier, map(pixels_from, first))
+    rows, columns = grid(classifier, pixels_from(0))
     places: dict[str, list[Tensor]] = {}
-    for start, pixels in zip(starts, batches, strict=True):
+    for start in starts:
+        pixels = pixels_from(start)
         whole = classifier(pixels).logits
         truth = whole.argmax(dim=-1)
         if data.labels is not None:

@@ -169,7 +169,7 @@ def analyse_patches(classifier: str, samples: Sequence[Sample], budgets: str, de
         device: device name.
     """
     model, preprocess, data = ready_classifier(classifier, samples, device)
-    rows, columns = grid(model, preprocess(data.images[:1]))
+    rows, columns = grid(model, preprocess([data.images[0]]))
     found = patch_fidelity(model, preprocess, data, parse_budgets(budgets, rows * columns))
     return found, fidelity_figure(found)
 
