@@ -1,13 +1,12 @@
 """Arguments that several `autoselect shards` commands share."""
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 from autoselect.data.convert import REJECTED, ConvertReport
 from autoselect.data.decode import Limits
-from autoselect.data.quarantine import DEFAULT_BUDGET
+from autoselect.data.quarantine import DEFAULT_BUDGET, sufficient_budget
 
 SAMPLES_PER_SHARD = 1000
 
@@ -50,7 +49,7 @@ def tell_rejected(report: ConvertReport, arguments: argparse.Namespace) -> int:
     rejected, rows, most = report.rejected, report.rows, arguments.max_rejected
     listed = arguments.output / REJECTED
     if len(rejected) > most * rows:
-        first, enough = rejected[0], math.ceil(1000 * len(rejected) / rows) / 1000
+        first, enough = rejected[0], sufficient_budget(len(rejected), rows)
         fix = f"correct the rows that {listed} lists, then convert into an empty folder"
         if report.samples:
             fix += f"; or go on without them: --max-rejected {enough:g}"

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoselect.config import ConfigError
 from autoselect.config.bounds import at_least
@@ -26,7 +26,7 @@ from autoselect.data.decode import (
 from autoselect.data.faults import FaultKind, RecordError
 from autoselect.data.index import sidecar
 from autoselect.data.parallel import map_processes
-from autoselect.data.record import check_conversation
+from autoselect.data.record import check_conversation, lacks_answer
 from autoselect.data.row_keys import read_row
 from autoselect.data.storage import is_web
 from autoselect.data.text_files import read_json_rows
@@ -52,19 +52,32 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """Numbers of input rows, samples, shard files and samples with pictures; the rows left out."""
+    """Numbers of input rows, samples, shard files and samples with pictures; the rows left out.
+
+    `unanswered` are the rows, from 0, that are stored with pictures and without any answer.
+    """
 
     rows: int
     samples: int
     shards: int
     rejected: list[Rejected]
     pictured: int
+    unanswered: tuple[int, ...] = ()
 
-    def about_pictures(self) -> str:
-        """Return the line that commands print."""
+    def about_training(self) -> str:
+        """Return the lines that commands print: how many samples train, and what others lack."""
         text_only = self.samples - self.pictured
         said = f"{self.pictured} of {self.samples} samples have pictures"
-        return f"{said}; {text_only} are text only and train nothing" if text_only else said
+        if text_only:
+            said += f"; {text_only} are text only and train nothing"
+        if self.unanswered:
+            said += (
+                f"\n{len(self.unanswered)} samples have pictures but no answer, the first is row "
+                f"{self.unanswered[0]}: evaluation can ask them, but training counts each against "
+                "data.quarantine_budget; for training, leave these rows out and convert into an "
+                "empty folder"
+            )
+        return said
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,14 @@ class _Job:
     output: str
     limits: Limits
     key_prefix: str
+
+
+class _Part(NamedTuple):
+    """What became of the rows of one shard; the fields are those of `ConvertReport`."""
+
+    rejected: list[Rejected]
+    pictured: int
+    unanswered: list[int]
 
 
 def convert_llava(
@@ -144,11 +165,13 @@ def convert_rows(
     claim(target, plan)
     jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
     parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
-    rejected = [one for part, _ in parts for one in part]
+    rejected = [one for part in parts for one in part.rejected]
     write_json_lines(target / REJECTED, map(asdict, rejected))
     shards = len(list(target.glob(f"{PREFIX}-*.tar")))
-    pictured = sum(count for _, count in parts)
-    return ConvertReport(len(rows), len(rows) - len(rejected), shards, rejected, pictured)
+    pictured = sum(part.pictured for part in parts)
+    unanswered = tuple(row for part in parts for row in part.unanswered)
+    samples = len(rows) - len(rejected)
+    return ConvertReport(len(rows), samples, shards, rejected, pictured, unanswered)
 
 
 def name_of(row: Any) -> str:
@@ -192,8 +215,8 @@ def _jobs(
         yield _Job(number, first, part, folders, str(target), limits, key_prefix)
 
 
-def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
-    """Write one shard unless it exists; return the rows left out and how many have pictures."""
+def _convert_shard(job: _Job) -> _Part:
+    """Write one shard unless it exists."""
     target = Path(job.output)
     note = target / NOTES / f"{job.number:06d}.json"
     shard = target / f"{PREFIX}-{job.number:06d}.tar"
@@ -203,7 +226,7 @@ def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
         if empty or (shard.exists() and Path(sidecar(str(shard))).exists()):
             # Earlier versions stored rows that are refused now; their shards are written again.
             with contextlib.suppress(RecordError):
-                return rejected, _count_pictured(job, rejected)
+                return _part(job, rejected)
     rejected = []
     with ShardWriter(target, PREFIX, len(job.rows), job.number, job.limits) as writer:
         for row, fields in enumerate(job.rows, job.first_row):
@@ -213,13 +236,26 @@ def _convert_shard(job: _Job) -> tuple[list[Rejected], int]:
             except RecordError as error:
                 rejected.append(Rejected(row, name_of(fields), error.kind, str(error)))
     write_bytes(note, _dump([asdict(one) for one in rejected]))
-    return rejected, _count_pictured(job, rejected)
+    return _part(job, rejected)
 
 
-def _count_pictured(job: _Job, rejected: list[Rejected]) -> int:
+def _part(job: _Job, rejected: list[Rejected]) -> _Part:
     left_out = {one.row for one in rejected}
-    stored = [row for number, row in enumerate(job.rows, job.first_row) if number not in left_out]
-    return sum(bool(read_row(row).pictures) for row in stored)
+    pictured, unanswered = 0, []
+    for number, fields in enumerate(job.rows, job.first_row):
+        if number in left_out:
+            continue
+        row = read_row(fields)
+        if row.pictures:
+            pictured += 1
+            if lacks_answer(_without_greeting(row.turns)):
+                unanswered.append(number)
+    return _Part(rejected, pictured, unanswered)
+
+
+def _without_greeting(turns: list[Any]) -> list[Any]:
+    """Return turns without an answer before the first question, as LLaVA's training does."""
+    return turns[1:] if len(turns) > 1 and turns[0]["from"] == "gpt" else turns
 
 
 def _dump(value: Any) -> bytes:
@@ -233,11 +269,9 @@ def _read_row(
     """Return the record to store and the encoded images; decode each image to check it."""
     row = read_row(fields)
     record = {name: value for name, value in row.fields.items() if name != "id"}
-    turns = row.turns
-    if len(turns) > 1 and turns[0]["from"] == "gpt":  # left out in LLaVA's training too
-        turns = turns[1:]
+    record["conversations"] = turns = _without_greeting(row.turns)
+    if len(turns) < len(row.turns):
         record["dropped_turns"] = 1
-    record["conversations"] = turns
     check_conversation(record)
     images = [_read_picture(name, folders, limits) for name in row.pictures]
     record["source_id"] = fields.get("id")

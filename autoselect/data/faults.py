@@ -21,13 +21,17 @@ FaultKind = Literal[
 ]
 
 
+MODEL_FAULTS = frozenset(("unprocessable", "placeholder_text", "too_long", "no_answer"))
+"""Kinds that only the collator finds, which knows the model that is trained."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault in a shard, located precisely enough to look at it with `dd`.
 
     Attributes:
         kind: the rule that is broken. `unsupported` is a part of a row that is not read, such as
-            a video. The last four depend on the trained model: its processor
+            a video. Those of MODEL_FAULTS depend on the trained model: its processor
             refuses the images, its placeholders occur in the text, not even one round of the
             conversation fits its length limit, or it has nothing to learn from.
         shard: path or URL of the shard.

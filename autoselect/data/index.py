@@ -16,7 +16,7 @@ from autoselect.config import ConfigError
 from autoselect.data import storage
 from autoselect.data.decode import Limits
 from autoselect.data.faults import Fault, FaultKind
-from autoselect.data.record import RecordError, image_order, parse_record
+from autoselect.data.record import RecordError, image_order, lacks_answer, parse_record
 from autoselect.data.tar_scan import Member, TarScan, split_name
 
 FORMAT = "autoselect-shard-index"
@@ -48,6 +48,8 @@ class IndexHeader:
         table_sha256: hash of the other lines of the index.
         faults: faults of the samples that are not usable.
         truncated: the shard ends early, so an unknown number of samples is missing.
+        unanswered: number of usable samples with a picture and without any answer, which training
+            counts as unusable and evaluation can ask; 0 in indexes of earlier versions.
         limits: caps for everyone who reads the shard.
     """
 
@@ -57,6 +59,7 @@ class IndexHeader:
     table_sha256: str
     faults: tuple[Fault, ...]
     truncated: bool
+    unanswered: int = 0
     limits: Limits = Limits()
 
 
@@ -83,6 +86,7 @@ class _Samples:
     def __init__(self, shard: str, limits: Limits) -> None:
         self.table = IndexTable([], [])
         self.faults: list[Fault] = []
+        self.unanswered = 0
         self._shard = shard
         self._limits = limits
         self._seen: set[str] = set()
@@ -135,7 +139,9 @@ class _Samples:
                 )
         if "json" not in by_suffix:
             raise RecordError("missing_member", f"no json among {sorted(by_suffix)}")
-        image_order(parse_record(by_suffix["json"].payload), key, list(by_suffix))
+        record = parse_record(by_suffix["json"].payload)
+        pictures = image_order(record, key, list(by_suffix))
+        self.unanswered += bool(pictures) and lacks_answer(record["conversations"])
 
 
 def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
@@ -166,6 +172,7 @@ def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
         table_sha256=hashlib.sha256(_table_lines(samples.table)).hexdigest(),
         faults=tuple(faults),
         truncated=scan.truncated,
+        unanswered=samples.unanswered,
         limits=limits,
     )
     return ShardIndex(header, samples.table)

@@ -49,6 +49,12 @@ def report_pictures(shards: ShardSet, seed: int, batch_size: int, steps: int) ->
         )
     if count < total:
         logger.warning("%d of %d samples have a picture; the others train nothing", count, total)
+    if shards.unanswered:
+        logger.warning(
+            "%d samples have a picture but no answer; each that is due counts against "
+            "data.quarantine_budget",
+            shards.unanswered,
+        )
     looked_at = min(steps, -(-2 * total // batch_size))
     if empty := steps_without_pictures(has_picture, seed, batch_size, looked_at):
         logger.warning(

@@ -2,16 +2,22 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from autoselect.data.faults import Fault
+from autoselect.data.faults import MODEL_FAULTS, Fault
 from autoselect.files.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUDGET = 0.001
 _LOGGED = 20
+
+
+def sufficient_budget(count: int, total: int) -> float:
+    """Return the smallest multiple of a thousandth of `total` that covers `count`."""
+    return math.ceil(1000 * count / total) / 1000
 
 
 class QuarantineBudgetError(RuntimeError):
@@ -90,11 +96,18 @@ class Quarantine:
     def check(self) -> None:
         """Raise QuarantineBudgetError if the fraction of unusable samples exceeds the budget."""
         if self.count > self.budget * self.total:
+            damaged = any(fault.kind not in MODEL_FAULTS for fault in self.faults)
+            restore = (
+                "or restore the damaged shards, which `autoselect shards verify --decode` lists"
+            )
+            enough = sufficient_budget(self.count, self.total)
             raise QuarantineBudgetError(
                 f"data.quarantine_budget={self.budget:g} is exceeded: {self.count} of {self.total} "
-                f"samples are unusable (last: {self.faults[-1]}); repair the shards (`autoselect "
-                "shards verify --decode` lists the damage), leave the samples out, or raise the "
-                "budget, and start again, which reads these samples again"
+                f"samples are unusable (last: {self.faults[-1]}); this run goes on with "
+                f"data.quarantine_budget={enough:g} or more, which covers those met so far; "
+                f"{restore + '; ' if damaged else ''}or write shards without these samples, "
+                "which quarantine-*.jsonl in the output lists: they are other data, so train on "
+                "them from the start, with another output"
             )
 
     def _remember(self, fault: Fault) -> bool:

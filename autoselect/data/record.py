@@ -52,6 +52,11 @@ def check_conversation(record: Any) -> None:
         encoded(turn["value"], f"turn {number}: 'value'")
 
 
+def lacks_answer(turns: Sequence[Any]) -> bool:
+    """Return whether checked turns hold no answer, so that training has nothing to learn."""
+    return len(turns) < 2
+
+
 def encoded(text: str, name: str) -> bytes:
     """Return the text in UTF-8; raise RecordError if it holds half of a surrogate pair."""
     try:

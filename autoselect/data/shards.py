@@ -167,6 +167,11 @@ class ShardSet:
         """Return the faults found by indexing; their samples have no number here."""
         return [fault for header in self.headers for fault in header.faults]
 
+    @property
+    def unanswered(self) -> int:
+        """Return the number of samples with a picture and without any answer."""
+        return sum(header.unanswered for header in self.headers)
+
     def check_keys(self) -> None:
         """Raise ConfigError if a key comes twice, in one shard or in two."""
         seen: dict[str, int] = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from autoselect.config import ConfigError
 from autoselect.data.index import sidecar
 from autoselect.data.paths import expand
+from autoselect.data.quarantine import sufficient_budget
 from autoselect.data.shards import ShardSet
 from autoselect.data.storage import is_remote, read_first_line
 from autoselect.preflight.estimates import GIB
@@ -50,13 +51,27 @@ def check_shards(subject: Subject) -> Finding:
         return Finding("shards", "fail", str(error), "do what it says")
     total = sum(header.bytes for header in shards.headers)
     found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
-    if shards.faults:
-        share = len(shards.faults) / (len(shards) + len(shards.faults))
-        over = share > subject.config.data.quarantine_budget
-        fix = "run `autoselect shards verify --decode` and write the named shards again"
-        found += f", {len(shards.faults)} unusable samples"
-        return Finding("shards", "fail" if over else "warn", found, fix)
-    return Finding("shards", "ok", found)
+    return _unusable(shards, found, subject.config.data.quarantine_budget)
+
+
+def _unusable(shards: ShardSet, found: str, budget: float) -> Finding:
+    """Return the finding about samples that the indexes know to be unusable in training."""
+    faults, unanswered = len(shards.faults), shards.unanswered
+    fixes = []
+    if faults:
+        found += f", {faults} unusable samples"
+        fixes.append("run `autoselect shards verify --decode` and write the named shards again")
+    if unanswered:
+        found += f", {unanswered} samples with pictures but no answer"
+        fixes.append("leave rows without an answer out and convert into an empty folder")
+    if not fixes:
+        return Finding("shards", "ok", found)
+    total = len(shards) + faults
+    over = faults + unanswered > budget * total
+    if over:
+        enough = sufficient_budget(faults + unanswered, total)
+        fixes.append(f"or train without them: data.quarantine_budget={enough:g}")
+    return Finding("shards", "fail" if over else "warn", found, "; ".join(fixes))
 
 
 def _reason(pattern: str) -> str:

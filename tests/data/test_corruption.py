@@ -363,6 +363,18 @@ def test_the_budget_ends_the_run(shard: Path) -> None:
         list(make_loader(shards, rows, seed=0, micro_batch=10, stop_step=1))
 
 
+@pytest.mark.parametrize(("kind", "damaged"), [("no_answer", False), ("payload", True)])
+def test_an_exceeded_budget_says_what_helps(kind, damaged: bool) -> None:
+    faults = [Fault(kind, "a.tar", f"{number}", number, "") for number in range(3)]
+    with pytest.raises(QuarantineBudgetError) as caught:
+        Quarantine(47, budget=0.001).add(faults)
+    said = str(caught.value)
+    assert "this run goes on with data.quarantine_budget=0.064 or more" in said
+    assert "are other data, so train on them from the start, with another output" in said
+    assert ("`autoselect shards verify --decode` lists" in said) == damaged
+    Quarantine(47, budget=0.064).add(faults)
+
+
 def test_faults_of_the_index_count_against_the_budget(tmp_path: Path) -> None:
     members = [("a.json", json.dumps(make_record(0, 0)).encode()), ("b.jpg", make_image(0))]
     shards = ShardSet.open(str(raw_shard(tmp_path / "x.tar", members)))

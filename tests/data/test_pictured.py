@@ -57,6 +57,18 @@ def test_what_trains_nothing_is_said(tmp_path, caplog, counts, said):
     assert all(words in message for words, message in zip(said, caplog.messages, strict=True))
 
 
+def test_pictures_without_an_answer_are_said(tmp_path, caplog):
+    with ShardWriter(tmp_path) as writer:
+        for number, turns in enumerate((1, 2, 1)):
+            record = {"conversations": make_record(number)["conversations"][:turns]}
+            writer.write(f"{number}", record, [make_image(number)])
+    with caplog.at_level(logging.WARNING):
+        report_pictures(ShardSet.open(str(tmp_path)), seed=0, batch_size=1, steps=3)
+    assert [message[:49] for message in caplog.messages] == [
+        "2 samples have a picture but no answer; each that"
+    ]
+
+
 def test_data_without_any_picture_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="none of 3 samples has a picture"):
         report_pictures(shards_with(tmp_path, [0, 0, 0]), seed=0, batch_size=2, steps=10)

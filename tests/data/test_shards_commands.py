@@ -131,6 +131,26 @@ def test_convert_says_how_many_samples_have_pictures(tmp_path: Path, capsys) -> 
         assert said in capsys.readouterr().out
 
 
+def test_convert_names_rows_without_an_answer(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.jpg").write_bytes(make_image(0))
+    rows = [make_record(number) | {"image": "a.jpg"} for number in range(5)]
+    for number in (1, 3):
+        del rows[number]["conversations"][1:]
+    rows[3]["conversations"].insert(0, {"from": "gpt", "value": "Ask me."})
+    silent_text = make_record(5, 0)
+    del silent_text["conversations"][1:]
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, silent_text]))
+    words = (tmp_path / "rows.json", "--images", tmp_path, "--output", tmp_path / "out")
+    for _ in range(2):
+        assert call("convert-llava", *words) == 0
+        out = capsys.readouterr().out
+        assert "\n2 samples have pictures but no answer, the first is row 1: evaluation can" in out
+        assert "data.quarantine_budget; for training, leave these rows out" in out
+    assert call("verify", tmp_path / "out", "--decode") == 0
+    assert call("index", tmp_path / "out", "--rebuild") == 0
+    assert ShardSet.open(str(tmp_path / "out")).unanswered == 2
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

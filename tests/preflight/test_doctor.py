@@ -18,12 +18,13 @@ from autoselect.cli.main import main
 from autoselect.config import ConfigError, DataConfig, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config, to_dict
-from autoselect.data.shards import ShardSet
+from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.files.digest import JOINT, quick_digest
 from autoselect.preflight import checks as doctor_checks
 from autoselect.preflight import doctor
 from autoselect.preflight.finding import Machine, Subject
 from autoselect.preflight.model_check import check_model
+from autoselect.reference.shards import render_sample
 from autoselect.training.checkpoint import CheckpointStore, read_checkpoint
 from autoselect.training.state import Origin
 from autoselect.vlm import loading
@@ -71,6 +72,14 @@ def plant_missing_package(monkeypatch):
 def plant_foreign_index(monkeypatch):
     with Path("shards/train-000001.tar").open("ab") as shard:
         shard.write(b"\0" * 10240)
+
+
+def plant_rows_without_an_answer(monkeypatch):
+    with ShardWriter("shards", "train", 4, first_shard=2) as writer:
+        for number in range(3):
+            _, record, jpeg = render_sample(0, "train", number)
+            question = {"conversations": record["conversations"][:1]}
+            writer.write(f"silent-{number}", question, [jpeg])
 
 
 def plant_full_disk(monkeypatch):
@@ -128,6 +137,12 @@ FAULTS = [
     (plant_missing_processor, "model", "lacks processor_config.json", "hf download"),
     (plant_missing_package, "model", "requires the Torchvision library", "install what it needs"),
     (plant_foreign_index, "shards", "belongs to another file", "autoselect shards index"),
+    (
+        plant_rows_without_an_answer,
+        "shards",
+        "3 samples with pictures but no answer",
+        "data.quarantine_budget=0.273",
+    ),
     (plant_full_disk, "disk", "0.0 GiB free", "lower keep_checkpoints"),
     (plant_old_package, "packages", "transformers 4.57.1 is not <6,>=", "make setup"),
     (plant_new_package, "packages", "transformers 6.0.0 is not <6,>=", "make setup"),
