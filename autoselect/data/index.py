@@ -8,6 +8,7 @@ Opening a data set reads only headers; the other lines are read when a sample of
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -19,8 +20,14 @@ from autoselect.data.faults import Fault, FaultKind
 from autoselect.data.record import RecordError, image_order, lacks_answer, parse_record
 from autoselect.data.tar_scan import Member, TarScan, split_name
 
+logger = logging.getLogger(__name__)
+
 FORMAT = "autoselect-shard-index"
 VERSION = 1
+FOREIGN = (
+    "the index belongs to another file; restore the shard, or index it as it is with `autoselect "
+    "shards index --rebuild`"
+)
 INDEX_FOLDER = "AUTOSELECT_INDEX_FOLDER"
 
 
@@ -180,21 +187,33 @@ def build_index(shard: str, limits: Limits | None = None) -> ShardIndex:
 
 @dataclass(frozen=True)
 class IndexJob:
-    """A shard to index, the folder for the index, the caps, and whether to replace an index."""
+    """A shard to index, the folder for the index, the caps, and whether to replace an index.
+
+    `cut_is_usable` accepts an index of which the shard lost the end: each lost sample is known and
+    is counted when it is due.
+    """
 
     shard: str
     index_folder: str | None = None
     limits: Limits = Limits()
     rebuild: bool = False
+    cut_is_usable: bool = False
 
 
 def index_shard(job: IndexJob) -> IndexHeader:
-    """Return the header of the shard's index; write the index if it does not exist."""
+    """Return the header of the shard's index; write the index if it does not exist.
+
+    Raises:
+        ConfigError: the shard or its index cannot be read or do not belong together, or the index
+            cannot be written.
+    """
     path = sidecar(job.shard, job.index_folder)
-    if not job.rebuild:
-        with contextlib.suppress(FileNotFoundError):
-            return read_header(path, job.shard)
     try:
+        if not job.rebuild:
+            with contextlib.suppress(FileNotFoundError):
+                header = read_header(path, job.shard)
+                _check_size(job, path, header)
+                return header
         index = build_index(job.shard, job.limits)
     except OSError as error:
         raise ConfigError(f"shard={job.shard} cannot be read: {error}; check the path") from error
@@ -206,6 +225,23 @@ def index_shard(job: IndexJob) -> IndexHeader:
             "the same for all commands and nodes, or copy the shards"
         ) from error
     return index.header
+
+
+def _check_size(job: IndexJob, path: str, header: IndexHeader) -> None:
+    size = storage.file_size(job.shard)
+    fault = size_fault(job.shard, path, header, size)
+    if fault and not (job.cut_is_usable and size < header.bytes):
+        raise ConfigError(fault)
+    if fault:
+        logger.warning("%s", fault)
+
+
+def size_fault(shard: str, path: str, header: IndexHeader, size: int) -> str:
+    """Return what is wrong if a shard of `size` bytes has this index; empty if nothing is."""
+    if size == header.bytes:
+        return ""
+    cut = "the shard was cut, or " if size < header.bytes else ""
+    return f"shard={shard} has {size} bytes, its index {path} says {header.bytes}: {cut}{FOREIGN}"
 
 
 def sidecar(shard: str, folder: str | None = None) -> str:

@@ -138,7 +138,10 @@ class ShardSet:
         """
         shards = expand(paths, allow_pipe=allow_pipe, pipe_folder=index_folder)
         indexes = [sidecar(shard, index_folder) for shard in shards]
-        jobs = [IndexJob(shard, index_folder, limits or Limits()) for shard in shards]
+        jobs = [
+            IndexJob(shard, index_folder, limits or Limits(), cut_is_usable=True)
+            for shard in shards
+        ]
         # Threads, because opening remote shards is mostly waiting for answers.
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
             opened = pool.map(functools.partial(_open_shard, accept_truncated), jobs)
@@ -301,27 +304,14 @@ def _damage(piece: memoryview, entry: Entry) -> tuple[FaultKind, str]:
 
 
 def _open_shard(accept_truncated: bool, job: IndexJob) -> IndexHeader:
-    """Return the header of a shard's index, built if missing, after comparing the sizes.
+    """Return the header of a shard's index, built if missing.
 
-    A shard that was cut after indexing is usable: every lost sample is known and is counted when
-    it is due. A shard that was cut before indexing is refused, because its length is unknown.
+    A shard that was cut before indexing is refused, because its length is unknown.
     """
-    shard, path = job.shard, sidecar(job.shard, job.index_folder)
-    try:
-        header = index_shard(job)
-        size = storage.file_size(shard)
-    except OSError as error:
-        raise ConfigError(f"shard={shard} cannot be read: {error}; check the path") from error
+    header = index_shard(job)
     if header.truncated and not accept_truncated:
         raise ConfigError(
-            f"shard={shard} was cut before it was indexed ({header.faults[-1].detail}), so the "
+            f"shard={job.shard} was cut before it was indexed ({header.faults[-1].detail}), so the "
             "number of lost samples is unknown; restore it, or leave it out of the shards"
         )
-    if size > header.bytes:
-        raise ConfigError(
-            f"shard={shard} has {size} bytes, its index {path} says {header.bytes}: the index "
-            "belongs to another file; delete it and run `autoselect shards index` again"
-        )
-    if size < header.bytes:
-        logger.warning("%s is cut: %d of %d bytes are left", shard, size, header.bytes)
     return header

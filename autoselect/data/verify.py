@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from autoselect.config import ConfigError
 from autoselect.data import storage
 from autoselect.data.faults import BadSample, Fault
-from autoselect.data.index import read_header, read_keys, sidecar
+from autoselect.data.index import FOREIGN, read_header, read_keys, sidecar, size_fault
 from autoselect.data.shards import ShardSet
 
 _PIECE = 2**22
@@ -34,7 +34,8 @@ def verify_shard(job: VerifyJob) -> VerifyReport:
     """Read a shard completely and compare it with its index.
 
     Faults found by indexing are reported again. If the shard differs from its index, its samples
-    are read one by one to find the damaged ones.
+    are read one by one to find the damaged ones. If the shard is larger, or not one of several
+    samples is the indexed one, only the index is reported, as that of another file.
     """
     path = sidecar(job.shard, job.index_folder)
     try:
@@ -43,15 +44,21 @@ def verify_shard(job: VerifyJob) -> VerifyReport:
         read_keys(path, header)
         size, sha256 = _hash(job.shard)
         same = (size, sha256) == (header.bytes, header.sha256)
+        other_size = size_fault(job.shard, path, header, size)
+        if size > header.bytes:
+            raise ConfigError(other_size)
         found = [] if same and not job.decode else _bad_samples(shards, job.decode)
+        if not same and len(found) == header.samples > 1:
+            raise ConfigError(
+                other_size or f"shard={job.shard}: no sample is as indexed: {FOREIGN}"
+            )
     except FileNotFoundError as error:
         detail = f"{error}; if the index is missing, run `autoselect shards index`"
         return VerifyReport(job.shard, 0, [Fault("unreadable", job.shard, "", 0, detail)])
     except (ConfigError, OSError) as error:
         return VerifyReport(job.shard, 0, [Fault("unreadable", job.shard, "", 0, str(error))])
-    if size < header.bytes:
-        detail = f"{size} of {header.bytes} bytes are left"
-        found.append(Fault("truncated", job.shard, "", size, detail))
+    if other_size:
+        found.append(Fault("truncated", job.shard, "", size, other_size))
     elif not same and not found:
         detail = f"the shard ({size} bytes) differs from its index outside of every sample"
         found.append(Fault("payload", job.shard, "", 0, detail))

@@ -12,7 +12,7 @@ from autoselect.cli.main import main
 from autoselect.config import ConfigError
 from autoselect.data.commands import add_shards_commands
 from autoselect.data.index import sidecar
-from autoselect.data.shards import ShardSet
+from autoselect.data.shards import ShardSet, ShardWriter
 from tests.data.shard_samples import make_image, make_record, write_shards
 
 
@@ -58,6 +58,27 @@ def test_index_names_damage_and_can_be_rebuilt(shard_folder: Path, capsys) -> No
     out = capsys.readouterr().out
     assert f"{shard}: sample '' at byte 0: header" in out
     assert f"{shard}: sample '000040'" in out
+
+
+@pytest.mark.parametrize("samples", [4, 8, 12], ids=["smaller", "as large", "larger"])
+def test_the_index_of_another_file_is_named_and_can_be_rebuilt(
+    tmp_path: Path, samples: int, capsys
+) -> None:
+    shard = write_shards(tmp_path / "data", samples=8) / "shard-000000.tar"
+    size = shard.stat().st_size
+    with ShardWriter(tmp_path / "other") as writer:
+        for number in range(samples):
+            writer.write(f"other-{number}", make_record(number), [make_image(number)])
+    shard.write_bytes((tmp_path / "other" / shard.name).read_bytes())
+    if samples != 8:
+        with pytest.raises(ConfigError, match=f"says {size}: .*another file; .* index --rebuild`"):
+            call("index", shard)
+    assert call("verify", shard) == 1
+    out = capsys.readouterr().out
+    assert "the index belongs to another file" in out and out.endswith(" 1 faults\n")
+    assert call("index", shard, "--rebuild") == 0
+    assert call("verify", shard) == 0
+    assert f"1 shards, {samples} samples" in capsys.readouterr().out
 
 
 def test_caps_of_an_index_hold_for_all_who_read_the_shard(tmp_path: Path, capsys) -> None:
