@@ -13,6 +13,7 @@ import torch
 from autoselect.config import ConfigError
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import existing
+from autoselect.preflight.epochs_check import check_epochs
 from autoselect.preflight.estimates import (
     BYTES,
     GIB,
@@ -155,6 +156,7 @@ RUN_CHECKS: tuple[tuple[str, Callable[[Subject], Finding]], ...] = (
     ("tracking", check_tracking),
     ("model", check_model),
     ("shards", check_shards),
+    ("epochs", check_epochs),
     ("output", check_output),
     ("disk", check_disk),
     ("budget", check_budget),

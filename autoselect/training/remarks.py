@@ -12,6 +12,13 @@ LEAST_POLARISATION = 0.95
 """Share of the budget at the K best gates below which the end of training warns."""
 
 
+def course(steps: int, batch_size: int, samples: int) -> str:
+    """Return how often a training sees its data, as text."""
+    epochs = steps * batch_size / samples
+    shown = f"{epochs:.1f}" if epochs < 100 else f"{epochs:,.0f}"
+    return f"{steps} steps x {batch_size} images = {shown} epochs of {samples} samples"
+
+
 def warn_of_soft_gates(polarisation: float) -> None:
     """Warn if tokens that inference removes still came through the gates at the end."""
     if polarisation < LEAST_POLARISATION:

@@ -32,6 +32,7 @@ from autoselect.ranks.signals import SignalFlag
 from autoselect.training.budgets import check_budgets
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.parts import Run, origin_of
+from autoselect.training.remarks import course
 from autoselect.training.sharded_loading import sharded_loading
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
@@ -119,6 +120,8 @@ def assemble(
     sizes = deepspeed.split(info.world_size)  # refuse a wrong split before anything is written
     with heartbeat.independently("opening the shards"):
         shards = ShardSet.open(config.data.train_shards)
+    if info.is_main:
+        logger.info("%s", course(config.steps, deepspeed.total_batch, len(shards)))
     heartbeat.progress("reading the checkpoint or calibrating")
     collator = Collator(vlm, config.data.rounds, config.data.max_text_tokens)
     store = CheckpointStore(Path(config.output) / "checkpoints", keep=config.keep_checkpoints)

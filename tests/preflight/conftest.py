@@ -11,7 +11,7 @@ from autoselect.cli.main import main
 from autoselect.data.shards import ShardWriter
 from autoselect.reference.resources import MODEL_FOLDER
 from autoselect.reference.shards import render_sample
-from tests.preflight.planting import free_port
+from tests.preflight.planting import STEPS, free_port
 
 ROOT = Path(__file__).parents[2]
 ZERO2 = ROOT / "configs" / "deepspeed" / "zero2.json"
@@ -38,6 +38,7 @@ def run(prepared, tmp_path, monkeypatch, capsys):
     values = {
         "model": str(tmp_path / "model"),
         "output": str(tmp_path / "run"),
+        "steps": STEPS,
         "data": {"train_shards": str(tmp_path / "shards" / "train-*.tar")},
     }
 

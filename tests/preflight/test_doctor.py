@@ -30,7 +30,7 @@ from autoselect.training.state import Origin
 from autoselect.vlm import loading
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.families import FAMILIES
-from tests.preflight.planting import free_port
+from tests.preflight.planting import STEPS, free_port
 from tests.training.states import make_state
 from tests.vlm import model_variants as variants
 
@@ -44,11 +44,12 @@ def test_a_sound_run_passes_every_check(run):
     assert set(findings) == {
         *("config", "deepspeed", "packages", "extension", "port", "tracking"),
         *("environment", "launch"),
-        *("model", "shards", "output", "disk", "budget", "memory"),
+        *("model", "shards", "epochs", "output", "disk", "budget", "memory"),
     }
     wrong = [f for f in findings.values() if f["status"] != "ok" and f["name"] != "extension"]
     assert not wrong
     assert "2 shards, 8 samples" in findings["shards"]["found"]
+    assert findings["epochs"]["found"] == "5 steps x 32 images = 20.0 epochs of 8 samples"
     assert not Path("run").exists()
 
 
@@ -322,12 +323,25 @@ def test_a_dead_tracking_server_is_no_fault_of_a_run_that_does_not_track(run, mo
     assert "tracking is off" in findings["tracking"]["found"]
 
 
+def test_steps_for_more_data_than_there_is_are_found(run):
+    code, findings = run("--", "--steps=5000")
+    assert (code, findings["epochs"]["status"]) == (0, "warn")
+    assert "5000 steps x 32 images = 20,000 epochs of 8 samples" in findings["epochs"]["found"]
+    assert "lower `steps` to 5 or fewer (20 epochs), and `save_every`" in findings["epochs"]["fix"]
+
+
+def test_the_reference_run_sees_less_than_its_data(run):
+    _, findings = run(data={"train_shards": "reference"}, steps=TrainConfig().steps)
+    assert findings["epochs"]["status"] == "ok"
+    assert "240 steps x 32 images = 0.8 epochs of 10000" in findings["epochs"]["found"]
+
+
 def test_missing_indexes_are_said_and_not_built(run):
     index = Path("shards/train-000001.tar.index.jsonl")
     index.unlink()
     before = sorted(Path("shards").iterdir())
     code, findings = run()
-    assert code == 0 and findings["shards"]["status"] == "warn"
+    assert code == 0 and findings["shards"]["status"] == findings["epochs"]["status"] == "warn"
     assert "1 of 2 shards have no index, such as" in findings["shards"]["found"]
     assert "train-000001.tar" in findings["shards"]["found"]
     assert "autoselect shards index" in findings["shards"]["fix"]
@@ -335,7 +349,7 @@ def test_missing_indexes_are_said_and_not_built(run):
 
 
 def test_indexes_are_not_built_beside_a_run_either(run, begun):
-    begun(200)
+    begun(2)
     Path("shards/train-000001.tar.index.jsonl").unlink()
     before = sorted(Path("shards").iterdir())
     assert run()[1]["output"]["status"] == "warn"
@@ -365,32 +379,32 @@ def begun(run, tmp_path):
 
 
 def test_a_run_that_lies_there_is_named(run, begun):
-    begun(200)
+    begun(2)
     code, findings = run()
     assert (code, findings["output"]["status"]) == (0, "warn")
-    assert f"resumes at step 200 of {TrainConfig().steps}" in findings["output"]["found"]
+    assert f"resumes at step 2 of {STEPS}" in findings["output"]["found"]
     assert run("--gpus", "2")[1]["output"] == findings["output"], "at any number of ranks"
-    begun(TrainConfig().steps)
+    begun(STEPS)
     assert "holds a finished run" in run()[1]["output"]["found"]
 
 
 def test_a_run_that_a_validation_ended_is_finished_if_its_best_selector_is_there(run, begun):
     validation = {"every": 10, "patience": 2, "images": 1, "shards": "shards/train-*.tar"}
     run(validation=validation)
-    checkpoint = begun(200)
+    checkpoint = begun(2)
     state = read_checkpoint(checkpoint)
     shutil.rmtree(checkpoint)
-    progress = replace(state.progress, best_loss=1.0, best_step=180, since_best=2)
+    progress = replace(state.progress, best_loss=1.0, best_step=1, since_best=2)
     CheckpointStore("run/checkpoints").save(replace(state, progress=progress))
     code, findings = run(validation=validation)
-    assert code == 1 and "run/best must hold the selector of step 180" in str(findings["output"])
+    assert code == 1 and "run/best must hold the selector of step 1" in str(findings["output"])
     Path("run/best").mkdir()
-    Path("run/best/config.json").write_text(json.dumps({"training": {"steps": 180}}))
+    Path("run/best/config.json").write_text(json.dumps({"training": {"steps": 1}}))
     assert "holds a finished run" in run(validation=validation)[1]["output"]["found"]
 
 
 def test_a_configuration_of_the_user_in_the_output_folder_is_found(run, begun):
-    settings = begun(200).parents[1] / "config.yaml"
+    settings = begun(2).parents[1] / "config.yaml"
     settings.write_text("steps: 3\n")
     code, findings = run()
     assert (code, findings["output"]["status"]) == (1, "fail")
@@ -398,14 +412,14 @@ def test_a_configuration_of_the_user_in_the_output_folder_is_found(run, begun):
 
 
 def test_a_damaged_checkpoint_is_found_before_the_run(run, begun):
-    begun(200)
-    newest = begun(210)
+    begun(2)
+    newest = begun(3)
     (newest / "exp_avg.safetensors").unlink()
     code, findings = run()
     assert (code, findings["output"]["status"]) == (0, "warn")
     found = findings["output"]["found"]
-    assert "resumes at step 200" in found and "step-00000210" in found, "the older one is used"
-    shutil.rmtree(newest.with_name("step-00000200"))
+    assert "resumes at step 2" in found and "step-00000003" in found, "the older one is used"
+    shutil.rmtree(newest.with_name("step-00000002"))
     code, findings = run()
     assert (code, findings["output"]["status"]) == (1, "fail")
     assert "exp_avg.safetensors" in findings["output"]["found"]
@@ -422,7 +436,7 @@ def test_a_damaged_checkpoint_is_found_before_the_run(run, begun):
     ids=["settings", "data", "weights"],
 )
 def test_a_run_that_would_not_resume_is_found(run, begun, tmp_path, change, found):
-    begun(200)
+    begun(2)
     code, findings = run(**(change(tmp_path) or {}))
     assert code == 1 and found in findings["output"]["found"]
     assert "choose another `output`" in findings["output"]["fix"]

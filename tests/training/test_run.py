@@ -1,6 +1,7 @@
 """A run in this process, on one rank: what its steps depend on, and when it may resume."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -118,6 +119,7 @@ def test_no_rank_waits_in_a_collective_for_a_slow_tracking_server_or_slow_shards
 
 def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder, tmp_path, caplog):
     """Of five samples one has a picture, so most steps of one sample train nothing."""
+    caplog.set_level(logging.INFO)
     with ShardWriter(tmp_path / "shards") as writer:
         for number in range(5):
             turns = [{"from": "human", "value": "which?"}, {"from": "gpt", "value": "red"}]
@@ -136,6 +138,7 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
         trainer = assemble(config, deepspeed.with_batch(1, 1), alone, SignalFlag(), heartbeat)
         assert "1 of 5 samples have a picture" in caplog.text
         assert "4 of the first 5 steps will train nothing" in caplog.text
+        assert "5 steps x 1 images = 1.0 epochs of 5 samples" in caplog.text
         scorer, weights = trainer.engine.module.scorer, {}
 
         def note(metrics, step):
