@@ -8,8 +8,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from autoselect.config import ConfigError
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import existing
@@ -28,7 +26,7 @@ from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.machine_checks import check_extension, check_packages, check_port
 from autoselect.preflight.model_check import check_model
 from autoselect.preflight.output_check import check_output
-from autoselect.preflight.plan import GPUS, stage_advice
+from autoselect.preflight.plan import GPUS, stage_advice, visible_gpu
 from autoselect.preflight.shards_check import check_shards
 from autoselect.preflight.surroundings import check_environment, check_launch
 from autoselect.preflight.tracking_check import check_tracking
@@ -104,8 +102,8 @@ def check_memory(subject: Subject) -> Finding:
     gib = machine.gpu_memory
     if gib is None and machine.gpu is not None:
         gib = GPUS[machine.gpu].memory_gib
-    if gib is None and torch.cuda.is_available():
-        gib = torch.cuda.get_device_properties(0).total_memory / GIB
+    if gib is None and (visible := visible_gpu()):
+        _, gib = visible
     if gib is None:
         fix = "name the kind that will train: --gpu h100, or --gpu-memory GIB"
         return Finding("memory", "warn", "no GPU is visible here", fix)

@@ -51,6 +51,20 @@ GPUS = {
 }
 
 
+ASSUMED = "h100"
+"""The kind of a plan without `--gpu` on a machine without a GPU."""
+
+
+def visible_gpu() -> tuple[str, float] | None:
+    """Return name and memory in GiB of the first visible GPU, or None."""
+    import torch  # takes seconds, and the parser needs the kinds alone
+
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    return found.name, found.total_memory / GIB
+
+
 def stage_advice(path: str | Path, stage: str) -> str:
     """Return which DeepSpeed file to use for another stage: the sibling file that has it.
 
@@ -86,7 +100,7 @@ def report(arguments: argparse.Namespace) -> str:
     config = run_config(arguments)
     counts = ("gpus", "visual_tokens", "text_tokens", "answer_tokens", "rows_per_image")
     check_counts(**{name: getattr(arguments, name) for name in counts})
-    hardware, have = _hardware(arguments), _assumptions(arguments, config)
+    (hardware, device), have = _hardware(arguments), _assumptions(arguments, config)
     sizes, note = _batch(arguments)
     shape = read_shape(resolve_model(config.model), arguments.visual_tokens)
     trained = trained_parameters(shape, config)
@@ -97,6 +111,7 @@ def report(arguments: argparse.Namespace) -> str:
             f"model      {config.model} ({shape.name}): {_count(shape.parameters)} frozen "
             f"parameters, {_count(trained)} trained; {shape.visual_tokens} visual tokens of width "
             f"{shape.width}",
+            f"device     {device}: {hardware.memory_gib:.1f} GiB, {hardware.tflops:g} TFLOP/s",
             f"batch      {sizes.total} images = {sizes.micro} x {arguments.gpus} devices x "
             f"{sizes.accumulation} accumulation steps, by {arguments.deepspeed}{note}",
             *_memory_lines(arguments, shape, sizes.micro, config, have, hardware.memory_gib),
@@ -138,7 +153,7 @@ def _memory_lines(
         lines.append(
             f"  {stage:<10}{most.frozen / GIB:8.2f}{most.trained / GIB:9.2f}"
             f"{most.buffers / GIB:9.2f}{usual.activations / GIB:9.2f}{usual.total / GIB:8.2f}"
-            f"{most.activations / GIB:9.2f}{most.total / GIB:8.2f}  {fits} in {gib:g}"
+            f"{most.activations / GIB:9.2f}{most.total / GIB:8.2f}  {fits} in {gib:.1f}"
         )
     fitting = smallest_stage(shape, arguments.gpus, micro, config, have, gib)
     if fitting is None:
@@ -198,8 +213,9 @@ def _assumptions(arguments: argparse.Namespace, config: TrainConfig) -> Assumpti
     )
 
 
-def _hardware(arguments: argparse.Namespace) -> Hardware:
-    known = GPUS[arguments.gpu]
+def _hardware(arguments: argparse.Namespace) -> tuple[Hardware, str]:
+    """Return the device to plan for, and what it is: `--gpu`, else a visible GPU, else assumed."""
+    known, device = _kind(arguments)
     gib = known.memory_gib if arguments.gpu_memory is None else arguments.gpu_memory
     tflops = known.tflops if arguments.tflops is None else arguments.tflops
     if gib <= 0 or tflops <= 0 or not 0 < arguments.utilisation <= 1:
@@ -209,7 +225,23 @@ def _hardware(arguments: argparse.Namespace) -> Hardware:
         )
     if arguments.overhead_gib < 0:
         raise ConfigError(f"overhead_gib={arguments.overhead_gib} is below 0; give 0 or more")
-    return Hardware(gib, tflops)
+    return Hardware(gib, tflops), device
+
+
+def _kind(arguments: argparse.Namespace) -> tuple[Hardware, str]:
+    if arguments.gpu is not None:
+        return GPUS[arguments.gpu], arguments.gpu
+    visible = visible_gpu()
+    if visible is None:
+        return GPUS[ASSUMED], f"{ASSUMED}, assumed as no GPU is visible (--gpu names another)"
+    name, gib = visible
+    same = [kind for kind in GPUS if all(part in name.lower() for part in kind.split("-"))]
+    if same:
+        return Hardware(gib, GPUS[same[0]].tflops), f"{name}, visible here"
+    device = f"{name}, visible here"
+    if arguments.tflops is None:
+        device += f", at the rate of {ASSUMED}, as its own is not known (--tflops gives it)"
+    return Hardware(gib, GPUS[ASSUMED].tflops), device
 
 
 def _count(number: int) -> str:
@@ -229,8 +261,9 @@ def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--config", metavar="YAML", help="settings of the training run")
     parser.add_argument("--model", help="folder or hub name of the VLM (default that of --config)")
     parser.add_argument("--gpus", type=int, default=8, help="number of devices, all nodes together")
-    parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of device")
-    own = "(default that of --gpu)"
+    kind = f"the visible one, else {ASSUMED}"
+    parser.add_argument("--gpu", choices=sorted(GPUS), help=f"kind of device (default {kind})")
+    own = "(default that of the kind)"
     parser.add_argument("--gpu-memory", type=float, help=f"usable GiB per device {own}")
     parser.add_argument("--tflops", type=float, help=f"peak TFLOP/s per device {own}")
     parser.add_argument(

@@ -290,9 +290,9 @@ def test_the_longest_rows_decide_about_memory(run):
 def test_a_gpu_that_no_kernel_was_built_for_is_found(run, monkeypatch, capability, status):
     built = {"native": True, "cuda_architectures": "8.0;9.0"}
     monkeypatch.setattr(ops, "build_info", lambda: built)
-    monkeypatch.setattr(doctor_checks.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(doctor_checks.torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(doctor_checks.torch.cuda, "get_device_capability", lambda i: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capability)
     found = run()[1]["extension"]
     assert found["status"] == status
     if status == "fail":

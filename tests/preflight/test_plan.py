@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import load_config
@@ -31,7 +33,8 @@ def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_plan_command(parser.add_subparsers())
     return parser.parse_args(
-        ["plan", "--deepspeed", str(ROOT / "configs/deepspeed/zero2.json")] + [*arguments]
+        ["plan", "--deepspeed", str(ROOT / "configs/deepspeed/zero2.json"), "--gpu", "h100"]
+        + [*arguments]
     )
 
 
@@ -48,6 +51,43 @@ def test_the_command_prints_stage_time_and_assumptions(
     assert "lower its micro batch" not in text
     assert "h for 1000 steps" in text and "assumed" in text and "35% of 989 TFLOP/s" in text
     assert "128 text and 32 answer tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        (None, (), "h100, assumed as no GPU is visible (--gpu names another): 79.1 GiB, 989 TFLOP"),
+        (None, ("--gpu", "l40s"), "l40s: 44.4 GiB, 362 TFLOP/s"),
+        ("NVIDIA H200", (), "NVIDIA H200, visible here: 40.0 GiB, 989 TFLOP/s"),
+        ("NVIDIA A100-SXM4-40GB", (), "NVIDIA A100-SXM4-40GB, visible here: 40.0 GiB, 312 TFLOP/s"),
+        ("NVIDIA H200", ("--gpu", "b200"), "b200: 178.4 GiB, 2250 TFLOP/s"),
+        (
+            "Other",
+            (),
+            "Other, visible here, at the rate of h100, as its own is not known (--tflops",
+        ),
+        ("Other", ("--tflops", "7"), "Other, visible here: 40.0 GiB, 7 TFLOP/s"),
+    ],
+)
+def test_the_device_is_named_and_is_a_visible_one(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str | None,
+    flags: tuple[str, ...],
+    said: str,
+) -> None:
+    device = SimpleNamespace(name=name, total_memory=40 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: device)
+    arguments = parse("--model", str(folder), *flags)
+    if "--gpu" not in flags:
+        arguments.gpu = None
+    arguments.run(arguments)
+    text = capsys.readouterr().out
+    assert f"device     {said}" in text
+    gib = re.search(r"^device .*: ([\d.]+) GiB", text, re.MULTILINE)
+    assert gib is not None and f"fits in {gib[1]}" in text
 
 
 def test_the_dtype_is_that_of_the_configuration(
