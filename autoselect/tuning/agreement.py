@@ -101,9 +101,17 @@ def measure(
     )
 
 
-def best_diversity(found: Sequence[TunedBudget]) -> Diversity:
-    """Return the best weight of each budget as a curve, or 0 if hard top-K is best at all."""
-    points = tuple(TunedWeight(one.share, one.best.weight) for one in found)
+def best_diversity(found: Sequence[TunedBudget], others: Sequence[TunedWeight] = ()) -> Diversity:
+    """Return the best weight of each budget as a curve, or 0 if hard top-K is best at all.
+
+    `others` are weights at other shares, of an earlier search.
+    """
+    points = [*others, *(TunedWeight(one.share, one.best.weight) for one in found)]
+    return curve_of(points)
+
+
+def curve_of(points: Sequence[TunedWeight]) -> Diversity:
+    """Return weights at different shares as a diversity; 0 if all of them are."""
     if all(point.weight == 0 for point in points):
         return 0.0
-    return DiversityCurve(points)
+    return DiversityCurve(tuple(sorted(points, key=lambda point: point.share)))

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,9 +31,10 @@ from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import Method, selector_method
 from autoselect.files.atomic import write_text
+from autoselect.pruning.diversity import TunedWeight
 from autoselect.pruning.selector import Selector
 from autoselect.training.state import TrainingState
-from autoselect.tuning.agreement import TunedBudget, best_diversity, measure
+from autoselect.tuning.agreement import TunedBudget, best_diversity, curve_of, measure
 from autoselect.tuning.figure import tuning_figure
 from autoselect.tuning.gap import gap_rows, gap_warning, last_state, measure_gaps, rows_of_run
 from autoselect.tuning.samples import TuningSamples, tuning_samples
@@ -94,6 +95,13 @@ def tune(
         check_earlier(out / REPORT, settings, rank)
     ready = _prepare(settings, out, rank)
     vlm, chosen, plan = ready.vlm, ready.chosen, ready.plan
+    if rank == 0 and chosen.held_out < len(chosen.samples):
+        logger.warning(
+            "%d of the %d images of the search were used by the training, so their answers may "
+            "agree more than those on new ones; search on other shards: autoselect tune --shards",
+            len(chosen.samples) - chosen.held_out,
+            len(chosen.samples),
+        )
     asked = AskedVLM(vlm)
     replies = answer_all(asked, chosen.samples, plan, ready.store, rank, world_size, barrier)
     if rank != 0:
@@ -105,14 +113,15 @@ def tune(
     }
     full = replies[str(Column(FULL, 0))]
     found = measure(columns, full, plan.num_tokens)
-    selector = _with_weights(ready.selector, found)
+    earlier = _earlier(ready.selector, found)
+    selector = _with_weights(ready.selector, found, earlier)
     report = _report(settings, ready, full, found)
     if ready.state is not None:
         with _cores_of_ranks(world_size):  # the others have ended
             report["gaps"] = _gaps(report["best"], ready.state, selector, ready)
-    selector.metadata["tuning"] = {
-        name: report[name] for name in ("images", "questions", "held_out", "data_digest", "best")
-    }
+    names = ("images", "questions", "held_out", "data_digest")
+    best = sorted([*earlier, *report["best"]], key=lambda row: row["share"])
+    selector.metadata["tuning"] = {name: report[name] for name in names} | {"best": best}
     write_text(out / REPORT, json.dumps({**report, SETTINGS: asdict(settings)}, indent=1))
     save(tuning_figure(found), out / FIGURE)
     selector.save_config(folder)  # last, because it marks a finished search
@@ -170,9 +179,22 @@ def _prepare(settings: TuneSettings, out: Path, rank: int) -> _Prepared:
     return _Prepared(vlm, selector, shards, chosen, plan, store, state)
 
 
-def _with_weights(selector: Selector, found: tuple[TunedBudget, ...]) -> Selector:
-    """Return the selector with the best weights."""
-    best = selector.like(best_diversity(found))
+def _earlier(selector: Selector, found: Sequence[TunedBudget]) -> list[dict[str, Any]]:
+    """Return what an earlier search found at other shares, if the selector still goes by it."""
+    rows = (selector.metadata.get("tuning") or {}).get("best", [])
+    points = [TunedWeight(row["share"], row["weight"]) for row in rows]
+    if (curve_of(points), selector.like().relevance) != (selector.diversity, selector.relevance):
+        return []
+    searched = {one.share for one in found}
+    return [row for row in rows if row["share"] not in searched]
+
+
+def _with_weights(
+    selector: Selector, found: tuple[TunedBudget, ...], earlier: Sequence[Mapping[str, Any]]
+) -> Selector:
+    """Return the selector with the best weights, and those of an earlier search beside them."""
+    others = [TunedWeight(row["share"], row["weight"]) for row in earlier]
+    best = selector.like(best_diversity(found, others))
     if (best.diversity, best.relevance) != (selector.diversity, selector.relevance):
         best.metadata.pop("scores", None)  # those of another choice
     return best
@@ -276,7 +298,10 @@ def tuning_table(report: dict[str, Any]) -> str:
         ]
         for number, row in enumerate(report["best"])
     ]
-    lines = ["answers that agree with the full model's, in %, by weight of diversity"]
+    lines = [
+        "answers that agree with the full model's, in %, by weight of diversity; "
+        f"{report['images']} images, {report['held_out']} of them not used by the training"
+    ]
     return "\n".join(
         [*lines, *("  ".join(f"{cell:>7}" for cell in line) for line in [head, *rows])]
     )

@@ -144,6 +144,24 @@ def test_answers_of_another_chat_template_are_not_used_again(settings, tmp_path)
     assert len(stores) == 2
 
 
+def test_weights_of_budgets_that_are_not_searched_again_stay(settings):
+    def stored():
+        selector = Selector.from_pretrained(settings.selector)
+        return selector, {
+            row["budget"]: row["weight"] for row in selector.metadata["tuning"]["best"]
+        }
+
+    tune(dataclasses.replace(settings, budgets="4,16", weights="0.4"))
+    tune(dataclasses.replace(settings, budgets="16,64", weights="0.7"))
+    selector, weights = stored()
+    assert weights == {4: 0.4, 16: 0.7, 64: 0.7}
+    assert [point.weight for point in selector.diversity.points] == [0.4, 0.7, 0.7]
+    selector.diversity = 0.2  # somebody decided otherwise, for all budgets
+    selector.save_config(settings.selector)
+    tune(dataclasses.replace(settings, budgets="64", weights="0.7"))
+    assert stored()[1] == {64: 0.7}
+
+
 def test_a_report_of_another_selector_is_not_replaced(settings, tmp_path):
     """Without `out` the report lies beside its selector, and a new search replaces it."""
     tune(settings)
@@ -173,7 +191,7 @@ def test_scores_of_an_earlier_choice_do_not_stay_in_the_card(settings, monkeypat
         **{"data_digest": None, "rows": []},
     }
     selector.save_config(settings.selector)
-    monkeypatch.setattr(tuning_run, "best_diversity", lambda _measured: found)
+    monkeypatch.setattr(tuning_run, "best_diversity", lambda _measured, _before: found)
     tune(settings)
     assert ("scores" in Selector.from_pretrained(settings.selector).metadata) == stays
     card = (Path(settings.selector) / "README.md").read_text()
