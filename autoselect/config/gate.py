@@ -11,6 +11,8 @@ from autoselect.config.setting import setting
 GateKind = Literal["noise", "zero_fill", "multiplicative", "straight_through", "gumbel", "none"]
 GateSite = Literal["after_projector", "before_projector", "before_encoder"]
 Noise = Literal["covariance", "channel", "isotropic"]
+NOISY: tuple[GateKind, ...] = ("noise", "straight_through", "gumbel")
+"""Kinds that fill closed tokens with noise."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class GateConfig:
             f"gate.coverage={self.coverage} must be 0 or more and finite; choose 0 for none",
         )
         require(
-            self.noise != "isotropic" or self.kind in ("noise", "straight_through", "gumbel"),
+            self.noise != "isotropic" or self.kind in NOISY,
             f"gate.noise=isotropic normalises tokens for a gate that adds noise, and "
             f"gate.kind={self.kind} adds none; set gate.kind=noise, or leave gate.noise out",
         )
@@ -103,6 +105,11 @@ class GateConfig:
             "gate.kind=none lets every token pass, so the budget would mean nothing; "
             "set gate.soft_removal=true or choose another gate.kind",
         )
+
+    @property
+    def fills(self) -> bool:
+        """Return True if closed tokens stay in training as noise, which inference removes."""
+        return self.kind in NOISY and not self.soft_removal
 
     @property
     def lowest_budget(self) -> int | None:

@@ -1,9 +1,10 @@
 """What hard removal does to a frozen model's answers, beside noise filling and all tokens.
 
-Training fills closed tokens with noise and inference removes them. A trained selector may drop
-tokens whose noise still serves the model, and then answers do not end although training never saw
-that. The measures here force the reference answers (no generation), so they cost three forward
-passes per batch; a removed token is hidden from attention, which is the same as leaving it out.
+Most gates fill closed tokens with noise in training (`GateConfig.fills`), and inference removes
+them. A trained selector may drop tokens whose noise still serves the model, and then answers do not
+end although training never saw that. The measures here force the reference answers (no generation),
+so they cost three forward passes per batch; a removed token is hidden from attention, which is the
+same as leaving it out.
 
 Dimension letters: I images, N visual tokens of one image, K that stay, M visual tokens of a batch,
 B rows, T text tokens, V vocabulary.
@@ -178,6 +179,9 @@ def removal_gaps(
     choices: Mapping[str, Choose],
 ) -> dict[str, list[RemovalGap]]:
     """Measure the gap of each choice at each budget on batches that were not trained on.
+
+    The gate of the training must fill closed tokens with noise (`GateConfig.fills`): no other
+    Denoiser has seen what it repairs here.
 
     Images are encoded and scored once, and the full model answers once, for all of them.
 

@@ -157,8 +157,17 @@ def _prepare(settings: TuneSettings, out: Path, rank: int) -> _Prepared:
     state, training = None, selector.metadata
     if settings.train_run is not None and not vlm.family.padding_mask_only:
         last = last_state(settings.train_run, selector)
-        training = rows_of_run(selector, last)
-        state = last if rank == 0 else None
+        gate = last.train_config().gate
+        if gate.fills:
+            training = rows_of_run(selector, last)
+            state = last if rank == 0 else None
+        elif rank == 0:
+            logger.info(
+                "removal is not compared with noise filling: the training let no noise stand in "
+                "for closed tokens (gate.kind=%s, gate.soft_removal=%s)",
+                gate.kind,
+                str(gate.soft_removal).lower(),
+            )
     chosen = tuning_samples(shards, training, settings.images, settings.questions, vlm.refusal)
     if state is not None and not chosen.has_answers:
         logger.warning("removal is not compared with noise filling: the rows have no answers")

@@ -121,6 +121,38 @@ def test_a_search_that_is_repeated_measures_the_gap_once(
     assert run.tune(settings).report == first.report
 
 
+@pytest.mark.parametrize(
+    "gate",
+    [
+        *({"kind": kind} for kind in ("zero_fill", "multiplicative")),
+        *({"kind": kind, "soft_removal": True} for kind in ("none", "noise")),
+    ],
+)
+def test_a_training_that_filled_nothing_has_no_gap(
+    training, model_folder, selector_folder, shards, tmp_path, gate, caplog
+):
+    """Its Denoiser never repaired what the gap would show it."""
+    store = CheckpointStore(tmp_path / "checkpoints")
+    state, _ = store.best()
+    store.save(replace(state, step=4, config=state.config | {"gate": gate}))
+    shutil.copytree(selector_folder, tmp_path / "selector")
+    settings = TuneSettings(
+        model=model_folder,
+        selector=str(tmp_path / "selector"),
+        shards=shards,
+        train_run=str(tmp_path),
+        budgets="4",
+        weights="0",
+        images=1,
+        questions=1,
+        max_new_tokens=2,
+        tracking=False,
+    )
+    with caplog.at_level("INFO"):
+        assert "gaps" not in run.tune(settings).report
+    assert f"no noise stand in for closed tokens (gate.kind={gate['kind']}, " in caplog.text
+
+
 def test_the_run_of_another_selector_is_refused(training, tmp_path):
     other = Selector(Scorer(192, ScorerConfig(hidden_size=8)), {})
     with pytest.raises(ConfigError, match="trained a selector of another size or site"):
