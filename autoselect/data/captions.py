@@ -165,19 +165,21 @@ def convert_caption_shards(
         for number, source in enumerate(sources)
     ]
     parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
-    rejected = [one for _, own in parts for one in own]
+    rejected = [one for _, own, _ in parts for one in own]
     write_json_lines(output / REJECTED, map(asdict, rejected))
-    samples, shards = sum(count for count, _ in parts), len(list(output.glob(f"{PREFIX}-*.tar")))
-    return ConvertReport(samples + len(rejected), samples, shards, rejected, samples)
+    samples, shards = sum(count for count, _, _ in parts), len(list(output.glob(f"{PREFIX}-*.tar")))
+    earlier = sum(skipped for _, _, skipped in parts)
+    rows = samples + len(rejected)
+    return ConvertReport(rows, samples, shards, rejected, samples, earlier=earlier)
 
 
-def _convert_shard(job: _Job) -> tuple[int, list[Rejected]]:
-    """Write one shard; return its samples and the rows that are left out."""
+def _convert_shard(job: _Job) -> tuple[int, list[Rejected], bool]:
+    """Write one shard unless it exists; return its samples, the rows left out, if it existed."""
     note = Path(job.output) / NOTES / f"{job.number:06d}.json"
     shard = Path(job.output) / f"{PREFIX}-{job.number:06d}.tar"
     if note.exists() and shard.exists() and Path(sidecar(str(shard))).exists():
         known = json.loads(note.read_text())
-        return known["samples"], [Rejected(**one) for one in known["rejected"]]
+        return known["samples"], [Rejected(**one) for one in known["rejected"]], True
     rejected: list[Rejected] = []
     samples = row = 0
     with (
@@ -208,7 +210,7 @@ def _convert_shard(job: _Job) -> tuple[int, list[Rejected]]:
         rejected.append(Rejected(number, fault.key, fault.kind, f"{where}: {fault.detail}"))
     known = {"samples": samples, "rejected": [asdict(one) for one in rejected]}
     write_text(note, json.dumps(known))
-    return samples, rejected
+    return samples, rejected, False
 
 
 def _samples(scan: TarScan) -> Iterator[tuple[str, list[tuple[str, Member]]]]:

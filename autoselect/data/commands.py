@@ -199,5 +199,5 @@ def _told(report: ConvertReport, arguments: argparse.Namespace) -> int:
         f"{report.rows} rows, {report.samples} samples in {report.shards} shards, "
         f"{len(report.rejected)} rejected"
     )
-    print(report.about_training())
+    print(report.remarks())
     return tell_rejected(report, arguments)

@@ -2,14 +2,14 @@
 
 Rows [n * S, (n + 1) * S) of the input become shard n, so the result does not depend on the number
 of workers or on interruptions. A finished shard leaves a note in `.convert/`, and a restart skips
-it. Unusable rows are listed in `rejected.jsonl`.
+it, without a look at its pictures. Unusable rows are listed in `rejected.jsonl`.
 """
 
 import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,7 @@ class ConvertReport:
     """Numbers of input rows, samples, shard files and samples with pictures; the rows left out.
 
     `unanswered` are the rows, from 0, that are stored with pictures and without any answer.
+    `earlier` is the number of shards that an earlier start finished and this one did not read.
     """
 
     rows: int
@@ -63,9 +64,10 @@ class ConvertReport:
     rejected: list[Rejected]
     pictured: int
     unanswered: tuple[int, ...] = ()
+    earlier: int = field(default=0, compare=False)
 
-    def about_training(self) -> str:
-        """Return the lines that commands print: how many samples train, and what others lack."""
+    def remarks(self) -> str:
+        """Return the lines that commands print: how many samples train, and what was not read."""
         text_only = self.samples - self.pictured
         said = f"{self.pictured} of {self.samples} samples have pictures"
         if text_only:
@@ -76,6 +78,11 @@ class ConvertReport:
                 f"{self.unanswered[0]}: evaluation can ask them, but training counts each against "
                 "data.quarantine_budget; for training, leave these rows out and convert into an "
                 "empty folder"
+            )
+        if self.earlier:
+            said += (
+                f"\n{self.earlier} shards were finished earlier and were not read again; if "
+                "pictures were changed or added, convert into an empty folder"
             )
         return said
 
@@ -99,6 +106,7 @@ class _Part(NamedTuple):
     rejected: list[Rejected]
     pictured: int
     unanswered: list[int]
+    earlier: bool
 
 
 def convert_llava(
@@ -171,7 +179,8 @@ def convert_rows(
     pictured = sum(part.pictured for part in parts)
     unanswered = tuple(row for part in parts for row in part.unanswered)
     samples = len(rows) - len(rejected)
-    return ConvertReport(len(rows), samples, shards, rejected, pictured, unanswered)
+    earlier = sum(part.earlier for part in parts)
+    return ConvertReport(len(rows), samples, shards, rejected, pictured, unanswered, earlier)
 
 
 def name_of(row: Any) -> str:
@@ -226,7 +235,7 @@ def _convert_shard(job: _Job) -> _Part:
         if empty or (shard.exists() and Path(sidecar(str(shard))).exists()):
             # Earlier versions stored rows that are refused now; their shards are written again.
             with contextlib.suppress(RecordError):
-                return _part(job, rejected)
+                return _part(job, rejected, earlier=True)
     rejected = []
     with ShardWriter(target, PREFIX, len(job.rows), job.number, job.limits) as writer:
         for row, fields in enumerate(job.rows, job.first_row):
@@ -236,10 +245,10 @@ def _convert_shard(job: _Job) -> _Part:
             except RecordError as error:
                 rejected.append(Rejected(row, name_of(fields), error.kind, str(error)))
     write_bytes(note, _dump([asdict(one) for one in rejected]))
-    return _part(job, rejected)
+    return _part(job, rejected, earlier=False)
 
 
-def _part(job: _Job, rejected: list[Rejected]) -> _Part:
+def _part(job: _Job, rejected: list[Rejected], earlier: bool) -> _Part:
     left_out = {one.row for one in rejected}
     pictured, unanswered = 0, []
     for number, fields in enumerate(job.rows, job.first_row):
@@ -250,7 +259,7 @@ def _part(job: _Job, rejected: list[Rejected]) -> _Part:
             pictured += 1
             if lacks_answer(_without_greeting(row.turns)):
                 unanswered.append(number)
-    return _Part(rejected, pictured, unanswered)
+    return _Part(rejected, pictured, unanswered, earlier)
 
 
 def _without_greeting(turns: list[Any]) -> list[Any]:

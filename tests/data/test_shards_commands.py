@@ -152,6 +152,23 @@ def test_convert_says_how_many_samples_have_pictures(tmp_path: Path, capsys) -> 
         assert said in capsys.readouterr().out
 
 
+def test_convert_says_what_it_did_not_read_again(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.jpg").write_bytes(make_image(0))
+    rows = [make_record(0) | {"image": name} for name in ("a.jpg", "late.jpg", "a.jpg")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    words = (tmp_path / "rows.json", "--images", tmp_path, "--max-rejected", "0.5")
+    words = (*words, "--samples-per-shard", "2", "--output", tmp_path / "out")
+    assert call("convert-llava", *words) == 0
+    assert "earlier" not in capsys.readouterr().out
+    (tmp_path / "late.jpg").write_bytes(make_image(1))
+    (tmp_path / "out" / "shard-000001.tar").unlink()
+    for earlier in (1, 2):
+        assert call("convert-llava", *words) == 0
+        out = capsys.readouterr().out
+        assert "3 rows, 2 samples in 2 shards, 1 rejected" in out
+        assert f"\n{earlier} shards were finished earlier and were not read again; " in out
+
+
 def test_convert_names_rows_without_an_answer(tmp_path: Path, capsys) -> None:
     (tmp_path / "a.jpg").write_bytes(make_image(0))
     rows = [make_record(number) | {"image": "a.jpg"} for number in range(5)]

@@ -48,7 +48,7 @@ def run_public(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
         f"samples in {done.shards} shards; {len(done.rejected)} rows with "
         f"{report.lost_questions} questions rejected"
     )
-    print(done.about_training())
+    print(done.remarks())
     if benchmark.note:
         print(benchmark.note)
     return tell_rejected(done, arguments)
