@@ -139,6 +139,12 @@ def test_a_recipe_is_planned_and_run_with_its_own_batch(command: Command) -> Non
     assert own is not None and command.deepspeed == own.group(1)
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.option("config")], ids=name_of)
+def test_a_run_has_the_output_that_doctor_checks(command: Command) -> None:
+    """`doctor --config FILE` checks the output that the file names."""
+    assert command.option("output") is None
+
+
 @pytest.mark.parametrize("command", FLAGS, ids=name_of)
 def test_a_documented_command_has_all_flags_and_no_unknown_one(command: Command) -> None:
     words = of_the_command_line(command)
