@@ -18,7 +18,7 @@ from autoselect.data.convert import (
     REJECTED,
     ConvertReport,
     Rejected,
-    claim,
+    claimed,
     convert_rows,
     name_of,
     write_json_lines,
@@ -159,14 +159,14 @@ def convert_caption_shards(
     limits = limits or Limits()
     known = [[str(source.resolve()), source.stat().st_size] for source in sources]
     plan = {"sources": known, "prompt": prompt, "limits": asdict(limits)}
-    claim(output, {**plan, "key_prefix": key_prefix})
     jobs = [
         _Job(number, str(source), str(output), prompt, limits, key_prefix)
         for number, source in enumerate(sources)
     ]
-    parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
-    rejected = [one for _, own, _ in parts for one in own]
-    write_json_lines(output / REJECTED, map(asdict, rejected))
+    with claimed(output, {**plan, "key_prefix": key_prefix}):
+        parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
+        rejected = [one for _, own, _ in parts for one in own]
+        write_json_lines(output / REJECTED, map(asdict, rejected))
     samples, shards = sum(count for count, _, _ in parts), len(list(output.glob(f"{PREFIX}-*.tar")))
     earlier = sum(skipped for _, _, skipped in parts)
     rows = samples + len(rejected)

@@ -6,7 +6,9 @@ it, without a look at its pictures. Unusable rows are listed in `rejected.jsonl`
 """
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,8 +35,11 @@ from autoselect.data.text_files import read_json_rows
 from autoselect.data.writer import ShardWriter, check_key
 from autoselect.files.atomic import write_bytes, write_text
 
+logger = logging.getLogger(__name__)
+
 REJECTED = "rejected.jsonl"
 NOTES = ".convert"
+LOCK = "lock"
 EARLIER = {"key_prefix": ""}
 """What notes of earlier versions lack: a prefix, which was always empty."""
 PREFIX = "shard"
@@ -170,11 +175,11 @@ def convert_rows(
         "limits": asdict(limits),
         "key_prefix": key_prefix,
     }
-    claim(target, plan)
     jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
-    parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
-    rejected = [one for part in parts for one in part.rejected]
-    write_json_lines(target / REJECTED, map(asdict, rejected))
+    with claimed(target, plan):
+        parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
+        rejected = [one for part in parts for one in part.rejected]
+        write_json_lines(target / REJECTED, map(asdict, rejected))
     shards = len(list(target.glob(f"{PREFIX}-*.tar")))
     pictured = sum(part.pictured for part in parts)
     unanswered = tuple(row for part in parts for row in part.unanswered)
@@ -193,22 +198,46 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     write_bytes(path, b"".join(_dump(value) + b"\n" for value in values))
 
 
-def claim(target: Path, plan: dict[str, Any]) -> None:
-    """Reserve the output folder for this conversion, and remove files that a crash cut short."""
+@contextlib.contextmanager
+def claimed(target: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """Reserve the output folder for this conversion, and remove files that a crash cut short.
+
+    Raises:
+        ConfigError: the folder belongs to another conversion, or another process writes it.
+    """
     note = target / NOTES / "plan.json"
-    if note.exists():
-        if EARLIER | json.loads(note.read_text()) != EARLIER | plan:
-            raise ConfigError(
-                f"output={target} holds a conversion with other settings ({note}); choose an empty "
-                "folder, or delete this one"
-            )
-        for folder in (target, note.parent):
-            for leftover in folder.glob("*.partial"):
-                leftover.unlink()
-        return
-    if any(target.glob("*.tar")):
+    if not note.exists() and any(target.glob("*.tar")):
         raise ConfigError(f"output={target} holds shards already; choose an empty folder")
-    write_text(note, json.dumps(plan, indent=2, sort_keys=True) + "\n")
+    (target / NOTES).mkdir(parents=True, exist_ok=True)
+    with open(target / NOTES / LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"output={target} is being written by another conversion; wait for its end, or "
+                "choose an empty folder"
+            ) from error
+        except OSError as error:  # a file system without locks
+            logger.warning(
+                "%s cannot be locked (%s); convert into it only once at a time", target, error
+            )
+        _match_plan(target, note, plan)
+        yield
+
+
+def _match_plan(target: Path, note: Path, plan: dict[str, Any]) -> None:
+    """Note the plan; if one is noted, compare them and remove files that a crash cut short."""
+    if not note.exists():
+        write_text(note, json.dumps(plan, indent=2, sort_keys=True) + "\n")
+        return
+    if EARLIER | json.loads(note.read_text()) != EARLIER | plan:
+        raise ConfigError(
+            f"output={target} holds a conversion with other settings ({note}); choose an empty "
+            "folder, or delete this one"
+        )
+    for folder in (target, note.parent):
+        for leftover in folder.glob("*.partial"):
+            leftover.unlink()
 
 
 def _jobs(

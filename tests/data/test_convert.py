@@ -272,6 +272,30 @@ def test_a_conversion_noted_before_there_were_prefixes_is_completed(
     assert convert_llava(source, [images], output).samples == 60
 
 
+def test_a_second_conversion_into_the_same_folder_is_refused(source: Path, tmp_path: Path) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    convert_llava(source, [images], output)
+    before = content(output)
+    script = (
+        "import sys, time; from autoselect.data import convert; decode = convert.read_image;"
+        "convert.read_image = lambda *a: (time.sleep(60), decode(*a))[1];"
+        "convert.convert_llava(sys.argv[1], [sys.argv[2]], sys.argv[3])"
+    )
+    (output / ".convert" / "000000.json").unlink()
+    process = subprocess.Popen([sys.executable, "-c", script, source, images, output])
+    try:
+        while not (found := list(output.glob("*.partial"))) and process.poll() is None:
+            time.sleep(0.01)
+        with pytest.raises(ConfigError, match="is being written by another conversion"):
+            convert_llava(source, [images], output)
+        assert found and list(output.glob("*.partial")) == found
+    finally:
+        process.kill()
+        process.wait()
+    convert_llava(source, [images], output)
+    assert content(output) == before
+
+
 def test_wrong_arguments_are_refused(source: Path, tmp_path: Path) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     with pytest.raises(ConfigError, match="samples_per_shard=0"):
