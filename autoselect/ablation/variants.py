@@ -8,6 +8,7 @@ from typing import Any
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import flatten, from_dict, load_config, read_yaml, to_dict
+from autoselect.config.gate import with_lowest_budget
 from autoselect.config.programs import DEFAULT_PORT, setting_flags
 from autoselect.config.setting import setting
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
@@ -199,7 +200,8 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     A setting that did not exist before is taken to have had its default, unless
     `BEFORE_IT_EXISTED` says otherwise.
     """
-    known = {**DEFAULTS, **BEFORE_IT_EXISTED, **before}
+    known = with_lowest_budget({**DEFAULTS, **BEFORE_IT_EXISTED, **before})
+    wanted = with_lowest_budget(now)
     return {
-        name: (known.get(name), value) for name, value in now.items() if known.get(name) != value
+        name: (known.get(name), value) for name, value in wanted.items() if known.get(name) != value
     }

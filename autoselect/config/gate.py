@@ -1,8 +1,9 @@
 """Settings of the gate: budget, temperature, noise, what is gated and how."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from autoselect.config.bounds import at_least, share, temperature
 from autoselect.config.errors import require
@@ -23,7 +24,7 @@ class GateConfig:
     min_token_budget: float | None = setting(
         0.375,
         "lower end of the range from which K is drawn for each step: from 1 on a number of tokens, "
-        "below 1 a share of token_budget, which is turned into tokens; null fixes K",
+        "below 1 a share of token_budget; null fixes K",
     )
     temperature_start: float = setting(
         0.5, "temperature of soft top-K at the first step, in units of standardised scores"
@@ -75,9 +76,6 @@ class GateConfig:
             f"gate.min_token_budget={low} must be a share above 0 and below 1, or a whole number "
             f"in 1..gate.token_budget={self.token_budget}; choose one, or null to fix the budget",
         )
-        if low is not None:
-            tokens = int(low) if low >= 1 else max(1, round(low * self.token_budget))
-            object.__setattr__(self, "min_token_budget", tokens)
         temperature("gate.temperature_start", self.temperature_start)
         temperature("gate.temperature_end", self.temperature_end)
         require(
@@ -114,4 +112,21 @@ class GateConfig:
     @property
     def lowest_budget(self) -> int | None:
         """Return the smallest K that is drawn, in tokens; None if K is fixed."""
-        return None if self.min_token_budget is None else int(self.min_token_budget)
+        return in_tokens(self.min_token_budget, self.token_budget)
+
+
+def in_tokens(low: float | None, budget: int) -> int | None:
+    """Return the smallest K that `gate.min_token_budget` means at a token budget."""
+    if low is None:
+        return None
+    return int(low) if low >= 1 else max(1, round(low * budget))
+
+
+def with_lowest_budget(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat settings that name the smallest K in tokens, so that equal ones compare equal.
+
+    A checkpoint, a cell or a tracked run of an earlier version names no share.
+    """
+    low, budget = "gate.min_token_budget", "gate.token_budget"
+    known = {low: in_tokens(flat[low], flat[budget])} if low in flat and budget in flat else {}
+    return {**flat, **known}

@@ -10,6 +10,7 @@ import torch
 from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import flatten, to_dict
+from autoselect.config.gate import with_lowest_budget
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.reread import still_unusable
@@ -117,7 +118,7 @@ def start_tracker(run: Run, run_id: str | None) -> Tracker:
     tracker = Tracker.start(
         run.config.experiment,
         f"train {run_name(run.output)}",
-        flatten(to_dict(run.config)),
+        with_lowest_budget(flatten(to_dict(run.config))),
         {
             "kind": "train",
             "model": run.engine.module.vlm.name,

@@ -19,6 +19,7 @@ from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
 from autoselect.config.destinations import check_folder
 from autoselect.config.extras import extra
 from autoselect.config.files import SETTINGS_FILE, check_replaceable, flatten, to_dict
+from autoselect.config.gate import with_lowest_budget
 from autoselect.data.loader import pictured_batches
 from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
@@ -218,8 +219,8 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
             f"now {now.data_digest}); choose another output folder to train on these shards"
         )
     recorded = flatten(state.config) | flatten(begun.step_settings)
-    before = flatten(to_dict(TrainConfig())) | recorded
-    present = flatten(to_dict(config)) | flatten(now.step_settings)
+    before = with_lowest_budget(flatten(to_dict(TrainConfig())) | recorded)
+    present = with_lowest_budget(flatten(to_dict(config))) | flatten(now.step_settings)
     if begun.dtype is not None:  # `auto` may mean another one on this device
         before["dtype"], present["dtype"] = begun.dtype, now.dtype or begun.dtype
     pairs = {

@@ -161,6 +161,8 @@ def test_a_setting_that_did_not_exist_counts_as_its_default():
 
 def test_a_cell_from_before_tuning_existed_was_not_tuned():
     assert changed_settings({}, {"tune_images": 0}) == {}
+    tokens = {"gate.token_budget": 64, "gate.min_token_budget": 24}
+    assert changed_settings(tokens, tokens | {"gate.min_token_budget": 0.375}) == {}
     assert changed_settings({}, {"tune_images": 96}) == {"tune_images": (0, 96)}
 
 

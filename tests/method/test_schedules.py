@@ -1,5 +1,7 @@
 """Schedules are pure functions that start and end at the configured values."""
 
+from dataclasses import replace
+
 import pytest
 
 from autoselect.config import GateConfig, OptimizerConfig
@@ -45,7 +47,10 @@ def test_the_lowest_budget_is_a_share_or_a_count(low, tokens):
 
 
 def test_by_default_the_lowest_budget_follows_the_budget():
-    assert [GateConfig(token_budget=k).lowest_budget for k in (1, 3, 16, 192)] == [1, 1, 6, 72]
+    budgets = (1, 3, 16, 192)
+    assert [GateConfig(token_budget=k).lowest_budget for k in budgets] == [1, 1, 6, 72]
+    changed = [replace(GateConfig(), token_budget=k) for k in budgets]
+    assert changed == [GateConfig(token_budget=k) for k in budgets]
 
 
 def test_a_fixed_budget_stays():

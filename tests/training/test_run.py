@@ -272,11 +272,13 @@ def test_a_checkpoint_of_a_removed_option_is_named():
 
 
 def test_a_lowest_budget_in_tokens_is_the_share_that_means_the_same():
-    recorded = to_dict(TrainConfig())
-    assert recorded["gate"]["min_token_budget"] == 6
+    """Checkpoints of earlier versions name tokens, whatever the settings did."""
     named = from_dict(TrainConfig, {"gate": {"min_token_budget": 6.0}})
-    assert named == TrainConfig() and isinstance(named.gate.min_token_budget, int)
-    check_resumable(begun(recorded, {}), named, origin({}))
+    for old, new in ((named, TrainConfig()), (TrainConfig(), named)):
+        check_resumable(begun(to_dict(old), {}), new, origin({}))
+    other = from_dict(TrainConfig, {"gate": {"min_token_budget": 5}})
+    with pytest.raises(ConfigError, match=r"\(gate.min_token_budget: 6 -> 5\)"):
+        check_resumable(begun(to_dict(TrainConfig()), {}), other, origin({}))
 
 
 def test_a_run_goes_on_with_the_processor_that_it_began_with(folder, tmp_path):
