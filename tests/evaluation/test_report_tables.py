@@ -9,7 +9,7 @@ from autoselect.evaluation.analyses.classifier import OWN_PREDICTION
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure
 from autoselect.evaluation.report.html import caption_of, html_report
-from autoselect.evaluation.report.latency import latency_table
+from autoselect.evaluation.report.latency_table import latency_table
 from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.report.tables import (
     BEST,
@@ -198,26 +198,36 @@ def test_methods_left_out_stand_below_the_table_with_the_reason(report):
     assert page.index("fastv") < page.index("Retention per task")
 
 
+def texts_of(table):
+    """Return the head of a table and the texts of its rows."""
+    return table.head, [[cell.text for cell in row.cells] for row in table.rows]
+
+
 def test_the_latency_table_shows_only_columns_that_were_measured(report):
-    head, rows = latency_table(report)
+    head, rows = texts_of(latency_table(report))
     assert head == ["tokens", "selector ms (in prefill)", "prefill ms", "speedup", "with vision"]
     assert rows[0] == ["64 (full)", "–", "4.00", "1.00", "1.00"]
     for times in report["latency"]["pruned"]:
         times |= {"first_token_ms": 6.0, "kv_cache_bytes": 2**21}
     report["latency"]["full"] = {"first_token_ms": 9.0, "kv_cache_bytes": 2**22}
-    head, rows = latency_table(report)
+    head, rows = texts_of(latency_table(report))
     assert head[:4] == ["tokens", "selector ms (in prefill)", "prefill ms", "first token ms"]
     assert rows[0][3:5] == ["9.00", "4.00"] and rows[1] == [
         *("8", "1.00", "1.00", "6.00", "2.00", "2.00", "1.50")
     ]
-    assert "Speedup is full prefill / pruned prefill" in markdown(report)
+    page = markdown(report)
+    assert "Speedup is full prefill / pruned prefill" in page
+    assert f"|{'---:|' * 7}\n| 64 (full) | – | 4.00 | 9.00 | 4.00 | 1.00 | 1.00 |\n" in page
+    assert "<tr class='bound'><td>64 (full)</td><td>–</td>" in html_report(report, {})
+    columns = latency_table(report).columns()
+    assert list(columns) == head and columns["tokens"] == [row[0] for row in rows]
 
 
 def test_each_timed_selector_has_rows_of_its_own_in_the_latency_table(report):
     timed = report["latency"]["pruned"]
     name = "autoselect:diversity-0"
     timed += [{**row, "method": name, "prefill_ms": 0.5, "speedup": 8.0} for row in timed]
-    head, rows = latency_table(report)
+    head, rows = texts_of(latency_table(report))
     assert head[:2] == ["method", "tokens"] and rows[0][:2] == ["", "64 (full)"]
     assert [row[:2] for row in rows[1:]] == [
         [method, budget] for method in ("autoselect", name) for budget in ("8", "16")

@@ -23,7 +23,8 @@ from autoselect.evaluation.latency.bench import fixed_image
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.methods.choice import context_of
 from autoselect.evaluation.methods.registry import METHODS, selector_method
-from autoselect.evaluation.report.latency import latency_notes, latency_table
+from autoselect.evaluation.report.latency import latency_notes
+from autoselect.evaluation.report.latency_table import latency_table
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.method.scorer import Scorer
 from autoselect.vlm import FrozenVLM
@@ -83,14 +84,14 @@ def test_encoder_selection_and_prefill_are_timed_apart(vlm):
         )
         assert row["vision_ms"] == pytest.approx(patches + kept)
         assert row["selector_ms"] > 0
-    head, cells = latency_table({"latency": report, "num_tokens": 144})
-    assert head[2:5] == ["vision ms", "selector ms", "prefill ms"] and len(cells) == 5
+    table = latency_table({"latency": report, "num_tokens": 144})
+    assert table.head[2:5] == ["vision ms", "selector ms", "prefill ms"] and len(table.rows) == 5
     assert "kept patches only" in latency_notes(report)[0]
     selectors = {"autoselect": selector_at(vlm, "before_projector")}
     other = latency_report(vlm, selectors, fixed_image(), "a ?", plan)
     assert (
         "vision_ms" not in other["full"]
-        and "selector ms (in prefill)" in latency_table({"latency": other, "num_tokens": 144})[0]
+        and "selector ms (in prefill)" in latency_table({"latency": other, "num_tokens": 144}).head
     )
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.figures.style import DPI
 from autoselect.evaluation.report.answer_table import ANSWER_NOTE, ANSWER_TITLE, answer_table
-from autoselect.evaluation.report.latency import latency_notes, latency_table, speedups
+from autoselect.evaluation.report.latency import latency_notes, speedups
+from autoselect.evaluation.report.latency_table import latency_table
 from autoselect.evaluation.report.tables import (
-    BOUND,
     DIFFERENCE_NOTE,
     DIFFERENCE_TITLE,
     RETENTION_NOTE,
@@ -166,13 +166,8 @@ def _differences(report: dict[str, Any]) -> str:
 
 def _latency(report: dict[str, Any]) -> str:
     latency = report["latency"]
-    head, rows = latency_table(report)
-    kinds = [BOUND, *[""] * (len(rows) - 1)]
-    shown = [
-        TableRow([*map(TableCell, cells)], kind) for cells, kind in zip(rows, kinds, strict=True)
-    ]
     notes = " ".join([latency.get("protocol", ""), *latency_notes(latency)])
-    return f"<h2>Latency</h2>{_table(Table(head, shown))}<p class='note'>{escape(notes)}</p>"
+    return f"<h2>Latency</h2>{_table(latency_table(report))}<p class='note'>{escape(notes)}</p>"
 
 
 def _list(items: Mapping[str, str]) -> str:

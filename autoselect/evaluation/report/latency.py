@@ -1,4 +1,4 @@
-"""Latency in a report: the table, its notes, and what each budget costs.
+"""Latency in a report: what each budget costs, and the notes of the table.
 
 `prefill_ms` of a pruned row is one call of the attached model: selection, rewriting of the call,
 host time and language model. `selector_ms` is the selector's own part of it. With a selector before
@@ -11,22 +11,11 @@ from typing import Any
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.methods.context import PATCHES
 
-COLUMNS = {
-    "vision ms": "vision_ms",
-    "selector ms": "selector_ms",
-    "prefill ms": "prefill_ms",
-    "first token ms": "first_token_ms",
-    "decode ms/token": "decode_ms",
-    "KV MiB": "kv_cache_bytes",
-    "speedup": "speedup",
-    "with vision": "speedup_with_vision",
-}
 COSTS = (
     *("prefill_ms", "selector_ms", "first_token_ms", "speedup", "speedup_with_vision"),
     "kv_cache_bytes",
 )
 SHARED_TIMES = {"vision tower": "tower_ms", "projector": "projector_ms", "Scorer": "scorer_ms"}
-MIB = 2**20
 
 
 def expected_speedups(latency: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
@@ -58,37 +47,6 @@ def costs(report: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
         for name, rows in timed(report).items()
         for budget, row in rows.items()
     }
-
-
-def latency_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the latency table, the full model first.
-
-    A column that no row has is left out; a single missing number is shown as a dash. The names of
-    the rows come first if several selectors were timed.
-    """
-    latency, several = report["latency"], len(timed(report)) > 1
-    full = {"speedup": 1.0, "speedup_with_vision": 1.0, "prefill_ms": latency["full_prefill_ms"]}
-    rows = [full | latency.get("full", {}), *latency["pruned"]]
-    shown = {
-        name: key
-        for name, key in COLUMNS.items()
-        if any(row.get(key) is not None for row in latency["pruned"])
-    }
-    names = [f"{report['num_tokens']} (full)", *(str(row["budget"]) for row in latency["pruned"])]
-    methods = ["", *(row.get("method", SELECTOR) for row in latency["pruned"])]
-    cells = [
-        [*([method] if several else []), name, *(_number(row.get(k), k) for k in shown.values())]
-        for method, name, row in zip(methods, names, rows, strict=True)
-    ]
-    inside = latency.get("site") != PATCHES
-    head = [f"{name} (in prefill)" if name == "selector ms" and inside else name for name in shown]
-    return [*(["method"] if several else []), "tokens", *head], cells
-
-
-def _number(value: float | None, key: str) -> str:
-    if value is None:
-        return "–"
-    return f"{value / MIB if key == 'kv_cache_bytes' else value:.2f}"
 
 
 def latency_notes(latency: Mapping[str, Any]) -> list[str]:

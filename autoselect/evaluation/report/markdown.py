@@ -3,7 +3,8 @@
 from typing import Any
 
 from autoselect.evaluation.report.answer_table import ANSWER_NOTE, ANSWER_TITLE, answer_table
-from autoselect.evaluation.report.latency import latency_notes, latency_table
+from autoselect.evaluation.report.latency import latency_notes
+from autoselect.evaluation.report.latency_table import latency_table
 from autoselect.evaluation.report.tables import (
     BAND,
     DIFFERENCE_NOTE,
@@ -92,14 +93,13 @@ def _latency(report: dict[str, Any]) -> list[str]:
     lines = ["", "## Latency", ""]
     if "protocol" in latency:
         lines += [latency["protocol"], ""]
-    head, rows = latency_table(report)
-    lines += [table_row(head), "|" + "---:|" * len(head), *map(table_row, rows)]
-    return [*lines, "", *latency_notes(latency)]
+    return [*lines, *markdown_table(latency_table(report)), "", *latency_notes(latency)]
 
 
 def markdown_table(table: Table) -> list[str]:
     """Return the lines of a table; marked cells and the selector's name are bold."""
-    lines = [table_row(table.head), "|---|" + "---:|" * (len(table.head) - 1)]
+    numbers = len(table.head) - table.labels
+    lines = [table_row(table.head), "|" + "---|" * table.labels + "---:|" * numbers]
     for row in table.rows:
         cells = [f"**{cell.text}**" if cell.mark else cell.text for cell in row.cells]
         if row.kind in (OWN, BAND):

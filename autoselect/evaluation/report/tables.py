@@ -46,8 +46,15 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
+    """A head and rows; the first `labels` columns are texts, which Markdown aligns left."""
+
     head: list[str]
     rows: list[TableRow]
+    labels: int = 1
+
+    def columns(self) -> dict[str, list[str]]:
+        """Return the texts below each cell of the head."""
+        return {name: [row.cells[i].text for row in self.rows] for i, name in enumerate(self.head)}
 
 
 def percent(value: float | None) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.loading import selector_folders
-from autoselect.evaluation.report.latency import costs, latency_table
+from autoselect.evaluation.report.latency import costs
+from autoselect.evaluation.report.latency_table import latency_table
 from autoselect.evaluation.report.markdown import markdown_table
 from autoselect.evaluation.report.questions import Table
 from autoselect.evaluation.report.tables import (
@@ -120,9 +121,7 @@ class TrackedEvaluation:
             own = {f"{name}/{row['method']}": value for name, value in found.items()}
             parent.log_metrics(own, row["budget"])
         parent.log_table(_accuracy_columns(report), "accuracy.json")
-        head, rows = latency_table(report)
-        columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
-        parent.log_table(columns, "latency.json")
+        parent.log_table(latency_table(report).columns(), "latency.json")
         for name, (content, pictures) in tables.items():
             parent.log_table(content, name, pictures)
         for name in ("report.html", "report.md", "report.json", "predictions.jsonl"):
