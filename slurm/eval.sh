@@ -2,7 +2,7 @@
 # Evaluates a selector under Slurm, one task:
 #
 #   sbatch --gpus=1 slurm/eval.sh --model MODEL --selector runs/mine/selector \
-#       --shards 'shards/test-*.tar' --budgets 64,128,192 --out runs/mine/eval
+#       --shards shards/test --budgets 64,128,192 --out runs/mine/eval
 #
 # Submit from the project folder. All arguments after the script's name go to `autoselect eval`.
 

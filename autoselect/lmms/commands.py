@@ -5,7 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoselect.config.flags import add_setting_flags, read_settings
+from autoselect.config.flags import add_setting_flags, flag_help, read_settings
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.lmms.settings import PublicSettings
 from autoselect.reference.resources import resolve_model, resolve_shards
 
@@ -22,7 +23,9 @@ def add_public_bench(kinds: Any) -> None:
     )
     local.add_argument("--name", default="local_shards", help="name of the task")
     local.add_argument("--out", type=Path, required=True, help="folder to pass to --include")
-    local.add_argument("--max-new-tokens", type=int, default=4, help="longest answer, tokens")
+    longest = EvalSettings.max_new_tokens  # so that the scores are those of `autoselect eval`
+    help_text = flag_help(EvalSettings, "max_new_tokens", longest)
+    local.add_argument("--max-new-tokens", type=int, default=longest, help=help_text)
     local.set_defaults(run=run_local_task)
 
 

@@ -16,14 +16,14 @@ from PIL import Image
 from autoselect.data.decode import Limits, image_suffix, read_image
 from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.scores.scoring import question_score
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_bytes, write_text
 
-MAX_NEW_TOKENS = 16
 FUNCTIONS = "from autoselect.lmms.local_task import process_results, text, visual  # noqa: F401\n"
 
 
 def write_local_task(
-    name: str, shards: str, folder: Path, max_new_tokens: int = MAX_NEW_TOKENS
+    name: str, shards: str, folder: Path, max_new_tokens: int = EvalSettings.max_new_tokens
 ) -> None:
     """Write the folder of the task.
 

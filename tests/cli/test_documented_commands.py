@@ -15,10 +15,12 @@ from autoselect.cli import main as cli
 from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
+from autoselect.evaluation.settings import EvalSettings
 from autoselect.train import DEFAULT_DEEPSPEED
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+INSTALL = ROOT / "docs" / "install.md"
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
 ABLATIONS = sorted((ROOT / "configs" / "ablation").glob("*.yaml"))
@@ -143,6 +145,35 @@ def test_a_recipe_is_planned_and_run_with_its_own_batch(command: Command) -> Non
 def test_a_run_has_the_output_that_doctor_checks(command: Command) -> None:
     """`doctor --config FILE` checks the output that the file names."""
     assert command.option("output") is None
+
+
+OWN_RUNS = [c for c in COMMANDS if c.source.suffix == ".md" and c.program == "sbatch"]
+
+
+@pytest.mark.parametrize("command", OWN_RUNS, ids=name_of)
+def test_a_submitted_training_is_the_users_own(command: Command) -> None:
+    """Without `--config` it would be the reference run."""
+    assert command.option("config") and command.option("DEEPSPEED_CONFIG")
+
+
+@pytest.mark.parametrize("command", [c for c in FLAGS if c.option("shards")], ids=name_of)
+def test_shards_are_named_as_the_converters_write_them(command: Command) -> None:
+    """Only the shards of the reference data have the split in their names."""
+    shards = command.option("shards") or ""
+    assert shards.startswith("runs/reference/") or not re.search(r"(train|test)-\*", shards)
+
+
+def test_a_local_task_allows_answers_as_long_as_an_evaluation() -> None:
+    words = ["bench", "local-task", "--shards", "shards/test", "--out", "task"]
+    options, _ = cli.parser("bench").parse_known_args(words)
+    assert options.max_new_tokens == EvalSettings.max_new_tokens
+
+
+@pytest.mark.parametrize("name", ["PYTHON", "JOBS", "PORT"])
+def test_the_documented_defaults_are_those_of_the_makefile(name: str) -> None:
+    row = re.search(rf"^\| `{name}` \|.*\| `?([^`|]+?)`? \|$", INSTALL.read_text(), re.MULTILINE)
+    own = re.search(rf"^{name} \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert row and own and row[1] == own[1]
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=name_of)
