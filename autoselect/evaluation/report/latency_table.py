@@ -44,7 +44,7 @@ def latency_table(report: Mapping[str, Any]) -> Table:
         rows.append(row(own.get("method", SELECTOR), str(own["budget"]), own, OTHER))
     inside = latency.get("site") != PATCHES
     head = [f"{name} (in prefill)" if name == "selector ms" and inside else name for name in shown]
-    return Table([*(["method"] if several else []), "tokens", *head], rows, labels=0)
+    return Table([*(["method"] if several else []), "tokens", *head], rows, labels=int(several))
 
 
 def _number(value: float | None, key: str) -> str:
