@@ -50,9 +50,9 @@ def check_model(subject: Subject) -> Finding:
         if lacking and not given and not unasked:
             return _not_downloaded(name, lacking)
         if lacking or folder is None:
-            again = download_again(name) if given else f"hf download {name}"
+            hub = f"hf download {name}, with a network and without HF_HUB_OFFLINE"
             why = f" in the cache, and {unasked}" if unasked else ""
-            fix = f"download the whole model: {again}"
+            fix = f"download the whole model: {download_again(name) if given else hub}"
             return Finding("model", "fail", f"{name} lacks {'; '.join(lacking)}{why}", fix)
         check_processor(name, config, load_processor(folder))
     except ModelFilesError as error:

@@ -75,7 +75,10 @@ def test_a_cache_without_some_files_fails_offline_and_warns_online(
     lose(snapshot)
     offline = found_for(NAME)
     assert offline.status == "fail" and f"org/vlm {lacks}" in offline.found
-    assert "HF_HUB_OFFLINE is set" in offline.found and "hf download org/vlm" in offline.fix
+    assert (
+        "HF_HUB_OFFLINE is set" in offline.found
+        and "hf download org/vlm, with a network" in offline.fix
+    )
     monkeypatch.setattr(model_check, "_ask_hub", lambda name: "")
     online = found_for(NAME)
     assert online.status == "warn" and lacks in online.found
