@@ -2,8 +2,9 @@
 # Trains one selector per value of one setting, as a job array:
 #
 #   SWEEP_KEY=gate.token_budget SWEEP_VALUES="8 16 32 64" sbatch --array=0-3 slurm/sweep.sh
-#   SWEEP_KEY=seed SWEEP_VALUES="0 1 2" sbatch --array=0-2 --nodes=2 slurm/sweep.sh --steps 500
+#   SWEEP_KEY=seed SWEEP_VALUES="0 1 2" sbatch --array=0-2 --nodes=2 slurm/sweep.sh --config run.yaml
 #
+# The first trains on the reference data, the second as run.yaml says.
 # Submit from the project folder. Every array task is a job with its own output folder and log. It
 # behaves like slurm/train.sh: it saves a checkpoint before the time limit, is requeued, and resumes.
 
