@@ -205,13 +205,15 @@ def test_an_analysis_is_a_run_with_its_numbers_and_its_figure(tracked):
 def test_an_evaluation_and_an_analysis_share_a_folder(tracked):
     evaluate(tracked)
     tracked = dataclasses.replace(tracked, out=tracked.out)
-    words = ["--model", tracked.model, "--selector", tracked.selector, "--shards", tracked.shards]
-    arguments = cli.parser("analyse").parse_args(
-        ["analyse", "gates", *words, "--budgets", "4", "--out", tracked.out]
-    )
-    arguments.run(arguments)
+    analyse(tracked, "frequency", "--out", tracked.out)
     evaluate(tracked)
     assert len(runs("evaluation")) == len(runs("analysis")) == 1
+
+
+def test_gates_of_an_unknown_training_are_refused_before_a_run_begins(tracked):
+    with pytest.raises(ConfigError, match="training.gate is missing"):
+        analyse(tracked, "gates")
+    assert not runs("analysis")
 
 
 def test_numbers_of_an_analysis_become_metrics_by_budget_or_step():

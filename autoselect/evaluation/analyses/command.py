@@ -10,7 +10,8 @@ from typing import Any
 from autoselect.config import ConfigError, GateSite
 from autoselect.config.flags import check_counts
 from autoselect.data.shards import Sample, ShardSet
-from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, PATCHES, SCORED
+from autoselect.evaluation.analyses.gates import trained_gate
+from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, GATES, PATCHES, SCORED
 from autoselect.evaluation.analyses.run import (
     ANALYSES,
     Found,
@@ -97,6 +98,8 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
             f"model={vlm.name}: {kind} needs a model whose images all have the same number of "
             f"tokens; only {CLASSIFIER} goes with others"
         )
+    if kind == GATES:
+        trained_gate(selector)
     subject = Subject(
         vlm,
         selector,

@@ -1,7 +1,7 @@
 """Names of the analyses."""
 
-CLASSIFIER, FIDELITY = "classifier", "fidelity"
-KINDS = (CLASSIFIER, FIDELITY, "frequency", "gates", "leak", "similarity")
+CLASSIFIER, FIDELITY, GATES = "classifier", "fidelity", "gates"
+KINDS = (CLASSIFIER, FIDELITY, "frequency", GATES, "leak", "similarity")
 """The keys of `ANALYSES` in `run`, and the analysis of a classifier."""
 SCORED = (FIDELITY, "leak")
 """Analyses that need answers; the others look at images only."""
