@@ -37,6 +37,22 @@ def training(model_folder, tmp_path):
     return vlm, weights
 
 
+def settings_of(model, shards, folder, weights, images):
+    """Return a short search of the selector and the training in a folder."""
+    return TuneSettings(
+        model=model,
+        selector=str(folder / "selector"),
+        shards=shards,
+        train_run=str(folder),
+        budgets="4",
+        weights=weights,
+        images=images,
+        questions=1,
+        max_new_tokens=2,
+        tracking=False,
+    )
+
+
 def test_the_gap_is_that_of_the_selector_and_not_of_the_last_scorer(
     training, tmp_path, selector_folder, monkeypatch
 ):
@@ -69,18 +85,7 @@ def test_after_an_early_stop_rows_of_the_denoiser_are_not_held_out(
     data = ShardSet.open(shards)
     selector.metadata |= {"data_digest": data.digest, "seed": 0, "steps": 2, "samples": 2}
     selector.save_pretrained(tmp_path / "selector")
-    settings = TuneSettings(
-        model=model_folder,
-        selector=str(tmp_path / "selector"),
-        shards=shards,
-        train_run=str(tmp_path),
-        budgets="4",
-        weights="0",
-        images=2,
-        questions=1,
-        max_new_tokens=2,
-        tracking=False,
-    )
+    settings = settings_of(model_folder, shards, tmp_path, weights="0", images=2)
     assert run.tune(settings).report["held_out"] == held_out
     assert run.tune(replace(settings, train_run=None)).report["held_out"] == 2
     order = epoch_slice(5, 0, 0, 0, 5).tolist()
@@ -103,18 +108,7 @@ def test_a_search_that_is_repeated_measures_the_gap_once(
     training, model_folder, selector_folder, shards, tmp_path, monkeypatch
 ):
     shutil.copytree(selector_folder, tmp_path / "selector")
-    settings = TuneSettings(
-        model=model_folder,
-        selector=str(tmp_path / "selector"),
-        shards=shards,
-        train_run=str(tmp_path),
-        budgets="4",
-        weights="0,0.5",
-        images=2,
-        questions=1,
-        max_new_tokens=2,
-        tracking=False,
-    )
+    settings = settings_of(model_folder, shards, tmp_path, weights="0,0.5", images=2)
     first = run.tune(settings)
     assert {row["selection"] for row in first.report["gaps"]} == {gap.SCORES, gap.SELECTED}
     monkeypatch.setattr(run, "measure_gaps", None)
@@ -136,18 +130,7 @@ def test_a_training_that_filled_nothing_has_no_gap(
     state, _ = store.best()
     store.save(replace(state, step=4, config=state.config | {"gate": gate}))
     shutil.copytree(selector_folder, tmp_path / "selector")
-    settings = TuneSettings(
-        model=model_folder,
-        selector=str(tmp_path / "selector"),
-        shards=shards,
-        train_run=str(tmp_path),
-        budgets="4",
-        weights="0",
-        images=1,
-        questions=1,
-        max_new_tokens=2,
-        tracking=False,
-    )
+    settings = settings_of(model_folder, shards, tmp_path, weights="0", images=1)
     with caplog.at_level("INFO"):
         assert "gaps" not in run.tune(settings).report
     assert f"no noise stand in for closed tokens (gate.kind={gate['kind']}, " in caplog.text
