@@ -16,6 +16,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from types import MethodType
 from typing import Any, Literal
 
@@ -98,11 +99,17 @@ def attach(
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)
     if warning := other_model(selector.metadata, model.config.name_or_path):
-        logger.warning(warning)
+        _warn_once(warning)
     model.autoselect = Attachment(
         adapter, selector.eval(), budget, video_budget_per, on_small_image=on_small_image
     )
     return model
+
+
+@lru_cache
+def _warn_once(text: str) -> None:
+    """Log a warning; the evaluator attaches one selector for every timed call."""
+    logger.warning(text)
 
 
 def detach(model: Any) -> Any:

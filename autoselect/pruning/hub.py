@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def other_model(metadata: Mapping[str, Any], model: object) -> str | None:
     if is_hub_name(trained) and is_hub_name(model):
         known = trained == model
     elif model and DIGEST.fullmatch(digest) and (Path(str(model)) / "config.json").is_file():
-        known = same_weights(digest, quick_digest(Path(str(model)) / "config.json"))
+        known = same_weights(digest, _digest_here(Path(str(model)) / "config.json"))
     else:
         return None
     return (
@@ -48,6 +49,17 @@ def other_model(metadata: Mapping[str, Any], model: object) -> str | None:
             "measure it with `autoselect eval`"
         )
     )
+
+
+def _digest_here(config: Path) -> str:
+    """Return `quick_digest`, read once while the files stay as they are: `attach` asks often."""
+    files = [config, *sorted(config.parent.glob("*.safetensors"))]
+    return _digest(config, tuple((file.name, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache
+def _digest(config: Path, _files: tuple[tuple[str, int], ...]) -> str:
+    return quick_digest(config)
 
 
 def local_folder(name: str | Path, revision: str | None, files: Sequence[str]) -> Path:
