@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from autoselect.config import ConfigError
+from autoselect.config.measured import unusual_settings
 from autoselect.config.row_names import OWN, SELECTOR, diversity_row, diversity_text
 from autoselect.files.markdown import table_row
 from autoselect.pruning.diversity import Diversity
@@ -43,15 +44,9 @@ def scores_of(report: Mapping[str, Any], diversity: Diversity) -> dict[str, Any]
         "full_mean": report["full"]["mean"],
         "tasks": sorted(report["full"]["tasks"]),
         "data_digest": report.get("digests", {}).get("data"),
-        "measured": _unusual(report.get("settings", {})),
+        "measured": ", ".join(unusual_settings(report.get("settings", {}))),
         "rows": rows,
     }
-
-
-def _unusual(settings: Mapping[str, Any]) -> str:
-    """Return which settings of an evaluation make its accuracy another quantity, as text."""
-    usual = {"reference": "answers", "scoring": "generation"}
-    return ", ".join(f"{n}={settings[n]}" for n in usual if settings.get(n, usual[n]) != usual[n])
 
 
 def _row_of(report: Mapping[str, Any], diversity: Diversity) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoselect.config.measured import unusual_settings
 from autoselect.config.row_names import DIVERSITY, OWN
 from autoselect.files.markdown import table_row
 
@@ -22,8 +23,6 @@ ANSWER = "**Best selector**"
 OWN_TEXT = "*Text below this line is kept.*"
 RETENTION = re.compile(r"retention_at_(\d+)_tokens(?:/(.+))?")
 ROWS_PER_BUDGET, BUDGETS = 8, 6
-MEASURED = {"reference": "answers", "scoring": "generation"}
-"""Settings of `autoselect eval` that change what a retention is, and their usual values."""
 LONGEST_NOTE = 19000
 COLUMN_WIDTH = 185
 
@@ -99,8 +98,7 @@ def _subject(run: Any) -> tuple[str, str]:
     model, data = tags.get("model", "unknown model"), tags.get("data", "unknown data")
     if digest := tags.get("model_digest"):
         model = f"{model} ({digest[:8]})"
-    unusual = [f"{n}={params[n]}" for n, usual in MEASURED.items() if params.get(n, usual) != usual]
-    return model, ", ".join([data, *unusual])
+    return model, ", ".join([data, *unusual_settings(params)])
 
 
 def _shown(run: Any, other: str | None) -> str:
