@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
@@ -96,8 +97,9 @@ class Worker:
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens to a worker that has ended."""
-        if self.process.is_alive():
-            os.kill(self.process.pid, number)
+        with suppress(ProcessLookupError):  # it may end between any question and the signal
+            if self.process.is_alive():
+                os.kill(self.process.pid, number)
 
     def wait(self, timeout: float) -> tuple[int, str]:
         """Return exit code and output; a worker that takes longer is killed.
