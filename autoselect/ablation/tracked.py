@@ -83,7 +83,7 @@ class AblationRecord:
 def _metrics(
     report: dict[str, Any], leak: dict[str, Any], training: dict[str, Any]
 ) -> dict[str, float]:
-    metrics = {"accuracy/full": report["full"]["mean"], "accuracy/blind": report["blind"]["mean"]}
+    metrics = {"full_accuracy": report["full"]["mean"], "blind_accuracy": report["blind"]["mean"]}
     for row in report["rows"]:
         if row["method"] == SELECTOR and row["retention"] is not None:
             metrics[f"retention_at_{row['budget']}_tokens"] = row["retention"]

@@ -1,6 +1,7 @@
 """What a person sees: the HTML report and the MLflow pages, rendered by headless Chromium."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.examples import choose_places, overlay_rows
 from autoselect.evaluation.report.html import html_report
 from autoselect.evaluation.report.markdown import markdown
-from autoselect.evaluation.report.tracked_evaluation import TrackedEvaluation
+from autoselect.evaluation.report.tracked_evaluation import CURVE, TrackedEvaluation
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
@@ -120,6 +121,7 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
         _wait_for(f"http://127.0.0.1:{port}/health")
         address = f"http://127.0.0.1:{port}/#/experiments/1/runs/{run_id}"
         page = dom(address, tmp_path / "profile", 20000)
+        charts = dom(f"{address}/model-metrics", tmp_path / "profile", 20000)
         table = dom(
             f"http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=selectors",
             tmp_path / "profile",
@@ -127,8 +129,10 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
         )
     finally:
         _stop(server)
-    for text in ("accuracy/full", "retention/autoselect", "speedup_at_4_tokens", "K=1 keeps"):
+    for text in ("full_accuracy", f"{CURVE}/autoselect", "speedup_at_4_tokens", "K=1 keeps"):
         assert text in page, f"{text} is not on the page of the run"
+    groups = re.findall(r">([a-zA-Z_ ]+)</div><div[^>]*>\(\d+\)<", charts)
+    assert len(groups) >= 3 and groups[0] == CURVE, groups
     for text in ("Best selector", "K=4 runs/mine", "retention_at_1_tokens", "speedup_at_1_tokens"):
         assert text in table, f"{text} is not in the list of selectors"
     assert "autoselect, 4 tokens" in page, "the nested runs are linked"

@@ -31,6 +31,8 @@ from autoselect.tracking.note import RunNote
 
 PARENT, ROW = "parent", "evaluation row"
 FOLDERS_WITHOUT_NAME = ("selector", "train", "eval")
+CURVE = "accuracy_retention"
+"""Group of retention by budget; MLflow sorts groups by name, and a run's charts begin with it."""
 
 
 class TrackedEvaluation:
@@ -117,7 +119,7 @@ class TrackedEvaluation:
         for row in report["rows"]:
             found = _answer_metrics(row)
             if row["retention"] is not None:
-                found["retention"] = row["retention"]
+                found[CURVE] = row["retention"]
             own = {f"{name}/{row['method']}": value for name, value in found.items()}
             parent.log_metrics(own, row["budget"])
         parent.log_table(_accuracy_columns(report), "accuracy.json")
@@ -180,7 +182,7 @@ class TrackedEvaluation:
         self._note.keep(name, child.run_id)
         metrics = {"accuracy": row["mean"], "token_budget": budget}
         metrics |= {f"accuracy/{task}": value for task, value in row["tasks"].items()}
-        metrics |= {f"retention/{task}": v for task, v in row.get("retention_tasks", {}).items()}
+        metrics |= {f"{CURVE}/{task}": v for task, v in row.get("retention_tasks", {}).items()}
         if row["retention"] is not None:
             low, high = row["retention_ci95"]
             metrics |= {"retention": row["retention"], "retention_low": low, "retention_high": high}
@@ -243,8 +245,8 @@ def _row_metric(name: str, row: str, budget: int) -> str:
 def _summary(report: dict[str, Any]) -> dict[str, float]:
     """Return the metrics that become columns of MLflow's list of runs."""
     found = {
-        "accuracy/full": report["full"]["mean"],
-        "accuracy/blind": report["blind"]["mean"],
+        "full_accuracy": report["full"]["mean"],
+        "blind_accuracy": report["blind"]["mean"],
         **_answer_metrics(report["full"]),
         "latency/full_prefill_ms": report["latency"]["full_prefill_ms"],
     }
