@@ -50,9 +50,9 @@ from autoselect.method.statistics import calibrate
 from autoselect.pruning.selector import Selector
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import TrainBatch
+from autoselect.vlm.batches.rows import PREFIX_SEGMENT
 from autoselect.vlm.forward import answer_loss
-from autoselect.vlm.text.batch import TrainBatch
-from autoselect.vlm.text.rows import PREFIX_SEGMENT
 from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 BUDGETS, BATCHES, IMAGES = (192, 128, 64, 32), (1, 8), 64

@@ -115,10 +115,27 @@ def test_a_module_imports_only_what_its_package_may(module):
     assert used <= ALLOWED[own], f"{module} must not import {sorted(used - ALLOWED[own])}"
 
 
-@pytest.mark.parametrize("kind", ["packages", "modules"])
+def room_of(module: str) -> str:
+    """Return the sub-package that a module stands in, such as `vlm.text`, or the module itself."""
+    return ".".join(module.split(".")[:3])
+
+
+def between_rooms() -> dict[str, set[str]]:
+    """Return what the sub-packages import, and the modules that stand beside them."""
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        inside = {name for name in own_imports(module) if name.count(".") > 1}
+        rooms = {room_of(name) for name in inside} - {room_of(module)}
+        graph.setdefault(room_of(module), set()).update(rooms)
+    return {room: used for room, used in graph.items() if room.count(".") > 1}
+
+
+@pytest.mark.parametrize("kind", ["packages", "sub-packages", "modules"])
 def test_there_are_no_circles(kind):
     if kind == "packages":
         graph = {name: targets for name, targets in ALLOWED.items()}
+    elif kind == "sub-packages":
+        graph = between_rooms()
     else:
         graph = {module: own_imports(module) - {"autoselect"} for module in MODULES}
     try:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from autoselect.cli.photos import Picture
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, patch_overlays
 from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.latency.timing import Call, measure

@@ -11,16 +11,16 @@ from typing import Any
 from autoselect.config.destinations import check_folder
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.choices import ANSWERS, MODEL
 from autoselect.evaluation.answers.parts import (
     PartStore,
     answer_all,
     code_version,
     model_files_digest,
 )
-from autoselect.evaluation.answers.replies import Replies, answered_by
 from autoselect.evaluation.answers.served import check_served, served
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.choices import ANSWERS, MODEL
+from autoselect.evaluation.asking.replies import Replies, answered_by
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.latency.environment import git_commit

@@ -14,7 +14,7 @@ from autoselect.config import ConfigError, GateSite
 from autoselect.data.faults import BadSample
 from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.data.shards import Sample, ShardSet
-from autoselect.evaluation.answers.replies import AnsweredSample
+from autoselect.evaluation.scores.scoring import AnsweredSample
 
 Box = tuple[float, float, float, float]
 DEFAULT_TASK = "vqa"

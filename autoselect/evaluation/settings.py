@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from autoselect.config import require
 from autoselect.config.flags import check_counts
 from autoselect.config.setting import required, setting
-from autoselect.evaluation.answers.choices import ANSWERS, GENERATION, REFERENCES, SCORINGS
+from autoselect.evaluation.asking.choices import ANSWERS, GENERATION, REFERENCES, SCORINGS
 from autoselect.evaluation.methods.names import METHOD_NAMES
 
 ONE_SELECTOR = (

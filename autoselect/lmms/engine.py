@@ -11,8 +11,8 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.config.row_names import SELECTOR
 from autoselect.data.decode import read_image
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.likelihood import continuation_log_likelihood
 from autoselect.evaluation.loading import checked_device
 from autoselect.evaluation.methods.choice import choose
 from autoselect.evaluation.methods.registry import METHODS, Method

@@ -25,10 +25,10 @@ from autoselect.method.gating import Gated, GateSetting, gate_scores, gate_token
 from autoselect.method.scorer import Scorer
 from autoselect.method.statistics import TokenStatistics
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import TrainBatch
+from autoselect.vlm.batches.rows import PADDING_SEGMENT, PREFIX_SEGMENT
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.sites import SITES, VisualTokens
-from autoselect.vlm.text.batch import TrainBatch
-from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT
 from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 SMALLEST_GATE = 1e-6

@@ -23,10 +23,10 @@ from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import TrainBatch
 from autoselect.vlm.forward import text_hidden
 from autoselect.vlm.head import head_logits
 from autoselect.vlm.sites import SITES, VisualTokens
-from autoselect.vlm.text.batch import TrainBatch
 from autoselect.vlm.text.tokens import IGNORED_LABEL, end_ids
 
 Choose = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]

@@ -22,8 +22,8 @@ def check_removal(subject: Subject, images: int) -> Finding:
 
     from autoselect.method.removal import random_removal
     from autoselect.vlm.backbone import FrozenVLM
+    from autoselect.vlm.batches.batch import Collator
     from autoselect.vlm.loading import named_dtype
-    from autoselect.vlm.text.batch import Collator
 
     config = subject.config
     shards = ShardSet.open(resolve_shards(config.data.train_shards))

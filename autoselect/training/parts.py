@@ -24,8 +24,8 @@ from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.shared_quarantine import SharedQuarantine
 from autoselect.training.state import Origin, TrainingState
 from autoselect.vlm import FrozenVLM
+from autoselect.vlm.batches.batch import Collator
 from autoselect.vlm.model_files import processor_digests
-from autoselect.vlm.text.batch import Collator
 
 
 @dataclass(frozen=True, kw_only=True)

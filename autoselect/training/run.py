@@ -39,11 +39,11 @@ from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.training.zero_settings import check_zero
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import Collator
 from autoselect.vlm.loading import check_model, default_dtype, download, named_dtype
 from autoselect.vlm.quantised import check_trainable
 from autoselect.vlm.sharded import gathered
 from autoselect.vlm.sites import SITES
-from autoselect.vlm.text.batch import Collator
 
 logger = logging.getLogger(__name__)
 CALIBRATION_BATCH = 8

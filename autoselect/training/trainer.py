@@ -31,8 +31,8 @@ from autoselect.training.validation import (
     validation_of,
 )
 from autoselect.training.work import ModelSize, StepWork
+from autoselect.vlm.batches.batch import TrainBatch
 from autoselect.vlm.sharded import gathered
-from autoselect.vlm.text.batch import TrainBatch
 
 logger = logging.getLogger(__name__)
 SELECTOR_FOLDER = "selector"

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import TrainBatch
+from autoselect.vlm.batches.rows import PADDING_SEGMENT
 from autoselect.vlm.head import output_embeddings
 from autoselect.vlm.shape import patches_per_token
-from autoselect.vlm.text.batch import TrainBatch
-from autoselect.vlm.text.rows import PADDING_SEGMENT
 
 
 @dataclass(frozen=True)

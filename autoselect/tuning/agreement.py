@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoselect.evaluation.answers.replies import Replies, Reply
+from autoselect.evaluation.asking.replies import Replies, Reply
 from autoselect.evaluation.scores.intervals import Resampling, interval
 from autoselect.evaluation.scores.scoring import ScoreTable
 from autoselect.pruning.diversity import Diversity, DiversityCurve, TunedWeight

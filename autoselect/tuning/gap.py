@@ -17,7 +17,7 @@ from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.state import TrainingState
 from autoselect.training.validation import HELD_OUT
 from autoselect.vlm import FrozenVLM
-from autoselect.vlm.text.batch import Collator, TrainBatch
+from autoselect.vlm.batches.batch import Collator, TrainBatch
 
 SCORES, SELECTED = "scores", "selected"
 IMAGES_PER_BATCH = 16

@@ -15,8 +15,6 @@ from autoselect.config import ConfigError
 from autoselect.config.destinations import check_folder
 from autoselect.data.shards import ShardSet
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.choices import MODEL
 from autoselect.evaluation.answers.parts import (
     PartStore,
     answer_all,
@@ -24,7 +22,9 @@ from autoselect.evaluation.answers.parts import (
     digest,
     model_files_digest,
 )
-from autoselect.evaluation.answers.replies import Replies
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.choices import MODEL
+from autoselect.evaluation.asking.replies import Replies
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.figures.style import save

@@ -2,8 +2,8 @@
 
 from autoselect.vlm.adapter import VisualAdapter
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import Collator, TrainBatch
 from autoselect.vlm.families import Family, register_family
-from autoselect.vlm.text.batch import Collator, TrainBatch
 
 __all__ = [
     "Collator",

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.vlm.adapter import VisualAdapter
+from autoselect.vlm.batches.batch import TrainBatch, attention_mask
+from autoselect.vlm.batches.rows import PADDING_SEGMENT, PREFIX_SEGMENT
 from autoselect.vlm.families import MIXING, SLIDING
 from autoselect.vlm.features import feature_matrix, with_features
 from autoselect.vlm.head import head_logits
 from autoselect.vlm.host import send
 from autoselect.vlm.recompute import run_recomputed
-from autoselect.vlm.text.batch import TrainBatch, attention_mask
-from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT
 from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 

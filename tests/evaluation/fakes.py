@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from autoselect.config import GateConfig
-from autoselect.evaluation.answers.asking import Encoded, ImageTokens, Prompts, sample_boxes
-from autoselect.evaluation.answers.replies import Generated
+from autoselect.evaluation.asking.asked_vlm import Encoded, ImageTokens, Prompts, sample_boxes
+from autoselect.evaluation.asking.replies import Generated
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.vlm.blocks import Block
 from autoselect.vlm.sites import VisualTokens

@@ -31,9 +31,9 @@ from autoselect.evaluation.analyses.fidelity import (
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
 from autoselect.evaluation.analyses.kinds import CLASSIFIER, KINDS
+from autoselect.evaluation.analyses.line_figures import classifier_figure
 from autoselect.evaluation.analyses.run import ANALYSES, Subject, write_analysis
 from autoselect.evaluation.analyses.similarity import token_similarity
-from autoselect.evaluation.figures.lines import classifier_figure
 from autoselect.evaluation.figures.style import spread
 from autoselect.evaluation.samples import encode_samples
 from autoselect.method.gating import GateSetting

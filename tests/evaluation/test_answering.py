@@ -11,11 +11,11 @@ from autoselect.evaluation.answers.answering import (
     Plan,
     answer_part,
 )
-from autoselect.evaluation.answers.asking import Encoded, ImageTokens
-from autoselect.evaluation.answers.choices import MODEL
 from autoselect.evaluation.answers.fixed_choices import other_choices
 from autoselect.evaluation.answers.parts import PartStore, answer_all, other_image
-from autoselect.evaluation.answers.replies import Reply, answered_by
+from autoselect.evaluation.asking.asked_vlm import Encoded, ImageTokens
+from autoselect.evaluation.asking.choices import MODEL
+from autoselect.evaluation.asking.replies import Reply, answered_by
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
 from autoselect.evaluation.report.build import build_report

@@ -13,8 +13,8 @@ from autoselect.data.shards import ShardWriter
 from autoselect.evaluation import run
 from autoselect.evaluation.analyses import command
 from autoselect.evaluation.answers.answering import Plan, answer_part
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.likelihood import continuation_log_likelihood
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.likelihood import continuation_log_likelihood
 from autoselect.evaluation.latency.calls import Prompt, user_calls
 from autoselect.evaluation.loading import LoadedSelector, load_pair
 from autoselect.evaluation.methods.choice import choose

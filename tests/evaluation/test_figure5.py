@@ -7,7 +7,7 @@ from autoselect.evaluation.analyses.fidelity import (
     gating_fidelity,
     token_noises,
 )
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.resources import MODEL_FOLDER

@@ -14,7 +14,7 @@ import pytest
 
 from autoselect.config import ScorerConfig
 from autoselect.evaluation.answers.answering import Plan, answer_part
-from autoselect.evaluation.answers.replies import texts_of
+from autoselect.evaluation.asking.replies import texts_of
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.methods.registry import choose_methods, selector_method

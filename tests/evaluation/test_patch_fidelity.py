@@ -12,13 +12,13 @@ import transformers as hf
 
 from autoselect.cli.main import main
 from autoselect.evaluation.analyses.classifier import LabelledImages, labelled_images
+from autoselect.evaluation.analyses.line_figures import fidelity_figure
 from autoselect.evaluation.analyses.patch_fidelity import (
     TREATMENTS,
     patch_fidelity,
     patch_statistics,
     rewritten,
 )
-from autoselect.evaluation.figures.lines import fidelity_figure
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
 from tests.evaluation.fakes import make_samples

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from autoselect.evaluation.analyses.classifier import OWN_PREDICTION
+from autoselect.evaluation.analyses.line_figures import classifier_figure, fidelity_figure
 from autoselect.evaluation.figures.curves import retention_curves
-from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure
 from autoselect.evaluation.report.html import caption_of, html_report
 from autoselect.evaluation.report.latency_table import latency_table
 from autoselect.evaluation.report.markdown import markdown

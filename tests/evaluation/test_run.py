@@ -16,8 +16,8 @@ from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.evaluation import commands, run
 from autoselect.evaluation.answers.answering import FULL, Column, Plan, answer_part
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.likelihood import (
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.likelihood import (
     Candidate,
     candidates,
     continuation_log_likelihood,

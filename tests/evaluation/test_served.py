@@ -6,7 +6,7 @@ import pytest
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers import served
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.settings import EvalSettings

@@ -18,7 +18,7 @@ from autoselect.evaluation.analyses.fidelity import (
     treated,
 )
 from autoselect.evaluation.answers.answering import FULL, Column, Plan, answer_part
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.latency.bench import fixed_image
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.methods.choice import context_of

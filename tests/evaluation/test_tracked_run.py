@@ -13,8 +13,8 @@ from autoselect.config import ConfigError, ScorerConfig
 from autoselect.evaluation.analyses.tracked_analysis import points
 from autoselect.evaluation.latency import bench
 from autoselect.evaluation.loading import load_pair, selector_digest
-from autoselect.evaluation.report.tracked_evaluation import shown_folder, shown_selector
 from autoselect.evaluation.run import evaluate
+from autoselect.evaluation.run_names import shown_folder, shown_selector
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector

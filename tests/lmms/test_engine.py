@@ -11,7 +11,7 @@ from autoselect import read_image
 from autoselect.config import ConfigError, ScorerConfig
 from autoselect.data.shards import ShardWriter
 from autoselect.evaluation.answers.answering import Plan, answer_part
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.lmms.engine import PrunedVLM, parse_budget

@@ -9,8 +9,8 @@ import pytest
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import Plan, answer_part
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.replies import texts_of
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.replies import texts_of
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import score_answers

@@ -14,7 +14,7 @@ from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.text.batch import Collator
+from autoselect.vlm.batches.batch import Collator
 from tests.vlm import tiny_processors
 from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import features_of, loss_of, model_of, visual_of

@@ -21,8 +21,8 @@ from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.pruning.attachment import keeping
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import Collator
 from autoselect.vlm.patches import run_tower
-from autoselect.vlm.text.batch import Collator
 from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import features_of, visual_of
 

@@ -11,7 +11,7 @@ from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import calibrate
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.text.batch import Collator
+from autoselect.vlm.batches.batch import Collator
 from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import features_of
 from tests.waits import cost

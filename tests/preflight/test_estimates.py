@@ -38,8 +38,8 @@ from autoselect.preflight.estimates import (
 from autoselect.preflight.plan import GPUS
 from autoselect.reference.vlm import build_model, build_processor, save_vlm
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import IGNORED_LABEL, TrainBatch
 from autoselect.vlm.shape import read_shape
-from autoselect.vlm.text.batch import IGNORED_LABEL, TrainBatch
 from tests.measuring import peak_bytes
 from tests.preflight.published_sizes import llava
 

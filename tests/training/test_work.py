@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.training.work import ModelSize, StepWork
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import Collator
 from autoselect.vlm.forward import answer_loss
-from autoselect.vlm.text.batch import Collator
 from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import model_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoselect.evaluation.answers.replies import Reply
+from autoselect.evaluation.asking.replies import Reply
 from autoselect.pruning.diversity import DiversityCurve, TunedWeight
 from autoselect.tuning.agreement import (
     Measured,

@@ -13,7 +13,7 @@ import torch
 
 from autoselect import Selector, attach, detach
 from autoselect.config import ScorerConfig
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import VisualAdapter

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autoselect.evaluation.methods.tower_attention import tower_attention
+from autoselect.evaluation.asking.tower_attention import tower_attention
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.attention_maps import attention_layers, attention_maps

@@ -6,8 +6,8 @@ import torch
 from autoselect.data.faults import BadSample
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.batch import IGNORED_LABEL, Collator, attention_mask
 from autoselect.vlm.forward import text_hidden
-from autoselect.vlm.text.batch import IGNORED_LABEL, Collator, attention_mask
 from tests.vlm.scene_samples import ROUNDS, FakeSample, sample
 from tests.vlm.stock import asked_inputs, features_of, last_logits, loss_of, with_matrix
 

@@ -14,7 +14,7 @@ from autoselect.method.statistics import calibrate
 from autoselect.ops._native import HAS_CUDA
 from autoselect.reference.vlm import build_model, build_processor
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.text.batch import Collator
+from autoselect.vlm.batches.batch import Collator
 from tests.vlm.scene_samples import ROUNDS, sample
 from tests.vlm.stock import close, features_of, model_of, selector
 from tests.vlm.tiny import batch

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from autoselect.vlm import Collator
-from autoselect.vlm.text.batch import IGNORED_LABEL
-from autoselect.vlm.text.dialogue import DialogueWriter, Round
+from autoselect.vlm.batches.batch import IGNORED_LABEL
+from autoselect.vlm.batches.dialogue import DialogueWriter, Round
 from tests.vlm.conversations import SQUARE, frozen, sample
 
 TEMPLATE = Path(__file__).parents[2] / "configs" / "models" / "llava-1.5.jinja"

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.vlm import Collator
-from autoselect.vlm.text.batch import IGNORED_LABEL, MOST_IMAGES
+from autoselect.vlm.batches.batch import IGNORED_LABEL, MOST_IMAGES
 from autoselect.vlm.text.placeholders import question_content
 from tests.vlm.conversations import NAMES, SQUARE, WIDE, frozen, sample
 from tests.vlm.stock import loss_of

@@ -12,10 +12,10 @@ from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.quarantine import Quarantine
 from autoselect.data.shards import ShardSet, ShardWriter
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.vlm import Collator
-from autoselect.vlm.text.batch import IGNORED_LABEL
+from autoselect.vlm.batches.batch import IGNORED_LABEL
 from tests.data.loaders import make_loader
 from tests.vlm.conversations import (
     ROUNDS,
@@ -116,7 +116,7 @@ def test_errors_that_are_no_fault_of_an_image_surface(monkeypatch, error):
     def broken(*arguments, **more):
         raise error("broken")
 
-    monkeypatch.setattr("autoselect.vlm.text.batch.process_images", broken)
+    monkeypatch.setattr("autoselect.vlm.batches.batch.process_images", broken)
     with pytest.raises(error, match="broken"):
         collate([sample(0, (SQUARE,))])
 

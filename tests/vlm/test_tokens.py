@@ -7,10 +7,10 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.vlm import Collator, FrozenVLM
-from autoselect.vlm.text.batch import IGNORED_LABEL
-from autoselect.vlm.text.rows import RowWriter
+from autoselect.vlm.batches.batch import IGNORED_LABEL
+from autoselect.vlm.batches.rows import RowWriter
 from tests.vlm import tiny_processors, tiny_tokenizers
 from tests.vlm.conversations import sample
 from tests.vlm.stock import asked_inputs, model_of
@@ -158,7 +158,7 @@ def test_a_template_that_drops_thoughts_of_earlier_turns_is_named_with_what_help
     if convolutions:
         refusal = ("has convolutions", "set data.rounds=conversation")
         monkeypatch.setattr(
-            "autoselect.vlm.text.dialogue.training_fault", lambda _, rounds: refusal
+            "autoselect.vlm.batches.dialogue.training_fault", lambda _, rounds: refusal
         )
     fix = "make every round a sample of its own" if convolutions else "set data.rounds=independent"
     with pytest.raises(

@@ -5,11 +5,11 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.vlm import VisualAdapter
+from autoselect.vlm.batches.batch import TrainBatch
+from autoselect.vlm.batches.rows import PADDING_SEGMENT
 from autoselect.vlm.families import family_of
 from autoselect.vlm.forward import answer_loss
 from autoselect.vlm.sites import SITES
-from autoselect.vlm.text.batch import TrainBatch
-from autoselect.vlm.text.rows import PADDING_SEGMENT
 from tests.vlm.checks import gated_loss, parts
 from tests.vlm.stock import PER_TOKEN, model_of
 from tests.vlm.tiny import ALL, TINY, batch

@@ -13,8 +13,8 @@ from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics
 from autoselect.reference.vlm import build_processor
 from autoselect.vlm import Collator, FrozenVLM, TrainBatch
+from autoselect.vlm.batches.batch import IGNORED_LABEL
 from autoselect.vlm.forward import answer_loss
-from autoselect.vlm.text.batch import IGNORED_LABEL
 from autoselect.vlm.text.placeholders import OFFSETS, written_texts
 from tests.vlm import tiny_processors
 from tests.vlm.conversations import (

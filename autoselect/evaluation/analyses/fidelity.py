@@ -23,7 +23,7 @@ from torch import Tensor
 from autoselect.config import GateSite
 from autoselect.evaluation.answers.answering import answer_sequences
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, whole_choices
-from autoselect.evaluation.answers.replies import Replies, texts_of
+from autoselect.evaluation.asking.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores

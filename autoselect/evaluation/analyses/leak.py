@@ -22,7 +22,7 @@ from autoselect.evaluation.answers.answering import (
     answer_sequences,
 )
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, blind_choices, whole_choices
-from autoselect.evaluation.answers.replies import texts_of
+from autoselect.evaluation.asking.replies import texts_of
 from autoselect.evaluation.samples import EvaluationSample, encode_samples
 from autoselect.evaluation.scores.scoring import score_answers
 from autoselect.method.denoiser import Denoiser

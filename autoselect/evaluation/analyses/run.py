@@ -25,13 +25,21 @@ from autoselect.evaluation.analyses.fidelity import (
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
 from autoselect.evaluation.analyses.leak import leak, load_gate
+from autoselect.evaluation.analyses.line_figures import (
+    classifier_figure,
+    fidelity_figure,
+    leak_figure,
+)
+from autoselect.evaluation.analyses.map_figures import (
+    frequency_figure,
+    gate_figure,
+    similarity_figure,
+)
 from autoselect.evaluation.analyses.patch_fidelity import patch_fidelity
 from autoselect.evaluation.analyses.similarity import token_similarity
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS
-from autoselect.evaluation.figures.lines import classifier_figure, fidelity_figure, leak_figure
-from autoselect.evaluation.figures.maps import frequency_figure, gate_figure, similarity_figure
 from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text

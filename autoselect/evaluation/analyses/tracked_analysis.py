@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoselect.evaluation.report.tracked_evaluation import shown_folder, shown_selector
+from autoselect.evaluation.run_names import shown_folder, shown_selector
 from autoselect.tracking import Tracker
 from autoselect.tracking.note import RunNote
 

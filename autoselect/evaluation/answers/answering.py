@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from autoselect.evaluation.answers.asking import Encoded, Place, Prompts
-from autoselect.evaluation.answers.choices import ANSWERS, GENERATION, GREEDY
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, blind_choices, other_choices
-from autoselect.evaluation.answers.likelihood import answers_of, candidates
-from autoselect.evaluation.answers.replies import Generated, Replies, Reply
+from autoselect.evaluation.asking.asked_vlm import Encoded, Place, Prompts
+from autoselect.evaluation.asking.choices import ANSWERS, GENERATION, GREEDY
+from autoselect.evaluation.asking.likelihood import answers_of, candidates
+from autoselect.evaluation.asking.replies import Generated, Replies, Reply
 from autoselect.evaluation.methods.choice import Choice, choose
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
@@ -50,7 +50,7 @@ class Plan:
         images_per_part: images encoded together; also the unit of restart and of distribution.
         rows_per_batch: questions answered together.
         max_new_tokens: longest answer in tokens.
-        scoring: way of answering, see `autoselect/evaluation/answers/likelihood.py`.
+        scoring: way of answering, see `autoselect/evaluation/asking/likelihood.py`.
         reference: `answers` if the data's answers are right, `model` if the full model's own are.
         others: whether there is a second image, whose tokens one column shows instead.
     """

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.answers.asking import Encoded
+from autoselect.evaluation.asking.asked_vlm import Encoded
 from autoselect.evaluation.methods.choice import Choice
 
 ImageChoices = list[list[Choice]]

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from autoselect.config.remaining import Remaining
 from autoselect.evaluation.answers.answering import Plan, answer_part
-from autoselect.evaluation.answers.replies import Replies, Reply
 from autoselect.evaluation.answers.served import ServedVLM, served_part
+from autoselect.evaluation.asking.replies import Replies, Reply
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text
 from autoselect.vlm.model_files import local_folder

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoselect.evaluation.answers.replies import AnsweredSample
-from autoselect.evaluation.scores.scoring import ScoreTable, average, score_answers
+from autoselect.evaluation.scores.scoring import AnsweredSample, ScoreTable, average, score_answers
 
 Place = tuple[str, int]
 

@@ -12,9 +12,9 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import FULL, Column, Plan, answer_part
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.endings import up_to_end
-from autoselect.evaluation.answers.replies import Replies, Reply
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.endings import up_to_end
+from autoselect.evaluation.asking.replies import Replies, Reply
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.serving.command import check_installation
 from autoselect.serving.families import check_site

@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import GateSite
-from autoselect.evaluation.answers.asking import AskedVLM
-from autoselect.evaluation.answers.likelihood import last_logits
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.likelihood import last_logits
 from autoselect.evaluation.latency.timing import Call
 from autoselect.evaluation.methods.context import PATCHES
 from autoselect.pruning.attachment import attach, detach

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.answers.asking import ImageTokens
+from autoselect.evaluation.asking.asked_vlm import ImageTokens
 from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.registry import Method
 

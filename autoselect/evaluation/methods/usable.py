@@ -4,9 +4,9 @@ import logging
 from dataclasses import replace
 
 from autoselect.config import ConfigError
-from autoselect.evaluation.answers.asking import AskedVLM
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.asking.llm_attention import has_llm_attention
 from autoselect.evaluation.methods.context import PATCHES
-from autoselect.evaluation.methods.llm_attention import has_llm_attention
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.vlm.sites import SITES

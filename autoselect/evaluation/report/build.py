@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import BLIND, FULL, OTHER, Plan
-from autoselect.evaluation.answers.replies import Replies, texts_of
+from autoselect.evaluation.asking.replies import Replies, texts_of
 from autoselect.evaluation.report.endings import Endings, measured_endings
 from autoselect.evaluation.report.warnings import report_warnings
 from autoselect.evaluation.scores.intervals import (

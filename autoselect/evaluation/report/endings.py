@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from autoselect.evaluation.answers.answering import Answers
-from autoselect.evaluation.answers.replies import Reply, texts_of
+from autoselect.evaluation.asking.replies import Reply, texts_of
 from autoselect.evaluation.scores.intervals import retention
 from autoselect.evaluation.scores.metrics import exact_match
 from autoselect.evaluation.scores.scoring import (

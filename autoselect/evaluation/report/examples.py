@@ -8,7 +8,7 @@ import torch
 
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
-from autoselect.evaluation.answers.replies import Replies
+from autoselect.evaluation.asking.replies import Replies
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.evaluation.scores.scoring import Answered, answer_score

@@ -11,7 +11,7 @@ from autoselect.config import ConfigError
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.analyses.run import ANALYSES, Subject
 from autoselect.evaluation.answers.answering import Plan
-from autoselect.evaluation.answers.replies import Replies, texts_of
+from autoselect.evaluation.asking.replies import Replies, texts_of
 from autoselect.evaluation.figures.curves import retention_curves
 from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.figures.style import save

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoselect.config.row_names import SELECTOR
-from autoselect.evaluation.loading import selector_folders
 from autoselect.evaluation.report.latency import costs
 from autoselect.evaluation.report.latency_table import latency_table
 from autoselect.evaluation.report.markdown import markdown_table
@@ -24,13 +23,13 @@ from autoselect.evaluation.report.tables import (
     retention_table,
     span,
 )
+from autoselect.evaluation.run_names import shown_folder, shown_selector
 from autoselect.tracking import Data, Tracker
 from autoselect.tracking.ending import ended_truthfully
 from autoselect.tracking.leaderboard import EVALUATION, metric_at
 from autoselect.tracking.note import RunNote
 
 PARENT, ROW = "parent", "evaluation row"
-FOLDERS_WITHOUT_NAME = ("selector", "train", "eval")
 CURVE = "accuracy_retention"
 """Group of retention by budget; MLflow sorts groups by name, and a run's charts begin with it."""
 
@@ -196,21 +195,6 @@ def _answer_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """Return `answers/unended`, `answers/loss` and the like of a row, without unknown ones."""
     known = row.get("answers") or {}
     return {f"answers/{name}": value for name, value in known.items() if value is not None}
-
-
-def shown_folder(out: str) -> str:
-    """Return the last part of a folder that names it: `mine` for `runs/mine/eval`."""
-    parts = [part for part in Path(out).absolute().parts if part not in FOLDERS_WITHOUT_NAME]
-    return parts[-1]
-
-
-def shown_selector(address: str) -> str:
-    """Return a short name: `a/seed-0` for `runs/a/seed-0/train/selector`."""
-    address = selector_folders(address)[SELECTOR]
-    if ":/" in address:
-        return address
-    parts = [part for part in Path(address).parts if part not in FOLDERS_WITHOUT_NAME]
-    return "/".join(parts[-2:]) or address
 
 
 def _model_name(name: str) -> str:

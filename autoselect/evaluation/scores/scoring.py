@@ -33,6 +33,16 @@ class Answered(Protocol):
     def tasks(self) -> Sequence[str]: ...
 
 
+@dataclass(frozen=True)
+class AnsweredSample:
+    """One image's rounds with their accepted answers, as scoring reads them."""
+
+    key: str
+    questions: list[str]
+    answers: list[list[str]]
+    tasks: list[str]
+
+
 def question_score(task: str, question: str, answers: Sequence[str]) -> QuestionScore:
     """Choose the metric: options, ANLS, yes/no, VQA soft accuracy, else exact match.
 

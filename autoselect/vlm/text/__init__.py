@@ -1,1 +1,1 @@
-"""Turn conversations into token ids: chat templates, placeholders, labels, training batches."""
+"""What a prompt holds beside words: chat templates, image placeholders, pictures for them."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.answers.choices import GENERATION, GREEDY, TEXT_LIKELIHOOD
-from autoselect.evaluation.answers.replies import Generated
+from autoselect.evaluation.asking.choices import GENERATION, GREEDY, TEXT_LIKELIHOOD
+from autoselect.evaluation.asking.replies import Generated
 from autoselect.evaluation.scores.metrics import parse_options
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm.adapter import FILL_PER_TOKEN

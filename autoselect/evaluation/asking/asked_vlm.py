@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from autoselect.config import GateSite
-from autoselect.evaluation.answers.endings import answer_ids, up_to_end
-from autoselect.evaluation.answers.likelihood import continuation_log_likelihood, mean_losses
-from autoselect.evaluation.answers.replies import Generated
-from autoselect.evaluation.methods.llm_attention import visual_attention
-from autoselect.evaluation.methods.tower_attention import tower_attention
+from autoselect.evaluation.asking.endings import answer_ids, up_to_end
+from autoselect.evaluation.asking.likelihood import continuation_log_likelihood, mean_losses
+from autoselect.evaluation.asking.llm_attention import visual_attention
+from autoselect.evaluation.asking.replies import Generated
+from autoselect.evaluation.asking.tower_attention import tower_attention
 from autoselect.evaluation.samples import Box, EvaluationSample, names_of
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import FrozenVLM

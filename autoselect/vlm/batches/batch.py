@@ -20,12 +20,12 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.batches.dialogue import first_rounds
+from autoselect.vlm.batches.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
+from autoselect.vlm.batches.samples import ShardSample, any_of, check_sample, refusal
 from autoselect.vlm.families import placeholder_id, training_fault
-from autoselect.vlm.text.dialogue import first_rounds
 from autoselect.vlm.text.pictures import IMAGE_ERRORS, refusal_of
 from autoselect.vlm.text.placeholders import ProcessedImages, process_images
-from autoselect.vlm.text.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
-from autoselect.vlm.text.samples import ShardSample, any_of, check_sample, refusal
 from autoselect.vlm.text.tokens import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoselect.evaluation.scores.scoring import Answered
+from autoselect.evaluation.scores.scoring import Answered, AnsweredSample
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,6 @@ Replies = list[list[Reply]]
 def texts_of(replies: Sequence[Sequence[Reply]]) -> list[list[str]]:
     """Return the texts alone, by image and round."""
     return [[reply.text for reply in own] for own in replies]
-
-
-@dataclass(frozen=True)
-class AnsweredSample:
-    """One image's rounds with their accepted answers, as `score_answers` reads them."""
-
-    key: str
-    questions: list[str]
-    answers: list[list[str]]
-    tasks: list[str]
 
 
 def answered_by(

@@ -5,7 +5,7 @@ from typing import Any
 
 from autoselect.config import ConfigError
 from autoselect.data.record import IMAGE_PLACEHOLDER
-from autoselect.vlm.text.dialogue import DialogueWriter, Round
+from autoselect.vlm.batches.dialogue import DialogueWriter, Round
 from autoselect.vlm.text.tokens import end_ids
 
 

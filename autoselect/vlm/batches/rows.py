@@ -15,7 +15,7 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.data.record import RecordError
 from autoselect.vlm.backbone import FrozenVLM
-from autoselect.vlm.text.dialogue import DialogueWriter, WrittenRound, rounds_of
+from autoselect.vlm.batches.dialogue import DialogueWriter, WrittenRound, rounds_of
 from autoselect.vlm.text.placeholders import fill_marks
 from autoselect.vlm.text.tokens import (
     IGNORED_LABEL,

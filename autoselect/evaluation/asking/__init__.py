@@ -1,0 +1,1 @@
+"""Ask a model: tokens of its images, attention maps, answers, likelihoods."""

@@ -1,0 +1,1 @@
+"""Turn conversations into training batches: token ids, labels, images."""
