@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from autoselect.cli.main import main
 from autoselect.config import ConfigError, DenoiserConfig, GateConfig, TrainConfig
 from autoselect.config.files import to_dict
 from autoselect.evaluation.analyses.leak import (
@@ -124,3 +125,13 @@ def test_features_of_later_layers_are_gated_and_not_repaired(tmp_path):
     assert gated.shape == found.shape == tokens.shape
     assert torch.equal(gated[..., 5:], found[..., 5:])
     assert not torch.equal(gated[..., :5], found[..., :5])
+
+
+def test_a_missing_training_run_is_named_before_a_run_begins(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    words = ["--model", "m", "--selector", "s", "--shards", "test-*.tar", "--budgets", "8"]
+    assert main(["analyse", "leak", *words, "--out", str(tmp_path / "out")]) == 2
+    assert "give --run" in capsys.readouterr().err + caplog.text
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,8 @@ from autoselect.config import ConfigError, GateSite
 from autoselect.config.flags import check_counts
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.analyses.gates import trained_gate
-from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, GATES, PATCHES, SCORED
+from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, GATES, LEAK, PATCHES, SCORED
+from autoselect.evaluation.analyses.leak import load_gate
 from autoselect.evaluation.analyses.run import (
     ANALYSES,
     Found,
@@ -85,6 +86,8 @@ Work = Callable[[], Found]
 def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
     """Return VLM, selector and the function that computes the numbers, after all checks."""
     kind, shards = arguments.kind, resolve_shards(arguments.shards, "test")
+    if kind == LEAK and arguments.train_run is None:
+        raise ConfigError("run= is missing; give --run, the output folder of the training run")
     opened = EvaluationSet.open(shards, arguments.max_images, kind in SCORED)
     if not opened.one_image_each:
         raise ConfigError(
@@ -105,7 +108,7 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
         selector,
         samples,
         budgets,
-        arguments.train_run,
+        load_gate(arguments.train_run, vlm) if kind == LEAK else None,
         arguments.max_new_tokens,
         _treated_site(vlm, selector, arguments.site),
     )

@@ -24,7 +24,8 @@ from autoselect.evaluation.analyses.fidelity import (
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
-from autoselect.evaluation.analyses.leak import leak, load_gate
+from autoselect.evaluation.analyses.kinds import FIDELITY, GATES, LEAK
+from autoselect.evaluation.analyses.leak import TrainedGate, leak
 from autoselect.evaluation.analyses.line_figures import (
     classifier_figure,
     fidelity_figure,
@@ -61,7 +62,7 @@ class Subject:
     Attributes:
         selector: may be None for `fidelity`.
         samples: images and questions; a list, because analyses read it several times.
-        run: output folder of the training run, for analyses of the gates.
+        gate: the gate of the training run, for `leak`.
         site: where `fidelity` treats tokens; the selector's, if there is one.
     """
 
@@ -69,7 +70,7 @@ class Subject:
     selector: Any
     samples: list[EvaluationSample]
     budgets: tuple[int, ...]
-    run: str | None = None
+    gate: TrainedGate | None = None
     max_new_tokens: int = 16
     site: GateSite = "after_projector"
 
@@ -126,25 +127,20 @@ def gates(subject: Subject) -> Found:
 
 
 def uniform_gates(subject: Subject) -> Found:
-    """Measure the leak at the smallest budget.
-
-    Raises:
-        ConfigError: no training run is given.
-    """
-    if subject.run is None:
-        raise ConfigError("run= is missing; give --run, the output folder of the training run")
-    gate = load_gate(subject.run, subject.vlm)
+    """Measure the leak at the smallest budget."""
+    assert subject.gate is not None, "leak needs the gate of a training run"
     longest = subject.max_new_tokens
-    found = leak(AskedVLM(subject.vlm), gate, subject.samples, subject.budgets[0], longest)
+    asked = AskedVLM(subject.vlm)
+    found = leak(asked, subject.gate, subject.samples, subject.budgets[0], longest)
     return found, leak_figure(found)
 
 
 ANALYSES: dict[str, Callable[[Subject], Found]] = {
     "similarity": similarity,
-    "fidelity": fidelity,
+    FIDELITY: fidelity,
     "frequency": frequency,
-    "gates": gates,
-    "leak": uniform_gates,
+    GATES: gates,
+    LEAK: uniform_gates,
 }
 
 
