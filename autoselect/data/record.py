@@ -53,8 +53,11 @@ def check_conversation(record: Any) -> None:
 
 
 def lacks_answer(turns: Sequence[Any]) -> bool:
-    """Return whether checked turns hold no answer, so that training has nothing to learn."""
-    return len(turns) < 2
+    """Return whether checked turns hold no answer, so that training has nothing to learn.
+
+    An answer of white space would train the end of answers alone.
+    """
+    return not any(turn["value"].strip() for turn in turns[1::2])
 
 
 def encoded(text: str, name: str) -> bytes:

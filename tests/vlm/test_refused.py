@@ -176,10 +176,13 @@ def test_marks_that_are_not_as_many_as_images_are_named(count):
     assert found.kind == "wrong_json" and f"{count} <image> placeholders for 2" in found.detail
 
 
+@pytest.mark.parametrize("answer", [None, "", " \n"])
 @pytest.mark.parametrize("rounds", ["independent", "conversation"])
-def test_a_sample_without_an_answer_is_named(rounds):
+def test_a_sample_without_an_answer_is_named(rounds, answer):
     silent = sample(0, (SQUARE,), [])
     silent.record["conversations"] = [{"from": "human", "value": "is there a red star ?"}]
+    if answer is not None:
+        silent.record["conversations"].append({"from": "gpt", "value": answer})
     assert fault(Collator(frozen("llava_next"), rounds), silent).kind == "no_answer"
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError
+from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError, lacks_answer
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batches.dialogue import first_rounds
 from autoselect.vlm.batches.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
@@ -213,6 +213,8 @@ class Collator:
         """Build the row of a record; raise BadSample if it has images but no answer."""
         if not texts:
             return self._blank()
+        if lacks_answer(record["conversations"]):
+            raise refusal(sample, "no_answer", "none of its rounds has an answer")
         independent = self.rounds == "independent"
         write = self.write.independent if independent else self.write.conversation
         try:
@@ -221,8 +223,6 @@ class Collator:
             raise refusal(sample, error.kind, str(error)) from error
         if row.has_answer:
             return row if row.num_images else self._blank(row.dropped)
-        if not row.dropped:
-            raise refusal(sample, "no_answer", "none of its rounds has an answer")
         visual = sum(text.count(self.placeholder) for text in texts)
         raise refusal(
             sample,
