@@ -127,9 +127,7 @@ def test_features_of_later_layers_are_gated_and_not_repaired(tmp_path):
     assert not torch.equal(gated[..., :5], found[..., :5])
 
 
-def test_a_missing_training_run_is_named_before_a_run_begins(
-    tmp_path, monkeypatch, capsys, caplog
-):
+def test_a_missing_training_run_is_named_before_a_run_begins(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     words = ["--model", "m", "--selector", "s", "--shards", "test-*.tar", "--budgets", "8"]
     assert main(["analyse", "leak", *words, "--out", str(tmp_path / "out")]) == 2
