@@ -23,13 +23,13 @@ from autoselect.ablation.variants import CHANGEABLE, AblationPlan, Variant, load
 from autoselect.config import ConfigError
 from autoselect.config.programs import eval_command
 from autoselect.config.row_names import OWN
-from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.commands import add_eval_arguments
 from autoselect.evaluation.loading import parse_diversities
 from autoselect.evaluation.methods.registry import choose_methods
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.files.atomic import write_text
+from autoselect.pruning.budget import parse_budgets
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.training.budgets import check_budgets
 from autoselect.vlm.loading import fixed_tokens

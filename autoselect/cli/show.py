@@ -59,8 +59,8 @@ def run_show(arguments: argparse.Namespace) -> int:
             "with --selector"
         )
     from autoselect.cli.show_answers import ask, count_tokens, draw, inputs_of
-    from autoselect.evaluation.budgets import parse_budgets
     from autoselect.evaluation.loading import load_pair
+    from autoselect.pruning.budget import parse_budgets
 
     name = resolve_model(arguments.model)
     vlm, selector = load_pair(name, arguments.selector, arguments.device)

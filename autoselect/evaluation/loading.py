@@ -64,7 +64,7 @@ def load_selectors(
     loaded = {}
     for name, folder in folders.items():
         trained = Selector.from_pretrained(folder, device=where)
-        check_width(vlm, trained, folder)
+        trained.check_width(vlm.width_at(trained.site), str(vlm.name), f"selector={folder}")
         warning = other_weights(vlm, trained)
         if warning:
             logger.warning("%s", warning)
@@ -163,15 +163,6 @@ def shown_name(model: str, vlm: Any) -> str:
     """Return the model's name in reports; the folder of the reference VLM has no telling name."""
     is_reference = Path(model).resolve() == MODEL_FOLDER.resolve()
     return "the reference VLM" if is_reference else str(vlm.name)
-
-
-def check_width(vlm: Any, selector: Any, path: str) -> None:
-    width = vlm.width_at(selector.site)
-    if selector.width != width:
-        raise ConfigError(
-            f"selector={path} scores tokens of width {selector.width}, but those of {vlm.name} "
-            f"have width {width}; choose the selector that was trained for this model"
-        )
 
 
 def other_weights(vlm: Any, selector: Any) -> str | None:

@@ -21,7 +21,6 @@ from autoselect.evaluation.answers.served import check_served, served
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.choices import ANSWERS, MODEL
 from autoselect.evaluation.asking.replies import Replies, answered_by
-from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.latency.environment import git_commit
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
@@ -52,6 +51,7 @@ from autoselect.evaluation.rows import alone, with_converted_rows
 from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import VLLM, EvalSettings
+from autoselect.pruning.budget import parse_budgets
 from autoselect.pruning.folder import weights_digest
 from autoselect.serving.plugin import installed_version
 from autoselect.tracking import Data

@@ -47,6 +47,28 @@ def budget_to_tokens(budget: OneBudget, num_tokens: int) -> int:
     return budget
 
 
+def parse_budgets(text: str, num_tokens: int, setting: str = "budgets") -> tuple[int, ...]:
+    """Return comma-separated budgets as token counts, ascending and without repeats.
+
+    Args:
+        text: entries that `budget_to_tokens` accepts.
+        num_tokens: visual tokens of one image of the model, N.
+        setting: name of the list in errors.
+
+    Raises:
+        ConfigError: the list is empty, or `budget_to_tokens` refuses an entry.
+    """
+    parts = [part for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ConfigError(
+            f"{setting}={text!r} names no budget; give for example 8,16,32 or 11%,22%"
+        )
+    try:
+        return tuple(sorted({budget_to_tokens(part, num_tokens) for part in parts}))
+    except ConfigError as error:
+        raise ConfigError(f"{setting}={text!r}: {error}") from error
+
+
 def read_budget(budget: Any, num_tokens: int) -> int | float:
     """Return the budget of one image as a plain number.
 

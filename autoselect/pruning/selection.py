@@ -213,14 +213,8 @@ def check_width(adapter: VisualAdapter, selector: Selector) -> None:
     Raises:
         ConfigError: the width differs, or the model does not have the site.
     """
-    width = SITES[selector.site].width(adapter)
-    if selector.width != width:
-        raise ConfigError(
-            f"selector.width={selector.width} does not fit the {width} channels of "
-            f"{type(adapter.model).__name__}'s visual tokens (site {selector.site}); use the "
-            f"selector trained for this model (this one: "
-            f"{selector.metadata.get('model', 'unknown')})"
-        )
+    name = type(adapter.model).__name__
+    selector.check_width(SITES[selector.site].width(adapter), f"{name} (site {selector.site})")
 
 
 @torch.no_grad()

@@ -97,6 +97,21 @@ class Selector(nn.Module):
         """Return D, the channels of the visual tokens that it was trained on."""
         return self.scorer.width
 
+    def check_width(self, width: int, of: str, name: str = "selector") -> None:
+        """Raise ConfigError if the tokens of a model have another width.
+
+        Args:
+            width: channels of the tokens that are to be scored.
+            of: whose tokens they are, for the error.
+            name: the setting that names this selector, for the error.
+        """
+        if self.width != width:
+            raise ConfigError(
+                f"{name} scores tokens of {self.width} channels, and those of {of} have "
+                f"{width}; use the selector that was trained for this model (this one: "
+                f"{self.metadata.get('model', 'unknown')})"
+            )
+
     @property
     def config(self) -> dict[str, Any]:
         return {
@@ -123,14 +138,13 @@ class Selector(nn.Module):
             mask: true at real tokens, [B, N].
 
         Raises:
-            ConfigError: the width differs from that of the training.
+            ConfigError: another shape, or another width than that of the training.
         """
-        if tokens.ndim != 3 or tokens.shape[-1] != self.width:
+        if tokens.ndim != 3:
             raise ConfigError(
-                f"tokens of shape {list(tokens.shape)} do not fit a selector of width "
-                f"{self.width}; use it with the model that it was trained on: "
-                f"{self.metadata.get('model', 'unknown')}"
+                f"tokens of shape {list(tokens.shape)} are not [B, N, D]; give one image per row"
             )
+        self.check_width(tokens.shape[-1], f"shape {list(tokens.shape)}")
         return self.scorer.infer(tokens, mask)
 
     def select(

@@ -71,12 +71,8 @@ def check_selector(settings: ServingSettings, model_config: Any) -> None:
     """
     selector, width = settings.load(), model_config.hf_text_config.hidden_size
     check_site(selector.site, model_config.architecture)
-    if selector.site == "after_projector" and selector.width != width:
-        raise ConfigError(
-            f"{BLOCK}.selector={settings.selector} has the width {selector.width}, and the visual "
-            f"tokens of {model_config.model} have {width}; use the selector trained for it (this "
-            f"one: {selector.metadata.get('model', 'unknown')})"
-        )
+    if selector.site == "after_projector":
+        selector.check_width(width, str(model_config.model), settings.shown)
     if warning := other_model(selector.metadata, model_config.model):
         logger.warning_once(warning)
 

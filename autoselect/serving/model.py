@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoselect.config import ConfigError
 from autoselect.config.extras import extra
 from autoselect.pruning.selector import Selector
 from autoselect.serving import BLOCK
@@ -265,12 +264,7 @@ def check_width(settings: ServingSettings, selector: Selector, projector: Any) -
     names = ("input_size", "in_features")  # of vLLM's linear layers, and of PyTorch's
     sizes = (getattr(part, name, None) for part in projector.modules() for name in names)
     width = next(size for size in sizes if size is not None)
-    if width != selector.width:
-        raise ConfigError(
-            f"{BLOCK}.selector={settings.selector} has the width {selector.width}, and the "
-            f"projector of the model takes {width} channels; use the selector trained for it (this "
-            f"one: {selector.metadata.get('model', 'unknown')})"
-        )
+    selector.check_width(width, "the model (site before_projector)", settings.shown)
 
 
 def with_older_names(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

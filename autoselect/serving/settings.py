@@ -41,6 +41,11 @@ class ServingSettings:
     diversity: Any = None
     revision: str | None = None
 
+    @property
+    def shown(self) -> str:
+        """Return how errors name the selector."""
+        return f"{BLOCK}.selector={self.selector}"
+
     @classmethod
     def of(cls, hf_config: Any) -> "ServingSettings | None":
         """Return the settings in a model's configuration, or None if it has none.

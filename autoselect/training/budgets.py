@@ -3,7 +3,7 @@
 import sys
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.pruning.budget import budget_to_tokens
+from autoselect.pruning.budget import parse_budgets
 
 
 def check_budgets(config: TrainConfig, num_tokens: int | None) -> None:
@@ -24,14 +24,4 @@ def check_budgets(config: TrainConfig, num_tokens: int | None) -> None:
         )
     if config.tune_images == 0:
         return
-    parts = [part for part in config.tune_budgets.split(",") if part.strip()]
-    if not parts:
-        raise ConfigError(
-            f"tune_budgets={config.tune_budgets!r} names no budget; give for example 6%,22%, or "
-            "tune_images=0 for no search"
-        )
-    for part in parts:
-        try:
-            budget_to_tokens(part, largest)
-        except ConfigError as error:
-            raise ConfigError(f"tune_budgets={config.tune_budgets!r}: {error}") from error
+    parse_budgets(config.tune_budgets, largest, "tune_budgets")

@@ -25,12 +25,12 @@ from autoselect.evaluation.answers.parts import (
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.choices import MODEL
 from autoselect.evaluation.asking.replies import Replies
-from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import Method, selector_method
 from autoselect.files.atomic import write_text
+from autoselect.pruning.budget import parse_budgets
 from autoselect.pruning.diversity import TunedWeight
 from autoselect.pruning.selector import Selector
 from autoselect.training.state import TrainingState

@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig
 
 from autoselect import ConfigError, attach
-from autoselect.pruning.budget import budget_to_tokens
+from autoselect.pruning.budget import budget_to_tokens, parse_budgets
 from tests.vlm.stock import attached, model_of, selector
 from tests.vlm.tiny import TINY, batch
 
@@ -139,3 +139,15 @@ def test_every_number_of_numpy_and_torch_is_converted_alike():
     shares = (0.25, np.float64(0.25), np.float16(0.25), torch.tensor(0.25))
     assert {budget_to_tokens(share, 16) for share in shares} == {4}
     assert all(type(budget_to_tokens(k, 16)) is int for k in (4, np.uint8(4), torch.tensor(4)))
+
+
+def test_a_list_is_sorted_and_without_repeats():
+    assert parse_budgets("32, 8,0.0555,16", 144) == (8, 16, 32)
+    with pytest.raises(ConfigError, match="names no budget"):
+        parse_budgets(" , ", 144)
+
+
+@pytest.mark.parametrize("value", ["0", "577", "-0.1", "120%", "eight"])
+def test_one_bad_entry_is_refused(value):
+    with pytest.raises(ConfigError, match="budgets=.*budget="):
+        parse_budgets(f"8,{value}", 576)

@@ -115,7 +115,7 @@ def test_a_share_is_rounded_and_never_empty():
 
 
 def test_tokens_of_another_width_are_refused(selector):
-    with pytest.raises(ConfigError, match="selector of width 12"):
+    with pytest.raises(ConfigError, match="tokens of 12 channels, and those of .* have 13"):
         selector.score(torch.zeros(1, 4, 13))
 
 

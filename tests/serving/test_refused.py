@@ -100,14 +100,14 @@ def test_rotary_embeddings_that_depend_on_the_length_are_refused(kind):
 
 def test_a_selector_of_another_width_is_refused(native, tmp_path):
     Selector(Scorer(64, ScorerConfig()), {"model": "other"}).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has the width 64.*this one: other"):
+    with pytest.raises(ValueError, match="tokens of 64 channels.*this one: other"):
         configured(native, {"selector": str(tmp_path), "budget": 16})
 
 
 def test_a_selector_of_another_width_before_the_projector_is_refused(native, tmp_path):
     selector = Selector(Scorer(64, ScorerConfig()), {"model": "other"}, site="before_projector")
     selector.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="has the width 64, and the projector .* takes 128"):
+    with pytest.raises(ConfigError, match="tokens of 64 channels, .* have 128"):
         engine(native, {"selector": str(tmp_path), "budget": 16})
 
 

@@ -361,7 +361,7 @@ def test_a_clip_is_not_drawn_on_a_picture():
 def test_mistakes_in_attaching_are_named(monkeypatch):
     model = model_of("llava")
     wide = Selector(Scorer(WIDTH + 8, ScorerConfig(hidden_size=16, num_heads=2)))
-    with pytest.raises(ConfigError, match=f"selector.width={WIDTH + 8} does not fit the {WIDTH}"):
+    with pytest.raises(ConfigError, match=f"tokens of {WIDTH + 8} channels, .* have {WIDTH};"):
         attach(model, wide, 4)
     with pytest.raises(ConfigError, match="not a transformers model"):
         attach(torch.nn.Linear(2, 2), selector(), 4)

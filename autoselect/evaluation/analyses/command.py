@@ -22,10 +22,10 @@ from autoselect.evaluation.analyses.run import (
     write_analysis,
 )
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
-from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
 from autoselect.evaluation.samples import EvaluationSet, StoredSamples, check_images
+from autoselect.pruning.budget import parse_budgets
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
 from autoselect.tracking.ending import ended_truthfully

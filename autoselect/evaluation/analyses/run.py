@@ -39,11 +39,11 @@ from autoselect.evaluation.analyses.map_figures import (
 from autoselect.evaluation.analyses.patch_fidelity import patch_fidelity
 from autoselect.evaluation.analyses.similarity import token_similarity
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
-from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.earlier import SETTINGS
 from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text
+from autoselect.pruning.budget import parse_budgets
 from autoselect.reference.classifier import largest_object_colour, train_classifier
 from autoselect.reference.resources import REFERENCE, resolve_shards
 from autoselect.vlm.image_classifier import Preprocess, grid, load_classifier

@@ -8,10 +8,10 @@ from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.config.row_names import SELECTOR
-from autoselect.evaluation.budgets import parse_budgets
 from autoselect.evaluation.latency.calls import Prompt
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.loading import load_pair
+from autoselect.pruning.budget import parse_budgets
 
 QUESTION = "what is in the image ?"
 IMAGE_SIZE = 336
