@@ -26,8 +26,7 @@ class HelpWithDefaults(argparse.RawDescriptionHelpFormatter):
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line and name the way out; its sub-commands get one too.
 
-    Flags that it does not know are refused, unless a default `takes_settings` is true. A default
-    `about_settings` says where settings are written instead.
+    Flags that it does not know are refused, unless a default `takes_settings` is true.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -39,7 +38,6 @@ class CommandParser(argparse.ArgumentParser):
             flag = unknown[0].partition("=")[0]
             close = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.7)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            hint += getattr(found, "about_settings", "")
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 
 from autoselect.config.programs import DEFAULT_PORT
-from autoselect.preflight.plan import GPUS
+from autoselect.preflight.plan import GPUS, SETTINGS
 
 
 def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
     doctor = subparsers.add_parser(
-        "doctor", help="check a training run, everything but compute, before it starts"
+        "doctor",
+        help="check a training run, everything but compute, before it starts",
+        epilog=SETTINGS,
+        allow_abbrev=False,
     )
     doctor.add_argument("--config", metavar="YAML", help="settings of the training run")
     json_file, what = "configs/deepspeed/zero2.json", "its batch sizes, ZeRO stage and clipping"
@@ -33,14 +36,7 @@ def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
         "training budgets: does it bear removal at all? (default 0: the model is not run)",
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
-    doctor.add_argument(
-        "settings",
-        nargs="*",
-        metavar="--NAME=VALUE",
-        help="settings of the training run, after `--`; autoselect/train.py --help lists them",
-    )
-    form = "; settings of the training follow `--`, as in: autoselect doctor --gpus 8 -- --model=X"
-    doctor.set_defaults(run=run_doctor, about_settings=form)
+    doctor.set_defaults(run=run_doctor, takes_settings=True)
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import BatchSizes, DeepSpeedConfig
@@ -51,6 +51,10 @@ GPUS = {
 }
 
 
+SETTINGS = (
+    "Settings of the training, such as --model NAME, are given as to `autoselect train`, "
+    "whose help lists them."
+)
 ASSUMED = "h100"
 """The kind of a plan without `--gpu` on a machine without a GPU."""
 
@@ -158,7 +162,7 @@ def _memory_lines(
     fitting = smallest_stage(shape, arguments.gpus, micro, config, have, gib)
     if fitting is None:
         advice = (
-            "none fits; use a smaller micro batch, --checkpointing, a smaller "
+            "none fits; use a smaller micro batch, --activation_checkpointing=true, a smaller "
             "data.max_text_tokens or more devices"
         )
     else:
@@ -174,12 +178,7 @@ def _memory_lines(
 
 def run_config(arguments: argparse.Namespace) -> TrainConfig:
     """Return the settings of `--config`, or of the reference run, changed by the flags."""
-    config = load_config(TrainConfig, arguments.config, [])
-    named = {name: getattr(arguments, name) for name in ("model", "steps", "dtype")}
-    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    if arguments.checkpointing:
-        changes["activation_checkpointing"] = True
-    return replace(config, **changes)
+    return load_config(TrainConfig, arguments.config, arguments.settings)
 
 
 def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
@@ -257,9 +256,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("plan", help="estimate memory and time of a training run")
+    parser = subparsers.add_parser(
+        "plan",
+        help="estimate memory and time of a training run",
+        epilog=SETTINGS,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="YAML", help="settings of the training run")
-    parser.add_argument("--model", help="folder or hub name of the VLM (default that of --config)")
     parser.add_argument("--gpus", type=int, default=8, help="number of devices, all nodes together")
     kind = f"the visible one, else {ASSUMED}"
     parser.add_argument("--gpu", choices=sorted(GPUS), help=f"kind of device (default {kind})")
@@ -275,16 +278,8 @@ def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--deepspeed", default="configs/deepspeed/zero2.json", help="file with the batch sizes"
     )
-    parser.add_argument("--steps", type=int, help="optimiser updates (default those of --config)")
     parser.add_argument("--visual-tokens", type=int, help="per image, if the model varies them")
     assumed = ("text_tokens", "answer_tokens", "utilisation", "overhead_gib")
     add_setting_flags(parser, Assumptions, assumed)
     parser.add_argument("--rows-per-image", type=int, default=1, help="questions per image")
-    parser.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float32"),
-        help="dtype of the frozen VLM (default that of --config)",
-    )
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    form = "; settings of the training are read from the file that --config names"
-    parser.set_defaults(run=run, about_settings=form)
+    parser.set_defaults(run=run, takes_settings=True)

@@ -58,10 +58,6 @@ def test_a_wrong_start_is_refused_before_anything_runs(words, message, started, 
 
 MISTAKES = {
     "": "autoselect: name a COMMAND of those above",
-    "doctor --model a": "autoselect doctor: unrecognized arguments: --model; settings of the "
-    "training follow `--`, as in: autoselect doctor --gpus 8 -- --model=X; see `autoselect doctor",
-    "plan --gate.noise a": "autoselect plan: unrecognized arguments: --gate.noise a; settings of "
-    "the training are read from the file that --config names; see `autoselect plan --help`",
     "--foo": "autoselect: unrecognized arguments: --foo; see `autoselect --help`",
     "evl": "autoselect: argument COMMAND: invalid choice: 'evl' (choose from 'demo', 'show',",
     "info --steps 3": "autoselect info: unrecognized arguments: --steps 3; see `autoselect info",

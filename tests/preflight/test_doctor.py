@@ -279,10 +279,10 @@ def test_the_longest_rows_decide_about_memory(run):
     assert code == 1 and findings["memory"]["status"] == "fail"
     fix = findings["memory"]["fix"]
     assert "activation_checkpointing: true" in fix and "data.max_text_tokens" in fix
-    code, findings = run("--gpu-memory", between, "--", "--data.max_text_tokens=200")
+    code, findings = run("--gpu-memory", between, "--data.max_text_tokens=200")
     assert code == 0 and findings["memory"]["status"] == "ok"
     flags = ("--data.max_text_tokens=20000", "--activation_checkpointing=true")
-    code, findings = run("--gpu-memory", between, "--", *flags)
+    code, findings = run("--gpu-memory", between, *flags)
     assert "activation_checkpointing" not in findings["memory"]["fix"]
 
 
@@ -317,14 +317,14 @@ def test_settings_of_zero_that_deepspeed_refuses_are_found(run, tmp_path):
 def test_a_dead_tracking_server_is_no_fault_of_a_run_that_does_not_track(run, monkeypatch):
     """The test follows the advice of the failing check."""
     plant_dead_server(monkeypatch)
-    code, findings = run("--", "--tracking=false")
+    code, findings = run("--tracking=false")
     assert code == 0
     assert findings["tracking"]["status"] == "ok"
     assert "tracking is off" in findings["tracking"]["found"]
 
 
 def test_steps_for_more_data_than_there_is_are_found(run):
-    code, findings = run("--", "--steps=5000")
+    code, findings = run("--steps=5000")
     assert (code, findings["epochs"]["status"]) == (0, "warn")
     assert "5000 steps x 32 images = 20,000 epochs of 8 samples" in findings["epochs"]["found"]
     assert "lower `steps` to 5 or fewer (20 epochs), and `save_every`" in findings["epochs"]["fix"]
@@ -448,7 +448,7 @@ def other_weights(model: Path) -> None:
 
 
 def test_settings_behind_two_dashes_are_those_of_training(run, tmp_path):
-    code, findings = run("--", "--gate.token_budget=200")
+    code, findings = run("--gate.token_budget=200")
     assert code == 1 and findings["budget"]["found"].startswith("200 of 144")
 
 

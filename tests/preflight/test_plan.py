@@ -32,10 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_plan_command(parser.add_subparsers())
-    return parser.parse_args(
+    found, settings = parser.parse_known_args(
         ["plan", "--deepspeed", str(ROOT / "configs/deepspeed/zero2.json"), "--gpu", "h100"]
         + [*arguments]
     )
+    found.settings = settings
+    return found
 
 
 def test_the_command_prints_stage_time_and_assumptions(
@@ -152,7 +154,9 @@ def test_the_advised_file_has_the_batch_of_the_given_one(
 ) -> None:
     """A 70b model does not fit at stage 2; the advised file must not change the training."""
     given = ROOT / "configs/deepspeed" / name
-    arguments = parse("--model", llava(tmp_path, "70b"), "--gpus", "8", "--checkpointing")
+    arguments = parse(
+        "--model", llava(tmp_path, "70b"), "--gpus", "8", "--activation_checkpointing=true"
+    )
     arguments.deepspeed = str(given)
     arguments.run(arguments)
     text = capsys.readouterr().out
@@ -184,3 +188,11 @@ def test_mistakes_are_named(folder: Path, arguments: list[str], message: str) ->
     parsed = parse(*(["--model", str(folder)] + arguments))
     with pytest.raises(ConfigError, match=message):
         parsed.run(parsed)
+
+
+def test_settings_are_given_as_to_the_training(folder: Path) -> None:
+    arguments = parse("--model", str(folder), "--gate.token_budget", "12", "--steps=7")
+    config = plan.run_config(arguments)
+    assert (config.model, config.gate.token_budget, config.steps) == (str(folder), 12, 7)
+    with pytest.raises(ConfigError, match="gpu-mem"):
+        plan.run_config(parse("--gpu-mem", "80"))
