@@ -29,7 +29,15 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from autoselect.ranks.judge import Beat, Judge, RankFailedError, RankLostError, Times, Verdict
+from autoselect.ranks.judge import (
+    Beat,
+    Judge,
+    RankFailedError,
+    RankLostError,
+    Times,
+    Verdict,
+    Watch,
+)
 from autoselect.ranks.processes import RankInfo
 from autoselect.ranks.rank_zero import open_store
 
@@ -175,14 +183,14 @@ class Heartbeat:
 
     def _run(self) -> None:
         judge = Judge(self.times, self.info.world_size)
-        last_answer = time.monotonic()
+        watch, last_answer = Watch(self.times), 0.0
         while not self._closing.wait(self.times.beat):
             try:
                 self._write(self._store)
                 verdict = self._look(judge)
-                last_answer = time.monotonic()
+                last_answer = watch.until(time.monotonic())
             except RuntimeError:  # DistStoreError, DistNetworkError and plain RuntimeError
-                silent = time.monotonic() - last_answer
+                silent = watch.until(time.monotonic()) - last_answer
                 if self._closing.is_set() or silent < self.times.dead:
                     continue
                 host = os.environ["MASTER_ADDR"]

@@ -5,7 +5,11 @@ It takes and returns plain data; `autoselect.ranks.heartbeat` carries it between
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+LONGEST_LOOK = 5
+"""Beats between two looks that count as watched."""
 
 EXIT_RANK_LOST = 70
 """Exit code of a rank that left because another one is dead or stalled; a restart may help."""
@@ -81,6 +85,27 @@ class Beat:
     done: bool = False
 
 
+class Watch:
+    """Counts the seconds during which somebody watched.
+
+    A pause of all ranks, as of a suspended job or a frozen machine, therefore makes none late.
+    """
+
+    def __init__(self, times: Times) -> None:
+        self.longest = LONGEST_LOOK * times.beat
+        self.watched, self.last_look = 0.0, math.inf
+
+    def until(self, now: float) -> float:
+        """Return the seconds watched up to this look; a longer time between two was a pause.
+
+        Args:
+            now: seconds of a clock that never goes back.
+        """
+        self.watched += min(max(0.0, now - self.last_look), self.longest)
+        self.last_look = now
+        return self.watched
+
+
 class Judge:
     """Remembers when each rank last beat, and since when it stays behind; used by rank 0."""
 
@@ -90,9 +115,16 @@ class Judge:
         self.beaten_at = [0.0] * world_size
         self.behind_since: list[tuple[int, bool, float] | None] = [None] * world_size
         self.contact_lost_at: float | None = None
+        self.watch = Watch(times)
 
     def look(self, beats: list[Beat], now: float) -> Verdict | None:
-        """Return the verdict on the latest beats of all ranks, or None while all is well."""
+        """Return the verdict on the latest beats of all ranks, or None while all is well.
+
+        Args:
+            beats: by rank.
+            now: seconds of a clock that never goes back.
+        """
+        now = self.watch.until(now)
         names = [f"rank {rank} ({beat.host})" for rank, beat in enumerate(beats)]
         for rank, beat in enumerate(beats):
             if beat.failed is not None:

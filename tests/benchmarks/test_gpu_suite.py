@@ -104,14 +104,14 @@ def test_a_suite_that_is_terminated_leaves_no_stage_behind(tmp_path):
 def test_a_process_that_leaves_the_session_does_not_hold_the_suite_up():
     leave = """
         import subprocess, sys
-        code = "import time; time.sleep(20)"
+        code = "import time; time.sleep(120)"
         subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
         print("done")
     """
     begin = time.monotonic()
-    outcome = gpu_suite.run_stage(_stage("leave", leave), 15.0)
+    outcome = gpu_suite.run_stage(_stage("leave", leave), 60.0)
     assert outcome["status"] == "passed" and outcome["output_tail"] == "done\n"
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 110
 
 
 def test_the_result_is_written_after_every_stage(monkeypatch, tmp_path):

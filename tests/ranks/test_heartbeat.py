@@ -107,6 +107,20 @@ def test_judge_waits_for_its_patience_and_then_names_the_rank() -> None:
             break
 
 
+def test_judge_takes_no_pause_of_its_own_for_the_death_of_others() -> None:
+    """After a pause of all ranks it may look before they beat again; then it waits as before."""
+    judge = Judge(TIMES, 2)
+    for now in range(0, 5):
+        beats = [Beat("a", count=now, progress=3), Beat("b", count=now, progress=2)]
+        assert judge.look(beats, float(now)) is None
+    for now in range(3600, 3680):
+        verdict = judge.look([Beat("a", count=now, progress=3), beats[1]], float(now))
+        if verdict is not None:
+            break
+    assert verdict is not None and "rank 1 (b) is dead: no sign of life for 1" in verdict.text
+    assert TIMES.dead / 2 <= now - 3600 <= TIMES.dead
+
+
 def test_judge_takes_equal_slowness_for_work() -> None:
     judge = Judge(TIMES, 2)
     for now in range(0, 500):
