@@ -89,8 +89,9 @@ class Scorer(nn.Module):
         key = (tokens.device, tokens.dtype)
         if torch.compiler.is_compiling():
             return FlatScorer(self, *key)
-        self._weights = self._weights or tuple(self.parameters())
-        versions = [0 if weight.is_inference() else weight._version for weight in self._weights]
+        if not self._weights:
+            self._weights = tuple(own for own in self.parameters() if not own.is_inference())
+        versions = [weight._version for weight in self._weights]
         if versions != self._versions:
             self._fitted.clear()
             self._versions = versions

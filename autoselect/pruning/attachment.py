@@ -346,7 +346,8 @@ class Attachment:
             return
         values = output.values() if isinstance(output, Mapping) else output
         # An earlier hook of the user may have put a single tensor in the place of the output.
-        for value in (cache, *(() if isinstance(values, Tensor) else values)):
+        given = (cache, *(() if isinstance(values, Tensor) else values))
+        for value in {id(value): value for value in given}.values():
             if hasattr(value, "get_seq_length"):
                 write_layout(value, layout) if layout is not None else note_contents(value)
 
@@ -392,10 +393,16 @@ class _Replacement:
 
     def __init__(self, attachment: Attachment, name: str) -> None:
         self._attachment, self._name = attachment, name
+        self._read: Any = None
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._attachment.replaced(self._name))
+        """Read the signature once: `generate` asks for it in every call."""
+        own = self._attachment.replaced(self._name)
+        function = getattr(own, "__func__", own)  # without the model, which it must not keep
+        if function is not self._read:
+            self._signature, self._read = inspect.signature(own), function
+        return self._signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self._attachment, f"_{self._name}")(*args, **kwargs)

@@ -144,7 +144,8 @@ class Selector(nn.Module):
             raise ConfigError(
                 f"tokens of shape {list(tokens.shape)} are not [B, N, D]; give one image per row"
             )
-        self.check_width(tokens.shape[-1], f"shape {list(tokens.shape)}")
+        if tokens.shape[-1] != self.width:
+            self.check_width(tokens.shape[-1], f"shape {list(tokens.shape)}")
         return self.scorer.infer(tokens, mask)
 
     def select(
