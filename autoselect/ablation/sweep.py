@@ -30,7 +30,7 @@ def run_cells(
     if jobs == 1:
         for number, (variant, seed) in enumerate(cells, start=1):
             finished = Cell.of(out, variant, seed).is_finished
-            state = "already finished" if finished else variant.asks
+            state = "measured before, kept unless something changed" if finished else variant.asks
             print(
                 f"\n[cell {number}/{len(cells)}] {variant.name}, seed {seed}: {state}", flush=True
             )
