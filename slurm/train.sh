@@ -25,7 +25,7 @@
 PROJECT="${PROJECT:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}"
 PYTHON="${PYTHON:-$PROJECT/.venv/bin/python}"
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-configs/deepspeed/zero2.json}"
-MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}" # below 32768, where Linux gives ports away
+MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" # below 32768, where Linux gives ports away
 CRASHES="${CRASHES:-10}" # lost ranks after which a job is still requeued automatically
 PREEMPTED=75             # exit code of autoselect/train.py after a signal and a checkpoint
 TERMINATED=143           # its exit code after SIGTERM before the ranks have met
