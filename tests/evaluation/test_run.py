@@ -434,7 +434,7 @@ def test_no_row_of_a_selector_takes_the_name_of_another(settings):
 
 def test_a_selector_of_another_width_is_refused(settings, tmp_path):
     Selector(Scorer(64, ScorerConfig()), {}).save_pretrained(tmp_path / "narrow")
-    with pytest.raises(ConfigError, match="width 64.*width 192"):
+    with pytest.raises(ConfigError, match="tokens of 64 channels.* have 192"):
         evaluate(dataclasses.replace(settings, selector=str(tmp_path / "narrow")))
 
 

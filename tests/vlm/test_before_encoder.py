@@ -259,5 +259,5 @@ def test_encoded_features_and_clips_are_refused():
 def test_a_selector_of_another_site_does_not_fit():
     model = model_of("llava")
     wide = Scorer(VisualAdapter(model).width + 1, ScorerConfig(hidden_size=16, num_heads=2))
-    with pytest.raises(ConfigError, match=r"does not fit .* \(site before_encoder\)"):
+    with pytest.raises(ConfigError, match=r"channels, and those of .* \(site before_encoder\)"):
         attach(model, Selector(wide, site="before_encoder"), 4)
