@@ -57,8 +57,13 @@ def analyse(arguments: argparse.Namespace) -> int:
     if arguments.site == PATCHES:
         tags, work = _patches(arguments)
     else:
-        for name in ("model",) if kind == FIDELITY else ("model", "selector"):
-            if getattr(arguments, name) is None:
+        needed = {"model": arguments.model}
+        if kind != FIDELITY:
+            needed["selector"] = arguments.selector
+        if kind == LEAK:
+            needed["run"] = arguments.train_run
+        for name, value in needed.items():
+            if value is None:
                 raise ConfigError(f"{name}= is missing; give --{name}, as {kind} needs it")
         vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
         tags = {"model": vlm.name, "model_digest": vlm.digest}
@@ -86,8 +91,6 @@ Work = Callable[[], Found]
 def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
     """Return VLM, selector and the function that computes the numbers, after all checks."""
     kind, shards = arguments.kind, resolve_shards(arguments.shards, "test")
-    if kind == LEAK and arguments.train_run is None:
-        raise ConfigError("run= is missing; give --run, the output folder of the training run")
     opened = EvaluationSet.open(shards, arguments.max_images, kind in SCORED)
     if not opened.one_image_each:
         raise ConfigError(
