@@ -213,7 +213,7 @@ class VisualAdapter:
 
     def clip_frames(self, inputs: Mapping[str, Any]) -> Tensor | list[int] | None:
         """Return the frames of every clip as the language model sees them, or None if unknown."""
-        return clip_frames(inputs, self.model.config)
+        return clip_frames(inputs, self.model.config, self.family.merges_frames)
 
     def tokens(
         self, blocks: Sequence[Block], outputs: Mapping[str, Any], later: bool = False

@@ -29,6 +29,7 @@ class Family:
         raster: the tokens of an image are one raster, square or of the picture's shape; None if
             there are tiles, newline tokens or resampled tokens, or if it is unknown.
         clip_token: modality whose placeholder stands for tokens of clips.
+        merges_frames: the tower makes one frame of all frames of a clip.
         first_position: position of the first token when the caller gives no positions.
         fixed_tokens: every image has as many tokens, as long as the processor writes as many.
         images_see_themselves: tokens of one image see each other, not only earlier ones.
@@ -46,6 +47,7 @@ class Family:
     tiles: Marker | None = None
     raster: Raster | None = None
     clip_token: Literal["image", "video"] = "video"
+    merges_frames: bool = False
     first_position: int = 0
     fixed_tokens: bool = False
     images_see_themselves: bool = False
@@ -83,6 +85,7 @@ FAMILIES: dict[str, Family] = {
     "inkling_mm_model": Family(images="runs", convolutions=True),
     "internvl": Family(images="runs"),
     "janus": Family(raster="square"),
+    "kimi_k25": Family(merges_frames=True),
     "lfm2_vl": Family(images="runs", tiles="same_after_last", convolutions=True),
     "llama4": Family(images="runs", tiles="same_before_last", projects=True),
     "llava": Family(raster="square", fixed_tokens=True),

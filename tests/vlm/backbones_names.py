@@ -5,6 +5,7 @@ Every hub name is one that transformers itself names in its sources of the type,
 """
 
 NAMES: dict[str, tuple[str, str | None]] = {
+    "apertus1p5": ("Apertus 1.5", "swiss-ai/Apertus-v1.5-8B"),
     "aria": ("Aria", "rhymes-ai/Aria"),
     "aya_vision": ("Aya Vision", "CohereForAI/aya-vision-8b"),
     "chameleon": ("Chameleon", "facebook/chameleon-7b"),
@@ -34,6 +35,7 @@ NAMES: dict[str, tuple[str, str | None]] = {
     "got_ocr2": ("GOT-OCR 2.0", "stepfun-ai/GOT-OCR-2.0-hf"),
     "granite4_vision": ("Granite 4 Vision", None),
     "granite_docling": ("Granite Docling", "ibm-granite/granite-for-docling-500m"),
+    "hy_v4_vl": ("Hunyuan 4", "tencent/Hy4"),
     "hunyuan_vl": ("HunyuanOCR", "tencent/HunyuanOCR"),
     "hyperclovax_vision_v2": (
         "HyperCLOVA X SEED Think",
@@ -41,6 +43,7 @@ NAMES: dict[str, tuple[str, str | None]] = {
     ),
     "idefics2": ("Idefics2", "HuggingFaceM4/idefics2-8b"),
     "idefics3": ("Idefics3", "HuggingFaceM4/Idefics3-8B-Llama3"),
+    "inkling2_loop": ("Inkling 2 Mini", "thinkingmachines/Inkling-2-Mini"),
     "inkling2": ("Inkling 2", "thinkingmachines/Inkling-2-Small-MXFP8"),
     "inkling_mm_model": ("Inkling", "thinkingmachines/Inkling"),
     "internvl": ("InternVL 3", "OpenGVLab/InternVL3-1B-hf"),

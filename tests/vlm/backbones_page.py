@@ -59,6 +59,7 @@ SLICES = f"the slices of an image share its budget; a frame counts as a clip; {M
 DISTANCES = f"its attention counts tokens, not positions, so those that stay move closer; {MIXED}"
 CROPS = "the whole view and the crops of an image share its budget"
 REMARKS = {
+    "apertus1p5": "visual tokens are embeddings of discrete codes",
     "chameleon": "visual tokens are embeddings of discrete codes",
     "deepseek_ocr2": CROPS,
     "emu3": "visual tokens are embeddings of discrete codes; newline tokens count and compete like "
@@ -66,16 +67,18 @@ REMARKS = {
     "fuyu": "visual tokens are projected patches, without a tower",
     "hunyuan_vl": "its positions number the images of the whole batch, so an answer depends "
     "on the other rows without a selector too",
+    "hy_v4_vl": "M-RoPE positions; newline tokens count and compete like others",
     "inkling2": DISTANCES,
+    "inkling2_loop": DISTANCES,
     "inkling_mm_model": DISTANCES,
-    "kimi_k25": "its clips of several frames fail in transformers 5.23 without a selector too",
+    "kimi_k25": "the frames of a clip become one",
     "lfm3_vl": MIXED,
     "minicpm_ocr": SLICES,
     "minicpmv4_6": SLICES,
     "minicpmv4_7": f"M-RoPE positions; {SLICES}",
     "mistral_large4": "row breaks stay and do not count",
     "step3p7": CROPS,
-    "nemotron_h_omni": f"its clips fail in transformers 5.23 without a selector too; {MIXED}",
+    "nemotron_h_omni": f"clips use the image token; {MIXED}",
     "unlimited_ocr": "newline tokens count and compete like others; padded rows whose answer is "
     "longer than its window go wrong without a selector too",
     "qwen3_5": f"M-RoPE positions; {MIXED}",
@@ -100,7 +103,8 @@ REMARKS = {
     "internvl": "tiles of an image share its budget; the frames of a clip are images",
     "lfm2_vl": "tiles share a budget; its convolutions mix neighbours, so removing is not masking",
     "llama4": "tiles of an image share its budget; tokens are scored as its tower returns them, "
-    "before its linear projector",
+    "before its linear projector; its own `forward` ends with an error in transformers 5.24 (5.23 "
+    "works), so it is tested with that mended",
     "llava_next": "newline tokens count and compete like others",
     "llava_next_video": "newline tokens count and compete like others",
     "llava_onevision": "newline tokens count and compete like others",

@@ -138,6 +138,7 @@ TINY: dict[str, Tiny] = {
 
 
 HUNYUAN_TOKENS = {"s": 2 * 5 + 2, "l": 4 * 5 + 2}
+ROWS_WITH_NEWLINES = {"s": 2 * 5, "l": 4 * 5}
 SECONDS_CLIP = Clip(prompts.grid_clip_in_seconds, [START, *[VIDEO] * 8, END])
 ERNIE_CLIP = Clip(prompts.frame_grid_clip, [START, *[VIDEO] * 8, END])
 
@@ -166,7 +167,9 @@ NEWER.update(
             Clip(prompts.placed_clip, timed_frames(8)),
         ),
         "hyperclovax_vision_v2": Tiny(prompts.grid, on_grid, GRID_CLIP),
-        "kimi_k25": Tiny(prompts.paddle_grid, on_grid),
+        "kimi_k25": Tiny(
+            prompts.paddle_grid, on_grid, Clip(prompts.paddle_clip, [START, *[VIDEO] * 4, END], 1)
+        ),
         "minimax_m3_vl": Tiny(prompts.grid, on_grid, GRID_CLIP),
         "muse_glimmer": Tiny(prompts.grid, on_grid, TIMED_CLIP),
         "muse_spark": Tiny(prompts.grid, on_grid, TIMED_CLIP),
@@ -224,6 +227,7 @@ NEWER.update(
         "dots3_note": Tiny(
             prompts.frame_grid, on_grid, Clip(prompts.frame_grid_clip, [*[VIDEO] * 16], 4)
         ),
+        "apertus1p5": Tiny(prompts.sized_pictures, prompts.framed({"s": 4 * 4, "l": 4 * 8})),
         "emu3": Tiny(prompts.sized_pictures, prompts.framed(CODES)),
         "gemma3n": Tiny(
             prompts.stack(32), prompts.framed(prompts.same(16)), token_types=prompts.image_types
@@ -245,9 +249,21 @@ NEWER.update(
         "minicpmv4_6": minicpm(4),
         "minicpmv4_7": minicpm(4, prompts.mm_types),
         "mistral_large4": Tiny(prompts.pixtral, prompts.pixtral_rows),
+        "hy_v4_vl": Tiny(
+            prompts.frame_grid,
+            prompts.framed(ROWS_WITH_NEWLINES),
+            Clip(prompts.two_frame_clip, [START, *[VIDEO] * 12, END]),
+            prompts.mm_types,
+        ),
         "inkling2": Tiny(prompts.square_patches, on_grid, equals_masking=False),
+        "inkling2_loop": Tiny(prompts.square_patches, on_grid, equals_masking=False),
         "inkling_mm_model": Tiny(prompts.whole_patches, on_grid, equals_masking=False),
-        "nemotron_h_omni": Tiny(prompts.sided_grid, on_grid, equals_masking=False),
+        "nemotron_h_omni": Tiny(
+            prompts.sided_grid,
+            on_grid,
+            Clip(prompts.tubelets, [*([50, START, *[IMAGE] * 4, END] * 2)]),
+            equals_masking=False,
+        ),
         "unlimited_ocr": Tiny(
             prompts.views_and_lined_crops, prompts.bare(LINES), joined=prompts.stacks_and_lists
         ),
@@ -262,7 +278,7 @@ NEWER.update(
         "step3p7": Tiny(prompts.views_and_crops(64, 48), prompts.step_crops),
     }
 )
-SEEDS = {"kimi_k25": 3}
+SEEDS = {"kimi_k25": 9}
 """Other seeds of weights, where those of seed 0 happen to look past an image."""
 
 ALL = {**TINY, **NEWER}

@@ -4,7 +4,7 @@ from typing import Any
 
 import transformers as hf
 
-from tests.vlm.tiny_models import GLM_IDS, GLM_VISION, TEXT, VISION
+from tests.vlm.tiny_models import GLM_IDS, GLM_VISION, MROPE, TEXT, VISION
 from tests.vlm.tiny_newer import EXPERTS
 from tests.vlm.tiny_newest import BOTH_IDS
 from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, VOCABULARY, WIDTH
@@ -108,7 +108,15 @@ def llama4(vision_width: int = WIDTH) -> Any:
         boi_token_index=START,
         eoi_token_index=END,
     )
-    return hf.Llama4ForConditionalGeneration(config)
+    model = hf.Llama4ForConditionalGeneration(config)
+    model.language_model.register_forward_hook(with_image_outputs)
+    return model
+
+
+def with_image_outputs(module: Any, arguments: Any, output: Any) -> Any:
+    """Add what Llama 4 of transformers 5.24 reads and its language model does not give."""
+    output.image_outputs = None
+    return output
 
 
 def inkling_mm_model() -> Any:
@@ -209,3 +217,74 @@ def unlimited_ocr() -> Any:
         image_token_id=IMAGE,
     )
     return hf.UnlimitedOcrForConditionalGeneration(config)
+
+
+def inkling2_loop() -> Any:
+    own = inkling2().config
+    text = {
+        **own.text_config.to_dict(),
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 2,
+        "loop_num_passes": 2,
+        "loop_gate_rank": 4,
+    }
+    config = hf.Inkling2LoopConfig(
+        text_config={name: value for name, value in text.items() if name != "model_type"},
+        vision_config=own.vision_config,
+        image_token_id=IMAGE,
+    )
+    return hf.Inkling2LoopForConditionalGeneration(config)
+
+
+def hy_v4_vl() -> Any:
+    text = {
+        **TEXT,
+        **LATENT,
+        "index_topk": 256,
+        "indexer_types": ["full", "full"],
+        "rope_parameters": MROPE,
+        "initializer_range": 0.1,
+    }
+    vision = {
+        **VISION,
+        "num_key_value_heads": 4,
+        "out_hidden_size": WIDTH,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "max_image_size": 32,
+    }
+    config = hf.HYV4VLConfig(text_config=text, vision_config=vision, **BOTH_IDS)
+    return hf.HYV4VLForConditionalGeneration(config)
+
+
+def apertus1p5() -> Any:
+    vision = {
+        "codebook_size": 16,
+        "embed_dim": 8,
+        "latent_channels": 8,
+        "base_channels": 32,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "resolution": 8,
+    }
+    audio = {
+        "model_type": "wavtokenizer_encoder",
+        "num_filters": 4,
+        "upsampling_ratios": [2, 2],
+        "num_lstm_layers": 1,
+        "hidden_size": 8,
+        "codebook_dim": 8,
+        "codebook_size": 4,
+    }
+    config = hf.Apertus1p5Config(
+        text_config=TEXT,
+        vision_config=vision,
+        audio_config=audio,
+        image_token_id=IMAGE,
+        image_token_offset=40,
+        audio_token_id=14,
+        audio_token_offset=56,
+    )
+    return hf.Apertus1p5ForConditionalGeneration(config)

@@ -165,6 +165,17 @@ def paddle_grid(sizes: list[str], rng: torch.Generator) -> dict[str, Any]:
     return {**inputs, "pixel_values": inputs["pixel_values"].reshape(-1, 3, 4, 4)}
 
 
+def paddle_clip(rng: torch.Generator) -> dict[str, Any]:
+    """Kimi: two frames, whose tokens become those of one."""
+    values = torch.randn(2 * 4 * 4, 3, 4, 4, generator=rng)
+    return {"pixel_values_videos": values, "video_grid_thw": torch.tensor([[2, 4, 4]])}
+
+
+def tubelets(rng: torch.Generator) -> dict[str, Any]:
+    """Nemotron Omni: a clip of two times two frames, which are stacked as channels."""
+    return {"pixel_values_videos": torch.randn(1, 2, 2 * 3, 16, 16, generator=rng)}
+
+
 def two_frame_clip(rng: torch.Generator) -> dict[str, Any]:
     """Cosmos 3 Edge: two frames, patches of one frame each."""
     values = torch.randn(2 * 4 * 4, 3 * 16, generator=rng)
