@@ -1,8 +1,9 @@
 """Write the reference data as WebDataset shards: `autoselect reference shards`.
 
-The same seed gives the same data. A training sample holds up to eight rounds about one image. A
-sample of the validation or test split holds one round per family, or four rounds about one page;
-these are asked independently. A caption is one round about a scene.
+The same seed gives the same data; text on pages also depends on how Pillow sets it. A training
+sample holds up to eight rounds about one image. A sample of the validation or test split holds one
+round per family, or four rounds about one page; these are asked independently. A caption is one
+round about a scene.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import features
 from tqdm import tqdm
 
 from autoselect.config import ConfigError
@@ -136,6 +138,12 @@ def render_shards(
     if not tasks:
         logger.info("reference shards in %s are complete", folder)
         return
+    if domain == "pages" and not features.check("raqm"):
+        logger.warning(
+            "Pillow finds no libfribidi, and then sets text a little differently: these pages are "
+            "not those of benchmarks/results; to get the same pages install it first "
+            "(apt-get install libfribidi0)"
+        )
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         done = pool.map(_write_shard, tasks)
         list(tqdm(done, total=len(tasks), desc="rendering reference shards", disable=None))

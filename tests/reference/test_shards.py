@@ -52,6 +52,15 @@ def test_other_sizes_in_the_same_folder_are_refused(tmp_path, small_shards):
         render_shards(tmp_path, ReferenceData(train=8, val=3, test=4, seed=2), workers=1)
 
 
+@pytest.mark.parametrize("found", [True, False])
+def test_pages_that_are_set_in_another_way_are_told(tmp_path, monkeypatch, caplog, found):
+    monkeypatch.setattr(module.features, "check", lambda feature: found)
+    for domain in ("pages", "scenes"):
+        caplog.clear()
+        render_shards(tmp_path / domain, ReferenceData(1, 1, 1, seed=2), 1, domain)
+        assert ("apt-get install libfribidi0" in caplog.text) == (domain == "pages" and not found)
+
+
 def test_sizes_below_one_are_refused():
     with pytest.raises(ConfigError, match="test=0 images is below 1"):
         ReferenceData(test=0)
