@@ -50,6 +50,10 @@ if [ -n "${SLURM_MEM_PER_CPU:-}" ] && [ -n "${SLURM_MEM_PER_NODE:-}" ]; then
     unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE
 fi
 
+# One task of an array has the number of the whole array: scontrol would take it for all its tasks.
+job="$SLURM_JOB_ID"
+[ "${SLURM_ARRAY_JOB_ID:-}" != "$job" ] || job="${job}_$SLURM_ARRAY_TASK_ID"
+
 # Use the address of the first node, because its name need not resolve.
 first_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 first_address="$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
@@ -73,10 +77,10 @@ trap 'pass_on TERM' TERM
 
 # To preempt a job, Slurm sends TERM to its tasks and waits for GraceTime, like scancel.
 preempted() {
-    scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
+    scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'
 }
 
-echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: ${SLURM_NTASKS:-one per node as} tasks on" \
+echo "job $job, start ${SLURM_RESTART_COUNT:-0}: ${SLURM_NTASKS:-one per node as} tasks on" \
     "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT, with $DEEPSPEED_CONFIG"
 
 # A job is requeued for other reasons too, so lost ranks are counted in a file, one line for each.
@@ -122,19 +126,19 @@ elif [ "$code" -eq "$TERMINATED" ]; then
 elif [ "$code" -eq "$LOST" ] || [ "$code" -eq "$KILLED" ]; then
     # The ranks notice a dead node long before Slurm, which would also requeue the job.
     if ! echo "start ${SLURM_RESTART_COUNT:-0} ended with code $code" >>"$CRASHED"; then
-        echo "job $SLURM_JOB_ID is not requeued: $CRASHED cannot be written" >&2
+        echo "job $job is not requeued: $CRASHED cannot be written" >&2
     elif [ "$(wc -l <"$CRASHED")" -le "$CRASHES" ]; then
         again=yes
     else
-        echo "job $SLURM_JOB_ID lost ranks more often than CRASHES=$CRASHES and is not requeued;" \
+        echo "job $job lost ranks more often than CRASHES=$CRASHES and is not requeued;" \
             "look at the nodes, then submit it again to resume:" "$(paste -sd, "$CRASHED")" >&2
     fi
 fi
 # A job that was cancelled or ran out of time is no longer in the state RUNNING.
-if [ "$again" = yes ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
-    echo "job $SLURM_JOB_ID (code $code) goes back to the queue, to resume from its checkpoint"
-    scontrol requeue "$SLURM_JOB_ID" && exit 0
-    echo "job $SLURM_JOB_ID cannot be requeued; submit it again to resume" >&2
+if [ "$again" = yes ] && scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
+    echo "job $job (code $code) goes back to the queue, to resume from its checkpoint"
+    scontrol requeue "$job" && exit 0
+    echo "job $job cannot be requeued; submit it again to resume" >&2
 fi
 rm -f "$CRASHED"
 exit "$code"

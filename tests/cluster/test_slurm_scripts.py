@@ -186,6 +186,22 @@ def test_a_job_that_is_preempted_before_its_ranks_have_met_is_requeued(cluster: 
     assert "scontrol requeue 40123" in cluster.calls()
 
 
+@pytest.mark.parametrize("array", [{}, {"SLURM_ARRAY_JOB_ID": "40120", "SLURM_ARRAY_TASK_ID": "3"}])
+def test_a_job_asks_for_itself_alone(cluster: Cluster, array: dict[str, str]) -> None:
+    assert cluster.run("train.sh", CODE="143", **PREEMPTED_NOW, **array)[0] == 0
+    assert set(re.findall(r"(?:show job|requeue) (\S+)", cluster.calls())) == {"40123"}
+
+
+def test_the_task_that_has_the_number_of_its_array_leaves_the_others_alone(
+    cluster: Cluster,
+) -> None:
+    """`scontrol requeue 40123` would kill and requeue every task of the array 40123."""
+    array = {"SLURM_ARRAY_JOB_ID": "40123", "SLURM_ARRAY_TASK_ID": "3"}
+    assert cluster.run("train.sh", CODE="143", **PREEMPTED_NOW, **array)[0] == 0
+    named = re.findall(r"(show job|requeue) (\S+)", cluster.calls())
+    assert set(named) == {("show job", "40123_3"), ("requeue", "40123_3")}
+
+
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_a_preempted_job_that_finishes_or_fails_is_not_requeued(
     cluster: Cluster, code: int
