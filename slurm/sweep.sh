@@ -39,4 +39,5 @@ fi
 value="${values[$SLURM_ARRAY_TASK_ID]}"
 
 export PROJECT
-exec bash slurm/train.sh "--$SWEEP_KEY" "$value" --output "$SWEEP_OUTPUT/$SWEEP_KEY-$value" "$@"
+# The last flag of a name counts: every task has its own value and folder, whatever "$@" says.
+exec bash slurm/train.sh "$@" "--$SWEEP_KEY" "$value" --output "$SWEEP_OUTPUT/$SWEEP_KEY-$value"

@@ -49,6 +49,7 @@ fi
 if [ -n "${SLURM_MEM_PER_CPU:-}" ] && [ -n "${SLURM_MEM_PER_NODE:-}" ]; then
     unset SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE
 fi
+unset RANK WORLD_SIZE LOCAL_RANK # of another launcher; they would win over Slurm's
 
 # One task of an array has the number of the whole array: scontrol would take it for all its tasks.
 job="$SLURM_JOB_ID"

@@ -41,6 +41,7 @@ PYTHON = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$LOG"
 echo "meeting ${MASTER_ADDR:-}:${MASTER_PORT:-} threads ${OMP_NUM_THREADS:-}" >> "$LOG"
 echo "site ${HF_HOME:-}" >> "$LOG"
+env | grep -E '^(RANK|WORLD_SIZE|LOCAL_RANK)=' >> "$LOG"
 trap 'echo "task got USR1" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' USR1
 trap 'echo "task got TERM" >> "$LOG"; sleep 0.3; exit ${ON_SIGNAL:-75}' TERM
 echo "running" >> "$LOG"
@@ -291,6 +292,13 @@ def test_what_describes_the_shell_of_the_user_is_left_behind(cluster: Cluster, s
     assert "OVERLAP" not in cluster.calls()
 
 
+def test_ranks_of_another_launcher_do_not_reach_the_tasks(cluster: Cluster) -> None:
+    """`sbatch` typed in a shell of torchrun: every task would be rank 0 of a run of its own."""
+    leaked = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert cluster.run("train.sh", **leaked)[0] == 0
+    assert not re.search("^(RANK|WORLD_SIZE|LOCAL_RANK)=", cluster.calls(), re.MULTILINE)
+
+
 def test_an_allocation_without_a_number_of_tasks_starts(cluster: Cluster) -> None:
     """`salloc --nodes=2`, then `bash slurm/train.sh` in its shell."""
     del cluster.environment["SLURM_NTASKS"]
@@ -348,11 +356,22 @@ def test_a_sweep_keeps_values_and_outputs_apart(cluster: Cluster) -> None:
             SLURM_ARRAY_TASK_ID=str(index),
         )
         assert code == 0
-        found = re.search(r"--gate\.token_budget (\S+) --output (\S+) --steps 5", cluster.calls())
+        found = re.search(r"--steps 5 --gate\.token_budget (\S+) --output (\S+)", cluster.calls())
         assert found is not None and found[1] == value
         outputs.add(found[2])
     assert len(outputs) == 3
     assert all(output.startswith("runs/sweep-40120/") for output in outputs)
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--output"])
+def test_no_flag_takes_the_value_or_the_folder_of_a_sweep_task(cluster: Cluster, flag: str) -> None:
+    """The last flag of a name counts; four equal runs would stand for four values."""
+    array = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "1"}
+    code, output = cluster.run("sweep.sh", flag, "7", SWEEP_KEY="seed", SWEEP_VALUES="1 2", **array)
+    assert code == 0, output
+    words = re.search(r"^python .*", cluster.calls(), re.MULTILINE)[0].split()  # type: ignore[index]
+    last = dict(zip(words, words[1:], strict=False))
+    assert (last["--seed"], last["--output"]) == ("2", "runs/sweep-1/seed-2")
 
 
 def test_an_array_longer_than_the_values_is_refused(cluster: Cluster) -> None:
