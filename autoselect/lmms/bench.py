@@ -1,8 +1,9 @@
 """`autoselect bench public`: run all tasks for the full model and for every method and budget.
 
 A cell is one task with one method and budget, and runs as one call of lmms-eval. Its result is
-stored in `cells/`, so a run that was killed resumes with the next cell. A task of the user's own
-runs again if its folder has changed.
+stored in `cells/`, so a run that was killed resumes with the next cell. A cell runs again if other
+code, another dtype or another batch size would answer, and a task of the user's own if its folder
+has changed.
 """
 
 import json
@@ -18,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from autoselect.config import ConfigError
@@ -26,6 +28,7 @@ from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.parts import code_version, folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
+from autoselect.evaluation.loading import checked_device
 from autoselect.files.atomic import write_text
 from autoselect.lmms.engine import FULL, parse_budget
 from autoselect.lmms.report import build_public_report, public_markdown
@@ -33,6 +36,7 @@ from autoselect.lmms.settings import BASELINES, PublicSettings
 from autoselect.lmms.tasks import task_score
 from autoselect.lmms.tracked import PublicRecord
 from autoselect.pruning.budget import check_budget
+from autoselect.vlm.loading import default_dtype
 
 logger = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"
@@ -164,18 +168,32 @@ def _write(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
-def finished_cells(settings: PublicSettings) -> Iterator[dict[str, Any]]:
-    """Yield the results of all cells, and run those that are missing."""
+def answering(settings: PublicSettings) -> dict[str, Any]:
+    """Return what answers depend on besides the settings of the folder.
+
+    Raises:
+        ConfigError: the device does not exist.
+    """
+    device = torch.device(checked_device(settings.device))
+    dtype, batch_size = str(default_dtype(device)), settings.batch_size
+    return {"code": code_version(), "dtype": dtype, "batch_size": batch_size}
+
+
+def finished_cells(
+    settings: PublicSettings, answered: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the results of all cells, and run those that are missing or were answered otherwise."""
     wanted = task_runs(settings)
     digests = {task: _own_task(settings.include, task) for task in {cell.task for cell in wanted}}
     with tqdm(total=len(wanted), desc="public tasks", unit="cell", disable=None) as bar:
         for cell in wanted:
             path = Path(settings.out) / "cells" / cell.file
             found = json.loads(path.read_text()) if path.exists() else None
-            own = digests[cell.task]
-            if found is None or found.get("include") != own:
-                logger.info("%s: %s, %s tokens", cell.task, cell.method, cell.budget)
-                found = run_cell(settings, cell) | ({"include": own} if own else {})
+            of = {"include": digests[cell.task], "answered": answered}
+            if found is None or any(found.get(name) != value for name, value in of.items()):
+                again = "" if found is None else " again, because code or settings have changed"
+                logger.info("%s: %s, %s tokens%s", cell.task, cell.method, cell.budget, again)
+                found = run_cell(settings, cell) | of
                 _write(path, found)
             yield found
             bar.update()
@@ -224,11 +242,12 @@ def bench_public(settings: PublicSettings) -> dict[str, Any]:
     out = Path(settings.out)
     known = identity(settings)
     task_runs(settings)
+    answered = answering(settings)
     _claim(out, known)
     around = environment()
-    record = PublicRecord(settings, known, around)
+    record = PublicRecord(settings, {**known, "answered": answered}, around)
     with record.ended_truthfully():
-        results = list(finished_cells(settings))
+        results = list(finished_cells(settings, answered))
         latency = (
             _latency(settings, known, around) if settings.latency else {"missing": "not asked for"}
         )

@@ -135,6 +135,21 @@ def test_a_task_of_ones_own_runs_again_if_its_folder_has_changed(settings, lmms,
     assert len(lmms.calls) == 15, "the other task is not of this folder"
 
 
+def test_cells_of_other_code_or_another_batch_size_run_again(settings, lmms, monkeypatch):
+    """Answers of two versions do not belong into one table."""
+    for version, batch_size, calls in (("1", 8, 10), ("1", 8, 10), ("2", 8, 20), ("2", 4, 30)):
+        monkeypatch.setattr(bench, "code_version", lambda own=version: {"autoselect": own})
+        bench_public(replace(settings, batch_size=batch_size))
+        assert len(lmms.calls) == calls
+
+
+def test_cells_of_another_dtype_run_again(settings, lmms, monkeypatch):
+    bench_public(settings)
+    monkeypatch.setattr(bench, "checked_device", lambda device: "cuda")
+    bench_public(settings)
+    assert len(lmms.calls) == 20
+
+
 def test_prefill_of_another_machine_is_measured_again(settings, lmms, monkeypatch):
     measured = []
     monkeypatch.setattr(bench, "bench_prefill", lambda *_, **__: {"missing": measured.append(1)})
