@@ -273,12 +273,9 @@ def check_trainings(plan: AblationPlan, out: Path) -> None:
 
 
 def _training(plan: AblationPlan, variant: Variant, seed: int, output: Path) -> list[str]:
-    deepspeed = Path(plan.deepspeed)
-    if not deepspeed.is_file():
-        deepspeed = checkout() / plan.deepspeed
     script = checkout() / "autoselect" / "train.py"
     settings = plan.settings(variant, seed)
-    return train_command(output, plan.ranks, plan.port, script, deepspeed, settings)
+    return train_command(output, plan.ranks, plan.port, script, plan.deepspeed_file, settings)
 
 
 def measure_leak(

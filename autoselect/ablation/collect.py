@@ -88,6 +88,7 @@ def _environments(rows: Sequence[VariantResults]) -> list[dict[str, Any]]:
 def _check_alike(rows: Sequence[VariantResults], first: StoredScores, data: str) -> None:
     budgets = _budgets(first)
     models: dict[str | None, Path] = {}
+    trained_on: dict[str, Path] = {}
     for row in rows:
         for seed, scores in row.scores.items():
             folder = row.cells[seed].folder
@@ -108,12 +109,14 @@ def _check_alike(rows: Sequence[VariantResults], first: StoredScores, data: str)
                 )
             digest = row.notes[seed]["outcome"]["model_digest"]
             models.setdefault(next((d for d in models if same_weights(d, digest)), digest), folder)
-    if len(models) > 1:
-        folders = " and ".join(str(folder) for folder in models.values())
-        raise ConfigError(
-            f"{folders} were trained on different weights of the model; remove the older cells, or "
-            "choose another --out"
-        )
+            if shards := row.notes[seed]["outcome"].get("training_data"):  # new since some notes
+                trained_on.setdefault(shards, folder)
+    for found, what in ((models, "weights of the model"), (trained_on, "training data")):
+        if len(found) > 1:
+            raise ConfigError(
+                f"{' and '.join(map(str, found.values()))} were trained on different {what}; "
+                "remove the older cells, or choose another --out"
+            )
 
 
 def _finished(out: Path, variant: Variant, seeds: Sequence[int]) -> VariantResults:

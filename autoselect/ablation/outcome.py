@@ -32,6 +32,7 @@ def outcome_of(folder: Path, train: Path, methods: Sequence[str]) -> dict[str, A
         "polarisation": training.get("polarisation"),
         "final_loss": _final_loss(training.get("tracking_run_id")),
         "model_digest": training.get("model_digest"),
+        "training_data": training.get("data_digest"),
     }
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config import ConfigError, TrainConfig
+from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import flatten, from_dict, load_config, read_yaml, to_dict
 from autoselect.config.gate import with_lowest_budget
-from autoselect.config.programs import DEFAULT_PORT, setting_flags
+from autoselect.config.programs import DEFAULT_PORT, checkout, setting_flags
 from autoselect.config.setting import setting
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
@@ -161,10 +162,20 @@ class AblationPlan:
         except ConfigError as error:
             raise ConfigError(f"variants.{variant.name}: {error}") from error
 
+    @property
+    def deepspeed_file(self) -> Path:
+        """Path of the DeepSpeed JSON, in the current folder or else in the checkout."""
+        own = Path(self.deepspeed)
+        return own if own.is_file() else checkout() / own
+
     def training(self, variant: Variant, seed: int) -> dict[str, Any]:
-        """Return the resolved settings that change what is trained, without output or logging."""
+        """Return the resolved settings that change what is trained, without output or logging.
+
+        Those of the DeepSpeed file are among them, such as the global batch.
+        """
         flat = flatten(to_dict(self.train_config(variant, seed)))
-        return {name: value for name, value in flat.items() if name not in ("output", *PLACING)}
+        kept = {name: value for name, value in flat.items() if name not in ("output", *PLACING)}
+        return kept | flatten(DeepSpeedConfig.load(self.deepspeed_file).step_settings())
 
     def cells(self, only: Sequence[str] | None = None) -> Iterator[tuple[Variant, int]]:
         """Yield variant and seed of every cell: all variants with the first seed, then the next.
@@ -198,10 +209,13 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     """Return the settings that differ, as name -> (before, now).
 
     A setting that did not exist before is taken to have had its default, unless
-    `BEFORE_IT_EXISTED` says otherwise.
+    `BEFORE_IT_EXISTED` says otherwise. Notes of earlier versions lack those of the DeepSpeed file,
+    and are taken to have had the present ones.
     """
     known = with_lowest_budget({**DEFAULTS, **BEFORE_IT_EXISTED, **before})
     wanted = with_lowest_budget(now)
     return {
-        name: (known.get(name), value) for name, value in wanted.items() if known.get(name) != value
+        name: (known[name], value)
+        for name, value in wanted.items()
+        if name in known and known[name] != value
     }

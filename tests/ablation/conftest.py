@@ -83,7 +83,7 @@ class Programs:
         self.calls = []
         self.fail_at = None
         self.tunes, self.weights, self.diversity = True, 0, 0.0
-        self.model_digest, self.data_digest = "weights", "d"
+        self.model_digest, self.data_digest, self.training_data = "weights", "d", "t"
 
     def __call__(self, command, again, folder=None, log=None):
         flags = dict(zip(command[::1], command[1::1], strict=False))
@@ -98,6 +98,7 @@ class Programs:
 
     def train(self, out, flags):
         training = {"polarisation": 0.97, "model_digest": self.model_digest}
+        training["data_digest"] = self.training_data
         if self.tunes:
             training["tuning"] = {"best": []}
         torch.manual_seed(self.weights)

@@ -193,6 +193,32 @@ def test_a_setting_that_is_new_since_repeats_nothing(plan, programs, tmp_path):
         without("gate.noise")
 
 
+def test_a_cell_of_another_global_batch_is_refused(plan, programs, tmp_path):
+    """The batch stands in the DeepSpeed file, beside the settings of the training."""
+    run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    wider = tmp_path / "wider.json"
+    values = json.loads(plan.deepspeed_file.read_text())
+    wider.write_text(json.dumps({**values, "train_batch_size": 2 * values["train_batch_size"]}))
+    plan = dataclasses.replace(plan, deepspeed=str(wider))
+    with pytest.raises(
+        ConfigError, match=r"trained with other settings \(train_batch_size: 32 -> "
+    ):
+        run_cell(plan, tmp_path, plan.variant("channel"), 0)
+
+
+def test_a_note_from_before_the_batch_was_noted_is_kept(plan, programs, tmp_path):
+    cell = run_cell(plan, tmp_path, plan.variant("channel"), 0)
+    older = cell.read()
+    for name in ("train_batch_size", "gradient_clipping", "optimizer.type"):
+        del older["training"][name]
+    kept = tmp_path / "kept" / cell.note.relative_to(tmp_path)
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps(older))
+    programs.calls = []
+    run_cell(plan, tmp_path / "kept", plan.variant("channel"), 0)
+    assert programs.calls == []
+
+
 def test_more_images_repeat_the_evaluation_and_not_the_training(plan, programs, tmp_path):
     run_cell(plan, tmp_path, plan.variant("channel"), 0)
     programs.calls = []
@@ -393,6 +419,7 @@ def test_a_changed_variant_is_refused_before_any_cell_runs(config, programs, tmp
     [
         ("data_digest", "channel/seed-0 was evaluated on other test data"),
         ("model_digest", "were trained on different weights of the model"),
+        ("training_data", "reference/seed-0 and .*channel/seed-0 were .* different training data"),
     ],
 )
 def test_cells_on_other_data_or_weights_are_not_compared(plan, programs, tmp_path, digest, message):
