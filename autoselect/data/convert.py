@@ -194,8 +194,12 @@ def name_of(row: Any) -> str:
     return "" if name is None else str(name)
 
 
+def json_lines(values: Iterable[Any]) -> bytes:
+    return b"".join(_dump(value) + b"\n" for value in values)
+
+
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    write_bytes(path, b"".join(_dump(value) + b"\n" for value in values))
+    write_bytes(path, json_lines(values))
 
 
 @contextlib.contextmanager

@@ -131,6 +131,17 @@ def test_files_that_are_not_the_official_ones_are_refused(tmp_path):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*.tar"))
 
 
+def test_a_conversion_that_is_refused_changes_nothing_of_the_one_in_the_folder(tmp_path):
+    files = MAKERS["vqav2"](tmp_path / "official")
+    convert_public(BENCHMARKS["vqav2"], files, tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds a conversion with other settings"):
+        convert_public(BENCHMARKS["gqa"], MAKERS["gqa"](tmp_path / "gqa"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="samples_per_shard=0 is below 1"):
+        convert_public(BENCHMARKS["vqav2"], files, tmp_path / "new", samples_per_shard=0)
+    assert content(tmp_path / "out") == before and not (tmp_path / "new").exists()
+
+
 def test_vqa_soft_accuracy_leaves_each_annotator_out_once(tmp_path):
     _, samples = converted("vqav2", tmp_path)
     assert samples[0].questions[0] == (

@@ -4,14 +4,16 @@ So the conversion is parallel, restartable and deterministic, and rows whose ima
 broken are listed in `rejected.jsonl`. The rows stay in `.convert/rows.jsonl`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data.benchmarks.table import Benchmark
-from autoselect.data.convert import NOTES, ConvertReport, convert_llava, write_json_lines
+from autoselect.data.convert import NOTES, ConvertReport, convert_rows, json_lines
 from autoselect.data.decode import Limits
+from autoselect.files.atomic import write_bytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def convert_public(
     workers: int = 1,
     limits: Limits | None = None,
 ) -> PublicReport:
-    """Convert one benchmark as `convert_llava` does.
+    """Convert one benchmark as `convert_rows` does.
 
     Args:
         files: path of each of `benchmark.files`; optional ones may be absent.
@@ -54,17 +56,16 @@ def convert_public(
     rows = benchmark.rows(given)
     if not rows:
         raise ConfigError(f"the files of {benchmark.name} hold no question about an image")
-    work.mkdir(parents=True, exist_ok=True)
-    source = work / "rows.jsonl"
-    write_json_lines(source, rows)
-    conversion = convert_llava(
-        source,
+    text = json_lines(rows)
+    conversion = convert_rows(
+        (rows, hashlib.sha256(text).hexdigest()),
         [given["images"]],
         output,
         samples_per_shard=samples_per_shard,
         workers=workers,
         limits=limits,
     )
+    write_bytes(work / "rows.jsonl", text)  # now that the folder is known to be this conversion's
     counts = [len(row["tasks"]) for row in rows]
     lost = sum(counts[one.row] for one in conversion.rejected)
     return PublicReport(conversion, sum(counts), lost)
