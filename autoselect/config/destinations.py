@@ -5,12 +5,16 @@ import tempfile
 from pathlib import Path
 
 from autoselect.config import ConfigError
+from autoselect.config.files import check_replaceable
+
+RUN_FOLDERS = ("checkpoints", "best", "selector", "tune")
+"""What a training makes in its output folder."""
 
 
 def existing(path: Path) -> Path:
-    """Return the path, or its nearest parent that exists."""
+    """Return the path, or its nearest parent that exists; a link counts wherever it leads."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if os.path.exists(place))
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def cannot_write(folder: Path) -> str:
@@ -28,6 +32,17 @@ def check_folder(setting: str, folder: Path | str) -> None:
     why = cannot_write(Path(folder))
     if why:
         raise ConfigError(f"{setting}={folder} cannot be written ({why}); choose another folder")
+
+
+def check_run_folder(output: Path) -> None:
+    """Check that a training can write its output folder and what is in it.
+
+    Raises:
+        ConfigError: it cannot, or would replace a file that it did not write.
+    """
+    for folder in (output, *(output / name for name in RUN_FOLDERS)):
+        check_folder("output", folder)
+    check_replaceable(output)
 
 
 def check_file(setting: str, path: Path | str) -> None:

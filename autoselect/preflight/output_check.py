@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoselect.config import ConfigError, TrainConfig
-from autoselect.config.destinations import cannot_write
-from autoselect.config.files import check_replaceable
+from autoselect.config.destinations import check_run_folder
 from autoselect.data.paths import expand
 from autoselect.data.shards import ShardSet
 from autoselect.files.digest import quick_digest
@@ -29,12 +28,8 @@ def check_output(subject: Subject) -> Finding:
     """
     config = subject.config
     output = Path(config.output)
-    error = cannot_write(output)
-    if error:
-        fix = "choose another `output`, or make the folder writable"
-        return Finding("output", "fail", f"{output}: {error}", fix)
     try:
-        check_replaceable(output)
+        check_run_folder(output)
     except ConfigError as refused:
         return Finding("output", "fail", str(refused), f"do what it says, or {AFRESH}")
     state, wrong = CheckpointStore(output / "checkpoints", config.keep_checkpoints).best()

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
-from autoselect.config.destinations import check_folder
+from autoselect.config.destinations import check_folder, check_run_folder
 from autoselect.config.extras import extra
-from autoselect.config.files import SETTINGS_FILE, check_replaceable, flatten, to_dict
+from autoselect.config.files import SETTINGS_FILE, flatten, to_dict
 from autoselect.config.gate import with_lowest_budget
 from autoselect.data.loader import pictured_batches
 from autoselect.data.pictured import report_pictures
@@ -112,7 +112,7 @@ def assemble(
     """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
     check_zero(deepspeed)
     check_folder("output", config.output)
-    rank_zero.on_main(lambda: check_replaceable(Path(config.output)))
+    rank_zero.on_main(lambda: check_run_folder(Path(config.output)))
     device = processes.choose_device(info)
     vlm = load_frozen(config, deepspeed, info, device, heartbeat)
     check_budgets(config, vlm.num_tokens)

@@ -4,7 +4,7 @@ import pytest
 
 from autoselect.cli import main as cli
 from autoselect.config import ConfigError
-from autoselect.config.destinations import check_file, check_folder
+from autoselect.config.destinations import check_file, check_folder, check_run_folder
 from autoselect.config.flags import check_port
 
 EVAL = ["eval", "--model", "reference", "--selector", "s", "--shards", "s", "--budgets", "8"]
@@ -23,6 +23,17 @@ def test_a_folder_is_made_where_it_can_be_and_else_refused(tmp_path):
             check_folder("out", place)
     with pytest.raises(ConfigError, match="Is a directory"):
         check_file("json", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best", "selector", "tune"])
+def test_what_a_training_writes_last_is_looked_at_first(tmp_path, name):
+    """A link to a disk that was cleared looks like an empty folder until something is written."""
+    check_run_folder(tmp_path)
+    (tmp_path / name).symlink_to(tmp_path / "cleared")
+    with pytest.raises(ConfigError, match=f"^output=.*/{name} cannot be written .*No such file"):
+        check_run_folder(tmp_path)
+    (tmp_path / "cleared").mkdir()
+    check_run_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
