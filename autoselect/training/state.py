@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from autoselect.config import TrainConfig
 from autoselect.config.errors import require
 from autoselect.config.files import from_dict
+from autoselect.files.digest import same_weights
 from autoselect.training.engine_state import TrainedState
 
 REMOVED_SETTINGS = {
@@ -157,6 +159,29 @@ class TrainingState:
             )
         return from_dict(TrainConfig, self.config)
 
+    def check_made(self, selector: Mapping[str, Any], setting: str) -> None:
+        """Refuse a selector of another training.
+
+        Args:
+            selector: its metadata; what they do not name is not compared.
+            setting: name and value of the setting that named this run, for the message.
+
+        Raises:
+            ConfigError: seed, data or weights of the model differ.
+        """
+        facts = {
+            "seed": self.train_config().seed,
+            "data_digest": self.origin.data_digest,
+            "model_digest": self.origin.model_digest,
+        }
+        known = {name: fact for name, fact in facts.items() if fact is not None}
+        others = [name for name, fact in known.items() if not _same(fact, selector.get(name, fact))]
+        require(
+            not others,
+            f"{setting} did not train this selector: {', '.join(others)} differ from those in its "
+            "config.json; give the output folder of the training that made it",
+        )
+
     @classmethod
     def from_dict(
         cls, values: dict[str, Any], trained: TrainedState, statistics: dict[str, Tensor]
@@ -177,3 +202,9 @@ class TrainingState:
             Origin.from_dict(values["data"]),
             Progress.from_dict(values["run"]),
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return True if two facts are equal; digests of weights have two forms."""
+    texts = isinstance(one, str) and isinstance(other, str)
+    return same_weights(one, other) if texts else bool(one == other)

@@ -31,7 +31,7 @@ def last_state(run: str, selector: Selector) -> TrainingState:
         selector: the selector.
 
     Raises:
-        ConfigError: the folder has no checkpoints, or those of a selector of another size or site.
+        ConfigError: the folder has no checkpoints, or those of another selector.
     """
     state, _ = CheckpointStore(Path(run) / "checkpoints").best()
     if state is None:
@@ -44,6 +44,7 @@ def last_state(run: str, selector: Selector) -> TrainingState:
             f"train_run={run} trained a selector of another size or site; give the output folder "
             "of the training that made this selector"
         )
+    state.check_made(selector.metadata, f"train_run={run}")
     return state
 
 

@@ -20,7 +20,7 @@ from autoselect.method.denoiser import Denoiser
 from autoselect.method.statistics import calibrate
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.engine_state import TrainedState
-from autoselect.training.state import TrainingState
+from autoselect.training.state import Origin, TrainingState
 from autoselect.vlm.sites import SITES
 from tests.evaluation.fakes import FakeAsked, FakeVLM, make_samples
 
@@ -87,7 +87,7 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
         3, TrainedState(weights, weights, weights, 3), to_dict(config), statistics.tensors()
     )
     CheckpointStore(tmp_path / "checkpoints").save(state)
-    gate = load_gate(tmp_path, OneSizeVLM())
+    gate = load_gate(tmp_path, OneSizeVLM(), {})
     assert gate.kind == "noise" and gate.temperature == 0.03
     assert gate.denoiser is not None
     with torch.no_grad():
@@ -96,11 +96,25 @@ def test_a_run_gives_back_its_gate_and_its_denoiser(tmp_path, tokens, statistics
         assert torch.equal(found, denoiser(gated))
     assert not torch.equal(found, gated)
     with pytest.raises(ConfigError, match="of 5 channels, those of this model have 7"):
-        load_gate(tmp_path, OneSizeVLM(extra=2))
+        load_gate(tmp_path, OneSizeVLM(extra=2), {})
     with pytest.raises(ConfigError, match="of 5 channels, those of this model have 15"):
-        load_gate(tmp_path, OneSizeVLM(later=2))
+        load_gate(tmp_path, OneSizeVLM(later=2), {})
     with pytest.raises(ConfigError, match="no checkpoints"):
-        load_gate(tmp_path / "elsewhere", OneSizeVLM())
+        load_gate(tmp_path / "elsewhere", OneSizeVLM(), {})
+
+
+@pytest.mark.parametrize("fact", ["seed", "data_digest", "model_digest"])
+def test_the_gate_of_another_training_is_refused(tmp_path, statistics, fact):
+    """As `--selector sweep/seed-0/selector --run sweep/seed-1`: its Denoiser knows other tokens."""
+    made = {"seed": 3, "data_digest": "d", "model_digest": "m"}
+    config = to_dict(TrainConfig(denoiser=DenoiserConfig(num_layers=0), seed=3))
+    weights = {"scorer.score.weight": torch.zeros(1, 4)}
+    trained = TrainedState(weights, weights, weights, 3)
+    state = TrainingState(3, trained, config, statistics.tensors(), Origin("d", "m"))
+    CheckpointStore(tmp_path / "checkpoints").save(state)
+    load_gate(tmp_path, OneSizeVLM(), made)
+    with pytest.raises(ConfigError, match=f"run=.* did not train this selector: {fact} differ"):
+        load_gate(tmp_path, OneSizeVLM(), {**made, fact: "other"})
 
 
 def test_features_of_later_layers_are_gated_and_not_repaired(tmp_path):
@@ -117,7 +131,7 @@ def test_features_of_later_layers_are_gated_and_not_repaired(tmp_path):
     )
     CheckpointStore(tmp_path / "checkpoints").save(state)
     with torch.no_grad():
-        gate = load_gate(tmp_path, vlm)
+        gate = load_gate(tmp_path, vlm, {})
         gated = uniformly_gated(gate, tokens, 4)
         visual = vlm.encode_images([sample.image for sample in make_samples(8)])
         outputs = SITES[gate.site].finish(vlm.adapter, visual, gated, repairs_of(gate)[REPAIRED])

@@ -140,5 +140,9 @@ def test_the_run_of_another_selector_is_refused(training, tmp_path):
     other = Selector(Scorer(192, ScorerConfig(hidden_size=8)), {})
     with pytest.raises(ConfigError, match="trained a selector of another size or site"):
         gap.last_state(str(tmp_path), other)
+    alike = CheckpointStore(tmp_path / "checkpoints").best()[0].train_config().scorer
+    other = Selector(Scorer(192, alike), {"seed": 99})
+    with pytest.raises(ConfigError, match="train_run=.* did not train this selector: seed differ"):
+        gap.last_state(str(tmp_path), other)
     with pytest.raises(ConfigError, match="nowhere has no usable checkpoints"):
         gap.last_state("/nowhere", other)

@@ -111,7 +111,7 @@ def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
         selector,
         samples,
         budgets,
-        load_gate(arguments.train_run, vlm) if kind == LEAK else None,
+        load_gate(arguments.train_run, vlm, selector.metadata) if kind == LEAK else None,
         arguments.max_new_tokens,
         _treated_site(vlm, selector, arguments.site),
     )

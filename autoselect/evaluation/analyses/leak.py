@@ -5,7 +5,7 @@ Answers from such tokens that beat blind guessing show what the budget fails to 
 training loss can fall without a better selection. The measure is ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,21 @@ class TrainedGate:
     site: GateSite = "after_projector"
 
 
-def load_gate(run: Path | str, vlm: Any) -> TrainedGate:
+def load_gate(run: Path | str, vlm: Any, selector: Mapping[str, Any]) -> TrainedGate:
     """Load the gate and the Denoiser of a training run's last checkpoint.
 
     Args:
         run: output folder of the training run, with `checkpoints`.
+        selector: metadata of the selector that it trained.
 
     Raises:
-        ConfigError: the checkpoint is missing, or it gated another number of channels.
+        ConfigError: the checkpoint is missing, or it trained another selector or gated another
+            number of channels.
     """
     state = CheckpointStore(Path(run) / "checkpoints").load()
     if state is None:
         raise ConfigError(f"run={run} has no checkpoints; give the output folder of a training run")
+    state.check_made(selector, f"run={run}")
     config = state.train_config()
     statistics = TokenStatistics.from_tensors(state.statistics)
     blank = vlm.encode_images([Image.new("RGB", (64, 64))], config.gate.site)
