@@ -1,4 +1,4 @@
-"""Check of the training shards for `autoselect doctor`."""
+"""Check of the shards of a training for `autoselect doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autoselect.data.storage import is_remote, read_first_line
 from autoselect.preflight.estimates import GIB
 from autoselect.preflight.finding import Finding, Subject
 from autoselect.reference.resources import REFERENCE
-from autoselect.training.validation import check_held_out
+from autoselect.training.validation import HELD_OUT, check_held_out
 from autoselect.vlm.model_files import is_pointer
 
 INDEX_THREADS = 16
@@ -25,10 +25,34 @@ INDEX_THREADS = 16
 
 
 def check_shards(subject: Subject) -> Finding:
-    """Check that every shard has an index and all keys differ; missing indexes are not built."""
+    """Check the shards of the training and of its validation; missing indexes are not built."""
+    config = subject.config
+    found = _training_shards(subject)
+    own = config.validation
+    if found.status == "fail" or not own.every or own.shards == HELD_OUT:
+        return found
+    judging = _opened("validation.shards", own.shards)
+    return judging if isinstance(judging, Finding) else found
+
+
+def _training_shards(subject: Subject) -> Finding:
     pattern = subject.config.data.train_shards
     if pattern == REFERENCE:
         return Finding("shards", "ok", "the reference data, rendered at the first start")
+    shards = _opened("data.train_shards", pattern)
+    if isinstance(shards, Finding):
+        return shards
+    try:
+        check_held_out(subject.config, len(shards), subject.deepspeed.total_batch)
+    except ConfigError as error:
+        return Finding("shards", "fail", str(error), "do what it says")
+    total = sum(header.bytes for header in shards.headers)
+    found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
+    return _unusable(shards, found, subject.config.data.quarantine_budget)
+
+
+def _opened(setting: str, pattern: str) -> ShardSet | Finding:
+    """Open the shards of a setting; return the finding if one lacks an index or keys repeat."""
     try:
         named = expand(pattern)
         pointers = [shard for shard in named if is_pointer(Path(shard))]
@@ -43,15 +67,9 @@ def check_shards(subject: Subject) -> Finding:
         shards = ShardSet.open(pattern)
         shards.check_keys()
     except ConfigError as error:
-        fix = "correct data.train_shards; run `autoselect shards index` and `... shards verify`"
+        fix = f"correct {setting}; run `autoselect shards index` and `... shards verify`"
         return Finding("shards", "fail", _reason(pattern) or str(error), fix)
-    try:
-        check_held_out(subject.config, len(shards), subject.deepspeed.total_batch)
-    except ConfigError as error:
-        return Finding("shards", "fail", str(error), "do what it says")
-    total = sum(header.bytes for header in shards.headers)
-    found = f"{len(shards.shards)} shards, {len(shards)} samples, {total / GIB:.2f} GiB"
-    return _unusable(shards, found, subject.config.data.quarantine_budget)
+    return shards
 
 
 def _unusable(shards: ShardSet, found: str, budget: float) -> Finding:

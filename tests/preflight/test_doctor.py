@@ -125,6 +125,10 @@ def plant_budget_of_the_search_above_all_tokens(monkeypatch):
     return {"tune_budgets": "16,900"}
 
 
+def plant_missing_shards_of_the_validation(monkeypatch):
+    return {"validation": {"every": 2, "shards": "judges/*.tar"}}
+
+
 def plant_too_few_rows_for_the_validation(monkeypatch):
     return {"validation": {"every": 2, "images": 128}}
 
@@ -155,6 +159,12 @@ FAULTS = [
         "budget",
         "budget=900 exceeds the 144",
         "correct these budgets",
+    ),
+    (
+        plant_missing_shards_of_the_validation,
+        "shards",
+        "the folder judges does not exist",
+        "correct validation.shards",
     ),
     (
         plant_too_few_rows_for_the_validation,
