@@ -4,9 +4,12 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from autoselect.config import ConfigError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -26,6 +29,9 @@ def map_processes(
         work: function at module level, so that it can be sent to another process.
         workers: number of processes; 1 works in this one.
         description: text of the progress bar, which only a terminal shows.
+
+    Raises:
+        ConfigError: a process was killed.
     """
     with tqdm(total=len(jobs), desc=description, unit="shard", disable=None) as progress:
         if workers <= 1:
@@ -37,11 +43,17 @@ def map_processes(
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             waiting: deque[Future[Result]] = deque()
-            for job in jobs:
-                waiting.append(pool.submit(work, job))
-                if len(waiting) >= workers * _QUEUED_PER_WORKER:
+            try:
+                for job in jobs:
+                    waiting.append(pool.submit(work, job))
+                    if len(waiting) >= workers * _QUEUED_PER_WORKER:
+                        yield waiting.popleft().result()
+                        progress.update()
+                while waiting:
                     yield waiting.popleft().result()
                     progress.update()
-            while waiting:
-                yield waiting.popleft().result()
-                progress.update()
+            except BrokenProcessPool as error:
+                raise ConfigError(
+                    f"workers={workers}: one of these processes was killed, probably because the "
+                    "memory is full; run it again with fewer --workers"
+                ) from error

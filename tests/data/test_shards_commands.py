@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from autoselect.cli.main import main
 from autoselect.config import ConfigError
 from autoselect.data.commands import add_shards_commands
 from autoselect.data.index import sidecar
+from autoselect.data.parallel import map_processes
 from autoselect.data.shards import ShardSet, ShardWriter
 from tests.data.shard_samples import make_image, make_record, write_shards
 
@@ -200,3 +202,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
     shard = tmp_path / "out" / "shard-000000.tar"
     said = f"No space left on device: '{shard}'; free some space and run it again\n"
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_worker_that_is_killed_is_told_with_its_fix() -> None:
+    """The system kills a process when the memory is full."""
+    with pytest.raises(ConfigError, match=r"workers=2: .* killed.*fewer --workers"):
+        list(map_processes(os._exit, [1, 2], 2, "converting"))
