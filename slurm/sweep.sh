@@ -24,8 +24,11 @@ if [ -z "${SWEEP_KEY:-}" ] && [[ "${SLURM_EXPORT_ENV:-ALL}" != ALL* ]]; then
         "sbatch --export='ALL,SWEEP_KEY=seed,SWEEP_VALUES=0 1 2' slurm/sweep.sh" >&2
     exit 1
 fi
-SWEEP_KEY="${SWEEP_KEY:-gate.token_budget}"
-SWEEP_VALUES="${SWEEP_VALUES:-8 16 32 64}"
+if [ -z "${SWEEP_KEY:-}" ]; then
+    SWEEP_KEY=gate.token_budget
+    SWEEP_VALUES="${SWEEP_VALUES:-8 16 32 64}"
+fi
+: "${SWEEP_VALUES:?SWEEP_KEY=$SWEEP_KEY has no values; set SWEEP_VALUES, such as SWEEP_VALUES='0 1 2'}"
 SWEEP_OUTPUT="${SWEEP_OUTPUT:-runs/sweep-${SLURM_ARRAY_JOB_ID:?submit this script with --array}}"
 
 set -u

@@ -374,6 +374,13 @@ def test_no_flag_takes_the_value_or_the_folder_of_a_sweep_task(cluster: Cluster,
     assert (last["--seed"], last["--output"]) == ("2", "runs/sweep-1/seed-2")
 
 
+def test_a_setting_of_a_sweep_does_not_take_the_values_of_another_one(cluster: Cluster) -> None:
+    array = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0"}
+    code, output = cluster.run("sweep.sh", SWEEP_KEY="seed", **array)
+    assert code != 0 and "SWEEP_KEY=seed has no values; set SWEEP_VALUES" in output
+    assert "srun" not in cluster.calls()
+
+
 def test_an_array_longer_than_the_values_is_refused(cluster: Cluster) -> None:
     code, output = cluster.run(
         "sweep.sh", SWEEP_VALUES="8 16", SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID="2"
