@@ -31,7 +31,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from autoselect.config import ConfigError
-from autoselect.files.atomic import sync_folder
+from autoselect.files.atomic import DISK_FULL, sync_folder
 from autoselect.files.tensors import read_tensors, write_tensors
 from autoselect.ranks.rank_zero import on_main
 from autoselect.training.engine_state import TrainedState
@@ -283,8 +283,13 @@ def _on_main(action: Callable[[], Any], what: str) -> Any:
     def attempt() -> Any:
         try:
             return action()
-        except (OSError, CheckpointError) as error:
+        except CheckpointError as error:
             raise CheckpointError(f"{what}: {error}") from error
+        except OSError as error:
+            fix = "free some space" if error.errno in DISK_FULL else "mend that"
+            raise CheckpointError(
+                f"{what}: {error}; {fix}, then start again, and the run resumes"
+            ) from error
 
     return on_main(attempt)
 
