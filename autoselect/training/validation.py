@@ -86,6 +86,22 @@ def held_out_rows(config: TrainConfig, shards: ShardSet, batch_size: int) -> lis
     return found
 
 
+def warn_of_trained_rows(own: str, shards: ShardSet) -> None:
+    """Warn if shards of the validation are among those of the training, under any name."""
+    if own == HELD_OUT:
+        return
+    trained = {header.sha256 for header in shards.headers}
+    common = [header for header in ShardSet.open(own).headers if header.sha256 in trained]
+    if common:
+        logger.warning(
+            "%d shards of validation.shards=%s are trained on, so the held-out loss is not that of "
+            "new rows; give other shards, or validation.shards=%s",
+            len(common),
+            own,
+            HELD_OUT,
+        )
+
+
 def rows_digest(rows: Sequence[Sample]) -> str:
     """Return a digest of texts and pictures."""
     digest = hashlib.sha256()
@@ -235,5 +251,7 @@ def validation_of(run: Run, micro_batch: int, batch_size: int) -> Any:
     if not run.config.validation.every:
         return None
     with run.heartbeat.independently("reading the held-out rows"):
+        if run.info.is_main:
+            warn_of_trained_rows(run.config.validation.shards, run.shards)
         rows = held_out_rows(run.config, run.shards, batch_size)
     return Validation(run, micro_batch, rows)

@@ -29,7 +29,7 @@ from autoselect.training.run import assemble
 from autoselect.training.state import Progress
 from autoselect.training.trainer import Trainer
 from autoselect.training.update_guard import NumbersError
-from autoselect.training.validation import held_out_rows, judged, take_best
+from autoselect.training.validation import held_out_rows, judged, take_best, warn_of_trained_rows
 
 FIVE = ("--steps=5", "--validation.images=2")
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,19 @@ def test_rows_of_other_shards_may_be_given(folder, tmp_path):
     config = config_of(folder, tmp_path, f"--validation.shards={other}", "--steps=99")
     rows = held_out_rows(config, ShardSet.open(config.data.train_shards), 2)
     assert [row.key for row in rows] == ["val-0000000", "val-0000001"]
+
+
+@pytest.mark.parametrize(("name", "warned"), [("val", False), ("train", True)])
+def test_a_validation_on_shards_of_the_training_is_told(folder, tmp_path, name, warned, caplog):
+    """A training that waits for such a loss to rise picks the selector that knows its rows best."""
+    copied = tmp_path / "judges"
+    copied.mkdir()
+    for path in (folder / "shards").glob(f"{name}-*"):
+        shutil.copy(path, copied / path.name.replace(name, "judge"))
+    shards = ShardSet.open(str(folder / "shards" / "train-*.tar"))
+    warn_of_trained_rows(str(copied), shards)
+    warn_of_trained_rows("held-out", shards)
+    assert ("are trained on, so the held-out loss" in caplog.text) == warned
 
 
 def test_rows_without_an_answer_are_refused_before_their_loss_of_0_is_the_lowest(
