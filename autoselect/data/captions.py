@@ -148,8 +148,8 @@ def convert_caption_shards(
         key_prefix: text before the number in every key, see `convert_llava`.
 
     Raises:
-        ConfigError: a file is missing, cut short or not a tar file, or the output folder belongs to
-            another conversion.
+        ConfigError: a file is missing, cut short, not a tar file or named twice, or the output
+            folder belongs to another conversion.
     """
     if key_prefix:
         check_key("key_prefix", key_prefix)
@@ -158,6 +158,8 @@ def convert_caption_shards(
             raise ConfigError(f"source={source} is not a tar file; give WebDataset shards")
     limits = limits or Limits()
     known = [[str(source.resolve()), source.stat().st_size] for source in sources]
+    if twice := next((source for source in known if known.count(source) > 1), None):
+        raise ConfigError(f"source={twice[0]} comes twice; name every tar file once")
     plan = {"sources": known, "prompt": prompt, "limits": asdict(limits)}
     jobs = [
         _Job(number, str(source), str(output), prompt, limits, key_prefix)

@@ -138,6 +138,15 @@ def test_webdataset_with_texts_becomes_shards(tmp_path, capsys):
         convert_caption_shards([tmp_path / "none.tar"], out)
 
 
+def test_a_tar_file_that_is_named_twice_is_refused(tmp_path):
+    tar(tmp_path / "in.tar", [("1.jpg", jpeg("red")), ("1.txt", b"red")])
+    (tmp_path / "link.tar").symlink_to("in.tar")
+    for twice in ("in.tar", "link.tar"):
+        with pytest.raises(ConfigError, match="in.tar comes twice; name every tar file once"):
+            convert_caption_shards([tmp_path / "in.tar", tmp_path / twice], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def of_many(path, count=20):
     red = jpeg("red")
     pairs = [((f"{n}.jpg", red), (f"{n}.txt", f"red {n}".encode())) for n in range(count)]
