@@ -237,15 +237,18 @@ def _picture_and_text(
     """Return the encoded picture and the caption of a sample.
 
     Raises:
-        RecordError: a sample has no picture, has a member twice, or has one above the cap; or its
-            caption is not in UTF-8.
+        RecordError: a sample has no picture or several, has a member twice, or has one above the
+            cap; or its caption is not in UTF-8.
     """
     parts = dict(members)
     if len(parts) < len(members):
         raise RecordError("duplicate_key", f"a member of {name} comes twice")
-    suffix = next((one for one in PICTURES if one in parts), None)
-    if suffix is None:
+    pictures = [one for one in PICTURES if one in parts]
+    if not pictures:
         raise RecordError("unreadable", f"{name} has none of {', '.join(PICTURES)}")
+    if len(pictures) > 1:
+        raise RecordError("unsupported", f"{name} has {' and '.join(pictures)}; keep one picture")
+    (suffix,) = pictures
     for used in (suffix, "txt"):
         if used in parts and parts[used].link:
             raise RecordError("unsupported", f"{name}.{used} is a link; store the file itself")

@@ -147,6 +147,12 @@ def test_a_tar_file_that_is_named_twice_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_second_picture_is_not_dropped_without_a_word(tmp_path):
+    tar(tmp_path / "in.tar", [("1.jpg", jpeg("red")), ("1.png", jpeg("blue")), ("1.txt", b"red")])
+    (found,) = convert_caption_shards([tmp_path / "in.tar"], tmp_path / "out").rejected
+    assert (found.kind, found.detail) == ("unsupported", "1 has jpg and png; keep one picture")
+
+
 def of_many(path, count=20):
     red = jpeg("red")
     pairs = [((f"{n}.jpg", red), (f"{n}.txt", f"red {n}".encode())) for n in range(count)]
