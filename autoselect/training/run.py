@@ -66,7 +66,8 @@ FREE_SETTINGS = {
 }
 """Settings that may change when a run resumes: no number of the steps depends on them.
 
-Model and shards may have moved; their digests are compared.
+Model and shards may have moved; their digests are compared. So may the shards of the validation if
+the checkpoint has the digest of its rows.
 """
 
 UNSET = "unset"
@@ -223,10 +224,9 @@ def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> N
     present = with_lowest_budget(flatten(to_dict(config))) | flatten(now.step_settings)
     if begun.dtype is not None:  # `auto` may mean another one on this device
         before["dtype"], present["dtype"] = begun.dtype, now.dtype or begun.dtype
+    free = FREE_SETTINGS | ({"validation.shards"} if state.progress.held_out_digest else set())
     pairs = {
-        k: (before.get(k, UNSET), present.get(k, UNSET))
-        for k in present | before
-        if k not in FREE_SETTINGS
+        k: (before.get(k, UNSET), present.get(k, UNSET)) for k in present | before if k not in free
     }
     changed = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
     if changed:

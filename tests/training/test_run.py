@@ -30,7 +30,7 @@ from autoselect.training import trainer as training_loop
 from autoselect.training import validation
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.run import assemble, check_resumable, warn_of_few_cores
-from autoselect.training.state import Origin, TrainingState
+from autoselect.training.state import Origin, Progress, TrainingState
 from autoselect.vlm.model_files import processor_digests
 from tests.lmms.hub_folder import write_next_folder
 from tests.vlm.conversations import picture
@@ -249,6 +249,16 @@ def test_a_run_goes_on_with_the_same_model_and_shards_in_another_place():
         check_resumable(state, moved, replace(origin({}), model_digest="other"))
     with pytest.raises(ConfigError, match="a run on other data"):
         check_resumable(state, moved, replace(origin({}), data_digest="other"))
+
+
+def test_the_shards_of_the_validation_may_move_if_their_rows_are_compared():
+    """`Validation.resumed` refuses other rows in another place."""
+    state = begun(to_dict(TrainConfig()), {})
+    moved = from_dict(TrainConfig, {"validation": {"shards": "/scratch/val/*.tar"}})
+    with pytest.raises(ConfigError, match="validation.shards: held-out -> /scratch"):
+        check_resumable(state, moved, origin({}))
+    known = replace(state, progress=Progress(held_out_digest="d"))
+    check_resumable(known, moved, origin({}))
 
 
 @pytest.mark.parametrize("told", [False, True])

@@ -172,7 +172,8 @@ def test_a_run_that_resumes_with_other_held_out_rows_is_refused(alone, folder, t
     config = config_of(folder, tmp_path / "run", f"--validation.shards={own}", "--steps=1")
     with Heartbeat(alone) as heartbeat:
         assert trainer_of(config, alone, heartbeat).run()
-        assert trainer_of(config, alone, heartbeat).run()
+        moved = replace(config.validation, shards=str(shutil.copytree(own, tmp_path / "moved")))
+        assert trainer_of(replace(config, validation=moved), alone, heartbeat).run()
         shutil.rmtree(own)
         shutil.copytree(folder / "shards", own, ignore=shutil.ignore_patterns("train-*", "val-*"))
         with pytest.raises(ConfigError, match="held-out rows were others; restore validation"):
