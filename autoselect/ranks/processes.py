@@ -185,20 +185,22 @@ def _rendezvous(info: RankInfo, device: torch.device) -> dict[str, str]:
     """
     nodes = os.environ.get("SLURM_STEP_NUM_NODES")
     several = info.source == "slurm" and info.world_size > 1 and nodes != "1"
-    if several and "MASTER_ADDR" not in os.environ:
+    if several and not os.environ.get("MASTER_ADDR"):
         raise ConfigError(
             "MASTER_ADDR is not set in this Slurm step; export the address of the first node "
             "before srun, as slurm/train.sh does"
         )
     alone = info.source == "single"
     own = "127.0.0.1"
-    port = str(_free_port()) if alone else str(DEFAULT_PORT)
+    port = str(_free_port()) if alone else os.environ.get("MASTER_PORT") or str(DEFAULT_PORT)
+    if not (port.isdecimal() and 1 <= int(port) <= 65535):
+        raise ConfigError(f"MASTER_PORT={port} is not a TCP port; choose 1024..65535")
     return {
         "RANK": str(info.rank),
         "WORLD_SIZE": str(info.world_size),
         "LOCAL_RANK": str(info.local_rank if device.index is None else device.index),
-        "MASTER_ADDR": own if alone else os.environ.get("MASTER_ADDR", own),
-        "MASTER_PORT": port if alone else os.environ.get("MASTER_PORT") or port,
+        "MASTER_ADDR": own if alone else os.environ.get("MASTER_ADDR") or own,
+        "MASTER_PORT": port,
     }
 
 

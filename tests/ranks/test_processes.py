@@ -122,8 +122,11 @@ def test_incomplete_environments_are_named(environment: dict[str, str], message:
 
 
 def test_a_slurm_step_needs_the_master_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("SLURM_STEP_NUM_NODES", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "")  # of a command that found no node
+    with pytest.raises(ConfigError, match="MASTER_ADDR is not set.*slurm/train.sh"):
+        processes._rendezvous(RankInfo(1, 2, 0, "slurm"), torch.device("cpu"))
+    monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(ConfigError, match="MASTER_ADDR is not set.*slurm/train.sh"):
         processes._rendezvous(RankInfo(1, 2, 0, "slurm"), torch.device("cpu"))
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")
@@ -159,6 +162,14 @@ def test_a_single_process_meets_itself_whatever_the_shell_says(
     monkeypatch.setenv("MASTER_ADDR", "node-of-another-run")
     meeting = processes._rendezvous(RankInfo(0, 1, 0, "single"), torch.device("cpu"))
     assert meeting["MASTER_ADDR"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("port", ["29500x", "0", "-1", "65536"])
+def test_a_port_that_is_not_one_is_named(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    """At port 0 every rank would wait at a port of its own."""
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(ConfigError, match=f"MASTER_PORT={port} is not a TCP port; choose 1024"):
+        processes._rendezvous(RankInfo(0, 2, 0, "launcher"), torch.device("cpu"))
 
 
 def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
