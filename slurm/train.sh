@@ -38,6 +38,11 @@ command -v "$PYTHON" >/dev/null || {
     echo "PYTHON=$PYTHON does not exist; run 'make setup' in $PROJECT or set PYTHON" >&2
     exit 1
 }
+if [ "${SLURM_HET_SIZE:-1}" -gt 1 ]; then
+    echo "job $SLURM_JOB_ID has SLURM_HET_SIZE=$SLURM_HET_SIZE components, of which srun would use the" \
+        "first alone; submit one component, with one kind of node" >&2
+    exit 1
+fi
 
 # Leave behind what describes the shell from which the job was submitted: the step of `srun --pty`,
 # inside which a further step has to share its cores, and the memory of an `salloc`, which srun

@@ -10,6 +10,8 @@ from autoselect.config import ConfigError
 
 LAST_STEP = 0xFFFFFFEF
 """Largest id of a step of `srun`. Those above are Slurm's own, such as the shell of `salloc`."""
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Number of processes in the variables of Open MPI, MVAPICH and MPICH."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class RankInfo:
         is not a rank. Without any of them the run is a single process.
 
         Raises:
-            ConfigError: half of a pair is set, a value is not an integer, or out of range.
+            ConfigError: half of a pair is set, a value is not an integer, or out of range; or this
+                is one of several processes of mpirun, which would each start a run of its own.
         """
         if "RANK" in environment or "WORLD_SIZE" in environment:
             names, source = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "launcher"
@@ -45,6 +48,12 @@ class RankInfo:
             count = own if own in environment else "SLURM_NTASKS"
             names, source = ("SLURM_PROCID", count, "SLURM_LOCALID"), "slurm"
         else:
+            for name in MPI_SIZES:
+                if environment.get(name, "1") != "1":
+                    raise ConfigError(
+                        f"{name}={environment[name]}: processes of mpirun are not taken as ranks; "
+                        "start them with the deepspeed launcher, torchrun or srun"
+                    )
             return cls(rank=0, world_size=1, local_rank=0, source="single")
         rank, world_size, local_rank = (_integer(environment, name) for name in names)
         if not 0 <= rank < world_size:

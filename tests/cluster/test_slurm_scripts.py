@@ -306,6 +306,12 @@ def test_an_allocation_without_a_number_of_tasks_starts(cluster: Cluster) -> Non
     assert code == 0 and "one per node as tasks on n[7-8]" in output
 
 
+def test_a_job_of_several_components_does_not_train_on_the_first_alone(cluster: Cluster) -> None:
+    code, output = cluster.run("train.sh", SLURM_HET_SIZE="2")
+    assert code == 1 and "SLURM_HET_SIZE=2 components" in output
+    assert "srun" not in cluster.calls()
+
+
 def test_a_folder_with_any_name_works(tmp_path: Path) -> None:
     folder = tmp_path / 'o\'dd [x] "ü" {a,b} $v'
     folder.mkdir()

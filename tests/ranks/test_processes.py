@@ -27,6 +27,11 @@ from tests.launching import ROOT, Worker, environment, free_port, start_ranks
     ("environment", "expected"),
     [
         ({}, RankInfo(0, 1, 0, "single")),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"}, RankInfo(0, 1, 0, "single")),
+        (
+            {"PMI_SIZE": "2", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+            RankInfo(1, 2, 1, "launcher"),
+        ),
         (
             {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
             RankInfo(3, 4, 1, "launcher"),
@@ -114,6 +119,8 @@ def test_what_is_typed_in_the_shell_of_srun_pty_is_not_a_rank(
             "RANK='-1' is not a number from 0 on",
         ),
         ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_NTASKS is not set"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2: processes of mpirun are not"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3"}, "PMI_SIZE=4: processes of mpirun are not taken"),
     ],
 )
 def test_incomplete_environments_are_named(environment: dict[str, str], message: str) -> None:
