@@ -1,6 +1,7 @@
 """Checks that results can be written, made before hours are spent on them."""
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -46,7 +47,15 @@ def check_run_folder(output: Path) -> None:
 
 
 def check_file(setting: str, path: Path | str) -> None:
-    """Raise ConfigError if the file `path`, the value of `setting`, cannot be written."""
-    why = f"{path}: Is a directory" if Path(path).is_dir() else cannot_write(Path(path).parent)
+    """Raise ConfigError if the file `path`, the value of `setting`, cannot be written.
+
+    A link, a device or a pipe is refused, because writing a file replaces what has its name.
+    """
+    if Path(path).is_dir():
+        why = f"{path}: Is a directory"
+    elif os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        why = f"{path}: Not a plain file"
+    else:
+        why = cannot_write(Path(path).parent)
     if why:
         raise ConfigError(f"{setting}={path} cannot be written ({why}); choose another file")

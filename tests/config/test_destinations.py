@@ -1,5 +1,7 @@
 """Places that cannot be written and numbers out of range are refused before anything is done."""
 
+import os
+
 import pytest
 
 from autoselect.cli import main as cli
@@ -34,6 +36,16 @@ def test_what_a_training_writes_last_is_looked_at_first(tmp_path, name):
         check_run_folder(tmp_path)
     (tmp_path / "cleared").mkdir()
     check_run_folder(tmp_path)
+
+
+def test_what_a_written_file_would_replace_is_refused_unless_it_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_file("json", tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("file")
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/null"):
+        with pytest.raises(ConfigError, match=r"^json=.*: Not a plain file\); choose another file"):
+            check_file("json", path)
 
 
 @pytest.mark.parametrize(
