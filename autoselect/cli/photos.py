@@ -1,6 +1,7 @@
 """Pictures for `autoselect show`: files of the user, or a scene of the reference test data."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,17 @@ class Picture:
     question: str
 
 
-def find_pictures(photos: list[str], question: str | None, scene: int) -> list[Picture]:
-    """Read the named pictures, or render a scene of the reference test data if none is named.
+def find_pictures(photos: list[str], question: str | None, scene: int) -> Iterator[Picture]:
+    """Return the named pictures, or a scene of the reference test data if none is named.
+
+    Every file is read at once to find out whether it can be, and again when its turn comes, so that
+    a folder of many photos does not have to fit in memory.
 
     Raises:
         ConfigError: a path does not exist, a folder has no picture, or a file cannot be decoded.
     """
     if not photos:
-        return [scene_picture(scene, question)]
+        return iter([scene_picture(scene, question)])
     files: list[Path] = []
     for path in map(Path, photos):
         if path.is_dir():
@@ -45,11 +49,13 @@ def find_pictures(photos: list[str], question: str | None, scene: int) -> list[P
             files.append(path)
         else:
             raise ConfigError(f"PHOTO={path} does not exist; name a picture or a folder")
+    for file in files:
+        read_photo(file)
     names = unique_names(files)
-    return [
+    return (
         Picture(name, read_photo(file), question or QUESTION)
         for name, file in zip(names, files, strict=True)
-    ]
+    )
 
 
 def unique_names(files: list[Path]) -> list[str]:
