@@ -146,6 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"autoselect: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if isinstance(error, PermissionError) and error.filename is not None:
+            print(
+                f"autoselect: {error.filename} cannot be opened ({error.strerror}); mend its "
+                "permissions and those of the folders above it, or name another path",
+                file=sys.stderr,
+            )
+            return 2
         if error.errno not in DISK_FULL:
             raise
         print(f"autoselect: {error}; free some space and run it again", file=sys.stderr)

@@ -1,7 +1,9 @@
 """`autoselect show`: answers with all and with fewer tokens, and a picture of what stayed."""
 
 import dataclasses
+import errno
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,9 @@ import torch
 from PIL import Image
 
 from autoselect.cli.main import main
-from autoselect.cli.photos import Picture, unique_names
+from autoselect.cli.photos import Picture, find_pictures, unique_names
 from autoselect.cli.show_answers import ask, count_tokens, inputs_of
-from autoselect.config import ScorerConfig
+from autoselect.config import ConfigError, ScorerConfig
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.reference.resources import MODEL_FOLDER
@@ -126,6 +128,27 @@ def test_the_demo_is_named_if_its_selector_is_missing(tmp_path, monkeypatch, cap
     code, _, error = show(capsys, "--model", MODEL_FOLDER)
     assert code == 2
     assert "run `make demo` first" in error
+
+
+def test_a_path_that_the_user_may_not_enter_is_named(monkeypatch, capsys):
+    def closed(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    code, _, error = show(capsys, "photos", "--device", "cpu")
+    assert code == 2
+    assert "photos cannot be opened (Permission denied)" in error
+
+
+def test_many_photos_are_checked_at_once_and_kept_one_by_one(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    found = find_pictures([str(tmp_path)], None, 0)
+    images = [weakref.ref(picture.image) for picture in found]
+    assert len(images) == 3 and not any(image() for image in images)
+    (tmp_path / "c.png").write_text("hello")
+    with pytest.raises(ConfigError, match="c.png cannot be read"):
+        find_pictures([str(tmp_path)], None, 0)
 
 
 def test_a_file_that_is_not_a_picture_is_named(selector, tmp_path, capsys):
