@@ -24,8 +24,9 @@ def export(run: Run, step: int, batch_size: int, progress: Progress, folder: Pat
         folder: folder of the selector.
     """
     model, config = run.engine.module, run.config
+    named = Path(config.model)  # a relative folder would look like a hub name elsewhere
     metadata = {
-        "model": config.model,
+        "model": str(named.absolute()) if named.is_dir() else config.model,
         "model_name": model.vlm.name,
         "model_digest": model.vlm.digest,
         "data_digest": run.shards.digest,
