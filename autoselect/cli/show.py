@@ -74,7 +74,7 @@ def run_show(arguments: argparse.Namespace) -> int:
         inputs = inputs_of(vlm, picture)
         budgets = parse_budgets(arguments.budgets, count_tokens(vlm, inputs))
         shown = ask(vlm, selector, inputs, budgets, arguments.max_new_tokens)
-        overlay, reason = draw(vlm, picture, inputs, shown, Path(arguments.out))
+        overlay, reason = draw(vlm, picture, shown, Path(arguments.out))
         print_answers(picture, shown, overlay, reason)
         results.append(as_json(picture, shown, overlay))
     if arguments.json:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from autoselect.cli.photos import Picture
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
@@ -107,7 +106,7 @@ def kept_positions(images: list[Any]) -> list[int]:
 
 
 def draw(
-    vlm: FrozenVLM, picture: Picture, inputs: dict[str, Any], shown: list[Shown], folder: Path
+    vlm: FrozenVLM, picture: Picture, shown: list[Shown], folder: Path
 ) -> tuple[Path | None, str]:
     """Write a picture of what every budget keeps; return its path, or None and the reason."""
     grid = vlm.grid_of(picture.image)
@@ -118,28 +117,10 @@ def draw(
     panels += [
         Overlay(label(s, full.tokens), s.kept, s.answer, s.answer == full.answer) for s in shown[1:]
     ]
-    row = OverlayRow(seen(vlm, picture, inputs), picture.question, full.answer, tuple(panels))
+    row = OverlayRow(vlm.seen(picture.image), picture.question, full.answer, tuple(panels))
     path = folder / f"{picture.name}-kept.png"  # not the name of the photo, which may be there
     save(patch_overlays([row], grid), path)
     return path, ""
-
-
-def seen(vlm: FrozenVLM, picture: Picture, inputs: dict[str, Any]) -> Image.Image:
-    """Return the picture as the vision encoder sees it, after crop and resizing.
-
-    A picture whose pixels reach the encoder in another layout than [1, 3, height, width] was
-    resized as a whole, and is returned unchanged.
-    """
-    pixels = inputs.get("pixel_values")
-    processor = vlm.processor.image_processor
-    if pixels is None or pixels.dim() != 4 or pixels.shape[:2] != (1, 3):
-        return picture.image
-    mean, std = (
-        torch.tensor(getattr(processor, name))[:, None, None]
-        for name in ("image_mean", "image_std")
-    )
-    values = (pixels[0].float().cpu() * std + mean).clamp(0, 1)
-    return Image.fromarray((values * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def label(answer: Shown, total: int) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError, GateSite
-from autoselect.vlm.adapter import VisualAdapter
+from autoselect.vlm.adapter import PIXELS, VisualAdapter
 from autoselect.vlm.families import Family
 from autoselect.vlm.loading import load, weights_digest
 from autoselect.vlm.processor_fit import check_patch_size
@@ -183,6 +183,27 @@ class FrozenVLM:
         if len(blocks) > 1:
             return None
         return raster_of(len(blocks[0]), self.family.raster, image.size)
+
+    def seen(self, image: Image.Image) -> Image.Image:
+        """Return a picture as the vision encoder sees it, after crop, padding and resizing.
+
+        A picture whose pixels reach the encoder in another layout than [1, 3, height, width] was
+        resized as a whole, and is returned unchanged.
+        """
+        inputs, processor = (
+            self.inputs([[image]], [self.image_mark]),
+            self.processor.image_processor,
+        )
+        values = next((inputs[name] for name in PIXELS["image"] if name in inputs), None)
+        if values is None or values.dim() != 4 or values.shape[:2] != (1, 3):
+            return image
+        values = values[0].float().cpu()
+        if getattr(processor, "do_normalize", True):
+            names = ("image_mean", "image_std")
+            mean, std = (torch.tensor(getattr(processor, name))[:, None, None] for name in names)
+            values = values * std + mean
+        pixels = (values.clamp(0, 1) * 255).round().byte()
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
     def width_at(self, site: GateSite) -> int:
         """Return the channels that are scored at a site, without those of later layers.

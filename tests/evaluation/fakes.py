@@ -44,6 +44,9 @@ class FakeVLM:
     def grid_of(self, image: Image.Image) -> tuple[int, int]:
         return GRID, GRID
 
+    def seen(self, image: Image.Image) -> Image.Image:
+        return image
+
     def tokens_of(self, images: list[Image.Image]) -> torch.Tensor:
         """Return [B, N, D]."""
         pixels = torch.stack([torch.from_numpy(np.array(image)).float() / 255 for image in images])

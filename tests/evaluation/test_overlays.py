@@ -7,8 +7,14 @@ import pytest
 from PIL import Image
 
 from autoselect import read_image
+from autoselect.config.row_names import SELECTOR
+from autoselect.evaluation.answers.answering import FULL, Column, Plan
+from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, faded, patch_overlays
 from autoselect.evaluation.figures.style import new_figure, title
+from autoselect.evaluation.loading import load_pair
+from autoselect.evaluation.report.examples import overlay_rows
+from autoselect.evaluation.samples import EvaluationSample
 from tests.data.shard_samples import sideways
 
 
@@ -36,3 +42,20 @@ def test_dollars_in_questions_answers_and_tasks_are_drawn_as_they_are(text):
     figure.savefig(io.BytesIO())
     drawn = axes.get_title("left")
     assert drawn.replace(r"\$", "$") == text
+
+
+def test_boxes_and_overlays_are_those_of_the_part_that_the_encoder_sees(
+    model_folder, selector_folder
+):
+    vlm, selector = load_pair(model_folder, selector_folder, "cpu")
+    picture = Image.new("RGB", (192, 96))  # the processor cuts out the middle half
+    box = (72.0, 24.0, 120.0, 72.0)
+    sample = EvaluationSample(
+        "a", (picture,), ("is there a star ?",), (("no",),), ("t",), ((box,),)
+    )
+    ((image,),) = AskedVLM(vlm).encode([sample]).images
+    assert np.abs(np.subtract(image.boxes, [(0.25, 0.25, 0.75, 0.75)])).max() < 0.02
+    plan = Plan((), (4,), 144)
+    answers = {str(column): [["no"]] for column in (Column(FULL, 0), Column(SELECTOR, 4))}
+    (row,) = overlay_rows(vlm, selector, [sample], [sample], answers, plan, [(0, 0)])
+    assert row.image.size == (96, 96)

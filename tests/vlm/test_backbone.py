@@ -1,13 +1,17 @@
 """The frozen backbone: the untouched model at K = N, masking at K < N, blindness at K = 0."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageColor
+from transformers import LlavaImageProcessor
 
 from autoselect.config import ConfigError
 from autoselect.pruning.attachment import keeping
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor, save_vlm
 from autoselect.vlm.backbone import FrozenVLM
+from autoselect.vlm.rasters import part_seen
 from tests.vlm.stock import asked_inputs, last_logits
 
 QUESTIONS = ["is there a red circle ?", "what does the sign say ?", "how many hearts are there ?"]
@@ -88,6 +92,29 @@ def test_the_raster_of_an_image_is_known(vlm, images):
     assert vlm.grid_of(images[0]) == (12, 12)
     visual = vlm.encode_images(images)
     assert visual.tokens.shape == (3, 144, vlm.width) and visual.mask is None
+
+
+@pytest.mark.parametrize(
+    ("pads", "wide", "tall"),
+    [(False, ((0.25, 0.75), (0, 1)), ((0, 1), (0.25, 0.75))), (True, ((0, 1), (-0.5, 1.5)), None)],
+)
+def test_it_is_known_which_part_of_a_picture_is_seen(pads, wide, tall, vlm, monkeypatch):
+    if pads:
+        cut = vlm.processor.image_processor
+        padding = LlavaImageProcessor(do_pad=True, size=cut.size, crop_size=cut.crop_size)
+        monkeypatch.setattr(vlm.processor, "image_processor", padding)
+    colours = ["green", "red", "blue", "green"]
+    stripes = [Image.new("RGB", (48, 96), colour) for colour in colours]
+    picture = Image.fromarray(np.concatenate([np.asarray(stripe) for stripe in stripes], axis=1))
+    seen = vlm.seen(picture)
+    assert seen.size == (96, 96)
+    found = [seen.getpixel((x, 48)) for x in ((3, 33, 62, 92) if pads else (40, 55))]
+    wanted = [ImageColor.getrgb(colour) for colour in (colours if pads else colours[1:3])]
+    assert np.abs(np.subtract(found, wanted)).max() < 4
+    for size, part in (((192, 96), wide), ((1000, 2000), tall), ((77, 77), ((0, 1), (0, 1)))):
+        if part is not None:
+            assert np.abs(np.subtract(part_seen(vlm.seen, size), part)).max() < 0.02
+    assert part_seen(vlm.seen, (300, 301)) == ((0, 1), (0, 1)), "what is nearly whole is whole"
 
 
 def test_a_frozen_vlm_has_no_trainable_parameter_and_stays_in_eval_mode(vlm):

@@ -10,8 +10,10 @@ stay, D width, L later layers with features of their own (deepstack).
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from autoselect.vlm.backbone import chat
 from autoselect.vlm.blocks import Block
 from autoselect.vlm.columns import PADDING, remaining_columns, take_columns
 from autoselect.vlm.features import with_entries
-from autoselect.vlm.rasters import raster_of
+from autoselect.vlm.rasters import part_seen, raster_of
 from autoselect.vlm.sites import SITES
 from autoselect.vlm.text.placeholders import question_content
 from autoselect.vlm.text.tokens import end_ids
@@ -49,7 +51,8 @@ class ImageTokens:
         grid: rows and columns of its raster; None if its tokens are not one raster.
         class_attention: attention that each token receives from the vision tower's class token, or
             the mean over all tokens in a tower without a class token, [N].
-        boxes: known regions as fractions of the image (left, top, right, bottom).
+        boxes: known regions as fractions of what the encoder sees of the image, which may be a part
+            of it (left, top, right, bottom).
         at_site: features at earlier sites, [N, C] each.
         onward: runs what follows each of these sites, see `SelectionContext`.
     """
@@ -112,6 +115,7 @@ class AskedVLM:
 
     def __init__(self, vlm: FrozenVLM) -> None:
         self.vlm = vlm
+        self._part_seen = lru_cache(partial(part_seen, vlm.seen))
 
     def prompt(self, image_count: int, question: str) -> str:
         """Write a question in the model's chat template, up to where its answer begins.
@@ -169,12 +173,21 @@ class AskedVLM:
                     adapter.width,
                     grid,
                     None if seen is None else seen.values[block.start : block.start + len(block)],
-                    sample_boxes(sample) if whole and grid and len(sample.images) == 1 else (),
+                    self._boxes(sample) if whole and grid and len(sample.images) == 1 else (),
                     {site: found[number, : len(block)] for site, found in at_site.items()},
                     onward,
                 )
             )
         return Encoded(images, outputs["image"], None if seen is None else seen.of_class_token)
+
+    def _boxes(self, sample: EvaluationSample) -> tuple[Box, ...]:
+        """Return the boxes of a sample as fractions of what the encoder sees of its image."""
+        boxes = sample_boxes(sample)
+        if not boxes:
+            return ()
+        (left, right), (top, bottom) = self._part_seen(sample.image.size)
+        starts, sides = np.array([left, top] * 2), np.array([right - left, bottom - top] * 2)
+        return tuple(map(tuple, ((np.array(boxes) - starts) / sides).tolist()))
 
     def prompts(
         self, samples: Sequence[EvaluationSample], encoded: Encoded, places: Sequence[Place]

@@ -35,7 +35,7 @@ class SelectionContext:
             average if the tower has none, [B, N].
         question: mean embedding of the prompt's text, its template included, [B, D].
         llm_attention: attention of the prompt's last token to each visual token, [B, N].
-        boxes: known regions of each row as fractions of the image (left, top, right, bottom).
+        boxes: known regions of each row (left, top, right, bottom), see `ImageTokens`.
         at_site: features at earlier sites of selectors, [B, N, C] each, see `autoselect.vlm.sites`.
         onward: runs what follows each of these sites on features of some tokens, [B, K, C], and
             returns projector outputs, [B, K, D].

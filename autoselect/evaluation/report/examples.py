@@ -131,5 +131,7 @@ def overlay_rows(
             right = is_right(asked[image], turn, text)
             panels.append(Overlay(f"{budget} tokens", positions[0].tolist(), text, right))
         truth = asked[image].answers[turn][0]
-        rows.append(OverlayRow(sample.image, sample.questions[turn], truth, tuple(panels)))
+        rows.append(
+            OverlayRow(vlm.seen(sample.image), sample.questions[turn], truth, tuple(panels))
+        )
     return rows
