@@ -21,6 +21,7 @@ from autoselect.evaluation.answers.parts import (
     code_version,
     digest,
     model_files_digest,
+    stored,
 )
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.choices import MODEL
@@ -236,8 +237,8 @@ def _gaps(
     """
     path = ready.store.folder / GAPS
     of = digest({"best": best, "step": state.step})
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("of") != of:
+    known = stored(path)
+    if known is None or known.get("of") != of:
         gaps = measure_gaps(ready.vlm, selector, ready.chosen.rows, ready.plan.budgets, state)
         known = {"of": of, "rows": gap_rows(gaps), "warning": gap_warning(gaps)}
         write_text(path, json.dumps(known))

@@ -116,6 +116,16 @@ def test_a_killed_run_goes_on_and_gives_the_same_answers(tmp_path):
     assert again.encoded == 6
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"\x00" * 9])
+def test_a_damaged_part_is_answered_again(damage, tmp_path):
+    samples, chosen, store = make_samples(10), plan(), PartStore(tmp_path, {})
+    expected = answer_all(FakeAsked(), samples, chosen, store)
+    store.path(1).write_bytes(damage(store.path(1).read_bytes()))
+    again = FakeAsked()
+    assert answer_all(again, samples, chosen, store) == expected
+    assert 0 < again.encoded < len(samples)
+
+
 def test_one_and_two_ranks_give_the_same_answers(tmp_path):
     samples, chosen = make_samples(10), plan()
     alone = answer_all(FakeAsked(), samples, chosen, PartStore(tmp_path / "a", {}))

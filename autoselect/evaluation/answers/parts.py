@@ -62,6 +62,20 @@ def model_files_digest(model: str) -> str | None:
     return folder_digest(folder) if folder else None
 
 
+def stored(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None, to make it again, if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        logger.warning("%s is damaged and is made again", path)
+        return None
+    return found
+
+
 class PartStore:
     """The answered parts of one evaluation; every fingerprint has its own sub-folder of `folder`.
 
@@ -120,7 +134,7 @@ def answer_all(
     assert world_size == 1 or barrier is not None, "several ranks need a barrier"
     size = plan.images_per_part
     parts = -(-len(samples) // size)
-    mine = [p for p in range(rank, parts, world_size) if not store.path(p).exists()]
+    mine = [p for p in range(rank, parts, world_size) if stored(store.path(p)) is None]
     logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
     remaining = Remaining(len(mine))
     answer: Any = served_part if isinstance(asked, ServedVLM) else answer_part
