@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoselect.config.destinations import check_folder
-from autoselect.config.row_names import SELECTOR
+from autoselect.config.row_names import OWN, SELECTOR, diversity_row
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
 from autoselect.evaluation.answers.parts import (
     PartStore,
@@ -52,6 +52,7 @@ from autoselect.evaluation.samples import EvaluationSet
 from autoselect.evaluation.scores.scoring import Answered
 from autoselect.evaluation.settings import VLLM, EvalSettings
 from autoselect.pruning.budget import parse_budgets
+from autoselect.pruning.diversity import stored_diversity
 from autoselect.pruning.folder import weights_digest
 from autoselect.serving.plugin import installed_version
 from autoselect.tracking import Data
@@ -217,14 +218,16 @@ def measure(
     timed = LatencyPlan(plan.budgets, settings.latency_batch, rounds)
     named = {name: own.selector for name, own in ready.selectors.items()}
     latency = latency_report(vlm, named, sample.images[0], sample.questions[0], timed)
-    warnings = [other_weights(vlm, own) for own in named.values()]
+    warnings = [other_weights(vlm, one) for one in named.values()]
+    own = named.get(diversity_row(SELECTOR, OWN), named[SELECTOR])
     data = ready.samples.digest
-    warnings += [seen_in_training(name, own.metadata, data) for name, own in named.items()]
+    warnings += [seen_in_training(name, one.metadata, data) for name, one in named.items()]
     more = {
         "environment": latency["environment"] | _engine_version(settings),
         "digests": ready.digests,
         "training": named[SELECTOR].metadata,
         "selector_weights": weights_digest(named[SELECTOR].state_dict()),
+        "selector_diversity": stored_diversity(own.diversity),
         "warnings": [text for text in warnings if text],
         "left_out": ready.left_out,
         "audit": audited(asked, replies, plan, settings.audit),

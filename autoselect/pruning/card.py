@@ -14,7 +14,7 @@ from autoselect.config import ConfigError
 from autoselect.config.measured import unusual_settings
 from autoselect.config.row_names import OWN, SELECTOR, diversity_row, diversity_text
 from autoselect.files.markdown import table_row
-from autoselect.pruning.diversity import Diversity
+from autoselect.pruning.diversity import Diversity, stored_diversity
 from autoselect.pruning.hub import is_hub_name, is_logged_model
 
 CARD_FILE = "README.md"
@@ -51,12 +51,17 @@ def scores_of(report: Mapping[str, Any], diversity: Diversity) -> dict[str, Any]
 
 def _row_of(report: Mapping[str, Any], diversity: Diversity) -> str:
     """Return the method of a report's rows that select as the selector itself does."""
-    given = report.get("settings", {}).get("diversity")
-    if given is None:
-        return SELECTOR
-    for place, value in enumerate(value.strip() for value in given.split(",")):
-        if value == OWN or float(value) == diversity:
+    given = report.get("settings", {}).get("diversity") or OWN
+    now = stored_diversity(diversity)
+    own = report.get("selector_diversity", now)
+    values = [value.strip() for value in given.split(",")]
+    for place, value in enumerate(values):
+        if (own == now) if value == OWN else (float(value) == diversity):
             return SELECTOR if place == 0 else diversity_row(SELECTOR, diversity_text(value))
+    if OWN in values:
+        raise ConfigError(
+            f"report is of diversity={own}, and the selector's own is {now} now; evaluate it again"
+        )
     raise ConfigError(
         f"report has diversity={given} and no row of the selector's own, {diversity}; evaluate it "
         f"without --diversity, or with --diversity {given},{OWN}"

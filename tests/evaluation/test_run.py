@@ -385,12 +385,18 @@ def test_several_selectors_stand_in_one_report(settings, selector_folder, tmp_pa
     assert "diversity 0.5" in result.report["methods"]["autoselect:spread"]
 
 
-def test_several_diversities_give_rows_of_their_own(settings, selector_folder):
+def test_several_diversities_give_rows_of_their_own(settings, selector_folder, tmp_path):
     """With 0 the paper's top-K; one more row is that of a selector saved with the other value."""
-    both = dataclasses.replace(settings, diversity="0,0.4", methods="none")
-    result = evaluate(both)
-    assert {row["method"] for row in result.report["rows"]} == {"autoselect", f"{SPREAD}-0.4"}
-    for name, value in (("autoselect", 0.0), (f"{SPREAD}-0.4", 0.4)):
+    folder = tmp_path / "selector"
+    saved = Selector.from_pretrained(selector_folder)
+    saved.diversity = 0.7
+    saved.save_pretrained(folder)
+    chosen = {"selector": str(folder), "diversity": "0,0.4,own", "methods": "none"}
+    result = evaluate(dataclasses.replace(settings, **chosen))
+    values = {"autoselect": 0.0, f"{SPREAD}-0.4": 0.4, f"{SPREAD}-own": 0.7}
+    assert {row["method"] for row in result.report["rows"]} == values.keys()
+    assert result.report["selector_diversity"] == 0.7
+    for name, value in values.items():
         alone = Selector.from_pretrained(selector_folder)
         alone.diversity = value
         own = result.selectors[name]

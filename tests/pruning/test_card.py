@@ -1,5 +1,6 @@
 """Model cards say what is known and no more; selectors travel through the hub and back."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,18 @@ def test_the_scores_are_those_of_the_selectors_own_diversity():
     selector.diversity = 0.7
     with pytest.raises(ConfigError, match="diversity=0,0.4 and no row of the selector's own, 0.7"):
         selector.record_scores({**report, "settings": {"diversity": "0,0.4"}})
+
+
+@pytest.mark.parametrize("given", [None, "own", "own,0", "0.1,own"])
+def test_scores_of_another_own_diversity_than_todays_are_refused(given):
+    selector = make(METADATA)
+    selector.diversity = [{"share": 0.1, "weight": 0.3}]
+    report = {**REPORT, "settings": {"diversity": given}}
+    own = json.loads(json.dumps(selector.config["diversity"]))
+    selector.record_scores({**report, "selector_diversity": own})
+    selector.diversity = 0.4
+    with pytest.raises(ConfigError, match="the selector's own is 0.4 now; evaluate it again"):
+        selector.record_scores({**report, "selector_diversity": own})
 
 
 def test_the_shipped_model_is_called_by_what_it_is(tmp_path):
