@@ -131,9 +131,11 @@ def test_a_logged_selector_is_evaluated_timed_and_analysed_by_its_address(
 
 
 def test_several_selectors_are_logged_as_models(tracked, selector_folder):
-    evaluate(dataclasses.replace(tracked, selector=f"{tracked.selector},b={selector_folder}"))
+    names = f"{tracked.selector},b={selector_folder},c+1@(new)={selector_folder}"
+    evaluate(dataclasses.replace(tracked, selector=names))
     (run,) = runs("evaluation")
-    assert {"model.selector", "model.selector-b"} <= set(run.data.tags)
+    wanted = {"model.selector", "model.selector-b", "model.selector-c_1__new_"}
+    assert wanted <= set(run.data.tags)
 
 
 def test_the_columns_of_a_run_are_those_of_its_first_selector(tracked):

@@ -5,6 +5,7 @@ it ends as finished, failed or killed. An evaluation that is repeated continues 
 """
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -198,8 +199,8 @@ def _answer_metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _model_name(name: str) -> str:
-    """Replace the characters that MLflow refuses in the name of a model."""
-    return "".join("_" if letter in "/:.%\"'" else letter for letter in name)
+    """Replace the characters that MLflow refuses in the name of a model, or of a tag with it."""
+    return re.sub(r"[^\w -]", "_", name)
 
 
 def _model_metrics(report: dict[str, Any], row: str) -> dict[str, float]:
