@@ -26,7 +26,7 @@ class Picture:
     question: str
 
 
-def find_pictures(photos: list[str], question: str | None, scene: int) -> Iterator[Picture]:
+def find_pictures(photos: list[str], question: str | None, scene: int | None) -> Iterator[Picture]:
     """Return the named pictures, or a scene of the reference test data if none is named.
 
     Every file is read at once to find out whether it can be, and again when its turn comes, so that
@@ -36,7 +36,11 @@ def find_pictures(photos: list[str], question: str | None, scene: int) -> Iterat
         ConfigError: a path does not exist, a folder has no picture, or a file cannot be decoded.
     """
     if not photos:
-        return iter([scene_picture(scene, question)])
+        return iter([scene_picture(scene or 0, question)])
+    if scene is not None:
+        raise ConfigError(f"scene={scene} would be ignored beside PHOTO={photos[0]}; leave one out")
+    if not all(photos):
+        raise ConfigError("PHOTO='' is empty; name a picture or a folder")
     files: list[Path] = []
     for path in map(Path, photos):
         if path.is_dir():

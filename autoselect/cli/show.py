@@ -44,7 +44,7 @@ def add_show_command(subparsers: Any) -> None:
     show.add_argument("--selector", default=DEMO_SELECTOR, help="folder or hub name")
     show.add_argument("--out", default="runs/show", help="folder of the overlay pictures")
     show.add_argument("--max-new-tokens", type=int, default=32, help="longest answer in tokens")
-    show.add_argument("--scene", type=int, default=0, help="number of the test scene, from 0")
+    show.add_argument("--scene", type=int, help="number of the test scene, from 0 (default 0)")
     show.add_argument("--device", help="cpu or cuda; by default a GPU if there is one")
     show.add_argument("--json", metavar="FILE", help="also write answers, times and kept positions")
     show.set_defaults(run=run_show)

@@ -111,6 +111,8 @@ def test_the_tokens_of_all_tiles_are_counted(monkeypatch):
     [
         (["missing.jpg"], "PHOTO=missing.jpg does not exist"),
         (["--scene", "-1"], "scene=-1 is negative"),
+        (["a.jpg", "--scene", "3"], "scene=3 would be ignored beside PHOTO=a.jpg"),
+        ([""], "PHOTO='' is empty"),
         (["--selector", "nowhere/selector"], "nowhere/selector"),
         (["--selector", "./nowhere"], "selector=nowhere is not a folder here; give a folder writ"),
         (["--max-new-tokens", "0"], "max_new_tokens=0"),
@@ -143,12 +145,12 @@ def test_a_path_that_the_user_may_not_enter_is_named(monkeypatch, capsys):
 def test_many_photos_are_checked_at_once_and_kept_one_by_one(tmp_path):
     for name in "abc":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-    found = find_pictures([str(tmp_path)], None, 0)
+    found = find_pictures([str(tmp_path)], None, None)
     images = [weakref.ref(picture.image) for picture in found]
     assert len(images) == 3 and not any(image() for image in images)
     (tmp_path / "c.png").write_text("hello")
     with pytest.raises(ConfigError, match="c.png cannot be read"):
-        find_pictures([str(tmp_path)], None, 0)
+        find_pictures([str(tmp_path)], None, None)
 
 
 def test_a_file_that_is_not_a_picture_is_named(selector, tmp_path, capsys):
