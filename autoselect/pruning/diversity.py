@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,9 +64,15 @@ class DiversityCurve:
             check_diversity(point.weight)
 
     def at(self, share: float) -> float:
-        """Return the weight if `share` of the tokens stays."""
-        known = [math.log(point.share) for point in self.points]
-        return float(np.interp(math.log(share), known, [point.weight for point in self.points]))
+        """Return the weight if `share` of the tokens stays.
+
+        In plain Python, because torch.compile fails on NumPy in inference mode.
+        """
+        for low, high in itertools.pairwise(self.points):
+            if low.share < share < high.share:
+                slope = (high.weight - low.weight) / (math.log(high.share) - math.log(low.share))
+                return low.weight + slope * (math.log(share) - math.log(low.share))
+        return min(self.points, key=lambda point: abs(point.share - share)).weight
 
     def __str__(self) -> str:
         return ", ".join(f"{p.weight:g} at {100 * p.share:.3g} %" for p in self.points)

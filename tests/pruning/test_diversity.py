@@ -79,6 +79,16 @@ def test_each_budget_and_image_takes_its_own_weight(selector, tokens):
     )
 
 
+@torch.inference_mode()
+def test_the_choice_of_a_curve_can_be_compiled(selector, tokens):
+    """`bench prefill --compile` and `eval --latency-compiled` compile the selector."""
+    torch._dynamo.reset()
+    own = selector.like(CURVE)
+    compiled = torch.compile(own.select, backend="eager", dynamic=False)
+    for budget in (2, 3):
+        assert torch.equal(compiled(tokens, budget)[1], own.select(tokens, budget)[1])
+
+
 def test_a_curve_and_the_scale_are_stored(tmp_path, selector, tokens):
     selector.diversity = CURVE
     selector.save_pretrained(tmp_path)
