@@ -6,6 +6,7 @@ from pathlib import Path
 from autoselect.config import ConfigError
 from autoselect.config.files import to_dict
 from autoselect.pruning.folder import CONFIG_FILE, weights_digest
+from autoselect.pruning.hub import HUB_NAME
 from autoselect.pruning.selector import Selector
 from autoselect.training.parts import Run
 from autoselect.training.state import Progress
@@ -24,9 +25,9 @@ def export(run: Run, step: int, batch_size: int, progress: Progress, folder: Pat
         folder: folder of the selector.
     """
     model, config = run.engine.module, run.config
-    named = Path(config.model)  # a relative folder would look like a hub name elsewhere
+    looks_hosted = HUB_NAME.fullmatch(config.model) and Path(config.model).is_dir()
     metadata = {
-        "model": str(named.absolute()) if named.is_dir() else config.model,
+        "model": f"./{config.model}" if looks_hosted else config.model,
         "model_name": model.vlm.name,
         "model_digest": model.vlm.digest,
         "data_digest": run.shards.digest,
