@@ -190,14 +190,11 @@ class FrozenVLM:
         A picture whose pixels reach the encoder in another layout than [1, 3, height, width] was
         resized as a whole, and is returned unchanged.
         """
-        inputs, processor = (
-            self.inputs([[image]], [self.image_mark]),
-            self.processor.image_processor,
-        )
+        inputs = self.inputs([[image]], [self.image_mark])
         values = next((inputs[name] for name in PIXELS["image"] if name in inputs), None)
         if values is None or values.dim() != 4 or values.shape[:2] != (1, 3):
             return image
-        values = values[0].float().cpu()
+        values, processor = values[0].float().cpu(), self.processor.image_processor
         if getattr(processor, "do_normalize", True):
             names = ("image_mean", "image_std")
             mean, std = (torch.tensor(getattr(processor, name))[:, None, None] for name in names)
