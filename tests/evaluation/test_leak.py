@@ -147,3 +147,11 @@ def test_a_missing_training_run_is_named_before_a_run_begins(tmp_path, monkeypat
     assert main(["analyse", "leak", *words, "--out", str(tmp_path / "out")]) == 2
     assert "give --run" in capsys.readouterr().err + caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_run_is_refused_by_other_analyses(tmp_path, capsys, caplog):
+    words = ["--model", "m", "--selector", "s", "--shards", "test-*.tar", "--budgets", "8"]
+    out = ["--run", "runs/mine", "--out", str(tmp_path / "out")]
+    assert main(["analyse", "gates", *words, *out]) == 2
+    told = capsys.readouterr().err + caplog.text
+    assert "run=runs/mine belongs to `analyse leak`, not to gates; leave it out" in told

@@ -47,10 +47,14 @@ def analyse(arguments: argparse.Namespace) -> int:
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
     settings["selector"] = arguments.selector or NONE
     training = None
-    if arguments.site and kind != FIDELITY:
-        raise ConfigError(
-            f"site={arguments.site} belongs to `analyse fidelity`, not to {kind}; leave it out"
-        )
+    for flag, value, owner in (
+        ("site", arguments.site, FIDELITY),
+        ("run", arguments.train_run, LEAK),
+    ):
+        if value and kind != owner:
+            raise ConfigError(
+                f"{flag}={value} belongs to `analyse {owner}`, not to {kind}; leave it out"
+            )
     if arguments.site == PATCHES:
         settings["selector"] = settings["model"] = NONE
     check_earlier(out / f"{kind}.json", settings)
