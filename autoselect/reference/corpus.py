@@ -4,7 +4,6 @@ The corpus is rendered once, in parallel, into memory-mapped arrays in a work fo
 run resumes with the next chunk of scenes.
 """
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -20,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from autoselect.files.atomic import write_text
-from autoselect.reference.questions import Question, ask
+from autoselect.reference.jpeg import through_jpeg
+from autoselect.reference.questions import FAMILY_MIX, QUESTIONS_PER_IMAGE, Question, ask
 from autoselect.reference.scenes import (
     COLOURS,
     PLATE_CHARACTERS,
@@ -31,37 +31,11 @@ from autoselect.reference.scenes import (
 )
 from autoselect.reference.vlm import GRID, PATCH_SIZE, build_tokenizer
 
-QUESTIONS_PER_IMAGE = 8
 SLOT_TOKENS = 16
 IGNORED = 255
-JPEG_QUALITY = 92
 CHUNK = 1000
 Rows = tuple[int, dict[str, np.ndarray]]
 RenderChunk = Callable[[tuple[int, int, int]], Rows]
-FAMILY_MIX = (
-    "existence",
-    "relation",
-    "counting",
-    "attribute",
-    "text",
-    "relation",
-    "counting",
-    "existence",
-    "attribute",
-    "attribute",
-    "relation",
-)
-
-
-def to_jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
-
-
-def through_jpeg(image: Image.Image) -> Image.Image:
-    """Return an image with the JPEG artefacts that it has in the shards."""
-    return Image.open(io.BytesIO(to_jpeg(image)))
 
 
 def pixels(images: np.ndarray) -> Tensor:

@@ -20,6 +20,20 @@ import numpy as np
 from autoselect.reference.scenes import COLOURS, SHAPES, Scene, SceneObject
 
 FAMILIES = ("existence", "attribute", "counting", "relation", "text")
+QUESTIONS_PER_IMAGE = 8
+FAMILY_MIX = (
+    "existence",
+    "relation",
+    "counting",
+    "attribute",
+    "text",
+    "relation",
+    "counting",
+    "existence",
+    "attribute",
+    "attribute",
+    "relation",
+)
 
 
 @dataclass(frozen=True)

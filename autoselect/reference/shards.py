@@ -23,9 +23,16 @@ from autoselect.config import ConfigError
 from autoselect.data.shards import ShardWriter
 from autoselect.files.atomic import write_text
 from autoselect.reference.clutter import Split
-from autoselect.reference.corpus import FAMILY_MIX, QUESTIONS_PER_IMAGE, to_jpeg
 from autoselect.reference.documents.pages import ask_page, make_page
-from autoselect.reference.questions import FAMILIES, Question, ask, caption
+from autoselect.reference.jpeg import to_jpeg
+from autoselect.reference.questions import (
+    FAMILIES,
+    FAMILY_MIX,
+    QUESTIONS_PER_IMAGE,
+    Question,
+    ask,
+    caption,
+)
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.scenes import make_scene, scene_rng
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
-from autoselect.reference.corpus import QUESTIONS_PER_IMAGE, SLOT_TOKENS, Corpus
+from autoselect.reference.corpus import SLOT_TOKENS, Corpus
+from autoselect.reference.questions import QUESTIONS_PER_IMAGE
 from autoselect.reference.recipe import ReferenceTraining
 from autoselect.reference.stage import Stage, autocast, batch_indices
 from autoselect.reference.visible import VisibleAnswers, segments

@@ -15,7 +15,7 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import flatten, load_config, to_dict
 from autoselect.config.programs import checkout
 from autoselect.data.shards import ShardWriter
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 
 
 def test_settings_are_those_of_the_base_and_the_variant(plan):

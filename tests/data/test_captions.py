@@ -12,7 +12,7 @@ from autoselect.config import ConfigError
 from autoselect.data.captions import convert_caption_rows, convert_caption_shards
 from autoselect.data.decode import Limits
 from autoselect.data.shards import ShardSet
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 
 
 def jpeg(colour):

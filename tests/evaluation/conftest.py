@@ -8,7 +8,7 @@ from autoselect.data.shards import ShardWriter
 from autoselect.evaluation.latency.protocol import Rounds
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 from autoselect.reference.questions import FAMILIES, ask
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.reference.vlm import build_model, save_vlm

@@ -40,7 +40,7 @@ from autoselect.method.gating import GateSetting
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import calibrate
 from autoselect.pruning.selector import Selector
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 from autoselect.reference.scenes import make_scene
 from autoselect.tracking import Tracker
 from autoselect.vlm import FrozenVLM

@@ -26,7 +26,7 @@ from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.attachment import attach, detach
 from autoselect.pruning.selector import Selector
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 from autoselect.reference.scenes import make_scene
 from autoselect.vlm import FrozenVLM
 from tests.vlm import tiny_processors

@@ -35,7 +35,7 @@ from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 
 
 @pytest.fixture

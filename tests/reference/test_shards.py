@@ -1,5 +1,8 @@
 """Reference shards: standard layout, deterministic, restartable."""
 
+import subprocess
+import sys
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -80,3 +83,12 @@ def test_captions_name_every_object_in_words_of_the_reference_vlm(tmp_path, smal
             assert f"a {item['colour']} {item['shape']}" in caption
         ids = tokenizer(request.removeprefix("<image>\n") + " " + caption)["input_ids"]
         assert tokenizer.unk_token_id not in ids
+
+
+def test_shards_are_written_without_the_import_of_torch():
+    """Every demo looks at its shards first, and importing torch and transformers takes seconds."""
+    program = (
+        "import sys, autoselect.reference.shards\n"
+        "assert not {'torch', 'transformers'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

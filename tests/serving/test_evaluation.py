@@ -14,7 +14,7 @@ from autoselect.evaluation.latency.protocol import Rounds  # noqa: E402
 from autoselect.evaluation.report.check import check_report  # noqa: E402
 from autoselect.evaluation.run import evaluate  # noqa: E402
 from autoselect.evaluation.settings import EvalSettings  # noqa: E402
-from autoselect.reference.corpus import to_jpeg  # noqa: E402
+from autoselect.reference.jpeg import to_jpeg  # noqa: E402
 from tests.serving.cases import REFERENCE, picture, questions  # noqa: E402
 
 IMAGES = 8

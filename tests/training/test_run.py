@@ -21,7 +21,7 @@ from autoselect.data.shards import ShardWriter
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.processes import RankInfo
 from autoselect.ranks.signals import SignalFlag
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm

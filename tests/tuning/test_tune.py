@@ -14,7 +14,7 @@ from autoselect.data.shards import ShardSet, ShardWriter
 from autoselect.evaluation.loading import load_selectors
 from autoselect.pruning.diversity import DiversityCurve
 from autoselect.pruning.selector import Selector
-from autoselect.reference.corpus import to_jpeg
+from autoselect.reference.jpeg import to_jpeg
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.tuning import run as tuning_run

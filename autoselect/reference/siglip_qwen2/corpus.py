@@ -11,18 +11,17 @@ import numpy as np
 from PIL import Image
 
 from autoselect.reference.corpus import (
-    QUESTIONS_PER_IMAGE,
     SLOT_TOKENS,
     Corpus,
     Rows,
     as_columns,
     build_columns,
-    through_jpeg,
     training_scene,
 )
 from autoselect.reference.documents.canvas import PAGE_SIZE
 from autoselect.reference.documents.pages import ask_page, make_page
-from autoselect.reference.questions import Question
+from autoselect.reference.jpeg import through_jpeg
+from autoselect.reference.questions import QUESTIONS_PER_IMAGE, Question
 from autoselect.reference.siglip_qwen2.labels import CHANNELS, page_labels, scene_labels
 from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS, build_tokenizer
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from autoselect.reference.corpus import QUESTIONS_PER_IMAGE, encode_slots, pixels
+from autoselect.reference.corpus import encode_slots, pixels
 from autoselect.reference.documents.pages import PAGE_FAMILIES, ask_page, make_page
 from autoselect.reference.measure import IMAGES_PER_BATCH, SEED, Table, table
-from autoselect.reference.questions import FAMILIES, Question, ask
+from autoselect.reference.questions import FAMILIES, QUESTIONS_PER_IMAGE, Question, ask
 from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.reference.shards import PAGE_ROUNDS
 from autoselect.reference.siglip_qwen2.corpus import seen
