@@ -132,6 +132,7 @@ SCENES = BOTH | {
 PAGES = BOTH | {"SCoRe": ["score"], "PruneSID": ["prunesid"]}
 SECOND_VLM = [("ablation-siglip-qwen2", 0, row, names) for row, names in SCENES.items()]
 SECOND_VLM += [("ablation-pages", 1, row, names) for row, names in PAGES.items()]
+SECOND_VLM += [("ablation-pages-paper", 1, "[the paper's settings]", ["paper_tuned", "paper"])]
 
 
 @pytest.mark.parametrize("results, part, row, names", SECOND_VLM)
