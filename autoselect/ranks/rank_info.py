@@ -49,7 +49,8 @@ class RankInfo:
             names, source = ("SLURM_PROCID", count, "SLURM_LOCALID"), "slurm"
         else:
             for name in MPI_SIZES:
-                if environment.get(name, "1") != "1":
+                # A shell of `srun --pty` may have the size of its step.
+                if environment.get(name, "1") != "1" and "SLURM_PTY_PORT" not in environment:
                     raise ConfigError(
                         f"{name}={environment[name]}: processes of mpirun are not taken as ranks; "
                         "start them with the deepspeed launcher, torchrun or srun"

@@ -28,6 +28,7 @@ from tests.launching import ROOT, Worker, environment, free_port, start_ranks
     [
         ({}, RankInfo(0, 1, 0, "single")),
         ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"}, RankInfo(0, 1, 0, "single")),
+        ({"PMI_SIZE": "4", "SLURM_PTY_PORT": "40000"}, RankInfo(0, 1, 0, "single")),
         (
             {"PMI_SIZE": "2", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
             RankInfo(1, 2, 1, "launcher"),
