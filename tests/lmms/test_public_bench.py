@@ -143,6 +143,14 @@ def test_cells_of_other_code_or_another_batch_size_run_again(settings, lmms, mon
         assert len(lmms.calls) == calls
 
 
+def test_a_damaged_cell_runs_again(settings, lmms):
+    bench_public(settings)
+    cell = min((Path(settings.out) / "cells").iterdir())
+    cell.write_text(cell.read_text()[:20])
+    bench_public(settings)
+    assert len(lmms.calls) == 11
+
+
 def test_cells_of_another_dtype_run_again(settings, lmms, monkeypatch):
     bench_public(settings)
     monkeypatch.setattr(bench, "checked_device", lambda device: "cuda")
