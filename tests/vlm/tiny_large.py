@@ -5,8 +5,8 @@ from typing import Any
 import transformers as hf
 
 from tests.vlm.tiny_models import GLM_IDS, GLM_VISION, MROPE, TEXT, VISION
-from tests.vlm.tiny_newer import EXPERTS
-from tests.vlm.tiny_newest import BOTH_IDS
+from tests.vlm.tiny_newer import EXPERTS, HUNYUAN_VISION
+from tests.vlm.tiny_newest import BOTH_IDS, CODES
 from tests.vlm.tiny_prompts import END, GLOBAL, IMAGE, START, TILE, VOCABULARY, WIDTH
 from tests.vlm.tiny_recent import LATENT, TWO_STEPS
 
@@ -246,29 +246,11 @@ def hy_v4_vl() -> Any:
         "rope_parameters": MROPE,
         "initializer_range": 0.1,
     }
-    vision = {
-        **VISION,
-        "num_key_value_heads": 4,
-        "out_hidden_size": WIDTH,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "max_image_size": 32,
-    }
-    config = hf.HYV4VLConfig(text_config=text, vision_config=vision, **BOTH_IDS)
+    config = hf.HYV4VLConfig(text_config=text, vision_config=HUNYUAN_VISION, **BOTH_IDS)
     return hf.HYV4VLForConditionalGeneration(config)
 
 
 def apertus1p5() -> Any:
-    vision = {
-        "codebook_size": 16,
-        "embed_dim": 8,
-        "latent_channels": 8,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1],
-        "num_res_blocks": 1,
-        "attn_resolutions": [],
-        "resolution": 8,
-    }
     audio = {
         "model_type": "wavtokenizer_encoder",
         "num_filters": 4,
@@ -280,7 +262,7 @@ def apertus1p5() -> Any:
     }
     config = hf.Apertus1p5Config(
         text_config=TEXT,
-        vision_config=vision,
+        vision_config={**CODES, "codebook_size": 16},
         audio_config=audio,
         image_token_id=IMAGE,
         image_token_offset=40,

@@ -170,19 +170,20 @@ def video_llama_3() -> Any:
     return hf.VideoLlama3ForConditionalGeneration(config)
 
 
+HUNYUAN_VISION: dict[str, Any] = {
+    **VISION,
+    "num_key_value_heads": 4,
+    "out_hidden_size": WIDTH,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "max_image_size": 32,
+}
+
+
 def hunyuan_vl() -> Any:
-    vision = {
-        **VISION,
-        "num_key_value_heads": 4,
-        "out_hidden_size": WIDTH,
-        "text_hidden_size": WIDTH,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "max_image_size": 32,
-    }
     config = hf.HunYuanVLConfig(
         text_config=GRID_TEXT,
-        vision_config=vision,
+        vision_config={**HUNYUAN_VISION, "text_hidden_size": WIDTH},
         image_token_id=IMAGE,
         im_start_id=START,
         im_end_id=END,

@@ -213,21 +213,25 @@ def fuyu() -> Any:
     return hf.FuyuForCausalLM(config)
 
 
+CODES: dict[str, Any] = {
+    "embed_dim": 8,
+    "latent_channels": 8,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1],
+    "num_res_blocks": 1,
+    "resolution": 8,
+    "attn_resolutions": [],
+}
+
+
 def chameleon() -> Any:
-    codes = {
-        "embed_dim": 8,
-        "num_embeddings": 16,
-        "latent_channels": 8,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1],
-        "num_res_blocks": 1,
-        "resolution": 8,
-        "attn_resolutions": [],
-    }
     letters = str.maketrans("0123456789", "ABCDEFGHIJ")
     words = {f"IMGIMG{str(code).translate(letters)}Z": 40 + code for code in range(16)}
     config = hf.ChameleonConfig(
-        **TEXT, vq_config=codes, vocabulary_map={**words, "<image>": IMAGE}, swin_norm=False
+        **TEXT,
+        vq_config={**CODES, "num_embeddings": 16},
+        vocabulary_map={**words, "<image>": IMAGE},
+        swin_norm=False,
     )
     return hf.ChameleonForConditionalGeneration(config)
 
