@@ -27,7 +27,7 @@ from autoselect.files.atomic import write_text
 from autoselect.files.digest import same_weights
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
-from autoselect.ranks import processes, rank_zero
+from autoselect.ranks import host_memory, processes, rank_zero
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.signals import SignalFlag
 from autoselect.training.budgets import check_budgets
@@ -115,6 +115,8 @@ def assemble(
     check_folder("output", config.output)
     rank_zero.on_main(lambda: check_run_folder(Path(config.output)))
     device = processes.choose_device(info)
+    if device.type == "cpu":
+        host_memory.keep_freed()
     vlm = load_frozen(config, deepspeed, info, device, heartbeat)
     check_budgets(config, vlm.num_tokens)
     SITES[config.gate.site].check(vlm.adapter)
