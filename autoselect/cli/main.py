@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,7 +15,7 @@ from autoselect.config import ConfigError
 from autoselect.config.bounds import place
 from autoselect.config.destinations import check_file, check_folder
 from autoselect.config.flags import CommandParser, describe_commands
-from autoselect.config.programs import EXIT_INTERRUPTED
+from autoselect.config.programs import EXIT_INTERRUPTED, EXIT_READER_LEFT
 from autoselect.files.atomic import DISK_FULL
 
 GROUPS = {
@@ -141,7 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.command is None:
                 root.exit(2, f"{root.format_help()}\nautoselect: name a COMMAND of those above\n")
             check_destinations(options)
-            return options.run(options) or 0
+            code = options.run(options) or 0
+            sys.stdout.flush()  # what cannot be written is said here, not while Python ends
+            return code
+    except BrokenPipeError:  # the reader of the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_READER_LEFT
     except ConfigError as error:
         print(f"autoselect: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,8 @@ DEFAULT_DEEPSPEED = "configs/deepspeed/zero2.json"
 """DeepSpeed file of the reference run, in a checkout."""
 EXIT_INTERRUPTED = 130
 """Exit code of our programs after Ctrl-C."""
+EXIT_READER_LEFT = 141
+"""Exit code of a command whose output is read no further, as after SIGPIPE."""
 DEFAULT_PORT = 29500
 """TCP port at which ranks meet by default; DeepSpeed and torch use the same."""
 
