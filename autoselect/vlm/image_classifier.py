@@ -22,8 +22,13 @@ EXTRA_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_
 BLANK_SIZE = 96, 64
 
 
-def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tuple[Any, Preprocess]:
+def load_classifier(
+    path: str | Path, device: torch.device | str = "cpu", whole: bool = False
+) -> tuple[Any, Preprocess]:
     """Return an image classifier in eval mode, and the function from images to its pixel values.
+
+    With `whole` its processor resizes a picture where it otherwise crops it, so that the patches
+    cover all of it.
 
     Raises:
         ConfigError: it cannot be loaded, or has no patches that could be removed.
@@ -45,6 +50,9 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> tup
             f"classifier={path} cannot be loaded: {str(error).splitlines()[0]} Give the folder or "
             "hub name of a transformers image classifier with its preprocessor_config.json"
         ) from error
+
+    if whole and getattr(processor, "do_center_crop", False):
+        processor.do_center_crop, processor.size = False, processor.crop_size
 
     def pixels_of(images: Sequence[Image.Image]) -> Tensor:
         return processor(images=list(images), return_tensors="pt")["pixel_values"].to(device)

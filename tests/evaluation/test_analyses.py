@@ -6,6 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoselect.cli.main import main
@@ -17,6 +18,7 @@ from autoselect.evaluation.analyses.classifier import (
     LabelledImages,
     classifier_accuracy,
     labelled_images,
+    part_of,
     resize_selection,
 )
 from autoselect.evaluation.analyses.fidelity import (
@@ -289,6 +291,29 @@ def test_the_classifier_sees_what_the_selector_chooses_of_every_size(classifier,
     classifier_accuracy(SizedVLM(), LastTokens(), classifier, preprocess, data, (8,))
     assert chosen == [(36, 8), (9, 2)], "the same share"
     assert seen[0] == ((6, 6), [list(range(28, 36))]) and seen[2] == ((3, 3), [[7, 8]])
+
+
+def test_the_classifier_gets_the_part_of_a_picture_that_the_vlm_sees(classifier):
+    class Cropping(FakeVLM):
+        def seen(self, image):
+            return image.crop((12, 0, 36, 24)).resize((24, 24))
+
+        def tokens_of(self, images):
+            return super().tokens_of([self.seen(image) for image in images])
+
+    given = []
+
+    def preprocess(batch):
+        given.extend(batch)
+        pixels = torch.stack([torch.from_numpy(np.array(i.resize((24, 24)))) for i in batch])
+        return pixels.permute(0, 3, 1, 2) / 255
+
+    wide = Image.effect_noise((48, 24), 90).convert("RGB")
+    data = LabelledImages([wide], None, "its own prediction")
+    classifier_accuracy(Cropping(), FakeSelector(), classifier, preprocess, data, (8,))
+    assert given[0].tobytes() == wide.crop((12, 0, 36, 24)).tobytes()
+    beyond = part_of(wide, ((0.0, 1.0), (-0.5, 1.5)))
+    assert beyond.size == (48, 48) and beyond.getbbox() == (0, 12, 48, 36)
 
 
 class Stored:

@@ -178,6 +178,20 @@ def test_rows_that_are_neither_patches_nor_known_tokens_are_refused(tmp_path, mo
         load_classifier(saved(dinov2(), tmp_path, 42))
 
 
+def test_patches_of_a_processor_that_crops_can_cover_the_whole_picture(tmp_path):
+    clip().save_pretrained(tmp_path)
+    hf.CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}, do_normalize=False
+    ).save_pretrained(tmp_path)
+    marked = Image.new("RGB", (320, 160))
+    marked.paste("white", (0, 0, 60, 160))
+    for whole, left in ((False, 0.0), (True, 1.0)):
+        model, preprocess = load_classifier(tmp_path, whole=whole)
+        pixels = preprocess([marked])
+        assert grid(model, pixels) == (2, 2)
+        assert float(pixels[0, :, :, 0].mean()) == pytest.approx(left, abs=0.01)
+
+
 def test_a_picture_that_its_processor_refuses_is_named(samples, tmp_path, monkeypatch):
     folder = train_classifier(samples, tmp_path / "classifier", steps=1)
     real = hf.AutoImageProcessor.from_pretrained(folder)

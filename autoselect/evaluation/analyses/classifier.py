@@ -6,6 +6,7 @@ are removed from its sequence. A selection that keeps what matters keeps the cla
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, overload
 
 import torch
@@ -20,6 +21,7 @@ from autoselect.evaluation.samples import decoded
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.pruning.budget import budget_to_tokens
 from autoselect.vlm.image_classifier import Preprocess, grid, only_patches
+from autoselect.vlm.rasters import Span, part_seen
 
 OWN_PREDICTION = "the classifier's own prediction with all patches"
 IMAGES_PER_BATCH = 32
@@ -125,6 +127,17 @@ def resize_selection(positions: Tensor, source: tuple[int, int], target: tuple[i
     return hard_top_k(resized.flatten(1), count)
 
 
+def part_of(image: Image.Image, part: tuple[Span, Span]) -> Image.Image:
+    """Return a part of a picture as `part_seen` gives it; outside of the picture it is black."""
+    if part == ((0, 1), (0, 1)):
+        return image
+    (left, right), (top, bottom) = part
+    width, height = image.size
+    return image.crop(
+        (round(left * width), round(top * height), round(right * width), round(bottom * height))
+    )
+
+
 @torch.inference_mode()
 def classifier_accuracy(
     vlm: Any,
@@ -137,7 +150,8 @@ def classifier_accuracy(
     """Return a classifier's top-1 accuracy with all, selected and random patches.
 
     The selector chooses as it does in use, its diversity included. If images differ in size, each
-    has a grid of its own and is treated alone.
+    has a grid of its own and is treated alone. The classifier gets the part of a picture that the
+    VLM sees, because the mask covers only that.
 
     Args:
         vlm: a `FrozenVLM` whose tokens form a grid.
@@ -154,12 +168,15 @@ def classifier_accuracy(
         ConfigError: the VLM's tokens form no grid.
     """
     images, labels = data.images, data.labels
+    seen = lru_cache(partial(part_seen, vlm.seen))
     right: dict[str, list[bool]] = {}
     first: tuple[int, int] | None = None
     images_per_batch = 1 if vlm.num_tokens is None else IMAGES_PER_BATCH
     for start in range(0, len(images), images_per_batch):
         batch = list(images[start : start + images_per_batch])
-        pixels = preprocess(batch).to(classifier.device)
+        pixels = preprocess([part_of(image, seen(image.size)) for image in batch]).to(
+            classifier.device
+        )
         patches = grid(classifier, pixels)
         whole = classifier(pixels).logits.argmax(dim=-1).cpu()
         stop = start + images_per_batch

@@ -158,7 +158,7 @@ def analyse_classifier(
         samples: samples of the shards.
         budgets: tokens kept of the VLM's grid.
     """
-    model, preprocess, data = ready_classifier(classifier, samples, vlm.device)
+    model, preprocess, data = ready_classifier(classifier, samples, vlm.device, whole=True)
     found = classifier_accuracy(vlm, selector, model, preprocess, data, budgets)
     return found, classifier_figure(found)
 
@@ -179,14 +179,14 @@ def analyse_patches(classifier: str, samples: Sequence[Sample], budgets: str, de
 
 
 def ready_classifier(
-    classifier: str, samples: Sequence[Sample], device: Any
+    classifier: str, samples: Sequence[Sample], device: Any, whole: bool = False
 ) -> tuple[Any, Preprocess, LabelledImages]:
     """Load a classifier, or train the reference one; return it with its pixels and the images."""
     label_of = None
     if classifier == REFERENCE:
         training = ShardSet.open(resolve_shards(REFERENCE, "train"))
         classifier, label_of = str(train_classifier(training)), largest_object_colour
-    model, preprocess = load_classifier(classifier, device)
+    model, preprocess = load_classifier(classifier, device, whole)
     return model, preprocess, labelled_images(samples, model.config.label2id, label_of)
 
 
