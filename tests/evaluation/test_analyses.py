@@ -293,6 +293,23 @@ def test_the_classifier_sees_what_the_selector_chooses_of_every_size(classifier,
     assert seen[0] == ((6, 6), [list(range(28, 36))]) and seen[2] == ((3, 3), [[7, 8]])
 
 
+def test_the_tokens_of_figure_4_are_drawn_on_what_the_vlm_sees(monkeypatch):
+    class Cropping(FakeVLM):
+        def seen(self, image):
+            return image.crop((6, 6, 18, 18))
+
+    drawn = []
+    monkeypatch.setattr(
+        analyses, "similarity_figure", lambda found, images, grid: drawn.extend(images)
+    )
+    samples = make_samples(8)
+    ANALYSES["similarity"](Subject(Cropping(), FakeSelector(), samples, (2,)))
+    assert [image.tobytes() for image in drawn] == [
+        sample.image.crop((6, 6, 18, 18)).tobytes() for sample in samples[: len(drawn)]
+    ]
+    assert drawn
+
+
 def test_the_classifier_gets_the_part_of_a_picture_that_the_vlm_sees(classifier):
     class Cropping(FakeVLM):
         def seen(self, image):

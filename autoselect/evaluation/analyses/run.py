@@ -93,7 +93,7 @@ def similarity(subject: Subject) -> Found:
     """Draw figure 4 of the paper."""
     found = token_similarity(subject.vlm, subject.selector, subject.samples)
     numbers = {"top": found.top, "bottom": found.bottom, "across": found.across}
-    images = [sample.image for sample in subject.samples[:SHOWN_IMAGES]]
+    images = [subject.vlm.seen(sample.image) for sample in subject.samples[:SHOWN_IMAGES]]
     return numbers, similarity_figure(found, images, subject.grid())
 
 
