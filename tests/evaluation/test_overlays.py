@@ -10,6 +10,7 @@ from autoselect import read_image
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
+from autoselect.evaluation.figures import style
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow, faded, patch_overlays
 from autoselect.evaluation.figures.style import new_figure, title
 from autoselect.evaluation.loading import load_pair
@@ -59,3 +60,23 @@ def test_boxes_and_overlays_are_those_of_the_part_that_the_encoder_sees(
     answers = {str(column): [["no"]] for column in (Column(FULL, 0), Column(SELECTOR, 4))}
     (row,) = overlay_rows(vlm, selector, [sample], [sample], answers, plan, [(0, 0)])
     assert row.image.size == (96, 96)
+
+
+def test_letters_that_the_usual_font_lacks_come_from_an_installed_one(
+    tmp_path, monkeypatch, caplog
+):
+    """Here that is STIX, which matplotlib brings, for a letter that DejaVu Sans lacks."""
+    pictures = {}
+    for names in ((), ("Not Installed", "STIXGeneral")):
+        monkeypatch.setattr(style, "FONTS_OF_OTHER_SCRIPTS", names)
+        style.fonts_of_other_scripts.cache_clear()
+        figure = new_figure(2, 1)
+        title(figure.subplots(), "a \u20dd")
+        caplog.clear()
+        style.save(figure, tmp_path / "figure.png")
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == (0 if names else 1), said
+        assert names or "figure.png shows boxes for letters" in said[0]
+        pictures[names] = (tmp_path / "figure.png").read_bytes()
+    style.fonts_of_other_scripts.cache_clear()
+    assert len(set(pictures.values())) == 2

@@ -1,7 +1,11 @@
 """Give all figures the same colours, fonts and plain axes."""
 
+import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from colorsys import hls_to_rgb
+from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -9,9 +13,12 @@ from autoselect.config.extras import extra
 from autoselect.files.atomic import replacing
 
 with extra("evaluation"):
+    from matplotlib import get_cachedir
     from matplotlib.axes import Axes
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.text import Text
 
 INK, MUTED, RULE = "#1f2430", "#6b7280", "#d9dce3"
 SELECTOR_COLOUR = "#d1352b"
@@ -32,6 +39,26 @@ MARKERS = {"autoselect": "o", "oracle": "D", "divprune": "s", "cdpruner": "^", "
 SPARE_COLOURS = ("#0e7490", "#9d174d", "#4d7c0f", "#7c2d12")
 GOLDEN_SECTION = 0.618
 DPI = 160
+FONTS_OF_OTHER_SCRIPTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Arial Unicode MS",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+)
+"""Fonts with letters that matplotlib's own font lacks; those that are installed are used."""
+
+logger = logging.getLogger(__name__)
+# It says of every title that such a font has no bold face.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def colours_of(methods: Iterable[str]) -> dict[str, str]:
@@ -54,8 +81,34 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a figure as a PNG file, atomically, as `autoselect.files` does."""
-    with replacing(path) as stream:
+    for text in figure.findobj(Text):
+        text.set_fontfamily(["sans-serif", *fonts_of_other_scripts()])
+    with replacing(path) as stream, _missing_letters_in_one_line(path):
         figure.savefig(stream, format="png", dpi=dpi)
+
+
+@cache
+def fonts_of_other_scripts() -> list[str]:
+    installed = set(get_font_names())
+    return [name for name in FONTS_OF_OTHER_SCRIPTS if name in installed]
+
+
+@contextmanager
+def _missing_letters_in_one_line(path: Path) -> Iterator[None]:
+    """Say once that letters are missing; matplotlib says it of every letter."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    missing = [one for one in caught if "missing from font" in str(one.message)]
+    if missing:
+        logger.warning(
+            "%s shows boxes for letters that no installed font has; install a font with them, "
+            "such as the Debian package fonts-noto-cjk, and remove %s/fontlist-*.json",
+            path,
+            get_cachedir(),
+        )
+    for one in caught:
+        if one not in missing:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:
