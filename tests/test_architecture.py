@@ -49,6 +49,7 @@ ALLOWED = {
     "serving": {"config", "files", "vlm", "pruning"},
     "cli": {
         "config",
+        "ranks",
         "data",
         "files",
         "ops",

@@ -17,6 +17,7 @@ from autoselect.config.destinations import check_file, check_folder
 from autoselect.config.flags import CommandParser, describe_commands
 from autoselect.config.programs import EXIT_INTERRUPTED, EXIT_READER_LEFT
 from autoselect.files.atomic import DISK_FULL
+from autoselect.ranks.rank_info import RankInfo
 
 GROUPS = {
     "first steps": {
@@ -124,6 +125,24 @@ def check_destinations(options: argparse.Namespace) -> None:
             (check_file if name == "json" else check_folder)(name, value)
 
 
+def check_alone(options: argparse.Namespace) -> None:
+    """Refuse a command that writes or starts a run if several processes are to do it together.
+
+    Raises:
+        ConfigError: this is one of several tasks of `srun`, or of several processes of mpirun.
+    """
+    writes = any(hasattr(options, name) for name in ("out", "output", "work"))
+    by_launcher = "RANK" in os.environ or "WORLD_SIZE" in os.environ
+    if by_launcher or not (writes or options.command in ("demo", "report", "train")):
+        return
+    tasks = RankInfo.from_environment().world_size
+    if tasks > 1:
+        raise ConfigError(
+            f"SLURM_STEP_NUM_TASKS={tasks}: each task would do all that autoselect "
+            f"{options.command} does; give srun --ntasks=1, or start ranks as docs/cluster.md says"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; a user error is printed as one line and gives exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -141,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.settings = flags
             if options.command is None:
                 root.exit(2, f"{root.format_help()}\nautoselect: name a COMMAND of those above\n")
+            check_alone(options)
             check_destinations(options)
             code = options.run(options) or 0
             sys.stdout.flush()  # what cannot be written is said here, not while Python ends

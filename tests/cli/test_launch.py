@@ -56,6 +56,25 @@ def test_a_wrong_start_is_refused_before_anything_runs(words, message, started, 
     assert not started
 
 
+SELECTION = ["--selector", "s", "--shards", "d"]
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--deepspeed", JSON], ["tune", "--model", "m", *SELECTION], ["demo"]]
+)
+def test_tasks_of_srun_do_not_each_do_the_whole_work(words, started, monkeypatch, capsys):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PTY_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    step = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+    for name, value in {**step, "SLURM_STEP_NUM_TASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"SLURM_STEP_NUM_TASKS=4: each task would do all that autoselect {words[0]}" in said
+    assert not started
+    assert main(["info"]) == 0, "it may be asked on every node"
+
+
 MISTAKES = {
     "": "autoselect: name a COMMAND of those above",
     "--foo": "autoselect: unrecognized arguments: --foo; see `autoselect --help`",
