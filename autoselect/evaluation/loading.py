@@ -1,7 +1,6 @@
 """Loading of a VLM and of selectors that fit it."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,17 @@ from autoselect.vlm import FrozenVLM
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LoadedSelector:
-    """A selector of an evaluation, and 16 hexadecimal digits that identify it."""
-
-    selector: Selector
-    digest: str
-
-
 def load_pair(model: str, selector: str, device: str | None = None) -> tuple[FrozenVLM, Selector]:
     """Load a VLM and exactly one selector, see `load_selectors`."""
     vlm, selectors = load_selectors(model, selector, device)
     if len(selectors) > 1:
         raise ConfigError(f"selector={selector} names {len(selectors)} selectors; give one")
-    return vlm, selectors[SELECTOR].selector
+    return vlm, selectors[SELECTOR]
 
 
 def load_selectors(
     model: str, selectors: str, device: str | None = None, diversity: str | None = None
-) -> tuple[FrozenVLM, dict[str, LoadedSelector]]:
+) -> tuple[FrozenVLM, dict[str, Selector]]:
     """Load all on one device and check that the selectors were trained for such tokens.
 
     Args:
@@ -71,17 +62,16 @@ def load_selectors(
         own = trained.diversity
         first, *further = values or (OWN,)
         trained.diversity = own if first == OWN else float(first)
-        loaded[name] = LoadedSelector(trained, selector_digest(trained))
+        loaded[name] = trained
         for value in further:
             weight = own if value == OWN else float(value)
-            other = trained.like(weight, trained.relevance)
             row = diversity_row(name, value)
             if row in folders:
                 raise ConfigError(
                     f"selector={selectors!r} names {row}, as diversity={diversity} names a row of "
                     f"{name}; choose another NAME"
                 )
-            loaded[row] = LoadedSelector(other, selector_digest(other))
+            loaded[row] = trained.like(weight, trained.relevance)
     return vlm, loaded
 
 

@@ -25,9 +25,9 @@ from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.latency.environment import git_commit
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.loading import (
-    LoadedSelector,
     load_selectors,
     other_weights,
+    selector_digest,
     shown_name,
 )
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
@@ -54,6 +54,7 @@ from autoselect.evaluation.settings import VLLM, EvalSettings
 from autoselect.pruning.budget import parse_budgets
 from autoselect.pruning.diversity import stored_diversity
 from autoselect.pruning.folder import weights_digest
+from autoselect.pruning.selector import Selector
 from autoselect.serving.plugin import installed_version
 from autoselect.tracking import Data
 from autoselect.vlm import FrozenVLM
@@ -99,15 +100,14 @@ def evaluate(
         for text in report["warnings"]:
             logger.warning("%s", text)
         check_report(report)
-        selectors = {name: own.selector for name, own in ready.selectors.items()}
-        result = Evaluation(report, replies, ready.samples, asked, plan, ready.vlm, selectors)
+        result = Evaluation(report, replies, ready.samples, asked, plan, ready.vlm, ready.selectors)
         out = Path(settings.out)
         write_predictions(out / "predictions.jsonl", asked, replies, plan)
         figures = write_figures(out / "figures", result)
         remove_pictures(out / "failed", [FAILED])  # new ones are drawn for MLflow only
         write_report(out, report, figures)
         if settings.tracking:
-            record.log(report, figures, selectors, question_tables(result, out / "failed"))
+            record.log(report, figures, ready.selectors, question_tables(result, out / "failed"))
     return result
 
 
@@ -126,7 +126,7 @@ class Prepared:
     """
 
     vlm: FrozenVLM
-    selectors: dict[str, LoadedSelector]
+    selectors: dict[str, Selector]
     samples: EvaluationSet
     plan: Plan
     left_out: dict[str, str]
@@ -136,7 +136,7 @@ class Prepared:
     def asked(self, settings: EvalSettings) -> AbstractContextManager[AskedVLM]:
         """Return a context with the model that answers; an engine stops behind it."""
         if settings.engine == VLLM:
-            return served(self.vlm, settings.model, self.selectors[SELECTOR].selector)
+            return served(self.vlm, settings.model, self.selectors[SELECTOR])
         return nullcontext(AskedVLM(self.vlm))
 
     def record(self, settings: EvalSettings) -> TrackedEvaluation:
@@ -148,7 +148,7 @@ class Prepared:
             "git_commit": git_commit(),
         }
         identity = {**dataclasses.asdict(settings), "fingerprint": self.store.fingerprint}
-        training = self.selectors[SELECTOR].selector.metadata.get("tracking_run_id")
+        training = self.selectors[SELECTOR].metadata.get("tracking_run_id")
         facts = f"{len(self.samples)} images"
         data = Data("evaluation shards", self.samples.digest, settings.shards, facts)
         return TrackedEvaluation(settings, identity, tags, data, training)
@@ -163,13 +163,12 @@ def prepare(settings: EvalSettings, world_size: int = 1) -> Prepared:
         settings.model, settings.selector, settings.device, settings.diversity
     )
     methods = (
-        *(selector_method(own.selector, name) for name, own in selectors.items()),
+        *(selector_method(own, name) for name, own in selectors.items()),
         *choose_methods(settings.methods, settings.random_seeds),
     )
     asked = AskedVLM(vlm)
     if settings.engine == VLLM:
-        found = {name: own.selector for name, own in selectors.items()}
-        check_served(found, asked, samples[0], world_size)
+        check_served(selectors, asked, samples[0], world_size)
     strict = settings.methods.strip() != "all"
     methods, left_out = usable_methods(asked, samples, methods, strict)
     num_tokens = len(asked.encode([samples[0]]).images[0][0])
@@ -184,13 +183,14 @@ def prepare(settings: EvalSettings, world_size: int = 1) -> Prepared:
         reference=settings.reference,
         others=len(samples) > 1,
     )
+    of_selectors = {name: selector_digest(own) for name, own in selectors.items()}
     digests: dict[str, Any] = {
         "model": vlm.digest or "unknown",
-        "selector": selectors[SELECTOR].digest,
+        "selector": of_selectors[SELECTOR],
         "data": samples.digest,
     }
     if len(selectors) > 1:
-        digests["selectors"] = {name: own.digest for name, own in selectors.items()}
+        digests["selectors"] = of_selectors
     identity = {
         **digests,
         "model_files": model_files_digest(settings.model),
@@ -216,17 +216,17 @@ def measure(
     vlm, plan, sample = ready.vlm, ready.plan, ready.samples[0]
     rounds = Rounds(settings.latency_repeats, compiled=settings.latency_compiled)
     timed = LatencyPlan(plan.budgets, settings.latency_batch, rounds)
-    named = {name: own.selector for name, own in ready.selectors.items()}
-    latency = latency_report(vlm, named, sample.images[0], sample.questions[0], timed)
-    warnings = [other_weights(vlm, one) for one in named.values()]
-    own = named.get(diversity_row(SELECTOR, OWN), named[SELECTOR])
+    selectors = ready.selectors
+    latency = latency_report(vlm, selectors, sample.images[0], sample.questions[0], timed)
+    warnings = [other_weights(vlm, one) for one in selectors.values()]
+    own = selectors.get(diversity_row(SELECTOR, OWN), selectors[SELECTOR])
     data = ready.samples.digest
-    warnings += [seen_in_training(name, one.metadata, data) for name, one in named.items()]
+    warnings += [seen_in_training(name, one.metadata, data) for name, one in selectors.items()]
     more = {
         "environment": latency["environment"] | _engine_version(settings),
         "digests": ready.digests,
-        "training": named[SELECTOR].metadata,
-        "selector_weights": weights_digest(named[SELECTOR].state_dict()),
+        "training": selectors[SELECTOR].metadata,
+        "selector_weights": weights_digest(selectors[SELECTOR].state_dict()),
         "selector_diversity": stored_diversity(own.diversity),
         "warnings": [text for text in warnings if text],
         "left_out": ready.left_out,

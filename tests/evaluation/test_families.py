@@ -16,7 +16,7 @@ from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.likelihood import continuation_log_likelihood
 from autoselect.evaluation.latency.calls import Prompt, user_calls
-from autoselect.evaluation.loading import LoadedSelector, load_pair
+from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.methods.choice import choose
 from autoselect.evaluation.methods.registry import METHODS, selector_method
 from autoselect.evaluation.report.check import check_report
@@ -85,7 +85,7 @@ def other_family(request, monkeypatch, shards, tmp_path):
     torch.manual_seed(0)
     selector = Selector(Scorer(WIDTH, ScorerConfig(hidden_size=16, num_heads=2))).eval()
     vlm = FrozenVLM(model_of(name), getattr(tiny_processors, name)(), name)
-    loaded = {"autoselect": LoadedSelector(selector, "0")}
+    loaded = {"autoselect": selector}
     monkeypatch.setattr(run, "load_selectors", lambda *_: (vlm, loaded))
     settings = EvalSettings(name, "s", shards, "25%,100%", str(tmp_path / "out"), tracking=False)
     return dataclasses.replace(settings, methods="random,grid,divprune", random_seeds=1)
@@ -132,7 +132,7 @@ def test_likelihoods_are_those_of_the_pruned_prompt(other_family, method):
     """Rows of several lengths together, against each alone and written token by token."""
     vlm, loaded = run.load_selectors()
     asked, samples = AskedVLM(vlm), list(EvaluationSet.open(other_family.shards))[:2]
-    chosen = METHODS.get(method) or selector_method(loaded["autoselect"].selector)
+    chosen = METHODS.get(method) or selector_method(loaded["autoselect"])
     encoded = asked.encode(samples)
     texts = [[5, 6], [7]]
 
@@ -151,7 +151,7 @@ def test_likelihoods_are_those_of_the_pruned_prompt(other_family, method):
 
 def test_analyses_of_rasters_are_refused_by_name(other_family, monkeypatch, tmp_path):
     vlm, loaded = run.load_selectors()
-    monkeypatch.setattr(command, "load_pair", lambda *_: (vlm, loaded["autoselect"].selector))
+    monkeypatch.setattr(command, "load_pair", lambda *_: (vlm, loaded["autoselect"]))
     words = ["analyse", "frequency", "--model", "m", "--selector", "s", "--budgets", "25%"]
     words += ["--shards", other_family.shards, "--out", str(tmp_path)]
     arguments = cli.parser("analyse").parse_args(words)

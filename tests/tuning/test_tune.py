@@ -267,9 +267,9 @@ def test_the_evaluator_takes_a_selectors_own_weights_beside_hard_top_k(settings)
     tuning = tune(settings)
     _, found = load_selectors(settings.model, settings.selector, "cpu", "0,own")
     assert list(found) == ["autoselect", "autoselect:diversity-own"]
-    own = found["autoselect:diversity-own"].selector
+    own = found["autoselect:diversity-own"]
     assert (own.diversity, own.relevance) == (tuning.selector.diversity, "rank")
-    assert found["autoselect"].selector.diversity == 0
+    assert found["autoselect"].diversity == 0
     tokens = torch.randn(2, 144, 192, generator=torch.Generator().manual_seed(0))
     alone = Selector.from_pretrained(settings.selector)
     assert torch.equal(own.select(tokens, 9)[1], alone.select(tokens, 9)[1])
