@@ -7,7 +7,6 @@ to `METHODS`, and its name to `names`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.config.bounds import at_least
@@ -21,6 +20,7 @@ from autoselect.evaluation.methods import (
 )
 from autoselect.evaluation.methods.context import PATCHES, Kept, SelectionContext
 from autoselect.evaluation.methods.names import RANDOM
+from autoselect.pruning.selector import Selector
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Method:
         merges: true if kept tokens are means of several, not tokens of the image.
         site: where tokens are removed; before the encoder, it runs again for each budget.
         seeds: seeds whose scores are averaged; one for deterministic methods.
-        selector: the `Selector` that the method runs, or None.
     """
 
     name: str
@@ -47,27 +46,24 @@ class Method:
     merges: bool = False
     site: GateSite = "after_projector"
     seeds: tuple[int, ...] = (0,)
-    selector: Any = None
 
 
-def selector_method(selector: object, name: str = SELECTOR) -> Method:
+def selector_method(selector: Selector, name: str = SELECTOR) -> Method:
     """Return a trained selector as a method."""
-
-    site: GateSite = selector.site  # type: ignore[attr-defined]
+    site = selector.site
 
     def keep(context: SelectionContext, budget: int) -> Kept:
-        _, positions = selector.select(context.scored(site), budget)  # type: ignore[attr-defined]
+        _, positions = selector.select(context.scored(site), budget)
         return context.encoded(positions) if site == PATCHES else context.at(positions)
 
-    diversity = selector.diversity  # type: ignore[attr-defined]
     rule = "hard top-K"
-    if diversity:
+    if diversity := selector.diversity:
         form = "maximal marginal relevance, the form of IDPruner, arXiv 2602.13315"
         rule = f"greedy with diversity {diversity} ({form})"
     source = f"AutoSelect (arXiv 2603.07135): learned scores, {rule}"
     if site != "after_projector":
         source = f"{source}; {site.replace('_', ' the ')}"
-    return Method(name, source, keep, selector=selector, site=site)
+    return Method(name, source, keep, site=site)
 
 
 def _by_random(context: SelectionContext, budget: int) -> Kept:
