@@ -25,7 +25,6 @@ class VerifyJob:
 class VerifyReport:
     """Number of usable samples according to the index, and every fault."""
 
-    shard: str
     samples: int
     faults: list[Fault]
 
@@ -54,15 +53,15 @@ def verify_shard(job: VerifyJob) -> VerifyReport:
             )
     except FileNotFoundError as error:
         detail = f"{error}; if the index is missing, run `autoselect shards index`"
-        return VerifyReport(job.shard, 0, [Fault("unreadable", job.shard, "", 0, detail)])
+        return VerifyReport(0, [Fault("unreadable", job.shard, "", 0, detail)])
     except (ConfigError, OSError) as error:
-        return VerifyReport(job.shard, 0, [Fault("unreadable", job.shard, "", 0, str(error))])
+        return VerifyReport(0, [Fault("unreadable", job.shard, "", 0, str(error))])
     if other_size:
         found.append(Fault("truncated", job.shard, "", size, other_size))
     elif not same and not found:
         detail = f"the shard ({size} bytes) differs from its index outside of every sample"
         found.append(Fault("payload", job.shard, "", 0, detail))
-    return VerifyReport(job.shard, header.samples, [*header.faults, *found])
+    return VerifyReport(header.samples, [*header.faults, *found])
 
 
 def _hash(path: str) -> tuple[int, str]:

@@ -53,9 +53,7 @@ def build_classifier() -> ViTForImageClassification:
     return ViTForImageClassification(config)
 
 
-def train_classifier(
-    samples: ShardSet, folder: Path = FOLDER, images: int = IMAGES, steps: int = STEPS
-) -> Path:
+def train_classifier(samples: ShardSet, folder: Path = FOLDER, steps: int = STEPS) -> Path:
     """Train the classifier and save it in `folder`, unless a model exists there.
 
     Every second step sees a random half of the patches. Large public classifiers tolerate missing
@@ -67,7 +65,7 @@ def train_classifier(
     if (folder / "config.json").is_file():
         return folder
     processor = ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    pixels, labels = _examples(samples, images, processor)
+    pixels, labels = _examples(samples, processor)
     model = build_classifier().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
@@ -94,13 +92,11 @@ def train_classifier(
     return folder
 
 
-def _examples(
-    samples: ShardSet, images: int, processor: ViTImageProcessorPil
-) -> tuple[Tensor, Tensor]:
+def _examples(samples: ShardSet, processor: ViTImageProcessorPil) -> tuple[Tensor, Tensor]:
     """Return pixels (uint8, [M, 3, height, width]) and labels [M] of scenes that list objects."""
     pixels: list[Tensor] = []
     labels: list[int] = []
-    total = min(images, len(samples))
+    total = min(IMAGES, len(samples))
     for index in tqdm(range(total), desc="reading images", unit="image", disable=None):
         label = largest_object_colour(samples[index].record)
         if label is None:

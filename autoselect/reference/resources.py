@@ -30,7 +30,7 @@ def resolve_model(name: str) -> str:
     return str(MODEL_FOLDER)
 
 
-def resolve_shards(name: str, split: str = "train", folder: Path = SHARDS_FOLDER) -> str:
+def resolve_shards(name: str, split: str = "train") -> str:
     """Return a glob of the reference shards for `reference`, and render missing shards.
 
     Any other name is returned unchanged.
@@ -39,5 +39,5 @@ def resolve_shards(name: str, split: str = "train", folder: Path = SHARDS_FOLDER
         return name
     from autoselect.reference.shards import render_shards  # imports torch and transformers
 
-    render_shards(folder, ReferenceData())
-    return str(folder / f"{split}-*.tar")
+    render_shards(SHARDS_FOLDER, ReferenceData())
+    return str(SHARDS_FOLDER / f"{split}-*.tar")

@@ -13,6 +13,8 @@ from autoselect.reference.clutter import Split, background, draw_distractor, fon
 
 IMAGE_SIZE = 96
 SUPERSAMPLING = 2
+GAP = 3
+"""Pixels between two objects at least."""
 COLOURS = {
     "red": (226, 32, 32),
     "green": (30, 170, 50),
@@ -61,12 +63,12 @@ def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLIT_IDS[split], index])
 
 
-def _overlaps(box: tuple[int, ...], others: list[tuple[int, ...]], gap: int = 3) -> bool:
+def _overlaps(box: tuple[int, ...], others: list[tuple[int, ...]]) -> bool:
     return any(
-        box[0] < other[2] + gap
-        and other[0] < box[2] + gap
-        and box[1] < other[3] + gap
-        and other[1] < box[3] + gap
+        box[0] < other[2] + GAP
+        and other[0] < box[2] + GAP
+        and box[1] < other[3] + GAP
+        and other[1] < box[3] + GAP
         for other in others
     )
 

@@ -94,7 +94,7 @@ class FakeAsked:
         images = [encoded.images[i][0] for i, _ in places]
         texts = [samples[i].questions[r] for i, r in places]
         lengths = torch.tensor([[len(text)] for text in texts])
-        return Prompts(list(places), {"input_ids": lengths}, [], images)
+        return Prompts({"input_ids": lengths}, [], images)
 
     def question_embeddings(self, prompts: Prompts) -> list[torch.Tensor]:
         steps = torch.arange(1, self.vlm.width + 1)

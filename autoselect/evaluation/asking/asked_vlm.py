@@ -95,13 +95,11 @@ class Prompts:
     """Questions that are answered together.
 
     Attributes:
-        places: which question each row asks.
         inputs: arguments of `generate` without pixels, padded on the left, [R, T].
         blocks: places of the images in the rows.
         images: the image of each block.
     """
 
-    places: list[Place]
     inputs: dict[str, Tensor]
     blocks: list[Block]
     images: list[ImageTokens]
@@ -198,7 +196,7 @@ class AskedVLM:
         outputs = {"image": with_entries(encoded.output, [image.features for image in images])}
         lengths = [len(image) for image in images]
         blocks = self.vlm.adapter.blocks(inputs["input_ids"], outputs, lengths)
-        return Prompts(list(places), self.vlm.adapter.with_outputs(inputs, {}), blocks, images)
+        return Prompts(self.vlm.adapter.with_outputs(inputs, {}), blocks, images)
 
     def call(
         self, prompts: Prompts, encoded: Encoded, features: Sequence[Tensor] | None = None

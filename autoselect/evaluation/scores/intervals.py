@@ -10,7 +10,7 @@ import numpy as np
 
 from autoselect.evaluation.scores.scoring import ScoreTable, known_mean
 
-DRAWS = 2000
+DRAWS, LEVEL = 2000, 0.95
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def task_retentions(table: ScoreTable, full: ScoreTable) -> dict[str, float]:
     return {t: score / whole[t] for t, score in table.task_means().items() if whole[t] > 0}
 
 
-def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval that holds the central `level` of the draws, ignoring NaN."""
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """Return the percentile interval that holds the central 95 % of the draws, ignoring NaN."""
     if np.isnan(draws).all():
         return float("nan"), float("nan")
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
