@@ -14,7 +14,7 @@ from autoselect.data.decode import read_image
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.likelihood import continuation_log_likelihood
 from autoselect.evaluation.loading import checked_device
-from autoselect.evaluation.methods.choice import choose
+from autoselect.evaluation.methods.choice import choose, pruned_call
 from autoselect.evaluation.methods.registry import METHODS, Method
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.lmms.settings import BASELINES
@@ -164,8 +164,7 @@ class PrunedVLM:
             self.asked.question_embeddings(prompts) if "question" in needs else None,
             self.asked.llm_attention(prompts, encoded) if "llm_attention" in needs else None,
         )
-        call = self.asked.call(prompts, encoded, [choice.features for choice in chosen])
-        return call, [choice.positions for choice in chosen]
+        return pruned_call(self.asked, prompts, encoded, chosen)
 
     def _tokens(self, count: int) -> int:
         """Return K of an image with `count` visual tokens."""

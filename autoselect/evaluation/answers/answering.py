@@ -16,7 +16,7 @@ from autoselect.evaluation.asking.asked_vlm import Encoded, Place, Prompts
 from autoselect.evaluation.asking.choices import ANSWERS, GENERATION, GREEDY
 from autoselect.evaluation.asking.likelihood import answers_of, candidates
 from autoselect.evaluation.asking.replies import Generated, Replies, Reply
-from autoselect.evaluation.methods.choice import Choice, choose
+from autoselect.evaluation.methods.choice import Choice, choose, pruned_call
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.pruning.budget import budget_to_tokens
@@ -155,9 +155,7 @@ class _Batch:
 
     def replies(self, chosen: Sequence[Choice] | None) -> list[Reply]:
         """Return one reply per question; `chosen` is what stays of each image, None for all."""
-        features = None if chosen is None else [choice.features for choice in chosen]
-        kept = None if chosen is None else [choice.positions for choice in chosen]
-        call = self.asked.call(self.prompts, self.encoded, features)
+        call, kept = pruned_call(self.asked, self.prompts, self.encoded, chosen)
         given = answers_of(self.asked, call, kept, self.options, self.plan.max_new_tokens)
         if self.references is None:
             self.references = [one.ids for one in given]
@@ -179,14 +177,11 @@ class _Batch:
             return losses
         places = [self.places[row] for row in rest]
         prompts = self.asked.prompts(self.samples, self.encoded, places)
-        features = kept = None
         if chosen is not None:
             ends = list(itertools.accumulate(len(self.encoded.images[i]) for i, _ in self.places))
             begins = [0, *ends]
-            own = [choice for row in rest for choice in chosen[begins[row] : ends[row]]]
-            features = [choice.features for choice in own]
-            kept = [choice.positions for choice in own]
-        call = self.asked.call(prompts, self.encoded, features)
+            chosen = [choice for row in rest for choice in chosen[begins[row] : ends[row]]]
+        call, kept = pruned_call(self.asked, prompts, self.encoded, chosen)
         found = self.asked.losses(call, kept, [self.references[row] for row in rest])
         for row, loss in zip(rest, found, strict=True):
             losses[row] = loss
@@ -211,12 +206,11 @@ def answer_sequences(
     for places in question_batches(samples, ROWS_PER_BATCH):
         prompts = asked.prompts(samples, encoded, places)
         for name, choices in sequences.items():
-            features, kept = None, None
+            chosen = None
             if choices is not None:
                 chosen = [choice for i, _ in places for choice in choices[i]]
-                features = [choice.features for choice in chosen]
-                kept = [choice.positions for choice in chosen]
-            given = asked.generated(asked.call(prompts, encoded, features), kept, options)
+            call, kept = pruned_call(asked, prompts, encoded, chosen)
+            given = asked.generated(call, kept, options)
             for (image, turn), one in zip(places, given, strict=True):
                 replies[name][image][turn] = Reply(one.text, len(one.ids), one.ended)
     return replies

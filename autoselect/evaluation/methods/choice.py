@@ -5,11 +5,12 @@ Dimension letters: N visual tokens of one image, K that stay, D width, L later l
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from autoselect.evaluation.asking.asked_vlm import ImageTokens
+from autoselect.evaluation.asking.asked_vlm import AskedVLM, Encoded, ImageTokens, Prompts
 from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.registry import Method
 
@@ -64,6 +65,19 @@ def choose(
                 features[kept.positions[row], : images[number].width] = kept.tokens[row]
             found[number] = Choice(kept.positions[row], features)
     return [found[number] for number in range(len(images))]
+
+
+def pruned_call(
+    asked: AskedVLM, prompts: Prompts, encoded: Encoded, chosen: Sequence[Choice] | None
+) -> tuple[dict[str, Any], list[Tensor] | None]:
+    """Return the arguments of a call, and the positions that stay of every image.
+
+    `chosen` is what stays of each image of the prompts; None, as the second result, for all.
+    """
+    if chosen is None:
+        return asked.call(prompts, encoded), None
+    call = asked.call(prompts, encoded, [choice.features for choice in chosen])
+    return call, [choice.positions for choice in chosen]
 
 
 def context_of(images: Sequence[ImageTokens]) -> SelectionContext:
