@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from PIL import Image
 from tqdm import tqdm
@@ -17,6 +17,7 @@ from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.scores.scoring import AnsweredSample
 
 Box = tuple[float, float, float, float]
+Item = TypeVar("Item")
 DEFAULT_TASK = "vqa"
 CHECKED_TOGETHER = 256
 
@@ -202,30 +203,30 @@ def check_images(read: Callable[[int], Sample], count: int) -> None:
             bar.update(len(list(pool.map(decoded, some))))
 
 
-class StoredSamples(Sequence[Sample]):
-    """The first samples of shards, at most `count`; each is read when requested, and not kept."""
+class LazySequence(Sequence[Item]):
+    """A sequence of `length` items; each is read when it is requested, and none is kept."""
 
-    def __init__(self, shards: ShardSet, count: int) -> None:
-        self._shards, self._length = shards, min(count, len(shards))
+    def __init__(self, read: Callable[[int], Item], length: int) -> None:
+        self._read, self._length = read, length
 
     def __len__(self) -> int:
         return self._length
 
     @overload
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Item: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: slice) -> list[Item]: ...
 
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._length))]
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
-        return stored(self._shards, index)
+        return self._read(index)
 
 
-class EvaluationSet(Sequence[EvaluationSample]):
+class EvaluationSet(LazySequence[EvaluationSample]):
     """Evaluation shards as a sequence; images are decoded when a sample is requested.
 
     Args:
@@ -238,16 +239,15 @@ class EvaluationSet(Sequence[EvaluationSample]):
         has_boxes: every round read so far has boxes.
     """
 
-    def __init__(
-        self, shards: ShardSet, max_images: int | None = None, needs_answers: bool = True
-    ) -> None:
+    def __init__(self, shards: ShardSet, max_images: int | None, needs_answers: bool) -> None:
         if max_images is not None and max_images < 1:
             raise ConfigError(
                 f"max_images={max_images} leaves nothing to evaluate; choose 1 or more"
             )
+        length = len(shards) if max_images is None else min(max_images, len(shards))
+        super().__init__(self._sample, length)
         self._shards, self._needs_answers = shards, needs_answers
-        self._length = len(shards) if max_images is None else min(max_images, len(shards))
-        self.digest = f"{shards.digest}:{self._length}"
+        self.digest = f"{shards.digest}:{length}"
         self.one_image_each = True
         self.has_boxes = True
 
@@ -301,19 +301,6 @@ class EvaluationSet(Sequence[EvaluationSample]):
             found.append(AnsweredSample(sample.key, list(own.questions), accepted, list(own.tasks)))
         return found
 
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> EvaluationSample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[EvaluationSample]: ...
-
-    def __getitem__(self, index: int | slice) -> EvaluationSample | list[EvaluationSample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._length))]
-        if not 0 <= index < self._length:
-            raise IndexError(f"sample {index} is not in 0..{self._length - 1}")
+    def _sample(self, index: int) -> EvaluationSample:
         sample = self.read(index)
         return EvaluationSample(sample.key, decoded(sample), *self._parsed(sample))

@@ -7,7 +7,7 @@ are removed from its sequence. A selection that keeps what matters keeps the cla
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, overload
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from autoselect.config import ConfigError
 from autoselect.data.shards import Sample
 from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
-from autoselect.evaluation.samples import decoded
+from autoselect.evaluation.samples import LazySequence, decoded
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.pruning.budget import budget_to_tokens
 from autoselect.vlm.image_classifier import Preprocess, grid, only_patches
@@ -39,30 +39,6 @@ class LabelledImages:
     images: Sequence[Image.Image]
     labels: list[int] | None
     source: str
-
-
-class FirstImages(Sequence[Image.Image]):
-    """The first image of each sample at `places`, decoded when requested."""
-
-    def __init__(self, samples: Sequence[Sample], places: Sequence[int]) -> None:
-        self._samples, self._places = samples, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Image.Image]: ...
-
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        if isinstance(index, slice):
-            return [self._image(place) for place in self._places[index]]
-        return self._image(self._places[index])
-
-    def _image(self, place: int) -> Image.Image:
-        return decoded(self._samples[place])[0]
 
 
 def labelled_images(
@@ -91,7 +67,7 @@ def labelled_images(
             "or none"
         )
     source = ("the colour of the largest object" if label_of else "the records") if known else ""
-    images = FirstImages(samples, places)
+    images = LazySequence(lambda number: decoded(samples[places[number]])[0], len(places))
     return LabelledImages(images, known or None, source or OWN_PREDICTION)
 
 

@@ -24,7 +24,7 @@ from autoselect.evaluation.analyses.run import (
 from autoselect.evaluation.analyses.tracked_analysis import log_analysis, start_analysis
 from autoselect.evaluation.earlier import check_earlier
 from autoselect.evaluation.loading import checked_device, load_pair, selector_digest
-from autoselect.evaluation.samples import EvaluationSet, StoredSamples, check_images
+from autoselect.evaluation.samples import EvaluationSet, LazySequence, check_images, stored
 from autoselect.pruning.budget import parse_budgets
 from autoselect.reference.resources import resolve_model, resolve_shards
 from autoselect.tracking import Tracker
@@ -154,7 +154,8 @@ def _shown_samples(arguments: argparse.Namespace) -> Sequence[Sample]:
         ConfigError: a sample is damaged, an image cannot be decoded, or no sample has one.
     """
     shards = resolve_shards(arguments.shards, "test")
-    samples = StoredSamples(ShardSet.open(shards), arguments.max_images)
+    opened = ShardSet.open(shards)
+    samples = LazySequence(partial(stored, opened), min(arguments.max_images, len(opened)))
     check_images(samples.__getitem__, len(samples))
     if not any(sample.images for sample in samples):
         raise ConfigError(f"shards={shards} hold no image; this analysis classifies images")
