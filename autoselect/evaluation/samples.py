@@ -240,10 +240,6 @@ class EvaluationSet(LazySequence[EvaluationSample]):
     """
 
     def __init__(self, shards: ShardSet, max_images: int | None, needs_answers: bool) -> None:
-        if max_images is not None and max_images < 1:
-            raise ConfigError(
-                f"max_images={max_images} leaves nothing to evaluate; choose 1 or more"
-            )
         length = len(shards) if max_images is None else min(max_images, len(shards))
         super().__init__(self._sample, length)
         self._shards, self._needs_answers = shards, needs_answers

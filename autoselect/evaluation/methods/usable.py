@@ -29,8 +29,10 @@ def usable_methods(
         ConfigError: with `strict`, if a method cannot run.
     """
     needs = {need for method in methods for need in method.needs}
-    without_class = "class_attention" in needs and not _has_class_token(asked, samples)
     lacking = {need: why for need in sorted(needs) if (why := _lack(asked, samples, need))}
+    without_class = False
+    if "class_attention" in needs - lacking.keys():
+        without_class = asked.encode([samples[0]], attention=True).of_class_token is False
     usable, left_out = [], {}
     for method in methods:
         missing = next((need for need in method.needs if need in lacking), None)
@@ -46,29 +48,18 @@ def usable_methods(
     return tuple(usable), left_out
 
 
-def _has_class_token(asked: AskedVLM, samples: EvaluationSet) -> bool:
-    """Return True if the tower has a class token, or if its attention cannot be read at all."""
-    try:
-        return asked.encode([samples[0]], attention=True).of_class_token is not False
-    except ConfigError:
-        return True
-
-
 def _lack(asked: AskedVLM, samples: EvaluationSet, need: str) -> str:
     """Return why a need of methods cannot be met, or an empty string."""
-    if need == "class_attention":
-        try:
+    try:
+        if need == "class_attention":
             asked.encode([samples[0]], attention=True)
-        except ConfigError as error:
-            return str(error).partition("; ")[0]
-    elif need == "llm_attention" and not has_llm_attention(asked.vlm.model):
-        return "the attention maps of this language model cannot be read"
-    elif need == "patches":
-        try:
+        if need == "patches":
             SITES[PATCHES].width(asked.vlm.adapter)
-        except ConfigError as error:
-            return str(error).partition("; ")[0]
-    elif need == "boxes":
+    except ConfigError as error:
+        return str(error).partition("; ")[0]
+    if need == "llm_attention" and not has_llm_attention(asked.vlm.model):
+        return "the attention maps of this language model cannot be read"
+    if need == "boxes":
         if not samples.has_boxes:
             return "the samples have no boxes"
         if not samples.one_image_each:
