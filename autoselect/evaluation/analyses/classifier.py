@@ -15,7 +15,6 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.data.shards import Sample
-from autoselect.evaluation.methods.context import SelectionContext
 from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.evaluation.samples import LazySequence, decoded
 from autoselect.ops.hard_top_k import hard_top_k
@@ -165,8 +164,8 @@ def classifier_accuracy(
                 "choose a model with a grid"
             )
         first = first or shape
-        keys = tuple(str(start + i) for i in range(len(batch)))
-        context = SelectionContext(visual.tokens, keys, grid=shape)
+        keys = [str(start + i) for i in range(len(batch))]
+        random = random_scores(keys, visual.tokens.shape[1]).to(visual.tokens.device)
 
         def note(name: str, pixels: Tensor = pixels, truth: Tensor = truth) -> None:
             found = classifier(pixels).logits.argmax(dim=-1).cpu()
@@ -177,7 +176,7 @@ def classifier_accuracy(
             count = _same_share(budget, first, shape)
             chosen = {
                 "selected": selector.select(visual.tokens, count)[1],
-                "random": hard_top_k(random_scores(context), count),
+                "random": hard_top_k(random, count),
             }
             for name, kept in chosen.items():
                 target = resize_selection(kept, shape, patches)

@@ -26,13 +26,12 @@ from autoselect.evaluation.answers.fixed_choices import ImageChoices, whole_choi
 from autoselect.evaluation.asking.replies import Replies, texts_of
 from autoselect.evaluation.methods.choice import Choice, context_of
 from autoselect.evaluation.methods.context import PATCHES, SelectionContext
-from autoselect.evaluation.methods.ranking import random_scores
+from autoselect.evaluation.methods.ranking import random_tokens
 from autoselect.evaluation.samples import EvaluationSample, encode_samples
 from autoselect.evaluation.scores.intervals import Resampling, interval
 from autoselect.evaluation.scores.scoring import known_mean, score_answers
 from autoselect.method.removal import LARGEST_GAP
 from autoselect.method.statistics import TokenStatistics, calibrate
-from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate
 
@@ -71,7 +70,7 @@ def token_noises(
 
 def random_positions(context: SelectionContext, budget: int) -> Tensor:
     """Return the positions of the K largest random scores, as in the paper's figure 5."""
-    return hard_top_k(random_scores(context), budget)
+    return random_tokens(context, budget).positions
 
 
 def learned_positions(selector: Any) -> Keep:

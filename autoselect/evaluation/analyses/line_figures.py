@@ -4,6 +4,7 @@ from typing import Any
 
 from autoselect.config.extras import extra
 from autoselect.evaluation.analyses.classifier import OWN_PREDICTION
+from autoselect.evaluation.analyses.fidelity import COVARIANCE, NOISE, REMOVAL, ZEROS
 from autoselect.evaluation.figures.style import (
     INK,
     MUTED,
@@ -20,10 +21,10 @@ with extra("evaluation"):
 
 UNCHANGED = "unchanged predictions of the classifier"
 LOOKS = {
-    "hard removal": ("#1f2430", "o", "-"),
-    "noise gating": (SELECTOR_COLOUR, "s", (0, (4, 2))),
-    "covariance noise": ("#e5968f", "D", (0, (4, 2))),
-    "zero filling": ("#7a8699", "^", (0, (1, 2))),
+    REMOVAL: ("#1f2430", "o", "-"),
+    NOISE: (SELECTOR_COLOUR, "s", (0, (4, 2))),
+    COVARIANCE: ("#e5968f", "D", (0, (4, 2))),
+    ZEROS: ("#7a8699", "^", (0, (1, 2))),
     "selected": (SELECTOR_COLOUR, "o", "-"),
     "random": ("#a0a6b1", ".", "-"),
 }
@@ -37,7 +38,7 @@ def fidelity_figure(found: dict[str, Any], learned: dict[str, Any] | None = None
         learned: numbers under the learned scores, drawn thinly in the same axes.
     """
     figure, axes = _curves(found["curves"], found["budgets"])
-    for name in ("hard removal", "noise gating") if learned else ():
+    for name in (REMOVAL, NOISE) if learned else ():
         assert learned is not None
         values = [100 * value for value in learned["curves"][name]]
         colour, _, style = LOOKS[name]

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from autoselect.evaluation.analyses.classifier import LabelledImages
-from autoselect.evaluation.methods.context import SelectionContext
+from autoselect.evaluation.analyses.fidelity import (
+    CALIBRATION_IMAGES,
+    COVARIANCE,
+    NOISE,
+    NOISE_RANK,
+    REMOVAL,
+)
 from autoselect.evaluation.methods.ranking import random_scores
 from autoselect.evaluation.scores.intervals import Resampling, interval
 from autoselect.method.statistics import calibrate
@@ -32,9 +38,8 @@ from autoselect.vlm.image_classifier import (
     only_patches,
 )
 
-REMOVAL, NOISE, COVARIANCE = "hard removal", "noise gating", "covariance noise"
 TREATMENTS = (REMOVAL, NOISE, COVARIANCE)
-CALIBRATION_IMAGES, RANK, TOP = 256, 64, 5
+TOP = 5
 Rewrite = Callable[[Tensor], Tensor]
 
 
@@ -70,7 +75,7 @@ def patch_statistics(
     with rewritten(classifier, note):
         for own in pixels:
             classifier(own)
-    return calibrate(seen, None), calibrate(seen, RANK)
+    return calibrate(seen, None), calibrate(seen, NOISE_RANK)
 
 
 @torch.inference_mode()
@@ -113,9 +118,8 @@ def patch_fidelity(
             own = data.labels[start : start + images_per_batch]
             truth = torch.tensor(own, device=whole.device)
         ids = torch.arange(start, start + len(pixels), device=whole.device)
-        keys = tuple(str(number) for number in ids.tolist())
-        blank = torch.zeros(len(pixels), rows * columns, 1, device=whole.device)
-        scores = random_scores(SelectionContext(blank, keys)).float()
+        keys = [str(number) for number in ids.tolist()]
+        scores = random_scores(keys, rows * columns).to(whole.device)
 
         def note(name: str, pixels: Tensor = pixels, truth: Tensor = truth) -> None:
             ranks = _ranks(classifier(pixels).logits.float(), truth)

@@ -1,6 +1,7 @@
 """Baselines that score each token and keep the K largest scores."""
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,14 +9,19 @@ from torch import Tensor
 from autoselect.evaluation.methods.context import Kept, SelectionContext
 
 
-def random_scores(context: SelectionContext) -> Tensor:
-    """Return uniform scores [B, N], a pure function of the seed and each row's key."""
-    count = context.tokens.shape[1]
+def random_scores(keys: Sequence[str], count: int, seed: int = 0) -> Tensor:
+    """Return uniform scores [B, count], on the CPU, from the seed and each row's key alone."""
     rows = []
-    for key in context.keys:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{context.seed}:{key}".encode()))
+    for key in keys:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{key}".encode()))
         rows.append(torch.rand(count, generator=generator))
-    return torch.stack(rows).to(context.tokens.device)
+    return torch.stack(rows)
+
+
+def random_tokens(context: SelectionContext, budget: int) -> Kept:
+    """Keep uniformly random tokens."""
+    scores = random_scores(context.keys, context.tokens.shape[1], context.seed)
+    return context.take(scores.to(context.tokens.device), budget)
 
 
 def feature_norm(context: SelectionContext, budget: int) -> Kept:

@@ -66,10 +66,6 @@ def selector_method(selector: Selector, name: str = SELECTOR) -> Method:
     return Method(name, source, keep, site=site)
 
 
-def _by_random(context: SelectionContext, budget: int) -> Kept:
-    return context.take(ranking.random_scores(context), budget)
-
-
 def _oracle_patches(context: SelectionContext, budget: int) -> Kept:
     return context.encoded(coverage.oracle(context, budget).positions)
 
@@ -77,7 +73,7 @@ def _oracle_patches(context: SelectionContext, budget: int) -> Kept:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(RANDOM, "uniformly random positions, mean of several seeds", _by_random),
+        Method(RANDOM, "uniformly random positions, mean of several seeds", ranking.random_tokens),
         Method("grid", "evenly spaced positions of the image", coverage.uniform_grid),
         Method(
             "pooling",
