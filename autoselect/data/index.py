@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from autoselect.config import ConfigError
 from autoselect.data import storage
 from autoselect.data.decode import Limits
-from autoselect.data.faults import Fault, FaultKind
-from autoselect.data.record import RecordError, image_order, lacks_answer, parse_record
+from autoselect.data.faults import Fault, FaultKind, RecordError
+from autoselect.data.record import image_order, lacks_answer, parse_record
 from autoselect.data.tar_scan import Member, TarScan, split_name
 
 logger = logging.getLogger(__name__)

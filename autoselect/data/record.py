@@ -9,8 +9,6 @@ from autoselect.data.faults import RecordError
 from autoselect.data.row_keys import named_pictures, refuse_unread_media
 from autoselect.data.turns import IMAGE_PLACEHOLDER, SPEAKERS, as_turns
 
-__all__ = ["IMAGE_PLACEHOLDER", "SPEAKERS", "RecordError"]
-
 _SUFFIXES = frozenset(IMAGE_SUFFIXES.values()) | {"jpeg", "tiff"}
 _UNREAD_SUFFIXES = frozenset(
     ("avif", "heic", "heif", "jp2", "jxl", "ppm", "pgm", "svg", "pdf", "exr", "npy", "img")

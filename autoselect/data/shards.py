@@ -18,7 +18,7 @@ from tqdm import tqdm
 from autoselect.config import ConfigError
 from autoselect.data import storage
 from autoselect.data.decode import ImageError, ImageTooLarge, Limits, read_image
-from autoselect.data.faults import BadSample, Fault, FaultKind
+from autoselect.data.faults import BadSample, Fault, FaultKind, RecordError
 from autoselect.data.index import (
     Entry,
     IndexHeader,
@@ -31,7 +31,7 @@ from autoselect.data.index import (
 )
 from autoselect.data.order import WINDOW_CHUNKS
 from autoselect.data.paths import expand
-from autoselect.data.record import RecordError, image_order, is_image, parse_record
+from autoselect.data.record import image_order, is_image, parse_record
 from autoselect.data.writer import ShardWriter
 
 __all__ = ["Sample", "ShardSet", "ShardWriter", "blank_sample"]

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from autoselect.config import ConfigError, GateSite
 from autoselect.data.faults import BadSample
-from autoselect.data.record import IMAGE_PLACEHOLDER
 from autoselect.data.shards import Sample, ShardSet
+from autoselect.data.turns import IMAGE_PLACEHOLDER
 from autoselect.evaluation.scores.scoring import AnsweredSample
 
 Box = tuple[float, float, float, float]

@@ -13,7 +13,7 @@ import webdataset
 
 from autoselect.config import ConfigError
 from autoselect.data.decode import ImageError, Limits
-from autoselect.data.record import RecordError
+from autoselect.data.faults import RecordError
 from autoselect.data.shards import ShardSet, ShardWriter
 from tests.data.shard_samples import make_image, make_record, write_shards
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.data.record import IMAGE_PLACEHOLDER
+from autoselect.data.turns import IMAGE_PLACEHOLDER
 from autoselect.vlm.batches.dialogue import DialogueWriter, Round
 from autoselect.vlm.text.tokens import end_ids
 

@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from autoselect.config import ConfigError
-from autoselect.data.record import IMAGE_PLACEHOLDER, RecordError, lacks_answer
+from autoselect.data.faults import RecordError
+from autoselect.data.record import lacks_answer
+from autoselect.data.turns import IMAGE_PLACEHOLDER
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batches.dialogue import first_rounds
 from autoselect.vlm.batches.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.data.record import IMAGE_PLACEHOLDER
+from autoselect.data.turns import IMAGE_PLACEHOLDER
 from autoselect.vlm.backbone import FrozenVLM, chat
 from autoselect.vlm.families import training_fault
 from autoselect.vlm.text.placeholders import question_content

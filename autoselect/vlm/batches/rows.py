@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from autoselect.config import ConfigError
-from autoselect.data.record import RecordError
+from autoselect.data.faults import RecordError
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batches.dialogue import DialogueWriter, WrittenRound, rounds_of
 from autoselect.vlm.text.placeholders import fill_marks

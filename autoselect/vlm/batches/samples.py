@@ -5,13 +5,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from autoselect.data.faults import BadSample, Fault, FaultKind
-from autoselect.data.record import (
-    IMAGE_PLACEHOLDER,
-    RecordError,
-    check_conversation,
-    check_placeholders,
-)
+from autoselect.data.faults import BadSample, Fault, FaultKind, RecordError
+from autoselect.data.record import check_conversation, check_placeholders
+from autoselect.data.turns import IMAGE_PLACEHOLDER
 
 MOST_ELONGATED = 400
 """Largest ratio of long to short side; processors scaling the short side would need gigabytes."""

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from autoselect.config import ConfigError
-from autoselect.data.record import IMAGE_PLACEHOLDER
+from autoselect.data.turns import IMAGE_PLACEHOLDER
 
 OFFSETS = "text_replacement_offsets"
 
