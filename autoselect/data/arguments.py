@@ -1,7 +1,9 @@
 """Arguments that several `autoselect shards` commands share."""
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from autoselect.data.convert import REJECTED, ConvertReport
@@ -9,6 +11,19 @@ from autoselect.data.decode import Limits
 from autoselect.data.quarantine import DEFAULT_BUDGET, sufficient_budget
 
 SAMPLES_PER_SHARD = 1000
+
+
+def add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """Add a sub-command that works in several processes; `run` returns its exit code."""
+    parser = commands.add_parser(name, help=summary)
+    parser.set_defaults(run=run)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    return parser
 
 
 def add_output_arguments(

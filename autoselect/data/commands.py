@@ -1,13 +1,12 @@
 """The sub-commands `autoselect shards index | verify | convert-llava | convert-<benchmark>`."""
 
 import argparse
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data.arguments import (
     SAMPLES_PER_SHARD,
+    add_command,
     add_limit_arguments,
     add_output_arguments,
     chosen_limits,
@@ -32,18 +31,20 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     shards = subparsers.add_parser("shards", help="make, index and verify WebDataset shards")
     commands = shards.add_subparsers(dest="shards_command", required=True, metavar="COMMAND")
 
-    index = _add(commands, "index", run_index, "write the index of existing shards")
+    index = add_command(commands, "index", run_index, "write the index of existing shards")
     _add_paths(index)
     index.add_argument(
         "--rebuild", action="store_true", help="replace existing indexes, needed for other caps"
     )
     add_limit_arguments(index)
 
-    verify = _add(commands, "verify", run_verify, "compare shards with their indexes")
+    verify = add_command(commands, "verify", run_verify, "compare shards with their indexes")
     _add_paths(verify)
     verify.add_argument("--decode", action="store_true", help="decode every image too")
 
-    convert = _add(commands, "convert-llava", run_convert, "convert LLaVA-style JSON and images")
+    convert = add_command(
+        commands, "convert-llava", run_convert, "convert LLaVA-style JSON and images"
+    )
     convert.add_argument("source", type=Path, help="JSON list or JSON lines")
     convert.add_argument(
         "--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="image folders"
@@ -51,11 +52,8 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     _add_key_prefix(convert)
     add_output_arguments(convert)
 
-    captions = _add(
-        commands,
-        "convert-captions",
-        run_captions,
-        "convert captions, each as one round",
+    captions = add_command(
+        commands, "convert-captions", run_captions, "convert captions, each as one round"
     )
     captions.add_argument(
         "source",
@@ -69,19 +67,7 @@ def add_shards_commands(subparsers: "argparse._SubParsersAction[argparse.Argumen
     captions.add_argument("--prompt", default=PROMPT, help="request that every caption answers")
     _add_key_prefix(captions)
     add_output_arguments(captions, None, f"of JSON rows (default {SAMPLES_PER_SHARD})")
-    add_public_converters(commands, _add)
-
-
-def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    summary: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary)
-    parser.set_defaults(run=run)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    return parser
+    add_public_converters(commands)
 
 
 def _add_key_prefix(parser: argparse.ArgumentParser) -> None:

@@ -1,30 +1,25 @@
 """The sub-commands `autoselect shards convert-<benchmark>`, one per line of the table."""
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoselect.data.arguments import add_output_arguments, chosen_limits, tell_rejected
+from autoselect.data.arguments import (
+    add_command,
+    add_output_arguments,
+    chosen_limits,
+    tell_rejected,
+)
 from autoselect.data.benchmarks.driver import convert_public
 from autoselect.data.benchmarks.table import BENCHMARKS, Benchmark
 
-AddParser = Callable[[Any, str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
-
-def add_public_converters(commands: Any, add: AddParser) -> None:
-    """Add a converter for every benchmark to the sub-parsers `commands`.
-
-    `add` adds one parser, with the flags that all of them share.
-    """
+def add_public_converters(commands: Any) -> None:
+    """Add a converter for every benchmark to the sub-parsers `commands`."""
     for benchmark in BENCHMARKS.values():
-        parser = add(
-            commands,
-            f"convert-{benchmark.name}",
-            partial(run_public, benchmark),
-            benchmark.summary,
-        )
+        name, run = f"convert-{benchmark.name}", partial(run_public, benchmark)
+        parser = add_command(commands, name, run, benchmark.summary)
         for name, what in benchmark.files.items():
             needed = name not in benchmark.optional
             parser.add_argument(f"--{name}", type=Path, required=needed, metavar="PATH", help=what)
