@@ -57,19 +57,15 @@ class BlindScores(Scores):
     retention_ci95: Interval = [None, None]
 
 
-class MethodScores(_Part):
+class MethodScores(Scores):
     """Scores of one method at one budget; retentions are null if the full model scores 0."""
 
     method: Text
     budget: Count
-    mean: Fraction
-    tasks: TaskScores
     retention: Ratio | None
     retention_ci95: Interval
     retention_tasks: dict[str, Ratio]
     retention_tasks_ci95: dict[str, Interval]
-    details: dict[str, Any] = {}
-    answers: AnswerNumbers | None = None
 
 
 class Difference(_Part):

@@ -4,7 +4,7 @@ A retention is marked if it is the best of its budget; oracles do not compete. A
 marked if its 95 % interval excludes 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +88,14 @@ def band(report: dict[str, Any], budget: int) -> list[dict[str, Any]]:
 
 def best_of(report: dict[str, Any], budget: int) -> set[str]:
     """Return the methods with the best retention as shown, without the oracles."""
+    return _best({row["method"]: row["retention"] for row in band(report, budget)})
+
+
+def _best(retentions: Mapping[str, float | None]) -> set[str]:
     shown = {
-        row["method"]: percent(row["retention"])
-        for row in band(report, budget)
-        if row["method"] not in ORACLES and row["retention"] is not None
+        method: percent(kept)
+        for method, kept in retentions.items()
+        if method not in ORACLES and kept is not None
     }
     best = max(shown.values(), key=float, default=None)
     return {method for method, text in shown.items() if text == best}
@@ -208,9 +212,13 @@ def task_table(report: dict[str, Any]) -> Table:
     for budget in reversed(budgets_of(report)):
         rows.append(band_row(budget, count))
         shown = band(report, budget)
-        best = {task: _best_in(shown, task) for task in tasks}
+        kept_by = {row["method"]: row.get("retention_tasks", {}) for row in shown}
+        best = {
+            task: _best({method: kept.get(task) for method, kept in kept_by.items()})
+            for task in tasks
+        }
         for row in shown:
-            kept, ends = row.get("retention_tasks", {}), row.get("retention_tasks_ci95", {})
+            kept, ends = kept_by[row["method"]], row.get("retention_tasks_ci95", {})
             cells = [
                 TableCell(
                     with_interval(kept.get(task), ends.get(task)),
@@ -220,16 +228,6 @@ def task_table(report: dict[str, Any]) -> Table:
             ]
             rows.append(TableRow([TableCell(row["method"]), *cells], kind_of(row["method"])))
     return Table(["method", *tasks], rows)
-
-
-def _best_in(rows: Sequence[dict[str, Any]], task: str) -> set[str]:
-    shown = {
-        row["method"]: percent(row["retention_tasks"][task])
-        for row in rows
-        if row["method"] not in ORACLES and task in row.get("retention_tasks", {})
-    }
-    best = max(shown.values(), key=float, default=None)
-    return {method for method, text in shown.items() if text == best}
 
 
 def retention_table(report: dict[str, Any], intervals: bool = True) -> Table:
