@@ -9,7 +9,7 @@ import torch
 from autoselect.config import ConfigError
 from autoselect.config.bounds import check_diversity
 from autoselect.config.row_names import OWN, SELECTOR, diversity_row, diversity_text
-from autoselect.evaluation.answers.parts import digest
+from autoselect.evaluation.identity import digest
 from autoselect.files.digest import same_weights
 from autoselect.pruning.folder import weights_digest
 from autoselect.pruning.selector import Selector

@@ -12,7 +12,7 @@ from autoselect.data.faults import RecordError
 from autoselect.data.paths import JSON_FILES
 from autoselect.data.row_keys import read_row
 from autoselect.data.text_files import read_json_rows
-from autoselect.evaluation.answers.parts import digest
+from autoselect.evaluation.identity import digest
 from autoselect.evaluation.settings import EvalSettings
 
 FOLDER = "data"

@@ -11,17 +11,13 @@ from typing import Any
 from autoselect.config.destinations import check_folder
 from autoselect.config.row_names import OWN, SELECTOR, diversity_row
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
-from autoselect.evaluation.answers.parts import (
-    PartStore,
-    answer_all,
-    code_version,
-    model_files_digest,
-)
+from autoselect.evaluation.answers.parts import PartStore, answer_all
 from autoselect.evaluation.answers.served import check_served, served
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.choices import ANSWERS, MODEL
 from autoselect.evaluation.asking.replies import Replies, answered_by
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
+from autoselect.evaluation.identity import code_version, model_files_digest
 from autoselect.evaluation.latency.environment import git_commit
 from autoselect.evaluation.latency.protocol import LatencyPlan, Rounds, latency_report
 from autoselect.evaluation.loading import (

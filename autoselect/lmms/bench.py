@@ -25,7 +25,8 @@ from tqdm import tqdm
 from autoselect.config import ConfigError
 from autoselect.config.extras import missing
 from autoselect.config.row_names import SELECTOR
-from autoselect.evaluation.answers.parts import code_version, folder_digest, stored
+from autoselect.evaluation.answers.parts import read_result
+from autoselect.evaluation.identity import code_version, folder_digest
 from autoselect.evaluation.latency.bench import bench_prefill
 from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.loading import checked_device
@@ -188,7 +189,7 @@ def finished_cells(
     with tqdm(total=len(wanted), desc="public tasks", unit="cell", disable=None) as bar:
         for cell in wanted:
             path = Path(settings.out) / "cells" / cell.file
-            found = stored(path)
+            found = read_result(path)
             of = {"include": digests[cell.task], "answered": answered}
             if found is None or any(found.get(name) != value for name, value in of.items()):
                 again = "" if found is None else " again, because code or settings have changed"

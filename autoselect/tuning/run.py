@@ -15,19 +15,13 @@ from autoselect.config import ConfigError
 from autoselect.config.destinations import check_folder
 from autoselect.data.shards import ShardSet
 from autoselect.evaluation.answers.answering import FULL, Column, Plan
-from autoselect.evaluation.answers.parts import (
-    PartStore,
-    answer_all,
-    code_version,
-    digest,
-    model_files_digest,
-    stored,
-)
+from autoselect.evaluation.answers.parts import PartStore, answer_all, read_result
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.choices import MODEL
 from autoselect.evaluation.asking.replies import Replies
 from autoselect.evaluation.earlier import SETTINGS, check_earlier
 from autoselect.evaluation.figures.style import save
+from autoselect.evaluation.identity import code_version, digest, model_files_digest
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import Method, selector_method
 from autoselect.files.atomic import write_text
@@ -237,7 +231,7 @@ def _gaps(
     """
     path = ready.store.folder / GAPS
     of = digest({"best": best, "step": state.step})
-    known = stored(path)
+    known = read_result(path)
     if known is None or known.get("of") != of:
         gaps = measure_gaps(ready.vlm, selector, ready.chosen.rows, ready.plan.budgets, state)
         known = {"of": of, "rows": gap_rows(gaps), "warning": gap_warning(gaps)}

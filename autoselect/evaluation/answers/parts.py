@@ -4,12 +4,10 @@ A part is a fixed sequence of images. Its answers do not depend on the number of
 merged answers do not either. A part whose file exists is not computed again.
 """
 
-import hashlib
 import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +17,14 @@ from autoselect.config.remaining import Remaining
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.answers.served import ServedVLM, served_part
 from autoselect.evaluation.asking.replies import Replies, Reply
+from autoselect.evaluation.identity import digest
 from autoselect.evaluation.samples import EvaluationSample
 from autoselect.files.atomic import write_text
-from autoselect.vlm.model_files import local_folder
 
 logger = logging.getLogger(__name__)
-WHOLE_FILE_BYTES = 256 * 2**20
-ANSWERING = ("torch", "transformers")
-PACKAGE = Path(__file__).resolve().parents[2]
 
 
-def digest(value: Any) -> str:
-    """Return the sha256 of a JSON value, 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def folder_digest(folder: Path | str, pattern: str = "*") -> str:
-    """Return 16 hexadecimal digits that identify the files of a folder whose names match.
-
-    Files up to 256 MiB are hashed whole; of larger ones, the size and the first 256 MiB. Compiled
-    Python is left out.
-    """
-    whole = hashlib.sha256()
-    root = Path(folder)
-    found = (path for path in root.rglob(pattern) if path.is_file())
-    for path in sorted(path for path in found if path.suffix != ".pyc"):
-        whole.update(f"{path.relative_to(root)}:{path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            whole.update(file.read(WHOLE_FILE_BYTES))
-    return whole.hexdigest()[:16]
-
-
-def code_version() -> dict[str, str]:
-    """Return versions of packages and a digest of our sources, on which answers depend too."""
-    versions = {package: metadata.version(package) for package in ANSWERING}
-    return {**versions, "autoselect": folder_digest(PACKAGE, "*.py")}
-
-
-def model_files_digest(model: str) -> str | None:
-    """Return a digest of a model's folder that also changes with the processor or its template."""
-    folder = local_folder(model)
-    return folder_digest(folder) if folder else None
-
-
-def stored(path: Path) -> dict[str, Any] | None:
+def read_result(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None, to make it again, if it is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
@@ -134,7 +96,7 @@ def answer_all(
     assert world_size == 1 or barrier is not None, "several ranks need a barrier"
     size = plan.images_per_part
     parts = -(-len(samples) // size)
-    mine = [p for p in range(rank, parts, world_size) if stored(store.path(p)) is None]
+    mine = [p for p in range(rank, parts, world_size) if read_result(store.path(p)) is None]
     logger.info("evaluating %d of %d parts (%d images each)", len(mine), parts, size)
     remaining = Remaining(len(mine))
     answer: Any = served_part if isinstance(asked, ServedVLM) else answer_part
