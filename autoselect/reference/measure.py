@@ -17,6 +17,7 @@ from autoselect.reference.scenes import make_scene, scene_rng
 from autoselect.vlm.backbone import FrozenVLM, chat
 from autoselect.vlm.columns import PrunePlan
 from autoselect.vlm.host import HostPrompt
+from autoselect.vlm.text.placeholders import question_content
 
 KEPT = {"full": None, "random 48": 48, "random 16": 16, "blind": 0}
 IMAGES_PER_BATCH = 32
@@ -62,14 +63,10 @@ def measure_vlm(path: str, images: int) -> Table:
 
 def _inputs(vlm: FrozenVLM, images: list, questions: list) -> dict[str, Any]:
     """Return the prompts of some questions, each with its image."""
-    content = [{"type": "image"}]
+    contents = [question_content(own.question, 1) for _, own in questions]
     texts = [
-        chat(
-            vlm.processor,
-            [{"role": "user", "content": [*content, {"type": "text", "text": own.question}]}],
-            generation=True,
-        )
-        for _, own in questions
+        chat(vlm.processor, [{"role": "user", "content": content}], generation=True)
+        for content in contents
     ]
     return vlm.inputs([[image] for image in images], texts)
 

@@ -158,22 +158,23 @@ class AskedVLM:
         images: list[list[ImageTokens]] = [[] for _ in samples]
         counts = torch.tensor([block.row for block in blocks]).bincount(minlength=len(samples))
         for number, (block, own) in enumerate(zip(blocks, features, strict=True)):
-            sample, place = samples[block.row], len(images[block.row])
-            whole = int(counts[block.row]) == len(sample.images)
+            sample, place, size = samples[block.row], len(images[block.row]), len(block)
+            whole = int(counts[block.row]) == len(sample.images)  # one block per image, no tiles
+            alone = whole and len(sample.images) == 1
             grid = None
             if whole:
-                size = sample.images[place].size
-                grid = raster_of(len(block), adapter.family.raster, size)
+                grid = raster_of(size, adapter.family.raster, sample.images[place].size)
+            received = None if seen is None else seen.values[block.start :][:size]
             images[block.row].append(
                 ImageTokens(
-                    sample.key if len(sample.images) == 1 and whole else f"{sample.key}/{place}",
-                    own[: len(block)],
-                    adapter.width,
-                    grid,
-                    None if seen is None else seen.values[block.start : block.start + len(block)],
-                    self._boxes(sample) if whole and grid and len(sample.images) == 1 else (),
-                    {site: found[number, : len(block)] for site, found in at_site.items()},
-                    onward,
+                    key=sample.key if alone else f"{sample.key}/{place}",
+                    features=own[:size],
+                    width=adapter.width,
+                    grid=grid,
+                    class_attention=received,
+                    boxes=self._boxes(sample) if alone and grid else (),
+                    at_site={site: found[number, :size] for site, found in at_site.items()},
+                    onward=onward,
                 )
             )
         return Encoded(images, outputs["image"], None if seen is None else seen.of_class_token)
