@@ -20,11 +20,12 @@ from torch import Tensor
 from autoselect.config import ConfigError
 from autoselect.data.faults import RecordError
 from autoselect.data.record import lacks_answer
+from autoselect.data.shards import Sample
 from autoselect.data.turns import IMAGE_PLACEHOLDER
 from autoselect.vlm.backbone import FrozenVLM
 from autoselect.vlm.batches.dialogue import first_rounds
 from autoselect.vlm.batches.rows import PADDING_SEGMENT, PREFIX_SEGMENT, RowWriter, TextRow
-from autoselect.vlm.batches.samples import ShardSample, any_of, check_sample, refusal
+from autoselect.vlm.batches.samples import any_of, check_sample, refusal
 from autoselect.vlm.families import placeholder_id, training_fault
 from autoselect.vlm.text.pictures import IMAGE_ERRORS, refusal_of
 from autoselect.vlm.text.placeholders import ProcessedImages, process_images
@@ -137,7 +138,7 @@ class Collator:
         self.dropped_rounds = 0
         self._next_report = 1
 
-    def __call__(self, samples: Sequence[ShardSample]) -> TrainBatch:
+    def __call__(self, samples: Sequence[Sample]) -> TrainBatch:
         """Build the batch of some samples.
 
         Raises:
@@ -163,7 +164,7 @@ class Collator:
             image_ids=torch.tensor(ids, dtype=torch.long),
         )
 
-    def _rows(self, samples: Sequence[ShardSample]) -> tuple[list[TextRow], ProcessedImages]:
+    def _rows(self, samples: Sequence[Sample]) -> tuple[list[TextRow], ProcessedImages]:
         """Write the rows of a batch and process its images.
 
         If dropped rounds remove images, the batch is processed again, because the tokens of an
@@ -188,7 +189,7 @@ class Collator:
         return rows, processed
 
     def _process(
-        self, samples: Sequence[ShardSample], rows: Sequence[tuple[Image.Image, ...]]
+        self, samples: Sequence[Sample], rows: Sequence[tuple[Image.Image, ...]]
     ) -> ProcessedImages:
         """Process the images of a batch; if that fails, find the sample that is the cause."""
         try:
@@ -211,7 +212,7 @@ class Collator:
         texts = [[self.placeholder * self.num_tokens] * len(row) for row in rows]
         return ProcessedImages(dict(pixels), texts, [self.num_tokens] * len(images))
 
-    def _row(self, sample: ShardSample, record: dict[str, Any], texts: list[str]) -> TextRow:
+    def _row(self, sample: Sample, record: dict[str, Any], texts: list[str]) -> TextRow:
         """Build the row of a record; raise BadSample if it has images but no answer."""
         if not texts:
             return self._blank()

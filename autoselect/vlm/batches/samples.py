@@ -1,41 +1,17 @@
 """Check samples before they become rows of a batch, and name those that cannot be used."""
 
 import re
-from typing import Any, Protocol
-
-from PIL import Image
 
 from autoselect.data.faults import BadSample, Fault, FaultKind, RecordError
 from autoselect.data.record import check_conversation, check_placeholders
+from autoselect.data.shards import Sample
 from autoselect.data.turns import IMAGE_PLACEHOLDER
 
 MOST_ELONGATED = 400
 """Largest ratio of long to short side; processors scaling the short side would need gigabytes."""
 
 
-class ShardSample(Protocol):
-    """The attributes of a sample that the collator reads; `shard` and `offset` are for errors."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def sample_id(self) -> int: ...
-
-    @property
-    def record(self) -> dict[str, Any]: ...
-
-    @property
-    def pictures(self) -> tuple[Image.Image, ...]: ...
-
-    @property
-    def shard(self) -> str: ...
-
-    @property
-    def offset(self) -> int: ...
-
-
-def refusal(sample: ShardSample, kind: FaultKind, detail: str) -> BadSample:
+def refusal(sample: Sample, kind: FaultKind, detail: str) -> BadSample:
     """Build the `BadSample` error for a sample the model cannot be trained on."""
     return BadSample(Fault(kind, sample.shard, sample.key, sample.offset, detail))
 
@@ -44,7 +20,7 @@ def any_of(*texts: str | None) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in dict.fromkeys(texts) if text))
 
 
-def check_sample(sample: ShardSample, reserved: re.Pattern[str]) -> None:
+def check_sample(sample: Sample, reserved: re.Pattern[str]) -> None:
     """Refuse a sample that cannot be used, before its images are processed.
 
     Args:
