@@ -121,7 +121,7 @@ def convert_caption_rows(
 class _Job:
     number: int
     source: str
-    output: str
+    output: Path
     prompt: str
     limits: Limits
     key_prefix: str
@@ -162,7 +162,7 @@ def convert_caption_shards(
         raise ConfigError(f"source={twice[0]} comes twice; name every tar file once")
     plan = {"sources": known, "prompt": prompt, "limits": asdict(limits)}
     jobs = [
-        _Job(number, str(source), str(output), prompt, limits, key_prefix)
+        _Job(number, str(source), output, prompt, limits, key_prefix)
         for number, source in enumerate(sources)
     ]
     with claimed(output, {**plan, "key_prefix": key_prefix}):
@@ -177,8 +177,8 @@ def convert_caption_shards(
 
 def _convert_shard(job: _Job) -> tuple[int, list[Rejected], bool]:
     """Write one shard unless it exists; return its samples, the rows left out, if it existed."""
-    note = Path(job.output) / NOTES / f"{job.number:06d}.json"
-    shard = Path(job.output) / f"{PREFIX}-{job.number:06d}.tar"
+    note = job.output / NOTES / f"{job.number:06d}.json"
+    shard = job.output / f"{PREFIX}-{job.number:06d}.tar"
     if note.exists() and shard.exists() and Path(sidecar(str(shard))).exists():
         known = json.loads(note.read_text())
         return known["samples"], [Rejected(**one) for one in known["rejected"]], True

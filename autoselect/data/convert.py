@@ -100,7 +100,7 @@ class _Job:
     first_row: int
     rows: list[Any]
     image_folders: tuple[str, ...]
-    output: str
+    output: Path
     limits: Limits
     key_prefix: str
 
@@ -175,7 +175,11 @@ def convert_rows(
         "limits": asdict(limits),
         "key_prefix": key_prefix,
     }
-    jobs = list(_jobs(rows, samples_per_shard, folders, target, limits, key_prefix))
+    size = samples_per_shard
+    jobs = [
+        _Job(number, first, rows[first : first + size], folders, target, limits, key_prefix)
+        for number, first in enumerate(range(0, len(rows), size))
+    ]
     with claimed(target, plan):
         parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
         rejected = [one for part in parts for one in part.rejected]
@@ -244,24 +248,10 @@ def _match_plan(target: Path, note: Path, plan: dict[str, Any]) -> None:
             leftover.unlink()
 
 
-def _jobs(
-    rows: list[Any],
-    size: int,
-    folders: tuple[str, ...],
-    target: Path,
-    limits: Limits,
-    key_prefix: str,
-) -> Iterator[_Job]:
-    for number, first in enumerate(range(0, len(rows), size)):
-        part = rows[first : first + size]
-        yield _Job(number, first, part, folders, str(target), limits, key_prefix)
-
-
 def _convert_shard(job: _Job) -> _Part:
     """Write one shard unless it exists."""
-    target = Path(job.output)
-    note = target / NOTES / f"{job.number:06d}.json"
-    shard = target / f"{PREFIX}-{job.number:06d}.tar"
+    note = job.output / NOTES / f"{job.number:06d}.json"
+    shard = job.output / f"{PREFIX}-{job.number:06d}.tar"
     if note.exists():
         rejected = [Rejected(**fields) for fields in json.loads(note.read_text())]
         empty = len(rejected) == len(job.rows)
@@ -270,7 +260,7 @@ def _convert_shard(job: _Job) -> _Part:
             with contextlib.suppress(RecordError):
                 return _part(job, rejected, earlier=True)
     rejected = []
-    with ShardWriter(target, PREFIX, len(job.rows), job.number, job.limits) as writer:
+    with ShardWriter(job.output, PREFIX, len(job.rows), job.number, job.limits) as writer:
         for row, fields in enumerate(job.rows, job.first_row):
             try:
                 record, images = _read_row(fields, job.image_folders, job.limits)
