@@ -76,7 +76,7 @@ def find_blocks(
     modality: str,
     entries: Sequence[int],
     family: Family,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int] | None,
 ) -> list[Block]:
     """Find the blocks of one modality, in order of appearance.
 

@@ -31,7 +31,7 @@ class Positions:
         first: position of the first token.
     """
 
-    def __init__(self, base: Any, first: int = 0) -> None:
+    def __init__(self, base: Any, first: int) -> None:
         self._base = Held(base)
         self.first = first
         self.on_grid = hasattr(base, "get_rope_index")

@@ -113,13 +113,10 @@ def frequency_figure(shares: dict[int, Tensor], grid: tuple[int, int]) -> Figure
     return figure
 
 
-def gate_figure(
-    gates: Sequence[GateSample], course: Sequence[tuple[int, float]] | None = None
-) -> Figure:
+def gate_figure(gates: Sequence[GateSample], course: Sequence[tuple[int, float]]) -> Figure:
     """Draw a histogram of the gates per temperature, and polarisation over training if known.
 
-    Args:
-        course: (step, polarisation) of the training run; None or empty if unknown.
+    `course` holds (step, polarisation) of the training run; empty if unknown.
     """
     figure = new_figure(9.6 if course else 5.4, 3.2)
     panels = figure.subplots(1, 2 if course else 1, squeeze=False)[0]

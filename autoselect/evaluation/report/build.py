@@ -35,7 +35,7 @@ def build_report(
     plan: Plan,
     model: str,
     latency: dict[str, Any],
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build the report: scores as fractions, times in milliseconds, NaN as null.
 
@@ -50,7 +50,7 @@ def build_report(
     """
     scored = _Scored(samples, replies, plan)
     names = [method.name for method in plan.methods]
-    more = dict(extra or {})
+    more = dict(extra)
     left_out = more.pop("left_out", {})
     report = {
         "model": model,

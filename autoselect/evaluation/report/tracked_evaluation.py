@@ -103,7 +103,7 @@ class TrackedEvaluation:
         selectors: Mapping[str, Any],
         tables: Mapping[str, Table],
     ) -> None:
-        """Log a finished evaluation.
+        """Log a finished evaluation; not for a disabled one.
 
         Args:
             report: content of `report.json`.
@@ -111,8 +111,6 @@ class TrackedEvaluation:
             selectors: each `Selector` by the name of its row.
             tables: further tables by the name of their file, see `question_tables`.
         """
-        if not self.settings.tracking:
-            return
         parent, out = self._parent, Path(self.settings.out)
         parent.describe(self._description(report))
         parent.log_metrics(_summary(report))
