@@ -45,10 +45,10 @@ def test_the_machine_is_asked_right_after_the_timed_rounds(monkeypatch):
 
     monkeypatch.setattr(latency, "measure", lambda *arguments: order.append("rounds"))
     monkeypatch.setattr(latency, "environment", asked)
-    for name in ("vision_calls", "decode_calls", "selector_calls", "held_bytes"):
+    for name in ("vision_calls", "decode_calls", "pruned_calls", "held_bytes"):
         monkeypatch.setattr(latency, name, lambda *arguments: {})
     monkeypatch.setattr(latency.Prompt, "of", lambda *arguments: None)
-    monkeypatch.setattr(latency, "user_calls", lambda *arguments: defaultdict(lambda: Call(int)))
+    monkeypatch.setattr(latency, "full_calls", lambda *arguments: defaultdict(lambda: Call(int)))
     plan = latency.LatencyPlan((2,))
     with pytest.raises(Stop):
         image = make_samples(1)[0].image

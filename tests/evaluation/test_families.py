@@ -15,7 +15,7 @@ from autoselect.evaluation.analyses import command
 from autoselect.evaluation.answers.answering import Plan, answer_part
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.likelihood import continuation_log_likelihood
-from autoselect.evaluation.latency.calls import Prompt, user_calls
+from autoselect.evaluation.latency.calls import Prompt, full_calls, pruned_calls
 from autoselect.evaluation.loading import load_pair
 from autoselect.evaluation.methods.choice import choose
 from autoselect.evaluation.methods.registry import METHODS, selector_method
@@ -62,7 +62,7 @@ def test_the_timed_calls_are_those_of_users(name):
     image, question = make_scene(0, "test", 0).image, "what ?"
     with torch.inference_mode():
         prompt = Prompt.of(vlm, image, question, 1)
-        calls = user_calls(vlm, selector, prompt, (2,))
+        calls = full_calls(vlm, prompt) | pruned_calls(vlm, selector, prompt, (2,))
         found = {}
         for stage, call in calls.items():
             with call.around():

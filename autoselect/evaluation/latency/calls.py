@@ -78,19 +78,15 @@ class Prompt:
         return cls(inputs, encoded, tokens, attached, scored)
 
 
-def user_calls(
-    vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
-) -> dict[str, Call]:
-    """Return `full_prefill` and `full_first_token`, then `prefill@K` and `first_token@K`."""
-    model = vlm.model
-    calls = {
-        "full_prefill": Call(lambda: model(**prompt.encoded)),
+def full_calls(vlm: FrozenVLM, prompt: Prompt) -> dict[str, Call]:
+    """Return `full_prefill` and `full_first_token`."""
+    return {
+        "full_prefill": Call(lambda: vlm.model(**prompt.encoded)),
         "full_first_token": Call(lambda: first_token(vlm, prompt)),
     }
-    return calls | attached_calls(vlm, selector, prompt, budgets)
 
 
-def attached_calls(
+def _attached_calls(
     vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
 ) -> dict[str, Call]:
     """Return `prefill@K` and `first_token@K`."""
@@ -111,13 +107,13 @@ def pruned_calls(
 ) -> dict[str, Call]:
     """Return all calls whose time depends on which selector prunes."""
     return {
-        **attached_calls(vlm, selector, prompt, budgets),
-        **selector_calls(selector, prompt, budgets),
-        **kept_vision_calls(vlm, selector, prompt, budgets),
+        **_attached_calls(vlm, selector, prompt, budgets),
+        **_selector_calls(selector, prompt, budgets),
+        **_kept_vision_calls(vlm, selector, prompt, budgets),
     }
 
 
-def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:
+def _selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dict[str, Call]:
     """Return `scorer`, and `selector@K`: scores, choice and the gathering of the kept tokens."""
     calls = {"scorer": Call(lambda: selector.score(prompt.scored))}
     for budget in budgets:
@@ -125,7 +121,7 @@ def selector_calls(selector: Any, prompt: Prompt, budgets: Sequence[int]) -> dic
     return calls
 
 
-def kept_vision_calls(
+def _kept_vision_calls(
     vlm: FrozenVLM, selector: Any, prompt: Prompt, budgets: Sequence[int]
 ) -> dict[str, Call]:
     """Return `patches` and `vision@K` for a selector before the encoder; empty for others."""

@@ -21,10 +21,8 @@ from autoselect.evaluation.latency.calls import (
     Call,
     Prompt,
     compiled_calls,
-    kept_vision_calls,
+    full_calls,
     pruned_calls,
-    selector_calls,
-    user_calls,
     vision_calls,
 )
 from autoselect.evaluation.latency.environment import environment
@@ -96,13 +94,11 @@ def latency_report(
     first, *others = selectors
     selector = selectors[first]
     prompt = Prompt.of(vlm, image, question, plan.batch_size, selector.site)
-    calls = user_calls(vlm, selector, prompt, plan.budgets)
+    calls = full_calls(vlm, prompt) | pruned_calls(vlm, selector, prompt, plan.budgets)
     memory = _Memory(device)  # measured before each decode call holds a cache
     peaks = {budget: memory.peak(calls[_named("prefill", budget)]) for budget in (0, *plan.budgets)}
     held = held_bytes(vlm, selector, prompt, plan.budgets)
-    calls |= vision_calls(vlm, prompt) | selector_calls(selector, prompt, plan.budgets)
-    calls |= decode_calls(vlm, selector, prompt, plan.budgets)
-    calls |= kept_vision_calls(vlm, selector, prompt, plan.budgets)
+    calls |= vision_calls(vlm, prompt) | decode_calls(vlm, selector, prompt, plan.budgets)
     for other in others:
         own = selectors[other]
         seen = Prompt.of(vlm, image, question, plan.batch_size, own.site)
