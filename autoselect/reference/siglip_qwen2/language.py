@@ -18,7 +18,7 @@ from autoselect.reference.corpus import Corpus, pixels
 from autoselect.reference.siglip_qwen2.optimizers import muon_and_adamw
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.siglip_qwen2.vlm import NUM_VISUAL_TOKENS
-from autoselect.reference.stage import Optimization, Stage, autocast, batch_indices
+from autoselect.reference.stage import Optimization, Schedule, Stage, autocast, batch_indices
 from autoselect.reference.train_language import answer_logits, language_module
 from autoselect.reference.train_tower import tower_features
 
@@ -57,57 +57,26 @@ def all_kept(batch: int) -> Tensor:
     return torch.arange(NUM_VISUAL_TOKENS).expand(batch, -1)
 
 
-def train_common(
-    model: LlavaForConditionalGeneration, corpus: Corpus, recipe: MixedTraining, folder: Path
-) -> None:
-    """Run stage 2, which both variants share: no removal, constant learning rate."""
-    stage = Stage(
-        f"language-{recipe.tower_steps}",
-        language_module(model),
-        recipe.language_steps,
-        recipe.language_learning_rate,
-        folder,
-        recipe.save_every,
-        Optimization(constant, muon_and_adamw),
-    )
-    _train(model, corpus, recipe, stage, order=0, removal=False)
-
-
-def train_variant(
+def language_stage(
+    name: str,
     model: LlavaForConditionalGeneration,
-    corpus: Corpus,
+    steps: int,
+    schedule: Schedule,
     recipe: MixedTraining,
     folder: Path,
-    removal: bool,
-) -> None:
-    """Run stage 3 for one variant, at a falling learning rate.
-
-    Args:
-        model: the VLM after stage 2; modified.
-        corpus: training images with their questions.
-        recipe: sizes and learning rates.
-        folder: folder of the resumable states.
-        removal: if True, half of the steps remove visual tokens.
-    """
-    name = "removal" if removal else "never_removed"
-    stage = Stage(
-        f"{name}-{recipe.tower_steps}-{recipe.language_steps}",
-        language_module(model),
-        recipe.variant_steps,
-        recipe.language_learning_rate,
-        folder,
-        recipe.save_every,
-        Optimization(falling, muon_and_adamw),
-    )
-    _train(model, corpus, recipe, stage, order=recipe.language_steps, removal=removal)
+) -> Stage:
+    """Return a stage of projector and language model, resumed if `folder` has its state."""
+    peak, optimization = recipe.language_learning_rate, Optimization(schedule, muon_and_adamw)
+    module = language_module(model)
+    return Stage(name, module, steps, peak, folder, recipe.save_every, optimization)
 
 
-def _train(
+def train_language(
     model: LlavaForConditionalGeneration,
     corpus: Corpus,
     recipe: MixedTraining,
     stage: Stage,
-    order: int,
+    first: int,
     removal: bool,
 ) -> None:
     """Run the remaining steps of a stage.
@@ -117,14 +86,14 @@ def _train(
         corpus: training images with their questions.
         recipe: batch size and seed.
         stage: a new or resumed stage.
-        order: number of updates before the first step of this stage, for the order of images.
+        first: number of updates before the first step of this stage, for the order of images.
         removal: if True, half of the steps remove visual tokens.
     """
     model.model.vision_tower.eval().requires_grad_(False)
     stage.module.train()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Any]]:
-        indices = batch_indices(recipe.seed, recipe.language_batch, order + step, len(corpus))
+        indices = batch_indices(recipe.seed, recipe.language_batch, first + step, len(corpus))
         rng = np.random.default_rng([recipe.seed, 31, step])
         kept = draw_removal(rng, len(indices)) if removal else all_kept(len(indices))
         tokens = torch.from_numpy(corpus.tokens[indices].astype(np.int64))

@@ -12,7 +12,12 @@ from pathlib import Path
 
 from autoselect.reference.siglip_qwen2.corpus import build_mixed_corpus
 from autoselect.reference.siglip_qwen2.dense import train_tower
-from autoselect.reference.siglip_qwen2.language import train_common, train_variant
+from autoselect.reference.siglip_qwen2.language import (
+    constant,
+    falling,
+    language_stage,
+    train_language,
+)
 from autoselect.reference.siglip_qwen2.recipe import MixedTraining
 from autoselect.reference.siglip_qwen2.vlm import build_model, save_vlm
 from autoselect.reference.stage import claim_work
@@ -36,9 +41,13 @@ def train_mixed_vlm(output: Path, work: Path, recipe: MixedTraining) -> None:
     model = build_model(recipe.seed)
     model.set_attn_implementation("reference_matmul")
     train_tower(model, corpus, recipe, work)
-    train_common(model, corpus, recipe, work)
-    for name, removal in VARIANTS.items():
-        variant = copy.deepcopy(model)
-        train_variant(variant, corpus, recipe, work, removal)
-        save_vlm(variant.eval(), output / name)
-        logger.info("variant %s written to %s", name, output / name)
+    name = f"language-{recipe.tower_steps}"
+    stage = language_stage(name, model, recipe.language_steps, constant, recipe, work)
+    train_language(model, corpus, recipe, stage, first=0, removal=False)
+    for variant, removal in VARIANTS.items():
+        own = copy.deepcopy(model)
+        name = f"{variant}-{recipe.tower_steps}-{recipe.language_steps}"
+        stage = language_stage(name, own, recipe.variant_steps, falling, recipe, work)
+        train_language(own, corpus, recipe, stage, recipe.language_steps, removal)
+        save_vlm(own.eval(), output / variant)
+        logger.info("variant %s written to %s", variant, output / variant)
