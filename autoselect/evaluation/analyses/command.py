@@ -42,33 +42,17 @@ ANALYSED = [
 
 def analyse(arguments: argparse.Namespace) -> int:
     """Run the analysis that the flags of `autoselect analyse` name; return the exit code."""
-    check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
-    kind, out = arguments.kind, Path(arguments.out)
+    _check_flags(arguments)
+    kind, out, on_patches = arguments.kind, Path(arguments.out), arguments.site == PATCHES
     settings = {name: value for name, value in vars(arguments).items() if name in ANALYSED}
     settings["selector"] = arguments.selector or NONE
-    training = None
-    for flag, value, owner in (
-        ("site", arguments.site, FIDELITY),
-        ("run", arguments.train_run, LEAK),
-    ):
-        if value and kind != owner:
-            raise ConfigError(
-                f"{flag}={value} belongs to `analyse {owner}`, not to {kind}; leave it out"
-            )
-    if arguments.site == PATCHES:
+    if on_patches:
         settings["selector"] = settings["model"] = NONE
     check_earlier(out / f"{kind}.json", settings)
-    if arguments.site == PATCHES:
+    training = None
+    if on_patches:
         tags, work = _patches(arguments)
     else:
-        needed = {"model": arguments.model}
-        if kind != FIDELITY:
-            needed["selector"] = arguments.selector
-        if kind == LEAK:
-            needed["run"] = arguments.train_run
-        for name, value in needed.items():
-            if value is None:
-                raise ConfigError(f"{name}= is missing; give --{name}, as {kind} needs it")
         vlm, selector, work = (_classifier if kind == CLASSIFIER else _analysis)(arguments)
         tags = {"model": vlm.name, "model_digest": vlm.digest}
         if selector is not None:
@@ -90,6 +74,25 @@ def analyse(arguments: argparse.Namespace) -> int:
 
 
 Work = Callable[[], Found]
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for a flag that the analysis needs and lacks, or that is another's."""
+    check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
+    kind, run = arguments.kind, arguments.train_run
+    for flag, value, owner in (("site", arguments.site, FIDELITY), ("run", run, LEAK)):
+        if value and kind != owner:
+            raise ConfigError(
+                f"{flag}={value} belongs to `analyse {owner}`, not to {kind}; leave it out"
+            )
+    needed = {} if arguments.site == PATCHES else {"model": arguments.model}
+    if kind != FIDELITY:
+        needed["selector"] = arguments.selector
+    if kind == LEAK:
+        needed["run"] = run
+    for name, value in needed.items():
+        if value is None:
+            raise ConfigError(f"{name}= is missing; give --{name}, as {kind} needs it")
 
 
 def _analysis(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
