@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from autoselect.evaluation.answers.fixed_choices import ImageChoices, blind_choices, other_choices
-from autoselect.evaluation.asking.asked_vlm import Encoded, Place, Prompts
+from autoselect.evaluation.asking.asked_vlm import Encoded, Prompts
 from autoselect.evaluation.asking.choices import ANSWERS, GENERATION, GREEDY
 from autoselect.evaluation.asking.likelihood import answers_of, candidates
 from autoselect.evaluation.asking.replies import Generated, Replies, Reply
 from autoselect.evaluation.methods.choice import Choice, choose, pruned_call
 from autoselect.evaluation.methods.registry import Method
 from autoselect.evaluation.samples import EvaluationSample
+from autoselect.evaluation.scores.scoring import Place, places_of
 from autoselect.pruning.budget import budget_to_tokens
 
 FULL, BLIND, OTHER = "full", "blind", "other_image"
@@ -253,7 +254,6 @@ def question_batches(
     samples: Sequence[EvaluationSample], rows_per_batch: int
 ) -> Iterator[list[Place]]:
     """Yield all questions about some images in batches, shortest first."""
-    places = [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
-    places.sort(key=lambda place: len(samples[place[0]].questions[place[1]]))
+    places = sorted(places_of(samples), key=lambda at: len(samples[at[0]].questions[at[1]]))
     for start in range(0, len(places), rows_per_batch):
         yield places[start : start + rows_per_batch]

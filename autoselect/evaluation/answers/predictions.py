@@ -7,7 +7,8 @@ from pathlib import Path
 
 from autoselect.evaluation.scores.scoring import AnsweredSample, ScoreTable, average, score_answers
 
-Place = tuple[str, int]
+MethodBudget = tuple[str, int]
+"""A method at a budget; full, blind and another image stand at budget 0."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class StoredScores:
     """
 
     keys: tuple[str, ...]
-    tables: dict[Place, ScoreTable]
+    tables: dict[MethodBudget, ScoreTable]
 
 
 def read_scores(path: Path, columns: Sequence[str] | None = None) -> StoredScores:
@@ -43,14 +44,14 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> StoredScore
                 if row["round"] == 0:
                     rounds.append([])
                 rounds[-1].append(text)
-    seeds: dict[Place, list[ScoreTable]] = {}
+    seeds: dict[MethodBudget, list[ScoreTable]] = {}
     for column, answers in texts.items():
         seeds.setdefault(method_of(column), []).append(score_answers(samples, answers))
     keys = tuple(sample.key for sample in samples)
     return StoredScores(keys, {place: average(found) for place, found in seeds.items()})
 
 
-def method_of(column: str) -> Place:
+def method_of(column: str) -> MethodBudget:
     """Split a column name: `divprune@16#0` to `("divprune", 16)`."""
     method, _, rest = column.rpartition("@")
     return method, int(rest.split("#")[0])

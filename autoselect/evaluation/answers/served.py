@@ -16,6 +16,7 @@ from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.evaluation.asking.endings import up_to_end
 from autoselect.evaluation.asking.replies import Replies, Reply
 from autoselect.evaluation.samples import EvaluationSample
+from autoselect.evaluation.scores.scoring import places_of
 from autoselect.serving.command import check_installation
 from autoselect.serving.families import check_site
 from autoselect.serving.offline import EngineProcess, Prompt
@@ -56,7 +57,7 @@ def served_part(
     """Return what `answer_part` does; the loss of references is known for bounds only."""
     replies = answer_part(asked, samples, replace(plan, methods=()), others)
     columns = [column for column in plan.columns() if column not in plan.bounds()[1:]]
-    places = [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
+    places = places_of(samples)
     texts = [asked.prompt(len(samples[i].images), samples[i].asked(r)) for i, r in places]
     prompts = [
         Prompt(text, samples[i].images, asked.budget(column, plan.num_tokens))

@@ -24,6 +24,7 @@ from autoselect.evaluation.asking.llm_attention import visual_attention
 from autoselect.evaluation.asking.replies import Generated
 from autoselect.evaluation.asking.tower_attention import tower_attention
 from autoselect.evaluation.samples import Box, EvaluationSample, names_of
+from autoselect.evaluation.scores.scoring import Place
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.backbone import chat
@@ -36,8 +37,6 @@ from autoselect.vlm.text.placeholders import question_content
 from autoselect.vlm.text.tokens import end_ids
 
 WITH_LOGITS = {"return_dict_in_generate": True, "output_logits": True}
-Place = tuple[int, int]
-"""A question: number of its sample, and its round."""
 
 
 @dataclass(frozen=True)

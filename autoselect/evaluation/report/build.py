@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from autoselect.config.row_names import SELECTOR
 from autoselect.evaluation.answers.answering import BLIND, FULL, OTHER, Plan
+from autoselect.evaluation.answers.predictions import MethodBudget
 from autoselect.evaluation.asking.replies import Replies, texts_of
 from autoselect.evaluation.report.endings import Endings, measured_endings
 from autoselect.evaluation.report.warnings import report_warnings
@@ -23,8 +24,6 @@ from autoselect.evaluation.scores.scoring import (
     task_details,
 )
 
-Place = tuple[str, int]
-"""A method at a budget; full, blind and another image stand at budget 0."""
 Details = dict[str, dict[str, float]]
 Found = TypeVar("Found")
 
@@ -93,7 +92,7 @@ class _Scored:
             if place != (FULL, 0)
         }
 
-    def scores(self, place: Place) -> dict[str, Any]:
+    def scores(self, place: MethodBudget) -> dict[str, Any]:
         """Return scores and answers of a place, with its retention unless it is the full model."""
         table = self.tables[place]
         found = {"mean": table.mean(), "tasks": table.task_means(), "details": self.details[place]}
@@ -103,7 +102,7 @@ class _Scored:
             found["retention_ci95"] = list(interval(self.retained[place]))
         return found
 
-    def row(self, place: Place) -> dict[str, Any]:
+    def row(self, place: MethodBudget) -> dict[str, Any]:
         """Return the row of a method at a budget, with its retention in each task."""
         method, budget = place
         table = self.tables[place]
@@ -115,7 +114,7 @@ class _Scored:
             "retention_tasks_ci95": self._task_intervals(table),
         }
 
-    def retention(self, place: Place) -> float:
+    def retention(self, place: MethodBudget) -> float:
         return retention(self.tables[place], self.full)
 
     def _task_intervals(self, table: ScoreTable) -> dict[str, list[float]]:
@@ -149,9 +148,9 @@ class _Scored:
 
 def _by_place(
     plan: Plan, measure: Callable[[str], Found], merge: Callable[[Sequence[Found]], Found]
-) -> dict[Place, Found]:
+) -> dict[MethodBudget, Found]:
     """Measure every column and merge its seeds."""
-    seeds: dict[Place, list[Found]] = {}
+    seeds: dict[MethodBudget, list[Found]] = {}
     for column in plan.columns():
         seeds.setdefault((column.method, column.budget), []).append(measure(str(column)))
     return {place: merge(found) for place, found in seeds.items()}

@@ -11,9 +11,7 @@ from autoselect.evaluation.answers.answering import FULL, Answers, Column, Plan
 from autoselect.evaluation.asking.replies import Replies
 from autoselect.evaluation.figures.overlays import Overlay, OverlayRow
 from autoselect.evaluation.samples import EvaluationSample
-from autoselect.evaluation.scores.scoring import Answered, answer_score
-
-Place = tuple[int, int]
+from autoselect.evaluation.scores.scoring import Answered, Place, answer_score, places_of
 
 
 def is_right(sample: Answered, turn: int, text: str) -> bool:
@@ -41,12 +39,7 @@ def choose_places(
 
 def right_places(asked: Sequence[Answered], answers: Answers) -> list[Place]:
     """Return (image, round) of the questions that are answered correctly."""
-    return [
-        (image, turn)
-        for image, sample in enumerate(asked)
-        for turn in range(len(sample.questions))
-        if is_right(sample, turn, answers[image][turn])
-    ]
+    return [(i, r) for i, r in places_of(asked) if is_right(asked[i], r, answers[i][r])]
 
 
 def failed_places(

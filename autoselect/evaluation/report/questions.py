@@ -10,7 +10,7 @@ from autoselect.evaluation.figures.overlays import patch_overlays
 from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.report.examples import failed_places, is_right, overlay_rows
 from autoselect.evaluation.report.files import Evaluation
-from autoselect.evaluation.scores.scoring import Answered
+from autoselect.evaluation.scores.scoring import Answered, places_of
 
 MOST_QUESTIONS = 2000
 MOST_DRAWN = 12
@@ -28,13 +28,8 @@ def question_columns(
     """
     spoilt = failed_places(asked, answers, plan)
     first = set(spoilt)
-    places = [
-        (image, turn)
-        for image, sample in enumerate(asked)
-        for turn in range(len(sample.questions))
-        if (image, turn) not in first
-    ]
-    chosen = [*spoilt, *places][:MOST_QUESTIONS]
+    others = [place for place in places_of(asked) if place not in first]
+    chosen = [*spoilt, *others][:MOST_QUESTIONS]
     columns: dict[str, list[Any]] = {
         "image": [asked[i].key for i, _ in chosen],
         "task": [asked[i].tasks[r] for i, r in chosen],

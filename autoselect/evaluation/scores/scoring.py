@@ -33,6 +33,15 @@ class Answered(Protocol):
     def tasks(self) -> Sequence[str]: ...
 
 
+Place = tuple[int, int]
+"""A question: number of its sample, and its round."""
+
+
+def places_of(samples: Sequence[Answered]) -> list[Place]:
+    """Return all questions of some samples, in order."""
+    return [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
+
+
 @dataclass(frozen=True)
 class AnsweredSample:
     """One image's rounds with their accepted answers, as scoring reads them."""
