@@ -130,13 +130,16 @@ def on_scale(relevance: Relevance, scores: Tensor, mask: Tensor | None = None) -
     """Return scores [B, N] on a scale, for `diverse_top_k`, which scales linearly to 0..1 itself.
 
     `mask` is true at real tokens, [B, N]. Ties keep their order: the lowest position goes first.
+    NaN stays NaN, which `diverse_top_k` refuses on a CPU.
     """
     if relevance == "minmax":
         return scores
     scores = scores.float()
     real = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    order = scores.masked_fill(~real, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    is_nan = scores.isnan()
+    known = scores.masked_fill(is_nan | ~real, -torch.inf)
+    order = known.argsort(dim=-1, descending=True, stable=True)
     steps = torch.arange(1, scores.shape[1] + 1, dtype=scores.dtype, device=scores.device)
     places = torch.empty_like(scores).scatter(1, order, steps.expand_as(scores))
     last = real.sum(dim=-1, keepdim=True).clamp(min=2)
-    return 1 - places.log() / last.log()
+    return (1 - places.log() / last.log()).masked_fill(is_nan, torch.nan)

@@ -50,6 +50,21 @@ def test_equal_scores_rank_by_position():
     assert on_scale("rank", torch.ones(1, 1)).tolist() == [[1.0]]
 
 
+@pytest.mark.parametrize("relevance", ["minmax", "rank"])
+@pytest.mark.parametrize("diversity", [0.0, 0.5, CURVE])
+def test_an_image_that_is_not_a_number_is_refused(selector, tokens, relevance, diversity):
+    tokens[1, 4, 2] = math.nan
+    with pytest.raises(ConfigError, match="scores contain 20 NaN, the first in row 1"):
+        selector.like(diversity, relevance).select(tokens, 3)
+
+
+def test_a_rank_leaves_nan_out():
+    scores = torch.tensor([[1.0, math.nan, 2.0]])
+    ranks = on_scale("rank", scores)
+    assert ranks[0, 2] == 1 > ranks[0, 0] > 0
+    assert ranks.isnan().tolist() == [[False, True, False]]
+
+
 def test_an_outlier_changes_a_selection_on_the_old_scale_only(selector, tokens):
     scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(2))
     outlier = scores.clone()
