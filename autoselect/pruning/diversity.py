@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -96,7 +97,12 @@ def checked_diversity(value: Any) -> Diversity:
         value = DiversityCurve(tuple(TunedWeight(p["share"], p["weight"]) for p in value))
     if isinstance(value, DiversityCurve):
         return value
-    check_diversity(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(
+            f"diversity={value!r} is not a number; choose 0..1 (0 is the score alone, "
+            "1 ignores it after the first token), or a DiversityCurve"
+        )
+    check_diversity(float(value))
     return float(value)
 
 

@@ -132,6 +132,9 @@ def test_a_folder_without_a_scale_keeps_the_old_one(tmp_path, selector, tokens):
         ([{"share": 0.2, "weight": 0.1}, {"share": 0.1, "weight": 0.1}], "must ascend"),
         ([{"share": 0.2, "weight": 2.0}], "diversity=2.0 must lie in 0..1"),
         ([0.1, 0.2], "must be a number of 0..1, or a list"),
+        (True, "diversity=True is not a number; choose 0..1"),
+        ("0.5", "diversity='0.5' is not a number; choose 0..1"),
+        (None, "diversity=None is not a number; choose 0..1"),
     ],
 )
 def test_other_values_are_refused(selector, value, message):
