@@ -59,16 +59,21 @@ def check_constant(field: str, tensor: Tensor) -> None:
         raise ConfigError(f"{field} requires a gradient, but gets none; detach it")
 
 
+def check_mask(mask: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    """Raise ConfigError unless a mask is bool, [B, N], on the device of the other arguments."""
+    check_shape("mask", mask, shape, device)
+    if mask.dtype != torch.bool:
+        raise ConfigError(
+            f"mask has dtype {mask.dtype}, but must be torch.bool (true at valid tokens); "
+            "convert it"
+        )
+
+
 def check_scores(scores: Tensor, mask: Tensor | None) -> None:
     """Raise ConfigError unless scores are [B, N] without NaN at valid tokens; mask bool, [B, N]."""
     check_float("scores", scores, "[batch, tokens]", 2)
     if mask is not None:
-        check_shape("mask", mask, scores.shape, scores.device)
-        if mask.dtype != torch.bool:
-            raise ConfigError(
-                f"mask has dtype {mask.dtype}, but must be torch.bool (true at valid tokens); "
-                "convert it"
-            )
+        check_mask(mask, scores.shape, scores.device)
     if values_are_checkable(scores):
         nan = torch.isnan(scores.detach())
         if mask is not None:

@@ -21,6 +21,7 @@ from autoselect.config.files import from_dict
 from autoselect.files.atomic import write_text
 from autoselect.files.tensors import write_tensors
 from autoselect.method.scorer import Scorer
+from autoselect.ops.checks import check_float, check_mask
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
 from autoselect.pruning.budget import budget_to_tokens
@@ -138,7 +139,7 @@ class Selector(nn.Module):
             mask: true at real tokens, [B, N].
 
         Raises:
-            ConfigError: another shape, or another width than that of the training.
+            ConfigError: another shape or dtype, or another width than that of the training.
         """
         if tokens.ndim != 3:
             raise ConfigError(
@@ -146,6 +147,9 @@ class Selector(nn.Module):
             )
         if tokens.shape[-1] != self.width:
             self.check_width(tokens.shape[-1], f"shape {list(tokens.shape)}")
+        check_float("tokens", tokens, "[batch, tokens, channels]", 3)
+        if mask is not None:
+            check_mask(mask, tokens.shape[:2], tokens.device)
         return self.scorer.infer(tokens, mask)
 
     def select(

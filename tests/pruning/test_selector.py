@@ -119,6 +119,26 @@ def test_tokens_of_another_width_are_refused(selector):
         selector.score(torch.zeros(1, 4, 13))
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(3, 20), "mask has dtype torch.float32, but must be torch.bool"),
+        (torch.ones(3, 20).long(), "mask has dtype torch.int64, but must be torch.bool"),
+        (torch.ones(3, 19).bool(), r"mask has shape \(3, 19\), but must be \(3, 20\)"),
+    ],
+)
+def test_a_mask_of_another_kind_is_refused(selector, tokens, mask, message):
+    """The Scorer would add a mask of numbers to its attention."""
+    for call in (selector.score, lambda tokens, mask: selector.select(tokens, 4, mask)):
+        with pytest.raises(ConfigError, match=message):
+            call(tokens, mask)
+
+
+def test_tokens_that_are_integers_are_refused(selector):
+    with pytest.raises(ConfigError, match="tokens has dtype torch.int64, but must be float32"):
+        selector.score(torch.zeros(1, 4, 12, dtype=torch.int64))
+
+
 def test_damaged_folders_are_refused(tmp_path, selector):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         Selector.from_pretrained(tmp_path)
