@@ -91,10 +91,7 @@ def attach(
         ConfigError: unsupported family, selector that does not fit, or budget without a meaning.
     """
     _check_free(model)
-    if not isinstance(selector, Selector):
-        raise ConfigError(
-            f"selector={selector!r} is not a Selector; give Selector.from_pretrained(FOLDER)"
-        )
+    check_selector(selector)
     check_settings(budget, video_budget_per, on_small_image)
     adapter = VisualAdapter(model, keep_alive=False)
     check_width(adapter, selector)
@@ -123,6 +120,14 @@ def detach(model: Any) -> Any:
     model.autoselect.remove()
     del model.autoselect
     return model
+
+
+def check_selector(selector: Any) -> None:
+    if not isinstance(selector, Selector):
+        given = repr(selector) if isinstance(selector, str) else f"a {type(selector).__name__}"
+        raise ConfigError(
+            f"selector={given} is not a Selector; give Selector.from_pretrained(FOLDER)"
+        )
 
 
 def _check_free(model: Any) -> None:
@@ -160,7 +165,6 @@ class Attachment:
     """The object that `attach` puts on a model, as `model.autoselect`; it does not keep the model.
 
     Attributes:
-        selector: ranks visual tokens; may be replaced between calls.
         budget, on_small_image: as in `attach`; may be changed at any time.
         last: what was chosen in the last call that had images, in any thread.
 
@@ -180,7 +184,7 @@ class Attachment:
     ) -> None:
         self.adapter = adapter
         self.kept = kept
-        self.selector = selector
+        self._selector = selector
         self.budget = budget
         self.on_small_image = on_small_image
         self.video_budget_per = video_budget_per
@@ -196,6 +200,16 @@ class Attachment:
         }
         for name in REPLACED:
             setattr(model, name, _Replacement(self, name))
+
+    @property
+    def selector(self) -> Selector | None:
+        """Ranks visual tokens; may be replaced between calls. None inside `keeping`."""
+        return self._selector
+
+    @selector.setter
+    def selector(self, value: Selector) -> None:
+        check_selector(value)
+        self._selector = value
 
     @property
     def site(self) -> AfterProjector:

@@ -205,6 +205,9 @@ def test_a_selector_that_replaces_another_selects_at_its_own_site():
     want = model(**inputs).logits
     attach(detach(model), first, 4)
     model.autoselect.selector = other
+    for wrong, said in (("runs/mine/selector", "'runs/mine/selector'"), (None, "a NoneType")):
+        with pytest.raises(ConfigError, match=f"selector={said} is not a Selector"):
+            model.autoselect.selector = wrong
     assert torch.equal(model(**inputs).logits, want)
     detach(model)
 
