@@ -255,8 +255,10 @@ class Attachment:
         rows = None if ids is None else len(ids)
         frames = self.adapter.clip_frames(kwargs)
         given = kwargs.pop(BUDGET_ARGUMENT, None)
-        if given is None:
-            given = getattr(kwargs.get("generation_config"), BUDGET_ARGUMENT, None)
+        # As transformers does, a configuration of the call goes before that of the model.
+        own = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        for config in (own, self.adapter.model.generation_config):
+            given = getattr(config, BUDGET_ARGUMENT, None) if given is None else given
         # Without a cache each step prunes again, though the attachment's budget may have changed.
         settings = CallSettings(self.budget if given is None else given, frames, rows)
         kwargs = self.site.given(self.adapter, named_as_now(kwargs))

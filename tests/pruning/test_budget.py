@@ -117,6 +117,17 @@ def test_a_budget_in_a_generation_config_is_the_budget_of_its_calls():
         assert counts_of(model) == (3, 3)
         model.generate(**INPUTS, generation_config=GenerationConfig(max_new_tokens=2))
         assert counts_of(model) == (4, 4)
+        rest = {name: value for name, value in INPUTS.items() if name != "input_ids"}
+        model.generate(INPUTS["input_ids"], settings, **rest)
+        assert counts_of(model) == (2, 2)
+        model.generation_config.visual_token_budget = 1
+        try:
+            model.generate(**INPUTS, max_new_tokens=2)
+            assert counts_of(model) == (1, 1)
+            model.generate(**INPUTS, generation_config=settings)
+            assert counts_of(model) == (2, 2)
+        finally:
+            del model.generation_config.visual_token_budget
 
 
 def test_an_unknown_choice_for_small_images_is_refused():
