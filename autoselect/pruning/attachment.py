@@ -54,6 +54,7 @@ from autoselect.vlm.pruned_cache import (
     LAYOUT,
     count_columns,
     layout_of,
+    mark_call,
     note_contents,
     undo_call,
     write_layout,
@@ -311,11 +312,13 @@ class Attachment:
         """Prune a call that brings images; fit one that continues from a pruned cache."""
         self.adapter.check_own(model)
         if self._is_prepared(kwargs):
+            mark_call(kwargs.get(CACHE), True)
             return None
         call = self.adapter.bind(args, kwargs)
         settings = CallSettings(call.pop(BUDGET_ARGUMENT, None), self.adapter.clip_frames(call))
         if self.adapter.has_images(call) or getattr(call.get(CACHE), LAYOUT, None) is not None:
             call = self._fit(call, settings)
+        mark_call(call.get(CACHE), True)
         return (), call
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -348,6 +351,7 @@ class Attachment:
     ) -> None:
         """Note what the caches of a call hold; `output` is None if the call failed."""
         ids, cache = kwargs.get("input_ids"), kwargs.get(CACHE)
+        mark_call(cache, False)
         if torch.compiler.is_compiling() and hasattr(ids, PREPARED):
             return  # decoding by `generate`, whose columns are counted already
         if hasattr(ids, PRUNED) or getattr(cache, LAYOUT, None) is not None:

@@ -49,11 +49,24 @@ class PrunedCache:
             is being changed.
         autoselect_before: layout and contents before the columns of a call were counted ahead;
             None when the call has ended.
+        autoselect_in_call: whether a model with a selector is being called, which fits the call.
     """
 
     autoselect_layout: CacheLayout | None
     autoselect_contents: "list[tuple[weakref.ref, int | None]] | None"
     autoselect_before: "tuple[CacheLayout, list[tuple[weakref.ref, int | None]]] | None" = None
+    autoselect_in_call: bool = False
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        layout = self.autoselect_layout
+        if not self.autoselect_in_call and layout is not None and layout.is_pruned:
+            raise ConfigError(
+                f"{CACHE} of a pruned prompt were given to a call that no selector fits to them "
+                "(of a detached model, another model, or model.forward), which would count removed "
+                "columns wrongly; call the model with its selector, as model(...), or start a new "
+                "cache"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._change("reorder_cache", beam_idx, lambda layout: layout.of_rows(beam_idx))
@@ -204,6 +217,12 @@ def count_columns(cache: Any, new: int) -> None:
         cache.autoselect_before = layout, cache.autoselect_contents
         cache.autoselect_layout = layout.grown_to(layout.cached + new)
         cache.autoselect_contents = [(tensor, None) for tensor, _ in cache.autoselect_contents]
+
+
+def mark_call(cache: Any, begins: bool) -> None:
+    """Note in a pruned cache that a call of a model with a selector begins, or has ended."""
+    if getattr(cache, LAYOUT, None) is not None:
+        cache.autoselect_in_call = begins
 
 
 def undo_call(cache: Any, pruned: CacheLayout | None) -> None:

@@ -298,6 +298,32 @@ def test_a_cache_whose_layers_are_shared_is_noticed():
             go_on("llava", first, ALL, 0)
 
 
+@pytest.mark.parametrize("kind", CACHES)
+@torch.no_grad()
+def test_a_call_without_the_selector_is_refused(kind):
+    """It would count columns of the cache, and read again what is in it."""
+    cache = copy.deepcopy(filled("llava", kind, True)[0])
+    model = model_of("llava")
+    call = {"input_ids": STEP, "past_key_values": cache}
+    with pytest.raises(ConfigError, match="a call that no selector fits to them"):
+        model(**call)
+    with attached("llava", BUDGET):
+        with pytest.raises(ConfigError, match="a call that no selector fits to them"):
+            model.forward(**call)
+        ours = go_on("llava", cache, ALL, 0)
+    want = [right_answer("llava", row, 0, row) for row in ALL]
+    close(ours, torch.stack(want), 0.06 if kind in FP8 else 1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_of_all_tokens_goes_on_without_the_selector():
+    inputs, model = batch("qwen2_5_vl", [["s"]]), model_of("qwen2_5_vl")
+    with attached("qwen2_5_vl", 1.0):
+        cache = model(**inputs).past_key_values
+        want = model(input_ids=STEP[:1], past_key_values=copy.deepcopy(cache)).logits
+    assert torch.equal(model(input_ids=STEP[:1], past_key_values=cache).logits, want)
+
+
 def test_a_cache_is_not_taken_apart_and_put_together_again():
     cache = copy.deepcopy(filled("llava", "DynamicCache", True)[0])
     with pytest.raises(ConfigError, match="which columns were removed"):
