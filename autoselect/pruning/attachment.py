@@ -27,7 +27,7 @@ from autoselect.config import ConfigError
 from autoselect.pruning.budget import Budget, OnSmallImage, check_choices, check_settings
 from autoselect.pruning.calls import CallOfThread, CallSettings
 from autoselect.pruning.hub import other_model
-from autoselect.pruning.overlay import selection_overlay, token_grid
+from autoselect.pruning.overlay import selection_overlay, shown_image, token_grid
 from autoselect.pruning.plans import plan_call, plan_columns
 from autoselect.pruning.selection import (
     Selection,
@@ -241,12 +241,12 @@ class Attachment:
             grid: rows and columns of its tokens; by default the raster of its family.
 
         Raises:
-            ConfigError: no call had an image, or no grid is given and the tokens are not one
-                raster.
+            ConfigError: no call had such an image, it is not a PIL image, or no grid is given and
+                the tokens are not one raster.
         """
         if self.last is None:
             raise ConfigError("overlay needs a call with an image first")
-        selection = self.last.images[number]
+        selection = shown_image(self.last.images, number, image)
         grid = grid or token_grid(selection, self.adapter.family.raster, image.size)
         return selection_overlay(image, selection, grid)
 

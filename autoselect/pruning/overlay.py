@@ -3,6 +3,9 @@
 Dimension letters: N visual tokens of one image.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -13,6 +16,25 @@ from autoselect.vlm.families import Raster
 from autoselect.vlm.rasters import raster_of
 
 REMOVED_BRIGHTNESS = 0.25
+
+
+def shown_image(images: Sequence[ImageSelection], number: int, picture: Any) -> ImageSelection:
+    """Return the choice of image `number`, which a picture is to show.
+
+    Raises:
+        ConfigError: there is no such image, or the picture is not a PIL image.
+    """
+    if not isinstance(picture, Image.Image):
+        raise ConfigError(
+            f"image is of type {type(picture).__name__}, not a PIL image; give the one that the "
+            "processor was given, such as autoselect.read_image(PATH)"
+        )
+    if not 0 <= number < len(images):
+        raise ConfigError(
+            f"number={number} is not an image of the last call, which had {len(images)}; choose "
+            f"0..{len(images) - 1}"
+        )
+    return images[number]
 
 
 def token_grid(

@@ -303,6 +303,10 @@ def test_a_picture_of_the_choice():
             assert (pixel == (255, 255, 255)) == (token in kept)
         with pytest.raises(ConfigError, match="15 cells for 16"):
             model.autoselect.overlay(picture, grid=(3, 5))
+        with pytest.raises(ConfigError, match=r"number=1 is not an image .* had 1; choose 0\.\.0"):
+            model.autoselect.overlay(picture, 1)
+        with pytest.raises(ConfigError, match=r"type str, not a PIL image; .*read_image\(PATH\)"):
+            model.autoselect.overlay("photo.jpg")
     assert nearest_raster(24, (300, 200)) == (4, 6)
 
 
