@@ -21,7 +21,7 @@ from autoselect.config.files import from_dict
 from autoselect.files.atomic import write_text
 from autoselect.files.tensors import write_tensors
 from autoselect.method.scorer import Scorer
-from autoselect.ops.checks import check_float, check_mask
+from autoselect.ops.checks import check_float, check_mask, values_are_checkable
 from autoselect.ops.diverse_top_k import diverse_top_k
 from autoselect.ops.hard_top_k import hard_top_k, select_tokens, tokens_at
 from autoselect.pruning.budget import budget_to_tokens
@@ -173,7 +173,7 @@ class Selector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the `k` tokens of each row that stay, [B, K, D], and their positions [B, K]."""
         if self.diversity == 0:
-            return select_tokens(tokens, scores, k, mask)
+            return select_tokens(tokens, broken_first(scores, tokens), k, mask)
         positions = self.choose(scores, tokens, k, mask)
         return tokens_at(tokens, positions), positions
 
@@ -196,6 +196,7 @@ class Selector(nn.Module):
             lengths: real tokens of each row, [B]; None to read them from the mask if the diversity
                 depends on them, which waits for the device.
         """
+        scores = broken_first(scores, tokens)
         rows_k: int | Tensor
         if isinstance(k, int):
             counts, rows_k, width = [k] * len(scores), k, None
@@ -367,6 +368,18 @@ class Selector(nn.Module):
         weights = read_weights(folder, shapes, config.get("weights"))
         selector.load_state_dict(weights, assign=True)
         return selector.to(device).eval()
+
+
+def broken_first(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Return scores [B, N] that put tokens which are not finite first in rows whose scores are NaN.
+
+    The answer then shows what is wrong with an image, as it does without a selector; else the first
+    tokens would stay, and it would look right. On a CPU the scores stay NaN, which is an error.
+    """
+    if values_are_checkable(scores):
+        return scores
+    sums = tokens.sum(dim=-1, dtype=scores.dtype)
+    return torch.where(scores.isnan(), sums.nan_to_num(torch.inf, torch.inf, torch.inf), scores)
 
 
 def _write_texts(texts: Mapping[Path, str]) -> None:

@@ -58,6 +58,24 @@ def test_an_image_that_is_not_a_number_is_refused(selector, tokens, relevance, d
         selector.like(diversity, relevance).select(tokens, 3)
 
 
+@pytest.mark.parametrize("relevance", ["minmax", "rank"])
+@pytest.mark.parametrize("diversity", [0.0, 0.5, CURVE])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_broken_token_stays_where_values_are_not_read(
+    selector, tokens, relevance, diversity, broken, monkeypatch
+):
+    """On a GPU: the answer is then as visibly wrong as that of the untouched model."""
+    own = selector.like(diversity, relevance)
+    whole = own.select(tokens, 3)[1]
+    monkeypatch.setattr("autoselect.pruning.selector.values_are_checkable", lambda _: False)
+    assert torch.equal(own.select(tokens, 3)[1], whole)
+    tokens[1, 14, 2] = broken
+    kept, positions = own.select(tokens, 3)
+    assert torch.equal(positions[::2], whole[::2])
+    assert 14 in positions[1]
+    assert not kept[1].isfinite().all()
+
+
 def test_a_rank_leaves_nan_out():
     scores = torch.tensor([[1.0, math.nan, 2.0]])
     ranks = on_scale("rank", scores)
