@@ -6,6 +6,7 @@ It prints the numbers of `estimates`, and every assumption with its value.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,11 @@ def _batch(arguments: argparse.Namespace) -> tuple[BatchSizes, str]:
 
 
 def _assumptions(arguments: argparse.Namespace, config: TrainConfig) -> Assumptions:
+    if arguments.answer_tokens > arguments.text_tokens:
+        raise ConfigError(
+            f"text_tokens={arguments.text_tokens} count a question with its answer, which alone "
+            f"has answer_tokens={arguments.answer_tokens}; give fewer --answer-tokens"
+        )
     return Assumptions(
         text_tokens=arguments.text_tokens * arguments.rows_per_image,
         answer_tokens=arguments.answer_tokens * arguments.rows_per_image,
@@ -217,13 +223,15 @@ def _hardware(arguments: argparse.Namespace) -> tuple[Hardware, str]:
     known, device = _kind(arguments)
     gib = known.memory_gib if arguments.gpu_memory is None else arguments.gpu_memory
     tflops = known.tflops if arguments.tflops is None else arguments.tflops
-    if gib <= 0 or tflops <= 0 or not 0 < arguments.utilisation <= 1:
+    if not (0 < gib < math.inf and 0 < tflops < math.inf and 0 < arguments.utilisation <= 1):
         raise ConfigError(
-            f"gpu_memory={gib} and tflops={tflops} must be above 0 and "
+            f"gpu_memory={gib} and tflops={tflops} must be above 0 and finite, and "
             f"utilisation={arguments.utilisation} in (0, 1]; correct these flags"
         )
-    if arguments.overhead_gib < 0:
-        raise ConfigError(f"overhead_gib={arguments.overhead_gib} is below 0; give 0 or more")
+    if not 0 <= arguments.overhead_gib < math.inf:
+        raise ConfigError(
+            f"overhead_gib={arguments.overhead_gib} must be finite and not below 0; give 0 or more"
+        )
     return Hardware(gib, tflops), device
 
 

@@ -181,6 +181,10 @@ def test_the_advised_file_has_the_batch_of_the_given_one(
         (["--config", "nothing.yaml"], "config=nothing.yaml does not exist"),
         (["--gpus", "3"], "train_batch_size=32 cannot be split"),
         (["--utilisation", "2"], "utilisation=2"),
+        (["--tflops", "inf"], "tflops=inf must be above 0 and finite"),
+        (["--gpu-memory", "nan"], "gpu_memory=nan and .* must be above 0 and finite"),
+        (["--overhead-gib", "nan"], "overhead_gib=nan must be finite and not below 0"),
+        (["--text-tokens", "20"], "text_tokens=20 count .* answer_tokens=32; give fewer"),
         (["--deepspeed", "nothing.json"], "does not exist"),
     ],
 )
