@@ -59,7 +59,10 @@ class TuneSettings:
                 f"{WEIGHTS}"
             ) from None
         for value in values:
-            check_diversity(value)
+            try:
+                check_diversity(value)
+            except ConfigError as error:
+                raise ConfigError(f"weights={self.weights!r}: {error}") from error
             if float(f"{value:g}") != value:
                 raise ConfigError(
                     f"weights={self.weights!r}: {value!r} has more digits than tables and columns "

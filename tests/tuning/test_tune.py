@@ -216,7 +216,7 @@ def test_a_selector_that_is_no_folder_is_refused(settings):
     ("changes", "words"),
     [
         ({"weights": "0,much"}, "weights='0,much' must be numbers"),
-        ({"weights": "0,1.5"}, "diversity=1.5 must lie in 0..1"),
+        ({"weights": "0,1.5"}, "weights='0,1.5': diversity=1.5 must lie in 0..1"),
         ({"weights": "0,0.3333333"}, "more digits than tables and columns show"),
         ({"images": 0}, "images=0 is below 1"),
     ],
