@@ -22,7 +22,7 @@ WAITING_OPERATORS = {"_local_scalar_dense", "nonzero", "masked_select", "unique"
 WITHOUT_KERNEL = {
     *("view", "expand", "slice", "select", "split", "split_with_sizes", "unsqueeze", "squeeze"),
     *("permute", "transpose", "t", "detach", "alias", "unbind", "_unsafe_view", "as_strided"),
-    *("_reshape_alias", "lift_fresh", "empty"),
+    *("_reshape_alias", "lift_fresh", "empty", "empty_like"),
 }
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from autoselect.config import ConfigError
 from autoselect.config.bounds import check_diversity
+from autoselect.ops.checks import check_scores
 
 Relevance = Literal["minmax", "rank"]
 RELEVANCES: tuple[Relevance, ...] = ("minmax", "rank")
@@ -135,17 +136,17 @@ def check_relevance(relevance: str) -> None:
 def on_scale(relevance: Relevance, scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return scores [B, N] on a scale, for `diverse_top_k`, which scales linearly to 0..1 itself.
 
-    `mask` is true at real tokens, [B, N]. Ties keep their order: the lowest position goes first.
-    NaN stays NaN, which `diverse_top_k` refuses on a CPU.
+    On the scale of ranks that is minus the logarithm of a token's place, 0 for the best. Ties keep
+    their order: the lowest position goes first. `mask` is true at real tokens, [B, N].
+
+    Raises:
+        ConfigError: (on a CPU) a score is NaN.
     """
     if relevance == "minmax":
         return scores
-    scores = scores.float()
-    real = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    is_nan = scores.isnan()
-    known = scores.masked_fill(is_nan | ~real, -torch.inf)
+    check_scores(scores, mask)
+    known = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
     order = known.argsort(dim=-1, descending=True, stable=True)
-    steps = torch.arange(1, scores.shape[1] + 1, dtype=scores.dtype, device=scores.device)
-    places = torch.empty_like(scores).scatter(1, order, steps.expand_as(scores))
-    last = real.sum(dim=-1, keepdim=True).clamp(min=2)
-    return (1 - places.log() / last.log()).masked_fill(is_nan, torch.nan)
+    places = torch.arange(1, scores.shape[1] + 1, dtype=torch.float32, device=scores.device)
+    values = torch.xlogy(-1.0, places).expand_as(scores)
+    return torch.empty_like(scores, dtype=torch.float32).scatter_(1, order, values)

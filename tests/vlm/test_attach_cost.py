@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoselect.pruning.diversity import DiversityCurve, TunedWeight
 from tests.vlm.stock import attached
 from tests.vlm.tiny import batch
 from tests.waits import ROOT, cost
@@ -13,10 +14,17 @@ from tests.waits import ROOT, cost
 ONE_TOKEN = {"max_new_tokens": 1, "do_sample": False}
 
 
+TUNED = DiversityCurve((TunedWeight(0.05, 0.4), TunedWeight(0.3, 0.6)))
+"""What `autoselect train` and `tune` write into a selector."""
+
+
 @torch.no_grad()
-def cost_of(name: str, rows: list[list[str]], budget=4, **arguments) -> tuple[Counter, Counter]:
+def cost_of(
+    name: str, rows: list[list[str]], budget=4, diversity=0.0, **arguments
+) -> tuple[Counter, Counter]:
     inputs = batch(name, rows)
     with attached(name, budget) as model:
+        model.autoselect.selector = model.autoselect.selector.like(diversity, "rank")
         return cost(lambda: model.generate(**inputs, **{**ONE_TOKEN, **arguments}))
 
 
@@ -28,6 +36,9 @@ def test_a_call_with_an_image_waits_once_and_adds_few_kernels(name):
     waits, kernels = cost_of(name, [["l"]])
     assert waits.total() == 1, waits
     assert kernels.total() <= 40, (kernels.total(), kernels)
+    waits, tuned = cost_of(name, [["l"]], diversity=TUNED)
+    assert waits.total() == 1, waits
+    assert tuned.total() <= kernels.total() + 4, tuned - kernels
 
 
 @pytest.mark.parametrize("name", ["llava", "internvl", "qwen2_5_vl"])
