@@ -143,3 +143,6 @@ def test_the_site_belongs_to_fidelity_and_other_analyses_need_a_model(tmp_path, 
     assert "belongs to `analyse fidelity`" in capsys.readouterr().err + caplog.text
     assert main(["analyse", "fidelity", *words]) == 2
     assert "model= is missing" in capsys.readouterr().err + caplog.text
+    patches = ["analyse", "fidelity", "--site", "patch_embedding", *words]
+    assert main([*patches, "--selector", "mine"]) == 2
+    assert "selector=mine has no part in an analysis" in capsys.readouterr().err + caplog.text

@@ -85,7 +85,13 @@ def _check_flags(arguments: argparse.Namespace) -> None:
             raise ConfigError(
                 f"{flag}={value} belongs to `analyse {owner}`, not to {kind}; leave it out"
             )
-    needed = {} if arguments.site == PATCHES else {"model": arguments.model}
+    unused = ("model", "selector") if arguments.site == PATCHES else ()
+    for flag in unused:
+        if (value := getattr(arguments, flag)) is not None:
+            raise ConfigError(
+                f"{flag}={value} has no part in an analysis of a classifier's patches; leave it out"
+            )
+    needed = {} if unused else {"model": arguments.model}
     if kind != FIDELITY:
         needed["selector"] = arguments.selector
     if kind == LEAK:
