@@ -69,6 +69,15 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Return the `value` of every rank, by rank, on every rank (a collective)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def on_main(action: Callable[[], Any]) -> Any:
     """Run `action` on rank 0 and return its result on every rank (a collective).
 
@@ -107,17 +116,15 @@ def on_first_of_node(action: Callable[[], None], local_rank: int) -> None:
     Raises:
         ConfigError: `action` raised it on some node; raised on every rank.
     """
-    failures = [""]
+    failure = ""
     if local_rank == 0:
         try:
             action()
         except ConfigError as error:
-            failures = [str(error)]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        own, failures = failures[0], [""] * dist.get_world_size()
-        dist.all_gather_object(failures, own)
-    if any(failures):
-        raise ConfigError(next(filter(None, failures)))
+            failure = str(error)
+    for found in gather_objects(failure):
+        if found:
+            raise ConfigError(found)
 
 
 def report_end(reason: str) -> None:

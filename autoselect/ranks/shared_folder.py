@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from autoselect.ranks.rank_zero import broadcast_object
+from autoselect.ranks.rank_zero import broadcast_object, gather_objects
 
 
 def is_shared(folder: Path) -> bool:
@@ -18,8 +18,7 @@ def is_shared(folder: Path) -> bool:
         with suppress(OSError):  # what cannot be written is reported by what writes there
             mark.touch()
     dist.barrier()
-    seen = [False] * dist.get_world_size()
-    dist.all_gather_object(seen, mark.exists())
+    seen = gather_objects(mark.exists())
     if dist.get_rank() == 0:
         mark.unlink(missing_ok=True)
     return all(seen)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine
+from autoselect.ranks.rank_zero import gather_objects
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class SharedQuarantine:
         if anew:
             self.quarantine.clear_files()
         own = still_unusable(listed[rank::ranks])
-        self.quarantine.keep(fault for faults in _gathered(own) for fault in faults)
+        self.quarantine.keep(fault for faults in gather_objects(own) for fault in faults)
         self._shared = self.quarantine.count
         if anew:
             self.quarantine.write(own)
@@ -73,15 +74,6 @@ class SharedQuarantine:
         )
 
     def _exchange(self) -> None:
-        for faults in _gathered(self.quarantine.faults[self._shared :]):
+        for faults in gather_objects(self.quarantine.faults[self._shared :]):
             self.quarantine.merge(faults)
         self._shared = self.quarantine.count
-
-
-def _gathered(own: list[Fault]) -> list[list[Fault]]:
-    """Return the lists of all ranks, in order (a collective)."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [own]
-    lists: list[list[Fault]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, own)
-    return lists

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from autoselect.config.errors import first_names
+from autoselect.ranks.processes import any_true
+from autoselect.ranks.rank_zero import gather_objects
 from autoselect.training.engine_state import prepare_moments, trained_parameters
 
 logger = logging.getLogger(__name__)
@@ -140,15 +141,9 @@ class UpdateGuard:
 
     def _agree(self, names: list[str]) -> str:
         """Return which ranks saw what, as text; empty if all numbers were finite on all ranks."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return f"rank 0: {first_names(names)}" if names else ""
-        flags = torch.zeros(dist.get_world_size(), device=self.engine.device)
-        flags[dist.get_rank()] = float(bool(names))
-        dist.all_reduce(flags)
-        if not flags.any():
+        if not any_true(bool(names), self.engine.device):
             return ""
-        seen: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(seen, first_names(names) if names else None)
+        seen = gather_objects(first_names(names))
         return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(seen) if text)
 
 
