@@ -28,7 +28,7 @@ from autoselect.method.statistics import TokenStatistics
 from autoselect.ops.hard_top_k import hard_top_k
 from autoselect.ops.noise import NoiseKey
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
-from autoselect.ops.philox import philox4x32, split_words
+from autoselect.ops.philox import philox4x32, split_words, stream_key
 from autoselect.ops.soft_top_k import soft_top_k
 
 GUMBEL_TAG = 0x41535433
@@ -141,11 +141,10 @@ def uniforms(scores: Tensor, key: NoiseKey) -> Tensor:
     Counters are those of the noise with another tag, at channel 0 of each token.
     """
     seed, step, sample_ids = key.tensors(scores)
-    zero = torch.zeros((), dtype=torch.int64, device=scores.device)
-    words = (*split_words(step), zero, torch.full_like(zero, GUMBEL_TAG))
-    stream = philox4x32(words, split_words(seed))[:2]
+    stream = stream_key(seed, step, GUMBEL_TAG)
+    channel = torch.zeros_like(step)
     places = torch.arange(scores.shape[1], device=scores.device)[None]
-    drawn = philox4x32((zero, places, *split_words(sample_ids[:, None])), stream)[0]
+    drawn = philox4x32((channel, places, *split_words(sample_ids[:, None])), stream)[0]
     return (drawn.double() + 0.5) * 2.0**-32
 
 

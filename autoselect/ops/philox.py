@@ -56,6 +56,12 @@ def split_words(value: Tensor) -> Words2:
     return value & WORD, (value >> 32) & WORD
 
 
+def stream_key(seed: Tensor, step: Tensor, tag: int) -> Words2:
+    """Return the key of the draws of one run seed and step; each use has a tag of its own."""
+    zero = torch.zeros_like(step)
+    return philox4x32((*split_words(step), zero, torch.full_like(step, tag)), split_words(seed))[:2]
+
+
 def box_muller(first: Tensor, second: Tensor) -> Words2:
     """Compute two float32 standard normals from two 32-bit words.
 
@@ -80,10 +86,7 @@ def standard_normals(
         num_channels: C.
     """
     device = sample_ids.device
-    zero = torch.zeros((), dtype=torch.int64, device=device)
-    tag = torch.full((), STREAM_TAG, dtype=torch.int64, device=device)
-    stream = philox4x32((*split_words(step), zero, tag), split_words(seed))[:2]
-
+    stream = stream_key(seed, step, STREAM_TAG)
     blocks = torch.arange((num_channels + 3) // 4, device=device)
     tokens = torch.arange(num_tokens, device=device)[:, None]
     words = philox4x32((blocks, tokens, *split_words(sample_ids[:, None, None])), stream)
