@@ -1,10 +1,10 @@
 """The optimiser block of the DeepSpeed JSON: only torch's Adam, whose state checkpoints hold."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from autoselect.config.errors import require
+from autoselect.config.json_values import check_object, is_number
 
 OWN_SETTINGS = {"lr": "optimizer.learning_rate", "weight_decay": "optimizer.weight_decay"}
 """Parameters that the training sets, by the names of its settings."""
@@ -19,7 +19,7 @@ def check_adam(block: Any) -> None:
         ConfigError: it is not torch's Adam or AdamW, or a parameter is unknown, out of range, or
             has no effect.
     """
-    _check_object("optimizer", block)
+    check_object("optimizer", block)
     _check_known("optimizer.", block, ("type", "params"))
     kind, parameters = block.get("type"), block.get("params", {})
     require(
@@ -27,7 +27,7 @@ def check_adam(block: Any) -> None:
         f"optimizer.type={kind!r} is not supported: checkpoints hold the state of Adam; "
         f"write {EXAMPLE}",
     )
-    _check_object("optimizer.params", parameters)
+    check_object("optimizer.params", parameters)
     for name, own in OWN_SETTINGS.items():
         require(
             name not in parameters,
@@ -42,12 +42,12 @@ def check_adam(block: Any) -> None:
     )
     betas, eps = parameters.get("betas", [0.9, 0.999]), parameters.get("eps", 1e-8)
     require(
-        isinstance(betas, list) and len(betas) == 2 and all(_is_in(b, 0, 1) for b in betas),
+        isinstance(betas, list) and len(betas) == 2 and all(is_number(b, 1) for b in betas),
         f"optimizer.params.betas={betas!r} must be two numbers of 0..1, below 1; [0.9, 0.999] "
         "is usual",
     )
     require(
-        _is_in(eps, 0, math.inf) and eps > 0,
+        is_number(eps) and eps > 0,
         f"optimizer.params.eps={eps!r} must be a number above 0; 1e-8 is usual",
     )
     mode = parameters.get("adam_w_mode", True)
@@ -57,18 +57,6 @@ def check_adam(block: Any) -> None:
     )
 
 
-def _check_object(name: str, value: Any) -> None:
-    require(
-        isinstance(value, Mapping),
-        f"{name}={value!r} is not a JSON object; give settings in braces",
-    )
-
-
 def _check_known(prefix: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
     unknown = next((name for name in values if name not in known), None)
     require(unknown is None, f"unknown key {prefix}{unknown}; known keys: {', '.join(known)}")
-
-
-def _is_in(value: Any, low: float, high: float) -> bool:
-    """Return True for a number from `low` on, below `high`."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high

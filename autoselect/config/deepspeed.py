@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, TrainConfig, require
 from autoselect.config.adam import EXAMPLE, check_adam
 from autoselect.config.files import to_dict
+from autoselect.config.json_values import check_object, is_count, is_number
 
 BATCH_KEYS = frozenset({"train_batch_size", "train_micro_batch_size_per_gpu"})
 KNOWN_KEYS = BATCH_KEYS | {
@@ -202,24 +202,19 @@ def _check_keys(values: Mapping[str, Any]) -> None:
 
 def _check_values(values: Mapping[str, Any]) -> None:
     for key in sorted(BATCH_KEYS):
-        value = values[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"{key}={value!r} is not a positive integer; give a number of samples"
-            )
+        require(
+            is_count(values[key]),
+            f"{key}={values[key]!r} is not a positive integer; give a number of samples",
+        )
     for key in ("zero_optimization", "data_types"):
-        if not isinstance(values.get(key, {}), Mapping):
-            raise ConfigError(
-                f"{key}={values[key]!r} is not a JSON object; give settings in braces"
-            )
+        check_object(key, values.get(key, {}))
     check_adam(values["optimizer"])
     clipping = values.get("gradient_clipping", 0.0)
-    number = isinstance(clipping, int | float) and not isinstance(clipping, bool)
-    if not number or not 0 <= clipping < math.inf:
-        raise ConfigError(f"gradient_clipping={clipping!r} must be 0 (off) or a norm above 0")
+    require(
+        is_number(clipping), f"gradient_clipping={clipping!r} must be 0 (off) or a norm above 0"
+    )
     every = values.get("steps_per_print", 10)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ConfigError(f"steps_per_print={every!r} is not a positive integer; leave it out")
+    require(is_count(every), f"steps_per_print={every!r} is not a positive integer; leave it out")
     data_types = dict(values.get("data_types", {}))
     accumulation = data_types.pop("grad_accum_dtype", "fp32")
     if data_types:
