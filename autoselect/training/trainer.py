@@ -24,6 +24,7 @@ from autoselect.training.sums import sum_over_ranks, total
 from autoselect.training.update_guard import UpdateGuard
 from autoselect.training.validation import (
     BEST_FOLDER,
+    Validation,
     check_best,
     is_over,
     judged,
@@ -67,22 +68,20 @@ class Trainer:
             self.quarantine.quarantine,
         )
         self.remaining = Remaining(self.config.steps)
-        progress = Progress()
+        progress = Progress() if state is None else state.progress
         if state is not None:
-            progress = state.progress
             restore(run.engine, state.trained, f"checkpoint of step {self.step}")
             logger.info("resuming at step %d of %d", self.step, run.config.steps)
         self.guard.skipped = progress.skipped_steps
         self.guard.skipped_in_row = progress.skipped_in_row
-        self.images, self.smaller_images = progress.images, progress.smaller_images
-        self.empty_steps = progress.empty_steps
-        self.polarisation = progress.polarisation
         self.validation = validation_of(run, self.sizes.micro, self.loader.batch_size)
-        self.progress = self.validation.resumed(progress) if self.validation else progress
+        if self.validation is not None:
+            progress = self.validation.resumed(progress)
         # What earlier runs could not deliver may take long.
         with run.heartbeat.independently("starting the tracked run"):
             self.tracker = start_tracker(run, progress.tracking_run_id)
-        self.tracking_run_id = self.tracker.run_id or progress.tracking_run_id
+        run_id = self.tracker.run_id or progress.tracking_run_id
+        self.progress = replace(progress, tracking_run_id=run_id)
 
     def save(self) -> None:
         """Flush the metrics of the steps made so far, then write a checkpoint (a collective).
@@ -103,16 +102,8 @@ class Trainer:
 
     def now(self) -> Progress:
         """Return what a resumed run continues besides the trained part."""
-        return replace(
-            self.progress,
-            tracking_run_id=self.tracking_run_id,
-            polarisation=self.polarisation,
-            skipped_steps=self.guard.skipped,
-            skipped_in_row=self.guard.skipped_in_row,
-            images=self.images,
-            smaller_images=self.smaller_images,
-            empty_steps=self.empty_steps,
-        )
+        skipped, in_row = self.guard.skipped, self.guard.skipped_in_row
+        return replace(self.progress, skipped_steps=skipped, skipped_in_row=in_row)
 
     def run(self) -> bool:
         """Make all remaining steps, write the selector into `OUTPUT/selector`, end the tracked run.
@@ -129,8 +120,8 @@ class Trainer:
             finished = self._run()
             if finished:
                 if self.info.is_main:
-                    warn_of_soft_gates(self.polarisation or 0.0)
-                    report_smaller_images(self.smaller_images, self.images)
+                    warn_of_soft_gates(self.progress.polarisation or 0.0)
+                    report_smaller_images(self.progress.smaller_images, self.progress.images)
                 self._export_last_or_best()
         except BaseException:
             self.tracker.finish("FAILED")
@@ -154,10 +145,10 @@ class Trainer:
             if self.info.is_main:
                 export(self.parts, self.step, self.loader.batch_size, self.now(), folder)
 
-    def validate(self) -> bool:
+    def validate(self, validation: Validation) -> bool:
         """Measure the held-out loss; return True to end training."""
         self.heartbeat.progress(f"validation of step {self.step}")
-        loss = self.validation.loss()
+        loss = validation.loss()
         self.progress = judged(self.progress, self.step, loss)
         self.tracker.log_metrics({"validation/loss": loss}, self.step)
         logger.info("step %d: held-out loss %.4f", self.step, loss)
@@ -202,13 +193,12 @@ class Trainer:
             metrics = self.update(micro_batches, waited)
             self.step += 1
             self.remaining.done += 1
-            self.polarisation = metrics.get("train/polarisation", self.polarisation)
             bar.update()
             bar.set_postfix_str(summary(metrics))
             self.log(metrics)
             last = self.step == self.config.steps
             if self.validation is not None and self.validation.due(self.step):
-                last = self.validate() or last
+                last = self.validate(self.validation) or last
             stopping = self.parts.signals.raised_anywhere(self.device)
             if stopping or last or self.at_best or self.step % self.config.save_every == 0:
                 self.heartbeat.progress(f"checkpoint of step {self.step}")
@@ -270,8 +260,9 @@ class Trainer:
 
     def note_empty_step(self) -> None:
         """Count a step without answer tokens, and warn of the first one."""
-        self.empty_steps += 1
-        if self.empty_steps == 1 and self.info.is_main:
+        empty_steps = self.progress.empty_steps + 1
+        self.progress = replace(self.progress, empty_steps=empty_steps)
+        if empty_steps == 1 and self.info.is_main:
             logger.warning(
                 "step %d trains nothing: no sample of its batch has both a picture and an answer; "
                 "train/empty_steps counts such steps",
@@ -285,7 +276,10 @@ class Trainer:
         setting: GateSetting,
         rate: float,
     ) -> dict[str, float]:
-        """Return the metrics of the last update; those of its answers and gates if it had any."""
+        """Return the metrics of the last update, and count its images as trained on.
+
+        Those of answers and gates are left out if it had no images.
+        """
         loss, gates, top, best, images, smaller = sum_over_ranks(
             [
                 total([o.loss_sum.detach() for o in outputs]),
@@ -297,8 +291,6 @@ class Trainer:
             ],
             self.device,
         )
-        self.images += int(images)
-        self.smaller_images += int(smaller)
         measured = {}
         if images:
             measured = {
@@ -306,6 +298,13 @@ class Trainer:
                 "train/polarisation": top / best,
                 "train/budget_error_tokens": abs(gates - best) / images,
             }
+        before = self.progress
+        self.progress = replace(
+            before,
+            polarisation=measured.get("train/polarisation", before.polarisation),
+            images=before.images + int(images),
+            smaller_images=before.smaller_images + int(smaller),
+        )
         return measured | {
             "train/token_budget": setting.token_budget,
             "train/temperature": setting.temperature,
@@ -314,8 +313,8 @@ class Trainer:
             "train/skipped_steps": self.guard.skipped,
             "train/answer_tokens": work.answers,
             "train/images": images,
-            "train/smaller_images": self.smaller_images,
-            "train/empty_steps": self.empty_steps,
+            "train/smaller_images": self.progress.smaller_images,
+            "train/empty_steps": self.progress.empty_steps,
             "train/quarantined_samples": self.quarantine.quarantine.count,
             "train/epoch": self.loader.epoch,
         }

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -240,7 +240,7 @@ def take_best(output: Path, selector: Path, progress: Progress) -> None:
     )
 
 
-def validation_of(run: Run, micro_batch: int, batch_size: int) -> Any:
+def validation_of(run: Run, micro_batch: int, batch_size: int) -> Validation | None:
     """Return the `Validation` of a run, or None if it has none (a collective).
 
     Args:

@@ -148,7 +148,7 @@ def test_steps_that_train_nothing_are_told_before_them_and_counted(alone, folder
         trainer.tracker.log_metrics = note
         assert trainer.run()
         again = assemble(config, deepspeed.with_batch(1, 1), alone, SignalFlag(), heartbeat)
-        assert again.step == 5 and again.empty_steps == 4, "a resumed run counts on"
+        assert again.step == 5 and again.progress.empty_steps == 4, "a resumed run counts on"
     images = [logged[step]["train/images"] for step in range(1, 6)]
     assert sorted(images) == [0, 0, 0, 0, 1]
     assert [logged[step]["train/answer_tokens"] > 0 for step in range(1, 6)] == [
@@ -351,4 +351,5 @@ def test_images_below_the_budget_are_counted(alone, tmp_path, caplog):
         assert assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat).run()
         resumed = assemble(config, deepspeed.with_batch(2, 2), alone, SignalFlag(), heartbeat)
     assert "3 of 6 images had fewer visual tokens than the budget" in caplog.text
-    assert (resumed.images, resumed.smaller_images) == (6, 3)
+    progress = resumed.progress
+    assert (progress.images, progress.smaller_images) == (6, 3)
