@@ -14,6 +14,7 @@ from autoselect.preflight.finding import Finding, Subject
 from autoselect.preflight.shards_check import without_index
 from autoselect.reference.resources import REFERENCE, SHARDS_FOLDER, resolve_model
 from autoselect.training.checkpoint import CheckpointStore
+from autoselect.training.resume import check_resumable
 from autoselect.training.state import Origin, TrainingState
 from autoselect.training.validation import check_best, is_over
 from autoselect.vlm.model_files import local_folder, processor_digests
@@ -56,8 +57,6 @@ def _refusal(state: TrainingState, subject: Subject) -> str:
 
     The model is compared by the ends of its weight files, as reading them whole takes long.
     """
-    from autoselect.training.run import check_resumable  # MLflow takes seconds to import
-
     config, begun = _resolved(subject.config), state.origin
     now = Origin(
         _data_digest(config.data.train_shards) or begun.data_digest,

@@ -14,17 +14,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig, resolved_settings
 from autoselect.config.destinations import check_folder, check_run_folder
 from autoselect.config.extras import extra
-from autoselect.config.files import SETTINGS_FILE, flatten, to_dict
-from autoselect.config.gate import with_lowest_budget
+from autoselect.config.files import SETTINGS_FILE
 from autoselect.data.loader import pictured_batches
 from autoselect.data.pictured import report_pictures
 from autoselect.data.shards import ShardSet
 from autoselect.files.atomic import write_text
-from autoselect.files.digest import same_weights
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ranks import host_memory, processes, rank_zero
@@ -34,8 +32,8 @@ from autoselect.training.budgets import check_budgets
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.parts import Run, origin_of
 from autoselect.training.remarks import course
+from autoselect.training.resume import check_resumable
 from autoselect.training.sharded_loading import sharded_loading
-from autoselect.training.state import Origin, TrainingState
 from autoselect.training.trainer import Trainer
 from autoselect.training.zero_settings import check_zero
 from autoselect.vlm.backbone import FrozenVLM
@@ -48,29 +46,6 @@ from autoselect.vlm.sites import SITES
 logger = logging.getLogger(__name__)
 CALIBRATION_BATCH = 8
 """Images encoded at once; the states of a tower for 8 images of five tiles take about 1 GB."""
-FREE_SETTINGS = {
-    "model",
-    "data.train_shards",
-    "output",
-    "save_every",
-    "keep_checkpoints",
-    "log_every",
-    "experiment",
-    "tracking",
-    "max_skipped_steps",
-    "activation_checkpointing",
-    "tune_images",
-    "tune_budgets",
-    "data.workers",
-    "data.quarantine_budget",
-}
-"""Settings that may change when a run resumes: no number of the steps depends on them.
-
-Model and shards may have moved; their digests are compared. So may the shards of the validation if
-the checkpoint has the digest of its rows.
-"""
-
-UNSET = "unset"
 
 
 def train(
@@ -187,58 +162,6 @@ def load_frozen(
             vlm = FrozenVLM.from_pretrained(config.model, dtype=dtype, device=device)
     check_trainable(config.model, vlm.model.config, device)
     return vlm
-
-
-def check_resumable(state: TrainingState, config: TrainConfig, now: Origin) -> None:
-    """Refuse to resume with another model, other data or other settings.
-
-    A setting of this version that the checkpoint does not name had its default then. Any other that
-    is named only then or only now has changed.
-
-    Args:
-        state: the checkpoint.
-        config: the present configuration.
-        now: digests and step settings of this start.
-
-    Raises:
-        ConfigError: another model, other data, or a setting that the numbers so far depend on.
-    """
-    begun = state.origin
-    if not same_weights(begun.model_digest, now.model_digest):
-        raise ConfigError(
-            f"output={config.output} holds a run on other weights of model={config.model}; "
-            "choose another output folder, or remove this one to train anew"
-        )
-    others = begun.other_processor_files(now, whole=Path(config.model).is_dir())
-    if others:
-        raise ConfigError(
-            f"output={config.output} holds a run with another processor of model={config.model}: "
-            f"{', '.join(others)} changed, so it would get other pixels or token ids; put the old "
-            "files back, or choose another output folder to train with these"
-        )
-    if begun.data_digest != now.data_digest:
-        raise ConfigError(
-            f"output={config.output} holds a run on other data (digest {begun.data_digest}, "
-            f"now {now.data_digest}); choose another output folder to train on these shards"
-        )
-    recorded = flatten(state.config) | flatten(begun.step_settings)
-    before = with_lowest_budget(flatten(to_dict(TrainConfig())) | recorded)
-    present = with_lowest_budget(flatten(to_dict(config))) | flatten(now.step_settings)
-    if begun.dtype is not None:  # `auto` may mean another one on this device
-        before["dtype"], present["dtype"] = begun.dtype, now.dtype or begun.dtype
-    free = FREE_SETTINGS | ({"validation.shards"} if state.progress.held_out_digest else set())
-    pairs = {
-        k: (before.get(k, UNSET), present.get(k, UNSET)) for k in present | before if k not in free
-    }
-    changed = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
-    if changed:
-        listed = ", ".join(f"{k}: {old} -> {new}" for k, (old, new) in changed.items())
-        gone = ", ".join(k for k, (_, new) in changed.items() if new == UNSET)
-        how = f"with the version that has {gone}" if gone else "with the old settings"
-        raise ConfigError(
-            f"output={config.output} holds a run with other settings ({listed}); "
-            f"choose another output folder, or go on {how}"
-        )
 
 
 def warn_of_few_cores(config: TrainConfig, info: processes.RankInfo) -> None:

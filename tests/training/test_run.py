@@ -29,7 +29,8 @@ from autoselect.tracking import Tracker
 from autoselect.training import trainer as training_loop
 from autoselect.training import validation
 from autoselect.training.engine_state import TrainedState
-from autoselect.training.run import assemble, check_resumable, warn_of_few_cores
+from autoselect.training.resume import check_resumable
+from autoselect.training.run import assemble, warn_of_few_cores
 from autoselect.training.state import Origin, Progress, TrainingState
 from autoselect.vlm.model_files import processor_digests
 from tests.lmms.hub_folder import write_next_folder
