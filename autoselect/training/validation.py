@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -28,11 +27,9 @@ from autoselect.method.gating import GateSetting
 from autoselect.pruning.selector import Selector
 from autoselect.ranks.processes import any_true
 from autoselect.training.export import write_selector
+from autoselect.training.parts import Run
 from autoselect.training.state import Progress
 from autoselect.training.update_guard import NumbersError
-
-if TYPE_CHECKING:
-    from autoselect.training.parts import Run
 
 logger = logging.getLogger(__name__)
 BEST_FOLDER = "best"
