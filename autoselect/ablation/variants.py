@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoselect.config import ConfigError, TrainConfig
+from autoselect.config import ConfigError, TrainConfig, require
+from autoselect.config.bounds import at_least
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import flatten, from_dict, load_config, read_yaml, to_dict
 from autoselect.config.gate import with_lowest_budget
@@ -103,29 +104,27 @@ class AblationPlan:
         names = [variant.name for variant in self.variants]
         trained = [variant.name for variant in self.variants if variant.trained_as is None]
         twice = {name for name in names if names.count(name) > 1}
-        rules = {
-            f"variants={names} must name at least one": bool(names),
-            f"variants: {sorted(twice)} appear twice; give every variant its own name": not twice,
-            f"seeds={self.seeds} must be one or more different whole numbers": bool(self.seeds)
-            and all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
-            and len(set(self.seeds)) == len(self.seeds),
-        }
-        for name in COUNTS:
-            rules[f"{name}={getattr(self, name)} is below 1; choose 1 or more"] = (
-                getattr(self, name) >= 1
-            )
-        for variant in self.variants:
-            known = variant.trained_as is None or variant.trained_as in trained
-            rules[
-                f"variants.{variant.name}: trained_as={variant.trained_as} is not a variant that "
-                f"is trained itself; choose one of {trained}"
-            ] = known
-        rules[f"reference={self.reference} is not a variant; choose one of {names}"] = (
-            self.reference in names
+        require(bool(names), f"variants={names} must name at least one")
+        require(
+            not twice, f"variants: {sorted(twice)} appear twice; give every variant its own name"
         )
-        for message, holds in rules.items():
-            if not holds:
-                raise ConfigError(message)
+        whole = all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
+        require(
+            whole and 0 < len(self.seeds) == len(set(self.seeds)),
+            f"seeds={self.seeds} must be one or more different whole numbers",
+        )
+        for name in COUNTS:
+            at_least(1, name, getattr(self, name))
+        for variant in self.variants:
+            require(
+                variant.trained_as in (None, *trained),
+                f"variants.{variant.name}: trained_as={variant.trained_as} is not a variant that "
+                f"is trained itself; choose one of {trained}",
+            )
+        require(
+            self.reference in names,
+            f"reference={self.reference} is not a variant; choose one of {names}",
+        )
         for variant in self.variants:
             self.train_config(variant, self.seeds[0])
 
