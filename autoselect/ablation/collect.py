@@ -11,7 +11,7 @@ import numpy as np
 
 from autoselect.ablation.cells import Cell, check_trainings
 from autoselect.ablation.outcome import same_subject, stored_scores, subject_of
-from autoselect.ablation.spread import Estimate, Measured, estimate
+from autoselect.ablation.spread import Measured, estimate
 from autoselect.ablation.variants import AblationPlan, Variant
 from autoselect.config import ConfigError
 from autoselect.config.row_names import SELECTOR
@@ -66,12 +66,18 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
         "baselines": analysis.baseline_rows(),
         "environments": _environments(rows),
         "digests": subject_of(outcome),
-        "missing": {
-            variant.name: [s for s in plan.seeds if not Cell.of(out, variant, s).is_finished]
-            for variant in plan.variants
-            if any(not Cell.of(out, variant, s).is_finished for s in plan.seeds)
-        },
+        "missing": _missing(plan, out),
     }
+
+
+def _missing(plan: AblationPlan, out: Path) -> dict[str, list[int]]:
+    """Return the seeds of each variant whose cells are not finished, if any."""
+    found: dict[str, list[int]] = {}
+    for variant in plan.variants:
+        for seed in plan.seeds:
+            if not Cell.of(out, variant, seed).is_finished:
+                found.setdefault(variant.name, []).append(seed)
+    return found
 
 
 def _environments(rows: Sequence[VariantResults]) -> list[dict[str, Any]]:
@@ -253,8 +259,7 @@ class _Analysis:
 
 
 def _over(seeds: Sequence[Measured]) -> dict[str, object]:
-    found: Estimate = estimate(seeds)
-    return found.as_json()
+    return estimate(seeds).as_json()
 
 
 def _plain(values: Sequence[float | None]) -> dict[str, Any] | None:
