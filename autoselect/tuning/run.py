@@ -289,23 +289,15 @@ def _report(
 
 def tuning_table(report: dict[str, Any]) -> str:
     """Return agreement in per cent by weight and budget, the best weight in brackets."""
-    weights = list(report["weights"])
-    head = ["tokens", *weights]
-    rows = [
-        [
-            str(row["budget"]),
-            *(
-                f"[{value:.1f}]" if weight == f"{row['weight']:g}" else f"{value:.1f}"
-                for weight in weights
-                for value in [100 * report["weights"][weight][number]["agreement"]]
-            ),
-        ]
-        for number, row in enumerate(report["best"])
-    ]
-    lines = [
+    table = [["tokens", *report["weights"]]]
+    for number, best in enumerate(report["best"]):
+        cells = [str(best["budget"])]
+        for weight, measured in report["weights"].items():
+            shown = f"{100 * measured[number]['agreement']:.1f}"
+            cells.append(f"[{shown}]" if weight == f"{best['weight']:g}" else shown)
+        table.append(cells)
+    title = (
         "answers that agree with the full model's, in %, by weight of diversity; "
         f"{report['images']} images, {report['held_out']} of them not used by the training"
-    ]
-    return "\n".join(
-        [*lines, *("  ".join(f"{cell:>7}" for cell in line) for line in [head, *rows])]
     )
+    return "\n".join([title, *("  ".join(f"{cell:>7}" for cell in cells) for cells in table)])
