@@ -41,13 +41,11 @@ def other_model(metadata: Mapping[str, Any], model: object) -> str | None:
         known = same_weights(digest, _digest_here(Path(str(model)) / "config.json"))
     else:
         return None
+    if known:
+        return None
     return (
-        None
-        if known
-        else (
-            f"the selector was trained for {trained}, not for {model}: its ranking may not fit; "
-            "measure it with `autoselect eval`"
-        )
+        f"the selector was trained for {trained}, not for {model}: its ranking may not fit; "
+        "measure it with `autoselect eval`"
     )
 
 
