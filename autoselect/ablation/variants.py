@@ -11,7 +11,7 @@ from autoselect.config.bounds import at_least
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import flatten, from_dict, load_config, read_yaml, to_dict
 from autoselect.config.gate import with_lowest_budget
-from autoselect.config.programs import DEFAULT_PORT, checkout, setting_flags
+from autoselect.config.programs import DEFAULT_DEEPSPEED, DEFAULT_PORT, checkout, setting_flags
 from autoselect.config.setting import setting
 from autoselect.reference.resources import REFERENCE_ANSWER_TOKENS, REFERENCE_ROWS
 
@@ -76,7 +76,7 @@ class AblationPlan:
     train_shards: str = setting("reference", "folder or glob of the training shards, or reference")
     test_shards: str = setting("reference", "folder or glob of the evaluation shards, or reference")
     deepspeed: str = setting(
-        "configs/deepspeed/zero2.json", "DeepSpeed JSON, in the current folder or the checkout"
+        DEFAULT_DEEPSPEED, "DeepSpeed JSON, in the current folder or the checkout"
     )
     ranks: int = setting(2, "training processes of a cell, on this machine")
     port: int = setting(DEFAULT_PORT, "port at which the ranks of a cell meet")

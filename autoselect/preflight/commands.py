@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from autoselect.config.programs import DEFAULT_PORT
+from autoselect.config.programs import DEFAULT_DEEPSPEED, DEFAULT_PORT
 from autoselect.preflight.plan import GPUS, SETTINGS
 
 
@@ -16,8 +16,8 @@ def add_doctor_command(subparsers: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     doctor.add_argument("--config", metavar="YAML", help="settings of the training run")
-    json_file, what = "configs/deepspeed/zero2.json", "its batch sizes, ZeRO stage and clipping"
-    doctor.add_argument("--deepspeed", default=json_file, metavar="JSON", help=what)
+    batches = "its batch sizes, ZeRO stage and clipping"
+    doctor.add_argument("--deepspeed", default=DEFAULT_DEEPSPEED, metavar="JSON", help=batches)
     doctor.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
     doctor.add_argument("--gpu", choices=sorted(GPUS), help="kind of GPU, if none is visible here")
     doctor.add_argument("--gpu-memory", type=float, help="usable GiB per device")

@@ -16,6 +16,7 @@ from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import BatchSizes, DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import add_setting_flags, check_counts
+from autoselect.config.programs import DEFAULT_DEEPSPEED
 from autoselect.preflight.estimates import (
     BYTES,
     GIB,
@@ -283,9 +284,7 @@ def add_plan_command(subparsers: argparse._SubParsersAction) -> None:
         default="auto",
         help="ZeRO stage to estimate; auto is all",
     )
-    parser.add_argument(
-        "--deepspeed", default="configs/deepspeed/zero2.json", help="file with the batch sizes"
-    )
+    parser.add_argument("--deepspeed", default=DEFAULT_DEEPSPEED, help="file with the batch sizes")
     parser.add_argument("--visual-tokens", type=int, help="per image, if the model varies them")
     assumed = ("text_tokens", "answer_tokens", "utilisation", "overhead_gib")
     add_setting_flags(parser, Assumptions, assumed)
