@@ -83,8 +83,8 @@ def add_dashboard_command(subparsers: Any) -> None:
     dashboard.set_defaults(run=run_dashboard)
 
 
-def announce(number: int, total: int, what: str) -> None:
-    print(f"\n[demo {number}/{total}] {what}", flush=True)
+def announce(number: int, what: str) -> None:
+    print(f"\n[demo {number}/3] {what}", flush=True)
 
 
 def step(command: list[str], again: str = "the demo again") -> None:
@@ -96,14 +96,14 @@ def run_demo(arguments: argparse.Namespace) -> int:
     check_counts(ranks=ranks, images=arguments.images)
     check_port(arguments.port)
     started = time.monotonic()
-    announce(1, 3, "reference data as WebDataset shards")
+    announce(1, "reference data as WebDataset shards")
     step(["autoselect", "reference", "shards"])
-    announce(2, 3, f"training Scorer and Denoiser, {ranks} ranks, DeepSpeed ZeRO-2")
+    announce(2, f"training Scorer and Denoiser, {ranks} ranks, DeepSpeed ZeRO-2")
     if is_trained(checkout()):
         print(f"finished before; remove {RUN}/train to train anew")
     else:
         step(train_command(RUN / "train", ranks, arguments.port))
-    announce(3, 3, "evaluation: tokens are removed; baselines get the same budgets")
+    announce(3, "evaluation: tokens are removed; baselines get the same budgets")
     settings = demo_evaluation(RUN, DEMO_METHODS, arguments.images, DEMO_SEEDS)
     evaluate(settings, ranks)
     minutes = (time.monotonic() - started) / 60
