@@ -22,7 +22,7 @@ from autoselect.tracking import Data, Tracker
 from autoselect.tracking.note import TRAINING, RunNote
 from autoselect.training.checkpoint import CheckpointStore
 from autoselect.training.shared_quarantine import SharedQuarantine
-from autoselect.training.state import Origin, TrainingState
+from autoselect.training.state import Origin
 from autoselect.vlm import FrozenVLM
 from autoselect.vlm.batches.batch import Collator
 from autoselect.vlm.model_files import processor_digests
@@ -44,8 +44,6 @@ class Run:
         engine: DeepSpeed engine around an `AutoSelect` model.
         store: folder of the checkpoints.
         origin: what the run was begun with, read before its first step.
-        state: the checkpoint that the run resumes from; None for a new run, and once it is
-            restored.
     """
 
     config: TrainConfig
@@ -59,7 +57,6 @@ class Run:
     engine: Any
     store: CheckpointStore
     origin: Origin
-    state: TrainingState | None
 
     @property
     def output(self) -> Path:

@@ -122,22 +122,20 @@ def assemble(
     processes.seed_everything(config.seed)  # loading draws differently at each ZeRO stage
     model = AutoSelect(vlm, config, statistics.to(device))
     engine = build_engine(model, config, deepspeed)
-    return Trainer(
-        Run(
-            config=config,
-            deepspeed=deepspeed,
-            info=info,
-            device=device,
-            signals=signals,
-            heartbeat=heartbeat,
-            shards=shards,
-            collator=collator,
-            engine=engine,
-            store=store,
-            origin=origin,
-            state=state,
-        )
+    run = Run(
+        config=config,
+        deepspeed=deepspeed,
+        info=info,
+        device=device,
+        signals=signals,
+        heartbeat=heartbeat,
+        shards=shards,
+        collator=collator,
+        engine=engine,
+        store=store,
+        origin=origin,
     )
+    return Trainer(run, state)
 
 
 def load_frozen(

@@ -41,8 +41,9 @@ LONGEST_FLUSH_S = 30.0
 
 
 class Trainer:
-    def __init__(self, run: Run) -> None:
-        state, run = run.state, replace(run, state=None)  # its tensors are not needed for long
+    """Makes the steps of a run from the checkpoint `state` on, or from step 0 if it is None."""
+
+    def __init__(self, run: Run, state: TrainingState | None) -> None:
         self.parts = run
         self.config, self.engine = run.config, run.engine
         self.info, self.device, self.heartbeat = run.info, run.device, run.heartbeat
