@@ -28,19 +28,19 @@ LONGEST_VALUE = 6000
 MENTIONS = 20
 
 
+@tracking_errors()
 def log_params(store: Store, run_id: str, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Log parameters; return (before, now) of those that the run has with another value."""
-    with tracking_errors():
-        known = store.client.get_run(run_id).data.params
-        short = {name: value[:LONGEST_VALUE] for name, value in values.items()}
-        changed = {n: (known[n], v) for n, v in short.items() if known.get(n, v) != v}
-        new = [Param(n, v) for n, v in short.items() if n not in known]
-        for start in range(0, len(new), PARAMS_PER_CALL):
-            store.client.log_batch(run_id, params=new[start : start + PARAMS_PER_CALL])
-        tags = [RunTag(f"changed.{n}", f"{b} -> {v}") for n, (b, v) in changed.items()]
-        if tags:
-            store.client.log_batch(run_id, tags=tags)
-        return changed
+    known = store.client.get_run(run_id).data.params
+    short = {name: value[:LONGEST_VALUE] for name, value in values.items()}
+    changed = {n: (known[n], v) for n, v in short.items() if known.get(n, v) != v}
+    new = [Param(n, v) for n, v in short.items() if n not in known]
+    for start in range(0, len(new), PARAMS_PER_CALL):
+        store.client.log_batch(run_id, params=new[start : start + PARAMS_PER_CALL])
+    tags = [RunTag(f"changed.{n}", f"{b} -> {v}") for n, (b, v) in changed.items()]
+    if tags:
+        store.client.log_batch(run_id, tags=tags)
+    return changed
 
 
 def carry_out(store: Store, run_id: str, event: Event) -> None:
@@ -74,21 +74,21 @@ def _apply_tags(store: Store, run_id: str, event: Event) -> None:
         store.client.log_batch(run_id, tags=tags[start : start + PARAMS_PER_CALL])
 
 
+@tracking_errors()
 def log_metrics(store: Store, run_id: str, events: Sequence[Event]) -> None:
     """Log the metrics of many steps in few calls; a (metric, step) twice is left out.
 
     Raises:
         TrackingError: some or all of them did not arrive; it is safe to try again.
     """
-    with tracking_errors():
-        try:
-            new = [metric for event in events for metric in _new_metrics(store, run_id, event)]
-            for start in range(0, len(new), METRICS_PER_CALL):
-                store.client.log_batch(run_id, metrics=new[start : start + METRICS_PER_CALL])
-        except BaseException:
-            # What arrived is unknown: ask the server for its steps before the next attempt.
-            store.steps = {key: steps for key, steps in store.steps.items() if key[0] != run_id}
-            raise
+    try:
+        new = [metric for event in events for metric in _new_metrics(store, run_id, event)]
+        for start in range(0, len(new), METRICS_PER_CALL):
+            store.client.log_batch(run_id, metrics=new[start : start + METRICS_PER_CALL])
+    except BaseException:
+        # What arrived is unknown: ask the server for its steps before the next attempt.
+        store.steps = {key: steps for key, steps in store.steps.items() if key[0] != run_id}
+        raise
 
 
 def _new_metrics(store: Store, run_id: str, event: Event) -> Iterator[Metric]:

@@ -94,84 +94,84 @@ class Store:
                 self._client = client
         return self._client
 
+    @tracking_errors()
     def create(self, event: Event) -> str:
         """Create the run that a `start` event describes and return its id."""
-        with tracking_errors():
-            run = self.client.create_run(
-                self.experiment(event["experiment"]), event["time_ms"], run_name=event["run_name"]
-            )
-            self.steps[run.info.run_id, "*"] = set()
-            return run.info.run_id
+        run = self.client.create_run(
+            self.experiment(event["experiment"]), event["time_ms"], run_name=event["run_name"]
+        )
+        self.steps[run.info.run_id, "*"] = set()
+        return run.info.run_id
 
+    @tracking_errors()
     def examine(self, experiment: str) -> None:
         """Check that a new run of an experiment could be logged, and write nothing.
 
         Raises:
             TrackingError: it could not.
         """
-        with tracking_errors():
-            _write_probe(Path(JOURNAL_FOLDER))
-            database = _database(self.uri)
-            if database is not None:
-                _write_probe(database.parent / ARTIFACTS)
-                if not database.exists():
-                    return
-                _lock_once(database)
-            found = self.client.get_experiment_by_name(experiment)
-            if found is not None:
-                self._active(found)
+        _write_probe(Path(JOURNAL_FOLDER))
+        database = _database(self.uri)
+        if database is not None:
+            _write_probe(database.parent / ARTIFACTS)
+            if not database.exists():
+                return
+            _lock_once(database)
+        found = self.client.get_experiment_by_name(experiment)
+        if found is not None:
+            self._active(found)
 
+    @tracking_errors()
     def knows(self, run_id: str) -> bool:
         """Return True if this store has the run and nobody deleted it."""
-        with tracking_errors():
-            run = self.run(run_id)
-            return run is not None and run.info.lifecycle_stage == "active"
+        run = self.run(run_id)
+        return run is not None and run.info.lifecycle_stage == "active"
 
+    @tracking_errors()
     def is_deleted(self, run_id: str) -> bool:
         """Return True if this store has the run, but somebody deleted it."""
-        with tracking_errors():
-            database = _database(self.uri)
-            if database is not None and not database.exists():
-                return False
-            run = self.run(run_id)
-            return run is not None and run.info.lifecycle_stage != "active"
+        database = _database(self.uri)
+        if database is not None and not database.exists():
+            return False
+        run = self.run(run_id)
+        return run is not None and run.info.lifecycle_stage != "active"
 
+    @tracking_errors()
     def lost_with(self, run_id: str, experiment: str) -> bool:
         """Return True if somebody deleted the run together with its experiment."""
         if not self.is_deleted(run_id):
             return False
-        with tracking_errors():
-            found = self.client.get_experiment_by_name(experiment)
-            return found is not None and found.lifecycle_stage != "active"
+        found = self.client.get_experiment_by_name(experiment)
+        return found is not None and found.lifecycle_stage != "active"
 
+    @tracking_errors()
     def link(self, run_id: str) -> str | None:
         """Return the place of a run relative to the dashboard's address, None if unknown."""
-        with tracking_errors():
-            run = self.run(run_id)
-            return None if run is None else run_link(run)
+        run = self.run(run_id)
+        return None if run is None else run_link(run)
 
+    @tracking_errors()
     def model_folder(self, address: str) -> Path | None:
         """Download a logged model and return its folder, None for an unknown one.
 
         Args:
             address: `models:/...`, or `runs:/RUN/NAME`.
         """
-        with tracking_errors():
-            if address.startswith("runs:/"):
-                run_id, _, name = address.removeprefix("runs:/").partition("/")
-                run = self.run(run_id)
-                model = None if run is None else run.data.tags.get(f"model.{name}")
-                if model is None:
-                    return None
-                address = f"models:/{model}"
-            try:
-                folder = mlflow.artifacts.download_artifacts(
-                    artifact_uri=address, tracking_uri=self.client.tracking_uri
-                )
-            except MlflowException as error:
-                if error.error_code in UNKNOWN_CODES:
-                    return None
-                raise
+        if address.startswith("runs:/"):
+            run_id, _, name = address.removeprefix("runs:/").partition("/")
+            run = self.run(run_id)
+            model = None if run is None else run.data.tags.get(f"model.{name}")
+            if model is None:
+                return None
+            address = f"models:/{model}"
+        try:
+            folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=address, tracking_uri=self.client.tracking_uri
+            )
+        except MlflowException as error:
+            if error.error_code in UNKNOWN_CODES:
+                return None
+            raise
         return Path(folder)
 
     def run(self, run_id: str) -> Any:
@@ -183,25 +183,25 @@ class Store:
                 return None
             raise
 
+    @tracking_errors()
     def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric by step; empty if this store does not know the run."""
-        with tracking_errors():
-            try:
-                found = self.client.get_metric_history(run_id, name)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return []
-                raise
+        try:
+            found = self.client.get_metric_history(run_id, name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return []
+            raise
         return sorted((metric.step, metric.value) for metric in found)
 
+    @tracking_errors()
     def leaderboards(self) -> dict[str, str]:
         """Return the list of selectors on the dashboard by name of the experiment."""
-        with tracking_errors():
-            return {
-                found.name: f"#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
-                for found in self.client.search_experiments()
-                if VIEW_TAG in found.tags
-            }
+        return {
+            found.name: f"#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
+            for found in self.client.search_experiments()
+            if VIEW_TAG in found.tags
+        }
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, which is created if it does not exist.
