@@ -127,9 +127,7 @@ def _is_of(record: Path, selector: Path) -> bool:
     return bool(known == choice_digest(selector))
 
 
-def _train(
-    plan: AblationPlan, cell: Cell, training: Mapping[str, Any], log: Path | None = None
-) -> None:
+def _train(plan: AblationPlan, cell: Cell, training: Mapping[str, Any], log: Path | None) -> None:
     """Train the selector of a cell, or resume, and tune it if its settings ask for that.
 
     Raises:
@@ -283,7 +281,7 @@ def measure_leak(
     train: Path,
     out: Path,
     subject: Mapping[str, str],
-    log: Path | None = None,
+    log: Path | None,
 ) -> None:
     """Measure the leak of a training into `out`, unless the same measure exists there."""
     settings = {

@@ -15,9 +15,7 @@ logger = logging.getLogger(__name__)
 Work = tuple[Variant, int]
 
 
-def run_cells(
-    plan: AblationPlan, out: Path, cells: Sequence[Work], jobs: int = 1
-) -> Iterator[Cell]:
+def run_cells(plan: AblationPlan, out: Path, cells: Sequence[Work], jobs: int) -> Iterator[Cell]:
     """Run cells whose results are missing, and yield every cell when it is finished.
 
     If several cells run at the same time, each writes the output of its programs into its own

@@ -35,7 +35,7 @@ class Shown:
     tokens: int
     answer: str
     milliseconds: float
-    kept: list[int] | None = None
+    kept: list[int] | None
 
 
 def inputs_of(vlm: FrozenVLM, picture: Picture) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def gate_scores(
     scores: Tensor,
     tokens: Tensor,
     token_budget: int,
-    mask: Tensor | None = None,
+    mask: Tensor | None,
 ) -> Tensor:
     """Return what soft top-K takes, [I, N], float32: scores standardised, and less what is covered.
 

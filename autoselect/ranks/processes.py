@@ -226,14 +226,14 @@ def _not_met(
     )
 
 
-def setup_logging(info: RankInfo | None = None, level: int = logging.INFO) -> None:
-    """Send log lines to standard error: rank 0 from `level` on, other ranks from WARNING on.
+def setup_logging(info: RankInfo | None = None) -> None:
+    """Send log lines to standard error: rank 0 from INFO on, other ranks from WARNING on.
 
     Lines of ranks other than 0 name rank and host. `info` is None while the rank is unknown.
     """
     who = "" if info is None or info.is_main else f"[rank {info.rank} {socket.gethostname()}] "
     logging.basicConfig(
-        level=logging.WARNING if who else level,
+        level=logging.WARNING if who else logging.INFO,
         format=f"%(asctime)s %(levelname)s {who}%(message)s",
         datefmt="%H:%M:%S",
         force=True,

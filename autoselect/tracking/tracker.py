@@ -156,8 +156,8 @@ class Tracker:
         folder = "" if folder == "." else folder
         self._log({"kind": "artifact", "path": str(path), "folder": folder})
 
-    def log_artifacts(self, paths: Sequence[str | Path], folder: str = "") -> None:
-        """Log several files or folders."""
+    def log_artifacts(self, paths: Sequence[str | Path], folder: str) -> None:
+        """Log several files or folders, see `log_artifact`."""
         for path in paths:
             self.log_artifact(path, folder)
 
