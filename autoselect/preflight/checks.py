@@ -12,16 +12,7 @@ from autoselect.config import ConfigError
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.destinations import existing
 from autoselect.preflight.epochs_check import check_epochs
-from autoselect.preflight.estimates import (
-    BYTES,
-    GIB,
-    Assumptions,
-    memory,
-    smallest_stage,
-    trained_parameters,
-    typical_batch,
-    worst_batch,
-)
+from autoselect.preflight.estimates import BYTES, GIB, Assumptions, Estimate
 from autoselect.preflight.finding import Finding, Machine, Subject
 from autoselect.preflight.machine_checks import check_extension, check_packages, check_port
 from autoselect.preflight.model_check import check_model
@@ -47,7 +38,7 @@ NOISE_BYTES_PER_CHANNEL = 4 * (64 + 2)
 def check_disk(subject: Subject) -> Finding:
     """Compare free space with all checkpoints (one more than are kept), the export and logs."""
     shape = _shape(subject)
-    count = trained_parameters(shape, subject.config)
+    count = Estimate(shape, subject.config).trained_parameters
     gated = shape.width_at(subject.config.gate.site)
     one = 4 * MOMENTS * count + NOISE_BYTES_PER_CHANNEL * gated
     needed = one * (subject.config.keep_checkpoints + 1) + 4 * count + SPARE_BYTES
@@ -107,18 +98,16 @@ def check_memory(subject: Subject) -> Finding:
     if gib is None:
         fix = "name the kind that will train: --gpu h100, or --gpu-memory GIB"
         return Finding("memory", "warn", "no GPU is visible here", fix)
-    shape, config = _shape(subject), subject.config
+    config = subject.config
     have = Assumptions(weight_bytes=BYTES[config.dtype])
+    estimate = Estimate(_shape(subject), config, have)
     micro = subject.deepspeed.split(machine.gpus).micro
     stage = _stage(subject.deepspeed)
     if stage == "0":
         return Finding("memory", "warn", "ZeRO is off; the plan knows stages 1 to 3", "")
     usual, need = (
-        memory(shape, stage, machine.gpus, batch, config, have).total / GIB
-        for batch in (
-            typical_batch(shape, micro, have),
-            worst_batch(shape, micro, config, have),
-        )
+        estimate.memory(stage, machine.gpus, batch).total / GIB
+        for batch in (estimate.typical_batch(micro), estimate.worst_batch(micro))
     )
     found = (
         f"about {need:.1f} of {gib:.1f} GiB per device at ZeRO stage {stage} with rows of "
@@ -126,7 +115,7 @@ def check_memory(subject: Subject) -> Finding:
     )
     if need <= gib:
         return Finding("memory", "ok", found)
-    fits = smallest_stage(shape, machine.gpus, micro, config, have, gib)
+    fits = estimate.smallest_stage(machine.gpus, micro, gib)
     ways = [f"use {stage_advice(subject.source, fits)}" if fits else "use more devices"]
     if not config.activation_checkpointing:
         ways.append("activation_checkpointing: true")

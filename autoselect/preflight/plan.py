@@ -10,28 +10,13 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import BatchSizes, DeepSpeedConfig
 from autoselect.config.files import load_config
 from autoselect.config.flags import add_setting_flags, check_counts
 from autoselect.config.programs import DEFAULT_DEEPSPEED
-from autoselect.preflight.estimates import (
-    BYTES,
-    GIB,
-    STAGES,
-    Assumptions,
-    memory,
-    smallest_stage,
-    step_flops,
-    trained_parameters,
-    typical_batch,
-    worst_batch,
-)
-
-if TYPE_CHECKING:  # transformers takes seconds to import
-    from autoselect.vlm.shape import VLMShape
+from autoselect.preflight.estimates import BYTES, GIB, STAGES, Assumptions, Estimate
 
 
 @dataclass(frozen=True)
@@ -109,8 +94,8 @@ def report(arguments: argparse.Namespace) -> str:
     (hardware, device), have = _hardware(arguments), _assumptions(arguments, config)
     sizes, note = _batch(arguments)
     shape = read_shape(resolve_model(config.model), arguments.visual_tokens)
-    trained = trained_parameters(shape, config)
-    flops = step_flops(shape, sizes.total, config, have)
+    estimate = Estimate(shape, config, have)
+    trained, flops = estimate.trained_parameters, estimate.step_flops(sizes.total)
     seconds = flops / (arguments.gpus * hardware.tflops * 1e12 * have.utilisation)
     return "\n".join(
         [
@@ -120,7 +105,7 @@ def report(arguments: argparse.Namespace) -> str:
             f"device     {device}: {hardware.memory_gib:.1f} GiB, {hardware.tflops:g} TFLOP/s",
             f"batch      {sizes.total} images = {sizes.micro} x {arguments.gpus} devices x "
             f"{sizes.accumulation} accumulation steps, by {arguments.deepspeed}{note}",
-            *_memory_lines(arguments, shape, sizes.micro, config, have, hardware.memory_gib),
+            *_memory_lines(arguments, estimate, sizes.micro, hardware.memory_gib),
             f"time       {flops / 1e12:.2f} TFLOP per step of typical rows: {seconds:.3g} s per "
             f"step, {seconds * config.steps / 3600:.3g} h for {config.steps} steps",
             "assumed    "
@@ -137,31 +122,23 @@ def report(arguments: argparse.Namespace) -> str:
 
 
 def _memory_lines(
-    arguments: argparse.Namespace,
-    shape: VLMShape,
-    micro: int,
-    config: TrainConfig,
-    have: Assumptions,
-    gib: float,
+    arguments: argparse.Namespace, estimate: Estimate, micro: int, gib: float
 ) -> list[str]:
     """Return lines with typical and worst memory per stage, and the smallest stage that fits."""
-    typical = typical_batch(shape, micro, have)
-    worst = worst_batch(shape, micro, config, have)
+    typical, worst = estimate.typical_batch(micro), estimate.worst_batch(micro)
     lines = [
         "memory per device, GiB, by the activations of a typical and of the worst micro-batch:",
         "  stage       frozen  trained  buffers  typical   total    worst   total",
     ]
     for stage in STAGES if arguments.stage == "auto" else (arguments.stage,):
-        usual, most = (
-            memory(shape, stage, arguments.gpus, batch, config, have) for batch in (typical, worst)
-        )
+        usual, most = (estimate.memory(stage, arguments.gpus, batch) for batch in (typical, worst))
         fits = "fits" if most.total <= gib * GIB else "does not fit"
         lines.append(
             f"  {stage:<10}{most.frozen / GIB:8.2f}{most.trained / GIB:9.2f}"
             f"{most.buffers / GIB:9.2f}{usual.activations / GIB:9.2f}{usual.total / GIB:8.2f}"
             f"{most.activations / GIB:9.2f}{most.total / GIB:8.2f}  {fits} in {gib:.1f}"
         )
-    fitting = smallest_stage(shape, arguments.gpus, micro, config, have, gib)
+    fitting = estimate.smallest_stage(arguments.gpus, micro, gib)
     if fitting is None:
         advice = (
             "none fits; use a smaller micro batch, --activation_checkpointing=true, a smaller "
@@ -173,7 +150,7 @@ def _memory_lines(
         *lines,
         f"  typical: {typical.rows} x {typical.length} tokens, {typical.answer_tokens} of each row "
         f"are answers; worst: {worst.rows} x {worst.length}, data.max_text_tokens="
-        f"{config.data.max_text_tokens}, all but the image are answers; the worst decides",
+        f"{estimate.config.data.max_text_tokens}, all but the image are answers; the worst decides",
         f"smallest stage that fits: {advice}",
     ]
 

@@ -18,14 +18,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import load_config
-from autoselect.preflight.estimates import (
-    GIB,
-    Assumptions,
-    memory,
-    step_flops,
-    typical_batch,
-    worst_batch,
-)
+from autoselect.preflight.estimates import GIB, Estimate
 from autoselect.preflight.plan import GPUS
 from autoselect.vlm.shape import read_shape
 from tests.lmms.published_configs import PUBLISHED
@@ -79,10 +72,10 @@ def test_a_recipe_fits_its_model_and_its_gpus(name, shape):
     assert model.parameters / 1e9 == pytest.approx(published, abs=0.006)
     assert config.gate.lowest_budget < config.gate.token_budget < model.visual_tokens
     assert config.data.max_text_tokens > model.visual_tokens
+    estimate = Estimate(model, config)
     for count in GPU_COUNTS:
-        micro = deepspeed.split(count).micro
-        worst = worst_batch(model, micro, config, Assumptions())
-        need = memory(model, str(stage), count, worst, config, Assumptions()).total
+        worst = estimate.worst_batch(deepspeed.split(count).micro)
+        need = estimate.memory(str(stage), count, worst).total
         assert need < GPUS["a100-80"].memory_gib * GIB
 
 
@@ -94,9 +87,9 @@ def test_every_recipe_of_a_public_model_is_checked():
 def test_the_paper_preset_fits_one_card_of_48_gb(shape):
     config = load_config(TrainConfig, str(RECIPES / "paper-llava-1.5-7b.yaml"), [])
     deepspeed = DeepSpeedConfig.load(ROOT / "configs" / "deepspeed" / "zero2_one_card.json")
-    model = shape("llava-1.5-7b")
-    worst = worst_batch(model, deepspeed.split(1).micro, config, Assumptions())
-    need = memory(model, "2", 1, worst, config, Assumptions()).total
+    estimate = Estimate(shape("llava-1.5-7b"), config)
+    worst = estimate.worst_batch(deepspeed.split(1).micro)
+    need = estimate.memory("2", 1, worst).total
     assert need < GPUS["a6000"].memory_gib * GIB
 
 
@@ -143,12 +136,12 @@ def test_vision_patches_count_those_that_become_one_token(shape):
 
 @pytest.mark.parametrize("name", ["llava-next-7b", "internvl3-8b", "smolvlm"])
 def test_a_tower_that_sees_tiles_does_so_many_times_the_work_of_one(name, folder):
-    config, have, tile = TrainConfig(), Assumptions(), {"smolvlm": 81, "internvl3-8b": 256}
+    config, tile = TrainConfig(), {"smolvlm": 81, "internvl3-8b": 256}
 
     def vision(tiles: int) -> float:
         shape = read_shape(folder(name), tiles * tile.get(name, 576))
         blind = replace(shape, patches=0)
-        return step_flops(shape, 1, config, have) - step_flops(blind, 1, config, have)
+        return Estimate(shape, config).step_flops(1) - Estimate(blind, config).step_flops(1)
 
     assert vision(5) == pytest.approx(5 * vision(1))
 
@@ -159,18 +152,15 @@ def test_the_table_of_the_guide_is_what_the_plan_says(name, shape):
         rf"^\| `{re.escape(name)}\.yaml`.*$", (ROOT / "docs/reproduce.md").read_text(), re.MULTILINE
     )
     config = load_config(TrainConfig, str(RECIPES / f"{name}.yaml"), [])
-    have, model = Assumptions(), shape(name)
+    model = shape(name)
+    estimate = Estimate(model, config)
     sizes = DeepSpeedConfig.load(ROOT / "configs/deepspeed/public_zero2.json").split(8)
     usual, worst = (
-        memory(model, "2", 8, batch, config, have)
-        for batch in (
-            typical_batch(model, sizes.micro, have),
-            worst_batch(model, sizes.micro, config, have),
-        )
+        estimate.memory("2", 8, batch)
+        for batch in (estimate.typical_batch(sizes.micro), estimate.worst_batch(sizes.micro))
     )
-    seconds = step_flops(model, sizes.total, config, have) / (
-        8 * GPUS["h100"].tflops * 1e12 * have.utilisation
-    )
+    rate = 8 * GPUS["h100"].tflops * 1e12 * estimate.have.utilisation
+    seconds = estimate.step_flops(sizes.total) / rate
     budgets = (config.gate.lowest_budget, config.gate.token_budget)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0].endswith("(recomputation)") == config.activation_checkpointing

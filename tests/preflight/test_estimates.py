@@ -26,15 +26,7 @@ from autoselect.config import (
 from autoselect.method.gating import GateSetting
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics
-from autoselect.preflight import estimates
-from autoselect.preflight.estimates import (
-    GIB,
-    Assumptions,
-    MicroBatch,
-    trained_parameters,
-    typical_batch,
-    worst_batch,
-)
+from autoselect.preflight.estimates import GIB, STAGES, Assumptions, Estimate, MicroBatch
 from autoselect.preflight.plan import GPUS
 from autoselect.reference.vlm import build_model, build_processor, save_vlm
 from autoselect.vlm.backbone import FrozenVLM
@@ -111,7 +103,7 @@ def test_trained_parameters_are_counted_exactly(
     config = TrainConfig(scorer=scorer, denoiser=denoiser, gate=GateConfig(site=site))
     model = make_model(config, build_model())
     expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trained_parameters(read_shape(str(folder)), config) == expected
+    assert Estimate(read_shape(str(folder)), config).trained_parameters == expected
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -132,9 +124,9 @@ def test_the_peak_of_activations_is_that_of_a_measured_step(
     measured = peak_bytes(partial(step, model, batch))
     shape = read_shape(str(tmp_path))
     have = Assumptions(text_tokens=200, answer_tokens=answers, weight_bytes=4)
-    typical = typical_batch(shape, ROWS, have)
-    estimate = estimates.activation_bytes(shape, typical, config, have)
-    assert 0.85 < estimate / measured < 1.18, (estimate, measured)
+    estimate = Estimate(shape, config, have)
+    estimated = estimate.activation_bytes(estimate.typical_batch(ROWS))
+    assert 0.85 < estimated / measured < 1.18, (estimated, measured)
 
 
 def test_operations_match_a_counted_step(folder: Path) -> None:
@@ -144,8 +136,8 @@ def test_operations_match_a_counted_step(folder: Path) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step(model, make_batch(model.vlm))
     have = Assumptions(text_tokens=TEXT, answer_tokens=ANSWERS)
-    estimate = estimates.step_flops(read_shape(str(folder)), ROWS, config, have)
-    assert 0.85 < estimate / counter.get_total_flops() < 1.15
+    estimated = Estimate(read_shape(str(folder)), config, have).step_flops(ROWS)
+    assert 0.85 < estimated / counter.get_total_flops() < 1.15
 
 
 @pytest.mark.parametrize(("name", "billions"), [("7b", 7.06), ("13b", 13.35), ("70b", 69.3)])
@@ -156,34 +148,33 @@ def test_known_models_have_their_known_size(tmp_path: Path, name: str, billions:
 
 
 def test_a_model_larger_than_a_device_needs_stage_3(tmp_path: Path) -> None:
-    config, have = TrainConfig(activation_checkpointing=True), Assumptions()
-    large, small = (read_shape(llava(tmp_path / name, name)) for name in ("70b", "7b"))
+    config = TrainConfig(activation_checkpointing=True)
+    large, small = (
+        Estimate(read_shape(llava(tmp_path / name, name)), config) for name in ("70b", "7b")
+    )
     gib = GPUS["h100"].memory_gib
-    assert estimates.smallest_stage(small, 8, 8, config, have, gib) == "1"
-    assert estimates.smallest_stage(large, 8, 8, config, have, gib) == "3"
-    assert estimates.smallest_stage(large, 1, 8, config, have, gib) == "3_offload"
-    assert estimates.smallest_stage(large, 1, 8, config, have, 8.0) is None
+    assert small.smallest_stage(8, 8, gib) == "1"
+    assert large.smallest_stage(8, 8, gib) == "3"
+    assert large.smallest_stage(1, 8, gib) == "3_offload"
+    assert large.smallest_stage(1, 8, 8.0) is None
     for stage in ("1", "2"):
-        batch = typical_batch(large, 1, have)
-        assert estimates.memory(large, stage, 64, batch, config, have).frozen > 138e9
+        assert large.memory(stage, 64, large.typical_batch(1)).frozen > 138e9
 
 
 def test_memory_shrinks_with_stage_devices_and_checkpointing(tmp_path: Path) -> None:
     shape = read_shape(llava(tmp_path, "7b"))
-    config, have = TrainConfig(), Assumptions()
-    batch = typical_batch(shape, 8, have)
+    kept = Estimate(shape, TrainConfig())
+    batch = kept.typical_batch(8)
 
     def total(stage: str, gpus: int = 8) -> float:
-        return estimates.memory(shape, stage, gpus, batch, config, have).total
+        return kept.memory(stage, gpus, batch).total
 
-    totals = [total(stage) for stage in estimates.STAGES]
+    totals = [total(stage) for stage in STAGES]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
     assert total("3", gpus=16) < total("3", gpus=8)
-    recomputed = TrainConfig(activation_checkpointing=True)
-    least, most = (estimates.activation_bytes(shape, batch, c, have) for c in (recomputed, config))
-    assert least < 0.2 * most
-    more, fewer = (estimates.step_flops(shape, 8, c, have) for c in (recomputed, config))
-    assert 1.2 < more / fewer < 1.5
+    recomputed = Estimate(shape, TrainConfig(activation_checkpointing=True))
+    assert recomputed.activation_bytes(batch) < 0.2 * kept.activation_bytes(batch)
+    assert 1.2 < recomputed.step_flops(8) / kept.step_flops(8) < 1.5
 
 
 def limited(tokens: int, **more: bool) -> TrainConfig:
@@ -191,24 +182,24 @@ def limited(tokens: int, **more: bool) -> TrainConfig:
 
 
 def test_the_worst_rows_fill_the_limit_of_the_run(tmp_path: Path) -> None:
-    shape, have = read_shape(llava(tmp_path, "7b")), Assumptions()
-    assert worst_batch(shape, 4, limited(2048), have) == MicroBatch(4, 2048, 2048 - 576)
-    longer = typical_batch(shape, 4, have)
+    shape = read_shape(llava(tmp_path, "7b"))
+    assert Estimate(shape, limited(2048)).worst_batch(4) == MicroBatch(4, 2048, 2048 - 576)
+    short = Estimate(shape, limited(600))
+    longer = short.typical_batch(4)
     assert longer == MicroBatch(4, 576 + 128, 32)
-    shortest = worst_batch(shape, 4, limited(600), have)
-    assert shortest.length == longer.length, "no shorter than the typical one"
+    assert short.worst_batch(4).length == longer.length, "no shorter than the typical one"
 
 
 def test_the_worst_rows_decide_what_fits(tmp_path: Path) -> None:
     """LLaVA-1.5-13B in micro-batches of 4: the typical one leaves a third of the device free."""
-    shape, have, gib = read_shape(llava(tmp_path, "13b")), Assumptions(), 79.1
-    typical = typical_batch(shape, 4, have)
-    usual = estimates.memory(shape, "1", 8, typical, limited(2048), have).total
+    shape, gib = read_shape(llava(tmp_path, "13b")), 79.1
+    estimate = Estimate(shape, limited(2048))
+    usual = estimate.memory("1", 8, estimate.typical_batch(4)).total
     assert usual < 0.67 * gib * GIB
-    assert estimates.smallest_stage(shape, 8, 4, limited(2048), have, gib) == "3"
-    assert estimates.smallest_stage(shape, 8, 4, limited(1024), have, gib) == "1"
+    assert estimate.smallest_stage(8, 4, gib) == "3"
+    assert Estimate(shape, limited(1024)).smallest_stage(8, 4, gib) == "1"
     recomputed = limited(2048, activation_checkpointing=True)
-    assert estimates.smallest_stage(shape, 8, 4, recomputed, have, gib) == "1"
+    assert Estimate(shape, recomputed).smallest_stage(8, 4, gib) == "1"
 
 
 def test_a_model_without_images_is_refused(tmp_path: Path) -> None:

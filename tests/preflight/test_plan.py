@@ -13,7 +13,7 @@ import torch
 from autoselect.config import ConfigError, TrainConfig
 from autoselect.config.files import load_config
 from autoselect.preflight import plan
-from autoselect.preflight.estimates import trained_parameters
+from autoselect.preflight.estimates import Estimate
 from autoselect.preflight.plan import add_plan_command
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.vlm.shape import read_shape
@@ -131,7 +131,7 @@ def test_a_run_is_planned_from_its_own_configuration(
     planned = capsys.readouterr().out
     config = load_config(TrainConfig, preset, [])
     assert f"h for {config.steps} steps" in planned
-    trained = trained_parameters(read_shape(str(folder)), config) / 1e6
+    trained = Estimate(read_shape(str(folder)), config).trained_parameters / 1e6
     assert f"{trained:.2f} M trained" in planned
     arguments = parse("--config", preset, "--model", str(folder), "--gpus", "2", "--steps", "7")
     arguments.run(arguments)
