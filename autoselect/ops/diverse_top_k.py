@@ -23,6 +23,7 @@ from autoselect.config.bounds import check_diversity
 from autoselect.ops._native import EXTENSION, is_native
 from autoselect.ops.autocast import without_autocast
 from autoselect.ops.checks import check_float, check_row_budgets, check_scores, check_shape
+from autoselect.ops.hard_top_k import in_image_order
 
 LARGEST_SCORE = 8e37
 
@@ -57,12 +58,7 @@ def diverse_top_k_reference(
         nearest = torch.fmax(nearest, similarity)  # leaves NaN out
         gain = (1 - diversity) * relevance - diversity * nearest
         gain = gain.masked_fill(~valid, -torch.inf)
-    chosen_in_order = torch.stack(kept, dim=1)
-    if budgets is not None:
-        late = torch.arange(columns, device=scores.device) >= budgets.clamp(min=1)[:, None]
-        chosen_in_order = chosen_in_order.masked_fill(late, count)
-    positions = chosen_in_order.sort(dim=1).values
-    return positions.masked_fill(positions == count, -1)
+    return in_image_order(torch.stack(kept, dim=1), budgets, count)
 
 
 def _check(

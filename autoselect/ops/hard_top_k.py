@@ -22,7 +22,6 @@ def hard_top_k_reference(
     """
     check_scores(scores, mask)
     budgets, columns = check_row_budgets(k, scores, width)
-    num_tokens = scores.shape[1]
     is_nan = scores.detach().isnan()
     numbers = scores.detach().masked_fill(is_nan, -torch.inf)
     order = torch.argsort(numbers, dim=-1, descending=True, stable=True)
@@ -30,13 +29,22 @@ def hard_top_k_reference(
     if mask is not None:
         below = below.masked_fill(~mask, 2)
     kept = order.gather(1, torch.argsort(below.gather(1, order), dim=-1, stable=True))[:, :columns]
-    if budgets is not None:
-        kept = kept.masked_fill(
-            torch.arange(columns, device=kept.device) >= budgets.clamp(min=1)[:, None], num_tokens
-        )
     if mask is not None:
-        real = torch.cat([mask, mask.new_zeros(mask.shape[0], 1)], dim=1)
-        kept = kept.masked_fill(~real.gather(1, kept), num_tokens)
+        kept = kept.masked_fill(~mask.gather(1, kept), scores.shape[1])
+    return in_image_order(kept, budgets, scores.shape[1])
+
+
+def in_image_order(kept: Tensor, budgets: Tensor | None, num_tokens: int) -> Tensor:
+    """Return positions [B, K], best first, in ascending order, and -1 for nothing at the end.
+
+    Args:
+        kept: the positions; `num_tokens` stands for nothing.
+        budgets: how many of each row count, [B]; all of them if None.
+        num_tokens: N.
+    """
+    if budgets is not None:
+        places = torch.arange(kept.shape[1], device=kept.device)
+        kept = kept.masked_fill(places >= budgets.clamp(min=1)[:, None], num_tokens)
     positions = kept.sort(dim=-1).values
     return positions.masked_fill(positions == num_tokens, -1)
 
