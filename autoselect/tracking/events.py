@@ -61,7 +61,7 @@ def carry_out(store: Store, run_id: str, event: Event) -> None:
 def _apply_resume(store: Store, run_id: str, event: Event) -> None:
     """Set the run to RUNNING with this process's tags; end dead runs of the experiment."""
     store.client.update_run(run_id, status="RUNNING")
-    _apply_tags(store, run_id, {"values": event["tags"]})
+    _set_tags(store, run_id, event["tags"])
     experiment = store.experiment(event["experiment"])
     for run in store.client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         if run.info.run_id != run_id and is_gone(run.data.tags):
@@ -69,7 +69,11 @@ def _apply_resume(store: Store, run_id: str, event: Event) -> None:
 
 
 def _apply_tags(store: Store, run_id: str, event: Event) -> None:
-    tags = [RunTag(name, value[:LONGEST_VALUE]) for name, value in event["values"].items()]
+    _set_tags(store, run_id, event["values"])
+
+
+def _set_tags(store: Store, run_id: str, values: Mapping[str, str]) -> None:
+    tags = [RunTag(name, value[:LONGEST_VALUE]) for name, value in values.items()]
     for start in range(0, len(tags), PARAMS_PER_CALL):
         store.client.log_batch(run_id, tags=tags[start : start + PARAMS_PER_CALL])
 
@@ -141,20 +145,11 @@ def _apply_mention(store: Store, run_id: str, event: Event) -> None:
     other = store.run(event["on"])
     if other is None:
         return
-    tag, link = event["tag"], run_link(store.client.get_run(run_id))
-    ids = other.data.tags.get(tag, "").split()
-    _apply_tags(
-        store,
-        other.info.run_id,
-        {
-            "values": {
-                tag: " ".join(dict.fromkeys([*ids, run_id])),
-                NOTE_TAG: with_mention(
-                    other.data.tags.get(NOTE_TAG, ""), event["title"], event["text"], link
-                ),
-            }
-        },
-    )
+    tag, tags = event["tag"], other.data.tags
+    ids = dict.fromkeys([*tags.get(tag, "").split(), run_id])
+    link = run_link(store.client.get_run(run_id))
+    described = with_mention(tags.get(NOTE_TAG, ""), event["title"], event["text"], link)
+    _set_tags(store, other.info.run_id, {tag: " ".join(ids), NOTE_TAG: described})
 
 
 def _apply_leaderboard(store: Store, run_id: str, event: Event) -> None:
