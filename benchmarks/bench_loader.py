@@ -36,6 +36,7 @@ from PIL import Image
 from autoselect.data.decode import read_image, reuse_image_memory
 from autoselect.data.loader import BatchPlan, Loader
 from autoselect.data.shards import ShardSet, ShardWriter
+from autoselect.evaluation.latency.environment import environment
 from autoselect.files.atomic import write_text
 
 MICRO_BATCH = 16
@@ -205,13 +206,6 @@ def compare(sides: dict[str, Callable[[], Sample]], rounds: int, name: str) -> d
     return result
 
 
-def processor_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=512, help="distinct images")
@@ -227,8 +221,9 @@ def main() -> None:
             f"that {cores} workers have ready by then do not count; give at least {least}"
         )
     images = [photo(number, *arguments.size) for number in range(arguments.images)]
+    processor = environment("cpu")["processor"]
     results: dict[str, Any] = {
-        "machine": {"processor": processor_name(), "cores": cores, "system": platform.system()},
+        "machine": {"processor": processor, "cores": cores, "system": platform.system()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
         | {name: version(name) for name in ("pillow", "webdataset", "numpy")},
         "setting": {
