@@ -85,13 +85,14 @@ def _train(
     # Takes seconds, or minutes if the disk is cold.
     with heartbeat.independently("importing the program"), import_faults.explained_imports():
         from autoselect.reference.resources import resolve_model, resolve_shards
-        from autoselect.training.run import train
+        from autoselect.training.run import assemble
 
     heartbeat.progress("resolving model and shards")
     config = dataclasses.replace(config, model=resolve_model(config.model))
     shards = rank_zero.on_main(lambda: resolve_shards(config.data.train_shards))
     data = dataclasses.replace(config.data, train_shards=shards)
-    return train(dataclasses.replace(config, data=data), deepspeed, info, signals, heartbeat)
+    config = dataclasses.replace(config, data=data)
+    return assemble(config, deepspeed, info, signals, heartbeat).run()
 
 
 if __name__ == "__main__":

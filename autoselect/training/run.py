@@ -48,36 +48,6 @@ CALIBRATION_BATCH = 8
 """Images encoded at once; the states of a tower for 8 images of five tiles take about 1 GB."""
 
 
-def train(
-    config: TrainConfig,
-    deepspeed: DeepSpeedConfig,
-    info: processes.RankInfo,
-    signals: SignalFlag | None = None,
-    heartbeat: Heartbeat | None = None,
-) -> bool:
-    """Train a selector and export it to `OUTPUT/selector`.
-
-    Args:
-        config: settings of the training.
-        deepspeed: batch sizes, ZeRO stage and clipping.
-        info: rank of this process; the ranks have met.
-        signals: remembers signals since the process began; created here by default.
-        heartbeat: watches the ranks since they met; created here by default.
-
-    Returns:
-        True if all steps are done; False after a signal, with a checkpoint to resume from.
-
-    Raises:
-        ConfigError: model, shards, budget or batch sizes do not fit.
-        CheckpointError: there are checkpoints but none can be used.
-        RankLostError, RankFailedError: another rank is dead or stalled, or failed.
-    """
-    if heartbeat is None:
-        with Heartbeat(info) as heartbeat:
-            return train(config, deepspeed, info, signals, heartbeat)
-    return assemble(config, deepspeed, info, signals or SignalFlag(), heartbeat).run()
-
-
 def assemble(
     config: TrainConfig,
     deepspeed: DeepSpeedConfig,
@@ -85,7 +55,20 @@ def assemble(
     signals: SignalFlag,
     heartbeat: Heartbeat,
 ) -> Trainer:
-    """Build a trainer at the step it starts from; see `train` for the arguments and errors."""
+    """Build a trainer at the step it starts from; its `run` trains and exports the selector.
+
+    Args:
+        config: settings of the training.
+        deepspeed: batch sizes, ZeRO stage and clipping.
+        info: rank of this process; the ranks have met.
+        signals: remembers signals since the process began.
+        heartbeat: watches the ranks since they met.
+
+    Raises:
+        ConfigError: model, shards, budget or batch sizes do not fit.
+        CheckpointError: there are checkpoints but none can be used.
+        RankLostError, RankFailedError: another rank is dead or stalled, or failed.
+    """
     check_zero(deepspeed)
     check_folder("output", config.output)
     rank_zero.on_main(lambda: check_run_folder(Path(config.output)))

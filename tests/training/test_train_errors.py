@@ -18,13 +18,15 @@ from autoselect.config.files import load_config
 from autoselect.data.order import global_batch
 from autoselect.data.quarantine import QuarantineBudgetError
 from autoselect.data.shards import ShardSet
+from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.judge import EXIT_RANK_LOST, RankLostError
 from autoselect.ranks.processes import RankInfo
+from autoselect.ranks.signals import SignalFlag
 from autoselect.reference.recipe import ReferenceData
 from autoselect.reference.shards import render_shards
 from autoselect.reference.vlm import build_model, save_vlm
 from autoselect.training.remarks import cause_of_end
-from autoselect.training.run import train
+from autoselect.training.run import assemble
 from autoselect.training.trainer import Trainer
 from autoselect.training.update_guard import NumbersError, UpdateGuard
 from tests.launching import Worker, environment
@@ -53,7 +55,8 @@ def run(folder: Path, *flags: str, batch: int = 16, zero: dict | None = None) ->
     deepspeed = DeepSpeedConfig.load(DEEPSPEED).with_batch(batch, batch)
     if zero is not None:
         deepspeed = DeepSpeedConfig({**deepspeed.values, "zero_optimization": zero})
-    train(config, deepspeed, ALONE)
+    with Heartbeat(ALONE) as heartbeat:
+        assemble(config, deepspeed, ALONE, SignalFlag(), heartbeat).run()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine, QuarantineBudgetError
+from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.processes import RankInfo, leave, shutdown_distributed
+from autoselect.ranks.signals import SignalFlag
 from autoselect.training.shared_quarantine import SharedQuarantine
 from tests.workers.toy import CONFIGS, start
 
@@ -48,7 +50,7 @@ def lists(folder: Path, info: RankInfo) -> list[object]:
 
 
 def trainer(folder: Path, info: RankInfo) -> list[object]:
-    from autoselect.training.run import train
+    from autoselect.training.run import assemble
 
     deepspeed = DeepSpeedConfig.load(CONFIGS / "zero2.json").with_batch(4, 2)
     values = {
@@ -63,8 +65,10 @@ def trainer(folder: Path, info: RankInfo) -> list[object]:
         },
         "gate": {"calibration_images": 2},
     }
+    config = from_dict(TrainConfig, values)
     try:
-        train(from_dict(TrainConfig, values), deepspeed, info)
+        with Heartbeat(info) as heartbeat:
+            assemble(config, deepspeed, info, SignalFlag(), heartbeat).run()
     except QuarantineBudgetError as error:
         return [str(error)]
     return []

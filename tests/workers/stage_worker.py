@@ -17,8 +17,10 @@ from pathlib import Path
 from autoselect.config import TrainConfig
 from autoselect.config.deepspeed import DeepSpeedConfig
 from autoselect.config.files import from_dict
+from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.processes import leave, shutdown_distributed
-from autoselect.training.run import train
+from autoselect.ranks.signals import SignalFlag
+from autoselect.training.run import assemble
 from tests.workers.toy import CONFIGS, start
 
 GLOBAL_BATCH = 4
@@ -51,7 +53,9 @@ def main(folder: Path, steps: int, names: list[str]) -> None:
             "gate": {"calibration_images": 8, "temperature_end": 0.5}
             | ({"soft_removal": True, "coverage": 0.5} if "options" in options else {}),
         }
-        assert train(from_dict(TrainConfig, values), deepspeed, info)
+        config = from_dict(TrainConfig, values)
+        with Heartbeat(info) as heartbeat:
+            assert assemble(config, deepspeed, info, SignalFlag(), heartbeat).run()
     if info.is_main:
         (folder / f"done-{info.world_size}.json").write_text(json.dumps(names))
     shutdown_distributed()
