@@ -33,7 +33,7 @@ def check_output(subject: Subject) -> Finding:
         check_run_folder(output)
     except ConfigError as refused:
         return Finding("output", "fail", str(refused), f"do what it says, or {AFRESH}")
-    state, wrong = CheckpointStore(output / "checkpoints", config.keep_checkpoints).best()
+    state, wrong = CheckpointStore(output / "checkpoints", config.keep_checkpoints).first_usable()
     problems = "; ".join(wrong)
     if state is None and wrong:
         found = f"{output} holds a run without a usable checkpoint: {problems}"

@@ -90,7 +90,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints but none is complete; raised on every rank.
         """
-        return _on_main(self._read_best, f"no usable checkpoint: {self.folder}")
+        return _on_main(self._read_usable, f"no usable checkpoint: {self.folder}")
 
     def _write(self, state: TrainingState, target: Path) -> None:
         named = self._named()
@@ -165,10 +165,10 @@ class CheckpointStore:
             return None
         return self.folder / pointer.read_bytes()[:64].decode(errors="replace").strip()
 
-    def best(self) -> tuple[TrainingState | None, list[str]]:
-        """Return the newest usable checkpoint, and what is wrong with those that precede it.
+    def first_usable(self) -> tuple[TrainingState | None, list[str]]:
+        """Return the first usable checkpoint of `_candidates`, None if there is none.
 
-        Each of the second is a sentence. Without checkpoints there is neither.
+        Beside it, return one sentence for each checkpoint before it that is not usable.
         """
         candidates, named = self._candidates(), self._named()
         wrong = []
@@ -181,9 +181,10 @@ class CheckpointStore:
                 wrong.append(str(error))
         return None, wrong
 
-    def _read_best(self) -> TrainingState | None:
+    def _read_usable(self) -> TrainingState | None:
+        """Do what `load` says, on rank 0."""
         self._loaded, self._own = True, self._named()
-        state, wrong = self.best()
+        state, wrong = self.first_usable()
         for problem in wrong:
             logger.warning("checkpoint refused: %s", problem)
         if state is None and wrong:

@@ -33,7 +33,7 @@ def last_state(run: str, selector: Selector) -> TrainingState:
     Raises:
         ConfigError: the folder has no checkpoints, or those of another selector.
     """
-    state, _ = CheckpointStore(Path(run) / "checkpoints").best()
+    state, _ = CheckpointStore(Path(run) / "checkpoints").first_usable()
     if state is None:
         raise ConfigError(
             f"train_run={run} has no usable checkpoints; give the output folder of a training run"

@@ -78,7 +78,7 @@ def test_after_an_early_stop_rows_of_the_denoiser_are_not_held_out(
     A search without the Denoiser asks for rows that are new to the selector.
     """
     store = CheckpointStore(tmp_path / "checkpoints")
-    state, _ = store.best()
+    state, _ = store.first_usable()
     config = state.config | {"validation": {"every": 1, "patience": patience, "images": 1}}
     store.save(replace(state, step=4, config=config))
     selector = Selector.from_pretrained(selector_folder)
@@ -89,7 +89,7 @@ def test_after_an_early_stop_rows_of_the_denoiser_are_not_held_out(
     assert run.tune(settings).report["held_out"] == held_out
     assert run.tune(replace(settings, train_run=None)).report["held_out"] == 2
     order = epoch_slice(5, 0, 0, 0, 5).tolist()
-    chosen = tuning_samples(data, gap.rows_of_run(selector, store.best()[0]), 2, 1)
+    chosen = tuning_samples(data, gap.rows_of_run(selector, store.first_usable()[0]), 2, 1)
     assert [row.sample_id for row in chosen.rows] == [order[4], order[0]]
 
 
@@ -127,7 +127,7 @@ def test_a_training_that_filled_nothing_has_no_gap(
 ):
     """Its Denoiser never repaired what the gap would show it."""
     store = CheckpointStore(tmp_path / "checkpoints")
-    state, _ = store.best()
+    state, _ = store.first_usable()
     store.save(replace(state, step=4, config=state.config | {"gate": gate}))
     shutil.copytree(selector_folder, tmp_path / "selector")
     settings = settings_of(model_folder, shards, tmp_path, weights="0", images=1)
@@ -140,7 +140,7 @@ def test_the_run_of_another_selector_is_refused(training, tmp_path):
     other = Selector(Scorer(192, ScorerConfig(hidden_size=8)), {})
     with pytest.raises(ConfigError, match="trained a selector of another size or site"):
         gap.last_state(str(tmp_path), other)
-    alike = CheckpointStore(tmp_path / "checkpoints").best()[0].train_config().scorer
+    alike = CheckpointStore(tmp_path / "checkpoints").first_usable()[0].train_config().scorer
     other = Selector(Scorer(192, alike), {"seed": 99})
     with pytest.raises(ConfigError, match="train_run=.* did not train this selector: seed differ"):
         gap.last_state(str(tmp_path), other)
