@@ -249,11 +249,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def any_true(flag: bool, device: torch.device) -> bool:
-    """Return True if `flag` is true on at least one rank (a collective)."""
-    value = torch.tensor([float(flag)], device=device)
-    if dist.is_initialized():
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())

@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from autoselect.config import ConfigError
+from autoselect.ranks.exchange import broadcast_object, gather_objects
 
 PATIENCE_S = 3600.0
 """Longest wait for rank 0, in seconds."""
@@ -58,24 +59,6 @@ def prepare() -> None:
     _store, _turns = None, 0
     if dist.get_world_size() > 1:
         _store = open_store(timeout_s=30)
-
-
-def broadcast_object(value: Any) -> Any:
-    """Return the `value` of rank 0 on every rank (a collective)."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """Return the `value` of every rank, by rank, on every rank (a collective)."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def on_main(action: Callable[[], Any]) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from autoselect.ranks.rank_zero import broadcast_object, gather_objects
+from autoselect.ranks.exchange import broadcast_object, gather_objects
 
 
 def is_shared(folder: Path) -> bool:

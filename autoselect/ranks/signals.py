@@ -8,7 +8,8 @@ from types import FrameType
 
 import torch
 
-from autoselect.ranks.processes import EXIT_PREEMPTED, any_true, leave
+from autoselect.ranks.exchange import any_true
+from autoselect.ranks.processes import EXIT_PREEMPTED, leave
 
 logger = logging.getLogger(__name__)
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

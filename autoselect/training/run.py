@@ -26,6 +26,7 @@ from autoselect.files.atomic import write_text
 from autoselect.method.model import AutoSelect
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ranks import host_memory, processes, rank_zero
+from autoselect.ranks.exchange import broadcast_object
 from autoselect.ranks.heartbeat import Heartbeat
 from autoselect.ranks.signals import SignalFlag
 from autoselect.training.budgets import check_budgets
@@ -181,7 +182,7 @@ def shared_statistics(
         return TokenStatistics.from_tensors(rank_zero.on_main(calibrated))
     with gathered(vlm.vision_parameters()):
         own = calibrated()
-    return TokenStatistics.from_tensors(rank_zero.broadcast_object(own))
+    return TokenStatistics.from_tensors(broadcast_object(own))
 
 
 def calibrate_on(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from autoselect.data.faults import Fault
 from autoselect.data.quarantine import Quarantine
-from autoselect.ranks.rank_zero import gather_objects
+from autoselect.ranks.exchange import gather_objects
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config.errors import first_names
-from autoselect.ranks.processes import any_true
-from autoselect.ranks.rank_zero import gather_objects
+from autoselect.ranks.exchange import any_true, gather_objects
 from autoselect.training.engine_state import prepare_moments, trained_parameters
 
 logger = logging.getLogger(__name__)

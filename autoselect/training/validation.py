@@ -25,7 +25,7 @@ from autoselect.data.order import epoch_slice
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.method.gating import GateSetting
 from autoselect.pruning.selector import Selector
-from autoselect.ranks.processes import any_true
+from autoselect.ranks.exchange import any_true
 from autoselect.training.export import write_selector
 from autoselect.training.parts import Run
 from autoselect.training.state import Progress

@@ -9,7 +9,7 @@ import yaml
 
 from autoselect.config import TrainConfig
 from autoselect.config.files import SETTINGS_FILE, from_dict
-from autoselect.ranks.rank_zero import broadcast_object
+from autoselect.ranks.exchange import broadcast_object
 from autoselect.ranks.shared_folder import is_shared
 from autoselect.tuning.run import tune, tuning_table
 from autoselect.tuning.settings import TuneSettings

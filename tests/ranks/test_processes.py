@@ -190,7 +190,7 @@ def test_deepspeed_is_told_the_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch
 
 JOIN = """
 import time
-from autoselect.ranks import processes
+from autoselect.ranks import exchange, processes
 info = processes.RankInfo.from_environment()
 device = processes.choose_device(info)
 time.sleep(info.rank * {late})
@@ -199,7 +199,7 @@ try:
 except (processes.ConfigError, processes.RankLostError) as error:
     print(f"{{type(error).__name__}}:", error)
 else:
-    print("joined", processes.any_true(True, device), processes.any_true(False, device))
+    print("joined", exchange.any_true(True, device), exchange.any_true(False, device))
     processes.shutdown_distributed()
 """
 
@@ -241,17 +241,17 @@ def test_a_rank_that_comes_late_is_waited_for_longer_than_in_collectives(tmp_pat
 PATIENT = """
 import time
 import torch.distributed as dist
-from autoselect.ranks import processes
+from autoselect.ranks import exchange, processes
 
 info = processes.RankInfo.from_environment()
 device = processes.choose_device(info)
 processes.init_distributed(info, device, timeout_s=5)
 with processes.patient_collectives(60, 5):
     time.sleep(info.rank * 9)
-    print("inside", processes.any_true(True, device), flush=True)
+    print("inside", exchange.any_true(True, device), flush=True)
 time.sleep(info.rank * 9)
 try:
-    processes.any_true(True, device)
+    exchange.any_true(True, device)
 except RuntimeError:
     print("given up afterwards", flush=True)
 """

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from autoselect.ranks.exchange import broadcast_object
 from autoselect.ranks.processes import RankInfo, leave, shutdown_distributed
-from autoselect.ranks.rank_zero import broadcast_object
 from autoselect.training.engine_state import TrainedState, capture, restore
 from autoselect.training.update_guard import NumbersError, UpdateGuard
 from tests.workers.toy import Toy, make_engine, rows, start
