@@ -167,11 +167,11 @@ def _rows(
 ) -> list[list[str]]:
     """Return the rows of each variant; one row that says so for a variant without any."""
     known = {row["name"]: row for row in found["variants"]}
-    return [
-        line
-        for name in names
-        for line in (name in known and cells(known[name])) or [[name, NOT_MEASURED]]
-    ]
+    rows = []
+    for name in names:
+        own = cells(known[name]) if name in known else []
+        rows += own or [[name, NOT_MEASURED]]
+    return rows
 
 
 def _leak_heads(found: dict[str, Any]) -> list[str]:
