@@ -26,7 +26,8 @@ def gather_objects(value: Any) -> list[Any]:
 
 def any_true(flag: bool, device: torch.device) -> bool:
     """Return True if `flag` is true on at least one rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
     value = torch.tensor([float(flag)], device=device)
-    if dist.is_initialized():
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
