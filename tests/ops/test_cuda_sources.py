@@ -60,9 +60,11 @@ def test_kernels_compile_without_spills(source, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", GLUE)
-def test_glue_compiles(source, tmp_path):
-    """A CPU build of PyTorch lacks one generated CUDA header, which is an empty file here."""
+def test_glue_compiles(tmp_path):
+    """All files are one source here, because the headers of PyTorch cost seconds each time.
+
+    A CPU build of PyTorch lacks one generated CUDA header, which is an empty file here.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on this machine")
@@ -80,4 +82,37 @@ def test_glue_compiles(source, tmp_path):
         folders.insert(0, tmp_path)
     includes = [f"-I{folder}" for folder in folders]
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Werror"]
-    _compile([compiler, *flags, *includes, f"-I{CSRC}", str(CSRC / "cuda" / source)])
+    source = tmp_path / "glue.cpp"
+    source.write_text("".join(f'#include "cuda/{name}"\n' for name in GLUE))
+    _compile([compiler, *flags, *includes, f"-I{CSRC}", str(source)])
+
+
+NAMES = re.compile(r"\b(?:struct|class|using|enum)\s+(\w+)|\b(\w+)\s*\(|\bconstexpr\s+\w+\s+(\w+)")
+"""What a header may declare: a type, a function or a constant."""
+
+
+def _code(file):
+    return re.sub(r"//.*", "", (CSRC / file).read_text())
+
+
+def _headers(file):
+    """Return the headers of this project that a file includes, directly or not."""
+    direct = re.findall(r'^#include "(.+)"$', _code(file), re.MULTILINE)
+    return set(direct).union(*map(_headers, direct))
+
+
+def _declared(headers):
+    found = (names for header in headers for names in NAMES.findall(_code(header)))
+    return {name for names in found for name in names if name}
+
+
+@pytest.mark.parametrize("source", GLUE)
+def test_glue_includes_what_it_uses(source):
+    """In one source with the others, a file sees their headers as well."""
+    file = f"cuda/{source}"
+    own = _headers(file)
+    lent = set().union(*(_headers(f"cuda/{name}") for name in GLUE)) - own
+    missing = set(re.findall(r"\w+", _code(file))) & (_declared(lent) - _declared(own))
+    assert not missing
+    assert "checks.h" in own, "which brings all of ATen"
+    assert "#include <torch/library.h>\n" in _code(file)
