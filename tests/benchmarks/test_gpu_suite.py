@@ -17,6 +17,7 @@ from gpu_suite import Stage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoselect.ops._native import EXTENSION, OPERATORS
+from tests.forking import Program, run_after
 
 BENCHMARKS = Path(gpu_suite.__file__).parent
 BEYOND_TORCH_AND_TRANSFORMERS = (
@@ -161,30 +162,40 @@ def test_the_slowest_sanitizer_comes_last_and_memcheck_sees_every_allocation(tmp
         assert len(script) == (stage.optional_tool == "compute-sanitizer")
 
 
-@pytest.mark.parametrize("script", ["bench_prefill", "bench_scorer", "flagship"])
-def test_benchmarks_of_models_load_with_torch_and_transformers_alone(script):
-    hide = f"import sys; sys.modules.update(dict.fromkeys({BEYOND_TORCH_AND_TRANSFORMERS!r}))"
-    run = subprocess.run(
-        [sys.executable, "-c", f"{hide}; import {script}"],
-        cwd=BENCHMARKS,
-        capture_output=True,
-        text=True,
+SCRIPTS = ("bench_prefill", "bench_scorer", "flagship")
+COLLECT = """
+import os, pytest, sys
+os.chdir({folder!r})
+sys.path[0] = ""
+sys.modules["hypothesis"] = None
+sys.exit(pytest.main({arguments!r} + ["--collect-only"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_a_bare_machine(tmp_path_factory):
+    """Return how programs ended where nothing but torch, transformers and pytest is installed."""
+    steps = gpu_suite.stages(tmp_path_factory.mktemp("stages"))
+    (tests,) = (stage.command[3:] for stage in steps if stage.name == "tests")
+    programs = {script: Program(f"import {script}") for script in SCRIPTS}
+    programs["tests"] = Program(
+        COLLECT.format(folder=str(gpu_suite.ROOT), arguments=tests),
+        {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
+    hide = f"import sys; sys.modules.update(dict.fromkeys({BEYOND_TORCH_AND_TRANSFORMERS!r}))"
+    first = f"{hide}; import torch; import transformers.modeling_utils"
+    runs = run_after(first, list(programs.values()), BENCHMARKS, dict(os.environ))
+    return dict(zip(programs, runs, strict=True))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_benchmarks_of_models_load_with_torch_and_transformers_alone(script, on_a_bare_machine):
+    run = on_a_bare_machine[script]
     assert run.returncode == 0, run.stderr
 
 
-def test_the_gpu_tests_are_found_with_torch_transformers_and_pytest_alone(tmp_path):
-    (command,) = (stage.command for stage in gpu_suite.stages(tmp_path) if stage.name == "tests")
-    others = (*BEYOND_TORCH_AND_TRANSFORMERS, "hypothesis")
-    hide = f"import sys; sys.modules.update(dict.fromkeys({others!r}))"
-    collect = f"import pytest; sys.exit(pytest.main({command[3:]!r} + ['--collect-only']))"
-    run = subprocess.run(
-        [sys.executable, "-c", f"{hide}; {collect}"],
-        cwd=gpu_suite.ROOT,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-    )
+def test_the_gpu_tests_are_found_with_torch_transformers_and_pytest_alone(on_a_bare_machine):
+    run = on_a_bare_machine["tests"]
     assert run.returncode == 0, run.stdout
     for file in ("soft_top_k", "noise_gate", "hard_top_k"):
         assert f"test_{file}.py" in run.stdout

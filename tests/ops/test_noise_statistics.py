@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
+from tests.forking import Program, run_after
 
 
 def _normals(batch, n, width, device="cpu", seed=0, step=0, first=0):
@@ -145,25 +145,15 @@ print(digest.hexdigest())
 """
 
 
-def _digest(**environment):
-    run = subprocess.run(
-        [sys.executable, "-c", DIGEST],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return run.stdout.strip()
-
-
 def test_instruction_sets_and_thread_counts_give_the_same_bits(native):
     levels = ["baseline", "avx2", "avx512"]
     best = levels.index(native.build_info()["cpu_instruction_set"])
-    digests = {
-        _digest(AUTOSELECT_CPU_ISA=level, OMP_NUM_THREADS="1") for level in levels[: best + 1]
-    }
-    digests.add(_digest(OMP_NUM_THREADS="2"))
-    assert len(digests) == 1
+    programs = [Program(DIGEST, {"AUTOSELECT_CPU_ISA": level}) for level in levels[: best + 1]]
+    one, two = ({**os.environ, "OMP_NUM_THREADS": threads} for threads in ("1", "2"))
+    runs = run_after("import torch", programs, Path.cwd(), one)
+    runs += run_after("import torch", [Program(DIGEST)], Path.cwd(), two)
+    assert all(run.returncode == 0 for run in runs), runs
+    assert len(runs) >= 2 and len({run.stdout for run in runs}) == 1
 
 
 AMPLITUDES = """

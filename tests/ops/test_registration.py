@@ -2,8 +2,7 @@
 
 import os
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from autoselect.ops.marginal_order import marginal_order
 from autoselect.ops.noise import NoiseKey, NoiseStatistics
 from autoselect.ops.noise_gate import noise_gate, soft_top_k_noise_gate
 from autoselect.ops.soft_top_k import soft_top_k
+from tests.forking import Program, run_after
 
 B, N, D, K = 2, 9, 6, 3
 TAU = torch.tensor(0.5, dtype=torch.float64)
@@ -346,21 +346,6 @@ assert abs(float(gates.sum()) - 6) < 1e-4 and not build_info()["native"]
 """
 
 
-@pytest.mark.parametrize("required", ["0", "1"])
-def test_a_missing_extension_is_one_warning_or_an_error_when_required(required):
-    run = subprocess.run(
-        [sys.executable, "-c", HIDE_EXTENSION],
-        env={**os.environ, "AUTOSELECT_REQUIRE_NATIVE": required},
-        capture_output=True,
-        text=True,
-    )
-    assert run.stderr.count("the native operators are not built") == 1
-    if required == "1":
-        assert run.returncode != 0 and "ImportError: AUTOSELECT_REQUIRE_NATIVE=1" in run.stderr
-    else:
-        assert run.returncode == 0, run.stderr
-
-
 ON_A_GPU = """
 import torch
 torch.cuda.is_available = lambda: True
@@ -373,14 +358,39 @@ for _ in range(3):
 """
 
 
+WHICH_BUILD = "from autoselect.ops import build_info; print(build_info())"
+PROGRAMS = {
+    **{("hidden", on): Program(HIDE_EXTENSION, {"AUTOSELECT_REQUIRE_NATIVE": on}) for on in "01"},
+    **{("on a GPU", on): Program(ON_A_GPU, {"AUTOSELECT_REQUIRE_NATIVE": on}) for on in "01"},
+    **{
+        ("wanted", name): Program(WHICH_BUILD, {"AUTOSELECT_CPU_ISA": name})
+        for name in ("", "baseline", "neon")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """Return how each program ended, which loads the operators in an environment of its own."""
+    runs = run_after("import torch", list(PROGRAMS.values()), Path.cwd(), dict(os.environ))
+    return dict(zip(PROGRAMS, runs, strict=True))
+
+
 @pytest.mark.parametrize("required", ["0", "1"])
-def test_a_build_without_cuda_is_one_warning_on_a_gpu_or_an_error_when_required(required, native):
-    run = subprocess.run(
-        [sys.executable, "-c", ON_A_GPU],
-        env={**os.environ, "AUTOSELECT_REQUIRE_NATIVE": required},
-        capture_output=True,
-        text=True,
-    )
+def test_a_missing_extension_is_one_warning_or_an_error_when_required(required, ended):
+    run = ended["hidden", required]
+    assert run.stderr.count("the native operators are not built") == 1
+    if required == "1":
+        assert run.returncode != 0 and "ImportError: AUTOSELECT_REQUIRE_NATIVE=1" in run.stderr
+    else:
+        assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_a_build_without_cuda_is_one_warning_on_a_gpu_or_an_error_when_required(
+    required, native, ended
+):
+    run = ended["on a GPU", required]
     assert run.stderr.count("built for the CPU alone") == 1
     assert "FORCE_CUDA=1" in run.stderr and "pip install --no-build-isolation" in run.stderr
     if required == "1":
@@ -390,13 +400,8 @@ def test_a_build_without_cuda_is_one_warning_on_a_gpu_or_an_error_when_required(
 
 
 @pytest.mark.parametrize("wanted", ["", "baseline", "neon"])
-def test_an_instruction_set_that_the_processor_lacks_is_named(wanted, native):
-    run = subprocess.run(
-        [sys.executable, "-c", "from autoselect.ops import build_info; print(build_info())"],
-        env={**os.environ, "AUTOSELECT_CPU_ISA": wanted},
-        capture_output=True,
-        text=True,
-    )
+def test_an_instruction_set_that_the_processor_lacks_is_named(wanted, native, ended):
+    run = ended["wanted", wanted]
     if wanted == "neon":
         words = r"AUTOSELECT_CPU_ISA=neon must be baseline.* or unset on this processor"
         assert re.search(words, run.stderr) and run.returncode != 0
