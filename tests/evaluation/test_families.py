@@ -110,7 +110,7 @@ def test_families_with_prompts_of_their_own_are_evaluated(other_family):
 
 
 def test_all_methods_that_a_family_can_have_are_run(other_family):
-    evaluate(dataclasses.replace(other_family, methods="all", budgets="25%"))
+    evaluate(dataclasses.replace(other_family, methods="all", budgets="25%", max_images=2))
     report = json.loads((Path(other_family.out) / "report.json").read_text())
     run_methods = {row["method"] for row in report["rows"]}
     plain = {"random", "grid", "pooling", "norm", "divprune", "cdpruner", "fastv"}
@@ -207,7 +207,8 @@ def test_questions_about_several_images(
         given = json.loads(line)["predictions"]
         for method in ("autoselect", "random", "divprune"):
             assert given[f"{method}@144#0"] == given["full@0#0"], "K = N is the untouched model"
-    evaluate(dataclasses.replace(settings, scoring="likelihood", out=str(tmp_path / "likely")))
+    likely = {"scoring": "likelihood", "out": str(tmp_path / "likely"), "budgets": "8"}
+    assert evaluate(dataclasses.replace(settings, **likely)) is not None
     words = ("--model", model_folder, "--selector", selector_folder, "--budgets", "8")
     words = ("analyse", "similarity", *words, "--shards", pairs_and_singles, "--out", str(out))
     arguments = cli.parser("analyse").parse_args(list(words))

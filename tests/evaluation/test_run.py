@@ -359,7 +359,8 @@ def test_unknown_scoring_is_refused(settings):
 
 
 def test_likelihood_scoring_answers_yes_or_no_where_that_is_asked(settings):
-    result = evaluate(dataclasses.replace(settings, methods="random", scoring="likelihood"))
+    few = {"methods": "none", "max_images": 3}
+    result = evaluate(dataclasses.replace(settings, scoring="likelihood", **few))
     for sample, texts in zip(result.samples, result.answers["autoselect@4#0"], strict=True):
         turn = sample.tasks.index("existence")
         assert texts[turn] in ("yes", "no")
@@ -377,7 +378,7 @@ def test_several_selectors_stand_in_one_report(settings, selector_folder, tmp_pa
     second.diversity = 0.5
     second.save_pretrained(tmp_path / "diverse")
     both = f"{selector_folder},spread={tmp_path / 'diverse'}"
-    result = evaluate(dataclasses.replace(settings, selector=both, methods="none"))
+    result = evaluate(dataclasses.replace(settings, selector=both, methods="none", max_images=2))
     rows = {(row["method"], row["budget"]): row for row in result.report["rows"]}
     assert {name for name, _ in rows} == {"autoselect", "autoselect:spread"}
     assert {row["against"] for row in result.report["intervals"]} == {"autoselect:spread"}
@@ -392,7 +393,7 @@ def test_several_diversities_give_rows_of_their_own(settings, selector_folder, t
     saved.diversity = 0.7
     saved.save_pretrained(folder)
     chosen = {"selector": str(folder), "diversity": "0,0.4,own", "methods": "none"}
-    result = evaluate(dataclasses.replace(settings, **chosen))
+    result = evaluate(dataclasses.replace(settings, **chosen, max_images=2))
     values = {"autoselect": 0.0, f"{SPREAD}-0.4": 0.4, f"{SPREAD}-own": 0.7}
     assert {row["method"] for row in result.report["rows"]} == values.keys()
     assert result.report["selector_diversity"] == 0.7
@@ -576,7 +577,8 @@ def test_a_selector_of_other_weights_is_evaluated_with_a_warning(settings, tmp_p
     folder = tmp_path / "foreign"
     training = {"model_digest": "0" * 64, "model_name": "sibling"}
     Selector(Scorer(192, ScorerConfig()), training).save_pretrained(folder)
-    result = evaluate(dataclasses.replace(settings, selector=str(folder), methods="none"))
+    foreign = dataclasses.replace(settings, selector=str(folder), methods="none", max_images=2)
+    result = evaluate(foreign)
     assert sum("other weights" in text for text in result.report["warnings"]) == 1
     assert "trained on other weights (model_digest 000000000000 of sibling)" in caplog.text
     for name in ("report.md", "report.html"):

@@ -49,6 +49,7 @@ def tracked(template, model_folder, shards, tmp_path, monkeypatch):
         out=str(tmp_path / "out"),
         methods="none",
         random_seeds=1,
+        max_images=2,
     )
 
 
@@ -140,7 +141,7 @@ def test_several_selectors_are_logged_as_models(tracked, selector_folder):
 
 def test_the_columns_of_a_run_are_those_of_its_first_selector(tracked):
     """MLflow makes metrics of a logged model metrics of its run, and shows the last one."""
-    settings = dataclasses.replace(tracked, diversity="0,0.9", reference="model")
+    settings = dataclasses.replace(tracked, diversity="0,0.9", reference="model", max_images=5)
     report = evaluate(settings).report
     retention = {(row["method"], row["budget"]): row["retention"] for row in report["rows"]}
     other = next(method for method, _ in retention if method.startswith("autoselect:"))
@@ -178,7 +179,8 @@ def test_evaluations_are_called_by_their_folder():
 
 def analyse(tracked, kind, *more):
     words = ["--model", tracked.model, "--selector", tracked.selector, "--shards", tracked.shards]
-    words += ["--budgets", "4,16", "--out", f"{tracked.out}-analyses", *more]
+    words += ["--budgets", "4,16", "--max-images", "2"]
+    words += ["--out", f"{tracked.out}-analyses", *more]
     arguments = cli.parser("analyse").parse_args(["analyse", kind, *words])
     assert arguments.run(arguments) == 0
 
