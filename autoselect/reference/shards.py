@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def render_shards(
     Args:
         folder: folder for the shards; created if it is missing.
         sizes: number of images of each split, and the seed.
-        workers: number of processes; one per core by default.
+        workers: number of processes, one per core by default; 1 works in this one.
         domain: what the images show, a key of `DOMAINS`.
 
     Raises:
@@ -151,9 +152,13 @@ def render_shards(
             "not those of benchmarks/results; to get the same pages install it first "
             "(apt-get install libfribidi0)"
         )
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        done = pool.map(_write_shard, tasks)
-        list(tqdm(done, total=len(tasks), desc="rendering reference shards", disable=None))
+    shown = partial(tqdm, total=len(tasks), desc="rendering reference shards", disable=None)
+    processes = workers or os.cpu_count() or 1
+    if processes == 1:
+        list(shown(map(_write_shard, tasks)))
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            list(shown(pool.map(_write_shard, tasks)))
     logger.info("reference shards written to %s", folder)
 
 

@@ -1,6 +1,7 @@
 """A finished demo is not trained again; anything that differs is left to the training."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,10 +23,18 @@ from autoselect.reference.shards import render_shards
 from autoselect.vlm.loading import weights_digest
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Return a folder of reference shards, which no test changes."""
+    folder = tmp_path_factory.mktemp("rendered") / "shards"
+    render_shards(folder, ReferenceData(train=4, val=1, test=1), workers=1)
+    return folder
+
+
 @pytest.fixture
-def finished(tmp_path):
+def finished(shards, tmp_path):
     """Return a root whose runs/demo/train looks as it does after the training."""
-    render_shards(tmp_path / "runs/reference/shards", ReferenceData(train=4, val=1, test=1))
+    shutil.copytree(shards, tmp_path / "runs/reference/shards")
     pattern = "runs/reference/shards/train-*.tar"
     config = TrainConfig(
         model=resolve_model(REFERENCE),
