@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[1]
 WORKERS = Path(__file__).parent / "workers"
 IMPORTED = ("deepspeed", "transformers.models.llava.modeling_llava", "autoselect.train")
 IMPORTED += ("autoselect.training.run", "autoselect.evaluation.run")
+IMPORTED += ("autoselect.tuning.after_training", "mlflow.store.tracking.sqlalchemy_store")
+IMPORTED += ("deepspeed.runtime.zero.muon.original_muon",)  # torch.compile, by every engine
 
 
 def environment() -> dict[str, str]:
