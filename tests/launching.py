@@ -117,7 +117,9 @@ class Worker:
         return self.process.exitcode, text
 
 
-def start_ranks(ranks: int, script: str | Path, *arguments: str) -> list[Worker]:
+def start_ranks(
+    ranks: int, script: str | Path, *arguments: str, folder: Path = ROOT
+) -> list[Worker]:
     """Start one worker per rank, which meet on this machine; nothing ends them if one fails."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
     return [
@@ -125,14 +127,18 @@ def start_ranks(ranks: int, script: str | Path, *arguments: str) -> list[Worker]
             script,
             arguments,
             environment() | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            folder,
         )
         for rank in range(ranks)
     ]
 
 
-def launch(ranks: int, script: str, *arguments: str) -> None:
-    """Run a file of tests/workers in `ranks` processes; show their output if one fails."""
-    workers = start_ranks(ranks, script, *arguments)
+def launch(ranks: int, script: str | Path, *arguments: str, folder: Path = ROOT) -> str:
+    """Run a file of tests/workers in `ranks` processes; show their output if one fails.
+
+    It returns the output of rank 0.
+    """
+    workers = start_ranks(ranks, script, *arguments, folder=folder)
     running = [worker.process for worker in workers]
     deadline = time.monotonic() + 900
     while any(p.is_alive() for p in running) and time.monotonic() < deadline:
@@ -142,6 +148,14 @@ def launch(ranks: int, script: str, *arguments: str) -> None:
         time.sleep(0.05)
     results = [worker.wait(0) for worker in workers]
     assert all(code == 0 for code, _ in results), [(code, log[-4000:]) for code, log in results]
+    return results[0][1]
+
+
+def train(folder: Path, ranks: int, *arguments: str) -> str:
+    """Train in a folder, on ranks that begin as the launcher's do; return what rank 0 says."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        return launch(ranks, ROOT / "autoselect" / "train.py", *arguments, folder=folder)
 
 
 def call(folder: Path, *command: str) -> str:

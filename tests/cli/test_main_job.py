@@ -8,72 +8,60 @@ import pytest
 import yaml
 
 from autoselect.pruning.selector import Selector
-from tests.launching import call, free_port
+from tests.launching import call, free_port, train
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "autoselect" / "reference" / "model"
-STEPS = 4
-
-
-def train(folder: Path, ranks: int) -> str:
-    return call(
-        folder,
-        "deepspeed",
-        f"--num_gpus={ranks}",
-        f"--master_port={free_port()}",
-        str(ROOT / "autoselect" / "train.py"),
-        "--deepspeed",
-        str(ROOT / "configs" / "deepspeed" / "zero2.json"),
-        "--data.train_shards=shards/train-*.tar",
-        "--output=run",
-        f"--steps={STEPS}",
-        "--tune_images=4",
-    )
+STEPS = 2
+SETTINGS = (
+    *("--deepspeed", str(ROOT / "configs" / "deepspeed" / "zero2.json")),
+    *("--data.train_shards=shards/train-*.tar", "--output=run", f"--steps={STEPS}"),
+    *("--gate.calibration_images=32", "--tune_images=2", "--tune_budgets=6%,11%"),
+)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
-    sizes = ["--train", "64", "--val", "1", "--test", "12"]
+    sizes = ["--train", "64", "--val", "1", "--test", "6"]
     call(folder, "autoselect", "reference", "shards", "--out", "shards", *sizes)
     before = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
-    log = train(folder, 2)
+    launcher = ("deepspeed", "--num_gpus=2", f"--master_port={free_port()}")
+    call(folder, *launcher, str(ROOT / "autoselect" / "train.py"), *SETTINGS)
     after = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
     assert before == after
     call(
         folder,
         *("autoselect", "eval", "--model", str(MODEL), "--selector", "run/selector"),
         *("--shards", "shards/test-*.tar", "--budgets", "8,144", "--methods", "random"),
+        "--random-seeds=1",
         *("--latency-repeats", "2", "--out", "evaluation"),
     )
-    return folder, log
+    return folder
 
 
 def test_training_exports_a_selector_and_its_resolved_configuration(finished):
-    folder, _ = finished
-    selector = Selector.from_pretrained(folder / "run" / "selector")
+    selector = Selector.from_pretrained(finished / "run" / "selector")
     assert selector.width == 192
     assert selector.metadata["steps"] == STEPS
     tuned = selector.metadata["tuning"]
-    assert (tuned["images"], tuned["held_out"]) == (4, 0), "every row was trained on"
-    report = json.loads((folder / "run" / "tune" / "tune.json").read_text())
+    assert (tuned["images"], tuned["held_out"]) == (2, 0), "every row was trained on"
+    report = json.loads((finished / "run" / "tune" / "tune.json").read_text())
     assert {row["selection"] for row in report["gaps"]} == {"scores", "selected"}
     assert all("removal/gap" in row for row in report["gaps"])
-    resolved = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    resolved = yaml.safe_load((finished / "run" / "config.yaml").read_text())
     assert resolved["train"]["steps"] == STEPS
     assert resolved["deepspeed"]["zero_optimization"]["stage"] == 2
 
 
 def test_a_finished_run_started_again_trains_no_further(finished):
-    folder, _ = finished
-    weights = (folder / "run" / "selector" / "selector.safetensors").read_bytes()
-    assert f"resuming at step {STEPS} of {STEPS}" in train(folder, 1)
-    assert (folder / "run" / "selector" / "selector.safetensors").read_bytes() == weights
+    weights = (finished / "run" / "selector" / "selector.safetensors").read_bytes()
+    assert f"resuming at step {STEPS} of {STEPS}" in train(finished, 1, *SETTINGS)
+    assert (finished / "run" / "selector" / "selector.safetensors").read_bytes() == weights
 
 
 def test_the_report_has_the_shape_that_others_rely_on(finished):
-    folder, _ = finished
-    report = json.loads((folder / "evaluation" / "report.json").read_text())
+    report = json.loads((finished / "evaluation" / "report.json").read_text())
     assert report["num_tokens"] == 144
     assert set(report["full"]) >= {"mean", "tasks"}
     assert set(report["blind"]["tasks"]) == set(report["full"]["tasks"])
@@ -89,10 +77,9 @@ def test_the_report_has_the_shape_that_others_rely_on(finished):
     for pruned in report["latency"]["pruned"]:
         full = report["latency"]["full_prefill_ms"]
         assert pruned["speedup"] == pytest.approx(full / pruned["prefill_ms"])
-    assert (folder / "evaluation" / "report.md").is_file()
-    assert len(list((folder / "evaluation" / "figures").glob("*.png"))) >= 2
+    assert (finished / "evaluation" / "report.md").is_file()
+    assert len(list((finished / "evaluation" / "figures").glob("*.png"))) >= 2
 
 
 def test_both_runs_are_tracked(finished):
-    folder, _ = finished
-    assert (folder / "mlflow.db").is_file()
+    assert (finished / "mlflow.db").is_file()

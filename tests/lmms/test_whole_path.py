@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from autoselect import Selector, attach, detach
 from tests.data.official_files import picture, pope, put
-from tests.launching import call, free_port
+from tests.launching import call, free_port, train
 from tests.lmms.hub_folder import NUM_TOKENS, WIDTH, write_hub_folder
 
 ROOT = Path(__file__).parents[2]
@@ -63,16 +63,10 @@ def finished(tmp_path_factory) -> Path:
         *("--output", "shards/pope", "--workers", "1"),
     )
     deepspeed = str(ROOT / "configs" / "deepspeed" / "zero2.json")
-    port = free_port()
     doctor = ["autoselect", "doctor", "--config", "run.yaml", "--deepspeed", deepspeed]
-    said = call(folder, *doctor, "--gpus", "2", "--gpu", "h100", "--port", port)
+    said = call(folder, *doctor, "--gpus", "2", "--gpu", "h100", "--port", free_port())
     assert ": 0 failed" in said
-    call(
-        folder,
-        *("deepspeed", "--num_gpus=2", f"--master_port={port}"),
-        *(str(ROOT / "autoselect" / "train.py"), "--deepspeed", deepspeed),
-        *("--config", "run.yaml"),
-    )
+    train(folder, 2, "--deepspeed", deepspeed, "--config", "run.yaml")
     call(
         folder,
         *("autoselect", "eval", "--model", "model", "--selector", "run/selector"),
