@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from autoselect.training import checkpoint
 from autoselect.training.checkpoint import CheckpointError, CheckpointStore
 from autoselect.training.engine_state import TrainedState
 from autoselect.training.state import Origin, Progress, TrainingState
+from tests.launching import Worker, environment
 from tests.training.states import make_state
 from tests.vlm.model_variants import POINTER
 
@@ -345,14 +344,10 @@ def test_dying_at_any_operation_of_a_save_leaves_a_complete_checkpoint(
 
 
 KILL_SCRIPT = """
-import sys
 from pathlib import Path
 from autoselect.training.checkpoint import CheckpointStore
-from autoselect.training.state import Origin, Progress, TrainingState
 from tests.training.states import make_state
-from tests.vlm.model_variants import POINTER
 store = CheckpointStore(Path({folder!r}), keep=1)
-print("ready", flush=True)
 for step in range(1, 100000):
     store.save(make_state(step))
 """
@@ -360,24 +355,18 @@ for step in range(1, 100000):
 
 def test_kill_nine_inside_saves(tmp_path: Path) -> None:
     """The process gets SIGKILL while it does nothing but save."""
-    script = KILL_SCRIPT.format(folder=str(tmp_path / "c"))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = tmp_path / "saves.py"
+    script.write_text(KILL_SCRIPT.format(folder=str(tmp_path / "c")))
     chance = random.Random(0)
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
+        worker = Worker(script, (), environment())
         while not (tmp_path / "c" / "latest").exists():
-            assert process.poll() is None
-        try:
-            process.wait(timeout=chance.uniform(0.01, 0.2))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert process.returncode == -signal.SIGKILL
+            assert worker.process.is_alive(), worker.wait(0)
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.01, 0.2))
+        worker.signal(signal.SIGKILL)
+        code, log = worker.wait(60)
+        assert code == -signal.SIGKILL, log
         loaded = CheckpointStore(tmp_path / "c", keep=1).load()
         assert loaded is not None
         assert_same(loaded, make_state(loaded.step))
