@@ -17,7 +17,7 @@ COMMANDS = {
     "distributed eval": ["autoselect/eval.py", *EVAL_FLAGS],
 }
 IMPORTS = """
-import sys, torch, deepspeed, mlflow
+import sys, torch
 assert not {"transformers", "torchvision"} & set(sys.modules)
 """
 
