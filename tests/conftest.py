@@ -21,3 +21,13 @@ def alone():
         processes.init_distributed(rank, processes.choose_device(rank))
         yield rank
         deepspeed.comm.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """Return the bytes of an SQLite store with its tables, made once; they take seconds."""
+    from autoselect.tracking.store import Store
+
+    folder = tmp_path_factory.mktemp("store")
+    Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
+    return (folder / "mlflow.db").read_bytes()

@@ -352,8 +352,9 @@ def test_labels_come_from_the_records():
         labelled_images([Stored(label="dog"), Stored()], names)
 
 
-def test_the_course_of_training_reaches_the_gate_figure(tmp_path, monkeypatch):
+def test_the_course_of_training_reaches_the_gate_figure(tmp_path, monkeypatch, empty_store):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = Tracker.start("autoselect", "train")
     for step, value in ((1, 0.3), (2, 0.8), (3, 0.97)):

@@ -19,21 +19,13 @@ from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
 from autoselect.tracking import Tracker
-from autoselect.tracking.store import Store, default_uri
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """Return an SQLite store with its tables, made once; they take seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
-    return (folder / "mlflow.db").read_bytes()
+from autoselect.tracking.store import default_uri
 
 
 @pytest.fixture
-def tracked(template, model_folder, shards, tmp_path, monkeypatch):
+def tracked(empty_store, model_folder, shards, tmp_path, monkeypatch):
     """Settings, in a folder with a store that holds the run in which the selector was trained."""
-    (tmp_path / "mlflow.db").write_bytes(template)
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     training = Tracker.start("autoselect", "train mine")

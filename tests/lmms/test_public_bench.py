@@ -197,6 +197,13 @@ def test_prefill_is_measured_again_for_other_budgets_and_after_a_refusal(
     assert measured == ["64", "64,32", "32", "32"]
 
 
+@pytest.fixture
+def tracked_here(empty_store, monkeypatch):
+    """Put a store into the folder of the test."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Path("mlflow.db").write_bytes(empty_store)
+
+
 def tracked_runs():
     from mlflow import MlflowClient
 
@@ -205,8 +212,7 @@ def tracked_runs():
     return client.search_runs([experiment])
 
 
-def test_a_run_is_tracked_with_a_child_for_every_row(settings, lmms, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_run_is_tracked_with_a_child_for_every_row(settings, lmms, tracked_here):
     bench_public(replace(settings, tracking=True, budgets="64"))
     runs = {run.info.run_name: run for run in tracked_runs()}
     assert set(runs) == {"public out", "autoselect, 64 tokens", "random, 64 tokens"}
@@ -217,8 +223,7 @@ def test_a_run_is_tracked_with_a_child_for_every_row(settings, lmms, monkeypatch
     assert row.data.tags["mlflow.parentRunId"] == runs["public out"].info.run_id
 
 
-def test_a_killed_and_a_repeated_run_go_on_in_the_same_tracked_runs(settings, lmms, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_killed_and_a_repeated_run_go_on_in_the_same_tracked_runs(settings, lmms, tracked_here):
     settings = replace(settings, tracking=True, budgets="64")
     lmms.fail_at = 3
     with pytest.raises(KeyboardInterrupt):

@@ -3,22 +3,13 @@
 import pytest
 
 from autoselect.tracking import delivery
-from autoselect.tracking.store import Store
 from tests.tracking.runs import Outage
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """Return an SQLite store with its tables, made once; they take seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    Store(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
-    return (folder / "mlflow.db").read_bytes()
-
-
 @pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch, template):
+def project(tmp_path, monkeypatch, empty_store):
     """Return an empty project folder as current folder, with the default store."""
-    (tmp_path / "mlflow.db").write_bytes(template)
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(delivery, "DELIVERY_SECONDS", 3600.0)  # only when asked to
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

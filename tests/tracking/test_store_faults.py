@@ -209,10 +209,10 @@ def test_a_damaged_journal_of_another_run_stops_no_start(caplog):
 
 
 @pytest.mark.parametrize("name", ['o\'dd [x] "ü" {a,b}', "%20 #1 & $v?"])
-def test_a_project_folder_may_have_any_name(template, monkeypatch, name):
+def test_a_project_folder_may_have_any_name(empty_store, monkeypatch, name):
     folder = Path(name).absolute()
     folder.mkdir()
-    (folder / "mlflow.db").write_bytes(template)
+    (folder / "mlflow.db").write_bytes(empty_store)
     (folder / "note.txt").write_text("hello")
     monkeypatch.chdir(folder)
     tracker = start()

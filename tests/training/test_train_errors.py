@@ -189,11 +189,12 @@ def test_a_run_over_its_budget_goes_on_once_the_shards_are_repaired(
 
 
 def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked_run(
-    alone, folder, tmp_path, monkeypatch
+    alone, folder, tmp_path, monkeypatch, empty_store
 ):
     """A later start with a setting that changes its numbers is refused by name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     output = tmp_path / "run"
     flags = (
         f"--output={output}",
@@ -219,10 +220,11 @@ def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_tracked
 
 
 def test_a_run_whose_selector_cannot_be_written_is_not_a_finished_one(
-    alone, folder, tmp_path, monkeypatch
+    alone, folder, tmp_path, monkeypatch, empty_store
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     output = tmp_path / "run"
     (output / "selector").mkdir(parents=True)
     (output / "selector" / "config.json").mkdir()  # in the way of the file
