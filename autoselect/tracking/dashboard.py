@@ -1,5 +1,6 @@
 """`make dashboard`: serve MLflow's own pages over the store of the runs, on loopback only."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -41,5 +42,18 @@ def serve(port: int) -> int:
     for name, page in pages.items():
         print(f"selectors of {name}, retention and speedup: {address}/{page}")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
-    return subprocess.run([*command, "--host", HOST, "--port", str(port)], check=False).returncode
+    command = [*server_command(store.uri), "--host", HOST, "--port", str(port)]
+    return subprocess.run(command, env=server_environment(), check=False).returncode
+
+
+def server_command(uri: str) -> list[str]:
+    """Return the command that serves the pages of a store, without host and port."""
+    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+
+
+def server_environment() -> dict[str, str]:
+    """Return the variables of the server, which starts no runners of MLflow's jobs unless asked.
+
+    They are eight processes with MLflow in memory, for jobs that nothing here submits.
+    """
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 
@@ -26,6 +25,7 @@ from autoselect.evaluation.report.tracked_evaluation import CURVE, TrackedEvalua
 from autoselect.evaluation.settings import EvalSettings
 from autoselect.method.scorer import Scorer
 from autoselect.pruning.selector import Selector
+from autoselect.tracking.dashboard import server_command, server_environment
 from autoselect.tracking.models_and_data import Data
 from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, FakeVLM, make_samples
 
@@ -96,9 +96,10 @@ def test_the_html_report_shows_table_and_figures(finished, tmp_path):
 
 @needs_chromium
 @pytest.mark.slow
-def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
+def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch, empty_store):
     out, report, figures, _ = finished
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = EvalSettings("m", "runs/mine/selector", "shards", "1,4", str(out))
     tags = {"model": report["model"], "data": "24 images"}
@@ -111,8 +112,8 @@ def test_the_dashboard_shows_the_evaluation(finished, tmp_path, monkeypatch):
         port = probe.getsockname()[1]
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-        + ["--host", "127.0.0.1", "--port", str(port)],
+        [*server_command(uri), "--workers", "1", "--host", "127.0.0.1", "--port", str(port)],
+        env=server_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -1,6 +1,7 @@
 """Stores that cannot take a run: a new run names cause and fix, a resumed one and pages go on."""
 
 import importlib.util
+import os
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -77,15 +78,18 @@ def test_a_store_that_takes_no_run_is_an_error_with_its_own_cause_and_fix(monkey
 def test_the_pages_of_a_store_that_cannot_be_opened_end_in_one_sentence(monkeypatch, fault):
     plant, cause, fix = fault
     plant(monkeypatch)
-    commands = []
+    commands, environments = [], []
 
-    def begin(command, **options):
+    def begin(command, env, **options):
         commands.append(command)
+        environments.append(env)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr("autoselect.tracking.dashboard.subprocess.run", begin)
     if plant is deleted_experiment:  # its pages can be shown
         assert serve(0) == 0 and len(commands) == 1
+        assert environments[0]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+        assert environments[0]["PATH"] == os.environ["PATH"]
         return
     with pytest.raises(ConfigError) as refused:
         serve(0)
