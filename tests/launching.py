@@ -67,6 +67,7 @@ def _become(
     os.dup2(descriptor, 2)
     os.environ.clear()
     os.environ.update(variables)
+    multiprocessing.set_start_method(None, force=True)  # that of this Python, for its own workers
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.parent))
     runpy.run_path(str(script), run_name="__main__")
