@@ -81,7 +81,7 @@ def test_a_destination_that_no_shell_has_expanded_is_named(capsys):
         (["plan", "--gpus", "0"], "gpus=0 is below 1"),
         (["plan", "--visual-tokens", "-7"], "visual_tokens=-7 is below 1"),
         (["plan", "--gpu-memory", "0"], "gpu_memory=0.0 and"),
-        (["plan", "--overhead-gib", "-50"], "overhead_gib=-50.0 is below 0"),
+        (["plan", "--overhead-gib", "-50"], "overhead_gib=-50.0 must be finite"),
         (["doctor", "--gpus", "0"], "gpus=0 is below 1"),
         (["doctor", "--visual-tokens", "-1"], "visual_tokens=-1 is below 1"),
         (["doctor", "--gpu-memory", "0"], "gpu_memory=0.0 must be above 0"),
