@@ -22,7 +22,7 @@ def shown_image(images: Sequence[ImageSelection], number: int, picture: Any) -> 
     """Return the choice of image `number`, which a picture is to show.
 
     Raises:
-        ConfigError: there is no such image, or the picture is not a PIL image.
+        ConfigError: the call had no such image, or the picture is not a PIL image.
     """
     if not isinstance(picture, Image.Image):
         raise ConfigError(
