@@ -61,6 +61,8 @@ GROUPS = {
     },
 }
 """Sub-commands by step: the function in `autoselect` that adds each one, and its summary."""
+FOLDERS = ("out", "output", "work")
+"""Flags that name the folder of a command's results."""
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -120,7 +122,7 @@ def _in_line(value: object) -> str:
 
 def check_destinations(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
-        if isinstance(value, str | Path) and name in ("out", "output", "work", "json"):
+        if isinstance(value, str | Path) and name in (*FOLDERS, "json"):
             place(name, str(value))
             (check_file if name == "json" else check_folder)(name, value)
 
@@ -131,7 +133,7 @@ def check_alone(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: this is one of several tasks of `srun`, or of several processes of mpirun.
     """
-    writes = any(hasattr(options, name) for name in ("out", "output", "work"))
+    writes = any(hasattr(options, name) for name in FOLDERS)
     by_launcher = "RANK" in os.environ or "WORLD_SIZE" in os.environ
     if by_launcher or not (writes or options.command in ("demo", "report", "train")):
         return
