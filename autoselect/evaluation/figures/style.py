@@ -57,8 +57,6 @@ FONTS_OF_OTHER_SCRIPTS = (
 """Fonts with letters that matplotlib's own font lacks; those that are installed are used."""
 
 logger = logging.getLogger(__name__)
-# It says of every title that such a font has no bold face.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def colours_of(methods: Iterable[str]) -> dict[str, str]:
@@ -96,8 +94,14 @@ def fonts_of_other_scripts() -> list[str]:
 @contextmanager
 def _missing_letters_in_one_line(path: Path) -> Iterator[None]:
     """Say once that letters are missing; matplotlib says it of every letter."""
-    with warnings.catch_warnings(record=True) as caught:
-        yield
+    fonts = logging.getLogger("matplotlib.font_manager")
+    before = fonts.level
+    fonts.setLevel(logging.ERROR)  # it says of every title that such a font has no bold face
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+    finally:
+        fonts.setLevel(before)
     missing = [one for one in caught if "missing from font" in str(one.message)]
     if missing:
         logger.warning(
