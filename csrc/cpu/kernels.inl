@@ -99,7 +99,7 @@ void score_gradient(const W* logits, const W* grad_gates, const W* grad_logits, 
   double sums[2];
   sum_terms<W, 2>(count, sums, [&](int64_t i, W* terms) {
     W h = grad_logits != nullptr ? grad_logits[i] : W(0);
-    if (grad_gates != nullptr) h += gate_slope(logits[i]) * grad_gates[i];
+    if (grad_gates != nullptr) h += weighted(gate_slope(logits[i]), grad_gates[i]);
     grad_scores[i] = h;
     terms[0] = h;
     terms[1] = threshold_weight(logits[i], nearest);

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const auto logit_gradient_of = [&](int64_t i) {
     W h = args.grad_logits != nullptr ? args.grad_logits[at + i] : W(0);
-    if (args.grad_gates != nullptr) h += gate_slope(logits[i]) * args.grad_gates[at + i];
+    if (args.grad_gates != nullptr) h += weighted(gate_slope(logits[i]), args.grad_gates[at + i]);
     return h;
   };
   W sums[2] = {};

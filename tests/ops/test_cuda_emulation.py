@@ -126,7 +126,9 @@ def test_soft_top_k(kernels, n, k, kind):
         gates, logits, grad = (_poison(2, n) for _ in range(3))
         arguments = (scores, mask, None, k, temperature, 2, n)
         _call(kernels.soft_top_k_f32, *arguments, gates, logits)
-        _call(kernels.score_gradient_f32, logits, upstream, None, temperature, 2, n, grad)
+        padding = torch.zeros(2, n, dtype=torch.bool) if mask is None else ~mask
+        junk = upstream.masked_fill(padding, torch.nan)
+        _call(kernels.score_gradient_f32, logits, junk, None, temperature, 2, n, grad)
         leaf = scores.double().requires_grad_()
         expected = soft_top_k_reference(leaf, k, temperature, mask)
         expected.backward(upstream.double())

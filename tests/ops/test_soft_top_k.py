@@ -126,6 +126,18 @@ def test_padded_scores_may_be_anything(device):
         torch.testing.assert_close(gates[:, :4], soft_top_k(scores[:, :4].contiguous(), 2, 0.5))
 
 
+@pytest.mark.parametrize("op", [soft_top_k, soft_top_k_reference])
+@pytest.mark.parametrize("junk", [math.nan, math.inf])
+def test_gradients_of_padded_gates_do_not_count(op, junk, device):
+    """The entropy of the gates has such ones where a gate is 0."""
+    torch.manual_seed(0)
+    scores, upstream = torch.randn(2, 6, device=device), torch.randn(2, 6, device=device)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6], dtype=torch.bool, device=device)
+    _, expected = _gates_and_gradient(op, scores, 2, 0.5, mask, upstream)
+    upstream = upstream.masked_fill(~mask, junk)
+    assert torch.equal(_gates_and_gradient(op, scores, 2, 0.5, mask, upstream)[1], expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_scores_get_float32_gates(dtype, device):
     scores = torch.randn(2, 63, device=device).to(dtype).requires_grad_()
