@@ -171,7 +171,7 @@ def check_temperature(temperature: float | Tensor, device: torch.device) -> Tens
         check_constant("temperature", temperature)
         value = temperature.detach().double()
     else:
-        value = torch.full((), temperature, dtype=torch.float64)
+        value = torch.full((), temperature, dtype=torch.float64, device="cpu")
     if values_are_checkable(value):
         bounds.temperature("temperature", value.item())
     return value

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from autoselect.config import ConfigError
 from autoselect.ops.checks import FLOAT_DTYPES
 from autoselect.ops.soft_top_k import soft_top_k, soft_top_k_reference
 
@@ -178,6 +179,16 @@ def test_every_temperature_allowed_gives_the_budget(temperature, dtype, kind, de
         # Rounding divided by such a temperature may exceed 65504, the largest float16.
         assert not grad.isnan().any()
         assert dtype == torch.float16 or (grad * temperature).isfinite().all()
+
+
+@pytest.mark.parametrize("op", [soft_top_k, soft_top_k_reference])
+def test_the_default_device_does_not_matter(op, device):
+    scores = torch.randn(2, 9, device=device)
+    expected = op(scores, 3, 0.5)
+    with torch.device("meta"):
+        assert torch.equal(op(scores, 3, 0.5), expected)
+        with pytest.raises(ConfigError, match="temperature=0"):
+            op(scores, 3, 0)
 
 
 def test_strided_scores(device):
