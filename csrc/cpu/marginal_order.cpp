@@ -10,6 +10,8 @@
 namespace autoselect {
 namespace {
 
+constexpr double kLargestWeight = 8e37;  // as in Python; 8e37f is a little less
+
 // The order of one row; ties go to the lowest position.
 void take_in_turn(const float* scores, const float* likeness, const bool* mask, int64_t num_tokens,
                   int64_t k, float weight, int64_t* order) {
@@ -44,8 +46,8 @@ void check_marginal_order(const at::Tensor& scores, const at::Tensor& likeness, 
   check_float("likeness", likeness, 3);
   check_shape("likeness", likeness, {scores.size(0), scores.size(1), scores.size(1)}, scores);
   check_budget(k, scores.size(1));
-  TORCH_CHECK_VALUE(weight >= 0 && weight <= kLargestRelevance, "weight must be in 0..",
-                    kLargestRelevance, ", but is ", weight);
+  TORCH_CHECK_VALUE(weight >= 0 && weight <= kLargestWeight, "weight must be in 0..",
+                    kLargestWeight, ", but is ", weight);
 }
 
 at::Tensor marginal_order_cpu(const at::Tensor& scores, const at::Tensor& likeness, int64_t k,

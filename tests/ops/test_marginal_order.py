@@ -5,6 +5,7 @@ import torch
 
 from autoselect.config import ConfigError
 from autoselect.ops import checks
+from autoselect.ops.diverse_top_k import LARGEST_SCORE
 from autoselect.ops.marginal_order import marginal_order, marginal_order_reference
 
 BOTH = pytest.mark.parametrize("op", [marginal_order, marginal_order_reference])
@@ -77,6 +78,16 @@ def test_nan_ranks_below_every_number_where_it_is_not_refused(op, device, monkey
         monkeypatch.setattr(checks, "values_are_checkable", lambda tensor: False)  # as on a GPU
     scores = torch.tensor([[torch.nan, 1.0, -1e30, 2.0]], device=device)
     assert op(scores, torch.zeros(1, 4, 4, device=device), 4, 0.5).tolist() == [[3, 1, 2, 0]]
+
+
+@BOTH
+@pytest.mark.parametrize("weight", [1e30, LARGEST_SCORE])
+def test_a_huge_weight_leaves_the_scores_out(op, weight, device):
+    scores, likeness, _ = inputs(40, device)
+    first = scores[0].argmax()
+    order = op(scores, likeness, 2, weight)[0]
+    likeness[0, first, first] = 2.0
+    assert order.tolist() == [int(first), int(likeness[0, first].argmin())]
 
 
 @BOTH
