@@ -22,6 +22,7 @@ AS_INLINE float relevance(float score, float low, float high) {
 
 AS_INLINE float diverse_gain(float relevance, float nearest, float relevance_weight,
                              float diversity) {
+  if (diversity == 0.0f) nearest = 0.0f;  // which may be infinite in marginal order
 #if defined(__CUDA_ARCH__)
   return __fsub_rn(__fmul_rn(relevance_weight, relevance), __fmul_rn(diversity, nearest));
 #else

@@ -37,11 +37,12 @@ def marginal_order_reference(
     row = torch.arange(len(scores), device=scores.device)
     order: list[Tensor] = []
     for _ in range(k):
-        taken = gain.masked_fill(~free, -torch.inf).argmax(dim=-1)
+        largest = gain.masked_fill(~free, -torch.inf).amax(dim=-1, keepdim=True)
+        taken = (free & (gain >= largest)).int().argmax(dim=-1)
         order.append(torch.where(free[row, taken], taken, -1))
         free = free.scatter(1, taken[:, None], False)
         nearest = torch.fmax(nearest, likeness[row, taken].float())
-        gain = scores - weight * nearest
+        gain = scores - weight * nearest if weight > 0 else scores
     return torch.stack(order, dim=1)
 
 

@@ -24,7 +24,7 @@ void take_in_turn(const float* scores, const float* likeness, const bool* mask, 
     for (int64_t i = 0; i < num_tokens; ++i) {
       if (!free[i]) continue;
       const float score = relevance_score(scores[i]);
-      const float gain = step == 0 ? score : score - weight * nearest[i];
+      const float gain = step == 0 ? score : diverse_gain(score, nearest[i], 1.0f, weight);
       if (best < 0 || gain > largest) {
         best = i;
         largest = gain;

@@ -34,6 +34,8 @@ def test_it_agrees_with_the_reference(count, k, dtype, device):
 def test_without_weight_it_is_the_order_of_the_scores(op, device):
     scores, likeness, _ = inputs(40, device)
     assert torch.equal(op(scores, likeness, 9, 0.0), scores.topk(9).indices)
+    likeness[:, :, ::2] = torch.inf
+    assert torch.equal(op(scores, likeness, 9, 0.0), scores.topk(9).indices)
 
 
 @BOTH
@@ -68,6 +70,17 @@ def test_likenesses_that_are_not_numbers_do_not_count(op, device):
     likeness[0, 7] = likeness[0, :, 7] = torch.nan
     numbers = likeness.nan_to_num(-1.0)
     assert torch.equal(op(scores, likeness, 20, 0.7), op(scores, numbers, 20, 0.7))
+
+
+@BOTH
+def test_tokens_are_taken_also_if_no_gain_is_finite(op, device):
+    scores, likeness, mask = inputs(7, device)
+    free = mask.sum(-1, keepdim=True)
+    for value, weight in ((torch.inf, 0.5), (10.0, LARGEST_SCORE)):
+        order = op(scores, torch.full_like(likeness, value), 7, weight, mask)
+        assert torch.equal(order >= 0, torch.arange(7, device=device) < free)
+        rest = order[:, 1:].masked_fill(order[:, 1:] < 0, 7)
+        assert torch.equal(rest, rest.sort(-1).values)  # ties
 
 
 @BOTH
