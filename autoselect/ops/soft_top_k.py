@@ -99,7 +99,8 @@ def soft_top_k_logits_reference(
     budget = budget.clamp(1, scores.shape[1]).expand(scores.shape[0])[:, None]
 
     u = _solve_logits(scores, budget, temperature, valid)
-    all_kept = valid.sum(-1, keepdim=True) <= budget
+    broken = (valid & scores.isnan()).any(-1, keepdim=True)
+    all_kept = (valid.sum(-1, keepdim=True) <= budget) & ~broken
 
     # The implicit gradient: a threshold of unchanged value whose derivative by score j is w_j. The
     # mean of w before and after the change makes its second derivatives right, too.

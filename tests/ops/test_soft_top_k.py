@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from autoselect.config import ConfigError
+from autoselect.ops import checks
 from autoselect.ops.checks import FLOAT_DTYPES
 from autoselect.ops.soft_top_k import soft_top_k, soft_top_k_reference
 
@@ -189,6 +190,21 @@ def test_the_default_device_does_not_matter(op, device):
         assert torch.equal(op(scores, 3, 0.5), expected)
         with pytest.raises(ConfigError, match="temperature=0"):
             op(scores, 3, 0)
+
+
+@pytest.mark.parametrize("op", [soft_top_k, soft_top_k_reference])
+@pytest.mark.parametrize("k", [2, 5])
+def test_a_nan_score_shows_in_its_row_where_it_is_not_refused(op, k, device, monkeypatch):
+    if device.type == "cpu":
+        if op is soft_top_k:
+            pytest.skip("the CPU kernel refuses NaN")
+        monkeypatch.setattr(checks, "values_are_checkable", lambda tensor: False)  # as on a GPU
+    scores = torch.randn(2, 6, device=device)
+    scores[1, 3] = torch.nan
+    mask = torch.arange(6, device=device).expand(2, 6) < 5
+    gates, grad = _gates_and_gradient(op, scores, k, 0.5, mask, torch.ones_like(scores))
+    assert gates[0].isfinite().all() and grad[0].isfinite().all()
+    assert gates[1, :5].isnan().all() and grad[1, :5].isnan().all() and gates[1, 5] == 0
 
 
 def test_strided_scores(device):
