@@ -58,6 +58,12 @@ AS_INLINE T threshold_weight(T u, T nearest) {
   return exp_nonpositive(nearest - size) / ((T(1) + e) * (T(1) + e));
 }
 
+// dL/dr of a token of a row without a gate between 0 and 1: 0, or NaN where the gate is NaN.
+template <typename T>
+AS_INLINE T settled_gradient(T u) {
+  return u == u ? T(0) : u;
+}
+
 template <typename T>
 struct Amplitudes {
   T a;  // of the token

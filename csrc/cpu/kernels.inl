@@ -92,8 +92,8 @@ void score_gradient(const W* logits, const W* grad_gates, const W* grad_logits, 
     const W size = magnitude(logits[i]);
     nearest = size < nearest ? size : nearest;
   }
-  if (nearest == W(INFINITY)) {  // every gate is exactly 0 or 1
-    for (int64_t i = 0; i < count; ++i) grad_scores[i] = W(0);
+  if (nearest == W(INFINITY)) {
+    for (int64_t i = 0; i < count; ++i) grad_scores[i] = settled_gradient(logits[i]);
     return;
   }
   double sums[2];

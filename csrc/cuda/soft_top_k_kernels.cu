@@ -166,7 +166,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool settled = nearest == W(INFINITY);
   for (int64_t i = threadIdx.x; i < args.num_tokens; i += kThreads) {
     const W weight = threshold_weight(logits[i], nearest);
-    grad_scores[at + i] = settled ? W(0) : (logit_gradient_of(i) - weight * mean) * inverse;
+    grad_scores[at + i] =
+        settled ? settled_gradient(logits[i]) : (logit_gradient_of(i) - weight * mean) * inverse;
   }
 }
 

@@ -144,6 +144,9 @@ def test_a_nan_score_shows_in_its_row_alone(kernels):
     _call(kernels.soft_top_k_f32, scores, None, torch.tensor([4, 9]), 0, 0.3, 2, 40, gates, logits)
     assert abs(float(gates[0].sum()) - 4) < 1e-4
     assert gates[1].isnan().all()
+    grad = _poison(2, 40)
+    _call(kernels.score_gradient_f32, logits, gates, None, 0.3, 2, 40, grad)
+    assert grad[0].isfinite().all() and grad[1].isnan().all()
 
 
 def test_selection_ranks_nan_as_the_reference_does(kernels, monkeypatch):

@@ -207,6 +207,14 @@ def test_a_nan_score_shows_in_its_row_where_it_is_not_refused(op, k, device, mon
     assert gates[1, :5].isnan().all() and grad[1, :5].isnan().all() and gates[1, 5] == 0
 
 
+def test_gates_that_are_nan_have_such_gradients(native, device):
+    logits = torch.randn(2, 9, device=device)
+    logits[1] = torch.nan
+    temperature = torch.tensor(0.5, dtype=torch.float64)
+    grad = torch.ops.autoselect.soft_top_k_backward(torch.randn_like(logits), logits, temperature)
+    assert grad[0].isfinite().all() and grad[1].isnan().all()
+
+
 def test_strided_scores(device):
     base = torch.randn(63, 8, device=device, dtype=torch.float64)
     for strided in (base.t(), base[::2, ::3].t(), base[:, :1].t().expand(3, 63)):
