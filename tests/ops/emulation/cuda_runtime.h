@@ -1,5 +1,6 @@
-// One thread block of a CUDA kernel as cooperative fibers: every fiber runs to its next barrier or
-// shuffle, then the following one goes on. Enough to run the kernels of csrc/ and see their results.
+// One thread block of a CUDA kernel as cooperative fibers: a warp runs until all of its fibers wait
+// for the rest of the block, then another one goes on, from the first to the last and back. So a
+// warp is as far ahead of the others as the barriers let it be, and a missing one shows in results.
 #pragma once
 
 #include <setjmp.h>
@@ -58,6 +59,7 @@ inline Barrier block_barrier;
 inline std::vector<Barrier> warp_barriers;
 inline Fiber* running = nullptr;
 inline jmp_buf scheduler;
+inline unsigned long moves;  // barriers that fibers have passed
 inline std::function<void()> body;
 inline dim3 block_index, grid_size;
 alignas(16) inline char dynamic_shared[64 * 1024];
@@ -71,9 +73,9 @@ inline void meet(Barrier& barrier) {
   if (++barrier.waiting == barrier.members) {
     barrier.waiting = 0;
     ++barrier.round;
-    return;
   }
   while (barrier.round == round) yield();
+  ++moves;
 }
 
 template <typename T>
@@ -121,13 +123,26 @@ inline void run_block(unsigned threads) {
     fiber.start.uc_link = nullptr;
     makecontext(&fiber.start, enter, 0);
   }
-  for (bool any = true; any;) {
-    any = false;
-    for (Fiber& fiber : fibers) {
-      if (fiber.finished) continue;
-      any = true;
-      resume(fiber);
+  const auto run_warp = [&](unsigned first) {
+    bool waits = false;
+    for (unsigned long before = moves - 1; before != moves;) {
+      before = moves;
+      waits = false;
+      for (unsigned i = first; i < first + kWarpSize; ++i) {
+        if (!fibers[i].finished) resume(fibers[i]);
+        waits |= !fibers[i].finished;
+      }
     }
+    return waits;
+  };
+  static bool backwards = false;
+  for (bool waits = true; waits; backwards = !backwards) {
+    const unsigned long before = moves;
+    waits = false;
+    for (unsigned i = 0; i < threads; i += kWarpSize) {
+      waits |= run_warp(backwards ? threads - kWarpSize - i : i);
+    }
+    if (waits && before == moves) std::abort();  // for threads that never come
   }
 }
 
