@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from transformers import GenerationMixin
 
 from autoselect.config import ConfigError
@@ -24,11 +25,19 @@ def check_release(model: Any) -> None:
     """Check that a model's `forward` and `generate` have the arguments that are rewritten here.
 
     Raises:
-        ConfigError: transformers is too old, or so new that it calls the cache by another name.
+        ConfigError: transformers is too old, or so new that it calls the cache by another name; or
+            the model has another `forward` than transformers' classes of VLMs.
     """
     have = f"transformers=={transformers.__version__}"
     fix = f'pip install "transformers>={OLDEST_TRANSFORMERS},<{FIRST_TOO_NEW}"'
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        if Version(transformers.__version__) >= Version(OLDEST_TRANSFORMERS):
+            raise ConfigError(
+                f"model={type(model).__name__} ({model.config.model_type}) has a forward without "
+                f"the argument mm_encoder_outputs, which the VLMs of {have} have; give a model of "
+                "docs/backbones.md in transformers' own class with its own forward, or the part "
+                "of an omni model that sees images, such as model.thinker"
+            )
         raise ConfigError(
             f"{have} gives {type(model).__name__} no argument mm_encoder_outputs; "
             f"{OLDEST_TRANSFORMERS} or newer is needed: {fix}"

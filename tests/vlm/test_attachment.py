@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,7 @@ from autoselect.vlm.sites import SITES
 from tests.vlm.checks import KeepPlaces
 from tests.vlm.stock import asked_inputs, attached, model_of, selector
 from tests.vlm.tiny import TINY, batch, build, clip_batch
-from tests.vlm.tiny_models import llava
+from tests.vlm.tiny_models import llama, llava
 from tests.vlm.tiny_prompts import IMAGE, WIDTH
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
@@ -380,11 +381,21 @@ def test_mistakes_in_attaching_are_named(monkeypatch):
         detach(model)
     with attached("llava", 4), pytest.raises(ConfigError, match="has a selector already"):
         attach(model, selector(), 4)
-    old = llava()
-    monkeypatch.setattr(type(old), "forward", lambda self, input_ids=None: None)
-    with pytest.raises(ConfigError, match=r"transformers>=5\.20"):
-        attach(old, selector(), 4)
     assert not hasattr(model, "autoselect")
+
+
+def test_a_forward_that_takes_no_features_is_named_with_what_helps(monkeypatch):
+    """The installed release is at fault only if it is too old."""
+    text = hf.LlamaForCausalLM(llama())
+    changed = llava()
+    monkeypatch.setattr(type(changed), "forward", lambda self, input_ids=None: None)
+    for model, kind in ((text, "LlamaForCausalLM"), (changed, "LlavaForConditionalGeneration")):
+        monkeypatch.setattr(hf, "__version__", "5.24.0")
+        with pytest.raises(ConfigError, match=f"^model={kind} .* has a forward without .*; give a"):
+            attach(model, selector(), 4)
+        monkeypatch.setattr(hf, "__version__", "5.19.2")
+        with pytest.raises(ConfigError, match=r"pip install .transformers>=5\.20"):
+            attach(model, selector(), 4)
 
 
 @pytest.mark.parametrize(
