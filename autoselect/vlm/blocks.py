@@ -63,7 +63,8 @@ def find_all_blocks(
         if not (input_ids == token_id).any():
             raise ConfigError(
                 f"input_ids hold no {modality} token ({token_id}) although pixels are given; "
-                "write the prompt with the model's chat template or its image token"
+                "write the prompt with the model's chat template or its image token, and with a "
+                "filled cache pass only the images of the new turn"
             )
         known = lengths if modality == "image" else None
         found += find_blocks(input_ids, token_id, modality, sizes, family, known)

@@ -174,6 +174,16 @@ def test_a_second_turn_may_bring_another_image(name, sizes):
     same_answer(ours, masked_generate(model, {**both, **whole}, selection, **WITH_LOGITS))
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_images_of_earlier_turns_beside_a_filled_cache_are_named(name):
+    inputs = batch(name, [["l"]])
+    with attached(name, 0.8) as model:
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        longer = with_text(inputs, first.sequences[:, -4:])
+        with pytest.raises(ConfigError, match="filled cache pass only the images of the new turn"):
+            model.generate(**longer, past_key_values=first.past_key_values, **GREEDY)
+
+
 def join_pixels(name, second, first):
     """Return pixels of two turns as those of one row."""
     by_row = second.ndim == 5 and len(second) == 1 and second.shape[3] == 32
