@@ -75,10 +75,15 @@ def with_entries(output: Any, entries: Sequence[Tensor]) -> Any:
 
 
 def keep_features(output: Any, kept: Tensor) -> Any:
-    """Return an encoder's output with the tokens at `kept` only, int64, [K], in all layers."""
+    """Return an encoder's output with the tokens at `kept` only, int64, [K], in all layers.
+
+    A model that is spread over devices may encode on another one than that of its prompt.
+    """
 
     def taken(entries: Any) -> Any:
-        return _like(entries, _rows(entries).index_select(0, kept))
+        rows = _rows(entries)
+        index = kept if kept.device == rows.device else kept.to(rows.device)
+        return _like(entries, rows.index_select(0, index))
 
     layers = [taken(layer) for layer in _later_layers(output)[0]]
     return _changed(output, _fields(output, taken(output.pooler_output), layers))

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import VisualAdapter
-from autoselect.vlm.features import feature_matrix, with_entries
+from autoselect.vlm.features import feature_matrix, keep_features, with_entries
 from tests.vlm import checks
 from tests.vlm.stock import attached, masked_generate, model_of
 from tests.vlm.tiny import TINY, batch
@@ -29,6 +31,15 @@ def test_features_given_by_image_are_pruned_like_those_of_the_call(name):
     kept = [torch.tensor([1, 3]), torch.tensor([0, 4, 5])]
     with keeping(model, kept):
         assert torch.equal(model(**given).logits, model(**inputs).logits)
+
+
+def test_features_may_be_on_another_device_than_their_prompt():
+    """With `device_map` a prompt may be on the CPU; transformers moves it in the call."""
+    with FakeTensorMode():
+        features = [torch.empty(5, 3, device="cuda"), torch.empty(4, 3, device="cuda")]
+        output = BaseModelOutputWithPooling(pooler_output=features)
+        (left,) = keep_features(output, torch.tensor([1, 6, 8])).pooler_output
+    assert (left.shape, left.device.type) == ((3, 3), "cuda")
 
 
 @pytest.mark.parametrize("name", MASKING)
