@@ -45,6 +45,7 @@ from autoselect.vlm.conversation import (
     continued_prompt,
     layout_before,
     prune_call,
+    types_by_place,
     whole_call,
     with_text_types,
 )
@@ -294,8 +295,7 @@ class Attachment:
             layout.check_mask(kwargs.get("attention_mask"), new)
             count_columns(kwargs[CACHE], new)
             kwargs["attention_mask"] = layout.mask(kwargs.get("attention_mask"), new)
-            if (types := kwargs.get("token_type_ids")) is not None:
-                kwargs["token_type_ids"] = layout.token_types(types, new)
+            kwargs.update(types_by_place(self.adapter, kwargs, layout, new))
         own = self.replaced("prepare_inputs_for_generation")
         prepared: dict[str, Any] = own(input_ids, **kwargs)
         if (ids := prepared.get("input_ids")) is not None:

@@ -88,6 +88,20 @@ def with_text_types(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, name: torch.nn.functional.pad(types, (0, missing))}
 
 
+def types_by_place(
+    adapter: VisualAdapter, call: Mapping[str, Any], layout: CacheLayout, new: int
+) -> dict[str, Tensor]:
+    """Return the token types of a call that a mask may look up by place in the cache.
+
+    `layout` is that of the cache; `new` columns follow it.
+    """
+    names = ["token_type_ids"]
+    if adapter.family.images_see_themselves:
+        names.append("mm_token_type_ids")  # of Gemma 4 and Molmo 2; elsewhere for positions
+    given = {name: call[name] for name in names if call.get(name) is not None}
+    return {name: layout.token_types(types, new) for name, types in given.items()}
+
+
 def prune_call(
     adapter: VisualAdapter,
     call: Mapping[str, Any],
@@ -121,8 +135,7 @@ def prune_call(
     if layout.cached:
         cached = layout.cached_mask(past_mask).to(pruned["attention_mask"].dtype)
         pruned["attention_mask"] = torch.cat([cached, pruned["attention_mask"]], dim=1)
-        if (types := pruned.get("token_type_ids")) is not None:
-            pruned["token_type_ids"] = layout.token_types(types, columns.size)
+        pruned.update(types_by_place(adapter, pruned, layout, columns.size))
     if "flash" in str(adapter.text_config._attn_implementation):
         full = not (plan.padded or layout.padded or plan.prompt.hides_before)
         if len(plan.texts) == 1 and full:
@@ -196,8 +209,7 @@ def continue_call(
     mask = call.get("attention_mask")
     layout.check_mask(mask, length)
     fitted = {**call, "attention_mask": layout.mask(mask, length)}
-    if (types := call.get("token_type_ids")) is not None:
-        fitted["token_type_ids"] = layout.token_types(types, length)
+    fitted.update(types_by_place(adapter, call, layout, length))
     if call.get("position_ids") is None:
         numbered = {"input_ids": given[..., 0] if ids is None else ids}
         past_mask = None if mask is None else mask[:, : layout.full_length]

@@ -9,12 +9,13 @@ import torch
 from transformers import DynamicCache
 
 from tests.vlm.stock import PER_TOKEN, attached, close, model_of, with_text
-from tests.vlm.tiny import batch
+from tests.vlm.tiny import ALL, batch
 
 ON_GRID = ["glm4v", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 ROWS = [["s"], [], ["l", "s"]]
 QUESTION = torch.tensor([[40, 41, 42], [43, 44, 45], [46, 47, 48]])
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
+WITH_LOGITS = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
 MANY = 1000
 
 
@@ -92,3 +93,46 @@ def test_what_is_known_of_a_call_is_not_left_on_the_callers_tensors(budget):
         model(**inputs)
         model.generate(**inputs, **GREEDY)
         assert not any(vars(value) for value in inputs.values())
+
+
+def same_turn(ours, theirs):
+    assert torch.equal(ours.sequences, theirs.sequences)
+    close(torch.stack(ours.logits), torch.stack(theirs.logits))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_unified", "molmo2"])
+@torch.no_grad()
+def test_text_behind_images_that_see_themselves_is_read_in_order(name):
+    """Masks of these families look types up by place, and a pruned cache has other places."""
+    inputs = batch(name, ROWS)
+    longer = with_text(inputs, QUESTION)
+    types = {n: v for n, v in longer.items() if n in PER_TOKEN[1:]}
+    with attached(name, 0.4) as model:
+        cache = model(**inputs).past_key_values
+        ours = model(input_ids=QUESTION, **types, past_key_values=cache).logits
+        close(ours, model(**longer).logits[:, -3:])
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_unified", "molmo2"])
+def test_a_turn_of_generate_behind_such_images_is_read_in_order(name):
+    inputs = batch(name, ROWS)
+    with attached(name, 0.4) as model:
+        first = model.generate(**inputs, **WITH_LOGITS)
+        longer = with_text(inputs, torch.cat([first.sequences[:, -3:], QUESTION], dim=1))
+        text = {n: v for n, v in longer.items() if n in PER_TOKEN}
+        ours = model.generate(**text, **WITH_LOGITS, past_key_values=first.past_key_values)
+        same_turn(ours, model.generate(**longer, **WITH_LOGITS))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_unified"])
+@torch.no_grad()
+def test_a_later_image_that_sees_itself_is_read_as_one_of_the_first_prompt(name):
+    first, second = batch(name, [["s"]]), batch(name, [["l"]], seed=5)
+    ids = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **ALL[name].token_types(ids)}
+    pixels = {n: v for n, v in second.items() if n not in PER_TOKEN}
+    both = {n: torch.cat([first[n], v]) for n, v in pixels.items()}
+    with attached(name, 0.4) as model:
+        cache = model(**first).past_key_values
+        ours = model.generate(**text, **pixels, **WITH_LOGITS, past_key_values=cache)
+        same_turn(ours, model.generate(**text, **both, **WITH_LOGITS))
