@@ -384,7 +384,8 @@ class Attachment:
         features = site.encode(adapter, call)
         copies = 1 if settings.rows is None else len(prompt.ids) // settings.rows
         if copies > 1:
-            check_copies(adapter.model, prompt.ids, adapter.token_ids, adapter.entries(features))
+            entries = adapter.entries(features)
+            check_copies(adapter.model, prompt.ids, adapter.token_ids, entries, copies)
         plan = plan_call(adapter, prompt, features, copies, per_frame)
         budget = self.budget if settings.budget is None else settings.budget
         budgets = block_budgets(plan.blocks, budget, copies, self.on_small_image)

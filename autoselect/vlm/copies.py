@@ -1,7 +1,8 @@
 """Copies of a prompt, which `generate` makes for beams and samples, and the order of their images.
 
 transformers encodes images once and repeats the features. Each copy of a prompt with the images A
-and B needs both: A, B, A, B. Some model classes repeat image by image instead: A, A, B, B.
+and B needs both: A, B, A, B. Some model classes repeat image by image instead: A, A, B, B. Others
+repeat nothing.
 """
 
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ def check_copies(
     ids: np.ndarray,
     token_ids: dict[str, int],
     entries: tuple[tuple[str, tuple[int, ...]], ...],
+    copies: int,
 ) -> None:
     """Check that each copy of a prompt has the features of its own images.
 
@@ -40,16 +42,24 @@ def check_copies(
         ids: prompts and their copies, [B, T].
         token_ids: placeholder of each modality.
         entries: visual tokens of each entry of the features, by modality.
+        copies: how often the batch holds every prompt.
 
     Raises:
-        ConfigError: a prompt has several images, and the model mixes them up.
+        ConfigError: the copies have no features; or a prompt has several images, and the model
+            mixes them up.
     """
+    name = type(model).__name__
+    if any((ids == token_ids[kind]).sum() == copies * sum(sizes) for kind, sizes in entries):
+        raise ConfigError(
+            f"num_beams and num_return_sequences: transformers repeats the prompts of {name} and "
+            "not their images, without a selector too; leave both at 1"
+        )
     several = any(
         len(sizes) > (ids == token_ids[modality]).any(axis=1).sum() for modality, sizes in entries
     )
     if several and repeats_each_image(model):
         raise ConfigError(
             f"num_beams and num_return_sequences: transformers gives the copies of a prompt with "
-            f"several images the wrong ones for {type(model).__name__}, without a selector too; "
-            "leave both at 1, or give one image per prompt"
+            f"several images the wrong ones for {name}, without a selector too; leave both at 1, "
+            "or give one image per prompt"
         )

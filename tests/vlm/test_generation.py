@@ -327,3 +327,12 @@ def test_each_copy_of_a_prompt_sees_all_its_images_or_the_call_is_refused(name):
             else:
                 found = model.generate(**own, **GREEDY).repeat_interleave(2, dim=0)
                 assert torch.equal(model.generate(**own, **copies), found)
+
+
+@pytest.mark.parametrize("name", ["fuyu", "llama4"])
+@pytest.mark.parametrize("way", ["num_beams", "num_return_sequences"])
+def test_copies_of_a_prompt_without_images_of_their_own_are_named(name, way):
+    more = {**GREEDY, "do_sample": way == "num_return_sequences", way: 2}
+    with attached(name, 3) as model:
+        with pytest.raises(ConfigError, match="repeats the prompts of .* and not their images"):
+            model.generate(**batch(name, [["s"], ["l"]]), **more)
