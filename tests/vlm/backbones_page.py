@@ -113,14 +113,16 @@ REMARKS = {
     "ovis2": "tiles of an image share its budget; indicator tokens stay",
     "paligemma": "the whole prompt is a bidirectional prefix; no second turn on a cache",
     "perception_lm": "tested with a SigLIP in the place of its timm tower; `autoselect eval` takes "
-    "images with one number of tiles",
+    "images with one number of tiles; images or clips side by side, without text between them, "
+    "count as one",
     "qwen2_5_vl": "M-RoPE positions",
     "qwen2_vl": "M-RoPE positions",
     "qwen3_vl": "M-RoPE positions; features of later layers are pruned alongside",
     "smolvlm": "tiles of an image share its budget; the frames of a clip are images",
     "video_llama_3": "its own compression leaves frames of different sizes, so a budget holds for "
     "a whole clip",
-    "video_llava": "the whole clip is one block of placeholders",
+    "video_llava": "the whole clip is one block of placeholders; clips side by side, without text "
+    "between them, count as one",
 }
 
 

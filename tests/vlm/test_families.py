@@ -7,10 +7,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from autoselect.pruning.attachment import keeping
 from autoselect.vlm import VisualAdapter
+from autoselect.vlm.families import FAMILIES as TABLE
 from autoselect.vlm.features import feature_matrix, keep_features, with_entries
 from tests.vlm import checks
+from tests.vlm.backbones_page import remark
 from tests.vlm.stock import attached, masked_generate, model_of
-from tests.vlm.tiny import TINY, batch
+from tests.vlm.tiny import ALL, TINY, batch, padded
+from tests.vlm.tiny_prompts import BOS
 
 FAMILIES = sorted(TINY)
 MASKING = [name for name in FAMILIES if TINY[name].equals_masking]
@@ -40,6 +43,26 @@ def test_features_may_be_on_another_device_than_their_prompt():
         output = BaseModelOutputWithPooling(pooler_output=features)
         (left,) = keep_features(output, torch.tensor([1, 6, 8])).pooler_output
     assert (left.shape, left.device.type) == ((3, 3), "cuda")
+
+
+RUNS = [("images or clips", n) for n in ALL if n in TABLE and TABLE[n].images == "runs"]
+RUNS += [("clips", n) for n in ALL if n in TABLE and TABLE[n].videos == "runs"]
+
+
+@pytest.mark.parametrize(("said", "name"), RUNS)
+@torch.no_grad()
+def test_images_side_by_side_are_told_apart_or_the_page_says_that_they_are_not(said, name):
+    family, rng = ALL[name], torch.Generator().manual_seed(0)
+    if said == "clips":
+        one, pixels = family.clip.prompt, family.clip.pixels(rng)
+        pixels = {key: torch.cat([value, value]) for key, value in pixels.items()}
+    else:
+        one, pixels = family.prompt("s"), family.joined([family.pixels(["s", "s"], rng)])
+    inputs = padded([[BOS, 21, *one, *one, 33, 44]], "left")
+    with attached(name, 4) as model:
+        model(**inputs, **family.token_types(inputs["input_ids"]), **pixels)
+        found = model.autoselect.last.images
+    assert (len(found) == 1) == (f"{said} side by side" in remark(name))
 
 
 @pytest.mark.parametrize("name", MASKING)
