@@ -105,20 +105,19 @@ def checked_budget(name: str, value: Any) -> int | float:
     Raises:
         ConfigError: not a number, below one token, or a share outside 0..1.
     """
-    if isinstance(value, str):
-        value = written_budget(value)
-    elif isinstance(value, np.generic | Tensor) and value.ndim == 0:
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ConfigError(
             f"{name}={value!r} must be a number of tokens per image (64) or the share that stays "
             "(0.11)"
         )
     try:
-        budget_to_tokens(value, max(1, value) if isinstance(value, int) else 1)
+        number = written_budget(value) if isinstance(value, str) else value
+        budget_to_tokens(number, max(1, number) if isinstance(number, int) else 1)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-    return value
+    return number
 
 
 def split_request(arguments: Mapping[str, object]) -> tuple[dict[str, object], int | float | None]:

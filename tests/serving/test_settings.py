@@ -37,7 +37,10 @@ def test_a_budget_is_a_count_a_share_or_a_percentage(budget, meaning):
         ({"selector": "org/name", "budget": 0}, "budget=0 is below 1"),
         ({"selector": "org/name", "budget": 1.5}, "budget=1.5 as a share"),
         ({"selector": "org/name", "budget": True}, "budget=True must be"),
-        ({"selector": "org/name", "budget": "many"}, "is not a number"),
+        (
+            {"selector": "org/name", "budget": "many"},
+            "autoselect.budget: budget='many' is not a number",
+        ),
         ({"selector": "org/name", "budget": "nan"}, "budget=nan as a share"),
         ({"selector": "org/name", "budget": "inf"}, "budget=inf as a share"),
         ({"selector": "org/name", "budget": 64, "diversity": 2}, "diversity"),
@@ -56,7 +59,7 @@ def test_numbers_of_numpy_and_torch_count_as_those_of_python():
 
 @pytest.mark.parametrize("budget", [0, -1, 1.5, None, [8, 16], "many", np.bool_(True)])
 def test_a_wrong_budget_of_a_request_is_refused_by_name(budget):
-    with pytest.raises(ConfigError, match="visual_token_budget|is not a number"):
+    with pytest.raises(ConfigError, match="^visual_token_budget"):
         split_request({"visual_token_budget": budget})
 
 
