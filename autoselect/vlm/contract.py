@@ -43,7 +43,7 @@ def check_contract(model: Any, image_token: int, width: int, on_grid: bool) -> N
         raise _failure(kind, "it has no get_image_features, so its images cannot be encoded alone")
     length = BEFORE + TOKENS + BEHIND
     text = next(token for token in range(TOKENS) if token != image_token)
-    device = model.get_input_embeddings().weight.device
+    device = _device_of_inputs(model)
     ids = torch.full((1, length), text, device=device)
     ids[0, BEFORE : BEFORE + TOKENS] = image_token
     positions = torch.linspace(0, FARTHEST, length, device=device).long()
@@ -51,12 +51,13 @@ def check_contract(model: Any, image_token: int, width: int, on_grid: bool) -> N
     given = _call_to_language_model(model, ids, positions, image_token, width)
     embeddings, seen = given["inputs_embeds"], given.get("position_ids")
     placed = embeddings[0, BEFORE : BEFORE + TOKENS].float()
-    if not torch.allclose(placed, _features(width, placed), rtol=1e-2, atol=1e-2):
+    wanted = _features(width, placed.device, placed.dtype)
+    if not torch.allclose(placed, wanted, rtol=1e-2, atol=1e-2):
         raise _failure(
             kind, "image features do not enter the prompt unchanged, one per image token"
         )
     rows = None if seen is None else seen.reshape(-1, seen.shape[-1])
-    if rows is None or not torch.equal(rows[-1], positions.reshape(-1, length)[-1]):
+    if rows is None or not torch.equal(rows[-1].to(device), positions.reshape(-1, length)[-1]):
         raise _failure(kind, "its language model is not given the position ids of the call")
 
 
@@ -65,8 +66,7 @@ def _call_to_language_model(
 ) -> dict[str, Any]:
     """Return what the language model is given for four made-up visual tokens."""
     known = inspect.signature(type(model).forward).parameters
-    weight = model.get_input_embeddings().weight
-    rows = _features(width, weight)
+    rows = _features(width, ids.device, model.get_input_embeddings().weight.dtype)
     is_image = (ids == image_token).long()
     arguments = {
         "input_ids": ids,
@@ -126,10 +126,16 @@ def _before_layers(model: Any) -> list[torch.nn.Parameter]:
     return parameters_outside(model, layers)
 
 
-def _features(width: int, like: Tensor) -> Tensor:
+def _device_of_inputs(model: Any) -> torch.device:
+    """Return where a call's inputs may be; accelerate moves them to weights that it offloaded."""
+    device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _features(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return four visual tokens, the same at every call, [4, width]."""
     values = torch.linspace(-1, 1, TOKENS * width).reshape(TOKENS, width)
-    return values.to(device=like.device, dtype=like.dtype)
+    return values.to(device, dtype)
 
 
 def _later_layers(config: Any) -> int:

@@ -36,6 +36,8 @@ ROWS = [["s", "l"], [], ["s"]]
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
 NEWLINES = "llava_next"
 """A family whose encoder reads a weight of the base model itself."""
+TRIED = "qwen3_5"
+"""A family without an entry, which is tried when a selector is attached."""
 
 
 def answers(model: Any, name: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -286,7 +288,7 @@ def with_lora() -> None:
 
 def offloaded() -> None:
     accelerate = pytest.importorskip("accelerate")
-    for name in (*NAMES, NEWLINES):
+    for name in (*NAMES, NEWLINES, TRIED):
         model = accelerate.cpu_offload(build(name), execution_device="cpu")
         same(answers(attach(model, selector(), 4), name), expected(name))
 

@@ -105,6 +105,25 @@ def test_a_model_that_breaks_the_contract_is_refused_with_the_part_that_fails(re
         attach(model, selector(), 4)
 
 
+class Offloaded(torch.nn.Module):
+    """Embeddings whose weights come when they are called."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty_like(own.weight, device="meta"))
+        self.look_up = lambda ids: torch.nn.functional.embedding(ids, own.weight)
+
+    def forward(self, ids):
+        return self.look_up(ids)
+
+
+def test_a_model_is_tried_while_its_embeddings_are_offloaded():
+    """As by `device_map`, which leaves weights without data on the model."""
+    model = build("qwen3_5")
+    model.set_input_embeddings(Offloaded(model.get_input_embeddings()))
+    VisualAdapter(model)
+
+
 def test_the_contract_leaves_no_trace_on_the_model(monkeypatch):
     monkeypatch.delitem(FAMILIES, "llava")
     model = build("llava")
