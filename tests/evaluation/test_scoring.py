@@ -80,6 +80,18 @@ def test_mmbench_counts_a_question_only_when_every_rotation_is_right():
     assert score_answers(together, [["A", "B"], ["A", "A"]]).task_means() == table.task_means()
 
 
+def test_a_key_that_comes_again_in_other_shards_is_another_question():
+    turned = (("mmbench_en_dev", OPTIONS, ("A",)), ("mmbench_en_dev", OPTIONS, ("B",)))
+    pair = (("mme_count", "q", ("Yes",)), ("mme_count", "r", ("No",)))
+    samples = [sample("000", *turned), sample("000", *turned)]
+    texts = [["A", "B"], ["A", "A"]]
+    assert score_answers(samples, texts).task_means() == {"mmbench_en_dev": 0.5}
+    details = task_details(samples, texts)["mmbench_en_dev"]
+    assert details == {"accuracy": 0.75, "circular_accuracy": 0.5}
+    samples = [sample("000", *pair), sample("000", *pair)]
+    assert task_details(samples, [["Yes", "No"], ["Yes", "Yes"]])["mme"]["count"] == 125
+
+
 def test_mme_counts_as_one_benchmark_of_accuracy_and_accuracy_plus():
     """Perception and cognition over 2800, beside one other task of the same weight."""
     pair = (("mme_existence", "q", ("Yes",)), ("mme_existence", "r", ("No",)))

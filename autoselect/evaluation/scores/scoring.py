@@ -206,10 +206,19 @@ def _rotations(
     for row, (sample, own) in enumerate(zip(samples, scores, strict=True)):
         for task, score in own:
             if task.startswith(MMBENCH):
-                question = (task, sample.key.split("#")[0])
+                question = (task, _question_of(row, sample))
                 first, right = found.get(question, (row, True))
                 found[question] = (first, right and score > 0)
     return found
+
+
+def _question_of(row: int, sample: Answered) -> str:
+    """Return what the rotations of a question share: their sample, or its key up to `#`.
+
+    A key without `#` may come again in the shards of another conversion.
+    """
+    name, rotated, _ = sample.key.partition("#")
+    return name if rotated else str(row)
 
 
 def average(tables: Sequence[ScoreTable]) -> ScoreTable:
@@ -228,24 +237,27 @@ def task_details(
     the task's score reads them, MME's scores as in its paper, and MMBench's accuracy over all
     rotations beside its circular accuracy.
     """
-    by_task: dict[str, list[tuple[str, str, str, float]]] = {}
-    for sample, texts in zip(samples, answers, strict=True):
+    by_task: dict[str, list[tuple[int, str, str, float]]] = {}
+    for row, (sample, texts) in enumerate(zip(samples, answers, strict=True)):
         for turn, (task, text) in enumerate(zip(sample.tasks, texts, strict=True)):
             score = answer_score(sample, turn, text)
-            row = (sample.key, text, sample.answers[turn][0], score)
-            by_task.setdefault(task, []).append(row)
+            own = (row, text, sample.answers[turn][0], score)
+            by_task.setdefault(task, []).append(own)
     details: dict[str, dict[str, float]] = {}
     subtasks = {}
     for task, rows in by_task.items():
-        keys, texts, accepted, scores = zip(*rows, strict=True)
+        places, texts, accepted, scores = zip(*rows, strict=True)
         if {answer.strip().lower() for answer in accepted} <= {"yes", "no"}:
             details[task] = metrics.yes_no_statistics(texts, accepted, yes_no_parser(task))
         if task.startswith(MME):
             right = [score > 0 for score in scores]
-            subtasks[task.removeprefix(MME)] = metrics.mme_subtask_score(keys, right)
+            subtasks[task.removeprefix(MME)] = metrics.mme_subtask_score(
+                list(map(str, places)), right
+            )
         if task.startswith(MMBENCH):
             right = [score > 0 for score in scores]
-            circular = metrics.circular_accuracy([key.split("#")[0] for key in keys], right)
+            questions = [_question_of(place, samples[place]) for place in places]
+            circular = metrics.circular_accuracy(questions, right)
             accuracy = sum(scores) / len(scores)
             details[task] = {"accuracy": accuracy, "circular_accuracy": circular}
     polled = [row for task, rows in by_task.items() if task.startswith(POPE) for row in rows]
