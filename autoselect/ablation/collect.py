@@ -56,7 +56,7 @@ def collect(plan: AblationPlan, out: Path) -> dict[str, Any]:
         "reference": plan.reference,
         "model": evaluated["model"],
         "num_tokens": evaluated["num_tokens"],
-        "images": len(first.keys),
+        "images": len(set(first.pictures)),
         "questions": evaluated.get("questions") or int(first.tables[FULL, 0].counts.sum()),
         "budgets": analysis.budgets,
         "families": list(first.tables[FULL, 0].tasks),
@@ -171,7 +171,7 @@ class _Analysis:
         self.plan = plan
         self.full = first.tables[FULL, 0]
         self.budgets = _budgets(first)
-        self.draws = Resampling.of(len(first.keys))
+        self.draws = Resampling.over(first.pictures)
         tables = baselines.tables if baselines is not None else {}
         full = tables.get((FULL, 0), self.full)
         self.baselines = {

@@ -45,6 +45,7 @@ def evaluated(folder: Path, methods: Sequence[str] | None = None) -> dict[str, A
         "report": {key: report[key] for key in HEAD if key in report},
         "scores": {
             "keys": list(scores.keys),
+            **_repeated(scores.pictures),
             "tasks": list(some.parts),
             "counts": _numbers(some.counts),
             "sums": {f"{m}@{b}": _numbers(t.sums) for (m, b), t in scores.tables.items()},
@@ -67,14 +68,23 @@ def same_subject(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     return one["data"] == other["data"] and same_weights(one["model"], other["model"])
 
 
+def _repeated(pictures: Sequence[str]) -> dict[str, list[int]]:
+    """Return for each sample the number of the picture that it shows, if some show the same."""
+    numbers = {picture: number for number, picture in enumerate(dict.fromkeys(pictures))}
+    if len(numbers) == len(pictures):
+        return {}
+    return {"pictures": [numbers[picture] for picture in pictures]}
+
+
 def stored_scores(outcome: dict[str, Any]) -> StoredScores:
     kept = outcome["scores"]
+    pictures = tuple(map(str, kept.get("pictures", range(len(kept["keys"])))))
     tasks, counts = tuple(kept["tasks"]), np.array(kept["counts"], dtype=float)
     tables = {}
     for column, sums in kept["sums"].items():
         method, _, budget = column.rpartition("@")
         tables[method, int(budget)] = ScoreTable(tasks, np.array(sums, dtype=float), counts)
-    return StoredScores(tuple(kept["keys"]), tables)
+    return StoredScores(tuple(kept["keys"]), pictures, tables)
 
 
 def _numbers(values: np.ndarray) -> list[list[float]]:

@@ -1,5 +1,6 @@
 """Read what is evaluated: images with independent questions, from evaluation shards."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from autoselect.config import ConfigError, GateSite
 from autoselect.data.faults import BadSample
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.data.turns import IMAGE_PLACEHOLDER
+from autoselect.evaluation.identity import digest
 from autoselect.evaluation.scores.scoring import AnsweredSample
 
 Box = tuple[float, float, float, float]
@@ -44,6 +46,7 @@ class EvaluationSample:
         tasks: name of each round's task.
         boxes: known regions of each round, (left, top, right, bottom) in pixels.
         marked: the questions with image placeholders; empty if their places are unknown.
+        image_digest: digest of the stored images; empty if unknown.
     """
 
     key: str
@@ -53,6 +56,7 @@ class EvaluationSample:
     tasks: tuple[str, ...]
     boxes: tuple[tuple[Box, ...], ...]
     marked: tuple[str, ...] = ()
+    image_digest: str = ""
 
     @property
     def image(self) -> Image.Image:
@@ -162,6 +166,12 @@ def _are_boxes(regions: Any) -> bool:
         and (max(box) > 1 or not any(box))
         for box in regions
     )
+
+
+def digest_of(sample: Sample) -> str:
+    """Return a digest of the encoded images of a stored sample, 16 hexadecimal digits."""
+    parts = [hashlib.sha256(image).hexdigest() for image in sample.images]
+    return digest(parts)
 
 
 def stored(shards: ShardSet, index: int) -> Sample:
@@ -294,9 +304,11 @@ class EvaluationSet(LazySequence[EvaluationSample]):
             sample = self.read(index)
             own = self._parsed(sample)
             accepted = [list(answers) for answers in own.answers]
-            found.append(AnsweredSample(sample.key, list(own.questions), accepted, list(own.tasks)))
+            asked = (list(own.questions), accepted, list(own.tasks), digest_of(sample))
+            found.append(AnsweredSample(sample.key, *asked))
         return found
 
     def _sample(self, index: int) -> EvaluationSample:
         sample = self.read(index)
-        return EvaluationSample(sample.key, decoded(sample), *self._parsed(sample))
+        parsed = self._parsed(sample)
+        return EvaluationSample(sample.key, decoded(sample), *parsed, digest_of(sample))

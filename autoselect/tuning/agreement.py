@@ -73,7 +73,10 @@ def agrees(reply: Reply, full: Reply) -> bool:
 
 
 def measure(
-    columns: Mapping[tuple[int, float], Replies], full: Replies, num_tokens: int
+    columns: Mapping[tuple[int, float], Replies],
+    full: Replies,
+    num_tokens: int,
+    pictures: Sequence[str],
 ) -> tuple[TunedBudget, ...]:
     """Measure every weight at every budget.
 
@@ -81,8 +84,9 @@ def measure(
         columns: replies by (K, weight).
         full: the full model's replies.
         num_tokens: N of the image that budgets refer to.
+        pictures: what each sample shows, see `pictures_of`.
     """
-    draws = Resampling.of(len(full))
+    draws = Resampling.over(pictures)
     found: dict[int, list[Measured]] = {}
     for (budget, weight), replies in sorted(columns.items()):
         every = list(itertools.chain(*replies))

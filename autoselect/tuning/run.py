@@ -24,6 +24,7 @@ from autoselect.evaluation.figures.style import save
 from autoselect.evaluation.identity import code_version, digest, model_files_digest
 from autoselect.evaluation.loading import load_pair, selector_digest
 from autoselect.evaluation.methods.registry import Method, selector_method
+from autoselect.evaluation.scores.scoring import pictures_of
 from autoselect.files.atomic import write_text
 from autoselect.pruning.budget import parse_budgets
 from autoselect.pruning.diversity import TunedWeight
@@ -107,7 +108,7 @@ def tune(
         for weight, method in zip(settings.tried, plan.methods, strict=True)
     }
     full = replies[str(Column(FULL, 0))]
-    found = measure(columns, full, plan.num_tokens)
+    found = measure(columns, full, plan.num_tokens, pictures_of(chosen.samples))
     earlier = _earlier(ready.selector, found)
     selector = _with_weights(ready.selector, found, earlier)
     report = _report(settings, ready, full, found)

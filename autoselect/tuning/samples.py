@@ -10,7 +10,7 @@ from autoselect.config import ConfigError
 from autoselect.data.faults import BadSample
 from autoselect.data.order import epoch_slice
 from autoselect.data.shards import Sample, ShardSet
-from autoselect.evaluation.samples import EvaluationSample, parse_record
+from autoselect.evaluation.samples import EvaluationSample, digest_of, parse_record
 
 Refusal = Callable[[Sequence[Image.Image]], str | None]
 
@@ -105,5 +105,6 @@ def _usable(
         parsed.tasks[:questions],
         ((),) * len(asked),
         parsed.marked[:questions],
+        digest_of(stored),
     )
     yield sample, stored

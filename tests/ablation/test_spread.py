@@ -1,8 +1,11 @@
 """Intervals over seeds and images have their nominal coverage; pairing removes shared effects."""
 
+import json
+
 import numpy as np
 import pytest
 
+from autoselect.ablation.outcome import evaluated, stored_scores
 from autoselect.ablation.spread import Measured, estimate
 from autoselect.evaluation.scores.intervals import Resampling
 from autoselect.evaluation.scores.scoring import ScoreTable
@@ -54,3 +57,18 @@ def test_a_shared_seed_effect_cancels_in_a_paired_difference():
     gap = estimate([one - two for one, two in zip(ones, twos, strict=True)])
     assert gap.mean == pytest.approx(0.05) and gap.high - gap.low < 1e-4
     assert alone.high - alone.low > 0.4
+
+
+@pytest.mark.parametrize(("digests", "kept"), [("aba", [0, 1, 0]), ("abc", None)])
+def test_an_outcome_tells_samples_of_one_image(tmp_path, digests, kept):
+    lines = [
+        {"key": f"{number}", "image_digest": digest, "round": 0, "task": "t", "question": "q"}
+        | {"answers": ["a"], "predictions": {"full@0#0": "a"}}
+        for number, digest in enumerate(digests)
+    ]
+    (tmp_path / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "report.json").write_text("{}")
+    outcome = evaluated(tmp_path)
+    assert outcome["scores"].get("pictures") == kept
+    found = stored_scores(json.loads(json.dumps(outcome))).pictures
+    assert [found.index(one) for one in found] == [digests.index(one) for one in digests]

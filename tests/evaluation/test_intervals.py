@@ -59,3 +59,21 @@ def test_draws_that_miss_a_part_of_a_task_count_its_other_parts():
     assert np.isfinite(draws).all()
     low, high = interval(draws)
     assert low < retention(own, full) < high
+
+
+def test_samples_that_show_one_image_are_drawn_together():
+    alone = Resampling.over("abc")
+    assert np.array_equal(alone.weights, Resampling.of(3).weights)
+    assert np.array_equal(Resampling.over("abacb").weights, alone.weights[:, [0, 1, 0, 2, 1]])
+
+
+def test_one_row_per_question_has_the_interval_of_one_row_per_image():
+    """Six questions about each of fifty images, all right or all wrong."""
+    right = np.random.default_rng(0).random(50) < 0.6
+    sums = 6.0 * right[:, None]
+    by_image = ScoreTable(("task",), sums, np.full_like(sums, 6.0))
+    full = ScoreTable(("task",), by_image.counts, by_image.counts)
+    wanted = interval(Resampling.of(50).retention(by_image, full))
+    rows, whole = table(right.repeat(6)), table(np.ones(300))
+    found = Resampling.over([str(image) for image in range(50) for _ in range(6)])
+    assert interval(found.retention(rows, whole)) == pytest.approx(wanted)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from autoselect.config import ConfigError
 from autoselect.evaluation.answers.answering import FULL, Column
+from autoselect.evaluation.answers.predictions import read_scores
 from autoselect.evaluation.report.check import check_report
 from autoselect.evaluation.rows import with_converted_rows
 from autoselect.evaluation.run import evaluate
@@ -146,3 +147,16 @@ def test_labels_are_needed_unless_the_model_is_the_reference(settings):
 def test_settings_that_contradict_each_other_are_refused(settings, change, match):
     with pytest.raises(ConfigError, match=match):
         dataclasses.replace(settings, **change)
+
+
+def test_rows_about_one_picture_count_as_one_image(settings, source):
+    rows = json.loads(source.read_text())
+    rows[1]["image"] = rows[0]["image"]
+    source.write_text(json.dumps(rows))
+    result = evaluate(dataclasses.replace(settings, methods="none", audit=0))
+    assert result.report["images"] == 2 and result.report["questions"] == 3
+    first, again, other = [sample.image_digest for sample in result.asked]
+    assert first == again != other
+    lines = (Path(settings.out) / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image_digest"] for line in lines] == [first, again, other]
+    assert read_scores(Path(settings.out) / "predictions.jsonl").pictures == (first, again, other)

@@ -39,7 +39,7 @@ def test_every_weight_is_measured_at_every_budget():
         (16, 0.0): full,
         (16, 0.7): full,
     }
-    small, large = measure(columns, full, 100)
+    small, large = measure(columns, full, 100, "abcd")
     assert (small.budget, small.share, large.share) == (8, 0.08, 0.16)
     assert [one.agreement for one in small.measured] == [0.25, 0.75]
     assert [one.unended for one in small.measured] == [0.75, 0.25]

@@ -29,7 +29,7 @@ from autoselect.evaluation.methods.context import PATCHES, SelectionContext
 from autoselect.evaluation.methods.ranking import random_tokens
 from autoselect.evaluation.samples import EvaluationSample, encode_samples
 from autoselect.evaluation.scores.intervals import Resampling, interval
-from autoselect.evaluation.scores.scoring import known_mean, score_answers
+from autoselect.evaluation.scores.scoring import known_mean, pictures_of, score_answers
 from autoselect.method.removal import LARGEST_GAP
 from autoselect.method.statistics import TokenStatistics, calibrate
 from autoselect.ops.noise import NoiseKey
@@ -176,7 +176,7 @@ def _compare(
         for treatment in TREATMENTS
         for budget in budgets
     }
-    draws = Resampling.of(len(samples))
+    draws = Resampling.over(pictures_of(samples))
     gaps: list[dict[str, Any]] = []
     for budget in budgets:
         noise, removal = (draws.task_means(tables[t, budget]) for t in (NOISE, REMOVAL))

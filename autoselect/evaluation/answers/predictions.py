@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoselect.evaluation.scores.scoring import AnsweredSample, ScoreTable, average, score_answers
+from autoselect.evaluation.scores.scoring import (
+    AnsweredSample,
+    ScoreTable,
+    average,
+    pictures_of,
+    score_answers,
+)
 
 MethodBudget = tuple[str, int]
 """A method at a budget; full, blind and another image stand at budget 0."""
@@ -16,11 +22,13 @@ class StoredScores:
     """Scores of an evaluation.
 
     Attributes:
-        keys: keys of the images, in order.
+        keys: keys of the samples, in order.
+        pictures: what each of them shows, see `pictures_of`.
         tables: (method, budget) -> scores, averaged over seeds; full and blind at budget 0.
     """
 
     keys: tuple[str, ...]
+    pictures: tuple[str, ...]
     tables: dict[MethodBudget, ScoreTable]
 
 
@@ -34,7 +42,8 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> StoredScore
     for line in path.read_text().splitlines():
         row = json.loads(line)
         if row["round"] == 0:
-            samples.append(AnsweredSample(row["key"], [], [], []))
+            digest = row.get("image_digest", "")  # new since some files
+            samples.append(AnsweredSample(row["key"], [], [], [], digest))
         samples[-1].questions.append(row["question"])
         samples[-1].answers.append(row["answers"])
         samples[-1].tasks.append(row["task"])
@@ -48,7 +57,8 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> StoredScore
     for column, answers in texts.items():
         seeds.setdefault(method_of(column), []).append(score_answers(samples, answers))
     keys = tuple(sample.key for sample in samples)
-    return StoredScores(keys, {place: average(found) for place, found in seeds.items()})
+    tables = {place: average(found) for place, found in seeds.items()}
+    return StoredScores(keys, tuple(pictures_of(samples)), tables)
 
 
 def method_of(column: str) -> MethodBudget:

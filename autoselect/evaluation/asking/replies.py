@@ -62,6 +62,7 @@ def answered_by(
             list(sample.questions),
             [[reply.text] for reply in own],
             list(sample.tasks),
+            sample.image_digest,
         )
         for sample, own in zip(samples, replies, strict=True)
     ]

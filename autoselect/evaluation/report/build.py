@@ -20,6 +20,7 @@ from autoselect.evaluation.scores.scoring import (
     Answered,
     ScoreTable,
     average,
+    pictures_of,
     score_answers,
     task_details,
 )
@@ -62,7 +63,7 @@ def build_report(
         "left_out": [{"method": name, "reason": why} for name, why in left_out.items()],
         "intervals": scored.differences(plan.budgets, names),
         "latency": latency,
-        "images": len(samples),
+        "images": len(set(pictures_of(samples))),
         "questions": sum(len(sample.questions) for sample in samples),
         "methods": {method.name: method.source for method in plan.methods},
         **more,
@@ -85,7 +86,7 @@ class _Scored:
             plan, lambda c: Endings.of(samples, replies[c], full), Endings.mean
         )
         self.full = self.tables[FULL, 0]
-        self.draws = Resampling.of(len(samples))
+        self.draws = Resampling.over(pictures_of(samples))
         self.retained = {
             place: self.draws.retention(table, self.full)
             for place, table in self.tables.items()

@@ -147,6 +147,7 @@ def write_predictions(
                 own = {column: replies[column][i][r] for column in columns}
                 row = {
                     "key": sample.key,
+                    "image_digest": sample.image_digest,
                     "round": r,
                     "task": sample.tasks[r],
                     "question": question,

@@ -2,8 +2,10 @@
 
 Images are drawn with replacement, and every method sees the same draws (Efron and Tibshirani 1993).
 The difficulty of an image therefore cancels in retentions and in differences between methods.
+Samples that show the same image are drawn together, because their scores are not independent.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ DRAWS, LEVEL = 2000, 0.95
 
 @dataclass(frozen=True)
 class Resampling:
-    """Bootstrap draws: how often each image was drawn, [draws, images]."""
+    """Bootstrap draws: how often the image of each sample was drawn, [draws, samples]."""
 
     weights: np.ndarray
 
@@ -25,6 +27,13 @@ class Resampling:
         generator = np.random.default_rng(seed)
         uniform = np.full(images, 1 / images)
         return cls(generator.multinomial(images, uniform, size=draws).astype(np.float32))
+
+    @classmethod
+    def over(cls, pictures: Sequence[str]) -> "Resampling":
+        """Draw resamples of samples by what they show, see `pictures_of`."""
+        places = {picture: place for place, picture in enumerate(dict.fromkeys(pictures))}
+        drawn = cls.of(len(places)).weights
+        return cls(drawn[:, [places[picture] for picture in pictures]])
 
     def task_means(self, table: ScoreTable) -> np.ndarray:
         """Return task scores, [draws, tasks]; NaN if a draw holds no image of a task.

@@ -32,6 +32,9 @@ class Answered(Protocol):
     @property
     def tasks(self) -> Sequence[str]: ...
 
+    @property
+    def image_digest(self) -> str: ...
+
 
 Place = tuple[int, int]
 """A question: number of its sample, and its round."""
@@ -42,14 +45,23 @@ def places_of(samples: Sequence[Answered]) -> list[Place]:
     return [(i, r) for i, sample in enumerate(samples) for r in range(len(sample.questions))]
 
 
+def pictures_of(samples: Sequence[Answered]) -> list[str]:
+    """Return what each sample shows; one without a digest shows what no other does."""
+    return [sample.image_digest or f"sample {place}" for place, sample in enumerate(samples)]
+
+
 @dataclass(frozen=True)
 class AnsweredSample:
-    """One image's rounds with their accepted answers, as scoring reads them."""
+    """One sample's rounds with their accepted answers, as scoring reads them.
+
+    `image_digest` is equal for samples that show the same; empty if unknown.
+    """
 
     key: str
     questions: list[str]
     answers: list[list[str]]
     tasks: list[str]
+    image_digest: str = ""
 
 
 def question_score(task: str, question: str, answers: Sequence[str]) -> QuestionScore:
