@@ -13,8 +13,16 @@ from autoselect.data import storage
 from autoselect.files.atomic import replacing
 
 _PIPE = "pipe:"
-JSON_FILES = (".json", ".jsonl")
-"""How the names of files of LLaVA rows end."""
+JSON_FILES, PACKED = (".json", ".jsonl"), (".gz", ".bz2", ".xz", ".zip")
+"""How the names of files of LLaVA rows end, and of those that are compressed."""
+
+
+def is_json_file(path: str) -> bool:
+    """Return True for the name of a file of LLaVA rows, which may be compressed."""
+    name = path.lower()
+    for ending in PACKED:
+        name = name.removesuffix(ending)
+    return name.endswith(JSON_FILES)
 
 
 def expand(
@@ -45,7 +53,7 @@ def expand(
             shards += _expand_one(one)
     if not shards:
         raise ConfigError(f"paths={paths!r} name no shards; give a folder, tar files or URLs")
-    rows = next((shard for shard in shards if shard.endswith(JSON_FILES)), None)
+    rows = next((shard for shard in shards if is_json_file(shard)), None)
     if rows is not None:
         raise ConfigError(
             f"path={rows} is JSON, but shards are tar files; convert LLaVA rows with "

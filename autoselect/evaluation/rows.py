@@ -9,7 +9,7 @@ from typing import Any
 from autoselect.config import ConfigError
 from autoselect.data.convert import convert_llava
 from autoselect.data.faults import RecordError
-from autoselect.data.paths import JSON_FILES
+from autoselect.data.paths import is_json_file
 from autoselect.data.row_keys import read_row
 from autoselect.data.text_files import read_json_rows
 from autoselect.evaluation.identity import digest
@@ -36,7 +36,7 @@ def with_converted_rows(
         ConfigError: the file cannot be read, or a row of it cannot be used; an evaluation skips
             none.
     """
-    if not settings.shards.endswith(JSON_FILES):
+    if not is_json_file(settings.shards):
         if settings.image_folder is not None:
             raise ConfigError(
                 f"image_folder={settings.image_folder} goes with a JSON file, but "

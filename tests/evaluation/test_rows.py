@@ -1,7 +1,9 @@
 """A user's own LLaVA JSON is evaluated without shards, labels or boxes."""
 
 import dataclasses
+import gzip
 import json
+import lzma
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from autoselect.config import ConfigError
+from autoselect.data.shards import ShardSet
 from autoselect.evaluation.answers.answering import FULL, Column
 from autoselect.evaluation.answers.predictions import read_scores
 from autoselect.evaluation.report.check import check_report
@@ -129,6 +132,20 @@ def test_another_folder_of_pictures_is_taken_as_the_error_proposes(settings, sou
         with_converted_rows(settings)
     found = with_converted_rows(dataclasses.replace(settings, image_folder=str(elsewhere)))
     assert len(EvaluationSet.open(found.shards, None, False)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [("rows.JSON", bytes), ("rows.jsonl.gz", gzip.compress), ("rows.json.xz", lzma.compress)],
+)
+def test_a_file_of_rows_is_known_by_its_name(settings, source, name, packed):
+    file = source.with_name(name)
+    file.write_bytes(packed(source.read_bytes()))
+    found = with_converted_rows(dataclasses.replace(settings, shards=str(file)))
+    assert len(EvaluationSet.open(found.shards, None, False)) == 3
+    with pytest.raises(ConfigError, match=f"{name} is JSON, but shards are tar files"):
+        ShardSet.open(str(file))
+    assert not list(source.parent.glob("*.index.jsonl"))
 
 
 def test_labels_are_needed_unless_the_model_is_the_reference(settings):
