@@ -221,6 +221,8 @@ def test_numbers_of_an_analysis_become_metrics_by_budget_or_step():
         "gaps": [{"budget": 8, "gap": 0.1, "ci95": [0.0, 0.2]}],
         "course": [(10, 0.3), (20, 0.9)],
         "positions": [0.1, 0.2, 0.3],
+        "grid": [14, 14],
+        "grids": {"selection": [24, 24], "classifier": [14, 14]},
         "images": 4,
     }
     assert sorted(points(numbers)) == [

@@ -9,6 +9,8 @@ from autoselect.tracking import Tracker
 from autoselect.tracking.note import RunNote
 
 Point = tuple[str, float, int | None]
+SHAPES = ("budgets", "grid", "grids")
+"""Keys of lists that are no course of a number over the budgets, however long they are."""
 
 
 def start_analysis(
@@ -74,7 +76,7 @@ def _points(value: Any, name: str, budgets: Any) -> Iterator[Point]:
         yield name, float(value), None
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            if key != "budgets":
+            if key not in SHAPES:
                 yield from _points(item, f"{name}/{key}" if name else str(key), budgets)
     elif isinstance(value, list | tuple):
         yield from _listed(value, name, budgets)
