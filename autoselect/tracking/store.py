@@ -83,6 +83,12 @@ class Store:
             return f"{scheme}:..."
 
     @property
+    def _is_unmade(self) -> bool:
+        """True for an SQLite file that does not exist; a question would make it."""
+        database = _database(self.uri)
+        return database is not None and not database.exists()
+
+    @property
     def client(self) -> MlflowClient:
         """MLflow's client; the tables of an SQLite file are made by one process at a time."""
         if self._client is None:
@@ -130,9 +136,6 @@ class Store:
     @tracking_errors()
     def is_deleted(self, run_id: str) -> bool:
         """Return True if this store has the run, but somebody deleted it."""
-        database = _database(self.uri)
-        if database is not None and not database.exists():
-            return False
         run = self.run(run_id)
         return run is not None and run.info.lifecycle_stage != "active"
 
@@ -164,6 +167,8 @@ class Store:
             if model is None:
                 return None
             address = f"models:/{model}"
+        if self._is_unmade:
+            return None
         try:
             folder = mlflow.artifacts.download_artifacts(
                 artifact_uri=address, tracking_uri=self.client.tracking_uri
@@ -176,6 +181,8 @@ class Store:
 
     def run(self, run_id: str) -> Any:
         """Return MLflow's run, None for an unknown one."""
+        if self._is_unmade:
+            return None
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
@@ -186,6 +193,8 @@ class Store:
     @tracking_errors()
     def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric by step; empty if this store does not know the run."""
+        if self._is_unmade:
+            return []
         try:
             found = self.client.get_metric_history(run_id, name)
         except MlflowException as error:

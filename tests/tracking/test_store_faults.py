@@ -12,7 +12,9 @@ from autoselect.config import ConfigError
 from autoselect.tracking import Tracker
 from autoselect.tracking.dashboard import serve
 from autoselect.tracking.delivery import deliver_left_behind
+from autoselect.tracking.history import metric_history
 from autoselect.tracking.journal import Journal
+from autoselect.tracking.models import download_model
 from autoselect.tracking.store import Store
 from tests.tracking.runs import client, history, journals, start
 
@@ -210,6 +212,16 @@ def test_a_damaged_journal_of_another_run_stops_no_start(caplog):
     assert f"{'0' * 32}.jsonl is damaged" in caplog.text
     assert client().get_run(tracker.run_id).info.status == "FINISHED"
     assert deliver_left_behind() == 1
+
+
+def test_a_question_to_a_store_that_was_never_made_does_not_make_it(project):
+    (project / "mlflow.db").unlink()
+    assert metric_history("0" * 32, "train/loss") == []
+    for address in ("runs:/0/selector", "models:/m-0"):
+        with pytest.raises(ConfigError, match=f"model={address} is not in sqlite:///"):
+            download_model(address)
+    assert not Store.open().knows("0" * 32) and not Store.open().is_deleted("0" * 32)
+    assert not list(project.iterdir())
 
 
 @pytest.mark.parametrize("name", ['o\'dd [x] "ü" {a,b}', "%20 #1 & $v?"])
