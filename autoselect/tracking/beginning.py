@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 def resumable(store: Store, run_id: str, experiment: str) -> Journal | None:
     """Return the journal of a run to resume, or None if a new one has to begin."""
     journal = Journal(Path(JOURNAL_FOLDER), run_id, store.address)
+    journal.give_up_damaged()
     if run_id.startswith(OFFLINE):
         if journal and journal.address not in (None, store.address):
             tell_of_other_store(journal)
@@ -25,6 +26,7 @@ def resumable(store: Store, run_id: str, experiment: str) -> Journal | None:
             return journal or None
         if not journal:
             journal = Journal(journal.folder, journal.run_id, store.address)
+            journal.give_up_damaged()
     assert journal.run_id is not None
     try:
         known = store.knows(journal.run_id) or store.lost_with(journal.run_id, experiment)

@@ -9,6 +9,7 @@ process delivers them while it lives, and only to this store.
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import threading
@@ -21,6 +22,7 @@ from typing import Any
 from autoselect.files.atomic import write_text
 from autoselect.tracking.processes import is_gone, own_process
 
+logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 JOURNAL_FOLDER = "mlruns/spool"
 OFFLINE = "offline-"
@@ -157,6 +159,21 @@ class Journal:
                     self._files.rmdir()
             elif gone:
                 self._write([line for place, line in enumerate(lines) if place not in gone])
+
+    def give_up_damaged(self) -> None:
+        """Move a journal that cannot be read, as after a power cut, into `refused`, and warn."""
+        try:
+            self.events()
+        except ValueError as error:
+            kept = self.refused / self.path.name
+            self.refused.mkdir(parents=True, exist_ok=True)
+            self.path.replace(kept)
+            logger.warning(
+                "%s is damaged (%s); it is kept as %s, and the run goes on without what it held",
+                self.path,
+                error,
+                kept,
+            )
 
     def set_aside(self, event: Event, why: str) -> None:
         """Keep an event that the server refuses for its own sake, with its file, in `refused`."""

@@ -224,6 +224,19 @@ def test_a_question_to_a_store_that_was_never_made_does_not_make_it(project):
     assert not list(project.iterdir())
 
 
+def test_a_damaged_journal_of_its_own_stops_no_resumed_run(caplog):
+    tracker = start()
+    tracker.finish("KILLED")
+    journal = Path("mlruns/spool") / f"{tracker.run_id}.jsonl"
+    journal.write_bytes(b'{"kind": "metrics", "val\0\0\0\n')
+    again = start(run_id=tracker.run_id)
+    again.log_metrics({"loss": 1.0}, 1)
+    again.finish()
+    assert again.run_id == tracker.run_id and history(tracker.run_id, "loss") == [(1, 1.0)]
+    kept = journal.with_name(f"{tracker.run_id}-refused") / journal.name
+    assert f"it is kept as {kept.absolute()}" in caplog.text and kept.exists() and not journals()
+
+
 @pytest.mark.parametrize("name", ['o\'dd [x] "ü" {a,b}', "%20 #1 & $v?"])
 def test_a_project_folder_may_have_any_name(empty_store, monkeypatch, name):
     folder = Path(name).absolute()
