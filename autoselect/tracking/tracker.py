@@ -66,7 +66,7 @@ class Tracker:
         """Begin a run, or go on with one.
 
         Runs of this machine whose process is gone are closed as KILLED, and what earlier runs could
-        not deliver is delivered.
+        not deliver is delivered, unless the start of the parent has just tried.
 
         Args:
             experiment: name of the experiment, created if it does not exist.
@@ -107,7 +107,7 @@ class Tracker:
         atexit.register(tracker._close_unfinished)
         delivery.start()
         delivery.flush()
-        if not delivery.journal:
+        if not delivery.journal and parent_run_id is None:
             deliver_left_behind()
         tracker._started = True
         return tracker

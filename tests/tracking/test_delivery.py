@@ -226,6 +226,16 @@ def test_what_this_store_cannot_take_waits_and_holds_up_nothing_else(outage, cap
         assert words in caplog.text
 
 
+def test_what_waits_is_named_once_and_not_again_by_every_row_of_an_evaluation(caplog):
+    elsewhere = Journal(Path("mlruns/spool"), "1" * 32, "http://elsewhere:5000")
+    elsewhere.append({"kind": "status", "status": "FINISHED", "time_ms": 1})
+    parent = start()
+    for _ in range(3):
+        start(parent_run_id=parent.run_id).finish()
+    parent.finish()
+    assert caplog.text.count("waits for the tracking server http://elsewhere:5000") == 1
+
+
 def test_a_living_run_delivers_its_own_journal(outage):
     """Whenever the journal began, and whatever an earlier start of the run left in it."""
     fresh, resumed = start(), start()
