@@ -63,6 +63,11 @@ GROUPS = {
 """Sub-commands by step: the function in `autoselect` that adds each one, and its summary."""
 FOLDERS = ("out", "output", "work")
 """Flags that name the folder of a command's results."""
+RESUMED = (
+    *("demo", "report", "shards index", "shards convert", "reference shards", "reference train"),
+    *("train", "tune", "eval", "bench public", "ablate"),
+)
+"""How the commands begin that keep what they finished before Ctrl-C."""
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -186,5 +191,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"autoselect: {error}; free some space and run it again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"autoselect {words[0]}: interrupted; run it again to resume", file=sys.stderr)
+        more = "; run it again to resume" if " ".join(words).startswith(RESUMED) else ""
+        print(f"autoselect {words[0]}: interrupted{more}", file=sys.stderr)
         return EXIT_INTERRUPTED
