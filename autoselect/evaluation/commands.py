@@ -9,7 +9,7 @@ from typing import Any, get_args
 from autoselect.config import ConfigError, GateSite
 from autoselect.config.flags import add_setting_flags, flag_help, read_settings
 from autoselect.config.setting import help_of
-from autoselect.evaluation.analyses.kinds import KINDS, PATCHES
+from autoselect.evaluation.analyses.kinds import KINDS, PATCHES, SIMILARITY
 from autoselect.evaluation.settings import ONE_SELECTOR, EvalSettings
 from autoselect.files.atomic import write_text
 from autoselect.reference.resources import resolve_model, resolve_shards
@@ -61,11 +61,12 @@ def add_analyse_command(subparsers: Any) -> None:
     own = {
         "selector": ONE_SELECTOR,
         "shards": "folder or glob of the shards that hold the images, or reference",
+        "budgets": f"{flag_help(EvalSettings, 'budgets')} (not for {SIMILARITY})",
         "out": "folder for KIND.json and KIND.png",
     }
     for name in ("model", "selector", "shards", "budgets", "out"):
         text = own.get(name) or flag_help(EvalSettings, name)
-        parser.add_argument(f"--{name}", required=name not in ("model", "selector"), help=text)
+        parser.add_argument(f"--{name}", required=name in ("shards", "out"), help=text)
     parser.add_argument(
         "--site",
         choices=(*get_args(GateSite), PATCHES),

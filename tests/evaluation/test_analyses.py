@@ -390,7 +390,7 @@ def test_an_analysis_of_other_settings_is_not_replaced(
 ):
     out = tmp_path / "out"
     words = ["analyse", "similarity", "--model", model_folder, "--shards", shards, "--no-tracking"]
-    words += ["--device", "cpu", "--budgets", "4", "--out", str(out)]
+    words += ["--device", "cpu", "--out", str(out)]
     for _ in range(2):
         assert main([*words, "--selector", selector_folder]) == 0
     other = shutil.copytree(selector_folder, tmp_path / "other")
@@ -413,10 +413,24 @@ def test_answers_are_needed_by_what_scores_them_alone(
             turns = sample.record["conversations"][:1]
             writer.write(sample.key, {"conversations": turns}, [to_jpeg(sample.pictures[0])])
     words = ["analyse", kind, "--model", model_folder, "--selector", selector_folder]
-    words += ["--shards", str(tmp_path / "open"), "--budgets", "4", "--device", "cpu"]
+    words += ["--shards", str(tmp_path / "open"), "--device", "cpu"]
+    words += ["--budgets", "4"] if kind == "fidelity" else []
     assert main([*words, "--out", str(tmp_path / "out"), "--no-tracking"]) == code
     if code:
         assert "give every question its gpt turn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        ("similarity", ["--budgets", "8"], "budgets=8 has no part in similarity, which compares"),
+        ("frequency", [], "budgets= is missing; give --budgets, as frequency needs it"),
+    ],
+)
+def test_budgets_are_asked_for_where_they_are_used(kind, given, said, tmp_path, capsys):
+    words = ["--model", "m", "--selector", "s", "--shards", "test-*.tar", "--out", str(tmp_path)]
+    assert main(["analyse", kind, *words, *given]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_labels_are_spread_apart_in_order():
@@ -446,8 +460,9 @@ def test_an_image_that_cannot_be_decoded_is_named_by_every_analysis(
                 ],
             }
             writer.write(f"{index}", record, [png[:200] if index == 1 else png])
-    words = ["analyse", kind, "--shards", str(folder), "--budgets", "8"]
-    words += ["--out", str(tmp_path / "out"), "--device", "cpu", "--no-tracking"]
+    words = ["analyse", kind, "--shards", str(folder), "--device", "cpu", "--no-tracking"]
+    words += ["--out", str(tmp_path / "out")]
+    words += ["--budgets", "8"] if kind != "similarity" else []
     if kind == "fidelity":
         words += ["--site", "patch_embedding"]
     else:

@@ -209,7 +209,7 @@ def test_questions_about_several_images(
             assert given[f"{method}@144#0"] == given["full@0#0"], "K = N is the untouched model"
     likely = {"scoring": "likelihood", "out": str(tmp_path / "likely"), "budgets": "8"}
     assert evaluate(dataclasses.replace(settings, **likely)) is not None
-    words = ("--model", model_folder, "--selector", selector_folder, "--budgets", "8")
+    words = ("--model", model_folder, "--selector", selector_folder)
     words = ("analyse", "similarity", *words, "--shards", pairs_and_singles, "--out", str(out))
     arguments = cli.parser("analyse").parse_args(list(words))
     with pytest.raises(ConfigError, match="samples of several images; this analysis looks at"):

@@ -171,7 +171,8 @@ def test_evaluations_are_called_by_their_folder():
 
 def analyse(tracked, kind, *more):
     words = ["--model", tracked.model, "--selector", tracked.selector, "--shards", tracked.shards]
-    words += ["--budgets", "4,16", "--max-images", "2"]
+    words += ["--max-images", "2"]
+    words += ["--budgets", "4,16"] if kind != "similarity" else []
     words += ["--out", f"{tracked.out}-analyses", *more]
     arguments = cli.parser("analyse").parse_args(["analyse", kind, *words])
     assert arguments.run(arguments) == 0

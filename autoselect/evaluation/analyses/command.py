@@ -11,7 +11,15 @@ from autoselect.config import ConfigError, GateSite
 from autoselect.config.flags import check_counts
 from autoselect.data.shards import Sample, ShardSet
 from autoselect.evaluation.analyses.gates import trained_gate
-from autoselect.evaluation.analyses.kinds import CLASSIFIER, FIDELITY, GATES, LEAK, PATCHES, SCORED
+from autoselect.evaluation.analyses.kinds import (
+    CLASSIFIER,
+    FIDELITY,
+    GATES,
+    LEAK,
+    PATCHES,
+    SCORED,
+    SIMILARITY,
+)
 from autoselect.evaluation.analyses.leak import load_gate
 from autoselect.evaluation.analyses.run import (
     ANALYSES,
@@ -79,7 +87,12 @@ Work = Callable[[], Found]
 def _check_flags(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for a flag that the analysis needs and lacks, or that is another's."""
     check_counts(max_images=arguments.max_images, max_new_tokens=arguments.max_new_tokens)
-    kind, run = arguments.kind, arguments.train_run
+    kind, run, budgets = arguments.kind, arguments.train_run, arguments.budgets
+    if kind == SIMILARITY and budgets is not None:
+        raise ConfigError(
+            f"budgets={budgets} has no part in {kind}, which compares equally many of the best and "
+            "the worst tokens; leave it out"
+        )
     for flag, value, owner in (("site", arguments.site, FIDELITY), ("run", run, LEAK)):
         if value and kind != owner:
             raise ConfigError(
@@ -92,6 +105,8 @@ def _check_flags(arguments: argparse.Namespace) -> None:
                 f"{flag}={value} has no part in an analysis of a classifier's patches; leave it out"
             )
     needed = {} if unused else {"model": arguments.model}
+    if kind != SIMILARITY:
+        needed["budgets"] = budgets
     if kind != FIDELITY:
         needed["selector"] = arguments.selector
     if kind == LEAK:
@@ -184,11 +199,15 @@ def _classifier(arguments: argparse.Namespace) -> tuple[Any, Any, Work]:
 
 
 def _subject(arguments: argparse.Namespace, image: Any) -> tuple[Any, Any, tuple[int, ...]]:
-    """Return VLM, selector (None if none is given) and the budgets in tokens of such an image."""
+    """Return VLM, selector (None if none is given) and the budgets in tokens of such an image.
+
+    There are no budgets if none are given.
+    """
     model, selector = resolve_model(arguments.model), None
     if arguments.selector is None:
         vlm = FrozenVLM.from_pretrained(model, device=checked_device(arguments.device))
     else:
         vlm, selector = load_pair(model, arguments.selector, arguments.device)
     num_tokens = vlm.encode_images([image]).tokens.shape[1]
-    return vlm, selector, parse_budgets(arguments.budgets, num_tokens)
+    budgets = arguments.budgets
+    return vlm, selector, () if budgets is None else parse_budgets(budgets, num_tokens)

@@ -1,7 +1,8 @@
 """Names of the analyses."""
 
 CLASSIFIER, FIDELITY, GATES, LEAK = "classifier", "fidelity", "gates", "leak"
-KINDS = (CLASSIFIER, FIDELITY, "frequency", GATES, LEAK, "similarity")
+SIMILARITY = "similarity"
+KINDS = (CLASSIFIER, FIDELITY, "frequency", GATES, LEAK, SIMILARITY)
 """The keys of `ANALYSES` in `run`, and the analysis of a classifier."""
 SCORED = (FIDELITY, LEAK)
 """Analyses that need answers; the others look at images only."""

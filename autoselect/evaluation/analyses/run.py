@@ -24,7 +24,7 @@ from autoselect.evaluation.analyses.fidelity import (
 )
 from autoselect.evaluation.analyses.frequency import selection_frequency
 from autoselect.evaluation.analyses.gates import gate_samples, polarisation_course
-from autoselect.evaluation.analyses.kinds import FIDELITY, GATES, LEAK
+from autoselect.evaluation.analyses.kinds import FIDELITY, GATES, LEAK, SIMILARITY
 from autoselect.evaluation.analyses.leak import TrainedGate, leak
 from autoselect.evaluation.analyses.line_figures import (
     classifier_figure,
@@ -136,7 +136,7 @@ def uniform_gates(subject: Subject) -> Found:
 
 
 ANALYSES: dict[str, Callable[[Subject], Found]] = {
-    "similarity": similarity,
+    SIMILARITY: similarity,
     FIDELITY: fidelity,
     "frequency": frequency,
     GATES: gates,
