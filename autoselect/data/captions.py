@@ -18,6 +18,7 @@ from autoselect.data.convert import (
     REJECTED,
     ConvertReport,
     Rejected,
+    Source,
     claimed,
     convert_rows,
     name_of,
@@ -111,7 +112,8 @@ def convert_caption_rows(
     read = [_caption_row(row, prompt) for row in read_json_rows(source)[0]]
     rows, faults = [own for own, _ in read], [fault for _, fault in read]
     text = "".join(f"{json.dumps(own, sort_keys=True)}\n" for own in rows)
-    report = convert_rows((rows, hashlib.sha256(text.encode()).hexdigest()), images, output, **more)
+    found = Source(rows, hashlib.sha256(text.encode()).hexdigest())
+    report = convert_rows(found, images, output, **more)
     rejected = [replace(one, detail=faults[one.row] or one.detail) for one in report.rejected]
     write_json_lines(output / REJECTED, map(asdict, rejected))
     return replace(report, rejected=rejected)

@@ -10,7 +10,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,21 @@ class _Job:
     key_prefix: str
 
 
+class Source(NamedTuple):
+    """Rows to convert.
+
+    Attributes:
+        rows: rows in the form of `convert_llava`.
+        sha256: by which an interrupted conversion knows them again.
+        store_pictures: writes pictures that came with them into the image folder, once the output
+            folder is claimed; None if they lie there.
+    """
+
+    rows: list[Any]
+    sha256: str
+    store_pictures: Callable[[], None] | None = None
+
+
 class _Part(NamedTuple):
     """What became of the rows of one shard; the fields are those of `ConvertReport`."""
 
@@ -130,11 +145,11 @@ def convert_llava(
     Raises:
         ConfigError: the input cannot be read, or under the conditions of `convert_rows`.
     """
-    return convert_rows(read_json_rows(Path(source)), image_folders, output, **more)
+    return convert_rows(Source(*read_json_rows(Path(source))), image_folders, output, **more)
 
 
 def convert_rows(
-    source: tuple[list[Any], str],
+    source: Source,
     image_folders: Sequence[str | Path],
     output: str | Path,
     *,
@@ -146,7 +161,7 @@ def convert_rows(
     """Convert rows in the form of `convert_llava`.
 
     Args:
-        source: the rows, and a SHA-256 by which an interrupted conversion knows them again.
+        source: the rows.
         image_folders: folders of the images; the first that holds a path wins.
         output: folder for the shards; an interrupted conversion in it is completed.
         limits: caps on image bytes and pixels, stored in the indexes.
@@ -163,13 +178,13 @@ def convert_rows(
     at_least(1, "workers", workers)
     folders = tuple(str(Path(folder).resolve()) for folder in image_folders)
     for folder in folders:
-        if not Path(folder).is_dir():
+        if source.store_pictures is None and not Path(folder).is_dir():
             raise ConfigError(f"image_folder={folder} is not a folder; check the path")
     limits = limits or Limits()
-    rows, sha256 = source
+    rows = source.rows
     target = Path(output)
     plan = {
-        "source_sha256": sha256,
+        "source_sha256": source.sha256,
         "image_folders": list(folders),
         "samples_per_shard": samples_per_shard,
         "limits": asdict(limits),
@@ -181,6 +196,8 @@ def convert_rows(
         for number, first in enumerate(range(0, len(rows), size))
     ]
     with claimed(target, plan):
+        if source.store_pictures is not None:
+            source.store_pictures()
         parts = list(map_processes(_convert_shard, jobs, workers, "converting"))
         rejected = [one for part in parts for one in part.rejected]
         write_json_lines(target / REJECTED, map(asdict, rejected))

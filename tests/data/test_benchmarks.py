@@ -74,7 +74,7 @@ def test_workers_and_repetition_do_not_change_the_bytes(name, tmp_path):
     once = content(tmp_path / "out1")
     names = {n: h for n, h in once.items() if not n.startswith(".convert/plan")}
     other = content(tmp_path / "out2")
-    if not benchmark.stores_images:  # the plan names the folder of the images
+    if benchmark.store_pictures is None:  # the plan names the folder of the images
         assert once == other
     assert names == {n: h for n, h in other.items() if not n.startswith(".convert/plan")}
     first = tmp_path / "out1" / "shard-000000.tar"
@@ -137,8 +137,12 @@ def test_a_conversion_that_is_refused_changes_nothing_of_the_one_in_the_folder(t
     before = content(tmp_path / "out")
     with pytest.raises(ConfigError, match="holds a conversion with other settings"):
         convert_public(BENCHMARKS["gqa"], MAKERS["gqa"](tmp_path / "gqa"), tmp_path / "out")
-    with pytest.raises(ConfigError, match="samples_per_shard=0 is below 1"):
-        convert_public(BENCHMARKS["vqav2"], files, tmp_path / "new", samples_per_shard=0)
+    pictured = MAKERS["mmbench"](tmp_path / "mmbench")
+    with pytest.raises(ConfigError, match="holds a conversion with other settings"):
+        convert_public(BENCHMARKS["mmbench"], pictured, tmp_path / "out")
+    for name, official in (("vqav2", files), ("mmbench", pictured)):
+        with pytest.raises(ConfigError, match="samples_per_shard=0 is below 1"):
+            convert_public(BENCHMARKS[name], official, tmp_path / "new", samples_per_shard=0)
     assert content(tmp_path / "out") == before and not (tmp_path / "new").exists()
 
 

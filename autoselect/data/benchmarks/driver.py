@@ -7,11 +7,12 @@ broken are listed in `rejected.jsonl`. The rows stay in `.convert/rows.jsonl`.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from autoselect.config import ConfigError
 from autoselect.data.benchmarks.table import Benchmark
-from autoselect.data.convert import NOTES, ConvertReport, convert_rows, json_lines
+from autoselect.data.convert import NOTES, ConvertReport, Source, convert_rows, json_lines
 from autoselect.data.decode import Limits
 from autoselect.files.atomic import write_bytes
 
@@ -47,18 +48,18 @@ def convert_public(
     """
     work = output / NOTES
     given = dict(files)
-    if benchmark.stores_images:
+    store_pictures = benchmark.store_pictures
+    if store_pictures is not None:
         given["images"] = work / "images"
     elif not given["images"].is_dir():
         raise ConfigError(f"images={given['images']} is not a folder; check the path")
-    if not work.is_dir() and any(output.glob("*.tar")):
-        raise ConfigError(f"output={output} holds shards already; choose an empty folder")
     rows = benchmark.rows(given)
     if not rows:
         raise ConfigError(f"the files of {benchmark.name} hold no question about an image")
     text = json_lines(rows)
+    store = None if store_pictures is None else partial(store_pictures, given)
     conversion = convert_rows(
-        (rows, hashlib.sha256(text).hexdigest()),
+        Source(rows, hashlib.sha256(text).hexdigest(), store),
         [given["images"]],
         output,
         samples_per_shard=samples_per_shard,

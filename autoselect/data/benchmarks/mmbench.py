@@ -40,19 +40,40 @@ def rows_cn(files: Mapping[str, Path]) -> list[Row]:
 
 
 def _rows(files: Mapping[str, Path], task: str, instruction: str) -> list[Row]:
-    """Return the rows of a TSV; write its images into the folder `files["images"]`."""
+    """Return the rows of a TSV; their images are files that `store_pictures` writes."""
     path = files["questions"]
     entries = _read(path)
+    found = []
+    for number, group in _groups(entries).items():
+        asked = group if len(group) > 1 else _rotations(group[0], path)
+        questions = [_question(entry, task, instruction, path) for entry in asked]
+        image, _ = _image(group[0], entries, path)
+        found.append(image_row(str(number), image, questions))
+    return found
+
+
+def store_pictures(files: Mapping[str, Path]) -> None:
+    """Write the images of a TSV into the folder `files["images"]`, each under its index."""
+    path = files["questions"]
+    entries = _read(path)
+    images = dict(_image(group[0], entries, path) for group in _groups(entries).values())
+    for name, text in images.items():
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError:
+            # Stored unchanged; the converter rejects it as undecodable.
+            data = text.encode(errors="replace")
+        target = files["images"] / name
+        if not target.is_file() or target.read_bytes() != data:
+            write_bytes(target, data)
+
+
+def _groups(entries: Mapping[str, dict[str, str]]) -> dict[int, list[dict[str, str]]]:
+    """Return the rows of each question by its number."""
     groups: dict[int, list[dict[str, str]]] = {}
     for entry in entries.values():
         groups.setdefault(int(entry["index"]) % ROTATION, []).append(entry)
-    found = []
-    for number, group in groups.items():
-        asked = group if len(group) > 1 else _rotations(group[0], path)
-        questions = [_question(entry, task, instruction, path) for entry in asked]
-        image = _store_image(group[0], entries, files["images"], path)
-        found.append(image_row(str(number), image, questions))
-    return found
+    return groups
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
@@ -116,21 +137,13 @@ def _question(entry: dict[str, str], task: str, instruction: str, path: Path) ->
     return Question(entry["index"], text + instruction, (_answer(entry, path),), task)
 
 
-def _store_image(
-    entry: dict[str, str], entries: Mapping[str, dict[str, str]], folder: Path, path: Path
-) -> str:
-    """Write the image of a row into `folder` and return its file name."""
+def _image(
+    entry: dict[str, str], entries: Mapping[str, dict[str, str]], path: Path
+) -> tuple[str, str]:
+    """Return the index under which a row's image stands, and the image as base64."""
     name, text = entry["index"], str(field(entry, "image", path))
     seen = {name}
     while len(text) <= LONGEST_REFERENCE and text in entries and text not in seen:
         seen.add(text)
         name, text = text, str(field(entries[text], "image", path))
-    try:
-        data = base64.b64decode(text, validate=True)
-    except ValueError:
-        # Stored unchanged; the converter rejects it as undecodable.
-        data = text.encode(errors="replace")
-    target = folder / name
-    if not target.is_file() or target.read_bytes() != data:
-        write_bytes(target, data)
-    return name
+    return name, text

@@ -30,7 +30,8 @@ class Benchmark:
         rows: reads the files into one row per image (per question, if multiple choice); raises
             ConfigError if a file is not the official one or has no answers.
         optional: flags that may be left out.
-        stores_images: the questions file holds the images, so `--images` does not exist.
+        store_pictures: writes the images that the questions file holds into the folder `images`;
+            `--images` then does not exist.
         note: text printed after a conversion.
     """
 
@@ -39,7 +40,7 @@ class Benchmark:
     files: dict[str, str]
     rows: Callable[[Mapping[str, Path]], list[Row]]
     optional: tuple[str, ...] = ()
-    stores_images: bool = False
+    store_pictures: Callable[[Mapping[str, Path]], None] | None = None
     note: str = ""
 
 
@@ -109,14 +110,14 @@ BENCHMARKS: dict[str, Benchmark] = {
             "MMBench, English development split: multiple choice, circular",
             {"questions": "mmbench_dev_20230712.tsv or MMBench_DEV_EN.tsv"},
             mmbench.rows_en,
-            stores_images=True,
+            store_pictures=mmbench.store_pictures,
         ),
         Benchmark(
             "mmbench-cn",
             "MMBench, Chinese development split: multiple choice, circular",
             {"questions": "mmbench_dev_cn_20231003.tsv or MMBench_DEV_CN.tsv"},
             mmbench.rows_cn,
-            stores_images=True,
+            store_pictures=mmbench.store_pictures,
         ),
         Benchmark(
             "seedbench",
