@@ -247,6 +247,7 @@ class EvaluationSet(LazySequence[EvaluationSample]):
         digest: identifies the shards and the number of samples used.
         one_image_each: no sample read so far has several images.
         has_boxes: every round read so far has boxes.
+        pictures: digests of what the samples read so far show.
     """
 
     def __init__(self, shards: ShardSet, max_images: int | None, needs_answers: bool) -> None:
@@ -256,6 +257,7 @@ class EvaluationSet(LazySequence[EvaluationSample]):
         self.digest = f"{shards.digest}:{length}"
         self.one_image_each = True
         self.has_boxes = True
+        self.pictures: set[str] = set()
 
     @classmethod
     def open(
@@ -292,6 +294,7 @@ class EvaluationSet(LazySequence[EvaluationSample]):
             )
         if len(sample.images) > 1:
             self.one_image_each = False
+        self.pictures.add(digest_of(sample))
         return sample
 
     def _parsed(self, sample: Sample) -> Parsed:

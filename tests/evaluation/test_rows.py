@@ -166,6 +166,13 @@ def test_settings_that_contradict_each_other_are_refused(settings, change, match
         dataclasses.replace(settings, **change)
 
 
+def test_rows_about_one_picture_have_no_other_image(settings, source):
+    rows = json.loads(source.read_text())
+    source.write_text(json.dumps([row | {"image": rows[0]["image"]} for row in rows]))
+    report = evaluate(dataclasses.replace(settings, methods="none", audit=0)).report
+    assert report["images"] == 1 and "other_image" not in report
+
+
 def test_rows_about_one_picture_count_as_one_image(settings, source):
     rows = json.loads(source.read_text())
     rows[1]["image"] = rows[0]["image"]

@@ -53,7 +53,7 @@ class Plan:
         max_new_tokens: longest answer in tokens.
         scoring: way of answering, see `autoselect/evaluation/asking/likelihood.py`.
         reference: `answers` if the data's answers are right, `model` if the full model's own are.
-        others: whether there is a second image, whose tokens one column shows instead.
+        others: whether samples show different images, so that a column can show those of another.
     """
 
     methods: tuple[Method, ...]

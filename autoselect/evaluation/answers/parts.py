@@ -71,12 +71,17 @@ class PartStore:
         return merged
 
 
-def other_image(index: int, count: int) -> int:
-    """Return the number of the sample whose images replace those of sample `index`.
+def other_image(samples: Sequence[EvaluationSample], index: int) -> EvaluationSample:
+    """Return the sample whose images replace those of sample `index`: the first that shows others.
 
-    Half a data set lies between them, so that neighbours, which often show one image, do not meet.
+    The search begins half a data set further on, because neighbours often show one image.
     """
-    return (index + count // 2) % count
+    own, count = samples[index].image_digest, len(samples)
+    for place in range(index + count // 2, index + count // 2 + count):
+        other = samples[place % count]
+        if place % count != index and (not own or other.image_digest != own):
+            return other
+    raise ValueError("all samples show one image")
 
 
 def answer_all(
@@ -102,7 +107,7 @@ def answer_all(
     answer: Any = served_part if isinstance(asked, ServedVLM) else answer_part
     for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
         numbers = range(part * size, min(len(samples), (part + 1) * size))
-        others = [samples[other_image(i, len(samples))] for i in numbers] if plan.others else []
+        others = [other_image(samples, i) for i in numbers] if plan.others else []
         store.write(part, answer(asked, [samples[i] for i in numbers], plan, others))
         remaining.done += 1
         if rank == 0 and not sys.stderr.isatty():
