@@ -226,6 +226,15 @@ def test_a_full_model_that_cannot_be_compared_with_is_reported():
     assert warning.startswith("20.0 % of the full model's answers reach the token limit")
 
 
+@pytest.mark.parametrize(("count", "said"), [(1, "1 image is"), (9, "9 images are"), (10, None)])
+def test_intervals_of_few_images_are_reported(count, said):
+    samples, chosen = make_samples(count), plan(budgets=(2,), names="grid")
+    found = report_of(samples, answer_part(FakeAsked(), samples, chosen), chosen)["warnings"]
+    assert [text.partition(" too few")[0] for text in found if "intervals" in text] == (
+        [said] if said else []
+    )
+
+
 def test_a_selector_is_not_judged_on_what_it_was_trained_on():
     training = {"data_digest": "ab", "samples": 3}
     assert "was trained on these shards" in seen_in_training("autoselect", training, "ab:300")

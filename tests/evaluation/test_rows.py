@@ -171,6 +171,7 @@ def test_rows_about_one_picture_have_no_other_image(settings, source):
     source.write_text(json.dumps([row | {"image": rows[0]["image"]} for row in rows]))
     report = evaluate(dataclasses.replace(settings, methods="none", audit=0)).report
     assert report["images"] == 1 and "other_image" not in report
+    assert any("1 image is too few for intervals" in text for text in report["warnings"])
 
 
 def test_rows_about_one_picture_count_as_one_image(settings, source):

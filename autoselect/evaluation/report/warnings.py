@@ -10,11 +10,17 @@ MOST_UNENDED = 0.02
 """Share of unended answers above the full model's that is reported."""
 MOST_CUT = 0.1
 """Share of the full model's answers at the token limit that is reported."""
+LEAST_IMAGES = 10
+"""Images below which intervals are said to be worthless."""
 
 
 def report_warnings(report: Mapping[str, Any]) -> list[str]:
     """Return all warnings that follow from the numbers of a report."""
-    return [*_full_model_warnings(report), *_ending_warnings(report)]
+    return [
+        *_full_model_warnings(report),
+        *_interval_warnings(report),
+        *_ending_warnings(report),
+    ]
 
 
 def seen_in_training(name: str, training: Mapping[str, Any], data: str) -> str:
@@ -50,6 +56,18 @@ def _full_model_warnings(report: Mapping[str, Any]) -> list[str]:
             "without their end; raise --max-new-tokens"
         )
     return found
+
+
+def _interval_warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return that the bootstrap has too few images to draw from, if so."""
+    images = report["images"]
+    if images >= LEAST_IMAGES:
+        return []
+    shown = "1 image is" if images == 1 else f"{images} images are"
+    return [
+        f"{shown} too few for intervals: those of few images are too narrow, and that of one has "
+        f"no width, so that every difference stands out; evaluate {LEAST_IMAGES} or more"
+    ]
 
 
 def _ending_warnings(report: Mapping[str, Any]) -> list[str]:
