@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -129,6 +131,21 @@ def test_several_selectors_are_logged_as_models(tracked, selector_folder):
     (run,) = runs("evaluation")
     wanted = {"model.selector", "model.selector-b", "model.selector-c_1__new_"}
     assert wanted <= set(run.data.tags)
+
+
+def test_a_selector_that_is_called_by_its_path_is_saved_nowhere_else(
+    tracked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "a").mkdir()
+    path = Path("a", "..", "..", tmp_path.name, "mine", "selector")
+    kept = tmp_path / "temporary" / tmp_path.name / "mine" / "selector" / "README.md"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    evaluate(dataclasses.replace(tracked, selector=f"{tracked.selector},{path}"))
+    assert kept.read_text() == "mine"
+    (run,) = runs("evaluation")
+    assert any(name.startswith("model.selector-a_") for name in run.data.tags)
 
 
 def test_the_columns_of_a_run_are_those_of_its_first_selector(tracked):

@@ -159,9 +159,10 @@ class TrackedEvaluation:
         for row, selector in selectors.items():
             name = "selector" if row == SELECTOR else f"selector-{row.removeprefix(f'{SELECTOR}:')}"
             with tempfile.TemporaryDirectory() as folder:
-                selector.save_pretrained(Path(folder) / name)
+                saved = Path(folder) / "selector"  # a name may be a path, which leads elsewhere
+                selector.save_pretrained(saved)
                 params = {"evaluated_on": report["model"], "row": row}
-                self._parent.log_model(Path(folder) / name, _model_name(name), params)
+                self._parent.log_model(saved, _model_name(name), params)
                 if self.data is not None:
                     found = _model_metrics(report, row)
                     self._parent.log_model_metrics(_model_name(name), found, self.data)
