@@ -239,11 +239,12 @@ def test_marginal_order(kernels, n, k):
     scores, likeness = torch.randn(2, n), torch.rand(2, n, n)
     scores[0, -1] = -1e8
     mask = torch.rand(2, n) > 0.6
-    for valid in (None, mask):
+    likeness[1, :, ::3] = torch.inf
+    for valid, weight in ((None, 0.7), (mask, 0.7), (mask, 0.0)):
         order = torch.full((2, k), -7)
-        arguments = (scores, valid, k, 0.7, 2, n, likeness, _poison(2, n), order)
+        arguments = (scores, valid, k, weight, 2, n, likeness, _poison(2, n), order)
         _call(kernels.marginal_order_f32, *arguments)
-        assert torch.equal(order, marginal_order_reference(scores, likeness, k, 0.7, valid))
+        assert torch.equal(order, marginal_order_reference(scores, likeness, k, weight, valid))
 
 
 NAMES = {
