@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoselect.config import ConfigError
+from autoselect.vlm.offloaded import device_of_inputs
 from autoselect.vlm.sharded import gathered, parameters_outside
 
 TOKENS = 4
@@ -43,7 +44,7 @@ def check_contract(model: Any, image_token: int, width: int, on_grid: bool) -> N
         raise _failure(kind, "it has no get_image_features, so its images cannot be encoded alone")
     length = BEFORE + TOKENS + BEHIND
     text = next(token for token in range(TOKENS) if token != image_token)
-    device = _device_of_inputs(model)
+    device = device_of_inputs(model.get_input_embeddings().weight)
     ids = torch.full((1, length), text, device=device)
     ids[0, BEFORE : BEFORE + TOKENS] = image_token
     positions = torch.linspace(0, FARTHEST, length, device=device).long()
@@ -124,12 +125,6 @@ def _before_layers(model: Any) -> list[torch.nn.Parameter]:
     """Return the parameters outside the layers of the language model, which the call may read."""
     layers = getattr(model.get_decoder(), "layers", torch.nn.ModuleList())
     return parameters_outside(model, layers)
-
-
-def _device_of_inputs(model: Any) -> torch.device:
-    """Return where a call's inputs may be; accelerate moves them to weights that it offloaded."""
-    device = model.get_input_embeddings().weight.device
-    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _features(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:

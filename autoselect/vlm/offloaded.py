@@ -8,12 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 HOOK = "_hf_hook"
 
 
 def is_offloaded(module: Any) -> bool:
     """Return True if accelerate moves weights or inputs of a module when it is called."""
     return getattr(module, HOOK, None) is not None
+
+
+def device_of_inputs(weight: torch.Tensor) -> torch.device:
+    """Return where the inputs of a weight's module may be; those of an offloaded one are moved."""
+    return torch.device("cpu") if weight.is_meta else weight.device
 
 
 @contextmanager

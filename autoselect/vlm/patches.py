@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from autoselect.config import ConfigError
 from autoselect.vlm.adapter import PIXELS, VisualAdapter
+from autoselect.vlm.offloaded import device_of_inputs
 
 TOWERS = ("vision_tower", "vision_model", "visual")
 SITE = "site=before_encoder"
@@ -266,7 +267,8 @@ def _blank_pixels(adapter: VisualAdapter) -> Tensor:
     height, width = pair(vision.image_size)
     channels = getattr(vision, "num_channels", 3)
     weight = next(embedding_layer(adapter).parameters())
-    return torch.zeros(1, channels, height, width, device=weight.device, dtype=weight.dtype)
+    device = device_of_inputs(weight)
+    return torch.zeros(1, channels, height, width, device=device, dtype=weight.dtype)
 
 
 def _noise_pixels(adapter: VisualAdapter) -> Tensor:

@@ -14,8 +14,8 @@ from autoselect.vlm import VisualAdapter
 from autoselect.vlm.patches import REFUSED, embedding_layer, read_patches, run_tower
 from autoselect.vlm.projectors import REFUSED as PROJECTORS
 from autoselect.vlm.sites import SITES
-from tests.vlm.stock import close, model_of
-from tests.vlm.tiny import ALL, batch
+from tests.vlm.stock import close, model_of, offload
+from tests.vlm.tiny import ALL, batch, build
 
 FAMILIES = ("llava", "vipllava", "paligemma", "janus", "deepseek_vl")
 ROWS = [["s", "s"], [], ["s"]]
@@ -65,6 +65,13 @@ def reference(model, inputs, selection):
         entry[own] = features_of_kept(model, pixels[None], own)
     with keeping(model, kept):
         return model(**adapter.with_outputs(inputs, outputs)).logits
+
+
+def test_the_tower_is_tried_while_its_patch_embeddings_are_offloaded():
+    model = build("llava")
+    expected = SITES["before_encoder"].width(VisualAdapter(model))
+    offload(embedding_layer(VisualAdapter(model)))
+    assert SITES["before_encoder"].width(VisualAdapter(model)) == expected
 
 
 @pytest.mark.parametrize("site", ["before_encoder", "before_projector"])

@@ -13,7 +13,7 @@ from autoselect import ConfigError, attach
 from autoselect.vlm import VisualAdapter
 from autoselect.vlm.families import FAMILIES, REFUSED
 from autoselect.vlm.release import FIRST_TOO_NEW
-from tests.vlm.stock import attached, close, masked_logits, model_of, selector
+from tests.vlm.stock import attached, close, masked_logits, model_of, offload, selector
 from tests.vlm.tiny import ALL, TINY, batch, build
 
 ROOT = Path(__file__).parents[2]
@@ -105,22 +105,9 @@ def test_a_model_that_breaks_the_contract_is_refused_with_the_part_that_fails(re
         attach(model, selector(), 4)
 
 
-class Offloaded(torch.nn.Module):
-    """Embeddings whose weights come when they are called."""
-
-    def __init__(self, own):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.empty_like(own.weight, device="meta"))
-        self.look_up = lambda ids: torch.nn.functional.embedding(ids, own.weight)
-
-    def forward(self, ids):
-        return self.look_up(ids)
-
-
 def test_a_model_is_tried_while_its_embeddings_are_offloaded():
-    """As by `device_map`, which leaves weights without data on the model."""
     model = build("qwen3_5")
-    model.set_input_embeddings(Offloaded(model.get_input_embeddings()))
+    offload(model.get_input_embeddings())
     VisualAdapter(model)
 
 
