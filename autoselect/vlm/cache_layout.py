@@ -71,7 +71,7 @@ class CacheLayout:
         others = (kept >= full_length).any() | ((gone != PADDING) & (gone < full_length)).any()
         if full_length < self.images_end or bool(others):
             raise ConfigError(
-                f"{CACHE} cropped from {self.cached} to {length} columns lack "
+                f"{CACHE}: cropped from {self.cached} to {length} columns, it lacks "
                 "more than the last text of the conversation; crop no further than to the end of "
                 "its last image (with padding on the right: of its prompt), or start a new cache"
             )
@@ -98,7 +98,7 @@ class CacheLayout:
         """
         if rows != len(self.columns):
             raise ConfigError(
-                f"{CACHE} hold {len(self.columns)} pruned rows and the call has {rows}; go "
+                f"{CACHE}: it holds {len(self.columns)} pruned rows and the call has {rows}; go "
                 "on with the same rows, or repeat those of the cache first with "
                 f"{CACHE}.batch_repeat_interleave"
             )
@@ -114,8 +114,8 @@ class CacheLayout:
             return
         if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
             raise ConfigError(
-                f"attention_mask is not of shape [rows, columns], but {CACHE} hold a pruned "
-                f"prompt; give one of {wanted} columns, or none"
+                f"attention_mask is not of shape [rows, columns], but the cache ({CACHE}) holds a "
+                f"pruned prompt; give one of {wanted} columns, or none"
             )
         if attention_mask.shape[1] != wanted:
             raise ConfigError(

@@ -61,7 +61,7 @@ class PrunedCache:
         layout = self.autoselect_layout
         if not self.autoselect_in_call and layout is not None and layout.is_pruned:
             raise ConfigError(
-                f"{CACHE} of a pruned prompt were given to a call that no selector fits to them "
+                f"{CACHE}: that of a pruned prompt was given to a call that no selector fits to it "
                 "(of a detached model, another model, or model.forward), which would count removed "
                 "columns wrongly; call the model with its selector, as model(...), or start a new "
                 "cache"
@@ -270,9 +270,9 @@ def check_contents(cache: Any) -> None:
         for (known, version), tensor in zip(noted, now, strict=True)
     ):
         raise ConfigError(
-            f"{CACHE} of a pruned prompt were changed layer by layer, by a call or a method "
-            "that failed, or by a call of another model, so it is not known which columns they "
-            "hold; use the methods of the cache itself, or start a new cache"
+            f"{CACHE}: that of a pruned prompt was changed layer by layer, by a call or a method "
+            "that failed, or by a call of another model, so it is not known which columns it "
+            "holds; use the methods of the cache itself, or start a new cache"
         )
 
 

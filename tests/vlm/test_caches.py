@@ -305,10 +305,10 @@ def test_a_call_without_the_selector_is_refused(kind):
     cache = copy.deepcopy(filled("llava", kind, True)[0])
     model = model_of("llava")
     call = {"input_ids": STEP, "past_key_values": cache}
-    with pytest.raises(ConfigError, match="a call that no selector fits to them"):
+    with pytest.raises(ConfigError, match="that of a pruned prompt was given to a call"):
         model(**call)
     with attached("llava", BUDGET):
-        with pytest.raises(ConfigError, match="a call that no selector fits to them"):
+        with pytest.raises(ConfigError, match="that of a pruned prompt was given to a call"):
             model.forward(**call)
         ours = go_on("llava", cache, ALL, 0)
     want = [right_answer("llava", row, 0, row) for row in ALL]
@@ -340,7 +340,7 @@ def test_a_cache_that_cannot_hold_a_pruned_prompt_is_refused_before_the_call(kin
 @torch.no_grad()
 def test_other_rows_than_those_of_the_cache_are_refused():
     cache = copy.deepcopy(filled("llava", "DynamicCache", True)[0])
-    with attached("llava", BUDGET), pytest.raises(ConfigError, match="3 pruned rows .* has 2"):
+    with attached("llava", BUDGET), pytest.raises(ConfigError, match="holds 3 pruned .* has 2"):
         go_on("llava", cache, (0, 1), 0)
 
 
