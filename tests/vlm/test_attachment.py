@@ -20,7 +20,7 @@ from autoselect.method.scorer import Scorer
 from autoselect.pruning.attachment import keeping
 from autoselect.reference.scenes import make_scene
 from autoselect.reference.vlm import build_model, build_processor
-from autoselect.vlm import FrozenVLM, VisualAdapter
+from autoselect.vlm import FrozenVLM, VisualAdapter, release
 from autoselect.vlm.families import FAMILIES, REFUSED, Family, family_of, register_family
 from autoselect.vlm.loading import weights_digest
 from autoselect.vlm.rasters import nearest_raster
@@ -390,10 +390,10 @@ def test_a_forward_that_takes_no_features_is_named_with_what_helps(monkeypatch):
     changed = llava()
     monkeypatch.setattr(type(changed), "forward", lambda self, input_ids=None: None)
     for model, kind in ((text, "LlamaForCausalLM"), (changed, "LlavaForConditionalGeneration")):
-        monkeypatch.setattr(hf, "__version__", "5.24.0")
+        monkeypatch.setattr(release.transformers, "__version__", "5.24.0")
         with pytest.raises(ConfigError, match=f"^model={kind} .* has a forward without .*; give a"):
             attach(model, selector(), 4)
-        monkeypatch.setattr(hf, "__version__", "5.19.2")
+        monkeypatch.setattr(release.transformers, "__version__", "5.19.2")
         with pytest.raises(ConfigError, match=r"pip install .transformers>=5\.20"):
             attach(model, selector(), 4)
 
