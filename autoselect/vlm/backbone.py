@@ -20,6 +20,9 @@ from autoselect.vlm.text.pictures import IMAGE_ERRORS, refusal_of
 from autoselect.vlm.text.placeholders import fixed_count, image_mark
 from autoselect.vlm.text.tokens import adds_special_tokens, with_whole_template
 
+THINKING = "enable_thinking"
+"""Variable by which the chat templates of many models ask for thoughts before an answer."""
+
 
 class FrozenVLM:
     """An unmodified transformers model in eval mode, no parameter of which requires a gradient.
@@ -212,5 +215,12 @@ class FrozenVLM:
 
 
 def chat(processor: Any, messages: list[dict[str, Any]], generation: bool) -> str:
-    """Return the text of a conversation in the model's chat template."""
-    return processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False)
+    """Return the text of a conversation in the model's chat template.
+
+    A model that can think before it answers is asked for direct answers, as training data have.
+    """
+    template = processor.chat_template or processor.tokenizer.chat_template
+    direct = {THINKING: False} if THINKING in str(template) else {}
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=generation, tokenize=False, **direct
+    )

@@ -10,6 +10,7 @@ from autoselect.config import ConfigError
 from autoselect.evaluation.asking.asked_vlm import AskedVLM
 from autoselect.vlm import Collator, FrozenVLM
 from autoselect.vlm.batches.batch import IGNORED_LABEL
+from autoselect.vlm.batches.dialogue import DialogueWriter, Round
 from autoselect.vlm.batches.rows import RowWriter
 from tests.vlm import tiny_processors, tiny_tokenizers
 from tests.vlm.conversations import sample
@@ -168,6 +169,24 @@ def test_a_template_that_drops_thoughts_of_earlier_turns_is_named_with_what_help
     assert Collator(vlm, "independent")([asked]).num_answer_tokens > 0
     alone = [sample(0, PICTURES[:1], [one]) for one in ROUNDS]
     assert Collator(vlm, "conversation")(alone).num_answer_tokens > 0
+
+
+def test_a_model_that_can_think_is_asked_for_direct_answers(answering):
+    vlm = answering(PARTS)
+    head, _, rest = vlm.processor.chat_template.partition("{{ '<assistant>' }}")
+    template = (
+        head
+        + "{{ '<assistant><unk>' }}"
+        + rest.replace(
+            "{{ '<assistant>' }}",
+            "{{ '<assistant>' if enable_thinking | default(true) else '<assistant><unk>' }}",
+        )
+    )
+    assert template.count("<unk>") == 2
+    vlm.processor.chat_template = template
+    (written,) = DialogueWriter(vlm, "<image>").independent([Round("?", "a")], 1)
+    assert written.answer == "a" and written.asked.endswith("<assistant><unk>")
+    assert AskedVLM(vlm).prompt(1, "?") == written.asked
 
 
 def test_a_template_that_changes_a_question_is_named(answering):
