@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from autoselect.config.flags import check_counts
 from autoselect.data.decode import Limits, image_suffix, read_image
 from autoselect.evaluation.samples import EvaluationSet, parse_record
 from autoselect.evaluation.scores.scoring import question_score
@@ -28,8 +29,9 @@ def write_local_task(
     """Write the folder of the task.
 
     Raises:
-        ConfigError: the shards cannot be evaluated.
+        ConfigError: the shards cannot be evaluated, or answers would have no token.
     """
+    check_counts(max_new_tokens=max_new_tokens)
     documents = list(_documents(EvaluationSet.open(shards), folder / "images"))
     data = folder / f"{name}.jsonl"
     write_text(data, "".join(json.dumps(one) + "\n" for one in documents))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from autoselect.config.flags import check_counts
 from autoselect.config.row_names import SELECTOR
 from autoselect.config.setting import required, setting
 from autoselect.evaluation.methods.names import METHOD_NAMES, ORACLES
@@ -35,3 +36,6 @@ class PublicSettings:
     latency: bool = setting(True, "also measure prefill latency")
     experiment: str = setting("autoselect-public", "MLflow experiment")
     tracking: bool = setting(True, "log to MLflow")
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size, limit=self.limit)

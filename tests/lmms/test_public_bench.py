@@ -11,6 +11,7 @@ import pytest
 from autoselect.config import ConfigError
 from autoselect.lmms import bench
 from autoselect.lmms.bench import TaskRun, bench_public, lmms_command, task_runs
+from autoselect.lmms.local_task import write_local_task
 from autoselect.lmms.published import RETENTION, published_rows
 from autoselect.lmms.report import build_public_report, public_markdown
 from autoselect.lmms.settings import PublicSettings
@@ -288,6 +289,11 @@ def test_settings_that_do_not_fit_are_refused(settings, monkeypatch):
             task_runs(replace(settings, budgets=budgets))
     with pytest.raises(ConfigError, match="at least one"):
         task_runs(replace(settings, tasks=" "))
+    for name in ("batch_size", "limit"):
+        with pytest.raises(ConfigError, match=f"{name}=0 is below 1; choose 1 or more"):
+            replace(settings, **{name: 0})
+    with pytest.raises(ConfigError, match="max_new_tokens=0 is below 1"):
+        write_local_task("mine", "nowhere", Path(settings.out), 0)
 
     def missing(name):
         raise metadata.PackageNotFoundError(name)
