@@ -76,11 +76,12 @@ def evaluate(
 
     Raises:
         ConfigError: a setting does not fit, or `out` holds a report of other settings or files
-            that no evaluation wrote; raised before anything is computed.
+            that no evaluation wrote; raised before anything is computed. Or another process has
+            written such a report meanwhile, which then stays.
     """
-    check_earlier(Path(settings.out) / "report.json", settings, rank)
-    on_main(lambda: check_own(Path(settings.out)))
-    given = dataclasses.asdict(settings)
+    given, out = settings, Path(settings.out)
+    check_earlier(out / "report.json", given, rank)
+    on_main(lambda: check_own(out))
     settings = with_converted_rows(settings, on_main)
     ready = prepare(settings, world_size)
     plan = ready.plan
@@ -92,12 +93,12 @@ def evaluate(
         asked: Sequence[Answered] = ready.samples.answered()  # read once, scored once per column
         if plan.reference == MODEL:
             asked = answered_by(asked, replies[str(Column(FULL, 0))])
-        report = measure(settings, ready, asked, replies) | {SETTINGS: given}
+        report = measure(settings, ready, asked, replies) | {SETTINGS: dataclasses.asdict(given)}
         for text in report["warnings"]:
             logger.warning("%s", text)
         check_report(report)
         result = Evaluation(report, replies, ready.samples, asked, plan, ready.vlm, ready.selectors)
-        out = Path(settings.out)
+        check_earlier(out / "report.json", given)
         write_predictions(out / "predictions.jsonl", asked, replies, plan)
         figures = write_figures(out / "figures", result)
         remove_pictures(out / "failed", [FAILED])  # new ones are drawn for MLflow only

@@ -118,6 +118,8 @@ def tune(
     names = ("images", "questions", "held_out", "data_digest")
     best = sorted([*earlier, *report["best"]], key=lambda row: row["share"])
     selector.metadata["tuning"] = {name: report[name] for name in names} | {"best": best}
+    if settings.out is not None:  # another process may have written one
+        check_earlier(out / REPORT, settings)
     write_text(out / REPORT, json.dumps({**report, SETTINGS: asdict(settings)}, indent=1))
     save(tuning_figure(found), out / FIGURE)
     selector.save_config(folder)  # last, because it marks a finished search

@@ -403,6 +403,25 @@ def test_an_analysis_of_other_settings_is_not_replaced(
     assert (out / "similarity.json").read_bytes() == before
 
 
+def test_an_analysis_that_another_process_wrote_meanwhile_stays(
+    model_folder, selector_folder, shards, tmp_path, monkeypatch, capsys
+):
+    theirs = tmp_path / "frequency.json"
+    real = ANALYSES["frequency"]
+
+    def slower_than_another(subject):
+        theirs.write_text(json.dumps({"settings": {"budgets": "8"}}))
+        return real(subject)
+
+    monkeypatch.setitem(ANALYSES, "frequency", slower_than_another)
+    words = ["--model", model_folder, "--selector", selector_folder, "--shards", shards]
+    words += ["--budgets", "4", "--out", str(tmp_path), "--no-tracking", "--device", "cpu"]
+    assert main(["analyse", "frequency", *words]) == 2
+    assert "holds a report of other settings (" in capsys.readouterr().err
+    assert json.loads(theirs.read_text()) == {"settings": {"budgets": "8"}}
+    assert not (tmp_path / "frequency.png").exists()
+
+
 @pytest.mark.parametrize(("kind", "code"), [("similarity", 0), ("fidelity", 2)])
 def test_answers_are_needed_by_what_scores_them_alone(
     kind, code, model_folder, selector_folder, shards, tmp_path, capsys

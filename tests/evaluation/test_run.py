@@ -107,6 +107,25 @@ def test_an_evaluation_writes_the_promised_files(settings):
     assert set(json.loads(lines[0])["predictions"]) == {str(c) for c in result.plan.columns()}
 
 
+def test_a_report_that_another_process_wrote_meanwhile_stays(settings, monkeypatch):
+    theirs = Path(settings.out) / "report.json"
+    real = run.answer_all
+
+    def slower_than_another(*arguments):
+        replies = real(*arguments)
+        other = dataclasses.replace(settings, budgets="8")
+        theirs.write_text(json.dumps({"settings": dataclasses.asdict(other)}))
+        return replies
+
+    monkeypatch.setattr(run, "answer_all", slower_than_another)
+    with pytest.raises(
+        ConfigError, match=r"holds a report of other settings \(budgets: 8 -> 4,11%"
+    ):
+        evaluate(dataclasses.replace(settings, methods="none"))
+    assert json.loads(theirs.read_text())["settings"]["budgets"] == "8"
+    assert {path.name for path in Path(settings.out).iterdir()} == {"parts", "report.json"}
+
+
 def test_keeping_every_token_is_the_untouched_model(model_folder, selector_folder, shards):
     vlm, selector = load_pair(model_folder, selector_folder, "cpu")
     samples = EvaluationSet.open(shards)

@@ -292,3 +292,21 @@ def test_a_folder_without_checkpoints_is_refused_before_a_question_is_asked(sett
     with pytest.raises(ConfigError, match="has no usable checkpoints"):
         tune(dataclasses.replace(settings, train_run=str(tmp_path / "none")))
     assert not (Path(settings.selector).parent / "tune").exists()
+
+
+def test_a_search_that_another_process_wrote_meanwhile_stays(settings, tmp_path, monkeypatch):
+    own = dataclasses.replace(settings, out=str(tmp_path / "mine"))
+    theirs, real = tmp_path / "mine" / "tune.json", tuning_run.measure
+
+    def slower_than_another(*arguments):
+        theirs.write_text(
+            json.dumps({"settings": dataclasses.asdict(dataclasses.replace(own, budgets="8"))})
+        )
+        return real(*arguments)
+
+    monkeypatch.setattr(tuning_run, "measure", slower_than_another)
+    before = (Path(own.selector) / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds a report of other settings \(budgets: 8 -> 4"):
+        tune(own)
+    assert json.loads(theirs.read_text())["settings"]["budgets"] == "8"
+    assert (Path(own.selector) / "config.json").read_bytes() == before

@@ -72,6 +72,7 @@ def analyse(arguments: argparse.Namespace) -> int:
         tracker.watch_machine()
     with ended_truthfully(tracker):
         numbers, figure = work()
+        check_earlier(out / f"{kind}.json", settings)  # another process may have written it
         write_analysis(kind, (numbers, figure), settings, out)
         if arguments.tracking:
             log_analysis(tracker, kind, numbers, out, training)
