@@ -1,6 +1,7 @@
 """Evaluations as MLflow runs, on an untrained reference VLM and a store of their own."""
 
 import dataclasses
+import json
 import os
 import signal
 import tempfile
@@ -165,6 +166,17 @@ def test_the_columns_of_a_run_are_those_of_its_first_selector(tracked):
             assert f"{cost}_at_{k}_tokens/{other.partition(':')[2]}" in run.data.metrics
         history = MlflowClient(default_uri()).get_metric_history(run.info.run_id, name)
         assert {metric.value for metric in history} == {retention["autoselect", k]}
+
+
+@pytest.mark.parametrize(("reference", "kept"), [("answers", None), ("model", 1.0)])
+def test_the_full_model_keeps_nothing_known_where_it_scores_nothing(tracked, reference, kept):
+    report = evaluate(dataclasses.replace(tracked, reference=reference)).report
+    assert bool(report["full"]["mean"]) == (kept is not None)
+    (run,) = runs("evaluation")
+    path = MlflowClient(default_uri()).download_artifacts(run.info.run_id, "accuracy.json")
+    table = json.loads(Path(path).read_text())
+    upper = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert upper["method"] == "upper bound" and upper["retention"] == kept
 
 
 @pytest.mark.parametrize(

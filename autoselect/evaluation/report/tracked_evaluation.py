@@ -255,7 +255,8 @@ def _summary(report: dict[str, Any]) -> dict[str, float]:
 
 def _accuracy_columns(report: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the accuracy table by column, as fractions: both bounds, then every row."""
-    full = {"method": UPPER, "budget": report["num_tokens"], "retention": 1.0}
+    known = 1.0 if report["full"]["mean"] else None
+    full = {"method": UPPER, "budget": report["num_tokens"], "retention": known}
     blind = {"method": LOWER, "budget": 0, "retention": None}
     rows = [full | report["full"], blind | report["blind"], *report["rows"]]
     columns: dict[str, list[Any]] = {
