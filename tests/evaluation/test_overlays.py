@@ -45,6 +45,25 @@ def test_dollars_in_questions_answers_and_tasks_are_drawn_as_they_are(text):
     assert drawn.replace(r"\$", "$") == text
 
 
+@pytest.mark.parametrize(
+    ("words", "most"), [("a long caption that goes on ", 31), ("很长的说明", 15)]
+)
+def test_long_questions_and_answers_stay_below_their_panel(words, most):
+    long = words * 40
+    panels = (Overlay("all", None, long, False), Overlay("2", [0], long, True))
+    figure = patch_overlays([OverlayRow(Image.new("RGB", (8, 8)), long, long, panels)], (2, 2))
+    full, pruned = (axes.get_xlabel() for axes in figure.axes)
+    *lines, truth = full.split("\n")
+    assert len(lines) == len(pruned.split("\n")) == 3 and truth.startswith("truth: ")
+    assert max(map(len, [*lines, truth])) <= most + len(" ✗") and lines[-1].endswith("… ✗")
+    (question,) = figure.axes[0].texts
+    assert len(question.get_text()) <= 2 * 31 and "\n" not in question.get_text()
+    short = (Overlay("all", None, "red", False), Overlay("2", [0], "", True))
+    figure = patch_overlays([OverlayRow(Image.new("RGB", (8, 8)), "q", "blue", short)], (2, 2))
+    shown = [axes.get_xlabel() for axes in figure.axes]
+    assert shown == ["red ✗   truth: blue", "(nothing) ✓"]
+
+
 def test_boxes_and_overlays_are_those_of_the_part_that_the_encoder_sees(
     model_folder, selector_folder
 ):

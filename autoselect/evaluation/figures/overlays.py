@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
+from unicodedata import east_asian_width
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,8 @@ with extra("evaluation"):
 
 MARKS = {True: ("✓", "#1c7c3c"), False: ("✗", "#c0392b"), None: ("", INK)}
 FADE = 0.22
+LETTERS, LINES = 31, 3
+"""Letters beside each other below a panel, and the lines of an answer that are shown."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
                 pad=18 if r == 0 else 4,
             )
         question = axes[r, 0].annotate(
-            plain(row.question),
+            plain(fitted(row.question, columns, 1)),
             (0, 1),
             xycoords="axes fraction",
             xytext=(0, 4),
@@ -88,6 +92,14 @@ def patch_overlays(rows: Sequence[OverlayRow], grid: tuple[int, int]) -> Figure:
         )
         question.set_in_layout(False)
     return figure
+
+
+def fitted(text: str, panels: int = 1, lines: int = LINES) -> str:
+    """Return a text in lines as wide as some panels, cut at the end of the last one."""
+    letters = panels * LETTERS
+    if any(east_asian_width(letter) in "FW" for letter in text):
+        letters //= 2
+    return "\n".join(wrap(text, letters, max_lines=lines, placeholder=" …"))
 
 
 def _panel(axes: Axes, row: OverlayRow, panel: Overlay, grid: tuple[int, int]) -> None:
@@ -102,9 +114,10 @@ def _panel(axes: Axes, row: OverlayRow, panel: Overlay, grid: tuple[int, int]) -
         spine.set_color(MUTED)
         spine.set_linewidth(0.5)
     mark, colour = MARKS[panel.is_right]
-    text = f"{panel.answer or '(nothing)'} {mark}"
+    text = f"{fitted(panel.answer) or '(nothing)'} {mark}"
     if whole and panel.is_right is False:
-        text += f"   truth: {row.truth}"
+        truth = fitted(f"truth: {row.truth}", lines=1)
+        text += f"   {truth}" if len(text) + len(truth) < LETTERS else f"\n{truth}"
     axes.set_xlabel(plain(text), fontsize=8.5, color=colour, labelpad=3)
 
 
