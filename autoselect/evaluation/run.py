@@ -178,7 +178,7 @@ def prepare(settings: EvalSettings, world_size: int = 1) -> Prepared:
         max_new_tokens=settings.max_new_tokens,
         scoring=settings.scoring,
         reference=settings.reference,
-        others=len(samples.pictures) > 1,
+        others=len(set(samples.image_digests.values())) > 1,
     )
     of_selectors = {name: selector_digest(own) for name, own in selectors.items()}
     digests: dict[str, Any] = {

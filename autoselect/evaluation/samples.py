@@ -247,7 +247,7 @@ class EvaluationSet(LazySequence[EvaluationSample]):
         digest: identifies the shards and the number of samples used.
         one_image_each: no sample read so far has several images.
         has_boxes: every round read so far has boxes.
-        pictures: digests of what the samples read so far show.
+        image_digests: digest of the images of every sample read so far, by its number.
     """
 
     def __init__(self, shards: ShardSet, max_images: int | None, needs_answers: bool) -> None:
@@ -257,7 +257,7 @@ class EvaluationSet(LazySequence[EvaluationSample]):
         self.digest = f"{shards.digest}:{length}"
         self.one_image_each = True
         self.has_boxes = True
-        self.pictures: set[str] = set()
+        self.image_digests: dict[int, str] = {}
 
     @classmethod
     def open(
@@ -294,7 +294,8 @@ class EvaluationSet(LazySequence[EvaluationSample]):
             )
         if len(sample.images) > 1:
             self.one_image_each = False
-        self.pictures.add(digest_of(sample))
+        if index not in self.image_digests:
+            self.image_digests[index] = digest_of(sample)
         return sample
 
     def _parsed(self, sample: Sample) -> Parsed:
@@ -307,11 +308,11 @@ class EvaluationSet(LazySequence[EvaluationSample]):
             sample = self.read(index)
             own = self._parsed(sample)
             accepted = [list(answers) for answers in own.answers]
-            asked = (list(own.questions), accepted, list(own.tasks), digest_of(sample))
-            found.append(AnsweredSample(sample.key, *asked))
+            asked = (list(own.questions), accepted, list(own.tasks))
+            found.append(AnsweredSample(sample.key, *asked, self.image_digests[index]))
         return found
 
     def _sample(self, index: int) -> EvaluationSample:
         sample = self.read(index)
         parsed = self._parsed(sample)
-        return EvaluationSample(sample.key, decoded(sample), *parsed, digest_of(sample))
+        return EvaluationSample(sample.key, decoded(sample), *parsed, self.image_digests[index])
