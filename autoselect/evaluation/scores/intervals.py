@@ -32,8 +32,10 @@ class Resampling:
     def over(cls, pictures: Sequence[str]) -> "Resampling":
         """Draw resamples of samples by what they show, see `pictures_of`."""
         places = {picture: place for place, picture in enumerate(dict.fromkeys(pictures))}
-        drawn = cls.of(len(places)).weights
-        return cls(drawn[:, [places[picture] for picture in pictures]])
+        drawn = cls.of(len(places))
+        if len(places) == len(pictures):
+            return drawn
+        return cls(drawn.weights.take([places[picture] for picture in pictures], axis=1))
 
     def task_means(self, table: ScoreTable) -> np.ndarray:
         """Return task scores, [draws, tasks]; NaN if a draw holds no image of a task.
