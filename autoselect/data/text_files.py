@@ -82,7 +82,7 @@ def read_json_rows(source: Path) -> tuple[list[Any], str]:
             "line"
         )
     if not rows:
-        raise ConfigError(f"source={source} holds no rows")
+        raise ConfigError(f"source={source} holds no rows; give a file with at least one")
     return rows, hashlib.sha256(data).hexdigest()
 
 

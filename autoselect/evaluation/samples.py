@@ -112,7 +112,8 @@ def parse_record(record: dict[str, Any], key: str, needs_answers: bool = True) -
     empty = any(not accepted or not str(accepted[0]).strip() for accepted in answers)
     if needs_answers and empty:
         raise ConfigError(
-            f"answers of sample {key!r} are empty in a round; give at least one answer per round"
+            f"answers of sample {key!r} are empty in a round; give at least one answer per round, "
+            "or, in `autoselect eval`, measure agreement with the full model (--reference model)"
         )
     if not all(isinstance(task, str) and task.strip() for task in tasks):
         raise ConfigError(

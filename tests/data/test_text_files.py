@@ -70,7 +70,7 @@ REFUSED = {
     "Latin-1": (LINES.encode("cp1252", "replace"), "is not UTF-8: byte 0xe9 in line 1; convert"),
     "GB18030": ('{"a": 1}\n{"v": "中文"}'.encode("gb18030"), "is not UTF-8: byte .* in line 2"),
     "empty": (b"", r"empty \(0 bytes\)"),
-    "blank": (b" \n\n", "holds no rows"),
+    "blank": (b" \n\n", "holds no rows; give a file with at least one"),
     "empty list": (b"[]", "holds no rows"),
     "trailing comma": (b'[{"a": 1},\n]', "line 2 column 1 follows a comma that no value follows"),
     "comma in an object": (b'{"a": 1}\n{"a": 1,}', "line 2 column 9 follows a comma"),
