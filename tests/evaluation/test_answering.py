@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ from autoselect.evaluation.latency.environment import environment
 from autoselect.evaluation.methods.registry import choose_methods, selector_method
 from autoselect.evaluation.report.build import build_report
 from autoselect.evaluation.report.check import check_report
+from autoselect.evaluation.report.examples import lost_places
+from autoselect.evaluation.report.files import write_predictions
 from autoselect.evaluation.report.markdown import markdown
 from autoselect.evaluation.report.warnings import seen_in_training
 from tests.evaluation.fakes import GRID, FakeAsked, FakeSelector, make_samples
@@ -224,6 +228,20 @@ def test_a_full_model_that_cannot_be_compared_with_is_reported():
     full[0], full[1] = ([dataclasses.replace(r, ended=False) for r in own] for own in full[:2])
     (warning,) = report_of(samples, replies, chosen)["warnings"]
     assert warning.startswith("20.0 % of the full model's answers reach the token limit")
+
+
+def test_losses_that_are_not_finite_are_unknown_and_audit_no_sample(tmp_path):
+    samples, chosen = make_samples(4), plan(budgets=(2,), names="grid")
+    replies = answer_part(FakeAsked(), samples, chosen)
+    for column in replies.values():
+        column[0] = [dataclasses.replace(reply, loss=math.nan) for reply in column[0]]
+        column[1] = [dataclasses.replace(reply, loss=math.inf) for reply in column[1]]
+    assert sorted(image for _, (image, _) in lost_places(replies, chosen, 4)) == [2, 3]
+    write_predictions(tmp_path / "predictions.jsonl", samples, replies, chosen)
+    text = (tmp_path / "predictions.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    losses = [json.loads(line)["loss"]["full@0#0"] for line in text.splitlines()]
+    assert losses[:4] == [None] * 4 and None not in losses[4:]
 
 
 @pytest.mark.parametrize(("count", "said"), [(1, "1 image is"), (9, "9 images are"), (10, None)])

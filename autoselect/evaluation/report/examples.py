@@ -1,6 +1,7 @@
 """Choose the samples that a report shows, and mark what the selector keeps of them."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ def lost_places(replies: dict[str, Replies], plan: Plan, count: int) -> list[tup
     """Return the (image, round) that lose most likelihood by pruning, one per image at most.
 
     The loss difference is that of the reference answer, its end included, with the selector at the
-    smallest budget and with all tokens, in nats per token; the largest comes first.
+    smallest budget and with all tokens, in nats per token; the largest comes first. Questions whose
+    loss is not finite are left out.
     """
     full, pruned = (
         replies[str(column)] for column in (Column(FULL, 0), Column(SELECTOR, plan.budgets[0]))
@@ -63,8 +65,10 @@ def lost_places(replies: dict[str, Replies], plan: Plan, count: int) -> list[tup
     best: dict[int, tuple[float, Place]] = {}
     for image, (whole, few) in enumerate(zip(full, pruned, strict=True)):
         for turn, (before, after) in enumerate(zip(whole, few, strict=True)):
-            if before.loss is not None and after.loss is not None:
-                found = (after.loss - before.loss, (image, turn))
+            if before.loss is None or after.loss is None:
+                continue
+            found = (after.loss - before.loss, (image, turn))
+            if math.isfinite(found[0]):
                 best[image] = max(best.get(image, found), found, key=lambda one: one[0])
     return sorted(best.values(), key=lambda one: -one[0])[:count]
 

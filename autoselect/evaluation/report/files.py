@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,11 @@ def write_predictions(
                     "predictions": {column: reply.text for column, reply in own.items()},
                     "tokens": {column: reply.tokens for column, reply in own.items()},
                     "ended": {column: reply.ended for column, reply in own.items()},
-                    "loss": {column: reply.loss for column, reply in own.items()},
+                    "loss": {column: _finite(reply.loss) for column, reply in own.items()},
                 }
                 file.write(f"{json.dumps(row)}\n".encode())
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number that JSON can hold; None for one that is not finite."""
+    return value if value is not None and math.isfinite(value) else None
