@@ -10,6 +10,15 @@ from autoselect.ranks.processes import RankInfo
 
 pytest.register_assert_rewrite("tests.vlm.checks")
 
+try:
+    import hypothesis
+except ImportError:  # its tests are skipped
+    pass
+else:  # by default an example of 0.2 s fails, which a busy machine makes of any
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("busy")
+
 
 @pytest.fixture
 def alone():

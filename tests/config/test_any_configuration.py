@@ -14,10 +14,9 @@ from autoselect.config.setting import described
 
 BOUNDED = settings(
     max_examples=200,
-    deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 NAMES = [name.split(".")[-1] for name, _, _ in described(TrainConfig)]
 PARTS = ["fp16", "bf16", "zero_optimization", "stage", "optimizer", "params", "enabled", "type"]

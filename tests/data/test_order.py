@@ -44,7 +44,7 @@ def test_order_is_pinned_across_versions() -> None:
     assert epoch_order(12, 0, 1).tolist() != PINNED
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), num_samples=st.integers(1, 9000), seed=st.integers(0, 2**63))
 def test_a_slice_equals_the_slice_of_the_whole(
     data: st.DataObject, num_samples: int, seed: int

@@ -26,7 +26,6 @@ def bounded(examples: int):
     """Return settings that make the same examples on every machine, without a time limit."""
     return settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

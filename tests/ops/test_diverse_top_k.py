@@ -31,7 +31,7 @@ def by_definition(scores, tokens, k, diversity):
     return sorted(kept)
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(st.integers(0, 10**6), st.integers(2, 24), st.floats(0, 1), st.data())
 def test_it_is_the_greedy_rule_of_its_definition(seed, count, diversity, data):
     k = data.draw(st.integers(1, count))

@@ -18,7 +18,7 @@ hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(st.data())
 def test_any_scores_give_gates_that_sum_to_the_budget(data):
     n = data.draw(st.integers(1, 40))
@@ -35,7 +35,7 @@ def test_any_scores_give_gates_that_sum_to_the_budget(data):
     assert (gates[0][order].diff() >= 0).all(), "a larger score has no smaller gate"
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(st.data())
 def test_any_shape_and_scale_stays_finite(data):
     batch, n, width = (data.draw(st.integers(1, top)) for top in (3, 20, 40))
@@ -68,7 +68,7 @@ def _by_sorting(row, valid, k):
     return kept + [-1] * (k - len(kept))
 
 
-@hypothesis.settings(max_examples=80, deadline=None)
+@hypothesis.settings(max_examples=80)
 @hypothesis.given(st.data())
 def test_any_row_equals_plain_sorting(data):
     n = data.draw(st.integers(1, 60))
@@ -86,7 +86,7 @@ def test_any_row_equals_plain_sorting(data):
         assert hard_top_k(scores, k, mask)[0].tolist() == expected
 
 
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(st.lists(st.integers(0, 0xFFFFFFFF), min_size=6, max_size=6))
 def test_native_and_reference_agree_on_any_counter(words):
     if EXTENSION is None:

@@ -17,10 +17,9 @@ from tests.vlm.model_variants import POINTER, change_json
 
 BOUNDED = settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -145,10 +145,9 @@ JSON = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.text(max_size=
 
 @settings(
     max_examples=60,
-    deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data(), value=JSON, part=st.sampled_from(["", "text_config", "vision_config"]))
 def test_any_value_in_a_models_configuration_is_a_model_or_a_named_error(copy, data, value, part):
