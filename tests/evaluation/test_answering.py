@@ -162,7 +162,7 @@ def test_no_gradient_is_kept():
 def test_another_image_answers_with_what_that_image_shows():
     samples = make_samples(7)
     chosen = dataclasses.replace(plan(), others=True)
-    others = [other_image(samples, i) for i in range(len(samples))]
+    others = [other_image(samples, i, one.image_digest) for i, one in enumerate(samples)]
     assert all(one is not other for one, other in zip(samples, others, strict=True))
     replies = answer_part(FakeAsked(), samples, chosen, others)[str(Column(OTHER, 0))]
     assert [own[0].text for own in replies] == [other.answers[0][0] for other in others]
@@ -171,8 +171,12 @@ def test_another_image_answers_with_what_that_image_shows():
 def test_another_image_is_no_other_sample_of_the_same_image():
     samples = make_samples(6)
     shown = [dataclasses.replace(s, image_digest=d) for s, d in zip(samples, "aababa", strict=True)]
-    assert [other_image(shown, i).image_digest for i in range(6)] == list("bbabab")
-    assert other_image(samples, 1) is samples[4], "half of the set further on"
+    assert [
+        other_image(shown, i, one.image_digest).image_digest for i, one in enumerate(shown)
+    ] == list("bbabab")
+    assert other_image(samples, 1, samples[1].image_digest) is samples[4], (
+        "half of the set further on"
+    )
 
 
 def test_images_of_other_sizes_are_repeated_or_thinned_out_evenly():

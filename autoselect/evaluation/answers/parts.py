@@ -71,15 +71,16 @@ class PartStore:
         return merged
 
 
-def other_image(samples: Sequence[EvaluationSample], index: int) -> EvaluationSample:
+def other_image(samples: Sequence[EvaluationSample], index: int, shown: str) -> EvaluationSample:
     """Return the sample whose images replace those of sample `index`: the first that shows others.
 
-    The search begins half a data set further on, because neighbours often show one image.
+    The search begins half a data set further on, because neighbours often show one image. `shown`
+    is the digest of the sample's own images.
     """
-    own, count = samples[index].image_digest, len(samples)
+    count = len(samples)
     for place in range(index + count // 2, index + count // 2 + count):
         other = samples[place % count]
-        if place % count != index and (not own or other.image_digest != own):
+        if not shown or other.image_digest != shown:
             return other
     raise ValueError("all samples show one image")
 
@@ -107,8 +108,12 @@ def answer_all(
     answer: Any = served_part if isinstance(asked, ServedVLM) else answer_part
     for part in tqdm(mine, desc="evaluating", unit="part", disable=None if rank == 0 else True):
         numbers = range(part * size, min(len(samples), (part + 1) * size))
-        others = [other_image(samples, i) for i in numbers] if plan.others else []
-        store.write(part, answer(asked, [samples[i] for i in numbers], plan, others))
+        own = [samples[i] for i in numbers]
+        others = []
+        if plan.others:
+            pairs = zip(numbers, own, strict=True)
+            others = [other_image(samples, i, sample.image_digest) for i, sample in pairs]
+        store.write(part, answer(asked, own, plan, others))
         remaining.done += 1
         if rank == 0 and not sys.stderr.isatty():
             logger.info("part %d of %d, %s", remaining.done, len(mine), remaining)
