@@ -13,7 +13,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from string import ascii_uppercase
 
 from autoselect.data.benchmarks.mme import COGNITION, PERCEPTION
@@ -167,15 +167,15 @@ def choose_option(prediction: str, options: Sequence[str]) -> int | None:
     return named[0] if len(named) == 1 else None
 
 
-def circular_accuracy(question_ids: Sequence[str], right: Sequence[bool]) -> float:
+def circular_accuracy(question_ids: Sequence[Hashable], right: Sequence[bool]) -> float:
     """Return the share of questions answered correctly in every rotation of the options."""
-    every: dict[str, bool] = defaultdict(lambda: True)
+    every: dict[Hashable, bool] = defaultdict(lambda: True)
     for question, is_right in zip(question_ids, right, strict=True):
         every[question] = every[question] and is_right
     return sum(every.values()) / len(every)
 
 
-def mme_subtask_score(image_ids: Sequence[str], right: Sequence[bool]) -> float:
+def mme_subtask_score(image_ids: Sequence[Hashable], right: Sequence[bool]) -> float:
     """Return 100 (accuracy + accuracy+): over questions, and over images fully correct."""
     accuracy = sum(right) / len(right)
     return 100 * (accuracy + circular_accuracy(image_ids, right))

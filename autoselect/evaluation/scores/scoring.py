@@ -209,12 +209,12 @@ def _owner(part: str) -> str:
 
 def _rotations(
     samples: Sequence[Answered], scores: Sequence[Sequence[tuple[str, float]]]
-) -> dict[tuple[str, str], tuple[int, bool]]:
+) -> dict[tuple[str, str | int], tuple[int, bool]]:
     """Return for each MMBench question whether all its rotations are right.
 
     Rotations of a question are rounds of one sample, or of samples whose keys agree up to `#`.
     """
-    found: dict[tuple[str, str], tuple[int, bool]] = {}
+    found: dict[tuple[str, str | int], tuple[int, bool]] = {}
     for row, (sample, own) in enumerate(zip(samples, scores, strict=True)):
         for task, score in own:
             if task.startswith(MMBENCH):
@@ -224,13 +224,13 @@ def _rotations(
     return found
 
 
-def _question_of(row: int, sample: Answered) -> str:
-    """Return what the rotations of a question share: their sample, or its key up to `#`.
+def _question_of(row: int, sample: Answered) -> str | int:
+    """Return what the rotations of a question share: their row, or its key up to `#`.
 
     A key without `#` may come again in the shards of another conversion.
     """
     name, rotated, _ = sample.key.partition("#")
-    return name if rotated else str(row)
+    return name if rotated else row
 
 
 def average(tables: Sequence[ScoreTable]) -> ScoreTable:
@@ -263,9 +263,7 @@ def task_details(
             details[task] = metrics.yes_no_statistics(texts, accepted, yes_no_parser(task))
         if task.startswith(MME):
             right = [score > 0 for score in scores]
-            subtasks[task.removeprefix(MME)] = metrics.mme_subtask_score(
-                list(map(str, places)), right
-            )
+            subtasks[task.removeprefix(MME)] = metrics.mme_subtask_score(places, right)
         if task.startswith(MMBENCH):
             right = [score > 0 for score in scores]
             questions = [_question_of(place, samples[place]) for place in places]
